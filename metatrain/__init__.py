@@ -1,0 +1,1 @@
+"""Offline meta-training and the adaptation maths. Knows no Redis, no HTTP, no Celery."""

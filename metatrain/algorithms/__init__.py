@@ -1,0 +1,36 @@
+"""Meta-learning algorithms by name, one file each."""
+
+from collections.abc import Callable
+from typing import Protocol
+
+from metatrain.algorithms.maml import MAML
+from metatrain.algorithms.protonet import ProtoNet
+from metatrain.base.text import Attention, TextBase
+from metatrain.deltas import LoRA
+from metatrain.errors import RecipeError
+from metatrain.inner import InnerConfig
+from metatrain.metagrad import MetaGradient, Mode, Outer
+from metatrain.taskbatch import TaskBatch
+
+
+class Algorithm(Protocol):
+    """What the outer loop needs: the attention its gradient can be taken through, the inner loop that the initialization will
+    record, and a meta-gradient."""
+
+    attention: Attention
+    inner: InnerConfig
+
+    def gradient(self, base: TextBase, lora: LoRA, outer: Outer, batch: TaskBatch) -> MetaGradient: ...
+
+
+ALGORITHMS: dict[str, Callable[[InnerConfig, Mode], Algorithm]] = {
+    "maml": MAML,
+    "protonet": lambda inner, _mode: ProtoNet(inner),
+}
+
+
+def build(name: str, inner: InnerConfig, mode: Mode) -> Algorithm:
+    """Raises RecipeError for a name that is not in the dict."""
+    if name not in ALGORITHMS:
+        raise RecipeError(f"algorithm.name: expected one of {', '.join(ALGORITHMS)}, got {name!r}")
+    return ALGORITHMS[name](inner, mode)

@@ -1,0 +1,93 @@
+"""Many adapters side by side on the device, gathered by row: one forward pass serves a batch of different adapters.
+
+Leaves are preallocated as A [S, R, D_in] and B [S, D_out, R] with alpha / R folded into B and ranks padded with zeros; slot 0 is
+all zeros. Which slot a row uses is an argument of the call. The least recently used adapter makes room for a new one.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from metatrain.artifact import Adapter
+from metatrain.base.text import TextBase
+from metatrain.deltas import LoRA
+from metatrain.heads import ABSENT
+
+
+class Bank:
+    """`slots` adapters of the given delta kinds on one base model. Owned by one thread."""
+
+    def __init__(self, base: TextBase, kinds: Sequence[LoRA], slots: int) -> None:
+        self.base = base
+        self.capacity = slots
+        rank = max(kind.config.rank for kind in kinds)
+        self._leaves: dict[str, Tensor] = {}
+        for kind in kinds:
+            for name, (out, into) in kind.shapes.items():
+                shape = (rank, into) if name.endswith("lora_A.weight") else (out, rank)
+                self._leaves[name] = torch.zeros(slots + 1, *shape, device=base.device)
+        self._resident: OrderedDict[str, int] = OrderedDict()
+        self._free = list(range(slots, 0, -1))
+        self._heads: dict[int, tuple[Tensor, Tensor]] = {}
+        self._adapters: dict[int, Adapter] = {}
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._resident
+
+    def __len__(self) -> int:
+        return len(self._resident)
+
+    def put(self, key: str, adapter: Adapter, keep: Sequence[str] = ()) -> None:
+        """Make `adapter` resident under `key`; what goes for it is not one of `keep`.
+
+        Raises ValueError where `keep` alone fills the bank.
+        """
+        if key in self._resident:
+            self._resident.move_to_end(key)
+            return
+        if not self._free:
+            oldest = next((d for d in self._resident if d not in keep), None)
+            if oldest is None:
+                raise ValueError(f"a batch needs more than the bank's {self.capacity} adapters")
+            self.drop(oldest)
+        slot = self._free.pop()
+        folded = self.base.attach(adapter.metadata.delta).fold(adapter.delta)
+        for name, leaf in self._leaves.items():
+            leaf[slot].zero_()
+            if name in folded:
+                rows, columns = folded[name].shape
+                leaf[slot, :rows, :columns] = folded[name].to(leaf.device)
+        self._heads[slot] = adapter.weight.to(self.base.device), adapter.bias.to(self.base.device)
+        self._adapters[slot] = adapter
+        self._resident[key] = slot
+
+    def drop(self, key: str) -> None:
+        """Forget an adapter; nothing happens where it is not resident."""
+        slot = self._resident.pop(key, None)
+        if slot is not None:
+            self._heads.pop(slot)
+            self._adapters.pop(slot)
+            self._free.append(slot)
+
+    def labels(self, key: str) -> tuple[str, ...]:
+        """The labels of a resident adapter. Raises KeyError."""
+        return self._adapters[self._resident[key]].metadata.labels
+
+    @torch.no_grad()
+    def probabilities(self, keys: Sequence[str], ids: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Class probabilities of B rows, row i under the resident adapter keys[i], in that adapter's order of labels."""
+        for key in dict.fromkeys(keys):
+            self._resident.move_to_end(key)
+        slots = [self._resident[key] for key in keys]
+        index = torch.tensor(slots, device=self.base.device)
+        features = self.base.features(self._leaves, self.base.collate(ids), slots=index)
+        unique, row_head = torch.unique(index, return_inverse=True)
+        used = unique.tolist()
+        weight = nn.utils.rnn.pad_sequence([self._heads[slot][0] for slot in used], batch_first=True)
+        bias = nn.utils.rnn.pad_sequence([self._heads[slot][1] for slot in used], batch_first=True, padding_value=ABSENT)
+        scale = torch.tensor([self._adapters[slot].metadata.scale for slot in slots], device=self.base.device)
+        cosine = torch.einsum("bcd,bd->bc", weight[row_head], features) + bias[row_head]
+        rows = torch.softmax(scale.unsqueeze(1) * cosine, dim=-1).tolist()
+        return [row[: len(self._adapters[slot].metadata.labels)] for row, slot in zip(rows, slots, strict=True)]

@@ -1,0 +1,1 @@
+"""Frozen base models as pure functions of (delta, batch), one file a modality."""

@@ -1,0 +1,177 @@
+"""A frozen Hugging Face text encoder as a pure function of (delta, batch)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from metatrain.base import source
+from metatrain.base.precision import Precision, default_device, resolve
+from metatrain.deltas import Delta, LoRA, LoRAConfig, delta_scope
+from metatrain.errors import BaseModelError
+
+Attention = Literal["sdpa", "eager"]
+
+
+class BaseSpec(BaseModel):
+    """What identifies a base model and its preprocessing; part of every artifact."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str
+    weights_sha256: str
+    tokenizer_sha256: str
+    pooling: Literal["mean", "cls"]
+    max_length: int = Field(ge=8)
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """m rows of each of G groups, group-major, padded to the longest: `input_ids` and `attention_mask` [G·m, L] int64, and
+    `rows` [G·m], where they stand in the caller's order."""
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    rows: Tensor
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """B = G·M rows in buckets of like length, so that little padding is computed."""
+
+    buckets: tuple[Bucket, ...]
+
+
+class TextBase:
+    """One resident text encoder. Holds no delta: `features` takes it as an argument.
+
+    Safe to call from several threads at once. `attention="eager"` is needed where a second derivative is taken: PyTorch's
+    fused attention has none.
+    """
+
+    def __init__(self, model: nn.Module, tokenizer: Any, spec: BaseSpec, *, attention: Attention) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.spec = spec
+        self.attention = attention
+        parameter = next(model.parameters())
+        self.dtype, self.device = parameter.dtype, parameter.device
+        self.hidden_size = int(cast(Any, model.config).hidden_size)
+        self._attached: dict[LoRAConfig, LoRA] = {}
+        self._hooked_sites: set[str] = set()
+
+    def attach(self, config: LoRAConfig) -> LoRA:
+        """The delta kind `config` on this model; hooks its sites the first time. Idempotent."""
+        if config not in self._attached:
+            lora = LoRA(config, self.model)
+            lora.attach(lora.sites.keys() - self._hooked_sites)
+            self._hooked_sites |= lora.sites.keys()
+            self._attached[config] = lora
+        return self._attached[config]
+
+    def features(self, delta: Delta | None, batch: TokenBatch, slots: Tensor | None = None) -> Tensor:
+        """L2-normalised pooled features, float32 [B, D]; differentiable in `delta`.
+
+        `delta` is folded (`LoRA.fold`). With `slots` [B], row i uses entry slots[i] of each leaf's leading axis; without, that
+        axis has the batch's G groups and rows are group-major. None is the bare base model.
+        """
+        parts = []
+        for bucket in batch.buckets:
+            of_rows = delta
+            if delta is not None and slots is not None:
+                index = slots[bucket.rows]
+                of_rows = {name: leaf[index] for name, leaf in delta.items()}
+            parts.append(self._bucket_features(of_rows, bucket))
+        order = torch.cat([bucket.rows for bucket in batch.buckets]).argsort()
+        return torch.cat(parts)[order]
+
+    def _bucket_features(self, delta: Delta | None, bucket: Bucket) -> Tensor:
+        with delta_scope(delta):
+            output = self.model(input_ids=bucket.input_ids, attention_mask=bucket.attention_mask)
+        hidden = cast(Tensor, output.last_hidden_state).float()
+        if self.spec.pooling == "cls":
+            pooled = hidden[:, 0]
+        else:
+            mask = bucket.attention_mask.unsqueeze(-1).to(hidden.dtype)
+            pooled = (hidden * mask).sum(1) / mask.sum(1)
+        return nn.functional.normalize(pooled, dim=-1)
+
+    def encode(self, texts: Sequence[str], max_length: int | None = None) -> tuple[list[list[int]], list[bool]]:
+        """Token ids of each text, cut to the maximum length, and whether it was cut."""
+        ids: list[list[int]] = self.tokenizer(list(texts), truncation=False, padding=False, verbose=False)["input_ids"]
+        limit = max_length or self.spec.max_length
+        cut = [len(row) > limit for row in ids]
+        return [row if len(row) <= limit else [*row[: limit - 1], row[-1]] for row in ids], cut
+
+    def collate(self, ids: Sequence[Sequence[int]], groups: int = 1) -> TokenBatch:
+        """Token ids of B rows in `groups` groups (group-major) → a batch on the model's device.
+
+        An empty row stands for padding: it becomes one padding token that is attended to, so its features stay finite.
+        """
+        pad = int(self.tokenizer.pad_token_id)
+        rows = [list(row) or [pad] for row in ids]
+        width = len(rows) // groups
+        by_length = [sorted(range(g * width, (g + 1) * width), key=lambda i: len(rows[i]), reverse=True) for g in range(groups)]
+        longest = [max(len(rows[ranked[rank]]) for ranked in by_length) for rank in range(width)]
+        buckets: list[Bucket] = []
+        for start, stop in _like_lengths(longest, groups):
+            members = [i for ranked in by_length for i in ranked[start:stop]]
+            length = longest[start]
+            input_ids = torch.tensor([rows[i] + [pad] * (length - len(rows[i])) for i in members])
+            mask = torch.tensor([[1] * len(rows[i]) + [0] * (length - len(rows[i])) for i in members])
+            buckets.append(Bucket(input_ids.to(self.device), mask.to(self.device), torch.tensor(members, device=self.device)))
+        return TokenBatch(tuple(buckets))
+
+
+_LEAST_BUCKET_TOKENS = 96  # below this many, one more pass through the model costs more than the padding it saves
+
+
+def _like_lengths(longest: Sequence[int], groups: int) -> list[tuple[int, int]]:
+    """Cut ranks of falling length into [start, stop) runs: a new one begins where a row is under 4/5 of the run's longest."""
+    cuts = [0]
+    for rank, length in enumerate(longest):
+        start = cuts[-1]
+        enough = (rank - start) * groups * longest[start] >= _LEAST_BUCKET_TOKENS
+        remaining = sum(longest[rank:]) * groups >= _LEAST_BUCKET_TOKENS
+        if enough and remaining and length < 0.8 * longest[start]:
+            cuts.append(rank)
+    return list(zip(cuts, [*cuts[1:], len(longest)], strict=True))
+
+
+def load_text_base(
+    name: str = source.DEFAULT_MODEL,
+    *,
+    precision: Precision = "auto",
+    attention: Attention = "sdpa",
+    device: torch.device | None = None,
+    max_length: int | None = None,
+) -> TextBase:
+    """Load a text encoder by hub name or local path, frozen. Raises BaseModelError where it cannot be found or trusted."""
+    cast(Any, transformers_logging).disable_progress_bar()
+    device = device or default_device()
+    folder = source.locate(name)
+    digest = source.weights_digest(folder)
+    source.check_known_weights(name, digest)
+    pooling, stated_length = source.sentence_transformers_settings(folder)
+    try:
+        config = AutoConfig.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True)
+        model = AutoModel.from_pretrained(
+            folder, config=config, use_safetensors=True, attn_implementation=attention, dtype=resolve(precision, device)
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise BaseModelError(f"base.model: {folder} does not load as a text encoder: {str(error).splitlines()[0]}") from error
+    positions = getattr(config, "max_position_embeddings", 512)
+    spec = BaseSpec(
+        model=name,
+        weights_sha256=digest,
+        tokenizer_sha256=source.tokenizer_digest(folder),
+        pooling=cast(Literal["mean", "cls"], pooling),
+        max_length=min(max_length or stated_length or positions, positions),
+    )
+    return TextBase(model.to(device), tokenizer, spec, attention=attention)

@@ -1,0 +1,128 @@
+"""`metatrain train RECIPE.yaml` and `metatrain evaluate INITIALIZATION`."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+from tqdm import tqdm
+
+from metatrain.errors import MetatrainError
+
+DEFAULT_INITIALIZATION = Path(__file__).with_name("initializations") / "default"
+
+
+@click.group()
+def main() -> None:
+    """Learn initializations from which a few examples are enough, and measure them."""
+
+
+@main.command()
+@click.argument("recipe_file", type=click.Path(path_type=Path))
+@click.option("--data", type=click.Path(path_type=Path), default=Path(), help="Folder that the recipe's paths start from.")
+@click.option("--out", type=click.Path(path_type=Path), help="Where checkpoints and the initialization go.  [default: runs/NAME]")
+@click.option("--max-steps", type=click.IntRange(min=1), help="Stop after this many outer steps; run again to go on.")
+def train(recipe_file: Path, data: Path, out: Path | None, max_steps: int | None) -> None:
+    """Meta-train RECIPE_FILE. Run it again to resume."""
+    from metatrain import train as training  # late: `--help` should not wait for torch
+    from metatrain.recipe import read_recipe
+
+    try:
+        recipe = read_recipe(recipe_file)
+        folder = out or Path("runs") / recipe.name
+        with tqdm(total=recipe.outer.steps, unit="step", smoothing=0.1, disable=None) as bar:
+            training.train(recipe, data, folder, report=lambda event: _show(bar, event), max_steps=max_steps)
+    except MetatrainError as error:
+        _fail(error)
+    click.echo(f"wrote {folder / recipe.name}")
+
+
+def _show(bar: "tqdm[Any]", event: dict[str, Any]) -> None:
+    if event["event"] == "data":
+        for part in ("train", "valid"):
+            sizes = ", ".join(f"{name} ({n['classes']} classes, {n['texts']} texts)" for name, n in event[part].items())
+            bar.write(f"{part}: {sizes}")
+        if event["dropped"]:
+            bar.write(f"held out of training: {len(event['dropped'])} classes lost texts or were dropped")
+    elif event["event"] == "validation":
+        shots = ", ".join(f"{shots}-shot {value:.1%}" for shots, value in event["by_shots"].items())
+        bar.write(f"step {event['step']:>5}  validation {event['score']:.2%} ({shots})  best at step {event['best_step']}")
+    else:
+        bar.update(event["step"] - bar.n)
+        bar.set_postfix(loss=f"{event['loss']:.3f}", accuracy=f"{event['accuracy']:.2f}")
+
+
+@main.command()
+@click.argument("initializations", nargs=-1, type=click.Path(path_type=Path))
+@click.option(
+    "--data", "data_file", type=click.Path(path_type=Path), help="JSONL of text and label.  [default: the shipped task set]"
+)
+@click.option("--ways", type=click.IntRange(min=2), default=5, show_default=True)
+@click.option("--shots", type=click.IntRange(min=1), default=5, show_default=True)
+@click.option("--queries", type=click.IntRange(min=1), default=5, show_default=True, help="Per class.")
+@click.option("--episodes", "count", type=click.IntRange(min=2), default=100, show_default=True)
+@click.option("--steps", type=click.IntRange(0, 100), help="Inner steps, instead of the initialization's own number.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+def evaluate(
+    initializations: tuple[Path, ...],
+    data_file: Path | None,
+    ways: int,
+    shots: int,
+    queries: int,
+    count: int,
+    steps: int | None,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Compare INITIALIZATIONS (folders; the shipped default where none is named) with frozen prototypes and plain LoRA from
+    zero, on the same episodes. The interval is that of the paired difference to frozen prototypes."""
+    from metatrain.artifact import load_initialization
+    from metatrain.base.text import load_text_base
+    from metatrain.baselines import frozen_prototypes, lora_from_zero
+    from metatrain.data.jsonl import STARTER, read_jsonl
+    from metatrain.episode import EpisodeSampler, EpisodeShape
+    from metatrain.evaluate import evaluate as score
+    from metatrain.evaluate import paired_interval
+    from metatrain.taskbatch import Tokenized
+
+    try:
+        base = load_text_base(precision="float32")
+        sampler = EpisodeSampler([read_jsonl(data_file or STARTER)], seed)
+        episodes = [sampler.episode(i, EpisodeShape(ways, shots, queries)) for i in range(count)]
+        loaded = [load_initialization(folder, base) for folder in initializations or (DEFAULT_INITIALIZATION,)]
+        systems = [(frozen_prototypes(base), None), (lora_from_zero(base), None), *((init, steps) for init in loaded)]
+        tokenized, frozen = Tokenized(base), None
+        rows: list[dict[str, Any]] = []
+        for init, own_steps in systems:
+            with tqdm(total=count, desc=init.name, unit="episode", leave=False, disable=None) as bar:
+                scores = score(base, init, episodes, steps=own_steps, tokenized=tokenized, progress=bar.update)
+            frozen = frozen or scores
+            difference, half = paired_interval(scores.accuracy, frozen.accuracy)
+            used = init.inner.steps if own_steps is None else own_steps
+            rows.append(
+                {"initialization": init.name, "steps": used, "accuracy": scores.mean, "over_frozen": difference, "interval": half}
+                | {"seconds_per_task": scores.seconds_per_task}
+            )
+    except MetatrainError as error:
+        _fail(error)
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+        return
+    click.echo(f"{ways}-way {shots}-shot, {count} episodes, float32")
+    click.echo(f"{'initialization':<20} {'steps':>5} {'accuracy':>9} {'over frozen (95 %)':>20} {'s a task':>9}")
+    for row in rows:
+        over = f"{100 * row['over_frozen']:+.2f} ± {100 * row['interval']:.2f}"
+        click.echo(
+            f"{row['initialization']:<20} {row['steps']:>5} {row['accuracy']:>9.2%} {over:>20} {row['seconds_per_task']:>9.3f}"
+        )
+
+
+def _fail(error: MetatrainError) -> None:
+    click.echo(f"error: {error}", err=True)
+    sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

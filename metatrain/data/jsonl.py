@@ -1,0 +1,38 @@
+"""JSON Lines: one {"text": …, "label": …} object a line, optionally gzipped; other keys are left alone."""
+
+import gzip
+import json
+from pathlib import Path
+
+from metatrain.episode import Dataset
+from metatrain.errors import DataError
+
+STARTER = Path(__file__).with_name("starter_intents.jsonl")
+
+
+def read_jsonl(path: Path, name: str | None = None) -> Dataset:
+    """All examples of a file as one data set; exact repeats within a class are kept once.
+
+    Raises DataError with the line number for a line that is not such an object.
+    """
+    if not path.is_file():
+        raise DataError(f"data: no file at {path}")
+    texts: dict[str, dict[str, None]] = {}
+    content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    for number, line in enumerate(content.decode("utf-8").split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{path}:{number}: not JSON: {error.msg}") from error
+        if not isinstance(row, dict):
+            raise DataError(f"{path}:{number}: expected an object with text and label, got {type(row).__name__}")
+        for key in ("text", "label"):
+            if not isinstance(row.get(key), str) or not row[key].strip():
+                raise DataError(f"{path}:{number}: {key} must be a non-empty string, got {row.get(key)!r}")
+        texts.setdefault(row["label"], {})[row["text"]] = None
+    if not texts:
+        raise DataError(f"{path}: no examples")
+    default_name = path.parent.name if path.name.startswith("full.") else path.name.split(".")[0]
+    return Dataset(name or default_name, {label: tuple(seen) for label, seen in texts.items()})

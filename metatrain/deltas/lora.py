@@ -1,0 +1,111 @@
+"""LoRA with a leading task axis.
+
+    y = W x + (alpha / R) · B A x          A: [R, D_in], B: [D_out, R]        (Hu et al. 2021, arXiv:2106.09685, eq. 3)
+
+Stacked over G groups (tasks, or rows of a mixed batch) A is [G, R, D_in] and B is [G, D_out, R], and the update is two
+`bmm`s over the leading axis. Not `vmap`: Hugging Face encoders build their masks with data-dependent Python.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from metatrain.deltas.scope import Delta, current_delta
+from metatrain.errors import UnsupportedDelta
+
+
+class LoRAConfig(BaseModel):
+    """What PEFT calls `r`, `lora_alpha` and `target_modules`; `targets` are suffixes of module names, matched at a dot."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["lora"] = "lora"
+    rank: int = Field(default=8, ge=1, le=256)
+    alpha: float = Field(default=16.0, gt=0)
+    targets: tuple[str, ...] = Field(default=("query", "value"), min_length=1)
+
+    @property
+    def scaling(self) -> float:
+        return self.alpha / self.rank
+
+
+class LoRA:
+    """The LoRA delta on one base model: its sites, the shapes of its leaves and the hooks that apply it.
+
+    Leaves are named as PEFT names them, less its wrapper: `{module}.lora_A.weight` [R, D_in], `{module}.lora_B.weight`
+    [D_out, R]. Raises UnsupportedDelta where a target matches no `nn.Linear`.
+    """
+
+    def __init__(self, config: LoRAConfig, model: nn.Module) -> None:
+        self.config = config
+        self.sites: dict[str, nn.Linear] = {}
+        for target in config.targets:
+            matched = {n: m for n, m in model.named_modules() if n == target or n.endswith("." + target)}
+            linears = {n: m for n, m in matched.items() if isinstance(m, nn.Linear)}
+            if not linears:
+                kinds = sorted({type(m).__name__ for m in matched.values()}) or ["no module"]
+                raise UnsupportedDelta(
+                    f"delta.targets: {target!r} must match nn.Linear modules of {type(model).__name__}, matched {', '.join(kinds)}"
+                )
+            self.sites |= linears
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        for name, linear in self.sites.items():
+            self.shapes[f"{name}.lora_A.weight"] = (config.rank, linear.in_features)
+            self.shapes[f"{name}.lora_B.weight"] = (linear.out_features, config.rank)
+
+    def initial(self, generator: torch.Generator, *, b_std: float = 0.0) -> dict[str, Tensor]:
+        """A fresh θ, one task, float32: A as PEFT draws it (Kaiming uniform, a = √5), B normal with `b_std`.
+
+        PEFT's own start is b_std = 0, where ∇A is exactly zero at the first step; a meta-initialization starts with B small
+        and non-zero, so that A learns from the beginning.
+        """
+        theta: dict[str, Tensor] = {}
+        for name, shape in self.shapes.items():
+            leaf = torch.zeros(shape)
+            if name.endswith("lora_A.weight"):
+                nn.init.kaiming_uniform_(leaf, a=math.sqrt(5), generator=generator)
+            elif b_std > 0:
+                leaf.normal_(0.0, b_std, generator=generator)
+            theta[name] = leaf
+        return theta
+
+    def attach(self, sites: Iterable[str]) -> None:
+        """Hook `sites`. A site without leaves in the delta of the call is left as it is."""
+        for site in sites:
+            self.sites[site].register_forward_hook(_lora_hook(site))
+
+    def fold(self, delta: Delta) -> dict[str, Tensor]:
+        """What the modules read: the same leaves with alpha / R multiplied into B. Keeps the leading axis, if any."""
+        scaling = self.config.scaling
+        return {name: leaf * scaling if name.endswith("lora_B.weight") else leaf for name, leaf in delta.items()}
+
+
+def _lora_hook(site: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor | None]:
+    name_a, name_b = f"{site}.lora_A.weight", f"{site}.lora_B.weight"
+
+    def add_low_rank_update(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+        delta = current_delta()
+        if delta is None or name_a not in delta:
+            return None
+        return output + low_rank_update(inputs[0], delta[name_a], delta[name_b])
+
+    return add_low_rank_update
+
+
+def low_rank_update(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """B A x with x [B, L, D_in], a [G, R, D_in], b [G, D_out, R] (alpha / R folded in), B a multiple of G → [B, L, D_out].
+
+    The products run in the dtype of x (that of the base model); the leaves stay float32 outside.
+    """
+    grouped = x.reshape(a.shape[0], -1, x.shape[-1])
+    low = torch.bmm(grouped, a.to(x.dtype).transpose(1, 2))
+    return torch.bmm(low, b.to(x.dtype).transpose(1, 2)).view(*x.shape[:-1], b.shape[1])
+
+
+def stack(theta: Delta, tasks: int) -> dict[str, Tensor]:
+    """One delta seen by T tasks: [...] → [T, ...] without a copy."""
+    return {name: leaf.unsqueeze(0).expand(tasks, *leaf.shape) for name, leaf in theta.items()}

@@ -1,0 +1,33 @@
+"""How a delta reaches the modules of a base model: with the call.
+
+A forward hook on each adapted module looks its parameters up in a `ContextVar` that is set only for the duration of one
+forward call. Nothing is stored on the model, so two calls on one model, in two threads or nested, cannot mix; and because
+the variable is set *inside* the function that runs the base model, a checkpointed forward that autograd runs again (in
+whatever thread) sets it again.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+from torch import Tensor
+
+Delta = Mapping[str, Tensor]
+"""Leaf name → parameter with a leading axis of G groups; rows [g·B/G, (g+1)·B/G) of a batch of B rows use group g."""
+
+_delta_of_this_call: ContextVar[Delta | None] = ContextVar("delta_of_this_call", default=None)
+
+
+@contextmanager
+def delta_scope(delta: Delta | None) -> Iterator[None]:
+    """Within this block, hooked modules of the calling thread see `delta`."""
+    token = _delta_of_this_call.set(delta)
+    try:
+        yield
+    finally:
+        _delta_of_this_call.reset(token)
+
+
+def current_delta() -> Delta | None:
+    """The delta of the call in progress, or None where the bare base model is meant."""
+    return _delta_of_this_call.get()

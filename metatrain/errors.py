@@ -1,0 +1,48 @@
+"""What can go wrong in the maths and its files.
+
+MetatrainError
+├── BaseModelError        a base model that cannot be found, read or trusted
+│   └── UnsupportedDelta  the load-time probe refused this architecture with this delta
+├── ArtifactError         an initialization or adapter that does not load strictly
+├── DataError             a task file, split or episode request that cannot be met
+├── RecipeError           a recipe key or value
+└── AdaptationError       an inner loop that cannot give a sound adapter
+    ├── NonFinite         a loss or weight left the real numbers
+    └── DeadlineExceeded  the inner loop was stopped between two steps
+"""
+
+
+class MetatrainError(Exception):
+    """Root of the tree; its message is one line that a user can act on."""
+
+
+class BaseModelError(MetatrainError):
+    pass
+
+
+class UnsupportedDelta(BaseModelError):
+    pass
+
+
+class ArtifactError(MetatrainError):
+    pass
+
+
+class DataError(MetatrainError):
+    pass
+
+
+class RecipeError(MetatrainError):
+    pass
+
+
+class AdaptationError(MetatrainError):
+    pass
+
+
+class NonFinite(AdaptationError):
+    pass
+
+
+class DeadlineExceeded(AdaptationError):
+    pass

@@ -1,0 +1,55 @@
+"""Episodes as tensors: T tasks side by side."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from metatrain.base.text import TextBase, TokenBatch
+from metatrain.episode import Episode
+from metatrain.inner import Support
+
+Pairs = Sequence[tuple[str, int]]
+
+
+@dataclass(frozen=True)
+class TaskBatch:
+    """T tasks: `support`, and query rows `query_tokens` (T·Q, task-major) with `query_labels` [T, Q], −1 for padding."""
+
+    support: Support
+    query_tokens: TokenBatch
+    query_labels: Tensor
+
+
+class Tokenized:
+    """Token ids by text, computed once: training meets the same texts thousands of times.
+
+    `max_length` cuts texts shorter than the base model's own limit, for training on sets with a few very long texts.
+    """
+
+    def __init__(self, base: TextBase, max_length: int | None = None) -> None:
+        self.base = base
+        self.limit = max_length or base.spec.max_length
+        self._ids: dict[str, list[int]] = {}
+
+    def rows(self, tasks: Sequence[Pairs]) -> tuple[list[list[int]], Tensor]:
+        """(text, class) pairs of T tasks → token ids of T·M rows and labels [T, M], M the longest task's rows."""
+        new = sorted({text for pairs in tasks for text, _ in pairs} - self._ids.keys())
+        if new:
+            self._ids |= dict(zip(new, self.base.encode(new, self.limit)[0], strict=True))
+        width = max(len(pairs) for pairs in tasks)
+        labels = torch.full((len(tasks), width), -1, dtype=torch.int64)
+        ids: list[list[int]] = []
+        for t, pairs in enumerate(tasks):
+            ids += [self._ids[text] for text, _ in pairs] + [[]] * (width - len(pairs))
+            labels[t, : len(pairs)] = torch.tensor([c for _, c in pairs], dtype=torch.int64)
+        return ids, labels.to(self.base.device)
+
+    def support(self, tasks: Sequence[Pairs]) -> Support:
+        ids, labels = self.rows(tasks)
+        return Support(ids, labels, int(labels.max()) + 1)
+
+    def batch(self, episodes: Sequence[Episode]) -> TaskBatch:
+        ids, labels = self.rows([e.query for e in episodes])
+        return TaskBatch(self.support([e.support for e in episodes]), self.base.collate(ids, len(episodes)), labels)

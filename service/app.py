@@ -1,0 +1,102 @@
+"""The FastAPI application."""
+
+import logging
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import redis
+import torch
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from kombu.exceptions import OperationalError
+from starlette.exceptions import HTTPException
+
+from metatrain.base.text import load_text_base
+from metatrain.catalog import load_catalog
+from service.errors import InvalidRequest, ServiceError, Unavailable, problem
+from service.jobs import Jobs
+from service.limits import BodyLimit
+from service.predictor import InProcessPredictor
+from service.routes import adapters, deployment, predictions
+from service.settings import ServiceSettings
+from service.state import ServiceState
+from worker.app import celery_app
+from worker.records import Records
+from worker.store import WeightStore
+
+log = logging.getLogger(__name__)
+
+
+def create_app(settings: ServiceSettings) -> FastAPI:
+    """The application; the base model is loaded when it starts, Redis may come later."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        if settings.threads is not None:
+            torch.set_num_threads(settings.threads)
+        base = load_text_base(settings.base_model, precision=settings.precision)
+        initializations = load_catalog(base, settings.initializations_dir)
+        client = redis.Redis.from_url(settings.redis_url, socket_timeout=10, socket_connect_timeout=2)
+        cache = redis.Redis.from_url(settings.weights_url, socket_timeout=10, socket_connect_timeout=2)
+        records = Records(client)
+        jobs = Jobs(records, celery_app(settings.redis_url), settings.redis_url)
+        predictor = InProcessPredictor(base, initializations, slots=settings.bank_slots, rows=settings.batch_rows)
+        app.state.service = ServiceState(
+            settings, client, cache, records, WeightStore(cache), jobs, base, initializations, predictor
+        )
+        jobs.listen()
+        yield
+        await jobs.close()
+        predictor.close()
+
+    app = FastAPI(title="Quickstudy", summary="Few-shot adaptation as a service", version="0.1.0", lifespan=lifespan)
+    for routes in (adapters, predictions, deployment):
+        app.include_router(routes.router)
+    app.add_middleware(BodyLimit, most=settings.max_body_bytes)
+    app.add_exception_handler(ServiceError, _service_error)
+    app.add_exception_handler(RequestValidationError, _validation_error)
+    app.add_exception_handler(HTTPException, _http_error)
+    for away in (redis.RedisError, OperationalError):
+        app.add_exception_handler(away, _redis_error)
+    app.add_exception_handler(Exception, _unexpected_error)
+    return app
+
+
+async def _service_error(_request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, ServiceError)
+    return problem(error)
+
+
+async def _validation_error(_request: Request, error: Exception) -> JSONResponse:
+    """The first problem of a body or query, as a field path like `support[3].label`."""
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    path = [str(part) if isinstance(part, str) else f"[{part}]" for part in first["loc"][1:]]
+    field = re.sub(r"\.\[", "[", ".".join(path)) or "body"
+    if first["type"] == "json_invalid":
+        return problem(InvalidRequest("body", "valid JSON", first.get("ctx", {}).get("error", "something else")))
+    expected = {"missing": "a value", "extra_forbidden": "no such field"}.get(first["type"], _lower_first(first["msg"]))
+    return problem(InvalidRequest(field, expected, "nothing" if first["type"] == "missing" else first["input"]))
+
+
+async def _http_error(_request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    wrapped = ServiceError(str(error.detail), headers=dict(error.headers or {}))
+    wrapped.status, wrapped.title = error.status_code, str(error.detail)
+    return problem(wrapped)
+
+
+async def _redis_error(request: Request, error: Exception) -> JSONResponse:
+    log.warning("%s %s: Redis is out of reach: %s", request.method, request.url.path, type(error).__name__)
+    return problem(Unavailable("the queue or the cache is out of reach"))
+
+
+async def _unexpected_error(request: Request, _error: Exception) -> JSONResponse:
+    return problem(ServiceError(f"{request.method} {request.url.path} failed; the service's log has the reason"))
+
+
+def _lower_first(message: str) -> str:
+    message = message.removeprefix("Input should be ").removeprefix("Value error, ")
+    return message[:1].lower() + message[1:]

@@ -1,0 +1,70 @@
+"""`quickstudy serve`, `quickstudy worker`, `quickstudy demo`."""
+
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+
+import click
+
+from service.standalone import DEFAULT_DATA_DIR, StandaloneError, standalone
+from worker.errors import SettingsError
+
+
+@click.group()
+def main() -> None:
+    """Few-shot adaptation as a service."""
+
+
+@main.command()
+@click.option("--host", default="127.0.0.1", show_default=True)
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free one.")
+@click.option(
+    "--data-dir", type=click.Path(path_type=Path), default=DEFAULT_DATA_DIR, show_default=True, help="Of the embedded server."
+)
+@click.option("--tied", is_flag=True, help="Stop when the process that started this one is gone.")
+def serve(host: str, port: int, data_dir: Path, tied: bool) -> None:
+    """Serve HTTP. With REDIS_URL unset, also run an embedded Redis-compatible server and one worker."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # service and worker share the cores; spinning costs both half
+    from service.serving import run  # brings torch in
+    from service.settings import ServiceSettings
+    from service.tether import tie_to_parent
+    from worker.settings import read_settings
+
+    if tied:
+        tie_to_parent(os.getppid(), signal.SIGTERM)
+    logging.basicConfig(level=os.environ.get("LOG_LEVEL", "INFO").upper(), format="%(asctime)s %(levelname)s service %(message)s")
+    try:
+        settings = read_settings(ServiceSettings)
+        if "REDIS_URL" in os.environ:
+            run(settings, host, port)
+            return
+        # SIGTERM between here and uvicorn's own handlers must unwind the block below too.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+        with standalone(data_dir, {}) as url:
+            run(settings.model_copy(update={"redis_url": url}), host, port)
+    except (SettingsError, StandaloneError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+@main.command()
+def worker() -> None:
+    """Run one worker on REDIS_URL."""
+    from worker.__main__ import main as run_worker
+
+    run_worker()
+
+
+@main.command()
+def demo() -> None:
+    """Adapt to a support desk's intents and predict, next to two baselines, on an embedded service of its own."""
+    from service.demo import run
+
+    sys.exit(run())
+
+
+if __name__ == "__main__":
+    main()

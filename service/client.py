@@ -1,0 +1,110 @@
+"""A small synchronous client. Needs httpx alone."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+
+
+class QuickstudyError(Exception):
+    """The service refused or failed; `problem` is its RFC 9457 document, `status` the HTTP status."""
+
+    def __init__(self, status: int, problem: dict[str, Any]) -> None:
+        super().__init__(str(problem.get("detail") or problem.get("title") or f"HTTP {status}"))
+        self.status, self.problem = status, problem
+
+
+@dataclass(frozen=True)
+class Prediction:
+    label: str
+    probabilities: dict[str, float]
+
+
+class Client:
+    """`with Client("http://localhost:8000") as quickstudy: …`"""
+
+    def __init__(self, url: str, *, timeout: float = 90.0) -> None:
+        self._http = httpx.Client(base_url=url, timeout=timeout)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._http.close()
+
+    def adapt(
+        self,
+        support: Sequence[tuple[str, str]],
+        *,
+        initialization: str = "default",
+        steps: int | None = None,
+        seed: int = 0,
+        ttl_seconds: int | None = None,
+        wait: float = 30.0,
+        on_progress: Callable[[dict[str, Any]], None] | None = None,
+    ) -> str:
+        """Learn from (input, label) pairs and return the adapter's id once it is ready.
+
+        With `on_progress`, polls and reports the adapter's state; without, one request waits. Raises QuickstudyError where the
+        request is refused, the job fails, or it is not ready after `wait` seconds, and httpx errors where nobody answers.
+        """
+        body: dict[str, Any] = {
+            "support": [{"input": text, "label": label} for text, label in support],
+            "initialization": initialization,
+            "options": {"steps": steps, "seed": seed},
+        }
+        if ttl_seconds is not None:
+            body["ttl_seconds"] = ttl_seconds
+        first_wait = 0.0 if on_progress else wait
+        answer = self._send("POST", "/adapt", json=body, headers={"Prefer": f"wait={first_wait:g}"})
+        identity = str(answer["adapter_id"])
+        state = self._poll(identity, wait, on_progress) if on_progress else answer
+        if state["status"] != "ready":
+            reason = self.adapter(identity)
+            detail = reason["error"] or f"adapter {identity} is still {reason['status']} after {wait:g} s"
+            raise QuickstudyError(409, {"detail": detail, "adapter_status": reason["status"]})
+        return identity
+
+    def predict(self, adapter_id: str, inputs: Sequence[str]) -> list[Prediction]:
+        """A label and the probability of every label, for each input in order."""
+        answer = self._send("POST", "/predict", json={"adapter_id": adapter_id, "inputs": list(inputs)})
+        return [Prediction(row["label"], row["probabilities"]) for row in answer["predictions"]]
+
+    def adapter(self, adapter_id: str) -> dict[str, Any]:
+        return self._send("GET", f"/adapters/{adapter_id}")
+
+    def delete(self, adapter_id: str) -> None:
+        self._send("DELETE", f"/adapters/{adapter_id}")
+
+    def initializations(self) -> list[dict[str, Any]]:
+        listed: list[dict[str, Any]] = self._send("GET", "/initializations")["initializations"]
+        return listed
+
+    def ready(self) -> bool:
+        """Whether the service answers and has all it needs."""
+        try:
+            return self._http.get("/readyz").status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def _poll(self, identity: str, seconds: float, on_progress: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+        deadline = time.monotonic() + seconds
+        while True:
+            state = self.adapter(identity)
+            on_progress(state)
+            if state["status"] not in ("queued", "running") or time.monotonic() > deadline:
+                return state
+            time.sleep(0.05)
+
+    def _send(self, method: str, path: str, **request: Any) -> dict[str, Any]:
+        response = self._http.request(method, path, **request)
+        if response.is_success:
+            return dict(response.json()) if response.content else {}
+        try:
+            problem = dict(response.json())
+        except ValueError:
+            problem = {"detail": response.text[:200]}
+        raise QuickstudyError(response.status_code, problem)

@@ -1,0 +1,58 @@
+"""Errors as problem documents (RFC 9457).
+
+ServiceError            status, title
+├── InvalidRequest      422  names the field, what was expected, what came
+├── UnknownAdapter      404
+├── AdapterNotReady     409  with the adapter's status, and the reason where it failed
+├── BodyTooLarge        413
+└── Unavailable         503  Retry-After
+"""
+
+from typing import Any
+
+from fastapi.responses import JSONResponse
+
+
+class ServiceError(Exception):
+    """Root of the tree; `detail` is what the user reads, `extra` goes into the document beside it."""
+
+    status = 500
+    title = "Internal error"
+
+    def __init__(self, detail: str, *, headers: dict[str, str] | None = None, **extra: Any) -> None:
+        super().__init__(detail)
+        self.detail, self.headers, self.extra = detail, headers or {}, extra
+
+
+class InvalidRequest(ServiceError):
+    status, title = 422, "Invalid request"
+
+    def __init__(self, field: str, expected: str, got: Any) -> None:
+        shown = repr(got) if len(repr(got)) <= 80 else repr(got)[:77] + "…"
+        super().__init__(
+            f"{field}: expected {expected}, got {shown}", errors=[{"field": field, "expected": expected, "got": shown}]
+        )
+
+
+class UnknownAdapter(ServiceError):
+    status, title = 404, "Unknown adapter"
+
+
+class AdapterNotReady(ServiceError):
+    status, title = 409, "Adapter not ready"
+
+
+class BodyTooLarge(ServiceError):
+    status, title = 413, "Body too large"
+
+
+class Unavailable(ServiceError):
+    status, title = 503, "Temporarily unavailable"
+
+    def __init__(self, detail: str, retry_after: int = 2) -> None:
+        super().__init__(detail, headers={"Retry-After": str(retry_after)})
+
+
+def problem(error: ServiceError) -> JSONResponse:
+    body = {"type": "about:blank", "title": error.title, "status": error.status, "detail": error.detail, **error.extra}
+    return JSONResponse(body, error.status, headers=error.headers, media_type="application/problem+json")

@@ -1,0 +1,83 @@
+"""Hands work to the workers by name, and waits for what comes of it."""
+
+import asyncio
+import contextlib
+import logging
+from collections import defaultdict
+
+import redis
+import redis.asyncio
+from celery import Celery
+from starlette.concurrency import run_in_threadpool
+
+from worker.messages import ADAPT_TASK, DONE_CHANNEL, JobRecipe, Status, wake_up
+from worker.records import Record, Records
+
+log = logging.getLogger(__name__)
+
+
+class Jobs:
+    """The service's end of the queue. Methods raise `redis.RedisError` or kombu's OperationalError where Redis is away."""
+
+    def __init__(self, records: Records, queue: Celery, redis_url: str) -> None:
+        self._records, self._queue = records, queue
+        self._redis_url = redis_url
+        self._waiting: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
+        self._listener: asyncio.Task[None] | None = None
+
+    def start(
+        self, tenant: str, adapter_id: str, recipe: JobRecipe, ttl_ms: int, truncated: tuple[int, ...], *, requeue: bool = False
+    ) -> Status:
+        """Write the record, then wake a worker. The wake-up may be lost: the reaper repeats it."""
+        created, status = self._records.accept(tenant, adapter_id, recipe, ttl_ms, truncated, requeue=requeue)
+        if created:
+            self._queue.send_task(ADAPT_TASK, kwargs=wake_up(tenant, adapter_id))
+        return status
+
+    async def wait(self, tenant: str, adapter_id: str, seconds: float) -> Record | None:
+        """The record as soon as its job has ended or was deleted, or as it is after `seconds`."""
+        ended = asyncio.Event()
+        member = f"{tenant}/{adapter_id}"
+        self._waiting[member].add(ended)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + seconds
+        try:
+            while True:
+                record = await run_in_threadpool(self._records.get, tenant, adapter_id)
+                left = deadline - loop.time()
+                if record is None or record.status not in ("queued", "running") or left <= 0:
+                    return record
+                ended.clear()
+                # Looks again each second all the same: a publication is lost while the subscription reconnects.
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(ended.wait(), min(left, 1.0))
+        finally:
+            self._waiting[member].discard(ended)
+            if not self._waiting[member]:
+                del self._waiting[member]
+
+    def listen(self) -> None:
+        """Start hearing of ended jobs. Call on the event loop."""
+        self._listener = asyncio.create_task(self._hear(), name="ended-jobs")
+
+    async def close(self) -> None:
+        if self._listener is not None:
+            self._listener.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._listener
+
+    async def _hear(self) -> None:
+        while True:
+            client = redis.asyncio.Redis.from_url(self._redis_url)
+            try:
+                async with client.pubsub() as channel:
+                    await channel.subscribe(DONE_CHANNEL)
+                    async for message in channel.listen():
+                        if message["type"] == "message":
+                            for ended in self._waiting.get(message["data"].decode(), ()):
+                                ended.set()
+            except (redis.RedisError, OSError) as error:
+                log.warning("Redis is out of reach (%s), subscribing again", type(error).__name__)
+                await asyncio.sleep(1)
+            finally:
+                await client.aclose()

@@ -1,0 +1,93 @@
+"""What a request may hold. Every check names the field, what was expected and what came."""
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.errors import BodyTooLarge, InvalidRequest, problem
+from service.schemas import AdaptRequest, PredictRequest
+from service.settings import ServiceSettings
+
+
+def check_adapt(request: AdaptRequest, settings: ServiceSettings) -> None:
+    """Raises InvalidRequest for the first thing that is wrong."""
+    support = request.support
+    if not 2 <= len(support) <= settings.max_examples:
+        raise InvalidRequest("support", f"2 to {settings.max_examples} examples", f"{len(support)} examples")
+    seen: dict[str, tuple[int, str]] = {}
+    for i, example in enumerate(support):
+        _check_text(f"support[{i}].input", example.input, settings.max_text_chars)
+        _check_text(f"support[{i}].label", example.label, settings.max_label_chars)
+        first, label = seen.setdefault(example.input, (i, example.label))
+        if label != example.label:
+            expected = (
+                f"{label!r} as in support[{first}], which has the same input (one label per example; multi-label is not supported)"
+            )
+            raise InvalidRequest(f"support[{i}].label", expected, example.label)
+    labels = {example.label for example in support}
+    if not 2 <= len(labels) <= settings.max_labels:
+        raise InvalidRequest("support", f"2 to {settings.max_labels} different labels", f"{len(labels)} different labels")
+    if request.ttl_seconds is not None and request.ttl_seconds > settings.max_ttl_seconds:
+        raise InvalidRequest("ttl_seconds", f"at most {settings.max_ttl_seconds}", request.ttl_seconds)
+
+
+def check_predict(request: PredictRequest, settings: ServiceSettings) -> None:
+    """Raises InvalidRequest for the first thing that is wrong."""
+    if not 1 <= len(request.inputs) <= settings.max_inputs:
+        raise InvalidRequest("inputs", f"1 to {settings.max_inputs} texts", f"{len(request.inputs)} texts")
+    for i, text in enumerate(request.inputs):
+        _check_text(f"inputs[{i}]", text, settings.max_text_chars)
+
+
+def prefer_wait(header: str | None, most: float) -> float:
+    """Seconds of `Prefer: wait=N` (RFC 7240), at most `most`; 0 where it is not asked for."""
+    for preference in (header or "").split(","):
+        name, _, value = preference.partition("=")
+        if name.strip().lower() == "wait":
+            try:
+                seconds = float(value.strip().strip('"'))
+            except ValueError:
+                seconds = -1.0
+            if not 0 <= seconds < float("inf"):
+                raise InvalidRequest("Prefer", "wait=SECONDS", header)
+            return min(seconds, most)
+    return 0.0
+
+
+def _check_text(field: str, text: str, most: int) -> None:
+    if not text.strip():
+        raise InvalidRequest(field, "a text that is not empty", text)
+    if len(text) > most:
+        raise InvalidRequest(field, f"at most {most} characters", f"{len(text)} characters")
+    if "\x00" in text or any("\ud800" <= character <= "\udfff" for character in text):
+        raise InvalidRequest(field, "Unicode text without NUL or lone surrogates", text)
+
+
+class BodyLimit:
+    """ASGI middleware: 413 as soon as a body is known to be over the limit, whatever its headers say."""
+
+    def __init__(self, app: ASGIApp, most: int) -> None:
+        self.app, self.most = app, most
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        stated = dict(scope["headers"]).get(b"content-length", b"0")
+        chunks: list[bytes] = []
+        size, more = int(stated) if stated.isdigit() else 0, scope["method"] not in ("GET", "HEAD", "DELETE")
+        while more and size <= self.most:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return
+            chunks.append(message.get("body", b""))
+            more = message.get("more_body", False)
+            size = max(size, sum(map(len, chunks)))
+        if size > self.most:
+            error = BodyTooLarge(f"body: expected at most {self.most} bytes, got {'at least ' if more else ''}{size}")
+            await problem(error)(scope, receive, send)
+            return
+        queue: list[Message] = [{"type": "http.request", "body": b"".join(chunks), "more_body": False}]
+
+        async def replay() -> Message:
+            return queue.pop(0) if queue else await receive()
+
+        await self.app(scope, replay, send)

@@ -1,0 +1,97 @@
+"""The shapes of HTTP bodies. Limits that are settings are checked in `limits`."""
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from worker.messages import Status
+
+Text = Annotated[str, StringConstraints(strict=True)]
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Example(_Body):
+    input: Text = Field(examples=["My card was swallowed by the machine"])
+    label: Text = Field(examples=["card_lost"])
+
+
+class Options(_Body):
+    steps: int | None = Field(
+        default=None, strict=True, ge=0, le=100, description="inner steps; the initialization's own where absent"
+    )
+    seed: int = Field(default=0, strict=True, ge=0, lt=2**31, description="order of minibatches of a large support set")
+
+
+class AdaptRequest(_Body):
+    support: list[Example] = Field(description="a handful of labelled examples, one label each")
+    initialization: Text = "default"
+    options: Options = Options()
+    ttl_seconds: int | None = Field(default=None, strict=True, ge=1, description="how long the adapter is kept")
+
+
+class AdaptAnswer(BaseModel):
+    adapter_id: str
+    status: Status
+    truncated: list[int] = Field(description="positions of examples that were cut to the base model's maximum length")
+
+
+class PredictRequest(_Body):
+    adapter_id: Text
+    inputs: list[Text]
+
+
+class Prediction(BaseModel):
+    label: str
+    probabilities: dict[str, float]
+
+
+class PredictAnswer(BaseModel):
+    adapter_id: str
+    digest: str = Field(description="sha256 of the adapter's weights")
+    predictions: list[Prediction] = Field(description="in the order of the inputs")
+    truncated: list[int] = Field(description="positions of inputs that were cut to the base model's maximum length")
+
+
+class AdapterView(BaseModel):
+    adapter_id: str
+    status: Status
+    initialization: str
+    initialization_digest: str
+    labels: list[str]
+    examples: int
+    steps: int
+    seed: int
+    precision: str
+    attempt: int
+    support_loss: list[float] = Field(description="before each inner step")
+    truncated: list[int]
+    timings: dict[str, float] = Field(description="milliseconds by stage: queue, tokenize, inner_loop, store")
+    digest: str | None
+    error: str | None
+    created_at: float = Field(description="Unix time in seconds")
+    expires_at: float = Field(description="Unix time in seconds")
+
+
+class AdapterPage(BaseModel):
+    adapters: list[AdapterView] = Field(description="newest first")
+    next_cursor: str | None
+
+
+class InitializationView(BaseModel):
+    name: str
+    digest: str
+    base_model: str
+    delta: dict[str, object]
+    algorithm: str
+    steps: int
+    optimizer: str
+    objective: str
+    temperature: float
+    max_length: int
+
+
+class InitializationList(BaseModel):
+    initializations: list[InitializationView]

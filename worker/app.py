@@ -1,0 +1,101 @@
+"""The Celery app of a worker process: solo pool, one process a device, a reaper in a thread."""
+
+import logging
+import os
+import socket
+import threading
+from typing import Any
+
+import redis
+from celery import Celery
+from celery.signals import worker_ready, worker_shutting_down
+from kombu.exceptions import OperationalError
+
+from worker.messages import ADAPT_TASK, QUEUE, wake_up
+from worker.records import Records
+from worker.settings import WorkerSettings
+from worker.store import WeightStore
+
+log = logging.getLogger(__name__)
+ALIVE_SECONDS = 15
+REAP_EVERY = 2.0
+_NO_CHATTER = ("--without-gossip", "--without-mingle", "--without-heartbeat")
+
+
+def celery_app(redis_url: str) -> Celery:
+    """The queue, for both ends of it. JSON only; no results: what a job gave is in its record.
+
+    Messages are acknowledged early: they are wake-ups, and the reaper announces again whatever its worker did not finish.
+    """
+    broker = redis_url.replace("unix://", "redis+socket://", 1)
+    app = Celery("quickstudy", broker=broker)
+    app.conf.update(
+        task_serializer="json",
+        accept_content=["json"],
+        task_ignore_result=True,
+        task_default_queue=QUEUE,
+        worker_prefetch_multiplier=1,
+        worker_send_task_events=False,
+        worker_hijack_root_logger=False,
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        broker_transport_options={
+            "global_keyprefix": "qs:celery:",
+            "socket_timeout": 10,
+            "socket_connect_timeout": 3,
+            "unacked_restore_interval": 2,
+            "unacked_restore_throttle": 1,
+        },
+        task_publish_retry=False,
+    )
+    return app
+
+
+def run_worker(settings: WorkerSettings, loglevel: str = "INFO") -> None:
+    """Load the base model, then take jobs until told to stop (SIGTERM finishes the job at hand)."""
+    logging.basicConfig(level=loglevel, format="%(asctime)s %(levelname)s worker %(message)s")
+    logging.getLogger("celery.worker.strategy").setLevel(logging.WARNING)
+    from worker.runtime import load_runtime  # brings torch in; the service imports this module without it
+    from worker.tasks import Hands
+
+    client = redis.Redis.from_url(settings.redis_url, socket_timeout=10, socket_connect_timeout=3)
+    cache = redis.Redis.from_url(settings.weights_url, socket_timeout=30, socket_connect_timeout=3)
+    name = f"{socket.gethostname()}-{os.getpid()}"
+    hands = Hands(name, settings, Records(client), WeightStore(cache), load_runtime(settings))
+    app = celery_app(settings.redis_url)
+
+    @app.task(name=ADAPT_TASK)  # type: ignore[untyped-decorator]
+    def adapt(tenant: str, adapter_id: str) -> None:
+        hands.run(tenant, adapter_id)
+
+    stopping = threading.Event()
+    description = {"device": str(hands.runtime.base.device), "dtype": str(hands.runtime.base.dtype)}
+
+    def tend() -> None:
+        """Say that this worker is alive, and announce again what was lost."""
+        while not stopping.is_set():
+            try:
+                hands.records.announce_worker(name, description, ALIVE_SECONDS)
+                for tenant, adapter_id in hands.records.due():
+                    log.info("adapter=%s tenant=%s announced again", adapter_id, tenant)
+                    app.send_task(ADAPT_TASK, kwargs=wake_up(tenant, adapter_id))
+            except (redis.RedisError, OperationalError) as error:
+                log.warning("Redis is out of reach (%s), trying again", type(error).__name__)
+            stopping.wait(REAP_EVERY)
+
+    def on_ready(**_: Any) -> None:
+        threading.Thread(target=tend, name="reaper", daemon=True).start()
+        log.info("ready name=%s device=%s dtype=%s", name, description["device"], description["dtype"])
+
+    def on_stop(**_: Any) -> None:
+        stopping.set()
+        try:
+            hands.records.retire_worker(name)
+        except redis.RedisError:
+            log.info("Redis was gone before this worker")
+
+    worker_ready.connect(on_ready, weak=False)
+    worker_shutting_down.connect(on_stop, weak=False)
+    app.worker_main(
+        ["--quiet", "worker", "--pool=solo", f"--queues={QUEUE}", f"--loglevel={loglevel}", f"--hostname={name}@%h", *_NO_CHATTER]
+    )

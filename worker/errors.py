@@ -1,0 +1,23 @@
+"""What can go wrong between a job and its adapter.
+
+WorkerError
+├── WeightsMissing  the cache no longer has an adapter's weights
+├── WeightsCorrupt  the cache has other bytes than the record's digest says
+└── SettingsError   an environment variable with a value that cannot be used
+"""
+
+
+class WorkerError(Exception):
+    """Root of the tree."""
+
+
+class WeightsMissing(WorkerError):
+    pass
+
+
+class WeightsCorrupt(WorkerError):
+    pass
+
+
+class SettingsError(WorkerError):
+    pass

@@ -1,0 +1,50 @@
+"""What crosses the queue: names, JSON arguments, and failures as data. Torch-free."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+ADAPT_TASK = "quickstudy.adapt"
+QUEUE = "quickstudy"
+DONE_CHANNEL = "qs:done"
+"""Redis channel on which `tenant/adapter_id` is published when a job ends."""
+
+Status = Literal["queued", "running", "ready", "failed", "evicted", "expired"]
+
+
+class JobRecipe(BaseModel):
+    """What to adapt: everything that determines the weights, as it is kept in the record.
+
+    `support` is in canonical order: sorted by (label, input), so that the order of a request's examples means nothing.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    initialization: str
+    initialization_digest: str
+    support: tuple[tuple[str, str], ...] = Field(description="(input, label) pairs")
+    steps: int
+    seed: int
+    precision: str
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The labels in the order of the head's rows."""
+        return tuple(sorted({label for _, label in self.support}))
+
+
+class Outcome(BaseModel):
+    """How a job ended. A failure is data; no exception crosses the queue."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    status: Literal["ready", "failed"]
+    digest: str | None = None
+    error: str | None = None
+    support_loss: tuple[float, ...] = ()
+    timings: dict[str, float] = Field(default_factory=dict, description="milliseconds by stage")
+
+
+def wake_up(tenant: str, adapter_id: str) -> dict[str, Any]:
+    """The arguments of the adapt task. A message only wakes a worker up; the record says what to do."""
+    return {"tenant": tenant, "adapter_id": adapter_id}

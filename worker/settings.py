@@ -1,0 +1,41 @@
+"""Settings of a worker, from the environment, read once. Torch-free; the service builds on them."""
+
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from worker.errors import SettingsError
+
+S = TypeVar("S", bound=BaseSettings)
+
+
+class WorkerSettings(BaseSettings):
+    """Each field is the environment variable of its name in capitals."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="ignore")
+
+    redis_url: str = Field(default="redis://localhost:6379/0", description="queue and records; must not evict")
+    cache_url: str | None = Field(default=None, description="adapter weights; REDIS_URL where unset")
+    base_model: str = Field(default="sentence-transformers/all-MiniLM-L6-v2", description="hub name or local path")
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    initializations_dir: Path | None = Field(default=None, description="folder of further initialization folders")
+    threads: int | None = Field(default=None, ge=1, description="CPU threads for the maths; one a core where unset")
+    lease_seconds: int = Field(default=15, ge=2, description="how long a silent worker keeps a job")
+    attempts: int = Field(default=3, ge=1, description="workers a job may cost before it fails")
+    job_seconds: float = Field(default=120, gt=0, description="deadline of one inner loop")
+
+    @property
+    def weights_url(self) -> str:
+        return self.cache_url or self.redis_url
+
+
+def read_settings(kind: type[S]) -> S:
+    """Raises SettingsError, one line that names the variable, what was expected and what came."""
+    try:
+        return kind()
+    except ValidationError as error:
+        problem = error.errors()[0]
+        name = str(problem["loc"][0]).upper()
+        raise SettingsError(f"{name}: {problem['msg']}, got {str(problem['input'])[:80]!r}") from error
