@@ -105,14 +105,17 @@ def adapt(
     tasks = support.labels.shape[0]
     serving = not any(t.requires_grad for t in (*theta.values(), *rates.values(), scale))
     head = _initial_head(base, lora, theta, support, keep_graph=not serving)
-    phi: dict[str, Tensor] = {**theta, "head.weight": head.weight, "head.bias": head.bias}
+    # φ_0's delta equals θ but is a node of its own: g_0 is the partial derivative at a fixed head, although the head, being made of
+    # prototypes under θ, depends on θ too.
+    phi: dict[str, Tensor] = {name: leaf.view_as(leaf) for name, leaf in theta.items()}
+    phi |= {"head.weight": head.weight, "head.bias": head.bias}
     update = _OPTIMIZERS[config.optimizer](config)
     batches = _minibatches(base, support, config.rows_per_step, seed)
     losses: list[Tensor] = []
     for step in range(config.steps):
         if time.monotonic() > deadline:
             raise DeadlineExceeded(f"the inner loop passed its deadline after {step} of {config.steps} steps")
-        live = phi if order == "second" else {name: leaf.detach().requires_grad_() for name, leaf in phi.items()}
+        live = {n: leaf if order == "second" and leaf.requires_grad else leaf.detach().requires_grad_() for n, leaf in phi.items()}
         tokens, labels = next(batches)
         features = base.features(_fold(lora, live), tokens).view(tasks, -1, base.hidden_size)
         live_head = Head(live["head.weight"], live["head.bias"], head.present)

@@ -75,7 +75,7 @@ class TextBase:
         return self._attached[config]
 
     def features(self, delta: Delta | None, batch: TokenBatch, slots: Tensor | None = None) -> Tensor:
-        """L2-normalised pooled features, float32 [B, D]; differentiable in `delta`.
+        """L2-normalised pooled features [B, D], at least float32; differentiable in `delta`.
 
         `delta` is folded (`LoRA.fold`). With `slots` [B], row i uses entry slots[i] of each leaf's leading axis; without, that
         axis has the batch's G groups and rows are group-major. None is the bare base model.
@@ -93,7 +93,8 @@ class TextBase:
     def _bucket_features(self, delta: Delta | None, bucket: Bucket) -> Tensor:
         with delta_scope(delta):
             output = self.model(input_ids=bucket.input_ids, attention_mask=bucket.attention_mask)
-        hidden = cast(Tensor, output.last_hidden_state).float()
+        hidden = cast(Tensor, output.last_hidden_state)
+        hidden = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
         if self.spec.pooling == "cls":
             pooled = hidden[:, 0]
         else:

@@ -1,0 +1,127 @@
+import time
+
+import pytest
+import torch
+from torch import Tensor
+
+from metatrain.base.text import TextBase
+from metatrain.deltas import LoRA
+from metatrain.deltas.lora import stack
+from metatrain.errors import DeadlineExceeded, NonFinite
+from metatrain.heads import Head
+from metatrain.inner import Adapted, InnerConfig, adapt
+from metatrain.metagrad import Outer
+from metatrain.objectives import cross_entropy
+from metatrain.taskbatch import Tokenized
+from tests.tiny import tasks
+
+SCALE = 8.0
+
+
+def start(lora: LoRA, dtype: torch.dtype = torch.float64, rate: float = 0.05) -> Outer:
+    theta = lora.initial(torch.Generator().manual_seed(0), b_std=0.2)
+    outer = Outer.start({n: t.to(dtype) for n, t in theta.items()}, rate, 2 * rate, SCALE)
+    return Outer.from_leaves({n: t.to(dtype) for n, t in outer.leaves().items()})
+
+
+def run(base: TextBase, lora: LoRA, support: list[list[tuple[str, int]]], config: InnerConfig, **more: object) -> Adapted:
+    dtype = base.dtype
+    outer = start(lora, dtype)
+    theta = stack(outer.theta, len(support))
+    scale = torch.tensor(SCALE, dtype=dtype)
+    return adapt(base, lora, theta, outer.rates(), scale, Tokenized(base).support(support), config, **more)  # type: ignore[arg-type]
+
+
+def flat(adapted: Adapted, task: int) -> Tensor:
+    head = [adapted.head.weight[task][adapted.head.present[task]], adapted.head.bias[task][adapted.head.present[task]]]
+    return torch.cat([t.flatten() for t in [*(leaf[task] for leaf in adapted.delta.values()), *head]])
+
+
+def by_hand(
+    base: TextBase, lora: LoRA, pairs: list[tuple[str, int]], steps: int, make: type[torch.optim.Optimizer], **kw: float
+) -> Tensor:
+    """The inner loop of one task with PyTorch's own optimizer, one parameter group a leaf."""
+    outer = start(lora)
+    live = {n: t.clone().unsqueeze(0).requires_grad_() for n, t in outer.theta.items()}
+    support = Tokenized(base).support([pairs])
+    tokens, labels = base.collate(support.ids), support.labels
+    prototypes = []
+    with torch.no_grad():
+        features = base.features(lora.fold(live), tokens)
+    for c in range(support.classes):
+        mean = features[labels[0] == c].mean(0)
+        prototypes.append(mean / mean.norm())
+    weight = torch.stack(prototypes).unsqueeze(0).requires_grad_()
+    bias = torch.zeros(1, support.classes, dtype=torch.float64, requires_grad=True)
+    rates = {**outer.rates()}
+    leaves = {**live, "head.weight": weight, "head.bias": bias}
+    optimizer = make([{"params": [leaf], "lr": float(rates[name])} for name, leaf in leaves.items()], **kw)  # type: ignore[call-arg]
+    present = torch.ones(1, support.classes, dtype=torch.bool)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        features = base.features(lora.fold(live), tokens).unsqueeze(0)
+        cross_entropy(Head(weight, bias, present), features, labels, torch.tensor(SCALE)).sum().backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    return torch.cat([leaf.detach()[0].flatten() for leaf in leaves.values()])
+
+
+def test_sgd_matches_pytorch(tiny64: TextBase, lora64: LoRA) -> None:
+    pairs = tasks(1)[0]
+    ours = flat(run(tiny64, lora64, [pairs], InnerConfig(steps=3, optimizer="sgd")), 0)
+    torch.testing.assert_close(ours, by_hand(tiny64, lora64, pairs, 3, torch.optim.SGD), rtol=1e-9, atol=1e-11)
+
+
+def test_adam_matches_pytorch(tiny64: TextBase, lora64: LoRA) -> None:
+    pairs = tasks(1)[0]
+    ours = flat(run(tiny64, lora64, [pairs], InnerConfig(steps=4, optimizer="adam", epsilon=1e-12)), 0)
+    torch.testing.assert_close(ours, by_hand(tiny64, lora64, pairs, 4, torch.optim.Adam, eps=1e-12), rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_tasks_together_equal_tasks_alone_with_unequal_sizes(tiny64: TextBase, lora64: LoRA, optimizer: str) -> None:
+    support = [tasks(3, ways=3, shots=2)[0], tasks(3, ways=2, shots=1)[1], tasks(3, ways=3, shots=3)[2]]
+    # Adam's ε well above rounding: it divides by the gradient's size, and would blow rounding up where that is nearly zero.
+    config = InnerConfig.model_validate({"steps": 3, "optimizer": optimizer, "epsilon": 1e-4})
+    together = run(tiny64, lora64, support, config)
+    for t, pairs in enumerate(support):
+        torch.testing.assert_close(flat(together, t), flat(run(tiny64, lora64, [pairs], config), 0), rtol=1e-9, atol=1e-10)
+
+
+def test_first_and_second_order_walk_the_same_path(tiny64: TextBase, lora64: LoRA) -> None:
+    config = InnerConfig(steps=3)
+    first, second = (run(tiny64, lora64, tasks(2), config, order=order) for order in ("first", "second"))
+    torch.testing.assert_close(flat(first, 1), flat(second, 1), rtol=1e-12, atol=1e-13)
+
+
+def test_steps_lower_the_support_loss(tiny: TextBase, lora: LoRA) -> None:
+    losses = run(tiny, lora, tasks(2), InnerConfig(steps=10)).support_loss
+    assert losses.shape == (10, 2)
+    assert (losses[-1] < losses[0]).all()
+
+
+def test_large_support_sets_go_in_seeded_minibatches(tiny: TextBase, lora: LoRA) -> None:
+    support = tasks(1, ways=4, shots=4)
+    config = InnerConfig(steps=6, rows_per_step=5)
+    one, same, other = (flat(run(tiny, lora, support, config, seed=seed), 0) for seed in (1, 1, 2))
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+    whole = flat(run(tiny, lora, support, InnerConfig(steps=0, rows_per_step=5)), 0)
+    assert torch.equal(whole, flat(run(tiny, lora, support, InnerConfig(steps=0)), 0))
+
+
+def test_second_order_is_refused_on_fused_attention(tiny: TextBase, lora: LoRA) -> None:
+    with pytest.raises(ValueError, match="eager"):
+        run(tiny, lora, tasks(1), InnerConfig(steps=1), order="second")
+
+
+def test_deadline_is_kept_between_steps(tiny: TextBase, lora: LoRA) -> None:
+    with pytest.raises(DeadlineExceeded, match="after 0 of 5 steps"):
+        run(tiny, lora, tasks(1), InnerConfig(steps=5), deadline=time.monotonic() - 1)
+
+
+def test_a_loss_that_is_not_a_number_is_refused(tiny: TextBase, lora: LoRA) -> None:
+    outer = start(lora, torch.float32)
+    theta = {n: t.fill_(float("nan")) for n, t in outer.theta.items()}
+    with pytest.raises(NonFinite, match="inner step 0"):
+        support = Tokenized(tiny).support(tasks(1))
+        adapt(tiny, lora, stack(theta, 1), outer.rates(), torch.tensor(SCALE), support, InnerConfig(steps=2))
