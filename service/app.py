@@ -6,15 +6,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import redis
-import torch
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from kombu.exceptions import OperationalError
 from starlette.exceptions import HTTPException
 
-from metatrain.base.text import load_text_base
-from metatrain.catalog import load_catalog
+from metatrain.artifact import Initialization
+from metatrain.base.text import TextBase
 from service.errors import InvalidRequest, ServiceError, Unavailable, problem
 from service.jobs import Jobs
 from service.limits import BodyLimit
@@ -29,15 +28,11 @@ from worker.store import WeightStore
 log = logging.getLogger(__name__)
 
 
-def create_app(settings: ServiceSettings) -> FastAPI:
-    """The application; the base model is loaded when it starts, Redis may come later."""
+def create_app(settings: ServiceSettings, base: TextBase, initializations: dict[str, Initialization]) -> FastAPI:
+    """The application around a loaded base model. Redis may come later, and go."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        if settings.threads is not None:
-            torch.set_num_threads(settings.threads)
-        base = load_text_base(settings.base_model, precision=settings.precision)
-        initializations = load_catalog(base, settings.initializations_dir)
         client = redis.Redis.from_url(settings.redis_url, socket_timeout=10, socket_connect_timeout=2)
         cache = redis.Redis.from_url(settings.weights_url, socket_timeout=10, socket_connect_timeout=2)
         records = Records(client)

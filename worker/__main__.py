@@ -14,7 +14,12 @@ def main() -> None:
     except SettingsError as error:
         sys.exit(f"error: {error}")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # service and worker share the cores; spinning costs both half
-    run_worker(settings)
+    from metatrain.errors import MetatrainError
+
+    try:
+        run_worker(settings)
+    except MetatrainError as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
 import time
+from typing import Any
 
 import pytest
 import torch
@@ -38,7 +39,7 @@ def flat(adapted: Adapted, task: int) -> Tensor:
 
 
 def by_hand(
-    base: TextBase, lora: LoRA, pairs: list[tuple[str, int]], steps: int, make: type[torch.optim.Optimizer], **kw: float
+    base: TextBase, lora: LoRA, pairs: list[tuple[str, int]], steps: int, make: type[torch.optim.Optimizer], **kw: Any
 ) -> Tensor:
     """The inner loop of one task with PyTorch's own optimizer, one parameter group a leaf."""
     outer = start(lora)
@@ -55,7 +56,7 @@ def by_hand(
     bias = torch.zeros(1, support.classes, dtype=torch.float64, requires_grad=True)
     rates = {**outer.rates()}
     leaves = {**live, "head.weight": weight, "head.bias": bias}
-    optimizer = make([{"params": [leaf], "lr": float(rates[name])} for name, leaf in leaves.items()], **kw)  # type: ignore[call-arg]
+    optimizer = make([{"params": [leaf], "lr": float(rates[name])} for name, leaf in leaves.items()], **kw)
     present = torch.ones(1, support.classes, dtype=torch.bool)
     for _ in range(steps):
         optimizer.zero_grad()

@@ -1,0 +1,178 @@
+"""Things that go away: the cache's entries, Redis itself, the worker, and the process that started it all."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import redis
+
+from tests.conftest import RedisServer
+from tests.end_to_end.conftest import ROOT, Served, free_port, served
+from tests.end_to_end.test_service import BODY, adapt, identity, predict
+
+
+@pytest.fixture
+def worker_process(redis_server: RedisServer, environment: dict[str, str], tmp_path: Path):  # type: ignore[no-untyped-def]
+    with (tmp_path / "worker.log").open("wb") as log:
+        variables = {**os.environ, **environment, "REDIS_URL": redis_server.url, "LEASE_SECONDS": "2"}
+        process = subprocess.Popen([sys.executable, "-m", "worker"], env=variables, cwd=ROOT, stdout=log, stderr=log)
+    yield process
+    process.kill()
+    process.wait()
+
+
+def test_redis_away_is_503_with_retry_after_and_heals(
+    redis_server: RedisServer, worker_process: "subprocess.Popen[bytes]", environment: dict[str, str], tmp_path: Path
+) -> None:
+    with served(tmp_path, {**environment, "REDIS_URL": redis_server.url}) as service:
+        service.wait_ready()
+        adapter = identity(service, BODY)
+        redis_server.stop()
+        for response in (
+            service.http.post("/adapt", json=BODY),
+            predict(service, adapter, ["order"]),
+            service.http.get("/adapters"),
+        ):
+            assert response.status_code == 503 and int(response.headers["Retry-After"]) > 0
+            assert response.headers["content-type"] == "application/problem+json"
+        assert service.http.get("/readyz").json()["missing"] == ["redis", "cache"]
+        assert service.http.get("/healthz").status_code == 200
+        redis_server.start()
+        service.wait_ready(60)
+        assert predict(service, adapter, ["order pizza"]).json()["predictions"][0]["label"] == "order"
+        # The worker comes back by itself too, and takes new work.
+        assert adapt(service, {**BODY, "options": {"seed": 3}}, wait=60).json()["status"] == "ready"
+
+
+def test_evicted_weights_are_made_again_and_corrupt_ones_are_never_served(
+    redis_server: RedisServer, worker_process: "subprocess.Popen[bytes]", environment: dict[str, str], tmp_path: Path
+) -> None:
+    client = redis.Redis.from_url(redis_server.url)
+    # One slot on the device: an adapter leaves it as soon as another is asked for.
+    with served(
+        tmp_path, {**environment, "REDIS_URL": redis_server.url, "BANK_SLOTS": "1", "READAPT_WAIT_SECONDS": "30"}
+    ) as service:
+        service.wait_ready()
+        adapter = identity(service, BODY)
+        other = identity(service, {**BODY, "options": {"steps": 4}})
+        before = predict(service, adapter, ["order pizza"]).json()
+        predict(service, other, ["order"])
+        (key,) = client.scan_iter(f"qs:default:weights:{adapter}:*")
+        client.delete(key)
+        assert service.http.get(f"/adapters/{adapter}").json()["status"] == "evicted"
+        after = predict(service, adapter, ["order pizza"])
+        assert after.status_code == 200 and after.json() == before  # the same bits again, so the same digest
+        predict(service, other, ["order"])
+        (key,) = client.scan_iter(f"qs:default:weights:{adapter}:*")
+        client.setrange(key, 400, b"corrupted")
+        assert predict(service, adapter, ["order pizza"]).json() == before
+        client.close()
+
+
+def test_an_evicted_adapter_nobody_can_make_is_503_and_never_the_bare_model(
+    redis_server: RedisServer, worker_process: "subprocess.Popen[bytes]", environment: dict[str, str], tmp_path: Path
+) -> None:
+    client = redis.Redis.from_url(redis_server.url)
+    with served(tmp_path, {**environment, "REDIS_URL": redis_server.url, "READAPT_WAIT_SECONDS": "0.5"}) as service:
+        service.wait_ready()
+        adapter = identity(service, BODY)
+        worker_process.kill()
+        worker_process.wait()
+        (key,) = client.scan_iter(f"qs:default:weights:{adapter}:*")
+        client.delete(key)
+        response = predict(service, adapter, ["order pizza"])
+        assert response.status_code == 503 and int(response.headers["Retry-After"]) > 0
+        assert predict(service, adapter, ["order pizza"]).status_code == 409  # queued again, no worker to take it
+    client.close()
+
+
+def test_a_killed_worker_is_replaced_and_its_job_ends(environment: dict[str, str], tmp_path: Path) -> None:
+    with served(tmp_path, {**environment, "LEASE_SECONDS": "2"}) as service:
+        service.wait_ready()
+        (worker,) = [p for p in service.family() if "worker" in p.cmdline()]
+        body = {**BODY, "options": {"steps": 100, "seed": 12}}
+        adapter = service.http.post("/adapt", json=body).json()["adapter_id"]
+        worker.kill()
+        assert adapt(service, body, wait=60).json() == {"adapter_id": adapter, "status": "ready", "truncated": []}
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_nothing_is_left_running(environment: dict[str, str], tmp_path: Path, stop: signal.Signals) -> None:
+    with served(tmp_path, environment) as service:
+        service.wait_ready()
+        family = service.family()
+        assert {name for p in family for name in ("valkey-server", "worker") if any(name in part for part in p.cmdline())} == {
+            "valkey-server",
+            "worker",
+        }
+        service.process.send_signal(stop)
+        service.process.wait(30)
+        gone, alive = psutil.wait_procs(family, timeout=10)
+        assert not alive and len(gone) == len(family)
+
+
+def test_stopped_before_it_is_ready_it_leaves_nothing_either(environment: dict[str, str], tmp_path: Path) -> None:
+    with served(tmp_path, environment) as service:
+        deadline = time.monotonic() + 30
+        while not (family := service.family()) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        service.process.terminate()
+        service.process.wait(30)
+        assert not psutil.wait_procs(family, timeout=10)[1]
+
+
+def test_make_serve_killed_outright_leaves_nothing(environment: dict[str, str], tmp_path: Path) -> None:
+    """`make` itself is killed: the service is tied to it."""
+    port = free_port()
+    starter = "import os, subprocess, sys, time; subprocess.Popen(sys.argv[1:]); time.sleep(600)"
+    command = [sys.executable, "-c", starter, sys.executable, "-m", "service.cli", "serve", "--tied", "--port", str(port)]
+    variables = {name: value for name, value in os.environ.items() if name not in ("REDIS_URL", "CACHE_URL")}
+    with (tmp_path / "service.log").open("wb") as log:
+        outer = subprocess.Popen(
+            [*command, "--data-dir", str(tmp_path / "data")], env={**variables, **environment}, cwd=ROOT, stdout=log, stderr=log
+        )
+    service = Served(outer, f"http://127.0.0.1:{port}", tmp_path / "service.log")
+    service.wait_ready()
+    family = service.family()
+    assert len(family) == 3
+    service.http.close()
+    outer.kill()
+    outer.wait()
+    assert not psutil.wait_procs(family, timeout=20)[1]
+
+
+def test_records_and_weights_come_back_with_the_data_folder(environment: dict[str, str], tmp_path: Path) -> None:
+    with served(tmp_path, environment) as service:
+        service.wait_ready()
+        adapter = identity(service, BODY)
+        before = predict(service, adapter, ["order pizza"]).json()
+        service.process.kill()
+        service.process.wait()
+    with served(tmp_path, environment) as service:
+        service.wait_ready()
+        assert predict(service, adapter, ["order pizza"]).json() == before
+
+
+def refusal(environment: dict[str, str], *arguments: str) -> str:
+    command = [sys.executable, "-m", "service.cli", "serve", *arguments]
+    done = subprocess.run(
+        command, env={**os.environ, **environment}, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 1
+    return done.stderr
+
+
+def test_a_folder_or_port_in_use_is_one_clear_line(service: Served, environment: dict[str, str], tmp_path: Path) -> None:
+    data = service.log.parent / "data"
+    assert f"error: another quickstudy is using {data}" in refusal(environment, "--port", "0", "--data-dir", str(data))
+    port = service.url.rsplit(":", 1)[1]
+    taken = refusal(environment, "--port", port, "--data-dir", str(tmp_path / "d"))
+    assert f"error: --host 127.0.0.1 --port {port}: Address already in use" in taken
+    assert "error: LEASE_SECONDS" in refusal({**environment, "LEASE_SECONDS": "soon"}, "--port", "0")
+    missing = refusal({**environment, "BASE_MODEL": "./nowhere"}, "--port", "0", "--data-dir", str(tmp_path / "e"))
+    assert "error: base.model: no folder at './nowhere'" in missing

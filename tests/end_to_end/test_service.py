@@ -1,0 +1,240 @@
+"""The HTTP contract against the embedded default."""
+
+import json
+from typing import Any
+
+import httpx
+import pytest
+
+from service.client import Client, QuickstudyError
+from tests.end_to_end.conftest import Served
+
+SUPPORT = [
+    {"input": "close my account", "label": "close"},
+    {"input": "please close account", "label": "close"},
+    {"input": "order pizza", "label": "order"},
+    {"input": "order pizza now please", "label": "order"},
+    {"input": "play a song", "label": "play"},
+]
+BODY = {"support": SUPPORT, "initialization": "lora-from-zero"}
+
+
+def adapt(service: Served, body: dict[str, Any] | None = None, wait: int = 30) -> httpx.Response:
+    return service.http.post("/adapt", json=body or BODY, headers={"Prefer": f"wait={wait}"})
+
+
+def identity(service: Served, body: dict[str, Any]) -> str:
+    answer = adapt(service, body)
+    assert answer.status_code == 200, answer.text
+    return str(answer.json()["adapter_id"])
+
+
+def predict(service: Served, adapter: str, inputs: list[str]) -> httpx.Response:
+    return service.http.post("/predict", json={"adapter_id": adapter, "inputs": inputs})
+
+
+def test_adapt_predict_delete(service: Served) -> None:
+    body = {**BODY, "options": {"seed": 101}}
+    answer = adapt(service, body)
+    assert answer.status_code == 200
+    adapter = answer.json()["adapter_id"]
+    assert answer.headers["Location"] == f"/adapters/{adapter}"
+    assert answer.json() == {"adapter_id": adapter, "status": "ready", "truncated": []}
+    predictions = predict(service, adapter, [example["input"] for example in SUPPORT]).json()
+    assert [p["label"] for p in predictions["predictions"]] == [example["label"] for example in SUPPORT]
+    for row in predictions["predictions"]:
+        assert set(row["probabilities"]) == {"close", "order", "play"}
+        assert sum(row["probabilities"].values()) == pytest.approx(1)
+        assert row["probabilities"][row["label"]] == max(row["probabilities"].values())
+    state = service.http.get(f"/adapters/{adapter}").json()
+    assert state["status"] == "ready" and state["digest"] == predictions["digest"]
+    assert len(state["support_loss"]) == state["steps"] == 10
+    assert state["labels"] == ["close", "order", "play"] and state["attempt"] == 1
+    assert service.http.delete(f"/adapters/{adapter}").status_code == 204
+    for response in (
+        service.http.get(f"/adapters/{adapter}"),
+        service.http.delete(f"/adapters/{adapter}"),
+        predict(service, adapter, ["order"]),
+    ):
+        assert response.status_code == 404
+        assert response.headers["content-type"] == "application/problem+json"
+    assert adapter not in service.http.get("/adapters").text
+
+
+def test_the_same_request_is_one_adapter_whatever_its_order_and_ttl(service: Served) -> None:
+    first = identity(service, BODY)
+    assert identity(service, {**BODY, "support": SUPPORT[::-1], "ttl_seconds": 500}) == first
+    state = service.http.get(f"/adapters/{first}").json()
+    assert state["attempt"] == 1
+    assert 490 < state["expires_at"] - state["created_at"] < 600
+    spaced = [{**SUPPORT[0], "input": "close my  account"}, *SUPPORT[1:]]
+    assert identity(service, {**BODY, "support": spaced}) != first
+    assert identity(service, {**BODY, "options": {"steps": 10}}) == first  # the initialization's own number, said aloud
+    assert identity(service, {**BODY, "options": {"steps": 9}}) != first
+
+
+def test_recomputed_after_deletion_it_has_the_same_digest(service: Served) -> None:
+    body = {**BODY, "options": {"seed": 7}}
+    adapter = identity(service, body)
+    digest = service.http.get(f"/adapters/{adapter}").json()["digest"]
+    service.http.delete(f"/adapters/{adapter}")
+    assert identity(service, body) == adapter
+    assert service.http.get(f"/adapters/{adapter}").json()["digest"] == digest
+
+
+def test_rows_of_many_adapters_asked_at_once_get_their_own(service: Served) -> None:
+    """Each adapter knows labels of its own; concurrent requests are answered in shared batches."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    adapters = {}
+    for n in range(6):
+        support = [{"input": e["input"], "label": f"{e['label']} {n}"} for e in SUPPORT]
+        adapters[n] = identity(service, {**BODY, "support": support})
+
+    def ask(number: int) -> list[str]:
+        n = number % 6
+        rows = predict(service, adapters[n], [e["input"] for e in SUPPORT]).json()["predictions"]
+        return [f"{n}: {row['label']}" for row in rows]
+
+    with ThreadPoolExecutor(8) as pool:
+        for number, labels in enumerate(pool.map(ask, range(48))):
+            n = number % 6
+            assert labels == [f"{n}: {e['label']} {n}" for e in SUPPORT]
+
+
+def test_without_prefer_the_answer_comes_before_the_adapter(service: Served) -> None:
+    body = {**BODY, "options": {"seed": 55, "steps": 30}}
+    answer = service.http.post("/adapt", json=body)
+    assert answer.status_code == 202 and answer.json()["status"] == "queued"
+    adapter = answer.json()["adapter_id"]
+    early = predict(service, adapter, ["order"])
+    if early.status_code != 200:
+        assert early.status_code == 409 and early.json()["adapter_status"] in ("queued", "running")
+    assert identity(service, body) == adapter
+
+
+def test_pages_list_every_adapter_once(service: Served) -> None:
+    made = {identity(service, {**BODY, "options": {"seed": seed}}) for seed in (201, 202, 203)}
+    seen: list[str] = []
+    cursor: str | None = None
+    for _ in range(50):
+        page = service.http.get("/adapters", params={"limit": 2, **({"cursor": cursor} if cursor else {})}).json()
+        seen += [adapter["adapter_id"] for adapter in page["adapters"]]
+        cursor = page["next_cursor"]
+        if cursor is None:
+            break
+    assert made <= set(seen) and len(seen) == len(set(seen))
+
+
+def test_truncation_is_reported(service: Served) -> None:
+    support = [{"input": "pizza " * 100, "label": "order"}, *SUPPORT]
+    answer = adapt(service, {**BODY, "support": support}).json()
+    assert answer["truncated"] == [0]
+    assert predict(service, answer["adapter_id"], ["order", "song " * 100]).json()["truncated"] == [1]
+
+
+def test_initializations_health_and_docs(service: Served) -> None:
+    names = [init["name"] for init in service.http.get("/initializations").json()["initializations"]]
+    assert names == ["frozen-prototypes", "lora-from-zero"]
+    assert service.http.get("/healthz").json() == {"status": "alive"}
+    assert service.http.get("/readyz").json() == {"status": "ready", "missing": []}
+    assert "/adapt" in service.http.get("/openapi.json").json()["paths"]
+    assert service.http.get("/docs").status_code == 200
+
+
+def examples(**changes: Any) -> list[dict[str, Any]]:
+    return [{**SUPPORT[0], **changes}, *SUPPORT[1:]]
+
+
+@pytest.mark.parametrize(
+    ("body", "field", "expected"),
+    [
+        ({"support": []}, "support", "2 to 50 examples"),
+        ({"support": SUPPORT[:1]}, "support", "2 to 50 examples"),
+        ({"support": SUPPORT[:2]}, "support", "2 to 200 different labels"),
+        ({"support": [{"input": f"text {i}", "label": str(i % 3)} for i in range(51)]}, "support", "2 to 50 examples"),
+        ({"support": examples(input="  ")}, "support[0].input", "a text that is not empty"),
+        ({"support": examples(input="a" * 10_001)}, "support[0].input", "at most 10000 characters"),
+        ({"support": examples(input="\x00")}, "support[0].input", "Unicode text without NUL"),
+        ({"support": examples(label="")}, "support[0].label", "a text that is not empty"),
+        ({"support": examples(label="a" * 201)}, "support[0].label", "at most 200 characters"),
+        ({"support": examples(label=["a", "b"])}, "support[0].label", "a valid string"),
+        ({"support": [*SUPPORT, {"input": "order pizza", "label": "play"}]}, "support[5].label", "'order' as in support[2]"),
+        ({"support": [{"input": "a"}, *SUPPORT]}, "support[0].label", "a value"),
+        ({"support": examples(weight=1)}, "support[0].weight", "no such field"),
+        ({"support": "text"}, "support", "a valid list"),
+        ({"initialization": "nope"}, "initialization", "one of frozen-prototypes, lora-from-zero"),
+        ({"options": {"step": 3}}, "options.step", "no such field"),
+        ({"options": {"steps": -1}}, "options.steps", "greater than or equal to 0"),
+        ({"options": {"steps": "3"}}, "options.steps", "a valid integer"),
+        ({"options": {"seed": 2**31}}, "options.seed", "less than 2147483648"),
+        ({"ttl_seconds": 0}, "ttl_seconds", "greater than or equal to 1"),
+        ({"ttl_seconds": 10**9}, "ttl_seconds", "at most 7776000"),
+        ({"surprise": 1}, "surprise", "no such field"),
+    ],
+)
+def test_bad_adapt_requests_name_the_field(service: Served, body: dict[str, Any], field: str, expected: str) -> None:
+    response = service.http.post("/adapt", json={**BODY, **body})
+    assert response.status_code == 422
+    assert response.headers["content-type"] == "application/problem+json"
+    problem = response.json()
+    assert problem["status"] == 422
+    assert problem["errors"][0]["field"] == field
+    assert problem["errors"][0]["expected"].startswith(expected)
+    assert len(problem["errors"][0]["got"]) <= 80
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"adapter_id": "a", "inputs": []}, "inputs"),
+        ({"adapter_id": "a", "inputs": ["fine", " "]}, "inputs[1]"),
+        ({"adapter_id": "a", "inputs": ["x"] * 257}, "inputs"),
+        ({"adapter_id": "a", "inputs": [3]}, "inputs[0]"),
+        ({"inputs": ["x"]}, "adapter_id"),
+    ],
+)
+def test_bad_predict_requests_name_the_field(service: Served, body: dict[str, Any], field: str) -> None:
+    response = service.http.post("/predict", json=body)
+    assert response.status_code == 422 and response.json()["errors"][0]["field"] == field
+
+
+def test_bodies_that_are_no_json_or_too_large(service: Served) -> None:
+    response = service.http.post("/adapt", content=b"{nope", headers={"content-type": "application/json"})
+    assert response.status_code == 422 and response.json()["errors"][0]["field"] == "body"
+    large = json.dumps({**BODY, "surprise": "x" * 100_000}).encode()
+    headers = {"content-type": "application/json"}
+    response = service.http.post("/adapt", content=large, headers=headers)
+    assert response.status_code == 413 and "at most 100000 bytes" in response.json()["detail"]
+    response = service.http.post(
+        "/adapt", content=iter([large[:50_000], large[50_000:], b" "]), headers=headers
+    )  # no length stated
+    assert response.status_code == 413
+    response = adapt(service, wait=-1)
+    assert response.status_code == 422 and response.json()["errors"][0]["field"] == "Prefer"
+    response = service.http.get("/nowhere")
+    assert response.status_code == 404 and response.headers["content-type"] == "application/problem+json"
+    response = service.http.get("/adapters", params={"cursor": "zzz"})
+    assert response.status_code == 422 and response.json()["errors"][0]["field"] == "cursor"
+
+
+def test_the_client_does_the_same(service: Served) -> None:
+    with Client(service.url) as quickstudy:
+        states: list[str] = []
+        pairs = [(e["input"], e["label"]) for e in SUPPORT]
+        adapter = quickstudy.adapt(pairs, initialization="lora-from-zero", seed=9, on_progress=lambda s: states.append(s["status"]))
+        assert states[-1] == "ready"
+        assert [p.label for p in quickstudy.predict(adapter, ["order pizza", "play a song"])] == ["order", "play"]
+        quickstudy.delete(adapter)
+        with pytest.raises(QuickstudyError, match="no adapter") as error:
+            quickstudy.predict(adapter, ["order pizza"])
+        assert error.value.status == 404
+        with pytest.raises(QuickstudyError, match="initialization: expected one of"):
+            quickstudy.adapt(pairs, initialization="nope")
+        assert quickstudy.ready() and len(quickstudy.initializations()) == 2
+
+
+def test_no_example_is_in_the_log(service: Served) -> None:
+    identity(service, {**BODY, "options": {"seed": 77}})
+    log = service.log.read_text()
+    assert "pizza" not in log and "ready" in log

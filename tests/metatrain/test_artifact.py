@@ -1,0 +1,169 @@
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from metatrain.artifact import (
+    Adapter,
+    AdapterMetadata,
+    Initialization,
+    adapter_from_bytes,
+    adapter_to_bytes,
+    load_initialization,
+    save_initialization,
+)
+from metatrain.base.text import TextBase
+from metatrain.baselines import frozen_prototypes, lora_from_zero
+from metatrain.errors import ArtifactError
+
+
+@pytest.fixture
+def saved(tiny: TextBase, tmp_path: Path) -> tuple[Path, Initialization]:
+    init = lora_from_zero(tiny)
+    save_initialization(init, tmp_path / "init", tiny.attach(init.delta))
+    return tmp_path / "init", init
+
+
+def test_an_initialization_survives_the_round_trip(saved: tuple[Path, Initialization], tiny: TextBase) -> None:
+    folder, init = saved
+    again = load_initialization(folder, tiny)
+    assert again.digest == init.digest
+    assert again.inner == init.inner and again.scale == init.scale
+    for name, leaf in init.theta.items():
+        assert torch.equal(again.theta[name], leaf)
+
+
+def test_the_digest_is_of_what_determines_the_weights(tiny: TextBase) -> None:
+    init = lora_from_zero(tiny)
+    same = Initialization(**{**vars(init), "name": "other", "provenance": {"by": "us"}})
+    assert same.digest == init.digest
+    name = next(iter(init.theta))
+    for change in (
+        {"scale": init.scale + 1},
+        {"inner": init.inner.model_copy(update={"steps": 9})},
+        {"theta": {**init.theta, name: init.theta[name] + 1e-6}},
+        {"rates": {**init.rates, name: init.rates[name] * 2}},
+    ):
+        assert Initialization(**{**vars(init), **change}).digest != init.digest
+
+
+def edit_json(folder: Path, change: Callable[[dict[str, object]], object]) -> None:
+    path = folder / "initialization.json"
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def edit_theta(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    """Change the weights and the digest that is stated for them, so that only the leaves are wrong."""
+    import hashlib
+
+    path = folder / "adapter_model.safetensors"
+    theta = load_file(path)
+    change(theta)
+    save_file(theta, path)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    edit_json(folder, lambda c: c["weights_sha256"].update({path.name: digest}))  # type: ignore[attr-defined]
+
+
+A = "base_model.model.encoder.layer.0.attention.self.query.lora_A.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop(A), f"leaf {A} is missing"),
+        (lambda t: t.update(more=torch.zeros(1)), "leaf more is not expected"),
+        (lambda t: t.update({A: t[A][:, :3].contiguous()}), rf"leaf {A}: expected shape \[8, 32\], got \[8, 3\]"),
+        (lambda t: t.update({A: t[A].double()}), "expected dtype torch.float32, got torch.float64"),
+        (lambda t: t[A].fill_(float("inf")), "expected finite numbers"),
+    ],
+)
+def test_loading_is_strict_about_leaves(
+    saved: tuple[Path, Initialization], tiny: TextBase, change: Callable[..., object], message: str
+) -> None:
+    edit_theta(saved[0], change)
+    with pytest.raises(ArtifactError, match=message):
+        load_initialization(saved[0], tiny)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.update(format_version=2), "format_version: Input should be 1"),
+        (lambda c: c.update(surprise=1), "surprise: Extra inputs are not permitted"),
+        (lambda c: c["base"].update(weights_sha256="0" * 64), r"base\.weights_sha256 is '0000"),
+        (lambda c: c["base"].update(max_length=32), r"base\.max_length is 32, the resident .* has 64"),
+        (lambda c: c["delta"].update(rank=4), "expected shape"),
+        (lambda c: c["weights_sha256"].update({"inner_lr.safetensors": "0"}), "initialization.json says 0"),
+        (lambda c: c.update(temperature=0), "temperature: Input should be greater than 0"),
+    ],
+)
+def test_loading_is_strict_about_the_description(
+    saved: tuple[Path, Initialization], tiny: TextBase, change: Callable[..., object], message: str
+) -> None:
+    edit_json(saved[0], change)
+    with pytest.raises(ArtifactError, match=message):
+        load_initialization(saved[0], tiny)
+
+
+@pytest.mark.parametrize(
+    "name", ["adapter_model.safetensors", "inner_lr.safetensors", "adapter_config.json", "initialization.json"]
+)
+def test_a_missing_file_is_named(saved: tuple[Path, Initialization], tiny: TextBase, name: str) -> None:
+    (saved[0] / name).unlink()
+    with pytest.raises(ArtifactError, match=name.replace(".", r"\.")):
+        load_initialization(saved[0], tiny)
+
+
+def test_a_peft_config_that_disagrees_is_refused(saved: tuple[Path, Initialization], tiny: TextBase) -> None:
+    path = saved[0] / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "lora_alpha": 99}))
+    with pytest.raises(ArtifactError, match=r"lora_alpha: expected 16\.0 .* got 99"):
+        load_initialization(saved[0], tiny)
+
+
+def an_adapter(tiny: TextBase) -> Adapter:
+    init = lora_from_zero(tiny)
+    metadata = AdapterMetadata(
+        initialization_digest=init.digest,
+        base_weights_sha256=tiny.spec.weights_sha256,
+        delta=init.delta,
+        scale=16.0,
+        labels=("yes", "nö"),
+    )
+    return Adapter(metadata, init.theta, torch.randn(2, 32), torch.zeros(2))
+
+
+def test_an_adapter_survives_the_round_trip_and_has_one_form(tiny: TextBase) -> None:
+    adapter = an_adapter(tiny)
+    content = adapter_to_bytes(adapter)
+    assert adapter_to_bytes(adapter) == content
+    again = adapter_from_bytes(content, tiny)
+    assert again.metadata == adapter.metadata
+    assert torch.equal(again.weight, adapter.weight)
+    assert adapter_to_bytes(again) == content
+
+
+def test_bytes_that_are_no_adapter_for_this_base_are_refused(tiny: TextBase) -> None:
+    adapter = an_adapter(tiny)
+    for content in (b"", b"not safetensors at all", adapter_to_bytes(adapter)[:-8]):
+        with pytest.raises(ArtifactError):
+            adapter_from_bytes(content, tiny)
+    other = adapter.metadata.model_copy(update={"base_weights_sha256": "0" * 64})
+    with pytest.raises(ArtifactError, match="base weights"):
+        adapter_from_bytes(adapter_to_bytes(Adapter(other, adapter.delta, adapter.weight, adapter.bias)), tiny)
+    with pytest.raises(ArtifactError, match=r"head\.weight: expected shape \[2, 32\], got \[3, 32\]"):
+        adapter_from_bytes(adapter_to_bytes(Adapter(adapter.metadata, adapter.delta, torch.zeros(3, 32), adapter.bias)), tiny)
+
+
+def test_nothing_half_written_is_left(saved: tuple[Path, Initialization], tiny: TextBase) -> None:
+    files = {path.name for path in saved[0].iterdir()}
+    assert files == {"adapter_model.safetensors", "adapter_config.json", "inner_lr.safetensors", "initialization.json"}
+    shutil.rmtree(saved[0])
+    frozen = frozen_prototypes(tiny)
+    assert frozen.inner.steps == 0 and not any(leaf.any() for leaf in frozen.theta.values())

@@ -1,0 +1,65 @@
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from metatrain.base.text import TextBase
+from metatrain.baselines import frozen_prototypes, lora_from_zero
+from metatrain.cli import DEFAULT_INITIALIZATION, main
+from metatrain.data.jsonl import STARTER, read_jsonl
+from metatrain.episode import Episode, EpisodeSampler, EpisodeShape
+from metatrain.evaluate import evaluate, paired_interval
+
+
+@pytest.fixture(scope="module")
+def episodes() -> list[Episode]:
+    sampler = EpisodeSampler([read_jsonl(STARTER)], 0)
+    return [sampler.episode(i, EpisodeShape(4, 2, 3)) for i in range(7)]
+
+
+def test_frozen_prototypes_match_a_loop_over_plain_features(tiny: TextBase, episodes: list[Episode]) -> None:
+    scores = evaluate(tiny, frozen_prototypes(tiny), episodes, tasks=3)
+    for episode, accuracy in zip(episodes, scores.accuracy, strict=True):
+        rows = [tiny.features(None, tiny.collate(tiny.encode([t])[0]))[0] for t, _ in (*episode.support, *episode.query)]
+        shots = torch.stack(rows[:8]).view(4, 2, -1).mean(1)
+        cosine = torch.nn.functional.cosine_similarity(torch.stack(rows[8:]).unsqueeze(1), shots.unsqueeze(0), dim=-1)
+        hits = sum(int(best) == c for best, (_, c) in zip(cosine.argmax(1), episode.query, strict=True))
+        assert accuracy == pytest.approx(hits / 12)
+
+
+def test_the_number_of_tasks_in_a_pass_does_not_matter(tiny: TextBase, episodes: list[Episode]) -> None:
+    one, many = (evaluate(tiny, lora_from_zero(tiny), episodes, tasks=tasks).accuracy for tasks in (1, 7))
+    assert one == pytest.approx(many)
+
+
+def test_zero_steps_of_lora_from_zero_are_frozen_prototypes(tiny: TextBase, episodes: list[Episode]) -> None:
+    assert (
+        evaluate(tiny, lora_from_zero(tiny), episodes, steps=0).accuracy
+        == evaluate(tiny, frozen_prototypes(tiny), episodes).accuracy
+    )
+
+
+def test_paired_interval_is_the_textbook_one() -> None:
+    mean, half = paired_interval([1.0, 0.5, 0.75], [0.5, 0.5, 0.5])
+    assert mean == pytest.approx(0.25)
+    assert half == pytest.approx(1.96 * math.sqrt(0.0625 / 3))
+
+
+def test_the_shipped_default_is_small_and_better_than_frozen_on_the_shipped_tasks() -> None:
+    """On tasks it has never seen; the figure itself is `make bench-first`'s affair."""
+    assert sum(path.stat().st_size for path in DEFAULT_INITIALIZATION.iterdir()) < 2_000_000
+    arguments = ["evaluate", "--ways", "5", "--shots", "1", "--episodes", "12", "--json"]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    rows = {row["initialization"]: row for row in json.loads(result.stdout)}
+    assert set(rows) == {"frozen-prototypes", "lora-from-zero", "default"}
+    assert rows["default"]["accuracy"] > rows["frozen-prototypes"]["accuracy"] > 0.5
+
+
+def test_an_initialization_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, ["evaluate", str(tmp_path)])
+    assert result.exit_code == 1
+    assert result.stderr == f"error: {tmp_path}: no initialization.json there\n"

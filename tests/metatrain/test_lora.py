@@ -1,0 +1,142 @@
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import torch
+from peft import PeftModel
+from torch import nn
+from transformers import AutoModel
+
+from metatrain.artifact import Initialization, save_initialization
+from metatrain.base.text import BaseSpec, TextBase, load_text_base
+from metatrain.baselines import lora_from_zero
+from metatrain.deltas import LoRA, LoRAConfig, delta_scope
+from metatrain.errors import BaseModelError, UnsupportedDelta
+from metatrain.probe import probe
+from tests.tiny import save_tiny_model
+
+TEXTS = ["i want to close my account", "order pizza", "please book a table today now"]
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_probe_passes_what_works(tiny_folder: Path, attention: Any) -> None:
+    base = load_text_base(str(tiny_folder), precision="float32", attention=attention)
+    probe(base, base.attach(LoRAConfig(targets=("query", "value", "output.dense"))))
+
+
+def test_probe_passes_minilm_in_float32_and_bfloat16() -> None:
+    for precision in ("float32", "bfloat16"):
+        base = load_text_base(precision=cast(Any, precision))
+        probe(base, base.attach(LoRAConfig()))
+
+
+def test_probe_refuses_a_delta_that_does_nothing(tiny: TextBase) -> None:
+    """The pooler is not on the way to the features."""
+    with pytest.raises(UnsupportedDelta, match="does not change the output"):
+        probe(tiny, tiny.attach(LoRAConfig(targets=("pooler.dense",))))
+    with pytest.raises(UnsupportedDelta, match=r"leaf pooler\.dense\.lora_A\.weight has no effect"):
+        probe(tiny, tiny.attach(LoRAConfig(targets=("pooler.dense", "query"))))
+
+
+def test_probe_refuses_rows_that_feel_their_neighbours(tiny: TextBase) -> None:
+    class Leaky(nn.Module):
+        """A model whose rows see the batch's mean."""
+
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__()
+            self.inner, self.config = inner, inner.config
+
+        def forward(self, **inputs: Any) -> Any:
+            output = self.inner(**inputs)
+            output.last_hidden_state = output.last_hidden_state + 0.1 * output.last_hidden_state.mean(0, keepdim=True)
+            return output
+
+    leaky = TextBase(Leaky(tiny.model), tiny.tokenizer, tiny.spec, attention="sdpa")
+    with pytest.raises(UnsupportedDelta, match="differs from the same rows alone"):
+        probe(leaky, leaky.attach(LoRAConfig(targets=("query",))))
+
+
+def test_a_target_that_is_no_linear_layer_is_named(tiny: TextBase) -> None:
+    with pytest.raises(
+        UnsupportedDelta, match=r"delta\.targets: 'LayerNorm' must match nn\.Linear modules of BertModel, matched LayerNorm"
+    ):
+        LoRA(LoRAConfig(targets=("LayerNorm",)), tiny.model)
+    with pytest.raises(UnsupportedDelta, match="matched no module"):
+        LoRA(LoRAConfig(targets=("q_proj",)), tiny.model)
+
+
+def test_stock_peft_loads_our_files_with_equal_outputs(tiny_folder: Path, tiny: TextBase, tmp_path: Path) -> None:
+    lora = tiny.attach(LoRAConfig(rank=3, alpha=12, targets=("query", "intermediate.dense")))
+    theta = lora.initial(torch.Generator().manual_seed(3), b_std=0.3)
+    plain = lora_from_zero(tiny)
+    init = Initialization(**{**vars(plain), "delta": lora.config, "theta": theta, "rates": {}, "name": "x"})
+    save_initialization(init, tmp_path / "x", lora)
+    stock = PeftModel.from_pretrained(AutoModel.from_pretrained(tiny_folder), tmp_path / "x").eval()
+    batch = tiny.collate(tiny.encode(TEXTS)[0])
+    ours = tiny.features(lora.fold({n: t.unsqueeze(0) for n, t in theta.items()}), batch)
+    theirs = TextBase(cast(nn.Module, stock.base_model.model), tiny.tokenizer, tiny.spec, attention="sdpa").features(None, batch)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+    assert (ours - tiny.features(None, batch)).abs().max() > 1e-2
+
+
+def test_calls_do_not_mix_and_leave_nothing_behind(tiny: TextBase, lora: LoRA) -> None:
+    batch = tiny.collate(tiny.encode(TEXTS)[0])
+    bare = tiny.features(None, batch)
+    delta = lora.fold({n: t.unsqueeze(0) for n, t in lora.initial(torch.Generator().manual_seed(0), b_std=0.3).items()})
+    with delta_scope(delta):
+        assert torch.equal(tiny.features(None, batch), bare)  # the call's own argument counts, not what surrounds it
+    assert torch.equal(tiny.features(None, batch), bare)
+    assert not torch.equal(tiny.features(delta, batch), bare)
+
+
+def test_checkpointed_forward_sees_its_delta_when_it_is_recomputed(tiny: TextBase, lora: LoRA) -> None:
+    batch = tiny.collate(tiny.encode(TEXTS)[0])
+    theta = {n: t.unsqueeze(0).requires_grad_() for n, t in lora.initial(torch.Generator().manual_seed(0), b_std=0.3).items()}
+    weights = torch.randn(3, tiny.hidden_size, generator=torch.Generator().manual_seed(1))
+
+    def score(*leaves: torch.Tensor) -> torch.Tensor:
+        return (tiny.features(lora.fold(dict(zip(theta, leaves, strict=True))), batch) * weights).sum()
+
+    plain = torch.autograd.grad(score(*theta.values()), list(theta.values()))
+    recomputed = torch.utils.checkpoint.checkpoint(score, *theta.values(), use_reentrant=False)
+    for a, b in zip(plain, torch.autograd.grad(recomputed, list(theta.values())), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_base_models_that_are_not_there_or_not_right_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("metatrain.base.source.KNOWN_WEIGHTS", {str(tmp_path / "tiny"): "0" * 64})
+    with pytest.raises(BaseModelError, match=r"no folder at '\./nowhere'"):
+        load_text_base("./nowhere")
+    with pytest.raises(BaseModelError, match=r"no \.safetensors file"):
+        load_text_base(str(tmp_path))
+    save_tiny_model(tmp_path / "tiny")
+    with pytest.raises(BaseModelError, match=r"have sha256 .* expected 0000"):
+        load_text_base(str(tmp_path / "tiny"))
+
+
+def test_bfloat16_features_stay_close_to_float32() -> None:
+    exact, coarse = load_text_base(precision="float32"), load_text_base(precision="bfloat16")
+    assert isinstance(exact.spec, BaseSpec) and coarse.dtype == torch.bfloat16
+    batch = exact.collate(exact.encode(TEXTS)[0])
+    cosine = (exact.features(None, batch) * coarse.features(None, batch)).sum(-1)
+    assert coarse.features(None, batch).dtype == torch.float32
+    assert (cosine > 0.999).all()
+
+
+def test_long_texts_are_cut_and_said_to_be(tiny: TextBase) -> None:
+    ids, cut = tiny.encode(["pizza " * 200, "pizza"])
+    assert cut == [True, False]
+    assert len(ids[0]) == tiny.spec.max_length == 64
+    assert ids[0][-1] == ids[1][-1]  # the closing token stays
+
+
+def test_buckets_change_nothing_but_padding(tiny: TextBase, lora: LoRA) -> None:
+    texts = ["pizza " * n for n in (12, 40, 14, 38, 15, 15, 14, 41, 12, 11, 13, 12)]
+    ids = tiny.encode(texts)[0]
+    theta = {n: torch.stack([t, t * 0.5]) for n, t in lora.initial(torch.Generator().manual_seed(0), b_std=0.3).items()}
+    batch = tiny.collate(ids, groups=2)
+    assert len(batch.buckets) > 1
+    together = tiny.features(lora.fold(theta), batch)
+    for i, row in enumerate(ids):
+        alone = tiny.features(lora.fold({n: t[i // 6 : i // 6 + 1] for n, t in theta.items()}), tiny.collate([row]))
+        torch.testing.assert_close(together[i : i + 1], alone, rtol=0, atol=1e-5)

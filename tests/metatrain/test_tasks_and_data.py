@@ -1,0 +1,93 @@
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+
+from metatrain.data.jsonl import STARTER, read_jsonl
+from metatrain.data.overlap import normalized, without_overlap
+from metatrain.episode import Dataset, EpisodeSampler, EpisodeShape, assert_class_disjoint, draw_shape, manifest_digest
+from metatrain.errors import DataError
+
+
+def dataset(name: str = "d", classes: int = 6, texts: int = 8) -> Dataset:
+    return Dataset(name, {f"c{c}": tuple(f"text {c} {i}" for i in range(texts)) for c in range(classes)})
+
+
+def test_episodes_depend_on_seed_and_index_alone_and_are_sound() -> None:
+    sampler, shape = EpisodeSampler([dataset()], seed=3), EpisodeShape(4, 2, 3)
+    first = [sampler.episode(i, shape) for i in range(5)]
+    assert first == [EpisodeSampler([dataset()], seed=3).episode(i, shape) for i in range(5)]
+    assert first != [EpisodeSampler([dataset()], seed=4).episode(i, shape) for i in range(5)]
+    assert manifest_digest(first) == manifest_digest(list(first)) != manifest_digest(first[::-1])
+    for episode in first:
+        assert len(set(episode.labels)) == 4
+        assert [c for _, c in episode.support] == [0, 0, 1, 1, 2, 2, 3, 3]
+        assert len(episode.query) == 12
+        texts = [text for text, _ in (*episode.support, *episode.query)]
+        assert len(set(texts)) == len(texts)
+        assert all(text in dataset().texts[episode.labels[c]] for text, c in (*episode.support, *episode.query))
+
+
+def test_a_shape_that_cannot_be_filled_says_what_there_is() -> None:
+    with pytest.raises(DataError, match="7-way with 2 shots and 2 queries needs 7 classes of 4 texts; at most 6"):
+        EpisodeSampler([dataset()], 0).episode(0, EpisodeShape(7, 2, 2))
+    with pytest.raises(DataError, match="at most 0 classes"):
+        EpisodeSampler([dataset()], 0).episode(0, EpisodeShape(2, 8, 1))
+
+
+def test_drawn_shapes_stay_in_their_ranges_and_reach_both_ends() -> None:
+    shapes = [draw_shape(0, i, (2, 10), (1, 5), 4) for i in range(400)]
+    assert {s.ways for s in shapes} == set(range(2, 11))
+    assert {s.shots for s in shapes} == set(range(1, 6))
+
+
+def test_classes_on_both_sides_are_named() -> None:
+    assert_class_disjoint([dataset("a")], [dataset("b")], "splits")
+    with pytest.raises(DataError, match="splits: class 'c0' of a is on both sides"):
+        assert_class_disjoint([dataset("a")], [dataset("a")], "splits")
+
+
+def test_overlap_takes_out_texts_and_classes_under_another_name() -> None:
+    train = Dataset("t", {"same": ("Hello, there!", "good day", "hi"), "own": (*(f"own {i}" for i in range(30)), "Bye.")})
+    held = Dataset("h", {"greet": ("hello there", "hi"), "leave": ("bye",)})
+    kept, report = without_overlap([train], [held])
+    assert kept[0].texts == {"own": tuple(f"own {i}" for i in range(30))}
+    assert report == ["t/same: dropped, 2 of 3 texts are in h/greet", "t/own: 1 of 31 texts dropped"]
+    assert normalized("  Hello,   THERE! ") == "hello there"
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"text": "a"', ":2: not JSON"),
+        ('["a", "b"]', ":2: expected an object with text and label, got list"),
+        ('{"text": "", "label": "x"}', ":2: text must be a non-empty string, got ''"),
+        ('{"text": "a", "label": 3}', ":2: label must be a non-empty string, got 3"),
+    ],
+)
+def test_a_bad_line_is_named(tmp_path: Path, line: str, message: str) -> None:
+    path = tmp_path / "bad.jsonl"
+    path.write_text('{"text": "fine", "label": "x"}\n' + line + "\n")
+    with pytest.raises(DataError, match=message):
+        read_jsonl(path)
+
+
+def test_jsonl_reads_gzip_keeps_order_and_drops_exact_repeats(tmp_path: Path) -> None:
+    rows = [("b", "one"), ("a", "two"), ("b", "one"), ("b", "three")]
+    content = "\n".join(json.dumps({"text": text, "label": label, "more": 1}) for label, text in rows)
+    path = tmp_path / "set.jsonl.gz"
+    path.write_bytes(gzip.compress(content.encode()))
+    assert read_jsonl(path).texts == {"b": ("one", "three"), "a": ("two",)}
+    assert read_jsonl(path).name == "set"
+    with pytest.raises(DataError, match="no file at"):
+        read_jsonl(tmp_path / "none.jsonl")
+
+
+def test_the_shipped_task_set_is_what_it_says() -> None:
+    starter = read_jsonl(STARTER)
+    domains = {label.split("/")[0] for label in starter.texts}
+    assert len(starter.texts) >= 40 and len(domains) >= 8
+    assert all(len(texts) >= 12 for texts in starter.texts.values())
+    every = [normalized(text) for texts in starter.texts.values() for text in texts]
+    assert len(set(every)) == len(every)

@@ -1,0 +1,183 @@
+"""The outer loop on the tiny model and the shipped task set."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from click.testing import CliRunner
+
+from metatrain.artifact import load_initialization
+from metatrain.base.text import TextBase
+from metatrain.cli import main
+from metatrain.errors import DataError, NonFinite, RecipeError
+from metatrain.metagrad import MetaGradient, Outer
+from metatrain.recipe import Recipe, read_recipe
+from metatrain.train import State, outer_step, read_data, train
+
+RECIPES = Path(__file__).resolve().parents[2] / "metatrain" / "recipes"
+
+
+def content(tiny_folder: Path, **changes: Any) -> dict[str, Any]:
+    return {
+        "name": "tiny",
+        "base": {"model": str(tiny_folder), "precision": "float32"},
+        "delta": {"rank": 2, "targets": ["query"]},
+        "algorithm": {"name": "maml", "order": "first"},
+        "inner": {"steps": 2},
+        "data": {
+            "train": [{"path": "starter", "labels": ["gym_membership/*", "car_rental/*"]}],
+            "valid": [{"path": "starter", "labels": ["public_library/*"]}],
+        },
+        "episodes": {"ways": [2, 4], "shots": [1, 3], "queries": 2},
+        "outer": {"steps": 8, "tasks": 2, "warmup": 2},
+        "validation": {"every": 4, "episodes": 2, "ways": 3, "shots": [1, 2]},
+        **changes,
+    }
+
+
+def recipe(tiny_folder: Path, **changes: Any) -> Recipe:
+    return Recipe.model_validate(content(tiny_folder, **changes))
+
+
+@pytest.mark.parametrize(
+    "algorithm", [{"name": "maml", "order": "first"}, {"name": "maml", "order": "second"}, {"name": "protonet"}]
+)
+def test_killed_and_resumed_gives_the_same_bits(tiny_folder: Path, tmp_path: Path, algorithm: dict[str, str]) -> None:
+    plan = recipe(tiny_folder, algorithm=algorithm)
+    whole = train(plan, Path(), tmp_path / "whole")
+    train(plan, Path(), tmp_path / "parts", max_steps=3)
+    train(plan, Path(), tmp_path / "parts", max_steps=4)
+    parts = train(plan, Path(), tmp_path / "parts")
+    assert parts.digest == whole.digest
+    assert (tmp_path / "parts" / "history.json").read_bytes() == (tmp_path / "whole" / "history.json").read_bytes()
+
+
+def test_what_is_written_loads_and_says_where_it_comes_from(tiny_folder: Path, tiny: TextBase, tmp_path: Path) -> None:
+    plan = recipe(tiny_folder)
+    events: list[dict[str, Any]] = []
+    trained = train(plan, Path(), tmp_path, report=events.append)
+    loaded = load_initialization(tmp_path / "tiny", tiny)
+    assert loaded.digest == trained.digest
+    assert loaded.provenance["recipe_digest"] == plan.digest
+    assert loaded.provenance["training_sets"] == {"starter_intents": {"classes": 8, "texts": 112}}
+    assert [e["step"] for e in events if e["event"] == "validation"] == [0, 4, 8]
+    start = Outer.start(tiny.attach(plan.delta).initial(torch.Generator().manual_seed(0), b_std=0.01), 3e-3, 3e-3, 16.0)
+    validations = {e["step"]: e["score"] for e in events if e["event"] == "validation"}
+    if max(validations.values()) > validations[0]:
+        assert any(not torch.equal(loaded.theta[n], start.theta[n]) for n in start.theta)
+
+
+def test_a_checkpoint_of_another_recipe_is_refused(tiny_folder: Path, tmp_path: Path) -> None:
+    train(recipe(tiny_folder), Path(), tmp_path, max_steps=1)
+    with pytest.raises(DataError, match="belongs to another recipe"):
+        train(recipe(tiny_folder, seed=1), Path(), tmp_path)
+
+
+def test_it_stops_when_validation_no_longer_improves(tiny_folder: Path, tmp_path: Path) -> None:
+    """With a rate so small that no prediction changes, the first validation stays the best one."""
+    outer = {"steps": 40, "tasks": 1, "learning_rate": 1e-12, "rate_learning_rate": 1e-12}
+    validation = {"every": 2, "episodes": 2, "ways": 3, "shots": [1], "patience": 3}
+    trained = train(recipe(tiny_folder, outer=outer, validation=validation), Path(), tmp_path)
+    steps = [event["step"] for event in json.loads((tmp_path / "history.json").read_text())]
+    assert max(steps) == 6
+    assert trained.provenance["outer_steps"] == 0
+
+
+def test_training_lowers_the_query_loss(tiny_folder: Path, tmp_path: Path) -> None:
+    outer = {"steps": 60, "tasks": 4, "learning_rate": 5e-3}
+    validation = {"every": 60, "episodes": 2, "ways": 3, "shots": [1]}
+    episodes = {"ways": [4, 4], "shots": [3, 3], "queries": 3}
+    plan = recipe(tiny_folder, algorithm={"name": "protonet"}, episodes=episodes, outer=outer, validation=validation)
+    train(plan, Path(), tmp_path)
+    losses = [e["loss"] for e in json.loads((tmp_path / "history.json").read_text()) if e["event"] == "step"]
+    assert sum(losses[-15:]) / 15 < 0.9 * sum(losses[:15]) / 15
+
+
+def test_an_outer_step_is_adam(tiny_folder: Path) -> None:
+    plan = recipe(
+        tiny_folder, outer={"steps": 10, "tasks": 1, "learning_rate": 0.1, "rate_learning_rate": 0.2, "warmup": 0, "clip": 1e9}
+    )
+    outer = Outer({"a": torch.tensor([1.0, -2.0])}, {"a": torch.tensor(0.5)}, torch.tensor(2.0))
+    state = State.start(outer)
+    ours = {n: t.clone().requires_grad_() for n, t in outer.leaves().items()}
+    groups = [{"params": [t], "lr": 0.1 if n.startswith("theta.") else 0.2} for n, t in ours.items()]
+    adam = torch.optim.Adam(groups)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, 10)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(4):
+        gradients = {n: torch.randn(t.shape, generator=generator) for n, t in ours.items()}
+        for n, t in ours.items():
+            t.grad = gradients[n]
+        adam.step()
+        schedule.step()
+        outer_step(plan, state, MetaGradient(0.0, 0.0, (), gradients))
+    for n, t in ours.items():
+        torch.testing.assert_close(state.leaves[n], t.detach())
+
+
+def test_a_meta_gradient_that_is_not_finite_stops_the_run(tiny_folder: Path) -> None:
+    state = State.start(Outer({"a": torch.zeros(2)}, {}, torch.tensor(0.0)))
+    gradients = {"theta.a": torch.tensor([float("nan"), 0.0]), "log_scale": torch.tensor(0.0)}
+    with pytest.raises(NonFinite, match=r"theta\.a is not finite at outer step 0"):
+        outer_step(recipe(tiny_folder), state, MetaGradient(0.0, 0.0, (), gradients))
+    assert not state.leaves["theta.a"].any() and state.step == 0
+
+
+def test_held_out_and_validation_data_stay_out_of_training(tiny_folder: Path, tmp_path: Path) -> None:
+    rows = [("a", f"a {i}") for i in range(20)] + [("b", f"b {i}") for i in range(20)]
+    rows += [("c", f"c {i}") for i in range(20)] + [("d", f"d {i}") for i in range(20)] + [("e", f"e {i}") for i in range(20)]
+    main_set, twin = tmp_path / "main.jsonl", tmp_path / "twin.jsonl"
+    main_set.write_text("\n".join(json.dumps({"label": label, "text": text}) for label, text in rows))
+    twin.write_text("\n".join(json.dumps({"label": "b again", "text": f"B {i}!"}) for i in range(20)))
+    data = {
+        "train": [{"path": "main.jsonl", "labels": ["a", "b"]}],
+        "valid": [{"path": "main.jsonl", "labels": ["c", "d", "e"]}],
+        "held_out": [{"path": "twin.jsonl"}],
+    }
+    train_sets, valid_sets, dropped = read_data(recipe(tiny_folder, data=data), tmp_path)
+    assert list(train_sets[0].texts) == ["a"]
+    assert list(valid_sets[0].texts) == ["c", "d", "e"]
+    assert dropped == ["training: main/b: dropped, 20 of 20 texts are in twin/b again"]
+    data["valid"] = [{"path": "main.jsonl", "labels": ["b", "c"]}]
+    with pytest.raises(DataError, match=r"data\.train and data\.valid: class 'b' of main is on both sides"):
+        read_data(recipe(tiny_folder, data=data), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"inner": {"stepz": 3}}, "inner.stepz: Extra inputs are not permitted, got '3'"),
+        ({"algorithm": {"name": "mamml"}}, "algorithm.name: Input should be 'maml' or 'protonet', got 'mamml'"),
+        ({"outer": {"steps": 0}}, "outer.steps: Input should be greater than or equal to 1, got '0'"),
+        ({"name": "Two Words"}, "name: String should match pattern"),
+    ],
+)
+def test_a_wrong_recipe_is_one_clear_line(tiny_folder: Path, tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(content(tiny_folder, **change)))
+    with pytest.raises(RecipeError) as error:
+        read_recipe(path)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_recipes_are_valid(path: Path) -> None:
+    assert read_recipe(path).name == path.stem
+
+
+def test_the_command_line_trains_resumes_evaluates_and_fails_in_one_line(tiny_folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(content(tiny_folder)))
+    runner = CliRunner()
+    for more in (["--max-steps", "4"], []):
+        result = runner.invoke(main, ["train", str(path), "--out", str(tmp_path / "run"), *more])
+        assert result.exit_code == 0, result.output
+    assert "validation" in result.output and (tmp_path / "run" / "tiny" / "initialization.json").is_file()
+    result = runner.invoke(main, ["train", str(tmp_path / "none.yaml")])
+    assert result.exit_code == 1 and result.output == f"error: no recipe at {tmp_path / 'none.yaml'}\n"
+    path.write_text(yaml.safe_dump(content(tiny_folder, validation={"episodes": 2, "ways": 3, "shots": [13]})))
+    result = runner.invoke(main, ["train", str(path), "--out", str(tmp_path / "other")])
+    assert result.exit_code == 1 and "3-way with 13 shots and 5 queries needs 3 classes of 18 texts; at most 0" in result.output

@@ -1,0 +1,194 @@
+"""The record's life against a real server."""
+
+import time
+from typing import Any, cast
+
+import pytest
+import redis
+
+from tests.conftest import RedisServer
+from worker.errors import WeightsCorrupt, WeightsMissing
+from worker.messages import DONE_CHANNEL, JobRecipe, Outcome
+from worker.records import Claim, Records, adapter_id
+from worker.store import WeightStore, weights_digest
+
+RECIPE = JobRecipe(
+    initialization="default",
+    initialization_digest="d" * 64,
+    support=(("a", "x"), ("b", "y")),
+    steps=5,
+    seed=0,
+    precision="float32",
+)
+DAY = 86_400_000
+
+
+@pytest.fixture
+def records(redis_client: "redis.Redis") -> Records:
+    return Records(redis_client)
+
+
+def claim(records: Records, identity: str = "a1", *, lease_ms: int = 10_000, attempts: int = 3) -> Claim | None:
+    return records.claim("t", identity, lease_ms=lease_ms, attempts=attempts, worker="w")
+
+
+def claimed(records: Records, identity: str = "a1", *, lease_ms: int = 10_000) -> Claim:
+    found = claim(records, identity, lease_ms=lease_ms)
+    assert found is not None
+    return found
+
+
+def test_the_same_id_is_one_job_until_it_has_failed_or_expired(records: Records) -> None:
+    assert records.accept("t", "a1", RECIPE, DAY, (1,)) == (True, "queued")
+    assert records.accept("t", "a1", RECIPE, DAY, (1,)) == (False, "queued")
+    first = claimed(records)
+    assert first.recipe == RECIPE
+    assert records.accept("t", "a1", RECIPE, DAY, ()) == (False, "running")
+    assert claim(records) is None
+    assert records.commit(first, Outcome(status="failed", error="because"))
+    record = records.get("t", "a1")
+    assert record is not None and (record.status, record.error, record.truncated) == ("failed", "because", (1,))
+    assert records.accept("t", "a1", RECIPE, DAY, ()) == (True, "queued")
+    assert records.commit(
+        claimed(records), Outcome(status="ready", digest="f", timings={"inner_loop": 1.5}, support_loss=(2.0, 1.0))
+    )
+    assert records.accept("t", "a1", RECIPE, DAY, ()) == (False, "ready")
+    record = records.get("t", "a1")
+    assert record is not None and record.attempt == 1 and record.error is None
+    assert (record.digest, record.timings, record.support_loss) == ("f", {"inner_loop": 1.5}, (2.0, 1.0))
+    assert records.accept("t", "a1", RECIPE, 1, ()) == (False, "ready")  # now it expires at once
+    time.sleep(0.01)
+    record = records.get("t", "a1")
+    assert record is not None and record.status == "expired"
+    assert records.accept("t", "a1", RECIPE, DAY, ()) == (True, "queued")
+
+
+def test_a_lost_lease_goes_to_another_and_the_fence_refuses_the_first(records: Records) -> None:
+    records.accept("t", "a1", RECIPE, DAY, ())
+    stale = claimed(records, lease_ms=20)
+    assert claim(records) is None
+    time.sleep(0.03)
+    fresh = claimed(records)
+    assert fresh.fence > stale.fence
+    assert not records.heartbeat(stale, 10_000, [1.0])
+    assert not records.commit(stale, Outcome(status="ready", digest="stale"))
+    record = records.get("t", "a1")
+    assert record is not None and record.status == "running" and record.support_loss == ()
+    assert records.heartbeat(fresh, 10_000, [3.0])
+    assert records.commit(fresh, Outcome(status="ready", digest="fresh"))
+    assert not records.commit(fresh, Outcome(status="failed", error="twice"))
+    record = records.get("t", "a1")
+    assert record is not None and record.digest == "fresh" and record.attempt == 2
+
+
+def test_a_worker_of_before_a_deletion_cannot_commit_after_it(records: Records) -> None:
+    records.accept("t", "a1", RECIPE, DAY, ())
+    before = claimed(records)
+    assert records.delete("t", "a1") == before.fence
+    assert records.get("t", "a1") is None
+    assert not records.commit(before, Outcome(status="ready", digest="old"))
+    records.accept("t", "a1", RECIPE, DAY, ())
+    assert claimed(records).fence > before.fence
+    assert not records.commit(before, Outcome(status="ready", digest="old"))
+    assert records.delete("t", "never") is None
+
+
+def test_a_job_that_costs_every_worker_ends_as_failed(records: Records) -> None:
+    records.accept("t", "a1", RECIPE, DAY, ())
+    for _ in range(2):
+        claimed(records, lease_ms=1)
+        time.sleep(0.005)
+    assert claim(records, attempts=2) is None
+    record = records.get("t", "a1")
+    assert record is not None and record.status == "failed" and "2 attempts" in str(record.error)
+    assert records.due() == []
+
+
+def test_due_names_what_was_lost_once_and_only_that(records: Records, redis_client: "redis.Redis") -> None:
+    records.accept("t", "a1", RECIPE, DAY, ())
+    records.accept("t", "a2", RECIPE, DAY, ())
+    records.accept("t", "a3", RECIPE, DAY, ())
+    claimed(records, "a1", lease_ms=1)
+    claimed(records, "a2", lease_ms=60_000)
+    time.sleep(0.005)
+    assert records.due() == [("t", "a1")]
+    assert records.due() == []  # put off: another reaper need not repeat it
+    redis_client.zadd("qs:pending", {"t/a3": 0})  # as if its wake-up had been lost long ago
+    assert records.due() == [("t", "a3")]
+
+
+def test_tenants_do_not_see_each_other(records: Records) -> None:
+    records.accept("t", "a1", RECIPE, DAY, ())
+    assert records.get("other", "a1") is None
+    assert records.delete("other", "a1") is None
+    assert records.page("other", 10, None) == ([], None)
+    assert records.get("t", "a1") is not None
+
+
+def test_pages_are_newest_first_and_complete(records: Records) -> None:
+    for i in range(7):
+        records.accept("t", f"a{i}", RECIPE, DAY, ())
+    records.delete("t", "a3")
+    seen, cursor = [], None
+    while True:
+        page, cursor = records.page("t", 2, cursor)
+        seen += [record.adapter_id for record in page]
+        if cursor is None:
+            break
+    assert seen == ["a6", "a5", "a4", "a2", "a1", "a0"]
+
+
+def test_the_end_of_a_job_is_published(records: Records, redis_client: "redis.Redis") -> None:
+    channel = cast(Any, redis_client).pubsub()
+    channel.subscribe(DONE_CHANNEL)
+    assert channel.get_message(timeout=2)  # the subscription's own answer
+    records.accept("t", "a1", RECIPE, DAY, ())
+    records.commit(claimed(records), Outcome(status="ready", digest="f"))
+    message = channel.get_message(timeout=2)
+    assert message is not None and message["data"] == b"t/a1"
+    channel.close()
+
+
+def test_records_survive_a_killed_server(redis_server: RedisServer) -> None:
+    client = redis.Redis.from_url(redis_server.url)
+    client.config_set("appendfsync", "always")
+    Records(client).accept("t", "a1", RECIPE, DAY, ())
+    redis_server.stop()
+    redis_server.start()
+    record = Records(client).get("t", "a1")
+    assert record is not None and record.recipe == RECIPE
+    client.close()
+
+
+def test_ids_depend_on_what_determines_the_weights_and_on_nothing_else(records: Records) -> None:
+    key = records.id_key()
+    assert key == records.id_key() and len(key) == 32
+    base = adapter_id(key, "t", RECIPE)
+    assert base == adapter_id(key, "t", RECIPE.model_copy(update={"initialization": "another name of the same digest"}))
+    for change in (
+        {"support": (("a ", "x"), ("b", "y"))},  # one space
+        {"support": (("a", "x"), ("b", "y"), ("b", "y"))},
+        {"support": (("a", "y"), ("b", "x"))},
+        {"steps": 6},
+        {"seed": 1},
+        {"precision": "auto"},
+        {"initialization_digest": "e" * 64},
+    ):
+        assert adapter_id(key, "t", RECIPE.model_copy(update=change)) != base, change
+    assert adapter_id(key, "other", RECIPE) != base
+    assert adapter_id(b"another key", "t", RECIPE) != base
+
+
+def test_weights_are_checked_on_the_way_out(redis_client: "redis.Redis") -> None:
+    store = WeightStore(redis_client)
+    store.put("t", "a1", 7, b"weights", DAY)
+    assert store.get("t", "a1", 7, weights_digest(b"weights")) == b"weights"
+    assert store.has("t", "a1", 7) and store.extend("t", "a1", 7, DAY)
+    for tenant, fence in (("t", 8), ("other", 7)):
+        with pytest.raises(WeightsMissing):
+            store.get(tenant, "a1", fence, weights_digest(b"weights"))
+    redis_client.set("qs:t:weights:a1:7", b"weightz", keepttl=True)
+    with pytest.raises(WeightsCorrupt):
+        store.get("t", "a1", 7, weights_digest(b"weights"))
+    assert not store.has("t", "a1", 7)
+    assert all(redis_client.ttl(key) > 0 for key in redis_client.scan_iter("qs:*:weights:*"))

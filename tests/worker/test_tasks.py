@@ -1,0 +1,125 @@
+"""Jobs from claim to commit with a real runtime on a real server."""
+
+from pathlib import Path
+
+import pytest
+import redis
+import torch
+
+from metatrain.artifact import adapter_from_bytes
+from metatrain.base.text import TextBase
+from metatrain.baselines import lora_from_zero
+from worker.errors import SettingsError, WeightsMissing
+from worker.messages import JobRecipe, Outcome
+from worker.records import Records
+from worker.runtime import Product, Runtime, load_runtime
+from worker.settings import WorkerSettings, read_settings
+from worker.store import WeightStore, weights_digest
+from worker.tasks import Hands
+
+SUPPORT = (("close my account", "close"), ("order pizza", "order"), ("order pizza now", "order"), ("please close account", "close"))
+
+
+def recipe(base: TextBase, **changes: object) -> JobRecipe:
+    init = lora_from_zero(base)
+    fields = {"initialization": init.name, "initialization_digest": init.digest, "support": SUPPORT, "steps": 3, "seed": 0}
+    return JobRecipe.model_validate({**fields, "precision": "float32", **changes})
+
+
+@pytest.fixture
+def hands(tiny: TextBase, redis_client: "redis.Redis") -> Hands:
+    runtime = Runtime(tiny, {"lora-from-zero": lora_from_zero(tiny)})
+    return Hands("w", WorkerSettings(), Records(redis_client), WeightStore(redis_client), runtime)
+
+
+def run(hands: Hands, job: JobRecipe, identity: str = "a1") -> tuple[str, str | None, str | None]:
+    hands.records.accept("t", identity, job, 60_000, ())
+    hands.run("t", identity)
+    record = hands.records.get("t", identity)
+    assert record is not None
+    return record.status, record.digest, record.error
+
+
+def test_a_job_ends_with_weights_that_load_and_a_record_that_tells(hands: Hands, tiny: TextBase) -> None:
+    status, digest, error = run(hands, recipe(tiny))
+    assert (status, error) == ("ready", None)
+    record = hands.records.get("t", "a1")
+    assert record is not None and digest is not None
+    content = hands.store.get("t", "a1", record.fence, digest)
+    adapter = adapter_from_bytes(content, tiny)
+    assert adapter.metadata.labels == ("close", "order")
+    assert len(record.support_loss) == 3
+    assert set(record.timings) == {"queue", "tokenize", "inner_loop", "store"}
+
+
+def test_computed_again_it_has_the_same_bits(hands: Hands, tiny: TextBase) -> None:
+    digests = {weights_digest(hands.runtime.adapt(recipe(tiny)).content) for _ in range(3)}
+    assert len(digests) == 1
+    assert run(hands, recipe(tiny))[1] in digests
+    other = Runtime(tiny, {"lora-from-zero": lora_from_zero(tiny)})
+    assert weights_digest(other.adapt(recipe(tiny)).content) in digests
+
+
+def test_the_same_wake_up_twice_is_one_computation(hands: Hands, tiny: TextBase) -> None:
+    run(hands, recipe(tiny))
+    hands.run("t", "a1")
+    record = hands.records.get("t", "a1")
+    assert record is not None and record.attempt == 1
+    hands.run("t", "never accepted")
+
+
+def test_failures_are_data(hands: Hands, tiny: TextBase, monkeypatch: pytest.MonkeyPatch) -> None:
+    status, _, error = run(hands, recipe(tiny, initialization_digest="0" * 64), "a2")
+    assert status == "failed" and error is not None and "is not on this worker" in error
+    slow = Hands("w", WorkerSettings(job_seconds=1e-9), hands.records, hands.store, hands.runtime)
+    status, _, error = run(slow, recipe(tiny), "a3")
+    assert status == "failed" and error is not None and "deadline after 0 of 3 steps" in error
+
+    class Broken(Runtime):
+        def adapt(self, recipe: JobRecipe, **_: object) -> Product:
+            raise RuntimeError("the text of an example: order pizza")
+
+    broken = Hands("w", WorkerSettings(), hands.records, hands.store, Broken(tiny, {}))
+    assert run(broken, recipe(tiny), "a4") == ("failed", None, "internal error: RuntimeError")
+
+
+def test_a_refused_commit_leaves_no_weights(hands: Hands, tiny: TextBase, redis_client: "redis.Redis") -> None:
+    """Deleted while it ran: the worker's commit is refused, and what it stored goes."""
+    runtime = hands.runtime
+
+    class DeletedMeanwhile(Runtime):
+        def adapt(self, recipe: JobRecipe, **_: object) -> Product:
+            hands.records.delete("t", "a1")
+            return runtime.adapt(recipe)
+
+    late = Hands("w", WorkerSettings(), hands.records, hands.store, DeletedMeanwhile(tiny, {}))
+    hands.records.accept("t", "a1", recipe(tiny), 60_000, ())
+    late.run("t", "a1")
+    assert hands.records.get("t", "a1") is None
+    assert list(redis_client.scan_iter("qs:t:*")) == []
+    with pytest.raises(WeightsMissing):
+        hands.store.get("t", "a1", 1, "x")
+
+
+def test_a_full_cache_fails_the_job_with_that_reason(hands: Hands, tiny: TextBase, redis_client: "redis.Redis") -> None:
+    hands.records.accept("t", "a1", recipe(tiny), 60_000, ())
+    claim = hands.records.claim("t", "a1", lease_ms=10_000, attempts=3, worker="w")
+    assert claim is not None
+
+    used = int(redis_client.info("memory")["used_memory"])
+    redis_client.config_set("maxmemory", used)
+    outcome = hands._outcome(claim, [])
+    redis_client.config_set("maxmemory", 0)
+    assert outcome.status == "failed" and outcome.error is not None and outcome.error.startswith("the cache refused the weights")
+    assert hands.records.commit(claim, Outcome(status="failed", error=outcome.error))
+
+
+def test_load_runtime_probes_and_lists_what_it_has(tiny_folder: Path) -> None:
+    runtime = load_runtime(WorkerSettings(base_model=str(tiny_folder), precision="float32", threads=torch.get_num_threads()))
+    assert len(runtime.by_digest) == 2  # the shipped default belongs to another base model
+
+
+def test_settings_name_the_variable_and_the_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LEASE_SECONDS", "soon")
+    with pytest.raises(SettingsError, match=r"LEASE_SECONDS: .* got 'soon'"):
+        read_settings(WorkerSettings)
