@@ -44,9 +44,9 @@ bench-banking: .venv/embedded
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 
-# torch first and alone, so that TORCH_INDEX holds for it and for nothing else.
+# torch first and alone, so that TORCH_INDEX holds for it and for nothing else (what it needs comes with the next step).
 .venv/torch: constraints.txt | .venv/bin/python
-	$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	$(PIP) $(if $(TORCH_INDEX),--no-deps --index-url $(TORCH_INDEX)) torch
 	@touch $@
 
 .venv/embedded: pyproject.toml constraints.txt .venv/torch

@@ -33,7 +33,7 @@ def run() -> int:
     """Returns the exit status: 0 only if every step worked."""
     support, query = read_examples()
     try:
-        with tempfile.TemporaryDirectory(prefix="quickstudy-demo-") as data, _served(Path(data)) as url, Client(url) as quickstudy:
+        with tempfile.TemporaryDirectory(prefix="quickstudy-demo-") as data, served(Path(data)) as url, Client(url) as quickstudy:
             print(f"\nserving on {url}; POST /adapt with {len(support)} examples of {len({label for _, label in support})} intents")
             began = time.perf_counter()
             adapter = quickstudy.adapt(support, on_progress=_Progress())
@@ -89,7 +89,7 @@ class _Progress:
 
 
 @contextmanager
-def _served(data_dir: Path) -> Iterator[str]:
+def served(data_dir: Path) -> Iterator[str]:
     """An embedded service on a free port, as a child process; stopped when the block ends."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

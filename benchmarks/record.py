@@ -1,0 +1,68 @@
+"""How results are kept: {"machine", "date", "commit", "rows": [{"case", "system", "metric", "value", "unit"}, …]}."""
+
+import datetime
+import json
+import os
+import platform
+import subprocess
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+RESULTS = Path(__file__).with_name("results")
+RUNS = Path(__file__).resolve().parents[1] / "runs"
+
+
+@dataclass(frozen=True)
+class Row:
+    case: str
+    system: str
+    metric: str
+    value: float
+    unit: str
+
+
+def write(name: str, rows: list[Row], **about: Any) -> Path:
+    """Write the results of `make bench-NAME`."""
+    document = {
+        "machine": f"{_processor()}, {os.cpu_count()} cores, torch {torch.__version__} with {torch.get_num_threads()} threads",
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
+        "commit": subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+        ).stdout.strip(),
+        **about,
+        "rows": [asdict(row) for row in rows],
+    }
+    path = RESULTS / f"{name}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return path
+
+
+class Progress:
+    """Finished parts of a long benchmark, so that it can be stopped and started again."""
+
+    def __init__(self, name: str) -> None:
+        self._path = RUNS / f"bench-{name}.json"
+        self._path.parent.mkdir(exist_ok=True)
+        self._done: dict[str, Any] = json.loads(self._path.read_text()) if self._path.is_file() else {}
+
+    def get(self, key: str) -> Any:
+        return self._done.get(key)
+
+    def put(self, key: str, value: Any) -> None:
+        self._done[key] = value
+        temporary = self._path.with_suffix(".new")
+        temporary.write_text(json.dumps(self._done))
+        temporary.replace(self._path)
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.machine()
