@@ -20,6 +20,7 @@ from torch import Tensor
 
 from metatrain.base.text import BaseSpec, TextBase
 from metatrain.deltas import LoRA, LoRAConfig
+from metatrain.deltas.lora import stack
 from metatrain.errors import ArtifactError
 from metatrain.inner import HEAD_LEAVES, InnerConfig
 
@@ -75,6 +76,11 @@ class Initialization:
             "rates": _sha256(save(_contiguous(self.rates))),
         }
         return _sha256(_canonical_json(identity))
+
+    def tensors(self, tasks: int, device: torch.device) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
+        """θ for T tasks (leaves [T, …]), rates and scale on `device`: what `adapt` takes."""
+        theta = stack({name: leaf.to(device) for name, leaf in self.theta.items()}, tasks)
+        return theta, {name: rate.to(device) for name, rate in self.rates.items()}, torch.tensor(self.scale, device=device)
 
 
 def save_initialization(init: Initialization, folder: Path, lora: LoRA) -> None:

@@ -9,7 +9,6 @@ import torch
 
 from metatrain.artifact import Initialization
 from metatrain.base.text import TextBase
-from metatrain.deltas.lora import stack
 from metatrain.episode import Episode
 from metatrain.inner import adapt
 from metatrain.metagrad import query_loss
@@ -43,14 +42,14 @@ def evaluate(
     lora = base.attach(init.delta)
     inner = init.inner if steps is None else init.inner.model_copy(update={"steps": steps})
     tokenized = tokenized or Tokenized(base)
-    scale = torch.tensor(init.scale)
     accuracy: list[float] = []
     seconds = 0.0
     for start in range(0, len(episodes), tasks):
         part = episodes[start : start + tasks]
         batch = tokenized.batch(part)
         began = time.perf_counter()
-        adapted = adapt(base, lora, stack(init.theta, len(part)), init.rates, scale, batch.support, inner)
+        theta, rates, scale = init.tensors(len(part), base.device)
+        adapted = adapt(base, lora, theta, rates, scale, batch.support, inner)
         seconds += time.perf_counter() - began
         with torch.no_grad():
             accuracy += query_loss(base, lora, adapted, scale, batch)[1].tolist()

@@ -67,7 +67,7 @@ def meta_gradient(base: TextBase, lora: LoRA, outer: Outer, batch: TaskBatch, in
 
     A leaf that the loss cannot reach gets a zero gradient (with no inner steps the rates are such leaves).
     """
-    leaves = {name: leaf.detach().requires_grad_() for name, leaf in outer.leaves().items()}
+    leaves = {name: leaf.detach().to(base.device).requires_grad_() for name, leaf in outer.leaves().items()}
     live = Outer.from_leaves(leaves)
     tasks = batch.query_labels.shape[0]
     order: Order = "second" if mode == "unrolled" else "first"
@@ -75,7 +75,8 @@ def meta_gradient(base: TextBase, lora: LoRA, outer: Outer, batch: TaskBatch, in
     adapted = adapt(base, lora, stack(live.theta, tasks), live.rates(), scale, batch.support, inner, order=order)
     loss, accuracy = query_loss(base, lora, adapted, scale, batch)
     gradients = torch.autograd.grad(loss.mean(), list(leaves.values()), allow_unused=True)
-    found = {n: torch.zeros_like(leaf) if g is None else g for (n, leaf), g in zip(leaves.items(), gradients, strict=True)}
+    reached = dict(zip(leaves, gradients, strict=True))
+    found = {n: torch.zeros_like(leaf) if (g := reached[n]) is None else g.to(leaf.device) for n, leaf in outer.leaves().items()}
     support_loss = tuple(adapted.support_loss.mean(1).tolist())
     return MetaGradient(float(loss.detach().mean()), float(accuracy.mean()), support_loss, found)
 

@@ -10,7 +10,6 @@ import torch
 from metatrain.artifact import Adapter, AdapterMetadata, Initialization, adapter_to_bytes
 from metatrain.base.text import TextBase, load_text_base
 from metatrain.catalog import load_catalog
-from metatrain.deltas.lora import stack
 from metatrain.errors import AdaptationError, NonFinite
 from metatrain.inner import adapt
 from metatrain.taskbatch import Tokenized
@@ -50,9 +49,7 @@ class Runtime:
         adapted = adapt(
             self.base,
             self.base.attach(init.delta),
-            {name: leaf.to(self.base.device) for name, leaf in stack(init.theta, 1).items()},
-            {name: rate.to(self.base.device) for name, rate in init.rates.items()},
-            torch.tensor(init.scale, device=self.base.device),
+            *init.tensors(1, self.base.device),
             support,
             init.inner.model_copy(update={"steps": recipe.steps}),
             seed=recipe.seed,

@@ -87,7 +87,7 @@ def test_it_stops_when_validation_no_longer_improves(tiny_folder: Path, tmp_path
 
 
 def test_training_lowers_the_query_loss(tiny_folder: Path, tmp_path: Path) -> None:
-    outer = {"steps": 60, "tasks": 4, "learning_rate": 5e-3}
+    outer = {"steps": 60, "tasks": 4, "learning_rate": 3e-2}
     validation = {"every": 60, "episodes": 2, "ways": 3, "shots": [1]}
     episodes = {"ways": [4, 4], "shots": [3, 3], "queries": 3}
     plan = recipe(tiny_folder, algorithm={"name": "protonet"}, episodes=episodes, outer=outer, validation=validation)

@@ -75,7 +75,7 @@ def test_sgd_matches_pytorch(tiny64: TextBase, lora64: LoRA) -> None:
 def test_adam_matches_pytorch(tiny64: TextBase, lora64: LoRA) -> None:
     pairs = tasks(1)[0]
     ours = flat(run(tiny64, lora64, [pairs], InnerConfig(steps=4, optimizer="adam", epsilon=1e-12)), 0)
-    torch.testing.assert_close(ours, by_hand(tiny64, lora64, pairs, 4, torch.optim.Adam, eps=1e-12), rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(ours, by_hand(tiny64, lora64, pairs, 4, torch.optim.Adam, eps=1e-12), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])

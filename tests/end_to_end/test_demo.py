@@ -1,0 +1,43 @@
+"""`make demo`'s program, whole: the default base model and initialization, an embedded service of its own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from metatrain.data.jsonl import STARTER, read_jsonl
+from metatrain.data.overlap import normalized
+from service.demo import read_examples
+from tests.end_to_end.conftest import ROOT
+
+
+def run_demo(**variables: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "service.cli", "demo"]
+    return subprocess.run(
+        command, env={**os.environ, **variables}, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+def test_the_demo_adapts_predicts_and_compares() -> None:
+    done = run_demo()
+    assert done.returncode == 0, done.stderr
+    support, query = read_examples()
+    assert sum(line.endswith("right") or "WRONG, is " in line for line in done.stdout.splitlines()) == len(query) == 48
+    for title in ("default (meta-learned)", "frozen prototypes", "plain LoRA from zero"):
+        (line,) = [line for line in done.stdout.splitlines() if line.startswith(title)]
+        assert float(line.removeprefix(title).split("%")[0]) > 60
+    assert len(support) == 30
+
+
+def test_a_demo_that_cannot_start_says_why_and_fails(tmp_path: Path) -> None:
+    done = run_demo(BASE_MODEL=str(tmp_path / "nowhere"))
+    assert done.returncode == 1
+    assert "base.model: no folder at" in done.stderr
+
+
+def test_its_examples_are_in_no_training_data() -> None:
+    starter = {normalized(text) for texts in read_jsonl(STARTER).texts.values() for text in texts}
+    support, query = read_examples()
+    texts = [normalized(text) for text, _ in support + query]
+    assert len(set(texts)) == len(texts) and not starter & set(texts)
+    assert {label for _, label in support} == {label for _, label in query}
