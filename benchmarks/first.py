@@ -32,21 +32,20 @@ def test_episodes(name: str, data: Path, shots: int, count: int) -> list[Episode
 @click.option("--data", type=click.Path(path_type=Path, exists=True), required=True, help="Folder of the four sets.")
 @click.option("--initialization", type=click.Path(path_type=Path), default=DEFAULT_INITIALIZATION)
 @click.option("--episodes", "count", default=200, show_default=True)
-@click.option("--baselines-only", is_flag=True, help="Only what needs no initialization; a later run goes on from there.")
-def main(data: Path, initialization: Path, count: int, baselines_only: bool) -> None:
+@click.option("--set", "names", type=click.Choice(SETS), multiple=True, help="Only this set, to share the work between processes.")
+def main(data: Path, initialization: Path, count: int, names: tuple[str, ...]) -> None:
     base = load_text_base(precision="float32")
     frozen, plain = frozen_prototypes(base), lora_from_zero(base)
     systems: list[tuple[str, Initialization, int]] = [
         ("frozen prototypes", frozen, 0),
         ("plain LoRA from zero", plain, plain.inner.steps),
     ]
-    if not baselines_only:
-        init = load_initialization(initialization, base)
-        systems += [("default, 0 steps", init, 0), (f"default, {init.inner.steps} steps", init, init.inner.steps)]
+    init = load_initialization(initialization, base)
+    systems += [("default, 0 steps", init, 0), (f"default, {init.inner.steps} steps", init, init.inner.steps)]
     progress, tokenized, rows = Progress("first"), Tokenized(base), []
     for shots in SHOTS:
         over_sets: dict[str, list[float]] = {}
-        for name in SETS:
+        for name in names or SETS:
             episodes = test_episodes(name, data, shots, count)
             case = f"{name} 5-way {shots}-shot"
             for system, init, steps in systems:
@@ -63,7 +62,7 @@ def main(data: Path, initialization: Path, count: int, baselines_only: bool) -> 
         for system, accuracy in over_sets.items():
             rows += _rows(f"mean of four 5-way {shots}-shot", system, accuracy, over_sets["frozen prototypes"])
     _print(rows)
-    if not baselines_only:
+    if not names:
         print(f"\nwrote {write('first', rows, episodes=count)}")
 
 

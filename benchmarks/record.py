@@ -53,6 +53,8 @@ class Progress:
         return self._done.get(key)
 
     def put(self, key: str, value: Any) -> None:
+        if self._path.is_file():  # another process may share the work
+            self._done |= json.loads(self._path.read_text())
         self._done[key] = value
         temporary = self._path.with_suffix(".new")
         temporary.write_text(json.dumps(self._done))

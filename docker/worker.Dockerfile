@@ -5,7 +5,7 @@ FROM ${BASE_IMAGE}
 # A CUDA base image has no Python; the Python image needs nothing here.
 RUN command -v python3 >/dev/null || (apt-get update && apt-get install -y --no-install-recommends python3 python3-venv && rm -rf /var/lib/apt/lists/*)
 RUN useradd --system --uid 10001 --create-home quickstudy && python3 -m venv /opt/quickstudy
-ENV PATH=/opt/quickstudy/bin:$PATH PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 OMP_WAIT_POLICY=PASSIVE
+ENV PATH=/opt/quickstudy/bin:$PATH PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 GOMP_SPINCOUNT=1000
 
 # Where torch comes from, if not from pip's own configuration: an index of CPU builds makes the smallest image.
 ARG TORCH_INDEX=

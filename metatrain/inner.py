@@ -104,7 +104,13 @@ def adapt(
         )
     tasks = support.labels.shape[0]
     serving = not any(t.requires_grad for t in (*theta.values(), *rates.values(), scale))
-    head = _initial_head(base, lora, theta, support, keep_graph=not serving)
+    shared_pass = serving and config.steps > 0 and support.labels.shape[1] <= config.rows_per_step
+    if shared_pass:
+        # One forward pass serves the prototypes and the first step: nobody differentiates through the head.
+        live, features = _first_pass(base, lora, theta, support)
+        head = linear_from_prototypes(features.detach(), support.labels, support.classes)
+    else:
+        head = _initial_head(base, lora, theta, support, keep_graph=not serving)
     # φ_0's delta equals θ but is a node of its own: g_0 is the partial derivative at a fixed head, although the head, being made of
     # prototypes under θ, depends on θ too.
     phi: dict[str, Tensor] = {name: leaf.view_as(leaf) for name, leaf in theta.items()}
@@ -115,9 +121,14 @@ def adapt(
     for step in range(config.steps):
         if time.monotonic() > deadline:
             raise DeadlineExceeded(f"the inner loop passed its deadline after {step} of {config.steps} steps")
-        live = {n: leaf if order == "second" and leaf.requires_grad else leaf.detach().requires_grad_() for n, leaf in phi.items()}
         tokens, labels = next(batches)
-        features = base.features(_fold(lora, live), tokens).view(tasks, -1, base.hidden_size)
+        if step == 0 and shared_pass:
+            live |= {name: phi[name].requires_grad_() for name in HEAD_LEAVES}
+        else:
+            live = {
+                n: leaf if order == "second" and leaf.requires_grad else leaf.detach().requires_grad_() for n, leaf in phi.items()
+            }
+            features = base.features(_fold(lora, live), tokens).view(tasks, -1, base.hidden_size)
         live_head = Head(live["head.weight"], live["head.bias"], head.present)
         loss = cross_entropy(live_head, features, labels, scale if order == "second" else scale.detach())
         gradients = torch.autograd.grad(loss.sum(), list(live.values()), create_graph=order == "second")
@@ -135,6 +146,13 @@ def adapt(
 
 def _fold(lora: LoRA, phi: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return lora.fold({name: leaf for name, leaf in phi.items() if name not in HEAD_LEAVES})
+
+
+def _first_pass(base: TextBase, lora: LoRA, theta: Delta, support: Support) -> tuple[dict[str, Tensor], Tensor]:
+    """θ as leaves of a graph, and the support set's features [T, M, D] on it."""
+    tasks = support.labels.shape[0]
+    live = {name: leaf.detach().requires_grad_() for name, leaf in theta.items()}
+    return live, base.features(lora.fold(live), base.collate(support.ids, tasks)).view(tasks, -1, base.hidden_size)
 
 
 def _initial_head(base: TextBase, lora: LoRA, theta: Delta, support: Support, *, keep_graph: bool) -> Head:

@@ -26,7 +26,7 @@ def main() -> None:
 @click.option("--tied", is_flag=True, help="Stop when the process that started this one is gone.")
 def serve(host: str, port: int, data_dir: Path, tied: bool) -> None:
     """Serve HTTP. With REDIS_URL unset, also run an embedded Redis-compatible server and one worker."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # service and worker share the cores; spinning costs both half
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # service and worker share the cores; longer spinning costs both half
     from service.serving import run  # brings torch in
     from service.settings import ServiceSettings
     from service.tether import tie_to_parent

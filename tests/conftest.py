@@ -94,4 +94,4 @@ def redis_client(redis_server: RedisServer) -> Iterator["redis.Redis"]:
 
 
 def pytest_configure() -> None:
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")

@@ -13,7 +13,7 @@ def main() -> None:
         settings = read_settings(WorkerSettings)
     except SettingsError as error:
         sys.exit(f"error: {error}")
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # service and worker share the cores; spinning costs both half
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # service and worker share the cores; longer spinning costs both half
     from metatrain.errors import MetatrainError
 
     try:
