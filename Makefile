@@ -15,7 +15,7 @@ demo: .venv/embedded
 	$(BIN)/quickstudy demo
 
 serve: .venv/embedded
-	exec $(BIN)/quickstudy serve --port $(PORT) --tied
+	exec $(BIN)/quickstudy serve --port $(PORT) --tied $$PPID
 
 test: .venv/dev
 	$(BIN)/python -m pytest

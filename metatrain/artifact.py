@@ -40,7 +40,7 @@ class InitializationFile(BaseModel):
     delta: LoRAConfig
     head: Literal["linear_from_prototypes"] = "linear_from_prototypes"
     inner: InnerConfig
-    temperature: float = Field(gt=0, description="softmax temperature 1 / s of the cosine logits")
+    scale: float = Field(gt=0, description="s, the inverse softmax temperature of the cosine logits")
     algorithm: str
     weights_sha256: dict[str, str]
     provenance: dict[str, Any] = Field(default_factory=dict)
@@ -106,7 +106,7 @@ def save_initialization(init: Initialization, folder: Path, lora: LoRA) -> None:
         base=init.base,
         delta=init.delta,
         inner=init.inner,
-        temperature=1.0 / init.scale,
+        scale=init.scale,
         algorithm=init.algorithm,
         weights_sha256={name: _sha256(content) for name, content in weights.items()},
         provenance=init.provenance,
@@ -149,7 +149,7 @@ def load_initialization(folder: Path, base: TextBase) -> Initialization:
         inner=described.inner,
         theta={n.removeprefix(_PEFT_PREFIX): t for n, t in theta_raw.items()},
         rates=rates,
-        scale=1.0 / described.temperature,
+        scale=described.scale,
         algorithm=described.algorithm,
         provenance=described.provenance,
     )
@@ -184,14 +184,20 @@ def adapter_to_bytes(adapter: Adapter) -> bytes:
     return save(_contiguous(tensors), metadata={_METADATA_KEY: _canonical_json(adapter.metadata.model_dump(mode="json")).decode()})
 
 
-def adapter_from_bytes(content: bytes, base: TextBase) -> Adapter:
-    """Strict inverse of `adapter_to_bytes` for `base`. Raises ArtifactError."""
-    tensors = _load_safetensors(content, "adapter")
+def adapter_metadata(content: bytes) -> AdapterMetadata:
+    """The header alone. Raises ArtifactError."""
+    _load_safetensors(content, "adapter")
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")]).get("__metadata__", {})
     try:
-        metadata = AdapterMetadata.model_validate_json(header.get(_METADATA_KEY, "null"))
+        return AdapterMetadata.model_validate_json(header.get(_METADATA_KEY, "null"))
     except ValidationError as error:
         raise ArtifactError(f"adapter: header: {first_problem(error)}") from error
+
+
+def adapter_from_bytes(content: bytes, base: TextBase) -> Adapter:
+    """Strict inverse of `adapter_to_bytes` for `base`. Raises ArtifactError."""
+    metadata = adapter_metadata(content)
+    tensors = _load_safetensors(content, "adapter")
     if metadata.base_weights_sha256 != base.spec.weights_sha256:
         raise ArtifactError(
             f"adapter: made for base weights {metadata.base_weights_sha256}, resident are {base.spec.weights_sha256}"
@@ -255,11 +261,17 @@ def _load_safetensors(content: bytes, where: str) -> dict[str, Tensor]:
 def _check_peft_config(path: Path, delta: LoRAConfig, lora: LoRA) -> None:
     if not path.is_file():
         raise ArtifactError(f"{path.parent}: adapter_config.json is missing")
-    stated = json.loads(path.read_bytes())
+    try:
+        stated = dict(json.loads(path.read_bytes()))
+    except (ValueError, TypeError) as error:
+        raise ArtifactError(f"{path}: expected a JSON object: {error}") from error
     expected = {"peft_type": "LORA", "r": delta.rank, "lora_alpha": delta.alpha, "target_modules": sorted(lora.sites)}
     for key, value in expected.items():
         if stated.get(key) != value:
             raise ArtifactError(f"{path}: {key}: expected {value!r} as in initialization.json, got {stated.get(key)!r}")
+    for key in ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "layers_to_transform"):
+        if stated.get(key):
+            raise ArtifactError(f"{path}: {key}: expected nothing, got {stated[key]!r}: PEFT would compute something else")
 
 
 def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

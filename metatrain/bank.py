@@ -1,7 +1,7 @@
 """Many adapters side by side on the device, gathered by row: one forward pass serves a batch of different adapters.
 
-Leaves are preallocated as A [S, R, D_in] and B [S, D_out, R] with alpha / R folded into B and ranks padded with zeros; slot 0 is
-all zeros. Which slot a row uses is an argument of the call. The least recently used adapter makes room for a new one.
+Leaves are preallocated as A [S, R, D_in] and B [S, D_out, R] with alpha / R folded into B and ranks padded with zeros. Which
+slot a row uses is an argument of the call. The least recently used adapter makes room for a new one.
 """
 
 from collections import OrderedDict
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from metatrain.artifact import Adapter
 from metatrain.base.text import TextBase
 from metatrain.deltas import LoRA
+from metatrain.errors import ArtifactError
 from metatrain.heads import ABSENT
 
 
@@ -22,14 +23,14 @@ class Bank:
     def __init__(self, base: TextBase, kinds: Sequence[LoRA], slots: int) -> None:
         self.base = base
         self.capacity = slots
-        rank = max(kind.config.rank for kind in kinds)
+        self._rank = max(kind.config.rank for kind in kinds)
         self._leaves: dict[str, Tensor] = {}
         for kind in kinds:
             for name, (out, into) in kind.shapes.items():
-                shape = (rank, into) if name.endswith("lora_A.weight") else (out, rank)
-                self._leaves[name] = torch.zeros(slots + 1, *shape, device=base.device)
+                shape = (self._rank, into) if name.endswith("lora_A.weight") else (out, self._rank)
+                self._leaves[name] = torch.zeros(slots, *shape, device=base.device)
         self._resident: OrderedDict[str, int] = OrderedDict()
-        self._free = list(range(slots, 0, -1))
+        self._free = list(range(slots))
         self._heads: dict[int, tuple[Tensor, Tensor]] = {}
         self._adapters: dict[int, Adapter] = {}
 
@@ -42,18 +43,20 @@ class Bank:
     def put(self, key: str, adapter: Adapter, keep: Sequence[str] = ()) -> None:
         """Make `adapter` resident under `key`; what goes for it is not one of `keep`.
 
-        Raises ValueError where `keep` alone fills the bank.
+        Raises ValueError where `keep` alone fills the bank, ArtifactError for a delta of a kind that the bank was not made for.
         """
         if key in self._resident:
             self._resident.move_to_end(key)
             return
+        folded = self.base.attach(adapter.metadata.delta).fold(adapter.delta)
+        if not folded.keys() <= self._leaves.keys() or adapter.metadata.delta.rank > self._rank:
+            raise ArtifactError(f"adapter: the bank has no room for its delta, {adapter.metadata.delta}")
         if not self._free:
             oldest = next((d for d in self._resident if d not in keep), None)
             if oldest is None:
                 raise ValueError(f"a batch needs more than the bank's {self.capacity} adapters")
             self.drop(oldest)
         slot = self._free.pop()
-        folded = self.base.attach(adapter.metadata.delta).fold(adapter.delta)
         for name, leaf in self._leaves.items():
             leaf[slot].zero_()
             if name in folded:

@@ -1,5 +1,7 @@
 """The initializations that a deployment can adapt from: the shipped default, the two baselines, and the folders it is given."""
 
+import json
+import logging
 from pathlib import Path
 
 from metatrain.artifact import Initialization, load_initialization
@@ -9,6 +11,7 @@ from metatrain.deltas import LoRAConfig
 from metatrain.errors import ArtifactError
 from metatrain.probe import probe
 
+log = logging.getLogger(__name__)
 SHIPPED = Path(__file__).with_name("initializations")
 
 
@@ -34,6 +37,12 @@ def load_catalog(base: TextBase, extra: Path | None = None) -> dict[str, Initial
 
 
 def _shipped_for(base: TextBase) -> list[Path]:
-    stated = f'"weights_sha256": "{base.spec.weights_sha256}"'
-    found = sorted(path.parent for path in SHIPPED.glob("*/initialization.json"))
-    return [folder for folder in found if stated in (folder / "initialization.json").read_text(encoding="utf-8")]
+    """The shipped folders that were made for `base`; says which are left out."""
+    folders = []
+    for path in sorted(SHIPPED.glob("*/initialization.json")):
+        made_for = json.loads(path.read_bytes())["base"]
+        if all(made_for[key] == value for key, value in base.spec.model_dump(exclude={"model"}).items()):
+            folders.append(path.parent)
+        else:
+            log.info("the shipped initialization %r is for %s and left out here", path.parent.name, made_for["model"])
+    return folders

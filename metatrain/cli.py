@@ -63,7 +63,7 @@ def _show(bar: "tqdm[Any]", event: dict[str, Any]) -> None:
 @click.option("--queries", type=click.IntRange(min=1), default=5, show_default=True, help="Per class.")
 @click.option("--episodes", "count", type=click.IntRange(min=2), default=100, show_default=True)
 @click.option("--steps", type=click.IntRange(0, 100), help="Inner steps, instead of the initialization's own number.")
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def evaluate(
     initializations: tuple[Path, ...],

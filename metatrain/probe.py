@@ -26,6 +26,7 @@ def probe(base: TextBase, lora: LoRA) -> None:
     a mixed batch gives each row what it gets alone and what stock PEFT gives it with that delta; every leaf of the delta moves
     the output; and, where the base model was loaded for it (attention="eager"), a second derivative exists and is finite.
     """
+    _longest_row_fits(base)
     generator = torch.Generator().manual_seed(0)
     thetas = [lora.initial(generator, b_std=0.05) for _ in _TEXTS]
     ids = base.encode(_TEXTS)[0]
@@ -52,6 +53,19 @@ def probe(base: TextBase, lora: LoRA) -> None:
     _every_leaf_moves(base, lora, stacked, batch, where)
     if base.attention == "eager":
         _double_backward(base, lora, stacked, batch, where)
+
+
+@torch.no_grad()
+def _longest_row_fits(base: TextBase) -> None:
+    longest = base.encode([_TEXTS[2] * base.spec.max_length])[0]
+    try:
+        fits = bool(torch.isfinite(base.features(None, base.collate(longest))).all())
+    except (RuntimeError, IndexError) as error:
+        raise UnsupportedDelta(
+            f"{type(base.model).__name__} does not take rows of {base.spec.max_length} tokens: {error}"
+        ) from error
+    if not fits:
+        raise UnsupportedDelta(f"{type(base.model).__name__} gives no finite features for rows of {base.spec.max_length} tokens")
 
 
 def _score(base: TextBase, lora: LoRA, delta: dict[str, Tensor], batch: TokenBatch) -> Tensor:

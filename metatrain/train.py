@@ -120,16 +120,17 @@ def train(
 
 def read_data(recipe: Recipe, data: Path) -> tuple[list[Dataset], list[Dataset], list[str]]:
     """Training and validation sets, and what was dropped: from training because the held-out data has it, from validation
-    because the training data has it. A validation set that is left with fewer classes than an episode's ways goes."""
+    because the training or the held-out data has it. A validation set left with fewer classes than an episode's ways goes."""
     train_sets = [source.read(data) for source in recipe.data.train]
     valid_sets = [source.read(data) for source in recipe.data.valid]
     held_out = [source.read(data) for source in recipe.data.held_out]
     assert_class_disjoint(train_sets, valid_sets, "data.train and data.valid")
     assert_class_disjoint(train_sets, held_out, "data.train and data.held_out")
+    assert_class_disjoint(valid_sets, held_out, "data.valid and data.held_out")
     kept, dropped = without_overlap(train_sets, held_out)
     if not kept:
         raise DataError("data.train: nothing is left once held-out texts are taken out")
-    unseen, dropped_valid = without_overlap(valid_sets, kept)
+    unseen, dropped_valid = without_overlap(valid_sets, [*kept, *held_out])
     unseen = [d for d in unseen if len(d.texts) >= recipe.validation.ways]
     if not unseen:
         raise DataError(f"data.valid: no set has {recipe.validation.ways} classes that training does not have")

@@ -38,9 +38,7 @@ def create_app(settings: ServiceSettings, base: TextBase, initializations: dict[
         records = Records(client)
         jobs = Jobs(records, celery_app(settings.redis_url), settings.redis_url)
         predictor = InProcessPredictor(base, initializations, slots=settings.bank_slots, rows=settings.batch_rows)
-        app.state.service = ServiceState(
-            settings, client, cache, records, WeightStore(cache), jobs, base, initializations, predictor
-        )
+        app.state.service = ServiceState(settings, cache, records, WeightStore(cache), jobs, base, initializations, predictor)
         jobs.listen()
         yield
         await jobs.close()

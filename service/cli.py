@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from service.standalone import DEFAULT_DATA_DIR, StandaloneError, standalone
+from service.tether import tie_to_parent
 from worker.errors import SettingsError
 
 
@@ -23,26 +24,25 @@ def main() -> None:
 @click.option(
     "--data-dir", type=click.Path(path_type=Path), default=DEFAULT_DATA_DIR, show_default=True, help="Of the embedded server."
 )
-@click.option("--tied", is_flag=True, help="Stop when the process that started this one is gone.")
-def serve(host: str, port: int, data_dir: Path, tied: bool) -> None:
+@click.option("--tied", type=int, metavar="PID", help="Stop when process PID, which started this one, is gone.")
+def serve(host: str, port: int, data_dir: Path, tied: int | None) -> None:
     """Serve HTTP. With REDIS_URL unset, also run an embedded Redis-compatible server and one worker."""
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # service and worker share the cores; longer spinning costs both half
+    if tied is not None:
+        tie_to_parent(tied, signal.SIGTERM)
     from service.serving import run  # brings torch in
     from service.settings import ServiceSettings
-    from service.tether import tie_to_parent
     from worker.settings import read_settings
 
-    if tied:
-        tie_to_parent(os.getppid(), signal.SIGTERM)
-    logging.basicConfig(level=os.environ.get("LOG_LEVEL", "INFO").upper(), format="%(asctime)s %(levelname)s service %(message)s")
     try:
         settings = read_settings(ServiceSettings)
-        if "REDIS_URL" in os.environ:
+        logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s service %(message)s")
+        if os.environ.get("REDIS_URL"):
             run(settings, host, port)
             return
         # SIGTERM between here and uvicorn's own handlers must unwind the block below too.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-        with standalone(data_dir, {}) as url:
+        with standalone(data_dir.expanduser()) as url:
             run(settings.model_copy(update={"redis_url": url}), host, port)
     except (SettingsError, StandaloneError) as error:
         sys.exit(f"error: {error}")

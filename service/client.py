@@ -58,15 +58,23 @@ class Client:
         }
         if ttl_seconds is not None:
             body["ttl_seconds"] = ttl_seconds
-        first_wait = 0.0 if on_progress else wait
-        answer = self._send("POST", "/adapt", json=body, headers={"Prefer": f"wait={first_wait:g}"})
+        deadline = time.monotonic() + wait
+        headers = {"Prefer": f"wait={0 if on_progress else wait:g}"}
+        answer = self._send("POST", "/adapt", json=body, headers=headers)
         identity = str(answer["adapter_id"])
-        state = self._poll(identity, wait, on_progress) if on_progress else answer
-        if state["status"] != "ready":
-            reason = self.adapter(identity)
-            detail = reason["error"] or f"adapter {identity} is still {reason['status']} after {wait:g} s"
-            raise QuickstudyError(409, {"detail": detail, "adapter_status": reason["status"]})
-        return identity
+        if answer["status"] == "ready" and not on_progress:
+            return identity
+        while True:  # the service itself waits at most a minute or so
+            state = self.adapter(identity)
+            if on_progress:
+                on_progress(state)
+            if state["status"] == "ready":
+                return identity
+            if state["status"] not in ("queued", "running"):
+                raise QuickstudyError(409, {"detail": state["error"] or f"adapter {identity} is {state['status']}"})
+            if time.monotonic() > deadline:
+                raise QuickstudyError(409, {"detail": f"adapter {identity} is still {state['status']} after {wait:g} s"})
+            time.sleep(0.05)
 
     def predict(self, adapter_id: str, inputs: Sequence[str]) -> list[Prediction]:
         """A label and the probability of every label, for each input in order."""
@@ -89,15 +97,6 @@ class Client:
             return self._http.get("/readyz").status_code == 200
         except httpx.TransportError:
             return False
-
-    def _poll(self, identity: str, seconds: float, on_progress: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-        deadline = time.monotonic() + seconds
-        while True:
-            state = self.adapter(identity)
-            on_progress(state)
-            if state["status"] not in ("queued", "running") or time.monotonic() > deadline:
-                return state
-            time.sleep(0.05)
 
     def _send(self, method: str, path: str, **request: Any) -> dict[str, Any]:
         response = self._http.request(method, path, **request)

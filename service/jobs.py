@@ -8,6 +8,7 @@ from collections import defaultdict
 import redis
 import redis.asyncio
 from celery import Celery
+from kombu.exceptions import OperationalError
 from starlette.concurrency import run_in_threadpool
 
 from worker.messages import ADAPT_TASK, DONE_CHANNEL, JobRecipe, Status, wake_up
@@ -17,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 class Jobs:
-    """The service's end of the queue. Methods raise `redis.RedisError` or kombu's OperationalError where Redis is away."""
+    """The service's end of the queue. Methods raise `redis.RedisError` where the records are out of reach."""
 
     def __init__(self, records: Records, queue: Celery, redis_url: str) -> None:
         self._records, self._queue = records, queue
@@ -25,14 +26,24 @@ class Jobs:
         self._waiting: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
         self._listener: asyncio.Task[None] | None = None
 
-    def start(
-        self, tenant: str, adapter_id: str, recipe: JobRecipe, ttl_ms: int, truncated: tuple[int, ...], *, requeue: bool = False
-    ) -> Status:
-        """Write the record, then wake a worker. The wake-up may be lost: the reaper repeats it."""
-        created, status = self._records.accept(tenant, adapter_id, recipe, ttl_ms, truncated, requeue=requeue)
+    def start(self, tenant: str, adapter_id: str, recipe: JobRecipe, ttl_ms: int, truncated: tuple[int, ...]) -> Status:
+        """Write the record, then wake a worker."""
+        created, status = self._records.accept(tenant, adapter_id, recipe, ttl_ms, truncated)
         if created:
-            self._queue.send_task(ADAPT_TASK, kwargs=wake_up(tenant, adapter_id))
+            self._wake(tenant, adapter_id)
         return status
+
+    def start_again(self, record: Record) -> None:
+        """Have an adapter made again whose weights are gone; does nothing where it was deleted or is being made already."""
+        if self._records.requeue(record):
+            self._wake(record.tenant, record.adapter_id)
+
+    def _wake(self, tenant: str, adapter_id: str) -> None:
+        """May be lost: the job is in its record, and the reaper repeats what goes unanswered."""
+        try:
+            self._queue.send_task(ADAPT_TASK, kwargs=wake_up(tenant, adapter_id))
+        except OperationalError as error:
+            log.warning("adapter=%s wake-up not delivered: %s", adapter_id, type(error).__name__)
 
     async def wait(self, tenant: str, adapter_id: str, seconds: float) -> Record | None:
         """The record as soon as its job has ended or was deleted, or as it is after `seconds`."""
@@ -43,11 +54,11 @@ class Jobs:
         deadline = loop.time() + seconds
         try:
             while True:
+                ended.clear()  # before looking, so that an end between the look and the wait is not missed
                 record = await run_in_threadpool(self._records.get, tenant, adapter_id)
                 left = deadline - loop.time()
                 if record is None or record.status not in ("queued", "running") or left <= 0:
                     return record
-                ended.clear()
                 # Looks again each second all the same: a publication is lost while the subscription reconnects.
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(ended.wait(), min(left, 1.0))

@@ -57,8 +57,12 @@ def _check_text(field: str, text: str, most: int) -> None:
         raise InvalidRequest(field, "a text that is not empty", text)
     if len(text) > most:
         raise InvalidRequest(field, f"at most {most} characters", f"{len(text)} characters")
-    if "\x00" in text or any("\ud800" <= character <= "\udfff" for character in text):
-        raise InvalidRequest(field, "Unicode text without NUL or lone surrogates", text)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InvalidRequest(field, "Unicode text without lone surrogates", text) from None
+    if "\x00" in text:
+        raise InvalidRequest(field, "Unicode text without NUL", text)
 
 
 class BodyLimit:
@@ -73,14 +77,16 @@ class BodyLimit:
             return
         stated = dict(scope["headers"]).get(b"content-length", b"0")
         chunks: list[bytes] = []
+        received = 0
         size, more = int(stated) if stated.isdigit() else 0, scope["method"] not in ("GET", "HEAD", "DELETE")
         while more and size <= self.most:
             message = await receive()
             if message["type"] == "http.disconnect":
                 return
             chunks.append(message.get("body", b""))
+            received += len(chunks[-1])
             more = message.get("more_body", False)
-            size = max(size, sum(map(len, chunks)))
+            size = max(size, received)
         if size > self.most:
             error = BodyTooLarge(f"body: expected at most {self.most} bytes, got {'at least ' if more else ''}{size}")
             await problem(error)(scope, receive, send)

@@ -7,9 +7,10 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from metatrain.artifact import Adapter, Initialization, adapter_from_bytes
+from metatrain.artifact import Adapter, Initialization, adapter_from_bytes, adapter_metadata
 from metatrain.bank import Bank
 from metatrain.base.text import TextBase
+from metatrain.errors import ArtifactError
 
 
 class NotResident(Exception):
@@ -32,6 +33,10 @@ class Predictor(Protocol):
 
     def forget(self, key: str) -> None:
         """Drop an adapter, if resident."""
+        ...
+
+    def alive(self) -> bool:
+        """Whether calls are being answered at all."""
         ...
 
 
@@ -60,6 +65,7 @@ class InProcessPredictor:
         self.base = base
         kinds = {init.delta: base.attach(init.delta) for init in initializations.values()}
         self._bank = Bank(base, list(kinds.values()), slots)
+        self._known = {init.digest for init in initializations.values()}
         self._most_rows, self._most_adapters = rows, slots
         self._calls: queue.SimpleQueue[_Call | str | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._serve, name="predictor", daemon=True)
@@ -69,14 +75,24 @@ class InProcessPredictor:
         return key in self._bank
 
     def submit(self, key: str, content: bytes | None, texts: Sequence[str]) -> "Future[Answer]":
-        adapter = adapter_from_bytes(content, self.base) if content is not None else None
+        adapter = self._load(content) if content is not None else None
         ids, cut = self.base.encode(texts)
         call = _Call(key, adapter, ids, [i for i, was_cut in enumerate(cut) if was_cut])
         self._calls.put(call)
         return call.future
 
+    def _load(self, content: bytes) -> Adapter:
+        """Only adapters of initializations that are here: the bank was made for their deltas, and they were probed."""
+        digest = adapter_metadata(content).initialization_digest
+        if digest not in self._known:
+            raise ArtifactError(f"its initialization, with digest {digest[:12]}…, is not one of this service")
+        return adapter_from_bytes(content, self.base)
+
     def forget(self, key: str) -> None:
         self._calls.put(key)
+
+    def alive(self) -> bool:
+        return self._thread.is_alive()
 
     def close(self) -> None:
         """Answer what is waiting, then stop."""
@@ -99,18 +115,20 @@ class InProcessPredictor:
             self._answer(waiting)
 
     def _answer(self, calls: list[_Call]) -> None:
-        """One or more forward passes for `calls`; a call that cannot be answered does not spoil its neighbours."""
+        """One or more forward passes for `calls`. An adapter that cannot be made resident fails its own call alone."""
         ready: list[_Call] = []
         keep = [call.key for call in calls]
         for call in calls:
             if not call.future.set_running_or_notify_cancel():
                 continue
-            if call.adapter is not None:
-                self._bank.put(call.key, call.adapter, keep)
-            if call.key in self._bank:
+            try:
+                if call.adapter is not None:
+                    self._bank.put(call.key, call.adapter, keep)
+                if call.key not in self._bank:
+                    raise NotResident(call.key)
                 ready.append(call)
-            else:
-                call.future.set_exception(NotResident(call.key))
+            except Exception as error:  # whatever it is, its caller is told and the thread lives on
+                call.future.set_exception(error)
         keys = [call.key for call in ready for _ in call.ids]
         ids = [row for call in ready for row in call.ids]
         try:

@@ -9,6 +9,9 @@ from worker.messages import Status
 Text = Annotated[str, StringConstraints(strict=True)]
 
 
+AdapterId = Annotated[str, StringConstraints(strict=True, max_length=64, pattern=r"^[a-z0-9]+$")]
+
+
 class _Body(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
@@ -39,7 +42,7 @@ class AdaptAnswer(BaseModel):
 
 
 class PredictRequest(_Body):
-    adapter_id: Text
+    adapter_id: AdapterId
     inputs: list[Text]
 
 

@@ -20,7 +20,8 @@ from pathlib import Path
 import redis
 
 log = logging.getLogger(__name__)
-DEFAULT_DATA_DIR = Path.home() / ".local" / "share" / "quickstudy"
+DEFAULT_DATA_DIR = "~/.local/share/quickstudy"
+EMBEDDED_MEMORY = "1gb"
 
 
 class StandaloneError(Exception):
@@ -28,15 +29,17 @@ class StandaloneError(Exception):
 
 
 @contextlib.contextmanager
-def standalone(data_dir: Path, environment: dict[str, str]) -> Iterator[str]:
+def standalone(data_dir: Path) -> Iterator[str]:
     """Run the embedded server and one worker while the block runs; yields the server's URL.
 
-    `data_dir` keeps the append-only file, from which queue, records and weights come back at the next start. `environment` goes to
-    the worker beside REDIS_URL. A child that dies is started again. Raises StandaloneError where `data_dir` is in use or the server
-    does not start.
+    `data_dir` keeps the append-only file, from which queue, records and weights come back at the next start. A
+    child that dies is started again. Raises StandaloneError where `data_dir` is in use or the server does not start.
     """
-    data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-    lock = (data_dir / "lock").open("w")
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = (data_dir / "lock").open("w")
+    except OSError as error:
+        raise StandaloneError(f"--data-dir {data_dir}: {error.strerror}") from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
@@ -44,7 +47,7 @@ def standalone(data_dir: Path, environment: dict[str, str]) -> Iterator[str]:
     sockets = Path(tempfile.mkdtemp(prefix="quickstudy-"))  # a socket's path must be short, a data folder's need not
     url = f"unix://{sockets}/redis.sock"
     server = _Child("redis", _server_command(data_dir, sockets / "redis.sock"), dict(os.environ), data_dir / "redis.log")
-    worker_environment = {**os.environ, **environment, "REDIS_URL": url}
+    worker_environment = {**os.environ, "REDIS_URL": url}
     worker = _Child("worker", [sys.executable, "-m", "worker"], worker_environment, None)
     children = [server, worker]
     stopping = threading.Event()
@@ -58,9 +61,9 @@ def standalone(data_dir: Path, environment: dict[str, str]) -> Iterator[str]:
     finally:
         stopping.set()
         if keeper.ident is not None:
-            keeper.join()
-        for child in reversed(children):
-            child.stop()
+            keeper.join()  # stops the children itself: the kernel ties a child to the thread that started it
+        else:
+            _stop(children)
         shutil.rmtree(sockets, ignore_errors=True)
         lock.close()
 
@@ -69,8 +72,13 @@ class _Child:
     def __init__(self, name: str, command: list[str], environment: dict[str, str], log_file: Path | None) -> None:
         self.name, self._command, self._environment, self._log_file = name, command, environment, log_file
         self._process: subprocess.Popen[bytes] | None = None
+        self.start_after, self._pause = 0.0, 0.5
 
     def start(self) -> None:
+        """Start it, and set the time before which it should not be started again."""
+        now = time.monotonic()
+        self._pause = 0.5 if now > self.start_after + 60 else min(2 * self._pause, 30.0)
+        self.start_after = now + self._pause
         tied = [sys.executable, "-m", "service.tether", str(os.getpid()), *self._command]
         output = self._log_file.open("ab") if self._log_file else None
         self._process = subprocess.Popen(
@@ -96,16 +104,18 @@ class _Child:
 
 
 def _keep(children: list[_Child], stopping: threading.Event) -> None:
-    """Start a child that died again, less and less eagerly while it keeps dying."""
-    pause = 1.0
-    while not stopping.wait(0.5):
+    """Start a child that died again, less and less eagerly while it keeps dying; at the end stop them all."""
+    while not stopping.wait(0.2):
         for child in children:
-            if (code := child.exit_code()) is not None:
+            if (code := child.exit_code()) is not None and time.monotonic() >= child.start_after:
                 log.warning("the embedded %s ended with %d and is started again", child.name, code)
                 child.start()
-                if stopping.wait(pause):
-                    return
-                pause = min(2 * pause, 30.0)
+    _stop(children)
+
+
+def _stop(children: list[_Child]) -> None:
+    for child in reversed(children):
+        child.stop()
 
 
 def _server_command(data_dir: Path, socket: Path) -> list[str]:
@@ -123,7 +133,8 @@ def _server_command(data_dir: Path, socket: Path) -> list[str]:
         "appendonly": "yes",
         "appendfsync": "always",
         "save": "",
-        "maxmemory-policy": "volatile-lru",
+        "maxmemory": EMBEDDED_MEMORY,
+        "maxmemory-policy": "volatile-lru",  # only weights have a TTL
         "daemonize": "no",
     }
     return [str(get_binary_path()), *(part for name, value in options.items() for part in (f"--{name}", value))]

@@ -19,7 +19,6 @@ from worker.store import WeightStore
 @dataclass(frozen=True)
 class ServiceState:
     settings: ServiceSettings
-    redis: Redis
     cache: Redis
     records: Records
     store: WeightStore

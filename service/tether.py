@@ -21,7 +21,7 @@ def tie_to_parent(parent: int, with_signal: signal.Signals = signal.SIGKILL) -> 
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_PDEATHSIG, int(with_signal), 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) was refused")
-    if os.getppid() != parent:
+    if os.getppid() != parent:  # it went before the kernel was asked
         sys.exit(0)
 
 

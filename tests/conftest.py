@@ -14,7 +14,6 @@ from metatrain.deltas import LoRA, LoRAConfig
 from tests.tiny import save_tiny_model
 
 TARGETS = ("query", "value", "intermediate.dense")
-SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
 @pytest.fixture(scope="session")

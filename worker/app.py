@@ -17,6 +17,7 @@ from worker.settings import WorkerSettings
 from worker.store import WeightStore
 
 log = logging.getLogger(__name__)
+KEY_PREFIX = "qs:celery:"
 ALIVE_SECONDS = 15
 REAP_EVERY = 2.0
 _NO_CHATTER = ("--without-gossip", "--without-mingle", "--without-heartbeat")
@@ -40,7 +41,7 @@ def celery_app(redis_url: str) -> Celery:
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
         broker_transport_options={
-            "global_keyprefix": "qs:celery:",
+            "global_keyprefix": KEY_PREFIX,
             "socket_timeout": 10,
             "socket_connect_timeout": 3,
             "unacked_restore_interval": 2,
@@ -51,9 +52,9 @@ def celery_app(redis_url: str) -> Celery:
     return app
 
 
-def run_worker(settings: WorkerSettings, loglevel: str = "INFO") -> None:
+def run_worker(settings: WorkerSettings) -> None:
     """Load the base model, then take jobs until told to stop (SIGTERM finishes the job at hand)."""
-    logging.basicConfig(level=loglevel, format="%(asctime)s %(levelname)s worker %(message)s")
+    logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s worker %(message)s")
     logging.getLogger("celery.worker.strategy").setLevel(logging.WARNING)
     from worker.runtime import load_runtime  # brings torch in; the service imports this module without it
     from worker.tasks import Hands
@@ -72,15 +73,18 @@ def run_worker(settings: WorkerSettings, loglevel: str = "INFO") -> None:
     description = {"device": str(hands.runtime.base.device), "dtype": str(hands.runtime.base.dtype)}
 
     def tend() -> None:
-        """Say that this worker is alive, and announce again what was lost."""
+        """Say that this worker is alive, announce again what was lost, and remove records that have had their time."""
         while not stopping.is_set():
             try:
                 hands.records.announce_worker(name, description, ALIVE_SECONDS)
-                for tenant, adapter_id in hands.records.due():
+                for tenant, adapter_id in hands.records.due(backlog=bool(client.llen(f"{KEY_PREFIX}{QUEUE}"))):
                     log.info("adapter=%s tenant=%s announced again", adapter_id, tenant)
                     app.send_task(ADAPT_TASK, kwargs=wake_up(tenant, adapter_id))
+                hands.records.retire()
             except (redis.RedisError, OperationalError) as error:
                 log.warning("Redis is out of reach (%s), trying again", type(error).__name__)
+            except Exception:  # whatever it was, jobs must go on being announced
+                log.exception("the reaper stumbled")
             stopping.wait(REAP_EVERY)
 
     def on_ready(**_: Any) -> None:
@@ -97,5 +101,13 @@ def run_worker(settings: WorkerSettings, loglevel: str = "INFO") -> None:
     worker_ready.connect(on_ready, weak=False)
     worker_shutting_down.connect(on_stop, weak=False)
     app.worker_main(
-        ["--quiet", "worker", "--pool=solo", f"--queues={QUEUE}", f"--loglevel={loglevel}", f"--hostname={name}@%h", *_NO_CHATTER]
+        [
+            "--quiet",
+            "worker",
+            "--pool=solo",
+            f"--queues={QUEUE}",
+            f"--loglevel={settings.log_level}",
+            f"--hostname={name}@%h",
+            *_NO_CHATTER,
+        ]
     )

@@ -3,6 +3,7 @@
 WorkerError
 ├── WeightsMissing  the cache no longer has an adapter's weights
 ├── WeightsCorrupt  the cache has other bytes than the record's digest says
+├── ClaimLost       somebody else holds the job now, or it was deleted
 └── SettingsError   an environment variable with a value that cannot be used
 """
 
@@ -16,6 +17,10 @@ class WeightsMissing(WorkerError):
 
 
 class WeightsCorrupt(WorkerError):
+    pass
+
+
+class ClaimLost(WorkerError):
     pass
 
 

@@ -3,7 +3,8 @@
 A job is `queued` until a worker claims it, which gives the worker a lease and a fence: a number from one global counter. Only the
 holder of the record's current fence may report progress or commit, so a worker that was taken for dead cannot overwrite the
 one that replaced it, nor an adapter that was deleted and asked for again. `qs:pending` orders unfinished jobs by when the reaper
-should look at them. Times are the Redis server's, so that clocks of several machines do not matter.
+should look at them, `qs:retire` orders records by when they may go: no key of a record has a TTL, so no memory policy evicts
+one. Times are the Redis server's, so that clocks of several machines do not matter.
 
 Every script is one atomic step; a reader never sees half of one.
 """
@@ -26,31 +27,31 @@ WAKE_AGAIN_MS = 10_000
 RETENTION_MS = 7 * 24 * 3600 * 1000
 """A record outlives its adapter's expiry by this long, so that a late reader is told `expired` and not `unknown`."""
 _PENDING = "qs:pending"
+_RETIRE = "qs:retire"
 _FENCE = "qs:fence"
 _SEQUENCE = "qs:sequence"
 
 _NOW = "local t = redis.call('TIME'); local now = t[1] * 1000 + math.floor(t[2] / 1000)\n"
 
-# KEYS record, index, pending, sequence. ARGV member, id, ttl_ms, recipe, truncated, requeue ('1': start afresh though it is ready),
-# wake_ms, retention_ms.
+# KEYS record, index, pending, sequence, retire. ARGV member, id, ttl_ms, recipe, truncated, wake_ms, retention_ms.
 _ACCEPT = (
     _NOW
     + """
 local status = redis.call('HGET', KEYS[1], 'status')
 local expires = tonumber(redis.call('HGET', KEYS[1], 'expires_at') or 0)
 local expire_at = now + tonumber(ARGV[3])
-local live = status == 'queued' or status == 'running' or (status == 'ready' and expires > now and ARGV[6] ~= '1')
+local live = status == 'queued' or status == 'running' or (status == 'ready' and expires > now)
 if not live then
   local created = redis.call('HGET', KEYS[1], 'created_at') or now
   redis.call('DEL', KEYS[1])
   redis.call('HSET', KEYS[1], 'status', 'queued', 'recipe', ARGV[4], 'truncated', ARGV[5], 'created_at', created,
              'queued_at', now, 'attempt', 0, 'fence', 0, 'lease_until', 0)
   if not redis.call('ZSCORE', KEYS[2], ARGV[2]) then redis.call('ZADD', KEYS[2], redis.call('INCR', KEYS[4]), ARGV[2]) end
-  redis.call('ZADD', KEYS[3], now + tonumber(ARGV[7]), ARGV[1])
+  redis.call('ZADD', KEYS[3], now + tonumber(ARGV[6]), ARGV[1])
   status = 'queued'
 end
 redis.call('HSET', KEYS[1], 'ttl_ms', ARGV[3], 'expires_at', expire_at)
-redis.call('PEXPIREAT', KEYS[1], expire_at + tonumber(ARGV[8]))
+redis.call('ZADD', KEYS[5], expire_at + tonumber(ARGV[7]), ARGV[1])
 return {live and 0 or 1, status}
 """
 )
@@ -66,7 +67,7 @@ if tonumber(r[3]) >= tonumber(ARGV[3]) then return {'capped'} end
 local fence = redis.call('INCR', KEYS[3])
 redis.call('HINCRBY', KEYS[1], 'attempt', 1)
 redis.call('HSET', KEYS[1], 'status', 'running', 'fence', fence, 'lease_until', now + tonumber(ARGV[2]), 'worker', ARGV[4],
-           'started_at', now, 'support_loss', '[]')
+           'support_loss', '[]')
 redis.call('ZADD', KEYS[2], now + tonumber(ARGV[2]), ARGV[1])
 return {'claimed', fence, redis.call('HGET', KEYS[1], 'recipe'), now - tonumber(redis.call('HGET', KEYS[1], 'queued_at')),
         redis.call('HGET', KEYS[1], 'ttl_ms')}
@@ -91,7 +92,7 @@ _COMMIT = (
     + """
 if redis.call('HGET', KEYS[1], 'fence') ~= ARGV[2] or redis.call('HGET', KEYS[1], 'status') ~= 'running' then return 0 end
 for i = 4, #ARGV, 2 do redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) end
-redis.call('HSET', KEYS[1], 'finished_at', now)
+redis.call('HDEL', KEYS[1], 'readapting')
 redis.call('ZREM', KEYS[2], ARGV[1])
 redis.call('PUBLISH', ARGV[3], ARGV[1])
 return 1
@@ -104,7 +105,7 @@ _GIVE_UP = (
     + """
 local r = redis.call('HMGET', KEYS[1], 'status', 'lease_until')
 if r[1] == 'queued' or (r[1] == 'running' and tonumber(r[2]) < now) then
-  redis.call('HSET', KEYS[1], 'status', 'failed', 'error', ARGV[3], 'finished_at', now)
+  redis.call('HSET', KEYS[1], 'status', 'failed', 'error', ARGV[3])
   redis.call('ZREM', KEYS[2], ARGV[1])
   redis.call('PUBLISH', ARGV[2], ARGV[1])
 end
@@ -112,23 +113,42 @@ return 1
 """
 )
 
-# KEYS record, index, pending. ARGV member, id, channel. Returns the fence, whose weights the caller removes; nil where unknown.
+# KEYS record, index, pending, retire. ARGV member, id, channel. Returns the fence, whose weights the caller removes; nil: unknown.
 _DELETE = """
 local fence = redis.call('HGET', KEYS[1], 'fence')
 redis.call('DEL', KEYS[1])
 redis.call('ZREM', KEYS[2], ARGV[2])
 redis.call('ZREM', KEYS[3], ARGV[1])
+redis.call('ZREM', KEYS[4], ARGV[1])
 redis.call('PUBLISH', ARGV[3], ARGV[1])
 return fence
 """
 
-# KEYS pending. ARGV most, wake_ms. Members that are due, put off so that several reapers do not announce the same ones.
+# KEYS record, pending. ARGV member, fence, wake_ms. A ready job whose weights are gone starts again, if it is still that very one.
+_REQUEUE = (
+    _NOW
+    + """
+local r = redis.call('HMGET', KEYS[1], 'status', 'fence')
+if r[1] ~= 'ready' or r[2] ~= ARGV[2] then return 0 end
+redis.call('HSET', KEYS[1], 'status', 'queued', 'queued_at', now, 'attempt', 0, 'lease_until', 0, 'readapting', 1)
+redis.call('ZADD', KEYS[2], now + tonumber(ARGV[3]), ARGV[1])
+return 1
+"""
+)
+
+# KEYS pending. ARGV most, wake_ms, backlog ('1': the queue has messages still, so a job that was never claimed is not lost).
+# Members that are due, put off so that several reapers do not announce the same ones.
 _DUE = (
     _NOW
     + """
-local due = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, ARGV[1])
-for _, member in ipairs(due) do redis.call('ZADD', KEYS[1], now + tonumber(ARGV[2]), member) end
-return due
+local due, lost = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, ARGV[1]), {}
+for _, member in ipairs(due) do
+  redis.call('ZADD', KEYS[1], now + tonumber(ARGV[2]), member)
+  local slash = string.find(member, '/', 1, true)
+  local record = 'qs:' .. string.sub(member, 1, slash - 1) .. ':adapter:' .. string.sub(member, slash + 1)
+  if ARGV[3] ~= '1' or redis.call('HGET', record, 'status') ~= 'queued' then table.insert(lost, member) end
+end
+return lost
 """
 )
 
@@ -144,11 +164,11 @@ class Record(BaseModel):
     recipe: JobRecipe
     truncated: tuple[int, ...]
     created_at: int
-    queued_at: int
     expires_at: int
     ttl_ms: int
     attempt: int
     fence: int
+    readapting: bool = False
     support_loss: tuple[float, ...] = ()
     digest: str | None = None
     error: str | None = None
@@ -178,6 +198,7 @@ class Records:
         self._commit = client.register_script(_COMMIT)
         self._give_up = client.register_script(_GIVE_UP)
         self._delete = client.register_script(_DELETE)
+        self._requeue = client.register_script(_REQUEUE)
         self._due = client.register_script(_DUE)
 
     def id_key(self) -> bytes:
@@ -186,17 +207,24 @@ class Records:
         return bytes.fromhex(_text(self._redis.get("qs:id-key")))
 
     def accept(
-        self, tenant: str, adapter_id: str, recipe: JobRecipe, ttl_ms: int, truncated: tuple[int, ...], *, requeue: bool = False
+        self, tenant: str, adapter_id: str, recipe: JobRecipe, ttl_ms: int, truncated: tuple[int, ...]
     ) -> tuple[bool, Status]:
         """Write the record before anybody is told of it. Returns (whether there is work to announce, status).
 
-        The same id again is the same job while it is queued, running or ready, its TTL starting anew; after failure or expiry, or
-        with `requeue` (its weights are gone), it starts afresh.
+        The same id again is the same job while it is queued, running or ready, its TTL starting anew; after failure or expiry it
+        starts afresh.
         """
-        keys = [_record(tenant, adapter_id), _index(tenant), _PENDING, _SEQUENCE]
+        keys = [_record(tenant, adapter_id), _index(tenant), _PENDING, _SEQUENCE, _RETIRE]
         arguments: list[Any] = [_member(tenant, adapter_id), adapter_id, ttl_ms, recipe.model_dump_json(), json.dumps(truncated)]
-        created, status = self._accept(keys=keys, args=[*arguments, "1" if requeue else "0", WAKE_AGAIN_MS, RETENTION_MS])
+        created, status = self._accept(keys=keys, args=[*arguments, WAKE_AGAIN_MS, RETENTION_MS])
         return bool(created), cast(Status, _text(status))
+
+    def requeue(self, record: Record) -> bool:
+        """Start a ready job again because its weights are gone; its TTL goes on. False where the record is no longer that one:
+        deleted meanwhile, or started again by somebody else.
+        """
+        keys = [_record(record.tenant, record.adapter_id), _PENDING]
+        return bool(self._requeue(keys=keys, args=[_member(record.tenant, record.adapter_id), record.fence, WAKE_AGAIN_MS]))
 
     def claim(self, tenant: str, adapter_id: str, *, lease_ms: int, attempts: int, worker: str) -> Claim | None:
         """Take a job that is queued, or whose worker let its lease run out; None where there is nothing to take.
@@ -265,14 +293,22 @@ class Records:
 
     def delete(self, tenant: str, adapter_id: str) -> int | None:
         """Remove the record, support text and all. Returns its fence, None where there was no record."""
-        keys = [_record(tenant, adapter_id), _index(tenant), _PENDING]
+        keys = [_record(tenant, adapter_id), _index(tenant), _PENDING, _RETIRE]
         fence = self._delete(keys=keys, args=[_member(tenant, adapter_id), adapter_id, DONE_CHANNEL])
         return None if fence is None else int(fence)
 
-    def due(self, most: int = 100) -> list[tuple[str, str]]:
-        """Unfinished jobs that should be announced again: never claimed, or with a lease that ran out."""
-        members = self._due(keys=[_PENDING], args=[most, WAKE_AGAIN_MS])
-        return [cast(tuple[str, str], tuple(_text(m).split("/", 1))) for m in members]
+    def due(self, most: int = 100, *, backlog: bool = False) -> list[tuple[str, str]]:
+        """Unfinished jobs that should be announced again: with a lease that ran out, or never claimed though no message waits
+        (`backlog`: some do)."""
+        members = self._due(keys=[_PENDING], args=[most, WAKE_AGAIN_MS, "1" if backlog else "0"])
+        return [_parts(member) for member in members]
+
+    def retire(self, most: int = 100) -> int:
+        """Remove records whose adapters expired long ago; returns how many."""
+        members = cast(list[bytes], self._redis.zrangebyscore(_RETIRE, "-inf", self._now(), start=0, num=most))
+        for member in members:
+            self.delete(*_parts(member))
+        return len(members)
 
     def announce_worker(self, name: str, description: dict[str, Any], seconds: int) -> None:
         """Say that a worker is alive, for `seconds`."""
@@ -307,6 +343,11 @@ def _index(tenant: str) -> str:
 
 def _member(tenant: str, adapter_id: str) -> str:
     return f"{tenant}/{adapter_id}"
+
+
+def _parts(member: bytes) -> tuple[str, str]:
+    tenant, adapter_id = _text(member).split("/", 1)
+    return tenant, adapter_id
 
 
 def _text(value: Any) -> str:

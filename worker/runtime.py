@@ -34,8 +34,11 @@ class Runtime:
     def adapt(
         self, recipe: JobRecipe, *, deadline: float = math.inf, on_step: Callable[[int, float], None] | None = None
     ) -> Product:
-        """Run the inner loop of one job. Raises AdaptationError: the initialization is not here, a loss or weight is not finite,
-        or the deadline (`time.monotonic`) passed."""
+        """Run the inner loop of one job. Raises AdaptationError: the initialization is not here, the precision is another, a loss
+        or weight is not finite, or the deadline (`time.monotonic`) passed."""
+        dtype = str(self.base.dtype).removeprefix("torch.")
+        if recipe.precision != dtype:
+            raise AdaptationError(f"the job asks for {recipe.precision}, this worker runs {dtype}; set PRECISION on both ends")
         init = self.by_digest.get(recipe.initialization_digest)
         if init is None:
             raise AdaptationError(

@@ -1,25 +1,27 @@
 """Settings of a worker, from the environment, read once. Torch-free; the service builds on them."""
 
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
-from pydantic import Field, ValidationError
+from pydantic import Field, StringConstraints, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from worker.errors import SettingsError
 
+RedisUrl = Annotated[str, StringConstraints(pattern=r"^(redis|rediss|unix)://.+")]
 S = TypeVar("S", bound=BaseSettings)
 
 
 class WorkerSettings(BaseSettings):
     """Each field is the environment variable of its name in capitals."""
 
-    model_config = SettingsConfigDict(frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True)
 
-    redis_url: str = Field(default="redis://localhost:6379/0", description="queue and records; must not evict")
-    cache_url: str | None = Field(default=None, description="adapter weights; REDIS_URL where unset")
+    redis_url: RedisUrl = Field(default="redis://localhost:6379/0", description="queue and records; must not evict")
+    cache_url: RedisUrl | None = Field(default=None, description="adapter weights; REDIS_URL where unset")
     base_model: str = Field(default="sentence-transformers/all-MiniLM-L6-v2", description="hub name or local path")
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     initializations_dir: Path | None = Field(default=None, description="folder of further initialization folders")
     threads: int | None = Field(default=None, ge=1, description="CPU threads for the maths; one a core where unset")
     lease_seconds: int = Field(default=15, ge=2, description="how long a silent worker keeps a job")

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import redis
 
 from metatrain.errors import MetatrainError
+from worker.errors import ClaimLost
 from worker.messages import Outcome
 from worker.records import Claim, Records
 from worker.runtime import Runtime
@@ -17,6 +18,19 @@ from worker.settings import WorkerSettings
 from worker.store import WeightStore, weights_digest
 
 log = logging.getLogger(__name__)
+
+
+class Progress:
+    """Support losses so far. As the inner loop's `on_step` it stops a job whose claim is lost: deleted, or taken over."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+        self.lost = threading.Event()
+
+    def __call__(self, _step: int, loss: float) -> None:
+        self.losses.append(loss)
+        if self.lost.is_set():
+            raise ClaimLost
 
 
 @dataclass
@@ -39,25 +53,29 @@ class Hands:
         claim = self.records.claim(tenant, adapter_id, lease_ms=lease_ms, attempts=self.settings.attempts, worker=self.name)
         if claim is None:
             return
-        with self._heartbeat(claim, lease_ms) as losses:
-            outcome = self._outcome(claim, losses)
-        if self.records.commit(claim, outcome):
+        try:
+            with self._heartbeat(claim, lease_ms) as progress:
+                outcome = self._outcome(claim, progress)
+            committed = self.records.commit(claim, outcome)
+        except ClaimLost:
+            committed = False
+        if committed:
             log.info("adapter=%s tenant=%s fence=%d %s", adapter_id, tenant, claim.fence, outcome.status)
         else:
             self.store.remove(tenant, adapter_id, claim.fence)
             log.warning("adapter=%s tenant=%s fence=%d commit refused: the claim no longer holds", adapter_id, tenant, claim.fence)
 
-    def _outcome(self, claim: Claim, losses: list[float]) -> Outcome:
-        deadline = time.monotonic() + self.settings.job_seconds
+    def _outcome(self, claim: Claim, progress: "Progress") -> Outcome:
+        deadline, losses = time.monotonic() + self.settings.job_seconds, progress.losses
         try:
-            product = self.runtime.adapt(claim.recipe, deadline=deadline, on_step=lambda _step, loss: losses.append(loss))
+            product = self.runtime.adapt(claim.recipe, deadline=deadline, on_step=progress)
             stored = time.perf_counter()
             self.store.put(claim.tenant, claim.adapter_id, claim.fence, product.content, claim.ttl_ms)
         except MetatrainError as error:
             return Outcome(status="failed", error=str(error), support_loss=tuple(losses))
         except redis.exceptions.ResponseError as error:
             return Outcome(status="failed", error=f"the cache refused the weights: {error}", support_loss=tuple(losses))
-        except redis.RedisError:
+        except (redis.RedisError, ClaimLost):
             raise
         except Exception as error:
             # Its message may quote the support set, so only the type leaves the worker's log of this traceback.
@@ -68,9 +86,10 @@ class Hands:
         return Outcome(status="ready", digest=digest, support_loss=product.support_loss, timings=timings)
 
     @contextmanager
-    def _heartbeat(self, claim: Claim, lease_ms: int) -> Iterator[list[float]]:
-        """Keep the lease and publish the support loss from a thread while the block runs."""
-        losses: list[float] = []
+    def _heartbeat(self, claim: Claim, lease_ms: int) -> Iterator["Progress"]:
+        """Keep the lease and publish the support loss from a thread while the block runs; note when the claim is lost."""
+        progress = Progress()
+        losses = progress.losses
         done = threading.Event()
 
         def beat() -> None:
@@ -81,14 +100,16 @@ class Hands:
                     continue
                 reported, next_lease = len(losses), time.monotonic() + lease_ms / 3000
                 try:
-                    self.records.heartbeat(claim, lease_ms, losses[:reported])
+                    if not self.records.heartbeat(claim, lease_ms, losses[:reported]):
+                        progress.lost.set()
+                        return
                 except redis.RedisError as error:
                     log.warning("adapter=%s heartbeat not delivered: %s", claim.adapter_id, type(error).__name__)
 
         thread = threading.Thread(target=beat, name=f"heartbeat-{claim.adapter_id}", daemon=True)
         thread.start()
         try:
-            yield losses
+            yield progress
         finally:
             done.set()
             thread.join()

@@ -7,7 +7,6 @@ from metatrain.algorithms.maml import MAML
 from metatrain.algorithms.protonet import ProtoNet
 from metatrain.base.text import Attention, TextBase
 from metatrain.deltas import LoRA
-from metatrain.errors import RecipeError
 from metatrain.inner import InnerConfig
 from metatrain.metagrad import MetaGradient, Mode, Outer
 from metatrain.taskbatch import TaskBatch
@@ -30,7 +29,5 @@ ALGORITHMS: dict[str, Callable[[InnerConfig, Mode], Algorithm]] = {
 
 
 def build(name: str, inner: InnerConfig, mode: Mode) -> Algorithm:
-    """Raises RecipeError for a name that is not in the dict."""
-    if name not in ALGORITHMS:
-        raise RecipeError(f"algorithm.name: expected one of {', '.join(ALGORITHMS)}, got {name!r}")
+    """The algorithm of this name, one of `ALGORITHMS`."""
     return ALGORITHMS[name](inner, mode)

@@ -105,7 +105,7 @@ class TextBase:
     def encode(self, texts: Sequence[str], max_length: int | None = None) -> tuple[list[list[int]], list[bool]]:
         """Token ids of each text, cut to the maximum length, and whether it was cut."""
         ids: list[list[int]] = self.tokenizer(list(texts), truncation=False, padding=False, verbose=False)["input_ids"]
-        limit = max_length or self.spec.max_length
+        limit = min(max_length or self.spec.max_length, self.spec.max_length)
         cut = [len(row) > limit for row in ids]
         return [row if len(row) <= limit else [*row[: limit - 1], row[-1]] for row in ids], cut
 
@@ -160,14 +160,20 @@ def load_text_base(
     source.check_known_weights(name, digest)
     pooling, stated_length = source.sentence_transformers_settings(folder)
     try:
-        config = AutoConfig.from_pretrained(folder)
-        tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True, trust_remote_code=False)
         model = AutoModel.from_pretrained(
-            folder, config=config, use_safetensors=True, attn_implementation=attention, dtype=resolve(precision, device)
+            folder,
+            config=config,
+            use_safetensors=True,
+            trust_remote_code=False,
+            attn_implementation=attention,
+            dtype=resolve(precision, device),
         )
     except (OSError, ValueError, KeyError) as error:
         raise BaseModelError(f"base.model: {folder} does not load as a text encoder: {str(error).splitlines()[0]}") from error
-    positions = getattr(config, "max_position_embeddings", 512)
+    # Some tables hold places for padding as well (RoBERTa), which the tokenizer's own limit knows; the probe tries the longest row.
+    positions = min(getattr(config, "max_position_embeddings", 512), tokenizer.model_max_length)
     spec = BaseSpec(
         model=name,
         weights_sha256=digest,

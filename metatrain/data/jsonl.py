@@ -18,8 +18,12 @@ def read_jsonl(path: Path, name: str | None = None) -> Dataset:
     if not path.is_file():
         raise DataError(f"data: no file at {path}")
     texts: dict[str, dict[str, None]] = {}
-    content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    for number, line in enumerate(content.decode("utf-8").split("\n"), start=1):
+    try:
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        lines = content.decode("utf-8").split("\n")
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: expected UTF-8 text, gzipped where the name ends in .gz: {error}") from error
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:

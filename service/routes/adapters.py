@@ -8,7 +8,7 @@ from starlette.concurrency import run_in_threadpool
 from metatrain.artifact import Initialization
 from service.errors import InvalidRequest, UnknownAdapter
 from service.limits import check_adapt, prefer_wait
-from service.schemas import AdaptAnswer, AdapterPage, AdapterView, AdaptRequest
+from service.schemas import AdaptAnswer, AdapterId, AdapterPage, AdapterView, AdaptRequest
 from service.state import ServiceState, State, Tenant
 from worker.messages import JobRecipe, Status
 from worker.records import Record, adapter_id
@@ -57,7 +57,7 @@ def _accept(
         support=support,
         steps=init.inner.steps if request.options.steps is None else request.options.steps,
         seed=request.options.seed,
-        precision=state.settings.precision,
+        precision=str(state.base.dtype).removeprefix("torch."),
     )
     cut = state.base.encode([text for text, _ in support])[1]
     truncated = tuple(i for i, was_cut in enumerate(cut) if was_cut)
@@ -66,8 +66,9 @@ def _accept(
     status = state.jobs.start(tenant, identity, recipe, ttl_ms, truncated)
     if status == "ready":
         record = state.records.get(tenant, identity)
-        if record is None or not state.store.extend(tenant, identity, record.fence, ttl_ms):
-            status = state.jobs.start(tenant, identity, recipe, ttl_ms, truncated, requeue=True)
+        if record is not None and not state.store.extend(tenant, identity, record.fence, ttl_ms):
+            state.jobs.start_again(record)
+            status = "queued"
     return identity, recipe, truncated, status
 
 
@@ -78,7 +79,7 @@ def _in_request_order(request: AdaptRequest, recipe: JobRecipe, truncated: tuple
 
 
 @router.get("/adapters/{identity}", responses={404: {}})
-def get_adapter(identity: str, state: State, tenant: Tenant) -> AdapterView:
+def get_adapter(identity: AdapterId, state: State, tenant: Tenant) -> AdapterView:
     """Status, support loss by step, timings and digest of one adapter."""
     record = state.records.get(tenant, identity)
     if record is None:
@@ -101,13 +102,16 @@ def list_adapters(
 
 
 @router.delete("/adapters/{identity}", status_code=204, responses={404: {}})
-def delete_adapter(identity: str, state: State, tenant: Tenant) -> None:
+def delete_adapter(identity: AdapterId, state: State, tenant: Tenant) -> None:
     """Delete weights, record and support text, and cancel what runs. A later POST starts afresh."""
     record = state.records.get(tenant, identity)
-    fence = state.records.delete(tenant, identity)
-    if record is None or fence is None:
+    if record is None:
         raise UnknownAdapter(f"no adapter {identity}")
-    state.store.remove(tenant, identity, fence)
+    # The weights first: should the cache be away, the record still says where they are, and the call can be repeated.
+    state.store.remove(tenant, identity, record.fence)
+    fence = state.records.delete(tenant, identity)
+    if fence is not None:
+        state.store.remove(tenant, identity, fence)
     if record.digest is not None:
         state.predictor.forget(f"{tenant}/{record.digest}")
 

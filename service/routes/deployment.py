@@ -31,7 +31,7 @@ def initializations(state: State) -> InitializationList:
 
 
 @router.get("/healthz")
-def healthz() -> dict[str, str]:
+async def healthz() -> dict[str, str]:
     """The process is alive."""
     return {"status": "alive"}
 
@@ -49,6 +49,8 @@ def readyz(state: State, response: Response) -> dict[str, object]:
         state.cache.ping()
     except redis.RedisError:
         missing.append("cache")
+    if not state.predictor.alive():
+        missing.append("predictor")
     if missing:
         response.status_code = 503
         response.headers["Retry-After"] = "2"

@@ -1,10 +1,12 @@
 """`POST /predict`."""
 
 import asyncio
+import logging
 
 from fastapi import APIRouter
 from starlette.concurrency import run_in_threadpool
 
+from metatrain.errors import MetatrainError
 from service.errors import AdapterNotReady, Unavailable, UnknownAdapter
 from service.limits import check_predict
 from service.predictor import Answer, NotResident
@@ -13,7 +15,10 @@ from service.state import ServiceState, State, Tenant
 from worker.errors import WeightsCorrupt, WeightsMissing
 from worker.records import Record
 
+log = logging.getLogger(__name__)
 router = APIRouter(tags=["predictions"])
+_TRIES = 3
+_ANSWER_SECONDS = 60.0
 
 
 @router.post("/predict", responses={404: {}, 409: {}, 413: {}, 422: {}, 503: {}})
@@ -21,40 +26,43 @@ async def predict(request: PredictRequest, state: State, tenant: Tenant) -> Pred
     """Label inputs with an adapter. Never answers with the bare base model in an adapter's place."""
     check_predict(request, state.settings)
     record = await run_in_threadpool(state.records.get, tenant, request.adapter_id)
-    answer, record = await _answer(record, request, state, tenant)
-    predictions = []
-    for row in answer.probabilities:
-        best = max(range(len(row)), key=row.__getitem__)
-        predictions.append(Prediction(label=answer.labels[best], probabilities=dict(zip(answer.labels, row, strict=True))))
-    return PredictAnswer(
-        adapter_id=request.adapter_id, digest=str(record.digest), predictions=predictions, truncated=answer.truncated
-    )
+    for _ in range(_TRIES):
+        if record is not None and record.readapting:
+            record = await state.jobs.wait(tenant, request.adapter_id, state.settings.readapt_wait_seconds)
+        ready = _ready(record, request.adapter_id)
+        answer = await _answer(ready, request, state)
+        if answer is not None:
+            return _view(request.adapter_id, ready, answer)
+        await run_in_threadpool(state.jobs.start_again, ready)
+        record = await run_in_threadpool(state.records.get, tenant, request.adapter_id)
+    raise Unavailable(f"adapter {request.adapter_id} is evicted faster than it is made; the cache is too small")
 
 
-async def _answer(record: Record | None, request: PredictRequest, state: ServiceState, tenant: str) -> tuple[Answer, Record]:
-    """Answer from the device, else with the cached weights, else adapt again from the record and wait a few seconds for it."""
-    ready = _ready(record, request.adapter_id)
-    key = f"{tenant}/{ready.digest}"
-    content = None
-    if not state.predictor.resident(key):
-        try:
-            content = await run_in_threadpool(_weights, state, ready)
-        except (WeightsMissing, WeightsCorrupt):
-            ready = await _adapt_again(ready, state)
-            key = f"{tenant}/{ready.digest}"
-            content = await run_in_threadpool(_weights, state, ready)
+async def _answer(ready: Record, request: PredictRequest, state: ServiceState) -> Answer | None:
+    """Answer from the device, else with the cached weights; None where those are gone or not the ones on record."""
+    key = f"{ready.tenant}/{ready.digest}"
     try:
-        future = await run_in_threadpool(state.predictor.submit, key, content, request.inputs)
-        return await asyncio.wrap_future(future), ready
-    except NotResident:  # it left the device between the question and the call
-        content = await run_in_threadpool(_weights, state, ready)
-        future = await run_in_threadpool(state.predictor.submit, key, content, request.inputs)
-        return await asyncio.wrap_future(future), ready
+        for from_cache in (False, True) if state.predictor.resident(key) else (True,):
+            weights = await run_in_threadpool(_weights, state, ready) if from_cache else None
+            try:
+                future = await run_in_threadpool(state.predictor.submit, key, weights, request.inputs)
+                return await asyncio.wait_for(asyncio.wrap_future(future), _ANSWER_SECONDS)
+            except NotResident:  # it left the device between the question and the call
+                continue
+    except (WeightsMissing, WeightsCorrupt) as error:
+        log.info("adapter=%s tenant=%s %s", ready.adapter_id, ready.tenant, error)
+    except TimeoutError:
+        raise Unavailable(f"no prediction within {_ANSWER_SECONDS:.0f} s") from None
+    except MetatrainError as error:
+        raise AdapterNotReady(f"this service cannot use adapter {ready.adapter_id}: {error}", adapter_status="ready") from error
+    return None
 
 
 def _ready(record: Record | None, identity: str) -> Record:
     if record is None:
         raise UnknownAdapter(f"no adapter {identity}")
+    if record.readapting:
+        raise Unavailable(f"adapter {identity} was evicted and is being made again")
     if record.status == "failed":
         raise AdapterNotReady(f"adapter {identity} failed: {record.error}", adapter_status="failed", reason=record.error)
     if record.status != "ready":
@@ -66,17 +74,9 @@ def _weights(state: ServiceState, record: Record) -> bytes:
     return state.store.get(record.tenant, record.adapter_id, record.fence, str(record.digest))
 
 
-async def _adapt_again(record: Record, state: ServiceState) -> Record:
-    await run_in_threadpool(
-        state.jobs.start,
-        record.tenant,
-        record.adapter_id,
-        record.recipe,
-        record.ttl_ms,
-        record.truncated,
-        requeue=True,
-    )
-    again = await state.jobs.wait(record.tenant, record.adapter_id, state.settings.readapt_wait_seconds)
-    if again is not None and again.status in ("queued", "running"):
-        raise Unavailable(f"adapter {record.adapter_id} was evicted and is being made again")
-    return _ready(again, record.adapter_id)
+def _view(identity: str, record: Record, answer: Answer) -> PredictAnswer:
+    predictions = []
+    for row in answer.probabilities:
+        best = max(range(len(row)), key=row.__getitem__)
+        predictions.append(Prediction(label=answer.labels[best], probabilities=dict(zip(answer.labels, row, strict=True))))
+    return PredictAnswer(adapter_id=identity, digest=str(record.digest), predictions=predictions, truncated=answer.truncated)

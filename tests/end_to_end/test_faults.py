@@ -87,7 +87,7 @@ def test_an_evicted_adapter_nobody_can_make_is_503_and_never_the_bare_model(
         client.delete(key)
         response = predict(service, adapter, ["order pizza"])
         assert response.status_code == 503 and int(response.headers["Retry-After"]) > 0
-        assert predict(service, adapter, ["order pizza"]).status_code == 409  # queued again, no worker to take it
+        assert predict(service, adapter, ["order pizza"]).status_code == 503  # being made again, no worker to take it
     client.close()
 
 
@@ -97,8 +97,11 @@ def test_a_killed_worker_is_replaced_and_its_job_ends(environment: dict[str, str
         (worker,) = [p for p in service.family() if "worker" in p.cmdline()]
         body = {**BODY, "options": {"steps": 100, "seed": 12}}
         adapter = service.http.post("/adapt", json=body).json()["adapter_id"]
+        while service.http.get(f"/adapters/{adapter}").json()["status"] == "queued":
+            time.sleep(0.002)
         worker.kill()
         assert adapt(service, body, wait=60).json() == {"adapter_id": adapter, "status": "ready", "truncated": []}
+        assert service.http.get(f"/adapters/{adapter}").json()["attempt"] == 2
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
@@ -129,8 +132,9 @@ def test_stopped_before_it_is_ready_it_leaves_nothing_either(environment: dict[s
 def test_make_serve_killed_outright_leaves_nothing(environment: dict[str, str], tmp_path: Path) -> None:
     """`make` itself is killed: the service is tied to it."""
     port = free_port()
-    starter = "import os, subprocess, sys, time; subprocess.Popen(sys.argv[1:]); time.sleep(600)"
-    command = [sys.executable, "-c", starter, sys.executable, "-m", "service.cli", "serve", "--tied", "--port", str(port)]
+    starter = "import os, subprocess, sys, time; parent = str(os.getpid()); "
+    starter += "subprocess.Popen([parent if a == 'PARENT' else a for a in sys.argv[1:]]); time.sleep(600)"
+    command = [sys.executable, "-c", starter, sys.executable, "-m", "service.cli", "serve", "--tied", "PARENT", "--port", str(port)]
     variables = {name: value for name, value in os.environ.items() if name not in ("REDIS_URL", "CACHE_URL")}
     with (tmp_path / "service.log").open("wb") as log:
         outer = subprocess.Popen(
@@ -144,6 +148,27 @@ def test_make_serve_killed_outright_leaves_nothing(environment: dict[str, str], 
     outer.kill()
     outer.wait()
     assert not psutil.wait_procs(family, timeout=20)[1]
+
+
+def test_killed_while_it_starts_its_tied_service_goes_too(environment: dict[str, str], tmp_path: Path) -> None:
+    starter = (
+        "import os, subprocess, sys; p = subprocess.Popen([*sys.argv[1:], '--tied', str(os.getpid())]); print(p.pid, flush=True)"
+    )
+    command = [sys.executable, "-c", starter, sys.executable, "-m", "service.cli", "serve", "--port", "0"]
+    variables = {name: value for name, value in os.environ.items() if name not in ("REDIS_URL", "CACHE_URL")}
+    done = subprocess.run(
+        [*command, "--data-dir", str(tmp_path / "data")],
+        env={**variables, **environment},
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        check=True,
+    )
+    orphan = int(done.stdout)
+    deadline = time.monotonic() + 15
+    while psutil.pid_exists(orphan) and psutil.Process(orphan).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline, "the service outlived the process it was tied to"
+        time.sleep(0.05)
 
 
 def test_records_and_weights_come_back_with_the_data_folder(environment: dict[str, str], tmp_path: Path) -> None:

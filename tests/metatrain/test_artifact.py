@@ -100,7 +100,7 @@ def test_loading_is_strict_about_leaves(
         (lambda c: c["base"].update(max_length=32), r"base\.max_length is 32, the resident .* has 64"),
         (lambda c: c["delta"].update(rank=4), "expected shape"),
         (lambda c: c["weights_sha256"].update({"inner_lr.safetensors": "0"}), "initialization.json says 0"),
-        (lambda c: c.update(temperature=0), "temperature: Input should be greater than 0"),
+        (lambda c: c.update(scale=0), "scale: Input should be greater than 0"),
     ],
 )
 def test_loading_is_strict_about_the_description(

@@ -5,6 +5,7 @@ from metatrain.artifact import Adapter, AdapterMetadata
 from metatrain.bank import Bank
 from metatrain.base.text import TextBase
 from metatrain.deltas import LoRAConfig
+from metatrain.errors import ArtifactError
 from tests.tiny import WORDS
 
 KINDS = (
@@ -63,5 +64,9 @@ def test_the_least_recently_used_goes_and_what_a_batch_needs_stays(tiny: TextBas
         bank.put("e", make(tiny, 4), keep=["a", "d"])
     bank.drop("a")
     bank.drop("never there")
+    narrow = Bank(tiny, [tiny.attach(KINDS[0])], slots=2)
+    with pytest.raises(ArtifactError, match="no room for its delta"):  # never answered without the leaves that do not fit
+        narrow.put("x", make(tiny, 1))
+    assert len(narrow) == 0
     assert len(bank) == 1
     assert bank.labels("d") == make(tiny, 3).metadata.labels

@@ -114,7 +114,37 @@ def test_due_names_what_was_lost_once_and_only_that(records: Records, redis_clie
     assert records.due() == [("t", "a1")]
     assert records.due() == []  # put off: another reaper need not repeat it
     redis_client.zadd("qs:pending", {"t/a3": 0})  # as if its wake-up had been lost long ago
+    assert records.due(backlog=True) == []  # not lost: its message may be among those that wait
+    redis_client.zadd("qs:pending", {"t/a3": 0})
     assert records.due() == [("t", "a3")]
+
+
+def test_a_ready_job_is_started_again_once_and_only_if_it_is_that_one(records: Records) -> None:
+    records.accept("t", "a1", RECIPE, DAY, ())
+    records.commit(claimed(records), Outcome(status="ready", digest="f"))
+    ready = records.get("t", "a1")
+    assert ready is not None and not ready.readapting
+    assert records.requeue(ready)
+    again = records.get("t", "a1")
+    assert again is not None and again.readapting and again.status == "queued" and again.expires_at == ready.expires_at
+    assert not records.requeue(ready)
+    records.commit(claimed(records), Outcome(status="ready", digest="f"))
+    assert not records.requeue(ready)  # somebody else's is there already
+    done = records.get("t", "a1")
+    assert done is not None and done.status == "ready" and not done.readapting
+    records.delete("t", "a1")
+    assert not records.requeue(done) and records.get("t", "a1") is None  # deleted stays deleted
+
+
+def test_no_record_can_be_evicted_and_old_ones_are_retired(records: Records, redis_client: "redis.Redis") -> None:
+    records.accept("t", "a1", RECIPE, DAY, ())
+    records.accept("t", "a2", RECIPE, DAY, ())
+    assert all(redis_client.ttl(key) == -1 for key in redis_client.scan_iter("qs:*"))
+    assert records.retire() == 0
+    redis_client.zadd("qs:retire", {"t/a1": 1})
+    assert records.retire() == 1
+    assert records.get("t", "a1") is None and records.get("t", "a2") is not None
+    assert [record.adapter_id for record in records.page("t", 10, None)[0]] == ["a2"]
 
 
 def test_tenants_do_not_see_each_other(records: Records) -> None:

@@ -1,6 +1,8 @@
 """Jobs from claim to commit with a real runtime on a real server."""
 
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -15,7 +17,7 @@ from worker.records import Records
 from worker.runtime import Product, Runtime, load_runtime
 from worker.settings import WorkerSettings, read_settings
 from worker.store import WeightStore, weights_digest
-from worker.tasks import Hands
+from worker.tasks import Hands, Progress
 
 SUPPORT = (("close my account", "close"), ("order pizza", "order"), ("order pizza now", "order"), ("please close account", "close"))
 
@@ -71,6 +73,8 @@ def test_the_same_wake_up_twice_is_one_computation(hands: Hands, tiny: TextBase)
 def test_failures_are_data(hands: Hands, tiny: TextBase, monkeypatch: pytest.MonkeyPatch) -> None:
     status, _, error = run(hands, recipe(tiny, initialization_digest="0" * 64), "a2")
     assert status == "failed" and error is not None and "is not on this worker" in error
+    status, _, error = run(hands, recipe(tiny, precision="bfloat16"), "a5")
+    assert status == "failed" and error is not None and "asks for bfloat16, this worker runs float32" in error
     slow = Hands("w", WorkerSettings(job_seconds=1e-9), hands.records, hands.store, hands.runtime)
     status, _, error = run(slow, recipe(tiny), "a3")
     assert status == "failed" and error is not None and "deadline after 0 of 3 steps" in error
@@ -101,6 +105,25 @@ def test_a_refused_commit_leaves_no_weights(hands: Hands, tiny: TextBase, redis_
         hands.store.get("t", "a1", 1, "x")
 
 
+def test_deletion_stops_what_runs(hands: Hands, tiny: TextBase) -> None:
+    """The heartbeat notices within a fraction of a second, and the inner loop ends at its next step."""
+    steps = []
+
+    class Slow(Runtime):
+        def adapt(self, recipe: JobRecipe, *, on_step: Any = None, **_: object) -> Product:
+            for step in range(200):
+                steps.append(step)
+                if step == 1:
+                    hands.records.delete("t", "a1")
+                time.sleep(0.02)
+                on_step(step, 1.0)
+            raise AssertionError("it was not stopped")
+
+    hands.records.accept("t", "a1", recipe(tiny), 60_000, ())
+    Hands("w", WorkerSettings(), hands.records, hands.store, Slow(tiny, {})).run("t", "a1")
+    assert len(steps) < 50 and hands.records.get("t", "a1") is None
+
+
 def test_a_full_cache_fails_the_job_with_that_reason(hands: Hands, tiny: TextBase, redis_client: "redis.Redis") -> None:
     hands.records.accept("t", "a1", recipe(tiny), 60_000, ())
     claim = hands.records.claim("t", "a1", lease_ms=10_000, attempts=3, worker="w")
@@ -108,7 +131,7 @@ def test_a_full_cache_fails_the_job_with_that_reason(hands: Hands, tiny: TextBas
 
     used = int(redis_client.info("memory")["used_memory"])
     redis_client.config_set("maxmemory", used)
-    outcome = hands._outcome(claim, [])
+    outcome = hands._outcome(claim, Progress())
     redis_client.config_set("maxmemory", 0)
     assert outcome.status == "failed" and outcome.error is not None and outcome.error.startswith("the cache refused the weights")
     assert hands.records.commit(claim, Outcome(status="failed", error=outcome.error))
