@@ -9,7 +9,7 @@ DATA ?= ../shared/data
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo serve test test-long lint train-default bench-first bench-ready bench-banking clean
+.PHONY: demo serve test lint train-default bench-first bench-ready bench-banking clean
 
 demo: .venv/embedded
 	$(BIN)/quickstudy demo
@@ -19,9 +19,6 @@ serve: .venv/embedded
 
 test: .venv/dev
 	$(BIN)/python -m pytest
-
-test-long: .venv/dev
-	$(BIN)/python -m pytest -m "long or not long"
 
 lint: .venv/dev
 	$(BIN)/ruff check .
