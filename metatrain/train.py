@@ -4,6 +4,7 @@ Every draw depends on (seed, step) alone and the checkpoint holds everything els
 so far), so a run that is killed and started again gives the bits of one that was not.
 """
 
+import hashlib
 import json
 import math
 import time
@@ -57,9 +58,10 @@ def train(
 ) -> Initialization:
     """Meta-train `recipe` with its data under `data`; write checkpoints, `history.json` and the initialization to `out`.
 
-    Continues from `out` where it holds a checkpoint of this very recipe. `max_steps` stops early, to be continued. Early
-    stopping: the best validation score's leaves are what is saved. Raises DataError, RecipeError, BaseModelError, and NonFinite
-    when a meta-gradient is not finite.
+    Continues from `out` where it holds a checkpoint of this very recipe, base model and data. `max_steps` stops early, to be
+    continued. Early stopping: the best validation score's leaves are what is saved.
+
+    Raises DataError, RecipeError, BaseModelError, and NonFinite when a meta-gradient is not finite.
     """
     mode: Mode = "unrolled" if recipe.algorithm.order == "second" else "first_order"
     algorithm = algorithms.build(recipe.algorithm.name, recipe.inner, mode)
@@ -76,7 +78,8 @@ def train(
     validation = validation_episodes(recipe, valid_sets)
     report({"event": "data", "train": _sizes(train_sets), "valid": _sizes(valid_sets), "dropped": dropped})
     out.mkdir(parents=True, exist_ok=True)
-    state = _load_checkpoint(out, recipe) or State.start(_start(recipe, lora))
+    run = _run_digest(recipe, base, train_sets, validation)
+    state = _load_checkpoint(out, run) or State.start(_start(recipe, lora))
 
     def initialization(leaves: dict[str, Tensor]) -> Initialization:
         return _initialization(recipe, base, algorithm.inner, leaves, state, train_sets, dropped, manifest_digest(validation))
@@ -110,8 +113,8 @@ def train(
         report({**event, "of": recipe.outer.steps, "seconds": time.perf_counter() - began})
         if state.step % recipe.validation.every == 0 or state.step == recipe.outer.steps:
             validate()
-            _save_checkpoint(out, recipe, state)
-    _save_checkpoint(out, recipe, state)
+            _save_checkpoint(out, run, state)
+    _save_checkpoint(out, run, state)
     result = initialization(state.best_leaves)
     write_atomically(out / "history.json", json.dumps(state.history, indent=1).encode())
     save_initialization(result, out / recipe.name, lora)
@@ -216,22 +219,29 @@ def _zeros(leaves: dict[str, Tensor]) -> dict[str, Tensor]:
 _PARTS = ("leaves", "first_moment", "second_moment", "best_leaves")
 
 
-def _save_checkpoint(out: Path, recipe: Recipe, state: State) -> None:
+def _run_digest(recipe: Recipe, base: TextBase, train_sets: list[Dataset], validation: list[Episode]) -> str:
+    """Of all that a run's bits depend on: a checkpoint goes on with these alone."""
+    texts = [[d.name, d.texts] for d in train_sets]
+    content = [recipe.digest, base.spec.model_dump(), texts, manifest_digest(validation)]
+    return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()
+
+
+def _save_checkpoint(out: Path, run: str, state: State) -> None:
     tensors = {f"{part}/{name}": leaf for part in _PARTS for name, leaf in getattr(state, part).items()}
-    scalars = {"recipe_digest": recipe.digest, "step": state.step, "history": state.history}
+    scalars = {"run_digest": run, "step": state.step, "history": state.history}
     scalars |= {"best_score": state.best_score, "best_step": state.best_step}
     content = save({n: t.clone() for n, t in tensors.items()}, metadata={"state": json.dumps(scalars)})
     write_atomically(out / CHECKPOINT, content)
 
 
-def _load_checkpoint(out: Path, recipe: Recipe) -> State | None:
+def _load_checkpoint(out: Path, run: str) -> State | None:
     path = out / CHECKPOINT
     if not path.is_file():
         return None
     with safe_open(path, framework="pt") as file:
         scalars = json.loads(file.metadata()["state"])
-        if scalars.pop("recipe_digest") != recipe.digest:
-            raise DataError(f"{path} belongs to another recipe; choose another --out or remove it")
+        if scalars.pop("run_digest") != run:
+            raise DataError(f"{path} belongs to another recipe, base model or data; choose another --out or remove it")
         parts: dict[str, dict[str, Tensor]] = {part: {} for part in _PARTS}
         for key in file.keys():  # noqa: SIM118 (safe_open is no dict)
             part, name = key.split("/", 1)

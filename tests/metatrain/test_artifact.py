@@ -1,5 +1,4 @@
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from metatrain.artifact import (
     adapter_to_bytes,
     load_initialization,
     save_initialization,
+    write_atomically,
 )
 from metatrain.base.text import TextBase
 from metatrain.baselines import frozen_prototypes, lora_from_zero
@@ -161,9 +161,31 @@ def test_bytes_that_are_no_adapter_for_this_base_are_refused(tiny: TextBase) -> 
         adapter_from_bytes(adapter_to_bytes(Adapter(adapter.metadata, adapter.delta, torch.zeros(3, 32), adapter.bias)), tiny)
 
 
-def test_nothing_half_written_is_left(saved: tuple[Path, Initialization], tiny: TextBase) -> None:
+def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    write_atomically(path, b"before")
+
+    def disk_full(_descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", disk_full)
+    with pytest.raises(OSError, match="No space"):
+        write_atomically(path, b"after, and longer")
+    assert path.read_bytes() == b"before"
+
+
+def test_exactly_the_four_files_are_written_and_frozen_prototypes_move_nothing(
+    saved: tuple[Path, Initialization], tiny: TextBase
+) -> None:
     files = {path.name for path in saved[0].iterdir()}
     assert files == {"adapter_model.safetensors", "adapter_config.json", "inner_lr.safetensors", "initialization.json"}
-    shutil.rmtree(saved[0])
     frozen = frozen_prototypes(tiny)
     assert frozen.inner.steps == 0 and not any(leaf.any() for leaf in frozen.theta.values())
+
+
+def test_the_digest_survives_the_round_trip_whatever_the_scale(tiny: TextBase, tmp_path: Path) -> None:
+    plain = lora_from_zero(tiny)
+    for scale in (15.859522819519043, 0.1, 49.0):
+        init = Initialization(**{**vars(plain), "scale": scale})
+        save_initialization(init, tmp_path / str(scale), tiny.attach(init.delta))
+        assert load_initialization(tmp_path / str(scale), tiny).digest == init.digest
