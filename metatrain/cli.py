@@ -1,6 +1,7 @@
 """`metatrain train RECIPE.yaml` and `metatrain evaluate INITIALIZATION`."""
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ DEFAULT_INITIALIZATION = Path(__file__).with_name("initializations") / "default"
 @click.group()
 def main() -> None:
     """Learn initializations from which a few examples are enough, and measure them."""
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # read when torch is imported, below: long spinning hurts on shared cores
 
 
 @main.command()
