@@ -64,7 +64,7 @@ def _bare(episodes: list[Episode], name: str) -> list[float]:
             support=tuple(sorted(support_of(episode), key=lambda pair: pair[::-1])),
             steps=init.inner.steps,
             seed=0,
-            precision="auto",
+            precision=str(runtime.base.dtype).removeprefix("torch."),
         )
         began = time.perf_counter()
         runtime.adapt(recipe)

@@ -22,6 +22,8 @@ def load_catalog(base: TextBase, extra: Path | None = None) -> dict[str, Initial
     on. Raises ArtifactError or UnsupportedDelta, and ArtifactError for a name used twice.
     """
     catalog = {init.name: init for init in (frozen_prototypes(base), lora_from_zero(base))}
+    if extra is not None and not extra.is_dir():
+        raise ArtifactError(f"INITIALIZATIONS_DIR: expected a folder of initialization folders, got {str(extra)!r}")
     folders = sorted(path.parent for path in extra.glob("*/initialization.json")) if extra else []
     for folder in [*_shipped_for(base), *folders]:
         init = load_initialization(folder, base)

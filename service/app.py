@@ -62,14 +62,17 @@ async def _service_error(_request: Request, error: Exception) -> JSONResponse:
     return problem(error)
 
 
-async def _validation_error(_request: Request, error: Exception) -> JSONResponse:
+async def _validation_error(request: Request, error: Exception) -> JSONResponse:
     """The first problem of a body or query, as a field path like `support[3].label`."""
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     path = [str(part) if isinstance(part, str) else f"[{part}]" for part in first["loc"][1:]]
     field = re.sub(r"\.\[", "[", ".".join(path)) or "body"
     if first["type"] == "json_invalid":
-        return problem(InvalidRequest("body", "valid JSON", first.get("ctx", {}).get("error", "something else")))
+        detail = first.get("ctx", {}).get("error", "malformed JSON")
+        return problem(InvalidRequest("body", "valid JSON", f"{detail} at character {first['loc'][-1]}"))
+    if not path and isinstance(first["input"], bytes):
+        return problem(InvalidRequest("Content-Type", "application/json", request.headers.get("content-type", "nothing")))
     expected = {"missing": "a value", "extra_forbidden": "no such field"}.get(first["type"], _lower_first(first["msg"]))
     return problem(InvalidRequest(field, expected, "nothing" if first["type"] == "missing" else first["input"]))
 

@@ -79,7 +79,7 @@ class _Progress:
         self._bar: tqdm[Any] | None = None
 
     def __call__(self, state: dict[str, Any]) -> None:
-        self._bar = self._bar or tqdm(total=state["steps"], unit="step", desc="adapting")
+        self._bar = self._bar or tqdm(total=state["steps"], unit="step", desc="adapting", disable=None)
         losses = state["support_loss"]
         self._bar.update(len(losses) - self._bar.n)
         if losses:
@@ -113,7 +113,7 @@ def served(data_dir: Path) -> Iterator[str]:
     try:
         with (
             Client(f"http://127.0.0.1:{port}") as quickstudy,
-            tqdm(desc="starting the service", bar_format="{desc} {elapsed}") as bar,
+            tqdm(desc="starting the service", bar_format="{desc} {elapsed}", disable=None) as bar,
         ):
             deadline = time.monotonic() + START_SECONDS
             while not quickstudy.ready():

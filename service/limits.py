@@ -24,7 +24,7 @@ def check_adapt(request: AdaptRequest, settings: ServiceSettings) -> None:
             raise InvalidRequest(f"support[{i}].label", expected, example.label)
     labels = {example.label for example in support}
     if not 2 <= len(labels) <= settings.max_labels:
-        raise InvalidRequest("support", f"2 to {settings.max_labels} different labels", f"{len(labels)} different labels")
+        raise InvalidRequest("support", f"2 to {settings.max_labels} different labels", f"{len(labels)}")
     if request.ttl_seconds is not None and request.ttl_seconds > settings.max_ttl_seconds:
         raise InvalidRequest("ttl_seconds", f"at most {settings.max_ttl_seconds}", request.ttl_seconds)
 

@@ -199,5 +199,7 @@ def test_a_folder_or_port_in_use_is_one_clear_line(service: Served, environment:
     taken = refusal(environment, "--port", port, "--data-dir", str(tmp_path / "d"))
     assert f"error: --host 127.0.0.1 --port {port}: Address already in use" in taken
     assert "error: LEASE_SECONDS" in refusal({**environment, "LEASE_SECONDS": "soon"}, "--port", "0")
+    nowhere = refusal({**environment, "INITIALIZATIONS_DIR": "./nowhere"}, "--port", "0", "--data-dir", str(tmp_path / "f"))
+    assert "error: INITIALIZATIONS_DIR: expected a folder of initialization folders, got 'nowhere'" in nowhere
     missing = refusal({**environment, "BASE_MODEL": "./nowhere"}, "--port", "0", "--data-dir", str(tmp_path / "e"))
     assert "error: base.model: no folder at './nowhere'" in missing

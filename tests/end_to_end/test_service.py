@@ -210,6 +210,9 @@ def test_bad_predict_requests_name_the_field(service: Served, body: dict[str, An
 def test_bodies_that_are_no_json_or_too_large(service: Served) -> None:
     response = service.http.post("/adapt", content=b"{nope", headers={"content-type": "application/json"})
     assert response.status_code == 422 and response.json()["errors"][0]["field"] == "body"
+    assert "at character" in response.json()["errors"][0]["got"]
+    response = service.http.post("/adapt", content=json.dumps(BODY).encode())
+    assert response.status_code == 422 and response.json()["errors"][0]["field"] == "Content-Type"
     large = json.dumps({**BODY, "surprise": "x" * 100_000}).encode()
     headers = {"content-type": "application/json"}
     response = service.http.post("/adapt", content=large, headers=headers)
