@@ -186,10 +186,12 @@ def adapter_to_bytes(adapter: Adapter) -> bytes:
 
 def adapter_metadata(content: bytes) -> AdapterMetadata:
     """The header alone. Raises ArtifactError."""
-    _load_safetensors(content, "adapter")
-    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")]).get("__metadata__", {})
     try:
-        return AdapterMetadata.model_validate_json(header.get(_METADATA_KEY, "null"))
+        header = dict(json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")]))
+    except (ValueError, TypeError) as error:
+        raise ArtifactError(f"adapter: not a safetensors file: {error}") from error
+    try:
+        return AdapterMetadata.model_validate_json(header.get("__metadata__", {}).get(_METADATA_KEY, "null"))
     except ValidationError as error:
         raise ArtifactError(f"adapter: header: {first_problem(error)}") from error
 

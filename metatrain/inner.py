@@ -105,9 +105,12 @@ def adapt(
     tasks = support.labels.shape[0]
     serving = not any(t.requires_grad for t in (*theta.values(), *rates.values(), scale))
     shared_pass = serving and config.steps > 0 and support.labels.shape[1] <= config.rows_per_step
+    batches = _minibatches(base, support, config.rows_per_step, seed)
     if shared_pass:
         # One forward pass serves the prototypes and the first step: nobody differentiates through the head.
-        live, features = _first_pass(base, lora, theta, support)
+        live = {name: leaf.detach().requires_grad_() for name, leaf in theta.items()}
+        whole, _ = next(batches)
+        features = base.features(lora.fold(live), whole).view(tasks, -1, base.hidden_size)
         head = linear_from_prototypes(features.detach(), support.labels, support.classes)
     else:
         head = _initial_head(base, lora, theta, support, keep_graph=not serving)
@@ -116,7 +119,6 @@ def adapt(
     phi: dict[str, Tensor] = {name: leaf.view_as(leaf) for name, leaf in theta.items()}
     phi |= {"head.weight": head.weight, "head.bias": head.bias}
     update = _OPTIMIZERS[config.optimizer](config)
-    batches = _minibatches(base, support, config.rows_per_step, seed)
     losses: list[Tensor] = []
     for step in range(config.steps):
         if time.monotonic() > deadline:
@@ -146,13 +148,6 @@ def adapt(
 
 def _fold(lora: LoRA, phi: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return lora.fold({name: leaf for name, leaf in phi.items() if name not in HEAD_LEAVES})
-
-
-def _first_pass(base: TextBase, lora: LoRA, theta: Delta, support: Support) -> tuple[dict[str, Tensor], Tensor]:
-    """θ as leaves of a graph, and the support set's features [T, M, D] on it."""
-    tasks = support.labels.shape[0]
-    live = {name: leaf.detach().requires_grad_() for name, leaf in theta.items()}
-    return live, base.features(lora.fold(live), base.collate(support.ids, tasks)).view(tasks, -1, base.hidden_size)
 
 
 def _initial_head(base: TextBase, lora: LoRA, theta: Delta, support: Support, *, keep_graph: bool) -> Head:
