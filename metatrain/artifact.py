@@ -24,7 +24,7 @@ from metatrain.deltas.lora import stack
 from metatrain.errors import ArtifactError
 from metatrain.inner import HEAD_LEAVES, InnerConfig
 
-FORMAT_VERSION: Literal[1] = 1
+FORMAT_VERSION: Literal[2] = 2
 _PEFT_PREFIX = "base_model.model."
 _METADATA_KEY = "quickstudy"  # one key: safetensors does not keep several in order, and the bytes are digested
 
@@ -34,11 +34,10 @@ class InitializationFile(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format_version: Literal[1] = FORMAT_VERSION
+    format_version: Literal[2] = FORMAT_VERSION
     name: str
     base: BaseSpec
     delta: LoRAConfig
-    head: Literal["linear_from_prototypes"] = "linear_from_prototypes"
     inner: InnerConfig
     scale: float = Field(gt=0, description="s, the inverse softmax temperature of the cosine logits")
     algorithm: str
@@ -50,7 +49,7 @@ class InitializationFile(BaseModel):
 class Initialization:
     """All that an inner loop needs besides the support set.
 
-    `theta`: one task's delta, float32. `rates`: a positive scalar per leaf of the delta and of the head. `scale`: s. `digest`
+    `theta`: one task's delta, float32. `rates`: [S] per leaf of the delta and of the head, not negative. `scale`: s. `digest`
     covers exactly what determines an adapter's weights: base model, delta, inner loop, θ, rates and s; not name or provenance.
     """
 
@@ -137,10 +136,11 @@ def load_initialization(folder: Path, base: TextBase) -> Initialization:
     rates = _read_weights(folder, "inner_lr.safetensors", described.weights_sha256)
     source = f"{folder}/adapter_model.safetensors"
     check_leaves(theta_raw, {_PEFT_PREFIX + n: s for n, s in lora.shapes.items()}, source)
-    check_leaves(rates, dict.fromkeys((*lora.shapes, *HEAD_LEAVES), ()), f"{folder}/inner_lr.safetensors")
+    rate_steps = max((leaf.numel() for leaf in rates.values()), default=1)
+    check_leaves(rates, dict.fromkeys((*lora.shapes, *HEAD_LEAVES), (rate_steps,)), f"{folder}/inner_lr.safetensors")
     for name, rate in rates.items():
-        if rate < 0:
-            raise ArtifactError(f"{folder}/inner_lr.safetensors: {name}: expected a rate of at least 0, got {float(rate)}")
+        if (rate < 0).any():
+            raise ArtifactError(f"{folder}/inner_lr.safetensors: {name}: expected rates of at least 0, got {float(rate.min())}")
     _check_peft_config(folder / "adapter_config.json", described.delta, lora)
     return Initialization(
         name=described.name,
@@ -160,7 +160,7 @@ class AdapterMetadata(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format_version: Literal[1] = FORMAT_VERSION
+    format_version: Literal[2] = FORMAT_VERSION
     initialization_digest: str
     base_weights_sha256: str
     delta: LoRAConfig

@@ -4,12 +4,15 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from tqdm import tqdm
 
 from metatrain.errors import MetatrainError
+
+if TYPE_CHECKING:
+    from metatrain.recipe import Recipe
 
 DEFAULT_INITIALIZATION = Path(__file__).with_name("initializations") / "default"
 
@@ -27,17 +30,23 @@ def main() -> None:
 @click.option("--max-steps", type=click.IntRange(min=1), help="Stop after this many outer steps; run again to go on.")
 def train(recipe_file: Path, data: Path, out: Path | None, max_steps: int | None) -> None:
     """Meta-train RECIPE_FILE. Run it again to resume."""
-    from metatrain import train as training  # late: `--help` should not wait for torch
-    from metatrain.recipe import read_recipe
+    from metatrain.recipe import read_recipe  # late: `--help` should not wait for torch
 
     try:
         recipe = read_recipe(recipe_file)
         folder = out or Path("runs") / recipe.name
-        with tqdm(total=recipe.outer.steps, unit="step", smoothing=0.1, disable=None) as bar:
-            training.train(recipe, data, folder, report=lambda event: _show(bar, event), max_steps=max_steps)
+        train_with_progress(recipe, data, folder, max_steps=max_steps)
     except MetatrainError as error:
         _fail(error)
     click.echo(f"wrote {folder / recipe.name}")
+
+
+def train_with_progress(recipe: "Recipe", data: Path, folder: Path, *, max_steps: int | None = None) -> None:
+    """`metatrain.train.train`, shown as it goes."""
+    from metatrain import train as training
+
+    with tqdm(total=recipe.outer.steps, unit="step", smoothing=0.1, disable=None) as bar:
+        training.train(recipe, data, folder, report=lambda event: _show(bar, event), max_steps=max_steps)
 
 
 def _show(bar: "tqdm[Any]", event: dict[str, Any]) -> None:
@@ -53,6 +62,28 @@ def _show(bar: "tqdm[Any]", event: dict[str, Any]) -> None:
     else:
         bar.update(event["step"] - bar.n)
         bar.set_postfix(loss=f"{event['loss']:.3f}", accuracy=f"{event['accuracy']:.2f}")
+
+
+@main.command()
+@click.argument("space_file", type=click.Path(path_type=Path))
+@click.option("--data", type=click.Path(path_type=Path), default=Path(), help="Folder that the space's paths start from.")
+@click.option("--out", type=click.Path(path_type=Path), help="Where finished candidates are kept.  [default: runs/NAME]")
+def search(space_file: Path, data: Path, out: Path | None) -> None:
+    """Find a delta and an inner loop on validation data sets, by successive halving. Run it again to resume."""
+    from metatrain import search as searching
+
+    try:
+        space = searching.read_space(space_file)
+        results = searching.search(space, data, out or Path("runs") / space.name, report=_show_candidate)
+    except MetatrainError as error:
+        _fail(error)
+    best = results[0]
+    click.echo(f"best: {best['label']}\n  steps by shots: {best['best_steps']}\n  accuracy by shots and step: {best['accuracy']}")
+
+
+def _show_candidate(event: dict[str, Any]) -> None:
+    steps = ", ".join(f"{shots}-shot {n}" for shots, n in event["best_steps"].items())
+    click.echo(f"rung {event['rung'] + 1}/{event['of']}  {event['score']:.2%}  steps {steps:<24} {event['label']}")
 
 
 @main.command()

@@ -2,10 +2,11 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from metatrain.errors import DataError
 
@@ -48,19 +49,37 @@ class EpisodeSampler:
     """Draws episodes from data sets.
 
     A data set is drawn with probability ∝ (number of its classes)^`temperature`, then `ways` of its classes that have enough
-    texts, then `shots` + `queries` different texts of each. Raises DataError where no data set can fill the shape.
+    texts, then `shots` + `queries` different texts of each. Two kinds of task widen that:
+
+    near-miss (a share `near_miss` of the episodes; needs `similarity`): the classes are one at random and others from among the
+    2·ways most like it, so that the task is to tell neighbours apart;
+    label-merge (a share `merge`): each label stands for two classes, whose texts alternate, so that a label has no single centre.
+
+    `similarity`: data set name → [C, C], in the order of its classes. Raises DataError where no data set can fill the shape.
     """
 
-    def __init__(self, datasets: Sequence[Dataset], seed: int, *, temperature: float = 0.5) -> None:
+    def __init__(
+        self,
+        datasets: Sequence[Dataset],
+        seed: int,
+        *,
+        temperature: float = 0.5,
+        near_miss: float = 0.0,
+        merge: float = 0.0,
+        similarity: Mapping[str, NDArray[np.float32]] | None = None,
+    ) -> None:
         if not datasets:
             raise DataError("no data set to draw episodes from")
+        if near_miss and similarity is None:
+            raise DataError("near-miss episodes need the similarity of classes")
         self.datasets, self.seed, self.temperature = list(datasets), seed, temperature
+        self.near_miss, self.merge, self.similarity = near_miss, merge, similarity or {}
 
     def episode(self, index: int, shape: EpisodeShape) -> Episode:
         """Episode number `index` of this shape."""
         rng = np.random.default_rng([self.seed, index, shape.ways, shape.shots, shape.queries])
         need = shape.shots + shape.queries
-        usable = [{label: texts for label, texts in d.texts.items() if len(texts) >= need} for d in self.datasets]
+        usable = [[c for c, texts in enumerate(d.texts.values()) if len(texts) >= need] for d in self.datasets]
         weights = np.array([len(u) ** self.temperature if len(u) >= shape.ways else 0.0 for u in usable])
         if not weights.any():
             best = max(len(u) for u in usable)
@@ -69,27 +88,49 @@ class EpisodeSampler:
                 f"{need} texts; at most {best} classes of one data set have that many"
             )
         which = int(rng.choice(len(usable), p=weights / weights.sum()))
-        labels = [list(usable[which])[i] for i in rng.choice(len(usable[which]), shape.ways, replace=False)]
+        dataset, classes = self.datasets[which], np.array(usable[which])
+        merged = self.merge > 0 and rng.random() < self.merge and len(classes) >= 2 * shape.ways
+        count = 2 * shape.ways if merged else shape.ways
+        if self.near_miss > 0 and rng.random() < self.near_miss:
+            likeness = self.similarity[dataset.name][rng.choice(classes)][classes]
+            classes = classes[np.argsort(-likeness, kind="stable")[: 2 * count]]
+        drawn = rng.choice(classes, count, replace=False).reshape(shape.ways, -1)
         support: list[tuple[str, int]] = []
         query: list[tuple[str, int]] = []
-        for c, label in enumerate(labels):
-            texts = usable[which][label]
-            drawn = [texts[i] for i in rng.choice(len(texts), need, replace=False)]
-            support += [(text, c) for text in drawn[: shape.shots]]
-            query += [(text, c) for text in drawn[shape.shots :]]
-        return Episode(self.datasets[which].name, tuple(labels), tuple(support), tuple(query))
+        names = list(dataset.texts)
+        for label, members in enumerate(drawn.tolist()):
+            texts = _alternating([dataset.texts[names[c]] for c in members], need, rng)
+            support += [(text, label) for text in texts[: shape.shots]]
+            query += [(text, label) for text in texts[shape.shots :]]
+        labels = tuple(" + ".join(names[c] for c in members) for members in drawn.tolist())
+        return Episode(dataset.name, labels, tuple(support), tuple(query))
 
     def batch(self, index: int, shape: EpisodeShape, tasks: int) -> list[Episode]:
         """Meta-batch number `index`: T episodes of one shape."""
         return [self.episode(index * tasks + i, shape) for i in range(tasks)]
 
 
-def draw_shape(seed: int, index: int, ways: tuple[int, int], shots: tuple[int, int], queries: int) -> EpisodeShape:
-    """A shape for meta-batch `index`: ways log-uniform and shots uniform in their closed ranges."""
+def _alternating(classes: Sequence[Sequence[str]], need: int, rng: np.random.Generator) -> list[str]:
+    """`need` different texts, taken from the classes in turn."""
+    drawn = [[texts[i] for i in rng.choice(len(texts), need, replace=False)] for texts in classes]
+    return [drawn[i % len(drawn)][i // len(drawn)] for i in range(need)]
+
+
+def draw_shape(
+    seed: int, index: int, ways: tuple[int, int], shots: tuple[int, int], queries: int, rows: int | None = None
+) -> EpisodeShape:
+    """A shape for meta-batch `index`: ways and shots log-uniform in their closed ranges, drawn again while one task has more than
+    `rows` rows."""
     rng = np.random.default_rng([seed, index, 7])
-    low, high = ways
-    drawn_ways = int(np.floor(np.exp(rng.uniform(np.log(low), np.log(high + 1)))))
-    return EpisodeShape(min(drawn_ways, high), int(rng.integers(shots[0], shots[1] + 1)), queries)
+    while True:
+        shape = EpisodeShape(_log_uniform(rng, ways), _log_uniform(rng, shots), queries)
+        if rows is None or shape.ways * (shape.shots + shape.queries) <= rows:
+            return shape
+
+
+def _log_uniform(rng: np.random.Generator, bounds: tuple[int, int]) -> int:
+    low, high = bounds
+    return min(int(np.floor(np.exp(rng.uniform(np.log(low), np.log(high + 1))))), high)
 
 
 def manifest_digest(episodes: Sequence[Episode]) -> str:

@@ -10,7 +10,7 @@ import torch
 from metatrain.artifact import Initialization
 from metatrain.base.text import TextBase
 from metatrain.episode import Episode
-from metatrain.inner import adapt
+from metatrain.inner import trajectory
 from metatrain.metagrad import query_loss
 from metatrain.taskbatch import Tokenized
 
@@ -37,24 +37,46 @@ def evaluate(
     tokenized: Tokenized | None = None,
     progress: Callable[[int], object] = lambda done: None,
 ) -> Scores:
-    """Adapt to each episode's support set (`steps` inner steps, the initialization's own number where None) and score its
-    queries, `tasks` episodes in one pass. Episodes of one pass must agree in the number of rows a class."""
-    lora = base.attach(init.delta)
-    inner = init.inner if steps is None else init.inner.model_copy(update={"steps": steps})
-    tokenized = tokenized or Tokenized(base)
-    accuracy: list[float] = []
-    seconds = 0.0
+    """Adapt to each episode's support set (`steps` inner steps, the initialization's own number for its shots where None) and score
+    its queries, `tasks` episodes in one pass. Episodes of one pass must agree in the number of rows a class."""
+    marks = None if steps is None else (steps,)
+    return next(iter(evaluate_steps(base, init, episodes, marks, tasks=tasks, tokenized=tokenized, progress=progress).values()))
+
+
+def evaluate_steps(
+    base: TextBase,
+    init: Initialization,
+    episodes: Sequence[Episode],
+    marks: Sequence[int] | None,
+    *,
+    tasks: int = 8,
+    tokenized: Tokenized | None = None,
+    progress: Callable[[int], object] = lambda done: None,
+) -> dict[int, Scores]:
+    """As `evaluate`, scored after each of the inner steps in `marks` (rising), in one walk: {steps: scores}; with None after the
+    initialization's own number, {−1: scores}."""
+    lora, tokenized = base.attach(init.delta), tokenized or Tokenized(base)
+    accuracy: dict[int, list[float]] = {}
+    seconds: dict[int, float] = {}
     for start in range(0, len(episodes), tasks):
         part = episodes[start : start + tasks]
         batch = tokenized.batch(part)
-        began = time.perf_counter()
         theta, rates, scale = init.tensors(len(part), base.device)
-        adapted = adapt(base, lora, theta, rates, scale, batch.support, inner)
-        seconds += time.perf_counter() - began
-        with torch.no_grad():
-            accuracy += query_loss(base, lora, adapted, scale, batch)[1].tolist()
+        wanted = marks or (init.inner.steps_for(len(part[0].support), len(part[0].labels)),)
+        spent, began = 0.0, time.perf_counter()
+        for point in trajectory(base, lora, theta, rates, scale, batch.support, init.inner, steps=wanted[-1]):
+            if point.step not in wanted:
+                continue
+            spent += time.perf_counter() - began
+            began = time.perf_counter()
+            adapted = point.adapted()  # not a part of the steps that follow
+            mark = point.step if marks else -1
+            seconds[mark] = seconds.get(mark, 0.0) + spent + time.perf_counter() - began
+            with torch.no_grad():
+                accuracy.setdefault(mark, []).extend(query_loss(base, lora, adapted, scale, batch)[1].tolist())
+            began = time.perf_counter()
         progress(len(part))
-    return Scores(tuple(accuracy), seconds / len(episodes))
+    return {mark: Scores(tuple(scores), seconds[mark] / len(episodes)) for mark, scores in accuracy.items()}
 
 
 def paired_interval(left: Sequence[float], right: Sequence[float]) -> tuple[float, float]:

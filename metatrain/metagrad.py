@@ -15,22 +15,24 @@ from metatrain.objectives import cross_entropy
 from metatrain.taskbatch import TaskBatch
 
 Mode = Literal["first_order", "unrolled"]
-ATTENTION: dict[Mode, Attention] = {"first_order": "sdpa", "unrolled": "eager"}
+ATTENTION: dict[Mode, Attention] = {"first_order": "auto", "unrolled": "eager"}
 """The attention that each mode needs: only a second derivative rules the fused one out."""
 
 
 @dataclass(frozen=True)
 class Outer:
-    """What meta-training moves: `theta` (one task's delta), `log_rates` (log α, one scalar per leaf of φ), `log_scale` (log s)."""
+    """What meta-training moves: `theta` (one task's delta), `log_rates` (log α, [S] per leaf of φ:
+    one rate for each of the first S steps, the last for all that follow), `log_scale` (log s)."""
 
     theta: dict[str, Tensor]
     log_rates: dict[str, Tensor]
     log_scale: Tensor
 
     @classmethod
-    def start(cls, theta: Mapping[str, Tensor], rate: float, head_rate: float, scale: float) -> "Outer":
+    def start(cls, theta: Mapping[str, Tensor], rate: float, head_rate: float, scale: float, *, steps: int = 1) -> "Outer":
+        """The same rate for every leaf of the delta, and for each of `steps` steps."""
         rates = {name: head_rate if name in HEAD_LEAVES else rate for name in (*theta, *HEAD_LEAVES)}
-        return cls(dict(theta), {n: torch.tensor(r).log() for n, r in rates.items()}, torch.tensor(scale).log())
+        return cls(dict(theta), {n: torch.full((steps,), r).log() for n, r in rates.items()}, torch.tensor(scale).log())
 
     def leaves(self) -> dict[str, Tensor]:
         """Every tensor under one flat name."""
@@ -58,8 +60,11 @@ class MetaGradient:
     gradients: dict[str, Tensor]
 
 
-def meta_gradient(base: TextBase, lora: LoRA, outer: Outer, batch: TaskBatch, inner: InnerConfig, mode: Mode) -> MetaGradient:
-    """The gradient of the mean query loss after adaptation.
+def meta_gradient(
+    base: TextBase, lora: LoRA, outer: Outer, batch: TaskBatch, inner: InnerConfig, mode: Mode, *, anchor: float = 0.0
+) -> MetaGradient:
+    """The gradient of the mean query loss after adaptation, plus `anchor` times the mean distance 1 − cos of the adapted query
+    features from the base model's own.
 
     mode="unrolled" differentiates through every inner step and is exact (Finn et al. 2017, arXiv:1703.03400, eq. 1);
     mode="first_order" takes the inner gradients g_k for constants and keeps the rest: the paths through φ_0 (θ and the
@@ -73,8 +78,16 @@ def meta_gradient(base: TextBase, lora: LoRA, outer: Outer, batch: TaskBatch, in
     order: Order = "second" if mode == "unrolled" else "first"
     scale = live.log_scale.exp()
     adapted = adapt(base, lora, stack(live.theta, tasks), live.rates(), scale, batch.support, inner, order=order)
-    loss, accuracy = query_loss(base, lora, adapted, scale, batch)
-    gradients = torch.autograd.grad(loss.mean(), list(leaves.values()), allow_unused=True)
+    features = _query_features(base, lora, adapted, batch)
+    loss = cross_entropy(adapted.head, features, batch.query_labels, scale)
+    accuracy = _accuracy(adapted, features, scale, batch)
+    objective = loss.mean()
+    if anchor > 0:
+        with torch.no_grad():
+            own = base.features(None, batch.query_tokens).view_as(features)
+        valid = batch.query_labels >= 0
+        objective = objective + anchor * (1 - (features * own).sum(-1))[valid].mean()
+    gradients = torch.autograd.grad(objective, list(leaves.values()), allow_unused=True)
     reached = dict(zip(leaves, gradients, strict=True))
     found = {n: torch.zeros_like(leaf) if (g := reached[n]) is None else g.to(leaf.device) for n, leaf in outer.leaves().items()}
     support_loss = tuple(adapted.support_loss.mean(1).tolist())
@@ -83,8 +96,15 @@ def meta_gradient(base: TextBase, lora: LoRA, outer: Outer, batch: TaskBatch, in
 
 def query_loss(base: TextBase, lora: LoRA, adapted: Adapted, scale: Tensor, batch: TaskBatch) -> tuple[Tensor, Tensor]:
     """Cross-entropy and accuracy of each task's query rows under its own φ: ([T], [T])."""
+    features = _query_features(base, lora, adapted, batch)
+    return cross_entropy(adapted.head, features, batch.query_labels, scale), _accuracy(adapted, features, scale, batch)
+
+
+def _query_features(base: TextBase, lora: LoRA, adapted: Adapted, batch: TaskBatch) -> Tensor:
     tasks = batch.query_labels.shape[0]
-    features = base.features(lora.fold(adapted.delta), batch.query_tokens).view(tasks, -1, base.hidden_size)
-    loss = cross_entropy(adapted.head, features, batch.query_labels, scale)
+    return base.features(lora.fold(adapted.delta), batch.query_tokens).view(tasks, -1, base.hidden_size)
+
+
+def _accuracy(adapted: Adapted, features: Tensor, scale: Tensor, batch: TaskBatch) -> Tensor:
     hits = adapted.head.logits(features, scale).argmax(-1) == batch.query_labels
-    return loss, hits.float().sum(1) / (batch.query_labels >= 0).sum(1).clamp(min=1)
+    return hits.float().sum(1) / (batch.query_labels >= 0).sum(1).clamp(min=1)

@@ -1,12 +1,67 @@
-"""Inner objectives: what the support set teaches with."""
+"""Inner objectives: what the support set teaches with. Each is the mean over a task's rows, [T]; a mixture is their weighted sum.
 
+All work on the unit sphere with one inverse temperature, the initialization's scale s:
+
+    cross_entropy            −log softmax_c( s · (f_i · w_c + b_c) )[y_i]          on a linear head w, b
+    leave_one_out            the same with w_c the prototype of class c, and that of row i's own class made without row i
+    supervised_contrastive   −1/|P_i| Σ_{p ∈ P_i} log( exp(s f_i·f_p) / Σ_{a ≠ i} exp(s f_i·f_a) ),  P_i = the others of i's class
+
+Leave-one-out prototypes: Snell et al. 2017 (arXiv:1703.05175), judged on the support set itself. Supervised contrastive: Khosla et
+al. 2020 (arXiv:2004.11362), eq. 2 ("out"). Both are blind to a row that is alone in its class: it has no prototype or partner left.
+"""
+
+from typing import Literal
+
+import torch
 from torch import Tensor, nn
 
-from metatrain.heads import Head
+from metatrain.heads import ABSENT, Head
+
+ObjectiveName = Literal["cross_entropy", "leave_one_out", "supervised_contrastive"]
 
 
 def cross_entropy(head: Head, features: Tensor, labels: Tensor, scale: Tensor) -> Tensor:
     """Mean cross-entropy of each task over its rows: features [T, M, D], labels [T, M] with −1 for padding → [T]."""
     logits = head.logits(features, scale)
     rows = nn.functional.cross_entropy(logits.transpose(1, 2), labels, ignore_index=-1, reduction="none")
-    return rows.sum(1) / (labels >= 0).sum(1).clamp(min=1)
+    return _mean(rows, labels >= 0)
+
+
+def leave_one_out(features: Tensor, labels: Tensor, classes: int, scale: Tensor) -> Tensor:
+    """Cross-entropy of each row against prototypes that it is no part of: features [T, M, D], labels [T, M] → [T].
+
+    A row that is alone in its class is left out of the mean (its class still stands against the others).
+    """
+    members = nn.functional.one_hot(labels.clamp(min=0), classes).to(features.dtype) * (labels >= 0).unsqueeze(-1)
+    sums = torch.einsum("tmc,tmd->tcd", members, features)
+    counts = members.sum(1)
+    others = torch.einsum("tmc,tcd->tmd", members, sums) - features
+    counted = has_partner(labels)
+    others = torch.where(counted.unsqueeze(-1), others, features)  # never the zero vector: its norm has no second derivative
+    own = (features * nn.functional.normalize(others, dim=-1)).sum(-1, keepdim=True)
+    cosine = torch.bmm(features, nn.functional.normalize(sums, dim=-1).transpose(1, 2))
+    logits = scale * torch.where(members.bool(), own, cosine)
+    logits = logits.masked_fill(counts.unsqueeze(1) == 0, ABSENT)
+    rows = nn.functional.cross_entropy(logits.transpose(1, 2), labels, ignore_index=-1, reduction="none")
+    return _mean(rows, counted)
+
+
+def supervised_contrastive(features: Tensor, labels: Tensor, scale: Tensor) -> Tensor:
+    """Each row pulled to the others of its class and away from the rest: features [T, M, D], labels [T, M] → [T]."""
+    valid = labels >= 0
+    itself = torch.eye(labels.shape[1], dtype=torch.bool, device=labels.device)
+    similarity = scale * torch.bmm(features, features.transpose(1, 2))
+    log_share = similarity.masked_fill(itself | ~valid.unsqueeze(1), ABSENT).log_softmax(-1)
+    partners = (labels.unsqueeze(1) == labels.unsqueeze(2)) & valid.unsqueeze(1) & ~itself
+    rows = -log_share.masked_fill(~partners, 0.0).sum(-1) / partners.sum(-1).clamp(min=1)
+    return _mean(rows, has_partner(labels))
+
+
+def has_partner(labels: Tensor) -> Tensor:
+    """[T, M] → [T, M]: the row is not padding and not alone in its class."""
+    same = (labels.unsqueeze(1) == labels.unsqueeze(2)) & (labels >= 0).unsqueeze(1)
+    return (same.sum(-1) > 1) & (labels >= 0)
+
+
+def _mean(rows: Tensor, counted: Tensor) -> Tensor:
+    return rows.masked_fill(~counted, 0.0).sum(1) / counted.sum(1).clamp(min=1)

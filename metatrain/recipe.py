@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from metatrain.artifact import first_problem
 from metatrain.base.precision import Precision
@@ -87,6 +87,7 @@ class StartSection(_Section):
     b_std: float = Field(default=0.01, ge=0)
     rate: float = Field(default=3e-3, gt=0)
     head_rate: float = Field(default=3e-3, gt=0)
+    rates_by_step: bool = Field(default=False, description="learn a rate for each leaf and step instead of each leaf")
     scale: float = Field(default=16.0, gt=0)
 
 
@@ -102,6 +103,16 @@ class EpisodesSection(_Section):
     shots: Range = (1, 5)
     queries: int = Field(default=5, ge=1)
     temperature: float = Field(default=0.5, ge=0, le=1)
+    near_miss: float = Field(default=0.0, ge=0, le=1, description="share of episodes whose classes are neighbours")
+    merge: float = Field(default=0.0, ge=0, le=1, description="share of episodes whose labels stand for two classes each")
+    rows: int = Field(default=400, ge=4, description="most rows of a meta-batch; small tasks go up to outer.tasks at once")
+
+    @model_validator(mode="after")
+    def _smallest_fits(self) -> "EpisodesSection":
+        least = self.ways[0] * (self.shots[0] + self.queries)
+        if least > self.rows:
+            raise ValueError(f"rows: the smallest task has {least} rows, expected at most {self.rows}")
+        return self
 
 
 class OuterSection(_Section):
@@ -111,6 +122,7 @@ class OuterSection(_Section):
     rate_learning_rate: float = Field(default=1e-2, gt=0, description="of log α and log s")
     clip: float = Field(default=1.0, gt=0, description="largest norm of the meta-gradient for θ")
     warmup: int = Field(default=20, ge=0)
+    anchor: float = Field(default=0.0, ge=0, description="weight of the adapted features' distance from the base model's")
 
 
 class ValidationSection(_Section):

@@ -13,10 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 from metatrain import algorithms
 from metatrain.artifact import Initialization, save_initialization, write_atomically
@@ -64,7 +66,7 @@ def train(
     Raises DataError, RecipeError, BaseModelError, and NonFinite when a meta-gradient is not finite.
     """
     mode: Mode = "unrolled" if recipe.algorithm.order == "second" else "first_order"
-    algorithm = algorithms.build(recipe.algorithm.name, recipe.inner, mode)
+    algorithm = algorithms.build(recipe.algorithm.name, recipe.inner, mode, recipe.outer.anchor)
     train_sets, valid_sets, dropped = read_data(recipe, data)
     base = load_text_base(
         recipe.base.model,
@@ -74,7 +76,15 @@ def train(
     )
     lora = base.attach(recipe.delta)
     tokenized = Tokenized(base, recipe.base.train_max_length)
-    sampler = EpisodeSampler(train_sets, recipe.seed, temperature=recipe.episodes.temperature)
+    drawn = recipe.episodes
+    sampler = EpisodeSampler(
+        train_sets,
+        recipe.seed,
+        temperature=drawn.temperature,
+        near_miss=drawn.near_miss,
+        merge=drawn.merge,
+        similarity=class_similarity(base, tokenized, train_sets) if drawn.near_miss else None,
+    )
     validation = validation_episodes(recipe, valid_sets)
     report({"event": "data", "train": _sizes(train_sets), "valid": _sizes(valid_sets), "dropped": dropped})
     out.mkdir(parents=True, exist_ok=True)
@@ -86,16 +96,19 @@ def train(
 
     def validate() -> None:
         init = initialization(state.leaves)
-        by_shots = {
-            shots: evaluate(
-                base, init, [e for e in validation if len(e.support) == shots * len(e.labels)], tokenized=tokenized
-            ).mean
-            for shots in recipe.validation.shots
-        }
+        by_shots: dict[int, float] = {}
+        by_set: dict[str, list[float]] = {}
+        for shots in recipe.validation.shots:
+            own = [e for e in validation if len(e.support) == shots * len(e.labels)]
+            scores = evaluate(base, init, own, tokenized=tokenized)
+            by_shots[shots] = scores.mean
+            for episode, accuracy in zip(own, scores.accuracy, strict=True):
+                by_set.setdefault(episode.dataset, []).append(accuracy)
         score = sum(by_shots.values()) / len(by_shots)
         if score > state.best_score:
             state.best_score, state.best_step, state.best_leaves = score, state.step, dict(state.leaves)
-        event = {"event": "validation", "step": state.step, "score": score, "by_shots": by_shots, "best_step": state.best_step}
+        event = {"event": "validation", "step": state.step, "score": score, "best_step": state.best_step, "by_shots": by_shots}
+        event["by_set"] = {name: sum(values) / len(values) for name, values in by_set.items()}
         state.history.append(event)
         report(event)
 
@@ -104,8 +117,9 @@ def train(
         validate()
     while state.step < last and not _out_of_patience(recipe, state):
         began = time.perf_counter()
-        shape = draw_shape(recipe.seed, state.step, recipe.episodes.ways, recipe.episodes.shots, recipe.episodes.queries)
-        episodes = sampler.batch(state.step, shape, recipe.outer.tasks)
+        shape = draw_shape(recipe.seed, state.step, drawn.ways, drawn.shots, drawn.queries, drawn.rows)
+        tasks = max(1, min(recipe.outer.tasks, drawn.rows // (shape.ways * (shape.shots + shape.queries))))
+        episodes = sampler.batch(state.step, shape, tasks)
         gradient = algorithm.gradient(base, lora, Outer.from_leaves(state.leaves), tokenized.batch(episodes))
         norm = outer_step(recipe, state, gradient)
         event = {"event": "step", "step": state.step, "loss": gradient.loss, "accuracy": gradient.accuracy, "gradient_norm": norm}
@@ -138,6 +152,22 @@ def read_data(recipe: Recipe, data: Path) -> tuple[list[Dataset], list[Dataset],
     if not unseen:
         raise DataError(f"data.valid: no set has {recipe.validation.ways} classes that training does not have")
     return kept, unseen, [f"training: {line}" for line in dropped] + [f"validation: {line}" for line in dropped_valid]
+
+
+@torch.no_grad()
+def class_similarity(
+    base: TextBase, tokenized: Tokenized, datasets: list[Dataset], *, texts: int = 16
+) -> dict[str, NDArray[np.float32]]:
+    """Cosine between the base model's class means over the first `texts` texts of each class: data set name → [C, C]."""
+    found = {}
+    for dataset in datasets:
+        means = []
+        for own in dataset.texts.values():
+            ids, _ = tokenized.rows([[(text, 0) for text in own[:texts]]])
+            means.append(nn.functional.normalize(base.features(None, base.collate(ids)).mean(0), dim=0))
+        stacked = torch.stack(means).cpu()
+        found[dataset.name] = (stacked @ stacked.T).numpy()
+    return found
 
 
 def validation_episodes(recipe: Recipe, valid_sets: list[Dataset]) -> list[Episode]:
@@ -174,7 +204,8 @@ def outer_step(recipe: Recipe, state: State, gradient: MetaGradient) -> float:
 
 def _start(recipe: Recipe, lora: LoRA) -> Outer:
     theta = lora.initial(torch.Generator().manual_seed(recipe.seed), b_std=recipe.start.b_std)
-    return Outer.start(theta, recipe.start.rate, recipe.start.head_rate, recipe.start.scale)
+    steps = max(1, recipe.inner.most_steps) if recipe.start.rates_by_step else 1
+    return Outer.start(theta, recipe.start.rate, recipe.start.head_rate, recipe.start.scale, steps=steps)
 
 
 def _out_of_patience(recipe: Recipe, state: State) -> bool:

@@ -8,9 +8,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from tqdm import tqdm
@@ -89,8 +90,9 @@ class _Progress:
 
 
 @contextmanager
-def served(data_dir: Path) -> Iterator[str]:
-    """An embedded service on a free port, as a child process; stopped when the block ends."""
+def served(data_dir: Path, settings: Mapping[str, str] = MappingProxyType({})) -> Iterator[str]:
+    """An embedded service on a free port, as a child process with these settings; stopped when the block ends."""
+    data_dir.mkdir(parents=True, exist_ok=True)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -107,7 +109,7 @@ def served(data_dir: Path) -> Iterator[str]:
         "--tied",
         str(os.getpid()),
     ]
-    environment = {name: value for name, value in os.environ.items() if name not in ("REDIS_URL", "CACHE_URL")}
+    environment = {name: value for name, value in os.environ.items() if name not in ("REDIS_URL", "CACHE_URL")} | dict(settings)
     with log.open("wb") as output:
         process = subprocess.Popen(command, env=environment, stdout=output, stderr=output, stdin=subprocess.DEVNULL)
     try:

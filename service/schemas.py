@@ -90,8 +90,9 @@ class InitializationView(BaseModel):
     delta: dict[str, object]
     algorithm: str
     steps: int
+    steps_by_shots: dict[int, int]
     optimizer: str
-    objective: str
+    objective: dict[str, float]
     temperature: float
     max_length: int
 

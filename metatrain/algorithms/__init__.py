@@ -22,12 +22,12 @@ class Algorithm(Protocol):
     def gradient(self, base: TextBase, lora: LoRA, outer: Outer, batch: TaskBatch) -> MetaGradient: ...
 
 
-ALGORITHMS: dict[str, Callable[[InnerConfig, Mode], Algorithm]] = {
+ALGORITHMS: dict[str, Callable[[InnerConfig, Mode, float], Algorithm]] = {
     "maml": MAML,
-    "protonet": lambda inner, _mode: ProtoNet(inner),
+    "protonet": lambda inner, _mode, anchor: ProtoNet(inner, anchor),
 }
 
 
-def build(name: str, inner: InnerConfig, mode: Mode) -> Algorithm:
-    """The algorithm of this name, one of `ALGORITHMS`."""
-    return ALGORITHMS[name](inner, mode)
+def build(name: str, inner: InnerConfig, mode: Mode, anchor: float = 0.0) -> Algorithm:
+    """The algorithm of this name, one of `ALGORITHMS`; `anchor` is the weight of staying near the base model."""
+    return ALGORITHMS[name](inner, mode, anchor)

@@ -18,8 +18,8 @@ from metatrain.taskbatch import TaskBatch
 
 
 class MAML:
-    def __init__(self, inner: InnerConfig, mode: Mode) -> None:
-        self.inner, self.mode, self.attention = inner, mode, ATTENTION[mode]
+    def __init__(self, inner: InnerConfig, mode: Mode, anchor: float) -> None:
+        self.inner, self.mode, self.anchor, self.attention = inner, mode, anchor, ATTENTION[mode]
 
     def gradient(self, base: TextBase, lora: LoRA, outer: Outer, batch: TaskBatch) -> MetaGradient:
-        return meta_gradient(base, lora, outer, batch, self.inner, self.mode)
+        return meta_gradient(base, lora, outer, batch, self.inner, self.mode, anchor=self.anchor)

@@ -16,9 +16,10 @@ from metatrain.taskbatch import TaskBatch
 
 
 class ProtoNet:
-    def __init__(self, inner: InnerConfig) -> None:
-        self.inner = inner.model_copy(update={"steps": 0})
+    def __init__(self, inner: InnerConfig, anchor: float) -> None:
+        self.inner = inner.model_copy(update={"steps": 0, "steps_by_shots": {}})
+        self.anchor = anchor
         self.attention = ATTENTION["first_order"]
 
     def gradient(self, base: TextBase, lora: LoRA, outer: Outer, batch: TaskBatch) -> MetaGradient:
-        return meta_gradient(base, lora, outer, batch, self.inner, "first_order")
+        return meta_gradient(base, lora, outer, batch, self.inner, "first_order", anchor=self.anchor)

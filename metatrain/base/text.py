@@ -1,10 +1,13 @@
 """A frozen Hugging Face text encoder as a pure function of (delta, batch)."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer
@@ -12,10 +15,14 @@ from transformers.utils import logging as transformers_logging
 
 from metatrain.base import source
 from metatrain.base.precision import Precision, default_device, resolve
+from metatrain.base.split import lower_part, upper_part
 from metatrain.deltas import Delta, LoRA, LoRAConfig, delta_scope
+from metatrain.deltas.scope import current_noise
 from metatrain.errors import BaseModelError
 
-Attention = Literal["sdpa", "eager"]
+log = logging.getLogger(__name__)
+
+Attention = Literal["auto", "sdpa", "eager"]
 
 
 class BaseSpec(BaseModel):
@@ -33,11 +40,15 @@ class BaseSpec(BaseModel):
 @dataclass(frozen=True)
 class Bucket:
     """m rows of each of G groups, group-major, padded to the longest: `input_ids` and `attention_mask` [G·m, L] int64, and
-    `rows` [G·m], where they stand in the caller's order."""
+    `rows` [G·m], where they stand in the caller's order. `noise` [G·m, L, D], if any, is added to the word embeddings. `prefix`
+    [G·m, L, D], if any, are the hidden states that enter `layer`: what lies below is not computed again."""
 
     input_ids: Tensor
     attention_mask: Tensor
     rows: Tensor
+    noise: Tensor | None = None
+    prefix: Tensor | None = None
+    layer: int = 0
 
 
 @dataclass(frozen=True)
@@ -50,8 +61,8 @@ class TokenBatch:
 class TextBase:
     """One resident text encoder. Holds no delta: `features` takes it as an argument.
 
-    Safe to call from several threads at once. `attention="eager"` is needed where a second derivative is taken: PyTorch's
-    fused attention has none.
+    Safe to call from several threads at once. `attention`: "eager" is needed where a second derivative is taken, for PyTorch's
+    fused attention ("sdpa") has none.
     """
 
     def __init__(self, model: nn.Module, tokenizer: Any, spec: BaseSpec, *, attention: Attention) -> None:
@@ -64,6 +75,16 @@ class TextBase:
         self.hidden_size = int(cast(Any, model.config).hidden_size)
         self._attached: dict[LoRAConfig, LoRA] = {}
         self._hooked_sites: set[str] = set()
+        self._upper: dict[int, nn.Module | None] = {}
+        embeddings = cast(Any, model).get_input_embeddings()
+        if _add_noise not in embeddings._forward_hooks.values():
+            embeddings.register_forward_hook(_add_noise)
+
+    @property
+    def mask_token(self) -> int:
+        """What stands for a masked token: the mask token, or the unknown token of a tokenizer without one."""
+        token = self.tokenizer.mask_token_id
+        return int(self.tokenizer.unk_token_id if token is None else token)
 
     def attach(self, config: LoRAConfig) -> LoRA:
         """The delta kind `config` on this model; hooks its sites the first time. Idempotent."""
@@ -91,8 +112,12 @@ class TextBase:
         return torch.cat(parts)[order]
 
     def _bucket_features(self, delta: Delta | None, bucket: Bucket) -> Tensor:
-        with delta_scope(delta):
-            output = self.model(input_ids=bucket.input_ids, attention_mask=bucket.attention_mask)
+        with delta_scope(delta, bucket.noise):
+            if bucket.prefix is None:
+                output = self.model(input_ids=bucket.input_ids, attention_mask=bucket.attention_mask)
+            else:
+                upper = cast(nn.Module, self._upper[bucket.layer])
+                output = upper(inputs_embeds=bucket.prefix, attention_mask=bucket.attention_mask)
         hidden = cast(Tensor, output.last_hidden_state)
         hidden = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
         if self.spec.pooling == "cls":
@@ -102,6 +127,35 @@ class TextBase:
             pooled = (hidden * mask).sum(1) / mask.sum(1)
         return nn.functional.normalize(pooled, dim=-1)
 
+    @torch.no_grad()
+    def prefix(self, batch: TokenBatch, lora: LoRA) -> TokenBatch:
+        """The same batch with all that lies below the delta's lowest layer computed, for one that is gone through several times. As
+        it is where the delta begins at the bottom, or where this model's parts do not make the whole."""
+        layer = lora.lowest_layer
+        if layer == 0 or self._upper_part(layer) is None:
+            return batch
+        return TokenBatch(tuple(self._with_prefix(bucket, layer) for bucket in batch.buckets))
+
+    def _with_prefix(self, bucket: Bucket, layer: int) -> Bucket:
+        with delta_scope(None, bucket.noise):
+            hidden = lower_part(self.model, layer, {"input_ids": bucket.input_ids, "attention_mask": bucket.attention_mask})
+        return replace(bucket, prefix=hidden, layer=layer)
+
+    def _upper_part(self, layer: int) -> nn.Module | None:
+        """The model from `layer` up, if on two rows of unequal length the parts give the whole's features to the last bit."""
+        if layer not in self._upper:
+            batch = self.collate(self.encode(["a", "some words of a longer row, which pads the other one"])[0])
+            try:
+                self._upper[layer] = upper_part(self.model, layer)
+                parts = TokenBatch(tuple(self._with_prefix(bucket, layer) for bucket in batch.buckets))
+                same = torch.equal(self.features(None, parts), self.features(None, batch))
+            except (ValueError, TypeError, KeyError, AttributeError) as problem:
+                log.info("%s is not cut below layer %d: %s", type(self.model).__name__, layer, problem)
+                same = False
+            if not same:
+                self._upper[layer] = None
+        return self._upper[layer]
+
     def encode(self, texts: Sequence[str], max_length: int | None = None) -> tuple[list[list[int]], list[bool]]:
         """Token ids of each text, cut to the maximum length, and whether it was cut."""
         ids: list[list[int]] = self.tokenizer(list(texts), truncation=False, padding=False, verbose=False)["input_ids"]
@@ -109,10 +163,13 @@ class TextBase:
         cut = [len(row) > limit for row in ids]
         return [row if len(row) <= limit else [*row[: limit - 1], row[-1]] for row in ids], cut
 
-    def collate(self, ids: Sequence[Sequence[int]], groups: int = 1) -> TokenBatch:
+    def collate(
+        self, ids: Sequence[Sequence[int]], groups: int = 1, noise: Mapping[int, NDArray[np.float32]] | None = None
+    ) -> TokenBatch:
         """Token ids of B rows in `groups` groups (group-major) → a batch on the model's device.
 
-        An empty row stands for padding: it becomes one padding token that is attended to, so its features stay finite.
+        An empty row stands for padding: it becomes one padding token that is attended to, so its features stay finite. `noise`:
+        what is added to the word embeddings of a row, [its length, D].
         """
         pad = int(self.tokenizer.pad_token_id)
         rows = [list(row) or [pad] for row in ids]
@@ -125,8 +182,23 @@ class TextBase:
             length = longest[start]
             input_ids = torch.tensor([rows[i] + [pad] * (length - len(rows[i])) for i in members])
             mask = torch.tensor([[1] * len(rows[i]) + [0] * (length - len(rows[i])) for i in members])
-            buckets.append(Bucket(input_ids.to(self.device), mask.to(self.device), torch.tensor(members, device=self.device)))
+            added = None if noise is None else self._padded_noise(noise, members, length)
+            buckets.append(
+                Bucket(input_ids.to(self.device), mask.to(self.device), torch.tensor(members, device=self.device), added)
+            )
         return TokenBatch(tuple(buckets))
+
+    def _padded_noise(self, noise: Mapping[int, NDArray[np.float32]], members: Sequence[int], length: int) -> Tensor:
+        padded = torch.zeros(len(members), length, self.hidden_size)
+        for place, row in enumerate(members):
+            if row in noise:
+                padded[place, : len(noise[row])] = torch.from_numpy(noise[row])
+        return padded.to(self.device, self.dtype)
+
+
+def _add_noise(_embeddings: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+    noise = current_noise()
+    return None if noise is None else output + noise
 
 
 _LEAST_BUCKET_TOKENS = 96  # below this many, one more pass through the model costs more than the padding it saves
@@ -148,13 +220,20 @@ def load_text_base(
     name: str = source.DEFAULT_MODEL,
     *,
     precision: Precision = "auto",
-    attention: Attention = "sdpa",
+    attention: Attention = "auto",
     device: torch.device | None = None,
     max_length: int | None = None,
 ) -> TextBase:
-    """Load a text encoder by hub name or local path, frozen. Raises BaseModelError where it cannot be found or trusted."""
+    """Load a text encoder by hub name or local path, frozen. Raises BaseModelError where it cannot be found or trusted.
+
+    attention="auto" is the faster one: "sdpa", but "eager" in bfloat16 on a CPU, where the backward pass of PyTorch's fused
+    attention takes more time than all the rest together (docs/decisions/0005).
+    """
     cast(Any, transformers_logging).disable_progress_bar()
     device = device or default_device()
+    dtype = resolve(precision, device)
+    if attention == "auto":
+        attention = "eager" if device.type == "cpu" and dtype == torch.bfloat16 else "sdpa"
     folder = source.locate(name)
     digest = source.weights_digest(folder)
     source.check_known_weights(name, digest)
@@ -168,7 +247,7 @@ def load_text_base(
             use_safetensors=True,
             trust_remote_code=False,
             attn_implementation=attention,
-            dtype=resolve(precision, device),
+            dtype=dtype,
         )
     except (OSError, ValueError, KeyError) as error:
         raise BaseModelError(f"base.model: {folder} does not load as a text encoder: {str(error).splitlines()[0]}") from error

@@ -8,7 +8,7 @@ Stacked over G groups (tasks, or rows of a mixed batch) A is [G, R, D_in] and B 
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -19,7 +19,8 @@ from metatrain.errors import UnsupportedDelta
 
 
 class LoRAConfig(BaseModel):
-    """What PEFT calls `r`, `lora_alpha` and `target_modules`; `targets` are suffixes of module names, matched at a dot."""
+    """What PEFT calls `r`, `lora_alpha`, `target_modules` and `layers_to_transform`; `targets` are suffixes of module names,
+    matched at a dot; `layers` are the first number in a module's name, all where None."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -27,6 +28,7 @@ class LoRAConfig(BaseModel):
     rank: int = Field(default=8, ge=1, le=256)
     alpha: float = Field(default=16.0, gt=0)
     targets: tuple[str, ...] = Field(default=("query", "value"), min_length=1)
+    layers: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(default=None, min_length=1)
 
     @property
     def scaling(self) -> float:
@@ -44,7 +46,8 @@ class LoRA:
         self.config = config
         self.sites: dict[str, nn.Linear] = {}
         for target in config.targets:
-            matched = {n: m for n, m in model.named_modules() if n == target or n.endswith("." + target)}
+            named = {n: m for n, m in model.named_modules() if n == target or n.endswith("." + target)}
+            matched = {n: m for n, m in named.items() if config.layers is None or _layer(n) in config.layers}
             linears = {n: m for n, m in matched.items() if isinstance(m, nn.Linear)}
             if not linears:
                 kinds = sorted({type(m).__name__ for m in matched.values()}) or ["no module"]
@@ -56,6 +59,11 @@ class LoRA:
         for name, linear in self.sites.items():
             self.shapes[f"{name}.lora_A.weight"] = (config.rank, linear.in_features)
             self.shapes[f"{name}.lora_B.weight"] = (linear.out_features, config.rank)
+
+    @property
+    def lowest_layer(self) -> int:
+        """Nothing below this layer of the base model depends on the delta; 0 where a site is in no numbered layer."""
+        return min(_layer(name) or 0 for name in self.sites)
 
     def initial(self, generator: torch.Generator, *, b_std: float = 0.0) -> dict[str, Tensor]:
         """A fresh θ, one task, float32: A as PEFT draws it (Kaiming uniform, a = √5), B normal with `b_std`.
@@ -82,6 +90,10 @@ class LoRA:
         """What the modules read: the same leaves with alpha / R multiplied into B. Keeps the leading axis, if any."""
         scaling = self.config.scaling
         return {name: leaf * scaling if name.endswith("lora_B.weight") else leaf for name, leaf in delta.items()}
+
+
+def _layer(module_name: str) -> int | None:
+    return next((int(part) for part in module_name.split(".") if part.isdigit()), None)
 
 
 def _lora_hook(site: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor | None]:

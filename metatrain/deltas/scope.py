@@ -16,18 +16,25 @@ Delta = Mapping[str, Tensor]
 """Leaf name → parameter with a leading axis of G groups; rows [g·B/G, (g+1)·B/G) of a batch of B rows use group g."""
 
 _delta_of_this_call: ContextVar[Delta | None] = ContextVar("delta_of_this_call", default=None)
+_noise_of_this_call: ContextVar[Tensor | None] = ContextVar("noise_of_this_call", default=None)
 
 
 @contextmanager
-def delta_scope(delta: Delta | None) -> Iterator[None]:
-    """Within this block, hooked modules of the calling thread see `delta`."""
-    token = _delta_of_this_call.set(delta)
+def delta_scope(delta: Delta | None, noise: Tensor | None = None) -> Iterator[None]:
+    """Within this block, hooked modules of the calling thread see `delta`, and the word embeddings get `noise` [B, L, D] added."""
+    delta_token, noise_token = _delta_of_this_call.set(delta), _noise_of_this_call.set(noise)
     try:
         yield
     finally:
-        _delta_of_this_call.reset(token)
+        _delta_of_this_call.reset(delta_token)
+        _noise_of_this_call.reset(noise_token)
 
 
 def current_delta() -> Delta | None:
     """The delta of the call in progress, or None where the bare base model is meant."""
     return _delta_of_this_call.get()
+
+
+def current_noise() -> Tensor | None:
+    """What is added to the word embeddings of the call in progress."""
+    return _noise_of_this_call.get()

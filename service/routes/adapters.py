@@ -1,5 +1,6 @@
 """`POST /adapt`, `GET /adapters`, `GET /adapters/{id}`, `DELETE /adapters/{id}`."""
 
+from collections import Counter
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Response
@@ -55,7 +56,7 @@ def _accept(
         initialization=init.name,
         initialization_digest=init.digest,
         support=support,
-        steps=init.inner.steps if request.options.steps is None else request.options.steps,
+        steps=_steps(request, init),
         seed=request.options.seed,
         precision=str(state.base.dtype).removeprefix("torch."),
     )
@@ -70,6 +71,17 @@ def _accept(
             state.jobs.start_again(record)
             status = "queued"
     return identity, recipe, truncated, status
+
+
+def _steps(request: AdaptRequest, init: Initialization) -> int:
+    """As asked for, or as the initialization has it for these shots."""
+    counts = Counter(example.label for example in request.support)
+    steps = request.options.steps
+    if steps is None:
+        return init.inner.steps_for(len(request.support), len(counts))
+    if steps and max(counts.values()) == 1 and not init.inner.teaches_one_shot:
+        raise InvalidRequest("options.steps", f"0 for one example of each label with initialization {init.name!r}", steps)
+    return steps
 
 
 def _in_request_order(request: AdaptRequest, recipe: JobRecipe, truncated: tuple[int, ...]) -> list[int]:

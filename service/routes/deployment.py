@@ -20,8 +20,9 @@ def initializations(state: State) -> InitializationList:
             delta=init.delta.model_dump(mode="json"),
             algorithm=init.algorithm,
             steps=init.inner.steps,
+            steps_by_shots=init.inner.steps_by_shots,
             optimizer=init.inner.optimizer,
-            objective=init.inner.objective,
+            objective={str(name): weight for name, weight in init.inner.objective.items()},
             temperature=1.0 / init.scale,
             max_length=init.base.max_length,
         )

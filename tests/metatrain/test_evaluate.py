@@ -11,7 +11,7 @@ from metatrain.baselines import frozen_prototypes, lora_from_zero
 from metatrain.cli import DEFAULT_INITIALIZATION, main
 from metatrain.data.jsonl import STARTER, read_jsonl
 from metatrain.episode import Episode, EpisodeSampler, EpisodeShape
-from metatrain.evaluate import evaluate, paired_interval
+from metatrain.evaluate import evaluate, evaluate_steps, paired_interval
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +33,14 @@ def test_frozen_prototypes_match_a_loop_over_plain_features(tiny: TextBase, epis
 def test_the_number_of_tasks_in_a_pass_does_not_matter(tiny: TextBase, episodes: list[Episode]) -> None:
     one, many = (evaluate(tiny, lora_from_zero(tiny), episodes, tasks=tasks).accuracy for tasks in (1, 7))
     assert one == pytest.approx(many)
+
+
+def test_one_walk_scores_every_number_of_steps(tiny: TextBase, episodes: list[Episode]) -> None:
+    walked = evaluate_steps(tiny, lora_from_zero(tiny), episodes, (0, 2, 5))
+    assert list(walked) == [0, 2, 5]
+    for steps, scores in walked.items():
+        assert scores.accuracy == evaluate(tiny, lora_from_zero(tiny), episodes, steps=steps).accuracy
+    assert walked[0].seconds_per_task < walked[2].seconds_per_task < walked[5].seconds_per_task
 
 
 def test_zero_steps_of_lora_from_zero_are_frozen_prototypes(tiny: TextBase, episodes: list[Episode]) -> None:

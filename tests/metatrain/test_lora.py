@@ -46,6 +46,9 @@ def test_probe_refuses_rows_that_feel_their_neighbours(tiny: TextBase) -> None:
             super().__init__()
             self.inner, self.config = inner, inner.config
 
+        def get_input_embeddings(self) -> Any:
+            return cast(Any, self.inner).get_input_embeddings()
+
         def forward(self, **inputs: Any) -> Any:
             output = self.inner(**inputs)
             output.last_hidden_state = output.last_hidden_state + 0.1 * output.last_hidden_state.mean(0, keepdim=True)

@@ -2,6 +2,7 @@ import gzip
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from metatrain.data.jsonl import STARTER, read_jsonl
@@ -40,6 +41,41 @@ def test_drawn_shapes_stay_in_their_ranges_and_reach_both_ends() -> None:
     shapes = [draw_shape(0, i, (2, 10), (1, 5), 4) for i in range(400)]
     assert {s.ways for s in shapes} == set(range(2, 11))
     assert {s.shots for s in shapes} == set(range(1, 6))
+
+
+def test_shapes_are_drawn_again_until_a_task_fits() -> None:
+    shapes = [draw_shape(0, i, (2, 50), (1, 10), 3, 100) for i in range(300)]
+    assert all(s.ways * (s.shots + s.queries) <= 100 for s in shapes)
+    assert max(s.ways for s in shapes) > 20 and max(s.shots for s in shapes) == 10
+
+
+def test_near_miss_episodes_take_neighbours() -> None:
+    """Classes on a line, alike where they are near: the drawn ones lie within 2·ways of the first."""
+    line = np.arange(30, dtype=np.float32)
+    similarity = {"d": -np.abs(line[:, None] - line[None, :])}
+    sampler = EpisodeSampler([dataset(classes=30)], 0, near_miss=1.0, similarity=similarity)
+    for i in range(50):
+        episode = sampler.episode(i, EpisodeShape(3, 1, 1))
+        places = [int(label[1:]) for label in episode.labels]
+        assert max(places) - min(places) <= 6
+    wide = EpisodeSampler([dataset(classes=30)], 0).episode(0, EpisodeShape(3, 1, 1))
+    assert max(int(label[1:]) for label in wide.labels) - min(int(label[1:]) for label in wide.labels) > 6
+    with pytest.raises(DataError, match="need the similarity"):
+        EpisodeSampler([dataset()], 0, near_miss=0.5)
+
+
+def test_a_merged_label_stands_for_two_classes_in_turn() -> None:
+    episode = EpisodeSampler([dataset(classes=8)], 0, merge=1.0).episode(0, EpisodeShape(3, 2, 2))
+    assert len(set(episode.labels)) == 3
+    for c, label in enumerate(episode.labels):
+        first, second = label.split(" + ")
+        for rows in (episode.support, episode.query):
+            own = [text for text, label_of_row in rows if label_of_row == c]
+            assert sorted({f"c{text.split()[1]}" for text in own}) == sorted((first, second))
+    texts = [text for text, _ in (*episode.support, *episode.query)]
+    assert len(set(texts)) == len(texts)
+    few = EpisodeSampler([dataset(classes=5)], 0, merge=1.0).episode(0, EpisodeShape(3, 2, 2))
+    assert not any("+" in label for label in few.labels)
 
 
 def test_classes_on_both_sides_are_named() -> None:

@@ -10,7 +10,7 @@ import yaml
 from click.testing import CliRunner
 
 from metatrain.artifact import load_initialization
-from metatrain.base.text import TextBase
+from metatrain.base.text import TextBase, load_text_base
 from metatrain.cli import main
 from metatrain.errors import DataError, NonFinite, RecipeError
 from metatrain.metagrad import MetaGradient, Outer
@@ -83,6 +83,22 @@ def test_it_stops_when_validation_no_longer_improves(tiny_folder: Path, tmp_path
     steps = [event["step"] for event in json.loads((tmp_path / "history.json").read_text())]
     assert max(steps) == 6
     assert trained.provenance["outer_steps"] == 0
+
+
+def test_a_prototype_inner_loop_with_everything_switched_on_trains_and_records_what_it_ran(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    inner = {"objective": {"supervised_contrastive": 1, "leave_one_out": 0.5}, "head": "prototypes", "steps": 3}
+    inner |= {"steps_by_shots": {1: 0, 3: 2}, "optimizer": "momentum"}
+    episodes = {"ways": [2, 3], "shots": [1, 4], "queries": 2, "near_miss": 0.5, "merge": 0.3, "rows": 60}
+    outer = {"steps": 6, "tasks": 3, "anchor": 0.5}
+    plan = recipe(tiny_folder, inner=inner, episodes=episodes, outer=outer, start={"rates_by_step": True})
+    trained = train(plan, Path(), tmp_path)
+    assert trained.inner == plan.inner and {rate.shape for rate in trained.rates.values()} == {(3,)}
+    base = load_text_base(str(tiny_folder), precision="float32")
+    loaded = load_initialization(tmp_path / "tiny", base)
+    assert loaded.digest == trained.digest
+    assert [loaded.inner.steps_for(n, 2) for n in (2, 4, 6)] == [0, 0, 2]
 
 
 def test_training_lowers_the_query_loss(tiny_folder: Path, tmp_path: Path) -> None:

@@ -8,11 +8,11 @@ from torch import Tensor
 from metatrain.base.text import TextBase
 from metatrain.deltas import LoRA
 from metatrain.deltas.lora import stack
-from metatrain.errors import DeadlineExceeded, NonFinite
-from metatrain.heads import Head
+from metatrain.errors import AdaptationError, DeadlineExceeded, NonFinite
+from metatrain.heads import Head, linear_from_prototypes
 from metatrain.inner import Adapted, InnerConfig, adapt
 from metatrain.metagrad import Outer
-from metatrain.objectives import cross_entropy
+from metatrain.objectives import cross_entropy, leave_one_out, supervised_contrastive
 from metatrain.taskbatch import Tokenized
 from tests.tiny import tasks
 
@@ -78,7 +78,105 @@ def test_adam_matches_pytorch(tiny64: TextBase, lora64: LoRA) -> None:
     torch.testing.assert_close(ours, by_hand(tiny64, lora64, pairs, 4, torch.optim.Adam, eps=1e-12), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_momentum_matches_pytorch(tiny64: TextBase, lora64: LoRA) -> None:
+    pairs = tasks(1)[0]
+    ours = flat(run(tiny64, lora64, [pairs], InnerConfig(steps=4, optimizer="momentum", beta1=0.8)), 0)
+    theirs = by_hand(tiny64, lora64, pairs, 4, torch.optim.SGD, momentum=0.8)
+    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-11)
+
+
+def test_each_step_takes_its_own_rate_and_the_last_one_serves_all_that_follow(tiny64: TextBase, lora64: LoRA) -> None:
+    outer, support = start(lora64), Tokenized(tiny64).support(tasks(1))
+    scale, config = torch.tensor(SCALE, dtype=torch.float64), InnerConfig(steps=3, optimizer="sgd")
+    once = {name: torch.cat([rate, torch.zeros(1, dtype=torch.float64)]) for name, rate in outer.rates().items()}
+    stopped = adapt(tiny64, lora64, stack(outer.theta, 1), once, scale, support, config)
+    first = adapt(tiny64, lora64, stack(outer.theta, 1), outer.rates(), scale, support, config, steps=1)
+    torch.testing.assert_close(flat(stopped, 0), flat(first, 0), rtol=0, atol=0)
+
+
+MIXTURES: list[dict[str, Any]] = [
+    {"objective": {"leave_one_out": 1.0}, "head": "prototypes"},
+    {"objective": {"supervised_contrastive": 1.0}, "head": "prototypes"},
+    {"objective": {"cross_entropy": 0.5, "supervised_contrastive": 2.0}, "head": "linear"},
+    {"objective": {"cross_entropy": 1.0}, "head": "prototypes"},
+]
+
+
+@pytest.mark.parametrize("mixture", MIXTURES, ids=lambda m: "+".join(m["objective"]) + " " + m["head"])
+def test_a_step_of_sgd_follows_the_gradient_of_the_mixture(tiny64: TextBase, lora64: LoRA, mixture: dict[str, Any]) -> None:
+    outer, pairs = start(lora64), tasks(1)[0]
+    config = InnerConfig.model_validate({**mixture, "steps": 1, "optimizer": "sgd", "steps_by_shots": {1: 0, 2: 1}})
+    moved = run(tiny64, lora64, [pairs], config)
+    support = Tokenized(tiny64).support([pairs])
+    batch = tiny64.collate(support.ids)
+    live = {n: t.clone().unsqueeze(0).requires_grad_() for n, t in outer.theta.items()}
+    features = tiny64.features(lora64.fold(live), batch).unsqueeze(0)
+    head = linear_from_prototypes(features.detach(), support.labels, 3)
+    scale = torch.tensor(SCALE, dtype=torch.float64)
+    parts = {
+        "cross_entropy": cross_entropy(head, features, support.labels, scale),
+        "leave_one_out": leave_one_out(features, support.labels, 3, scale),
+        "supervised_contrastive": supervised_contrastive(features, support.labels, scale),
+    }
+    loss = sum((weight * parts[name] for name, weight in mixture["objective"].items()), torch.zeros(1))
+    gradients = torch.autograd.grad(loss.sum(), list(live.values()))
+    for (name, leaf), g in zip(live.items(), gradients, strict=True):
+        torch.testing.assert_close(moved.delta[name], leaf.detach() - outer.rates()[name] * g, rtol=1e-9, atol=1e-12)
+    if mixture["head"] == "prototypes":
+        with torch.no_grad():
+            after = tiny64.features(lora64.fold(moved.delta), batch).unsqueeze(0)
+        torch.testing.assert_close(
+            moved.head.weight, linear_from_prototypes(after, support.labels, 3).weight, rtol=1e-9, atol=1e-12
+        )
+
+
+def test_the_number_of_steps_follows_the_mean_shots() -> None:
+    config = InnerConfig(steps=9, steps_by_shots={2: 3, 5: 5}, rows_per_step=40)
+    assert [config.steps_for(n, 4) for n in (4, 7, 8, 19, 20, 40)] == [9, 9, 3, 3, 5, 5]
+    assert config.steps_for(41, 4) == 2 * 5 and config.steps_for(100, 4) == 3 * 5
+    assert config.most_steps == 9
+
+
+def test_an_objective_that_one_example_cannot_teach_is_refused(tiny: TextBase, lora: LoRA) -> None:
+    blind = {"objective": {"supervised_contrastive": 1.0}, "head": "prototypes"}
+    with pytest.raises(ValueError, match="learns nothing from one example a class"):
+        InnerConfig.model_validate({**blind, "steps": 5})
+    with pytest.raises(ValueError, match="a linear head moves by cross_entropy alone"):
+        InnerConfig.model_validate({**blind, "head": "linear"})
+    config = InnerConfig.model_validate({**blind, "steps_by_shots": {1: 0, 2: 2}})
+    single = tasks(1, shots=1)
+    assert run(tiny, lora, single, config).support_loss.shape == (0, 1)
+    with pytest.raises(AdaptationError, match="needs two examples of a class"):
+        run(tiny, lora, single, config, steps=2)
+
+
+@pytest.mark.parametrize("kind", ["token_dropout", "span_mask", "embedding_noise"])
+def test_augmented_views_teach_from_one_example_the_same_whoever_is_beside(tiny64: TextBase, lora64: LoRA, kind: str) -> None:
+    config = InnerConfig.model_validate(
+        {
+            "objective": {"supervised_contrastive": 1.0},
+            "head": "prototypes",
+            "optimizer": "sgd",
+            "steps": 2,
+            "augmentation": {"kind": kind, "strength": 0.4 if kind != "embedding_noise" else 5.0, "views": 3},
+        }
+    )
+    support = [tasks(3, ways=3, shots=1)[0], tasks(3, ways=2, shots=1)[1]]
+    together = run(tiny64, lora64, support, config)
+    start_delta = stack(start(lora64).theta, 2)
+    assert any(not torch.equal(together.delta[n], start_delta[n]) for n in start_delta)
+    for t, pairs in enumerate(support):
+        torch.testing.assert_close(flat(together, t), flat(run(tiny64, lora64, [pairs], config), 0), rtol=1e-8, atol=1e-9)
+    other = run(tiny64, lora64, support, config, seed=1)
+    assert not torch.equal(flat(together, 0), flat(other, 0))
+    larger = tasks(1, shots=2)
+    plain = config.model_copy(update={"augmentation": None})
+    torch.testing.assert_close(
+        flat(run(tiny64, lora64, larger, config), 0), flat(run(tiny64, lora64, larger, plain, steps=2), 0), rtol=0, atol=0
+    )
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam"])
 def test_tasks_together_equal_tasks_alone_with_unequal_sizes(tiny64: TextBase, lora64: LoRA, optimizer: str) -> None:
     support = [tasks(3, ways=3, shots=2)[0], tasks(3, ways=2, shots=1)[1], tasks(3, ways=3, shots=3)[2]]
     # Adam's ε well above rounding: it divides by the gradient's size, and would blow rounding up where that is nearly zero.

@@ -56,6 +56,48 @@ def test_unrolled_is_the_gradient_of_the_whole_procedure(tiny64: TextBase, lora6
         assert measured == pytest.approx(predicted, rel=1e-5, abs=1e-8), name
 
 
+OBJECTIVES = [{"leave_one_out": 1.0}, {"supervised_contrastive": 1.0}, {"cross_entropy": 1.0, "supervised_contrastive": 0.5}]
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, ids="+".join)
+@pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam"])
+def test_unrolled_is_exact_for_prototypes_of_the_adapted_delta(
+    tiny64: TextBase, lora64: LoRA, objective: dict[str, float], optimizer: str
+) -> None:
+    """Every objective, a rate for each step, and the prototypes taken again under φ_K; with the anchor to the base model."""
+    begin = start(lora64)
+    two = {n: torch.stack([log, log - 0.3]).flatten() for n, log in begin.log_rates.items()}
+    outer, data = Outer(begin.theta, two, begin.log_scale), batch(tiny64, 2)
+    inner = InnerConfig.model_validate(
+        {
+            "objective": objective,
+            "head": "prototypes",
+            "optimizer": optimizer,
+            "epsilon": 1e-2,
+            "steps": 2,
+            "steps_by_shots": {1: 0, 2: 2},
+        }
+    )
+    exact = meta_gradient(tiny64, lora64, outer, data, inner, "unrolled", anchor=0.7)
+
+    def whole(at: Outer) -> float:
+        scale = at.log_scale.exp()
+        adapted = adapt(tiny64, lora64, stack(at.theta, 2), at.rates(), scale, data.support, inner)
+        with torch.no_grad():
+            features = tiny64.features(lora64.fold(adapted.delta), data.query_tokens)
+            drift = 1 - (features * tiny64.features(None, data.query_tokens)).sum(-1).mean()
+            return float(query_loss(tiny64, lora64, adapted, scale, data)[0].mean() + 0.7 * drift)
+
+    generator = torch.Generator().manual_seed(2)
+    probed = [n for n in outer.leaves() if "layer.0.attention.self.value" in n or "layer.1.intermediate" in n]
+    for name in [*probed, "log_scale"]:
+        leaf = outer.leaves()[name]
+        toward = torch.randn(leaf.shape, generator=generator, dtype=torch.float64)
+        ends = [Outer.from_leaves({**outer.leaves(), name: leaf + sign * 1e-6 * toward}) for sign in (1, -1)]
+        measured = (whole(ends[0]) - whole(ends[1])) / 2e-6
+        assert measured == pytest.approx(float((exact.gradients[name] * toward).sum()), rel=1e-5, abs=1e-8), name
+
+
 def test_first_order_differs_where_it_must_and_agrees_where_it_must(tiny64: TextBase, lora64: LoRA) -> None:
     outer, data = start(lora64), batch(tiny64, 2)
     for steps, alike in ((0, True), (3, False)):

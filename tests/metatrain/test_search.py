@@ -1,0 +1,72 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from metatrain.cli import main
+from metatrain.errors import RecipeError
+from metatrain.search import SearchSpace, draw_candidates, read_space, search
+
+SEARCHES = Path(__file__).resolve().parents[2] / "metatrain" / "searches"
+
+
+def space(tiny_folder: Path, **change: Any) -> dict[str, Any]:
+    content: dict[str, Any] = {
+        "name": "tiny-search",
+        "base": {"model": str(tiny_folder), "precision": "float32"},
+        "delta": {"targets": [["query"], ["query", "value"]], "rank": [1, 2]},
+        "inner": {"objective": [{"supervised_contrastive": 1}, {"cross_entropy": 1}], "head": ["prototypes", "linear"]},
+        "rate": {"adam": [0.01], "sgd": [0.1]},
+        "steps": [0, 2],
+        "shots": [2],
+        "ways": 3,
+        "candidates": 4,
+        "episodes": 2,
+        "valid": [{"path": "starter"}],
+    }
+    return {**content, **change}
+
+
+def test_half_go_on_with_twice_the_episodes(tiny_folder: Path, tmp_path: Path) -> None:
+    plan = SearchSpace.model_validate(space(tiny_folder))
+    events: list[dict[str, Any]] = []
+    results = search(plan, Path(), tmp_path, report=events.append)
+    assert [e["rung"] for e in events] == [0, 0, 0, 0, 1, 1, 2]
+    first = sorted((e for e in events if e["rung"] == 0), key=lambda e: -e["score"])
+    assert {e["label"] for e in events if e["rung"] == 1} == {e["label"] for e in first[:2]}
+    assert results[0]["rung"] == 2
+    assert results[0]["score"] == max(results[0]["accuracy"]["2"].values())
+    again: list[dict[str, Any]] = []
+    before = (tmp_path / "search.json").stat().st_mtime_ns
+    assert search(plan, Path(), tmp_path, report=again.append) == results
+    assert again == events and (tmp_path / "search.json").stat().st_mtime_ns == before, "nothing is computed twice"
+
+
+def test_candidates_are_different_seeded_and_valid(tiny_folder: Path) -> None:
+    plan = SearchSpace.model_validate(space(tiny_folder, candidates=100))
+    drawn = draw_candidates(plan)
+    # 2 targets x 2 ranks x 3 of the 4 objectives with heads (a linear head needs cross-entropy) x 2 optimizers
+    assert len(drawn) == len({c.model_dump_json() for c in drawn}) == 24
+    assert [c.label for c in drawn] == [c.label for c in draw_candidates(plan)]
+    only_bad = SearchSpace.model_validate(space(tiny_folder, inner={"objective": [{"leave_one_out": 1}], "head": ["linear"]}))
+    with pytest.raises(RecipeError, match="no point of the search space is an inner loop: document: Value error, head: a linear"):
+        draw_candidates(only_bad)
+
+
+@pytest.mark.parametrize("path", sorted(SEARCHES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_searches_are_valid(path: Path) -> None:
+    assert len(draw_candidates(read_space(path))) == read_space(path).candidates
+
+
+def test_the_command_searches_and_fails_in_one_line(tiny_folder: Path, tmp_path: Path) -> None:
+    path, runner = tmp_path / "space.yaml", CliRunner()
+    path.write_text(yaml.safe_dump(space(tiny_folder, candidates=2)))
+    result = runner.invoke(main, ["search", str(path), "--out", str(tmp_path / "out")])
+    assert result.exit_code == 0 and result.output.count("rung") == 3 and "best: " in result.output, result.output
+    assert json.loads((tmp_path / "out" / "search.json").read_text())
+    path.write_text(yaml.safe_dump(space(tiny_folder, stepz=[1])))
+    result = runner.invoke(main, ["search", str(path)])
+    assert result.exit_code == 1 and result.output == f"error: {path}: stepz: Extra inputs are not permitted, got '[1]'\n"

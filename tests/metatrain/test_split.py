@@ -1,0 +1,89 @@
+"""A base model cut below the delta: the same numbers for less work."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from metatrain.base.text import TextBase, TokenBatch
+from metatrain.deltas import LoRAConfig
+from metatrain.deltas.lora import stack
+from tests.tiny import tasks
+
+UPPER = LoRAConfig(rank=2, alpha=4, targets=("query", "intermediate.dense"), layers=(1,))
+
+
+def batch(base: TextBase) -> TokenBatch:
+    texts = [text for pairs in tasks(2) for text, _ in pairs]
+    return base.collate(base.encode(texts)[0], 2)
+
+
+def test_a_precomputed_batch_gives_the_same_features_and_gradients(tiny: TextBase) -> None:
+    lora = tiny.attach(UPPER)
+    assert lora.lowest_layer == 1 and set(lora.sites) == {n for n in lora.sites if ".layer.1." in n}
+    whole, cut = batch(tiny), tiny.prefix(batch(tiny), lora)
+    assert all(bucket.prefix is not None and bucket.layer == 1 for bucket in cut.buckets)
+    theta = {n: t.requires_grad_() for n, t in lora.initial(torch.Generator().manual_seed(0), b_std=0.2).items()}
+    gradients = []
+    for rows in (whole, cut):
+        features = tiny.features(lora.fold(stack(theta, 2)), rows)
+        gradients.append((features, *torch.autograd.grad(features.square()[:, :5].sum(), list(theta.values()))))
+    for left, right in zip(*gradients, strict=True):
+        assert torch.equal(left, right)
+
+
+def test_the_lower_layers_do_not_run_again(tiny: TextBase) -> None:
+    lora = tiny.attach(UPPER)
+    cut = tiny.prefix(batch(tiny), lora)
+    ran: list[str] = []
+    handles = [
+        module.register_forward_hook(lambda *_args, name=name: ran.append(name))
+        for name, module in tiny.model.named_modules()
+        if name in ("embeddings", "encoder.layer.0", "encoder.layer.1")
+    ]
+    tiny.features(None, cut)
+    for handle in handles:
+        handle.remove()
+    assert ran == ["encoder.layer.1"] * len(cut.buckets)
+
+
+def test_a_delta_from_the_bottom_leaves_the_batch_as_it_is(tiny: TextBase) -> None:
+    rows = batch(tiny)
+    assert tiny.prefix(rows, tiny.attach(LoRAConfig(rank=2, alpha=4))) is rows
+
+
+def test_a_model_whose_parts_do_not_make_the_whole_is_not_cut(tiny: TextBase) -> None:
+    class Counting(nn.Module):
+        """Adds something below every layer, which the upper part cannot know."""
+
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__()
+            self.inner, self.config = inner, inner.config
+
+        def get_input_embeddings(self) -> Any:
+            return self.inner.get_input_embeddings()  # type: ignore[operator]
+
+        def forward(self, **inputs: Any) -> Any:
+            return self.inner(**inputs)
+
+    odd = TextBase(Counting(tiny.model), tiny.tokenizer, tiny.spec, attention="sdpa")
+    rows = batch(odd)
+    assert odd.prefix(rows, odd.attach(UPPER)) is rows  # its embeddings and layers share one child
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_minilm_is_cut_to_the_last_bit(minilm: TextBase, precision: torch.dtype) -> None:
+    base = minilm
+    if precision == torch.bfloat16:
+        from metatrain.base.text import load_text_base
+
+        base = load_text_base(precision="bfloat16", device=torch.device("cpu"))
+        assert base.attention == "eager"
+    lora = base.attach(LoRAConfig(layers=(3, 4, 5)))
+    rows = base.collate(
+        base.encode(["where is my card", "one", "a longer row of words that pads the other two rows out a good deal"])[0]
+    )
+    cut = base.prefix(rows, lora)
+    assert all(bucket.prefix is not None for bucket in cut.buckets)
+    assert torch.equal(base.features(None, rows), base.features(None, cut))
