@@ -9,7 +9,7 @@ DATA ?= ../shared/data
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo serve test lint train-default bench-first bench-ready bench-banking clean
+.PHONY: demo serve test lint train-default search-inner bench-transfer bench-intents bench-banking bench-ready plots clean
 
 demo: .venv/embedded
 	$(BIN)/quickstudy demo
@@ -29,14 +29,27 @@ lint: .venv/dev
 train-default: .venv/embedded
 	$(BIN)/metatrain train metatrain/recipes/default.yaml --data $(DATA) --out runs/default
 
-bench-first: .venv/embedded
-	$(BIN)/python -m benchmarks.first --data $(DATA)
+# Accuracy: each trains what it needs (about 20 minutes a fold on a core) and resumes where it was stopped.
+bench-transfer: .venv/bench
+	$(BIN)/python -m benchmarks.folds --data $(DATA)
+	$(BIN)/python -m benchmarks.transfer --data $(DATA)
+
+bench-intents: .venv/bench
+	$(BIN)/python -m benchmarks.intents --data $(DATA)
+
+bench-banking: .venv/bench
+	$(BIN)/python -m benchmarks.folds banking77 --data $(DATA)
+	$(BIN)/python -m benchmarks.banking --data $(DATA)
 
 bench-ready: .venv/embedded
 	$(BIN)/python -m benchmarks.ready
 
-bench-banking: .venv/embedded
-	$(BIN)/python -m benchmarks.banking --data $(DATA)
+search-inner: .venv/embedded
+	$(BIN)/metatrain search metatrain/searches/inner.yaml --data $(DATA)
+	$(BIN)/metatrain search metatrain/searches/one-shot.yaml --data $(DATA)
+
+plots: .venv/bench
+	$(BIN)/python -m benchmarks.plots
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -52,6 +65,10 @@ bench-banking: .venv/embedded
 
 .venv/dev: pyproject.toml constraints.txt .venv/torch
 	$(PIP) --editable '.[dev]'
+	@touch $@ .venv/embedded
+
+.venv/bench: pyproject.toml constraints.txt .venv/torch
+	$(PIP) --editable '.[bench]'
 	@touch $@ .venv/embedded
 
 clean:

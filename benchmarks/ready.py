@@ -62,7 +62,7 @@ def _bare(episodes: list[Episode], name: str) -> list[float]:
             initialization=name,
             initialization_digest=init.digest,
             support=tuple(sorted(support_of(episode), key=lambda pair: pair[::-1])),
-            steps=init.inner.steps,
+            steps=init.inner.steps_for(len(episode.support), len(episode.labels)),
             seed=0,
             precision=str(runtime.base.dtype).removeprefix("torch."),
         )

@@ -1,0 +1,74 @@
+"""The systems that accuracy is compared between, each as: a support set and query texts in, predicted labels and seconds out."""
+
+import logging
+import os
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from metatrain.base import source
+from metatrain.base.text import TextBase
+from metatrain.episode import Episode
+from metatrain.taskbatch import Tokenized
+
+Pairs = Sequence[tuple[str, int]]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Predicted class indices of the queries, and seconds from the support set to a model that can answer."""
+
+    predicted: list[int]
+    seconds: float
+
+
+def linear_probe(base: TextBase, tokenized: Tokenized, support: Pairs, queries: Sequence[str]) -> Answer:
+    """Logistic regression (scikit-learn's defaults) on frozen features."""
+    from sklearn.linear_model import LogisticRegression
+
+    began = time.perf_counter()
+    features = _features(base, tokenized, [text for text, _ in support])
+    model = LogisticRegression(max_iter=1000).fit(features, [c for _, c in support])
+    seconds = time.perf_counter() - began
+    return Answer([int(c) for c in model.predict(_features(base, tokenized, queries))], seconds)
+
+
+def setfit(support: Pairs, queries: Sequence[str], *, iterations: int | None = None) -> Answer:
+    """SetFit with its own defaults (one epoch over all pairs, batches of 16; or over `iterations` pairings an example) from the
+    same base model, which it loads for each task; loading is not counted."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    logging.disable(logging.WARNING)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import datasets
+        import setfit as peer
+
+        datasets.disable_progress_bars()
+        model = peer.SetFitModel.from_pretrained(str(source.locate(source.DEFAULT_MODEL)))
+        data = datasets.Dataset.from_dict({"text": [t for t, _ in support], "label": [c for _, c in support]})
+        quiet: dict[str, Any] = {"report_to": "none", "save_strategy": "no", "logging_strategy": "no", "show_progress_bar": False}
+        if iterations is not None:
+            quiet["num_iterations"] = iterations
+        arguments = peer.TrainingArguments(output_dir="runs/setfit", batch_size=16, num_epochs=1, disable_tqdm=True, **quiet)
+        trainer = peer.Trainer(model=model, args=arguments, train_dataset=data)
+        began = time.perf_counter()
+        trainer.train()
+        seconds = time.perf_counter() - began
+        return Answer([int(c) for c in model.predict(list(queries))], seconds)
+
+
+def accuracy(answer: Answer, episode: Episode) -> float:
+    return float(np.mean([p == c for p, (_, c) in zip(answer.predicted, episode.query, strict=True)]))
+
+
+@torch.no_grad()
+def _features(base: TextBase, tokenized: Tokenized, texts: Sequence[str]) -> Any:
+    parts = [texts[i : i + 128] for i in range(0, len(texts), 128)]
+    return (
+        torch.cat([base.features(None, base.collate(tokenized.rows([[(t, 0) for t in part]])[0])) for part in parts]).cpu().numpy()
+    )
