@@ -6,8 +6,11 @@
     u = g_k for SGD;  u = m_k = β₁ m_{k−1} + g_k for momentum;  u = m̂ / √(v̂ + ε²) for Adam
 
 with one learned rate α per leaf, or per leaf and step. The head that answers is the linear one, moved along (head="linear"), or
-the prototypes of the support set under φ_K (head="prototypes"). T tasks run side by side along the leading axis of every leaf; a
-task's loss is its own mean, and the losses are summed, so no task feels its neighbours.
+made anew under φ_K (head="prototypes"): the prototypes of the support set, and from them `head_steps` Adam steps of cross-entropy
+on the head alone, whose features stand still, so that they cost next to nothing.
+
+T tasks run side by side along the leading axis of every leaf; a task's loss is its own mean, and the losses are summed, so no task
+feels its neighbours.
 
 Finn et al. 2017 (arXiv:1703.03400), alg. 1; Triantafillou et al. 2020 (arXiv:1903.03096) for the head; rates as in Antoniou et al.
 2019 (arXiv:1810.09502, §4); Kingma and Ba 2015 (arXiv:1412.6980), with ε inside the root so that a zero gradient has a derivative.
@@ -45,6 +48,7 @@ class InnerConfig(BaseModel):
 
     objective: dict[ObjectiveName, Annotated[float, Field(gt=0)]] = Field(default={"cross_entropy": 1.0}, min_length=1)
     head: Literal["linear", "prototypes"] = "linear"
+    head_steps: int = Field(default=0, ge=0, le=1000, description="of the head alone, after an inner loop of at least one step")
     optimizer: Literal["sgd", "momentum", "adam"] = "adam"
     steps: int = Field(default=5, ge=0, le=100)
     steps_by_shots: dict[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=0, le=100)]] = Field(
@@ -62,6 +66,8 @@ class InnerConfig(BaseModel):
     def _head_is_taught(self) -> "InnerConfig":
         if self.head == "linear" and "cross_entropy" not in self.objective:
             raise ValueError('head: a linear head moves by cross_entropy alone; add it to objective, or expected head "prototypes"')
+        if self.head == "linear" and self.head_steps:
+            raise ValueError('head_steps: expected 0 with head "linear", which moves along with the delta')
         if not self.teaches_one_shot and self.steps_for(1, 1) > 0:
             raise ValueError(
                 f"objective: {' + '.join(self.objective)} learns nothing from one example a class; add steps_by_shots "
@@ -192,8 +198,12 @@ def trajectory(
 
     parts = _parts(base, lora, support, at_once=not serving) if whole is None else lambda: [whole]
 
-    def prototypes(delta: Mapping[str, Tensor]) -> Head:
-        return _prototype_head(base, lora, delta, support, parts, keep_graph=not serving)
+    def prototypes(delta: Mapping[str, Tensor], head_steps: int = 0) -> Head:
+        with torch.set_grad_enabled(not serving):
+            folded = lora.fold(delta)
+            features = torch.cat([base.features(folded, part).view(tasks, -1, base.hidden_size) for part in parts()], dim=1)
+            head = linear_from_prototypes(features, support.labels, support.classes)
+        return _refined(head, features, support.labels, rates, scale, head_steps, config, order) if head_steps else head
 
     # φ_0's delta equals θ but is a node of its own: g_0 is the partial derivative at a fixed head, although the head, being made of
     # prototypes under θ, depends on θ too.
@@ -217,7 +227,9 @@ def trajectory(
 
         def adapted() -> Adapted:
             keep = HEAD_LEAVES[0] in own and (config.head == "linear" or step == 0)
-            head = Head(own["head.weight"], own["head.bias"], present) if keep else prototypes(delta)
+            head = (
+                Head(own["head.weight"], own["head.bias"], present) if keep else prototypes(delta, config.head_steps if step else 0)
+            )
             return Adapted(delta, head, torch.stack(losses[:step]) if step else torch.zeros(0, tasks))
 
         return Point(step, steps, tuple(losses), adapted)
@@ -290,14 +302,29 @@ def _parts(base: TextBase, lora: LoRA, support: Support, *, at_once: bool) -> Ca
     return parts
 
 
-def _prototype_head(
-    base: TextBase, lora: LoRA, delta: Delta, support: Support, parts: Callable[[], list[TokenBatch]], *, keep_graph: bool
+def _refined(
+    head: Head,
+    features: Tensor,
+    labels: Tensor,
+    rates: Mapping[str, Tensor],
+    scale: Tensor,
+    steps: int,
+    config: InnerConfig,
+    order: Order,
 ) -> Head:
-    tasks = support.labels.shape[0]
-    folded = lora.fold(delta)
-    with torch.set_grad_enabled(keep_graph):
-        features = [base.features(folded, part).view(tasks, -1, base.hidden_size) for part in parts()]
-        return linear_from_prototypes(torch.cat(features, dim=1), support.labels, support.classes)
+    """`steps` of Adam on the head alone, at the last of the head's rates: features [T, M, D] as they are."""
+    psi = {"head.weight": head.weight, "head.bias": head.bias}
+    update = _adam(config)
+    second = order == "second"
+    fixed = (features, scale) if second else (features.detach(), scale.detach())
+    with torch.enable_grad():
+        for _ in range(steps):
+            live = {n: leaf if second and leaf.requires_grad else leaf.detach().requires_grad_() for n, leaf in psi.items()}
+            loss = cross_entropy(Head(live["head.weight"], live["head.bias"], head.present), fixed[0], labels, fixed[1])
+            gradients = torch.autograd.grad(loss.sum(), list(live.values()), create_graph=second)
+            moves = update(dict(zip(live, gradients, strict=True)))
+            psi = {name: leaf - rates[name][-1] * moves[name] for name, leaf in psi.items()}
+    return Head(psi["head.weight"], psi["head.bias"], head.present)
 
 
 def _augmentation(support: Support, config: InnerConfig) -> Augmentation | None:

@@ -130,6 +130,35 @@ def test_a_step_of_sgd_follows_the_gradient_of_the_mixture(tiny64: TextBase, lor
         )
 
 
+def test_head_steps_are_adam_on_features_that_stand_still(tiny64: TextBase, lora64: LoRA) -> None:
+    pairs, outer = tasks(1)[0], start(lora64)
+    content = {
+        "objective": {"leave_one_out": 1.0},
+        "head": "prototypes",
+        "epsilon": 1e-12,
+        "steps": 1,
+        "steps_by_shots": {1: 0, 2: 1},
+    }
+    plain = run(tiny64, lora64, [pairs], InnerConfig.model_validate(content))
+    refined = run(tiny64, lora64, [pairs], InnerConfig.model_validate({**content, "head_steps": 5}))
+    for name in plain.delta:
+        assert torch.equal(plain.delta[name], refined.delta[name])
+    support = Tokenized(tiny64).support([pairs])
+    with torch.no_grad():
+        features = tiny64.features(lora64.fold(plain.delta), tiny64.collate(support.ids)).unsqueeze(0)
+    weight, bias = plain.head.weight.clone().requires_grad_(), plain.head.bias.clone().requires_grad_()
+    adam = torch.optim.Adam([{"params": [leaf], "lr": float(outer.rates()["head.weight"])} for leaf in (weight, bias)], eps=1e-12)
+    for _ in range(5):
+        adam.zero_grad()
+        head = Head(weight, bias, plain.head.present)
+        cross_entropy(head, features, support.labels, torch.tensor(SCALE)).sum().backward()  # type: ignore[no-untyped-call]
+        adam.step()
+    torch.testing.assert_close(refined.head.weight, weight.detach(), rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(refined.head.bias, bias.detach(), rtol=1e-6, atol=1e-8)
+    none = run(tiny64, lora64, [pairs], InnerConfig.model_validate({**content, "head_steps": 5}), steps=0)
+    torch.testing.assert_close(none.head.weight, run(tiny64, lora64, [pairs], InnerConfig(steps=0)).head.weight)
+
+
 def test_the_number_of_steps_follows_the_mean_shots() -> None:
     config = InnerConfig(steps=9, steps_by_shots={2: 3, 5: 5}, rows_per_step=40)
     assert [config.steps_for(n, 4) for n in (4, 7, 8, 19, 20, 40)] == [9, 9, 3, 3, 5, 5]

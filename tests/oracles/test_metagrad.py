@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from metatrain.base.text import TextBase
-from metatrain.deltas import LoRA
+from metatrain.deltas import LoRA, LoRAConfig
 from metatrain.deltas.lora import stack
 from metatrain.inner import InnerConfig, adapt
 from metatrain.metagrad import Mode, Outer, meta_gradient, query_loss
@@ -65,13 +65,14 @@ def test_unrolled_is_exact_for_prototypes_of_the_adapted_delta(
     tiny64: TextBase, lora64: LoRA, objective: dict[str, float], optimizer: str
 ) -> None:
     """Every objective, a rate for each step, and the prototypes taken again under φ_K; with the anchor to the base model."""
-    begin = start(lora64)
+    begin = start(lora64, rate=0.01)
     two = {n: torch.stack([log, log - 0.3]).flatten() for n, log in begin.log_rates.items()}
     outer, data = Outer(begin.theta, two, begin.log_scale), batch(tiny64, 2)
     inner = InnerConfig.model_validate(
         {
             "objective": objective,
             "head": "prototypes",
+            "head_steps": 2,
             "optimizer": optimizer,
             "epsilon": 1e-2,
             "steps": 2,
@@ -90,12 +91,23 @@ def test_unrolled_is_exact_for_prototypes_of_the_adapted_delta(
 
     generator = torch.Generator().manual_seed(2)
     probed = [n for n in outer.leaves() if "layer.0.attention.self.value" in n or "layer.1.intermediate" in n]
-    for name in [*probed, "log_scale"]:
+    for name in [*probed, "log_rates.head.weight", "log_rates.head.bias", "log_scale"]:
         leaf = outer.leaves()[name]
         toward = torch.randn(leaf.shape, generator=generator, dtype=torch.float64)
         ends = [Outer.from_leaves({**outer.leaves(), name: leaf + sign * 1e-6 * toward}) for sign in (1, -1)]
         measured = (whole(ends[0]) - whole(ends[1])) / 2e-6
         assert measured == pytest.approx(float((exact.gradients[name] * toward).sum()), rel=1e-5, abs=1e-8), name
+
+
+def test_unrolled_is_exact_above_layers_that_are_computed_once(tiny64: TextBase) -> None:
+    lora = tiny64.attach(LoRAConfig(rank=2, alpha=4, targets=("query", "value"), layers=(1,)))
+    outer, data, inner = start(lora), batch(tiny64, 2), InnerConfig(steps=2, optimizer="sgd")
+    exact = meta_gradient(tiny64, lora, outer, data, inner, "unrolled")
+    for name, leaf in outer.leaves().items():
+        if name.startswith("theta."):
+            toward = torch.randn(leaf.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+            measured = central_difference(tiny64, lora, outer, data, inner, name, toward)
+            assert measured == pytest.approx(float((exact.gradients[name] * toward).sum()), rel=1e-5, abs=1e-8), name
 
 
 def test_first_order_differs_where_it_must_and_agrees_where_it_must(tiny64: TextBase, lora64: LoRA) -> None:
