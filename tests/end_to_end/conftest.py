@@ -13,6 +13,11 @@ import httpx
 import psutil
 import pytest
 
+from metatrain.artifact import Initialization, save_initialization
+from metatrain.base.text import TextBase
+from metatrain.baselines import lora_from_zero
+from metatrain.inner import InnerConfig
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -72,10 +77,22 @@ def served(folder: Path, environment: dict[str, str]) -> Iterator[Served]:
         running.stop()
 
 
+def save_contrastive_initialization(folder: Path, tiny: TextBase) -> None:
+    """`contrastive`: no steps for one example of each label, three from two on, prototypes refined by two head steps."""
+    init = lora_from_zero(tiny)
+    content = {"objective": {"supervised_contrastive": 1}, "head": "prototypes", "head_steps": 2, "steps": 3}
+    inner = InnerConfig.model_validate({**content, "steps_by_shots": {1: 0, 2: 3}})
+    init = Initialization(**{**vars(init), "name": "contrastive", "inner": inner})
+    save_initialization(init, folder / "contrastive", tiny.attach(init.delta))
+
+
 @pytest.fixture(scope="session")
-def environment(tiny_folder: Path) -> dict[str, str]:
+def environment(tiny_folder: Path, tiny: TextBase, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    initializations = tmp_path_factory.mktemp("initializations")
+    save_contrastive_initialization(initializations, tiny)
     return {
         "BASE_MODEL": str(tiny_folder),
+        "INITIALIZATIONS_DIR": str(initializations),
         "PRECISION": "float32",
         "THREADS": "1",
         "MAX_BODY_BYTES": "100000",

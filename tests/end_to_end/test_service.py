@@ -61,6 +61,29 @@ def test_adapt_predict_delete(service: Served) -> None:
     assert adapter not in service.http.get("/adapters").text
 
 
+def test_the_number_of_steps_follows_the_shots(service: Served) -> None:
+    body = {**BODY, "initialization": "contrastive"}
+    single = {**body, "support": [SUPPORT[0], SUPPORT[2], SUPPORT[4]]}
+    several = {**body, "support": [*SUPPORT, {"input": "play music", "label": "play"}]}
+    for request, steps in ((single, 0), (body, 0), (several, 3)):
+        adapter = identity(service, request)
+        state = service.http.get(f"/adapters/{adapter}").json()
+        assert len(state["support_loss"]) == state["steps"] == steps
+        [answer] = predict(service, adapter, ["order pizza"]).json()["predictions"]
+        assert sum(answer["probabilities"].values()) == pytest.approx(1) and set(answer["probabilities"]) == {
+            "close",
+            "order",
+            "play",
+        }
+    refused = adapt(service, {**single, "options": {"steps": 2}})
+    assert refused.status_code == 422
+    detail = "options.steps: expected 0 for one example of each label with initialization 'contrastive', got 2"
+    assert refused.json()["detail"] == detail
+    listed = service.http.get("/initializations").json()["initializations"]
+    view = next(view for view in listed if view["name"] == "contrastive")
+    assert view["objective"] == {"supervised_contrastive": 1.0} and view["steps_by_shots"] == {"1": 0, "2": 3}
+
+
 def test_the_same_request_is_one_adapter_whatever_its_order_and_ttl(service: Served) -> None:
     first = identity(service, BODY)
     assert identity(service, {**BODY, "support": SUPPORT[::-1], "ttl_seconds": 500}) == first
@@ -137,7 +160,7 @@ def test_truncation_is_reported(service: Served) -> None:
 
 def test_initializations_health_and_docs(service: Served) -> None:
     names = [init["name"] for init in service.http.get("/initializations").json()["initializations"]]
-    assert names == ["frozen-prototypes", "lora-from-zero"]
+    assert names == ["contrastive", "frozen-prototypes", "lora-from-zero"]
     assert service.http.get("/healthz").json() == {"status": "alive"}
     assert service.http.get("/readyz").json() == {"status": "ready", "missing": []}
     assert "/adapt" in service.http.get("/openapi.json").json()["paths"]
@@ -166,7 +189,7 @@ def examples(**changes: Any) -> list[dict[str, Any]]:
         ({"support": [{"input": "a"}, *SUPPORT]}, "support[0].label", "a value"),
         ({"support": examples(weight=1)}, "support[0].weight", "no such field"),
         ({"support": "text"}, "support", "a valid list"),
-        ({"initialization": "nope"}, "initialization", "one of frozen-prototypes, lora-from-zero"),
+        ({"initialization": "nope"}, "initialization", "one of contrastive, frozen-prototypes, lora-from-zero"),
         ({"options": {"step": 3}}, "options.step", "no such field"),
         ({"options": {"steps": -1}}, "options.steps", "greater than or equal to 0"),
         ({"options": {"steps": "3"}}, "options.steps", "a valid integer"),
@@ -242,7 +265,7 @@ def test_the_client_does_the_same(service: Served) -> None:
         assert error.value.status == 404
         with pytest.raises(QuickstudyError, match="initialization: expected one of"):
             quickstudy.adapt(pairs, initialization="nope")
-        assert quickstudy.ready() and len(quickstudy.initializations()) == 2
+        assert quickstudy.ready() and len(quickstudy.initializations()) == 3
 
 
 def test_no_example_is_in_the_log(service: Served) -> None:
