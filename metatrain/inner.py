@@ -23,22 +23,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from torch import Tensor, nn
+from torch import Tensor
 
-from metatrain.augment import Augmentation, embedding_noise, token_view
+from metatrain.augment import Augmentation
 from metatrain.base.text import TextBase, TokenBatch
 from metatrain.deltas import Delta, LoRA
 from metatrain.errors import AdaptationError, DeadlineExceeded, NonFinite
 from metatrain.heads import Head, linear_from_prototypes
-from metatrain.objectives import ObjectiveName, cross_entropy, has_partner, leave_one_out, supervised_contrastive
+from metatrain.objectives import ObjectiveName, cross_entropy, leave_one_out, supervised_contrastive
+from metatrain.support import Support, augmentation_for, batches, has_partners, parts, present
 
 Order = Literal["first", "second"]
 HEAD_LEAVES = ("head.weight", "head.bias")
-_CHUNK_ROWS = 128  # rows of one forward pass that keeps no graph; bounds memory, changes no result beyond rounding
 
 
 class InnerConfig(BaseModel):
@@ -90,22 +88,6 @@ class InnerConfig(BaseModel):
     def most_steps(self) -> int:
         """Over all shots, for a support set that is taken whole."""
         return max(self.steps, *self.steps_by_shots.values()) if self.steps_by_shots else self.steps
-
-
-@dataclass(frozen=True)
-class Support:
-    """T support sets of M rows each: `ids`, token ids of T·M rows, task-major, an empty row for padding; `labels` [T, M] int64,
-    −1 for padding; C classes."""
-
-    ids: Sequence[Sequence[int]]
-    labels: Tensor
-    classes: int
-
-    def columns(self, index: Tensor) -> "Support":
-        """The rows `index` [m] of every task."""
-        tasks, rows = self.labels.shape
-        ids = [self.ids[t * rows + i] for t in range(tasks) for i in index.tolist()]
-        return Support(ids, self.labels[:, index.to(self.labels.device)], self.classes)
 
 
 @dataclass(frozen=True)
@@ -178,84 +160,133 @@ def trajectory(
     seed: int = 0,
 ) -> Iterator[Point]:
     """The inner loop as the points that it passes, φ_0 … φ_K. Arguments and errors as `adapt`."""
-    if order == "second" and base.attention != "eager":
-        raise ValueError(
-            'order="second" needs a base model loaded with attention="eager": fused attention has no second derivative'
-        )
-    tasks, rows = support.labels.shape
-    if steps is None:
-        steps = config.steps_for(int((support.labels >= 0).sum(1).max()), support.classes)
-    serving = not any(t.requires_grad for t in (*theta.values(), *rates.values(), scale))
-    linear = "cross_entropy" in config.objective
-    whole = None
-    if rows <= config.rows_per_step and _augmentation(support, config) is None:
-        whole = base.prefix(base.collate(support.ids, tasks), lora)
-    batches = _batches(base, support, config, seed) if whole is None else itertools.repeat((whole, support.labels))
-    if steps and not linear and not _has_partners(support, config):
-        raise AdaptationError(
-            f"the inner objective ({' + '.join(config.objective)}) needs two examples of a class or augmented views, or 0 steps"
-        )
-
-    parts = _parts(base, lora, support, at_once=not serving) if whole is None else lambda: [whole]
-
-    def prototypes(delta: Mapping[str, Tensor], head_steps: int = 0) -> Head:
-        with torch.set_grad_enabled(not serving):
-            folded = lora.fold(delta)
-            features = torch.cat([base.features(folded, part).view(tasks, -1, base.hidden_size) for part in parts()], dim=1)
-            head = linear_from_prototypes(features, support.labels, support.classes)
-        return _refined(head, features, support.labels, rates, scale, head_steps, config, order) if head_steps else head
-
-    # φ_0's delta equals θ but is a node of its own: g_0 is the partial derivative at a fixed head, although the head, being made of
-    # prototypes under θ, depends on θ too.
-    phi: dict[str, Tensor] = {name: leaf.view_as(leaf) for name, leaf in theta.items()}
-    present = _present(support)
-    # One forward pass serves the prototypes and the first step, where nobody differentiates through the head.
-    shared: tuple[dict[str, Tensor], Tensor, Tensor] | None = None
-    if serving and linear and steps and rows <= config.rows_per_step:
-        live = {name: leaf.detach().requires_grad_() for name, leaf in theta.items()}
-        tokens, labels = next(batches)
-        shared = live, base.features(lora.fold(live), tokens).view(tasks, -1, base.hidden_size), labels
-        head = linear_from_prototypes(shared[1].detach()[:, :rows], support.labels, support.classes)
-    elif linear or steps == 0:
-        head = prototypes(theta)
-    if linear or steps == 0:
-        phi |= {"head.weight": head.weight, "head.bias": head.bias}
-    losses: list[Tensor] = []
-
-    def here(step: int) -> Point:
-        delta, own = {name: leaf for name, leaf in phi.items() if name not in HEAD_LEAVES}, dict(phi)
-
-        def adapted() -> Adapted:
-            keep = HEAD_LEAVES[0] in own and (config.head == "linear" or step == 0)
-            head = (
-                Head(own["head.weight"], own["head.bias"], present) if keep else prototypes(delta, config.head_steps if step else 0)
-            )
-            return Adapted(delta, head, torch.stack(losses[:step]) if step else torch.zeros(0, tasks))
-
-        return Point(step, steps, tuple(losses), adapted)
-
-    yield here(0)
+    loop = _Loop(base, lora, theta, rates, scale, support, config, steps, order, seed)
     update = _OPTIMIZERS[config.optimizer](config)
-    fixed_scale = scale if order == "second" else scale.detach()
-    for step in range(steps):
-        if shared is not None and step == 0:
-            live, features, labels = shared
+    phi = loop.start(theta)
+    losses: list[Tensor] = []
+    yield loop.point(0, phi, losses)
+    for step in range(loop.steps):
+        loss, gradients = loop.gradients(step, phi)
+        moves = update(gradients)
+        phi = {name: leaf - _rate(rates[name], step) * moves[name] for name, leaf in phi.items()}
+        losses.append(loss)
+        if not torch.isfinite(loss).all():
+            raise NonFinite(f"the support loss is not finite at inner step {step}")
+        yield loop.point(step + 1, phi, losses)
+
+
+class _Loop:
+    """What stays the same over the steps of one inner loop."""
+
+    def __init__(
+        self,
+        base: TextBase,
+        lora: LoRA,
+        theta: Delta,
+        rates: Mapping[str, Tensor],
+        scale: Tensor,
+        support: Support,
+        config: InnerConfig,
+        steps: int | None,
+        order: Order,
+        seed: int,
+    ) -> None:
+        if order == "second" and base.attention != "eager":
+            raise ValueError(
+                'order="second" needs a base model loaded with attention="eager": fused attention has no second derivative'
+            )
+        self.base, self.lora, self.rates, self.scale, self.support, self.config = base, lora, rates, scale, support, config
+        self.tasks, rows = support.labels.shape
+        self.steps = config.steps_for(int((support.labels >= 0).sum(1).max()), support.classes) if steps is None else steps
+        self.second = order == "second"
+        self.serving = not any(t.requires_grad for t in (*theta.values(), *rates.values(), scale))
+        self.linear = "cross_entropy" in config.objective  # a linear head is moved along
+        augmentation = augmentation_for(support, config.augmentation)
+        if self.steps and not self.linear and not has_partners(support, augmentation):
+            raise AdaptationError(
+                f"the inner objective ({' + '.join(config.objective)}) needs two examples of a class or augmented views, or 0 steps"
+            )
+        if rows <= config.rows_per_step and augmentation is None:
+            whole = base.prefix(base.collate(support.ids, self.tasks), lora)
+            self.batches: Iterator[tuple[TokenBatch, Tensor]] = itertools.repeat((whole, support.labels))
+            self.parts: Callable[[], list[TokenBatch]] = lambda: [whole]
+        else:
+            self.batches = batches(base, support, config.rows_per_step, augmentation, seed)
+            self.parts = parts(base, lora, support, at_once=not self.serving)
+        self.present = present(support)
+        self._shared: tuple[dict[str, Tensor], Tensor, Tensor] | None = None
+
+    def start(self, theta: Delta) -> dict[str, Tensor]:
+        """φ_0. Its delta equals θ but is a node of its own: g_0 is the partial derivative at a fixed head, although the head, being
+        made of prototypes under θ, depends on θ too."""
+        phi: dict[str, Tensor] = {name: leaf.view_as(leaf) for name, leaf in theta.items()}
+        if not self.linear and self.steps:
+            return phi
+        rows = self.support.labels.shape[1]
+        if self.serving and self.steps and rows <= self.config.rows_per_step:
+            # One forward pass serves the prototypes and the first step: nobody differentiates through the head.
+            live = {name: leaf.detach().requires_grad_() for name, leaf in theta.items()}
+            tokens, labels = next(self.batches)
+            self._shared = live, self.features(live, tokens), labels
+            head = linear_from_prototypes(self._shared[1].detach()[:, :rows], self.support.labels, self.support.classes)
+        else:
+            head = self.prototypes(theta)
+        return {**phi, "head.weight": head.weight, "head.bias": head.bias}
+
+    def gradients(self, step: int, phi: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """L_support(φ_k) [T], without its graph, and g_k."""
+        if step == 0 and self._shared is not None:
+            live, features, labels = self._shared
             live |= {name: phi[name].requires_grad_() for name in HEAD_LEAVES}
         else:
-            tokens, labels = next(batches)
-            live = {
-                n: leaf if order == "second" and leaf.requires_grad else leaf.detach().requires_grad_() for n, leaf in phi.items()
-            }
-            features = base.features(_fold(lora, live), tokens).view(tasks, -1, base.hidden_size)
-        live_head = Head(live["head.weight"], live["head.bias"], present) if linear else None
-        loss = _support_loss(config, live_head, features, labels, support.classes, fixed_scale)
-        gradients = torch.autograd.grad(loss.sum(), list(live.values()), create_graph=order == "second")
-        moves = update(dict(zip(live, gradients, strict=True)))
-        phi = {name: leaf - _rate(rates[name], step) * moves[name] for name, leaf in phi.items()}
-        losses.append(loss.detach())
-        if not torch.isfinite(losses[-1]).all():
-            raise NonFinite(f"the support loss is not finite at inner step {step}")
-        yield here(step + 1)
+            tokens, labels = next(self.batches)
+            live = _live(phi, self.second)
+            features = self.features(live, tokens)
+        head = Head(live["head.weight"], live["head.bias"], self.present) if self.linear else None
+        scale = self.scale if self.second else self.scale.detach()
+        loss = _support_loss(self.config, head, features, labels, self.support.classes, scale)
+        found = torch.autograd.grad(loss.sum(), list(live.values()), create_graph=self.second)
+        return loss.detach(), dict(zip(live, found, strict=True))
+
+    def features(self, phi: Mapping[str, Tensor], tokens: TokenBatch) -> Tensor:
+        """[T, M, D]"""
+        delta = {name: leaf for name, leaf in phi.items() if name not in HEAD_LEAVES}
+        return self.base.features(self.lora.fold(delta), tokens).view(self.tasks, -1, self.base.hidden_size)
+
+    def prototypes(self, delta: Mapping[str, Tensor], head_steps: int = 0) -> Head:
+        """Of the support set under `delta`, then `head_steps` of Adam on the head alone, at the last of its rates."""
+        with torch.set_grad_enabled(not self.serving):
+            features = torch.cat([self.features(delta, part) for part in self.parts()], dim=1)
+            head = linear_from_prototypes(features, self.support.labels, self.support.classes)
+        fixed = (features, self.scale) if self.second else (features.detach(), self.scale.detach())
+        psi, update = {"head.weight": head.weight, "head.bias": head.bias}, _adam(self.config)
+        with torch.enable_grad():
+            for _ in range(head_steps):
+                live = _live(psi, self.second)
+                moving = Head(live["head.weight"], live["head.bias"], head.present)
+                loss = cross_entropy(moving, fixed[0], self.support.labels, fixed[1])
+                found = torch.autograd.grad(loss.sum(), list(live.values()), create_graph=self.second)
+                moves = update(dict(zip(live, found, strict=True)))
+                psi = {name: leaf - self.rates[name][-1] * moves[name] for name, leaf in psi.items()}
+        return Head(psi["head.weight"], psi["head.bias"], head.present)
+
+    def point(self, step: int, phi: dict[str, Tensor], losses: Sequence[Tensor]) -> Point:
+        so_far = tuple(losses)
+
+        def adapted() -> Adapted:
+            delta = {name: leaf for name, leaf in phi.items() if name not in HEAD_LEAVES}
+            if "head.weight" in phi and (self.config.head == "linear" or step == 0):
+                head = Head(phi["head.weight"], phi["head.bias"], self.present)
+            else:
+                head = self.prototypes(delta, self.config.head_steps if step else 0)
+            return Adapted(delta, head, torch.stack(so_far) if so_far else torch.zeros(0, self.tasks))
+
+        return Point(step, self.steps, so_far, adapted)
+
+
+def _live(phi: Mapping[str, Tensor], second: bool) -> dict[str, Tensor]:
+    """The leaves that a gradient is taken at: cut off from what made them in first order, and where nothing did."""
+    return {n: leaf if second and leaf.requires_grad else leaf.detach().requires_grad_() for n, leaf in phi.items()}
 
 
 def _support_loss(config: InnerConfig, head: Head | None, features: Tensor, labels: Tensor, classes: int, scale: Tensor) -> Tensor:
@@ -275,107 +306,6 @@ def _support_loss(config: InnerConfig, head: Head | None, features: Tensor, labe
 
 def _rate(rate: Tensor, step: int) -> Tensor:
     return rate[min(step, rate.shape[0] - 1)]
-
-
-def _fold(lora: LoRA, phi: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return lora.fold({name: leaf for name, leaf in phi.items() if name not in HEAD_LEAVES})
-
-
-def _present(support: Support) -> Tensor:
-    """[T, C]: the task has an example of the class."""
-    members = nn.functional.one_hot(support.labels.clamp(min=0), support.classes) * (support.labels >= 0).unsqueeze(-1)
-    return members.sum(1) > 0
-
-
-def _parts(base: TextBase, lora: LoRA, support: Support, *, at_once: bool) -> Callable[[], list[TokenBatch]]:
-    """The support rows for prototypes, made when first asked for and kept: at once, or in parts where no graph is."""
-    made: list[TokenBatch] = []
-
-    def parts() -> list[TokenBatch]:
-        if not made:
-            tasks, rows = support.labels.shape
-            chunk = rows if at_once else max(1, _CHUNK_ROWS // tasks)
-            some = [support.columns(index) for index in torch.split(torch.arange(rows), chunk)]
-            made.extend(base.prefix(base.collate(part.ids, tasks), lora) for part in some)
-        return made
-
-    return parts
-
-
-def _refined(
-    head: Head,
-    features: Tensor,
-    labels: Tensor,
-    rates: Mapping[str, Tensor],
-    scale: Tensor,
-    steps: int,
-    config: InnerConfig,
-    order: Order,
-) -> Head:
-    """`steps` of Adam on the head alone, at the last of the head's rates: features [T, M, D] as they are."""
-    psi = {"head.weight": head.weight, "head.bias": head.bias}
-    update = _adam(config)
-    second = order == "second"
-    fixed = (features, scale) if second else (features.detach(), scale.detach())
-    with torch.enable_grad():
-        for _ in range(steps):
-            live = {n: leaf if second and leaf.requires_grad else leaf.detach().requires_grad_() for n, leaf in psi.items()}
-            loss = cross_entropy(Head(live["head.weight"], live["head.bias"], head.present), fixed[0], labels, fixed[1])
-            gradients = torch.autograd.grad(loss.sum(), list(live.values()), create_graph=second)
-            moves = update(dict(zip(live, gradients, strict=True)))
-            psi = {name: leaf - rates[name][-1] * moves[name] for name, leaf in psi.items()}
-    return Head(psi["head.weight"], psi["head.bias"], head.present)
-
-
-def _augmentation(support: Support, config: InnerConfig) -> Augmentation | None:
-    """The augmentation, where these support sets are small enough for it."""
-    if config.augmentation is None:
-        return None
-    members = nn.functional.one_hot(support.labels.clamp(min=0), support.classes) * (support.labels >= 0).unsqueeze(-1)
-    return config.augmentation if int(members.sum(1).max()) <= config.augmentation.up_to_shots else None
-
-
-def _has_partners(support: Support, config: InnerConfig) -> bool:
-    """Every task has a row with another of its class."""
-    return _augmentation(support, config) is not None or bool(has_partner(support.labels).any(1).all())
-
-
-def _batches(base: TextBase, support: Support, config: InnerConfig, seed: int) -> Iterator[tuple[TokenBatch, Tensor]]:
-    """The rows of each step, where they are not the same at all: seeded permutations of the support set cut into near-equal parts,
-    each row followed by its augmented views, if any, drawn anew at every step."""
-    tasks, rows = support.labels.shape
-    augmentation = _augmentation(support, config)
-    generator = torch.Generator().manual_seed(seed)
-    count = math.ceil(rows / config.rows_per_step)
-    for step in itertools.count():
-        if step % count == 0:
-            parts = list(torch.randperm(rows, generator=generator).tensor_split(count)) if count > 1 else [torch.arange(rows)]
-        index = parts[step % count]
-        part = support.columns(index)
-        if augmentation is None:
-            yield base.collate(part.ids, tasks), part.labels
-        else:
-            yield _with_views(base, part, index.tolist(), augmentation, (seed, step))
-
-
-def _with_views(
-    base: TextBase, part: Support, index: Sequence[int], augmentation: Augmentation, seed: tuple[int, int]
-) -> tuple[TokenBatch, Tensor]:
-    """Each task's rows as they are, then each of its views: [T, m · views]."""
-    tasks, rows = part.labels.shape
-    mask = base.mask_token
-    ids: list[Sequence[int]] = []
-    noise: dict[int, NDArray[np.float32]] = {}
-    for t in range(tasks):
-        own = part.ids[t * rows : (t + 1) * rows]
-        ids += own
-        for view in range(1, augmentation.views):
-            for i, row in zip(index, own, strict=True):
-                key = (*seed, view, i)
-                if augmentation.kind == "embedding_noise" and row:
-                    noise[len(ids)] = embedding_noise(len(row), base.hidden_size, augmentation.strength, key)
-                ids.append(token_view(row, augmentation.kind, augmentation.strength, mask, key))
-    return base.collate(ids, tasks, noise or None), part.labels.repeat(1, augmentation.views)
 
 
 Update = Callable[[dict[str, Tensor]], dict[str, Tensor]]

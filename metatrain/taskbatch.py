@@ -8,7 +8,7 @@ from torch import Tensor
 
 from metatrain.base.text import TextBase, TokenBatch
 from metatrain.episode import Episode
-from metatrain.inner import Support
+from metatrain.support import Support
 
 Pairs = Sequence[tuple[str, int]]
 

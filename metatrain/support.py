@@ -1,0 +1,107 @@
+"""Support sets as tensors: what the inner loop goes through, row by row and step by step."""
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from metatrain.augment import Augmentation, embedding_noise, token_view
+from metatrain.base.text import TextBase, TokenBatch
+from metatrain.deltas import LoRA
+from metatrain.objectives import has_partner
+
+_CHUNK_ROWS = 128  # rows of one forward pass that keeps no graph; bounds memory, changes no result beyond rounding
+
+
+@dataclass(frozen=True)
+class Support:
+    """T support sets of M rows each: `ids`, token ids of T·M rows, task-major, an empty row for padding; `labels` [T, M] int64,
+    −1 for padding; C classes."""
+
+    ids: Sequence[Sequence[int]]
+    labels: Tensor
+    classes: int
+
+    def columns(self, index: Tensor) -> "Support":
+        """The rows `index` [m] of every task."""
+        tasks, rows = self.labels.shape
+        ids = [self.ids[t * rows + i] for t in range(tasks) for i in index.tolist()]
+        return Support(ids, self.labels[:, index.to(self.labels.device)], self.classes)
+
+
+def present(support: Support) -> Tensor:
+    """[T, C]: the task has an example of the class."""
+    members = nn.functional.one_hot(support.labels.clamp(min=0), support.classes) * (support.labels >= 0).unsqueeze(-1)
+    return members.sum(1) > 0
+
+
+def parts(base: TextBase, lora: LoRA, support: Support, *, at_once: bool) -> Callable[[], list[TokenBatch]]:
+    """The support rows for prototypes, made when first asked for and kept: at once, or in parts where no graph is."""
+    made: list[TokenBatch] = []
+
+    def get() -> list[TokenBatch]:
+        if not made:
+            tasks, rows = support.labels.shape
+            chunk = rows if at_once else max(1, _CHUNK_ROWS // tasks)
+            some = [support.columns(index) for index in torch.split(torch.arange(rows), chunk)]
+            made.extend(base.prefix(base.collate(part.ids, tasks), lora) for part in some)
+        return made
+
+    return get
+
+
+def augmentation_for(support: Support, augmentation: Augmentation | None) -> Augmentation | None:
+    """The augmentation, where these support sets are small enough for it."""
+    if augmentation is None:
+        return None
+    members = nn.functional.one_hot(support.labels.clamp(min=0), support.classes) * (support.labels >= 0).unsqueeze(-1)
+    return augmentation if int(members.sum(1).max()) <= augmentation.up_to_shots else None
+
+
+def has_partners(support: Support, augmentation: Augmentation | None) -> bool:
+    """Every task has a row with another of its class."""
+    return augmentation is not None or bool(has_partner(support.labels).any(1).all())
+
+
+def batches(
+    base: TextBase, support: Support, rows_per_step: int, augmentation: Augmentation | None, seed: int
+) -> Iterator[tuple[TokenBatch, Tensor]]:
+    """The rows of each step, where they are not the same at all: seeded permutations of the support set cut into near-equal parts,
+    each row followed by its augmented views, if any, drawn anew at every step."""
+    tasks, rows = support.labels.shape
+    generator = torch.Generator().manual_seed(seed)
+    count = math.ceil(rows / rows_per_step)
+    for step in itertools.count():
+        if step % count == 0:
+            cuts = list(torch.randperm(rows, generator=generator).tensor_split(count)) if count > 1 else [torch.arange(rows)]
+        index = cuts[step % count]
+        part = support.columns(index)
+        if augmentation is None:
+            yield base.collate(part.ids, tasks), part.labels
+        else:
+            yield _with_views(base, part, index.tolist(), augmentation, (seed, step))
+
+
+def _with_views(
+    base: TextBase, part: Support, index: Sequence[int], augmentation: Augmentation, seed: tuple[int, int]
+) -> tuple[TokenBatch, Tensor]:
+    """Each task's rows as they are, then each of its views: [T, m · views]."""
+    tasks, rows = part.labels.shape
+    mask = base.mask_token
+    ids: list[Sequence[int]] = []
+    noise: dict[int, NDArray[np.float32]] = {}
+    for t in range(tasks):
+        own = part.ids[t * rows : (t + 1) * rows]
+        ids += own
+        for view in range(1, augmentation.views):
+            for i, row in zip(index, own, strict=True):
+                key = (*seed, view, i)
+                if augmentation.kind == "embedding_noise" and row:
+                    noise[len(ids)] = embedding_noise(len(row), base.hidden_size, augmentation.strength, key)
+                ids.append(token_view(row, augmentation.kind, augmentation.strength, mask, key))
+    return base.collate(ids, tasks, noise or None), part.labels.repeat(1, augmentation.views)
