@@ -2,7 +2,7 @@
 
 Four data sets, five class splits each, 5-way 1-shot and 5-shot, 600 episodes a split; training on that split's training classes
 alone, stopped by its validation classes. Frozen prototypes, ProtoNet-LoRA, MAML-LoRA (first order, cross-entropy on a linear head)
-and ours (the default recipe's inner loop). Resumes by split and method; `--set`, `--split` and `--method` share the work between
+and ours (the wide recipe's inner loop). Resumes by split and method; `--set`, `--split` and `--method` share the work between
 processes.
 """
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 from tqdm import tqdm
 
-from benchmarks.folds import DEFAULT_RECIPE
+from benchmarks.folds import WIDE_RECIPE
 from benchmarks.record import RUNS, Progress, Row, write
 from metatrain.artifact import Initialization, load_initialization
 from metatrain.base.text import TextBase, load_text_base
@@ -43,7 +43,7 @@ METHODS = (FROZEN, PROTONET, MAML, OURS)
 
 def split_recipe(name: str, split: str, method: str) -> Recipe:
     """One method's training run on one class split of one data set."""
-    recipe = read_recipe(DEFAULT_RECIPE)
+    recipe = read_recipe(WIDE_RECIPE)
 
     def part(which: str) -> tuple[Source, ...]:
         return (Source(path=f"{name}/full.jsonl.gz", split=Split(file=f"{name}/splits.json", id=split, part=which)),)

@@ -206,13 +206,11 @@ class _Loop:
             raise AdaptationError(
                 f"the inner objective ({' + '.join(config.objective)}) needs two examples of a class or augmented views, or 0 steps"
             )
-        if rows <= config.rows_per_step and augmentation is None:
-            whole = base.prefix(base.collate(support.ids, self.tasks), lora)
-            self.batches: Iterator[tuple[TokenBatch, Tensor]] = itertools.repeat((whole, support.labels))
-            self.parts: Callable[[], list[TokenBatch]] = lambda: [whole]
-        else:
-            self.batches = batches(base, support, config.rows_per_step, augmentation, seed)
-            self.parts = parts(base, lora, support, at_once=not self.serving)
+        self.batches = batches(base, lora, support, config.rows_per_step, augmentation, seed)
+        self.parts = parts(base, lora, support, at_once=not self.serving)
+        if rows <= config.rows_per_step and augmentation is None:  # the rows of every step are the rows of the prototypes
+            whole = next(self.batches)
+            self.batches, self.parts = itertools.repeat(whole), lambda: [whole[0]]
         self.present = present(support)
         self._shared: tuple[dict[str, Tensor], Tensor, Tensor] | None = None
 

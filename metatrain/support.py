@@ -69,22 +69,26 @@ def has_partners(support: Support, augmentation: Augmentation | None) -> bool:
 
 
 def batches(
-    base: TextBase, support: Support, rows_per_step: int, augmentation: Augmentation | None, seed: int
+    base: TextBase, lora: LoRA, support: Support, rows_per_step: int, augmentation: Augmentation | None, seed: int
 ) -> Iterator[tuple[TokenBatch, Tensor]]:
-    """The rows of each step, where they are not the same at all: seeded permutations of the support set cut into near-equal parts,
-    each row followed by its augmented views, if any, drawn anew at every step."""
-    tasks, rows = support.labels.shape
-    generator = torch.Generator().manual_seed(seed)
+    """The rows of each step: the support set, or a seeded cut of it into near-equal parts that are gone through in turn.
+
+    The parts stay the same, so that what lies below the delta is computed once for each, and the shapes that kernels are made for
+    come back. With augmentation each row is followed by its views, drawn anew at every step.
+    """
+    rows = support.labels.shape[1]
     count = math.ceil(rows / rows_per_step)
-    for step in itertools.count():
-        if step % count == 0:
-            cuts = list(torch.randperm(rows, generator=generator).tensor_split(count)) if count > 1 else [torch.arange(rows)]
-        index = cuts[step % count]
-        part = support.columns(index)
-        if augmentation is None:
-            yield base.collate(part.ids, tasks), part.labels
-        else:
+    order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed)) if count > 1 else torch.arange(rows)
+    cut = [(index, support.columns(index)) for index in order.tensor_split(count)]
+    if augmentation is not None:
+        for step in itertools.count():
+            index, part = cut[step % count]
             yield _with_views(base, part, index.tolist(), augmentation, (seed, step))
+    made: list[tuple[TokenBatch, Tensor]] = []
+    for _, part in cut:
+        made.append((base.prefix(base.collate(part.ids, part.labels.shape[0]), lora), part.labels))
+        yield made[-1]
+    yield from itertools.cycle(made)
 
 
 def _with_views(

@@ -177,7 +177,7 @@ class TextBase:
         by_length = [sorted(range(g * width, (g + 1) * width), key=lambda i: len(rows[i]), reverse=True) for g in range(groups)]
         longest = [max(len(rows[ranked[rank]]) for ranked in by_length) for rank in range(width)]
         buckets: list[Bucket] = []
-        for start, stop in _like_lengths(longest, groups):
+        for start, stop in _like_lengths(longest, groups, _LEAST_BUCKET_TOKENS.get(self.dtype, 96)):
             members = [i for ranked in by_length for i in ranked[start:stop]]
             length = longest[start]
             input_ids = torch.tensor([rows[i] + [pad] * (length - len(rows[i])) for i in members])
@@ -201,16 +201,16 @@ def _add_noise(_embeddings: nn.Module, _inputs: tuple[Tensor, ...], output: Tens
     return None if noise is None else output + noise
 
 
-_LEAST_BUCKET_TOKENS = 96  # below this many, one more pass through the model costs more than the padding it saves
+_LEAST_BUCKET_TOKENS = {torch.float32: 96, torch.bfloat16: 384}  # below, one more pass costs more than the padding it saves
 
 
-def _like_lengths(longest: Sequence[int], groups: int) -> list[tuple[int, int]]:
+def _like_lengths(longest: Sequence[int], groups: int, least: int) -> list[tuple[int, int]]:
     """Cut ranks of falling length into [start, stop) runs: a new one begins where a row is under 4/5 of the run's longest."""
     cuts = [0]
     for rank, length in enumerate(longest):
         start = cuts[-1]
-        enough = (rank - start) * groups * longest[start] >= _LEAST_BUCKET_TOKENS
-        remaining = sum(longest[rank:]) * groups >= _LEAST_BUCKET_TOKENS
+        enough = (rank - start) * groups * longest[start] >= least
+        remaining = sum(longest[rank:]) * groups >= least
         if enough and remaining and length < 0.8 * longest[start]:
             cuts.append(rank)
     return list(zip(cuts, [*cuts[1:], len(longest)], strict=True))

@@ -57,7 +57,7 @@ def test_paired_interval_is_the_textbook_one() -> None:
 
 
 def test_the_shipped_default_is_small_and_better_than_frozen_on_the_shipped_tasks() -> None:
-    """On tasks it has never seen; the figure itself is `make bench-first`'s affair."""
+    """On tasks it has never seen; the figures are the benchmarks' affair."""
     assert sum(path.stat().st_size for path in DEFAULT_INITIALIZATION.iterdir()) < 2_000_000
     arguments = ["evaluate", "--ways", "5", "--shots", "1", "--episodes", "12", "--json"]
     result = CliRunner().invoke(main, arguments)
