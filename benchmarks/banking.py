@@ -1,4 +1,5 @@
-"""`make bench-banking`: all 77 classes of BANKING77 through the service, 5 and 10 examples each, every remaining utterance a query.
+"""`make bench-banking`: all 77 classes of BANKING77 through the service, 5 and 10 examples each; queries are the utterances that
+neither takes.
 
 Ours is the fold's initialization, which has not trained on BANKING77 (`benchmarks.folds`). Seconds are from POST to ready. SetFit,
 with `--setfit`, meets the same examples; its own default, every pair of examples, would be half a million pairs here, so it takes
@@ -27,7 +28,7 @@ Pairs = list[tuple[str, str]]
 
 
 def draw(data: Path, shots: int) -> tuple[Pairs, Pairs]:
-    """`shots` examples of each class, and all other utterances; the 5-shot examples are among the 10-shot ones."""
+    """`shots` examples of each class, and the utterances beyond the first 10; the 5-shot examples are among the 10-shot ones."""
     dataset = read_jsonl(data / "banking77" / "full.jsonl.gz")
     rng = np.random.default_rng(0)
     support: Pairs = []

@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 AugmentationKind = Literal["token_dropout", "span_mask", "embedding_noise"]
 
@@ -27,6 +27,12 @@ class Augmentation(BaseModel):
     strength: float = Field(gt=0, description="a share of the tokens in (0, 1), or the noise's alpha")
     views: int = Field(default=2, ge=2, le=8)
     up_to_shots: int = Field(default=1, ge=1)
+
+    @model_validator(mode="after")
+    def _a_share_is_a_share(self) -> "Augmentation":
+        if self.kind != "embedding_noise" and self.strength >= 1:
+            raise ValueError(f"strength: expected a share of the tokens below 1 for {self.kind}, got {self.strength:g}")
+        return self
 
 
 def token_view(ids: Sequence[int], kind: AugmentationKind, strength: float, mask: int, seed: Sequence[int]) -> list[int]:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,11 +51,11 @@ class EpisodeSampler:
     A data set is drawn with probability ∝ (number of its classes)^`temperature`, then `ways` of its classes that have enough
     texts, then `shots` + `queries` different texts of each. Two kinds of task widen that:
 
-    near-miss (a share `near_miss` of the episodes; needs `similarity`): the classes are one at random and others from among the
-    2·ways most like it, so that the task is to tell neighbours apart;
+    near-miss (a share `near_miss` of the episodes; needs `similarity`): the classes are drawn from among the 2·ways that are
+    most like one of them, taken at random, so that the task is to tell neighbours apart;
     label-merge (a share `merge`): each label stands for two classes, whose texts alternate, so that a label has no single centre.
 
-    `similarity`: data set name → [C, C], in the order of its classes. Raises DataError where no data set can fill the shape.
+    `similarity`: [C, C] for each data set, in the order of its classes. Raises DataError where no data set can fill the shape.
     """
 
     def __init__(
@@ -66,14 +66,14 @@ class EpisodeSampler:
         temperature: float = 0.5,
         near_miss: float = 0.0,
         merge: float = 0.0,
-        similarity: Mapping[str, NDArray[np.float32]] | None = None,
+        similarity: Sequence[NDArray[np.float32]] = (),
     ) -> None:
         if not datasets:
             raise DataError("no data set to draw episodes from")
-        if near_miss and similarity is None:
+        if near_miss and len(similarity) != len(datasets):
             raise DataError("near-miss episodes need the similarity of classes")
         self.datasets, self.seed, self.temperature = list(datasets), seed, temperature
-        self.near_miss, self.merge, self.similarity = near_miss, merge, similarity or {}
+        self.near_miss, self.merge, self.similarity = near_miss, merge, similarity
 
     def episode(self, index: int, shape: EpisodeShape) -> Episode:
         """Episode number `index` of this shape."""
@@ -92,7 +92,7 @@ class EpisodeSampler:
         merged = self.merge > 0 and rng.random() < self.merge and len(classes) >= 2 * shape.ways
         count = 2 * shape.ways if merged else shape.ways
         if self.near_miss > 0 and rng.random() < self.near_miss:
-            likeness = self.similarity[dataset.name][rng.choice(classes)][classes]
+            likeness = self.similarity[which][rng.choice(classes)][classes]
             classes = classes[np.argsort(-likeness, kind="stable")[: 2 * count]]
         drawn = rng.choice(classes, count, replace=False).reshape(shape.ways, -1)
         support: list[tuple[str, int]] = []

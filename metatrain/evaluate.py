@@ -53,7 +53,7 @@ def evaluate_steps(
     tokenized: Tokenized | None = None,
     progress: Callable[[int], object] = lambda done: None,
 ) -> dict[int, Scores]:
-    """As `evaluate`, scored after each of the inner steps in `marks` (rising), in one walk: {steps: scores}; with None after the
+    """As `evaluate`, scored after each of the inner steps in `marks`, in one walk: {steps: scores}; with None after the
     initialization's own number, {−1: scores}."""
     lora, tokenized = base.attach(init.delta), tokenized or Tokenized(base)
     accuracy: dict[int, list[float]] = {}
@@ -64,7 +64,7 @@ def evaluate_steps(
         theta, rates, scale = init.tensors(len(part), base.device)
         wanted = marks or (init.inner.steps_for(len(part[0].support), len(part[0].labels)),)
         spent, began = 0.0, time.perf_counter()
-        for point in trajectory(base, lora, theta, rates, scale, batch.support, init.inner, steps=wanted[-1]):
+        for point in trajectory(base, lora, theta, rates, scale, batch.support, init.inner, steps=max(wanted)):
             if point.step not in wanted:
                 continue
             spent += time.perf_counter() - began

@@ -36,6 +36,7 @@ from metatrain.objectives import ObjectiveName, cross_entropy, leave_one_out, su
 from metatrain.support import Support, augmentation_for, batches, has_partners, parts, present
 
 Order = Literal["first", "second"]
+_MOST_PARTS = 4
 HEAD_LEAVES = ("head.weight", "head.bias")
 
 
@@ -53,7 +54,9 @@ class InnerConfig(BaseModel):
         default={}, description="steps from this many examples a class on, instead of `steps`"
     )
     rows_per_step: int = Field(
-        default=128, ge=1, description="a larger support set is walked through in seeded parts, with the steps for each"
+        default=128,
+        ge=1,
+        description="a larger support set is walked through in seeded parts, with the steps for each (of at most 4)",
     )
     beta1: float = Field(default=0.9, ge=0, lt=1)
     beta2: float = Field(default=0.999, ge=0, lt=1)
@@ -69,15 +72,17 @@ class InnerConfig(BaseModel):
         if not self.teaches_one_shot and self.steps_for(1, 1) > 0:
             raise ValueError(
                 f"objective: {' + '.join(self.objective)} learns nothing from one example a class; add steps_by_shots "
-                "{{1: 0, 2: …}}, augmentation or cross_entropy"
+                "{1: 0, 2: …}, augmentation or cross_entropy"
             )
         return self
 
     def steps_for(self, examples: int, classes: int) -> int:
-        """Inner steps for a support set: what is recorded for its mean shots (examples / classes), for each part that it is walked
-        through in."""
+        """Inner steps for a support set: what is recorded for its mean shots (examples / classes), for each of the first
+        `_MOST_PARTS` parts that it is walked through in: more examples need more steps, but not for ever."""
         reached = [shots for shots in self.steps_by_shots if examples >= shots * classes]
-        return (self.steps_by_shots[max(reached)] if reached else self.steps) * max(1, math.ceil(examples / self.rows_per_step))
+        return (self.steps_by_shots[max(reached)] if reached else self.steps) * min(
+            _MOST_PARTS, max(1, math.ceil(examples / self.rows_per_step))
+        )
 
     @property
     def teaches_one_shot(self) -> bool:

@@ -34,14 +34,14 @@ def leave_one_out(features: Tensor, labels: Tensor, classes: int, scale: Tensor)
     """
     members = nn.functional.one_hot(labels.clamp(min=0), classes).to(features.dtype) * (labels >= 0).unsqueeze(-1)
     sums = torch.einsum("tmc,tmd->tcd", members, features)
-    counts = members.sum(1)
     others = torch.einsum("tmc,tcd->tmd", members, sums) - features
     counted = has_partner(labels)
     others = torch.where(counted.unsqueeze(-1), others, features)  # never the zero vector: its norm has no second derivative
     own = (features * nn.functional.normalize(others, dim=-1)).sum(-1, keepdim=True)
-    cosine = torch.bmm(features, nn.functional.normalize(sums, dim=-1).transpose(1, 2))
-    logits = scale * torch.where(members.bool(), own, cosine)
-    logits = logits.masked_fill(counts.unsqueeze(1) == 0, ABSENT)
+    absent = members.sum(1) == 0
+    prototypes = nn.functional.normalize(sums.masked_fill(absent.unsqueeze(-1), 1.0), dim=-1)
+    logits = scale * torch.where(members.bool(), own, torch.bmm(features, prototypes.transpose(1, 2)))
+    logits = logits.masked_fill(absent.unsqueeze(1), ABSENT)
     rows = nn.functional.cross_entropy(logits.transpose(1, 2), labels, ignore_index=-1, reduction="none")
     return _mean(rows, counted)
 

@@ -51,7 +51,7 @@ def probe(base: TextBase, lora: LoRA) -> None:
     if torch.equal(mixed, bare):
         raise UnsupportedDelta(f"{where}: the delta does not change the output")
     _every_leaf_moves(base, lora, stacked, batch, where)
-    if base.attention == "eager":
+    if base.attention == "eager" and base.dtype != torch.bfloat16:  # exact meta-gradients are of float32 alone
         _double_backward(base, lora, stacked, batch, where)
 
 

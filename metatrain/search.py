@@ -12,7 +12,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from metatrain.artifact import Initialization, first_problem, write_atomically
 from metatrain.base.text import TextBase, load_text_base
 from metatrain.baselines import SCALE
 from metatrain.deltas import LoRAConfig
-from metatrain.episode import Dataset, Episode, EpisodeSampler, EpisodeShape
+from metatrain.episode import Dataset, Episode, EpisodeSampler, EpisodeShape, manifest_digest
 from metatrain.errors import RecipeError
 from metatrain.evaluate import evaluate_steps
 from metatrain.inner import InnerConfig
@@ -48,7 +48,7 @@ class SearchSpace(BaseModel):
         default={"adam": (1e-3, 3e-3)}, min_length=1, description="inner learning rates to try, by optimizer"
     )
     b_std: float = Field(default=0.0, ge=0, description="of LoRA's B at the start; 0 is the base model itself")
-    steps: tuple[int, ...] = Field(default=(0, 1, 3, 5, 10), min_length=1)
+    steps: tuple[Annotated[int, Field(ge=0, le=100)], ...] = Field(default=(0, 1, 3, 5, 10), min_length=1)
     shots: tuple[int, ...] = Field(default=(5,), min_length=1)
     ways: int = Field(default=5, ge=2)
     candidates: int = Field(default=16, ge=2)
@@ -116,12 +116,13 @@ def search(space: SearchSpace, data: Path, out: Path, *, report: Report = lambda
     out.mkdir(parents=True, exist_ok=True)
     done: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
     results: list[dict[str, Any]] = []
-    rungs = math.ceil(math.log2(len(alive))) + 1
+    where = [space.seed, space.b_std, space.steps, space.base.train_max_length, base.spec.model_dump(), str(base.dtype)]
+    rungs = math.floor(math.log2(len(alive))) + 1
     for rung in range(rungs):
         episodes = _episodes(space, sets, space.episodes * 2**rung)
         scored = []
         for candidate in alive:
-            key = json.dumps([space.name, space.seed, rung, space.episodes, space.steps, space.shots, candidate.model_dump_json()])
+            key = json.dumps([*where, [manifest_digest(drawn) for drawn in episodes.values()], candidate.model_dump_json()])
             if key not in done:
                 done[key] = _score(base, tokenized, space, candidate, episodes)
                 write_atomically(path, json.dumps(done, indent=1).encode())
@@ -143,16 +144,17 @@ def _score(
     by_shots: dict[str, dict[str, float]] = {}
     seconds = 0.0
     for shots, drawn in episodes.items():
-        scores = evaluate_steps(base, init, drawn, space.steps, tokenized=tokenized)
+        marks = space.steps if shots > 1 or candidate.inner.teaches_one_shot else (0,)
+        scores = evaluate_steps(base, init, drawn, marks, tokenized=tokenized)
         by_shots[str(shots)] = {str(step): score.mean for step, score in scores.items()}
-        seconds += scores[max(space.steps)].seconds_per_task
+        seconds += scores[max(marks)].seconds_per_task
     best = {shots: max(by_step, key=lambda step: by_step[step]) for shots, by_step in by_shots.items()}
     score = sum(by_shots[shots][step] for shots, step in best.items()) / len(best)
     return {"score": score, "best_steps": {k: int(v) for k, v in best.items()}, "accuracy": by_shots, "seconds": seconds}
 
 
 def _episodes(space: SearchSpace, sets: Sequence[Dataset], count: int) -> dict[int, list[Episode]]:
-    """The same number from each set, for each number of shots; a longer list begins with the shorter one."""
+    """The same number from each set, for each number of shots."""
     return {
         shots: [
             EpisodeSampler([one], space.seed + 1).episode(i, EpisodeShape(min(space.ways, len(one.texts)), shots, 5))

@@ -78,8 +78,7 @@ def batches(
     """
     rows = support.labels.shape[1]
     count = math.ceil(rows / rows_per_step)
-    order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed)) if count > 1 else torch.arange(rows)
-    cut = [(index, support.columns(index)) for index in order.tensor_split(count)]
+    cut = [(index, support.columns(index)) for index in _cut(support.labels[0], count, seed)]
     if augmentation is not None:
         for step in itertools.count():
             index, part = cut[step % count]
@@ -89,6 +88,26 @@ def batches(
         made.append((base.prefix(base.collate(part.ids, part.labels.shape[0]), lora), part.labels))
         yield made[-1]
     yield from itertools.cycle(made)
+
+
+def _cut(labels: Tensor, count: int, seed: int) -> list[Tensor]:
+    """The rows in `count` near-equal parts, dealt in twos or threes of a class: no row is alone of its class in its part
+    unless it is alone of its class at all."""
+    if count == 1:
+        return [torch.arange(len(labels))]
+    rng = np.random.default_rng(seed)
+    few: list[list[int]] = []
+    for label in sorted(set(labels.tolist())):
+        own = rng.permutation((labels == label).nonzero()[:, 0].tolist()).tolist()
+        few += [own[i : i + 2] for i in range(0, len(own) - len(own) % 2, 2)]
+        if len(own) % 2 and len(own) > 1:
+            few[-1].append(own[-1])
+        elif len(own) == 1:
+            few.append(own)
+    parts: list[list[int]] = [[] for _ in range(count)]
+    for i in rng.permutation(len(few)).tolist():
+        min(parts, key=len).extend(few[i])
+    return [torch.tensor(part) for part in parts]
 
 
 def _with_views(

@@ -83,7 +83,7 @@ def train(
         temperature=drawn.temperature,
         near_miss=drawn.near_miss,
         merge=drawn.merge,
-        similarity=class_similarity(base, tokenized, train_sets) if drawn.near_miss else None,
+        similarity=class_similarity(base, tokenized, train_sets) if drawn.near_miss else (),
     )
     validation = validation_episodes(recipe, valid_sets)
     report({"event": "data", "train": _sizes(train_sets), "valid": _sizes(valid_sets), "dropped": dropped})
@@ -157,16 +157,16 @@ def read_data(recipe: Recipe, data: Path) -> tuple[list[Dataset], list[Dataset],
 @torch.no_grad()
 def class_similarity(
     base: TextBase, tokenized: Tokenized, datasets: list[Dataset], *, texts: int = 16
-) -> dict[str, NDArray[np.float32]]:
-    """Cosine between the base model's class means over the first `texts` texts of each class: data set name → [C, C]."""
-    found = {}
+) -> list[NDArray[np.float32]]:
+    """Cosine between the base model's class means over the first `texts` texts of each class: [C, C] for each data set."""
+    found = []
     for dataset in datasets:
         means = []
         for own in dataset.texts.values():
             ids, _ = tokenized.rows([[(text, 0) for text in own[:texts]]])
             means.append(nn.functional.normalize(base.features(None, base.collate(ids)).mean(0), dim=0))
         stacked = torch.stack(means).cpu()
-        found[dataset.name] = (stacked @ stacked.T).numpy()
+        found.append((stacked @ stacked.T).numpy())
     return found
 
 

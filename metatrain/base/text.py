@@ -1,6 +1,7 @@
 """A frozen Hugging Face text encoder as a pure function of (delta, batch)."""
 
 import logging
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
@@ -41,14 +42,14 @@ class BaseSpec(BaseModel):
 class Bucket:
     """m rows of each of G groups, group-major, padded to the longest: `input_ids` and `attention_mask` [G·m, L] int64, and
     `rows` [G·m], where they stand in the caller's order. `noise` [G·m, L, D], if any, is added to the word embeddings. `prefix`
-    [G·m, L, D], if any, are the hidden states that enter `layer`: what lies below is not computed again."""
+    [G·m, L, D], if any, are the hidden states that enter `upper`, the rest of the model: what lies below is not computed again."""
 
     input_ids: Tensor
     attention_mask: Tensor
     rows: Tensor
     noise: Tensor | None = None
     prefix: Tensor | None = None
-    layer: int = 0
+    upper: nn.Module | None = None
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ class TextBase:
         self._attached: dict[LoRAConfig, LoRA] = {}
         self._hooked_sites: set[str] = set()
         self._upper: dict[int, nn.Module | None] = {}
+        self._cutting = threading.Lock()
         embeddings = cast(Any, model).get_input_embeddings()
         if _add_noise not in embeddings._forward_hooks.values():
             embeddings.register_forward_hook(_add_noise)
@@ -113,11 +115,10 @@ class TextBase:
 
     def _bucket_features(self, delta: Delta | None, bucket: Bucket) -> Tensor:
         with delta_scope(delta, bucket.noise):
-            if bucket.prefix is None:
+            if bucket.upper is None:
                 output = self.model(input_ids=bucket.input_ids, attention_mask=bucket.attention_mask)
             else:
-                upper = cast(nn.Module, self._upper[bucket.layer])
-                output = upper(inputs_embeds=bucket.prefix, attention_mask=bucket.attention_mask)
+                output = bucket.upper(inputs_embeds=bucket.prefix, attention_mask=bucket.attention_mask)
         hidden = cast(Tensor, output.last_hidden_state)
         hidden = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
         if self.spec.pooling == "cls":
@@ -132,29 +133,31 @@ class TextBase:
         """The same batch with all that lies below the delta's lowest layer computed, for one that is gone through several times. As
         it is where the delta begins at the bottom, or where this model's parts do not make the whole."""
         layer = lora.lowest_layer
-        if layer == 0 or self._upper_part(layer) is None:
-            return batch
-        return TokenBatch(tuple(self._with_prefix(bucket, layer) for bucket in batch.buckets))
+        upper = self._upper_part(layer) if layer else None
+        return batch if upper is None else self._cut(batch, layer, upper)
 
-    def _with_prefix(self, bucket: Bucket, layer: int) -> Bucket:
+    def _cut(self, batch: TokenBatch, layer: int, upper: nn.Module) -> TokenBatch:
+        return TokenBatch(tuple(self._with_prefix(bucket, layer, upper) for bucket in batch.buckets))
+
+    def _with_prefix(self, bucket: Bucket, layer: int, upper: nn.Module) -> Bucket:
         with delta_scope(None, bucket.noise):
             hidden = lower_part(self.model, layer, {"input_ids": bucket.input_ids, "attention_mask": bucket.attention_mask})
-        return replace(bucket, prefix=hidden, layer=layer)
+        return replace(bucket, prefix=hidden, upper=upper)
 
     def _upper_part(self, layer: int) -> nn.Module | None:
         """The model from `layer` up, if on two rows of unequal length the parts give the whole's features to the last bit."""
-        if layer not in self._upper:
-            batch = self.collate(self.encode(["a", "some words of a longer row, which pads the other one"])[0])
-            try:
-                self._upper[layer] = upper_part(self.model, layer)
-                parts = TokenBatch(tuple(self._with_prefix(bucket, layer) for bucket in batch.buckets))
-                same = torch.equal(self.features(None, parts), self.features(None, batch))
-            except (ValueError, TypeError, KeyError, AttributeError) as problem:
-                log.info("%s is not cut below layer %d: %s", type(self.model).__name__, layer, problem)
-                same = False
-            if not same:
-                self._upper[layer] = None
-        return self._upper[layer]
+        with self._cutting:
+            if layer not in self._upper:
+                batch = self.collate(self.encode(["a", "some words of a longer row, which pads the other one"])[0])
+                upper: nn.Module | None = None
+                try:
+                    upper = upper_part(self.model, layer)
+                    same = torch.equal(self.features(None, self._cut(batch, layer, upper)), self.features(None, batch))
+                except Exception as problem:  # any architecture may fail here in its own way; it is then used whole
+                    log.info("%s is not cut below layer %d: %s", type(self.model).__name__, layer, problem)
+                    same = False
+                self._upper[layer] = upper if same else None
+            return self._upper[layer]
 
     def encode(self, texts: Sequence[str], max_length: int | None = None) -> tuple[list[list[int]], list[bool]]:
         """Token ids of each text, cut to the maximum length, and whether it was cut."""

@@ -55,6 +55,9 @@ class LoRA:
                     f"delta.targets: {target!r} must match nn.Linear modules of {type(model).__name__}, matched {', '.join(kinds)}"
                 )
             self.sites |= linears
+        unmatched = set(config.layers or ()) - {_layer(name) for name in self.sites}
+        if unmatched:
+            raise UnsupportedDelta(f"delta.layers: {type(model).__name__} has no layer {min(unmatched)} with these targets")
         self.shapes: dict[str, tuple[int, ...]] = {}
         for name, linear in self.sites.items():
             self.shapes[f"{name}.lora_A.weight"] = (config.rank, linear.in_features)

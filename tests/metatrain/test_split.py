@@ -1,6 +1,8 @@
 """A base model cut below the delta: the same numbers for less work."""
 
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ from torch import nn
 from metatrain.base.text import TextBase, TokenBatch
 from metatrain.deltas import LoRAConfig
 from metatrain.deltas.lora import stack
+from metatrain.errors import UnsupportedDelta
 from tests.tiny import tasks
 
 UPPER = LoRAConfig(rank=2, alpha=4, targets=("query", "intermediate.dense"), layers=(1,))
@@ -23,7 +26,7 @@ def test_a_precomputed_batch_gives_the_same_features_and_gradients(tiny: TextBas
     lora = tiny.attach(UPPER)
     assert lora.lowest_layer == 1 and set(lora.sites) == {n for n in lora.sites if ".layer.1." in n}
     whole, cut = batch(tiny), tiny.prefix(batch(tiny), lora)
-    assert all(bucket.prefix is not None and bucket.layer == 1 for bucket in cut.buckets)
+    assert all(bucket.prefix is not None for bucket in cut.buckets)
     theta = {n: t.requires_grad_() for n, t in lora.initial(torch.Generator().manual_seed(0), b_std=0.2).items()}
     gradients = []
     for rows in (whole, cut):
@@ -53,9 +56,9 @@ def test_a_delta_from_the_bottom_leaves_the_batch_as_it_is(tiny: TextBase) -> No
     assert tiny.prefix(rows, tiny.attach(LoRAConfig(rank=2, alpha=4))) is rows
 
 
-def test_a_model_whose_parts_do_not_make_the_whole_is_not_cut(tiny: TextBase) -> None:
-    class Counting(nn.Module):
-        """Adds something below every layer, which the upper part cannot know."""
+def test_a_model_whose_embeddings_are_not_apart_is_not_cut(tiny: TextBase) -> None:
+    class Wrapped(nn.Module):
+        """Embeddings and layers under one child."""
 
         def __init__(self, inner: nn.Module) -> None:
             super().__init__()
@@ -67,9 +70,48 @@ def test_a_model_whose_parts_do_not_make_the_whole_is_not_cut(tiny: TextBase) ->
         def forward(self, **inputs: Any) -> Any:
             return self.inner(**inputs)
 
+    odd = TextBase(Wrapped(tiny.model), tiny.tokenizer, tiny.spec, attention="sdpa")
+    rows = batch(odd)
+    assert odd.prefix(rows, odd.attach(UPPER)) is rows
+
+
+def test_a_model_whose_parts_do_not_make_the_whole_is_not_cut(tiny: TextBase) -> None:
+    class Counting(nn.Module):
+        """Its layers add their number, counted anew in every call: the upper part counts from the wrong one."""
+
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__()
+            self.config, self.embeddings = inner.config, inner.embeddings
+            self.layer = nn.ModuleList(inner.encoder.layer)  # type: ignore[union-attr, arg-type]
+
+        def get_input_embeddings(self) -> Any:
+            return cast(Any, self.embeddings).word_embeddings
+
+        def forward(self, attention_mask: Any = None, **inputs: Any) -> Any:
+            hidden = cast(Any, self.embeddings)(**inputs)
+            mask = (1 - attention_mask[:, None, None, :].to(hidden.dtype)) * -1e9
+            for number, layer in enumerate(self.layer):
+                hidden = layer(hidden, mask)
+                hidden = (hidden[0] if isinstance(hidden, tuple) else hidden) + 0.1 * number
+            return SimpleNamespace(last_hidden_state=hidden)
+
     odd = TextBase(Counting(tiny.model), tiny.tokenizer, tiny.spec, attention="sdpa")
     rows = batch(odd)
-    assert odd.prefix(rows, odd.attach(UPPER)) is rows  # its embeddings and layers share one child
+    assert torch.isfinite(odd.features(None, rows)).all()
+    assert odd.prefix(rows, odd.attach(LoRAConfig(rank=2, alpha=4, targets=("query",), layers=(1,)))) is rows
+
+
+def test_two_threads_cut_one_model(tiny: TextBase) -> None:
+    base = TextBase(tiny.model, tiny.tokenizer, tiny.spec, attention="sdpa")
+    lora, rows = base.attach(UPPER), batch(base)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: base.features(None, base.prefix(rows, lora)), range(8)))
+    assert all(torch.equal(features, found[0]) for features in found)
+
+
+def test_a_layer_that_is_not_there_is_named(tiny: TextBase) -> None:
+    with pytest.raises(UnsupportedDelta, match=r"delta\.layers: BertModel has no layer 9 with these targets"):
+        tiny.attach(LoRAConfig(layers=(1, 9)))
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])

@@ -52,7 +52,7 @@ def test_shapes_are_drawn_again_until_a_task_fits() -> None:
 def test_near_miss_episodes_take_neighbours() -> None:
     """Classes on a line, alike where they are near: the drawn ones lie within 2·ways of the first."""
     line = np.arange(30, dtype=np.float32)
-    similarity = {"d": -np.abs(line[:, None] - line[None, :])}
+    similarity = [-np.abs(line[:, None] - line[None, :])]
     sampler = EpisodeSampler([dataset(classes=30)], 0, near_miss=1.0, similarity=similarity)
     for i in range(50):
         episode = sampler.episode(i, EpisodeShape(3, 1, 1))

@@ -1,4 +1,5 @@
 import time
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from metatrain.heads import Head, linear_from_prototypes
 from metatrain.inner import Adapted, InnerConfig, adapt
 from metatrain.metagrad import Outer
 from metatrain.objectives import cross_entropy, leave_one_out, supervised_contrastive
+from metatrain.support import _cut
 from metatrain.taskbatch import Tokenized
 from tests.tiny import tasks
 
@@ -157,6 +159,17 @@ def test_head_steps_are_adam_on_features_that_stand_still(tiny64: TextBase, lora
     torch.testing.assert_close(refined.head.bias, bias.detach(), rtol=1e-6, atol=1e-8)
     none = run(tiny64, lora64, [pairs], InnerConfig.model_validate({**content, "head_steps": 5}), steps=0)
     torch.testing.assert_close(none.head.weight, run(tiny64, lora64, [pairs], InnerConfig(steps=0)).head.weight)
+
+
+def test_every_row_with_a_partner_has_one_in_its_part() -> None:
+    labels = torch.tensor([c for c in range(77) for _ in range(2)] + [80] * 3 + [81] + [-1] * 5)
+    cut = _cut(labels, 3, seed=0)
+    assert sorted(torch.cat(cut).tolist()) == list(range(len(labels)))
+    assert max(map(len, cut)) - min(map(len, cut)) <= 3
+    for part in cut:
+        for label, count in Counter(labels[part].tolist()).items():
+            assert count > 1 or label == 81
+    assert not torch.equal(cut[0], _cut(labels, 3, seed=1)[0])
 
 
 def test_the_number_of_steps_follows_the_mean_shots() -> None:
