@@ -3,6 +3,7 @@
 `python -m benchmarks.folds FOLD --data FOLDER` meta-trains one (resumable); the benchmarks use what it left in `runs/`.
 """
 
+import json
 from pathlib import Path
 
 import click
@@ -29,6 +30,9 @@ def fold_initialization(fold: str) -> Path:
     folder = RUNS / f"without-{fold}" / f"without-{fold}"
     if not (folder / "initialization.json").is_file():
         raise click.ClickException(f"no initialization at {folder}: run `python -m benchmarks.folds {fold} --data FOLDER` first")
+    made_by = json.loads((folder / "initialization.json").read_bytes())["provenance"]["recipe_digest"]
+    if made_by != fold_recipe(fold).digest:
+        raise click.ClickException(f"{folder} was trained by another recipe than {WIDE_RECIPE.name} is now; move it away")
     return folder
 
 

@@ -93,7 +93,10 @@ def initialization(base: TextBase, name: str, split: str, method: str, data: Pat
     folder = RUNS / "intents" / recipe.name
     if not (folder / recipe.name / "initialization.json").is_file():
         train_with_progress(recipe, data, folder)
-    return load_initialization(folder / recipe.name, base)
+    init = load_initialization(folder / recipe.name, base)
+    if init.provenance["recipe_digest"] != recipe.digest:
+        raise click.ClickException(f"{folder} was trained by another recipe than this is now; move it away")
+    return init
 
 
 def accuracies(

@@ -86,8 +86,8 @@ class Arena:
         digest = manifest_digest(part.episodes)
         if system == SETFIT:
             return {SETFIT: [self._one(part, i, digest)[0] for i in self._setfit_numbers(part)]}
-        found = init.digest if init is not None else ""
-        key = json.dumps([part.case, system, found, str(self.base.dtype), digest])
+        own, marks = (init, STEPS) if init is not None else self.fixed.get(system, (None, ()))
+        key = json.dumps([part.case, system, own.digest if own else "", marks, str(self.base.dtype), digest])
         if self.progress.get(key) is None:
             self.progress.put(key, self._accuracies(part, system, init))
         result: dict[str, list[float]] = self.progress.get(key)

@@ -141,7 +141,8 @@ def adapt(
     support loss before step k)`.
 
     Raises NonFinite for a loss that is not a number, DeadlineExceeded, AdaptationError where the objective has nothing to teach
-    with, and ValueError for order="second" on a base model whose attention has no second derivative.
+    with, and ValueError for order="second" on a base model whose attention has no second derivative and for tasks of one pass that
+    ask for different numbers of steps.
     """
     for point in trajectory(base, lora, theta, rates, scale, support, config, steps=steps, order=order, seed=seed):
         if point.step > 0 and on_step is not None:
@@ -202,7 +203,7 @@ class _Loop:
             )
         self.base, self.lora, self.rates, self.scale, self.support, self.config = base, lora, rates, scale, support, config
         self.tasks, rows = support.labels.shape
-        self.steps = config.steps_for(int((support.labels >= 0).sum(1).max()), support.classes) if steps is None else steps
+        self.steps = _recorded_steps(config, support) if steps is None else steps
         self.second = order == "second"
         self.serving = not any(t.requires_grad for t in (*theta.values(), *rates.values(), scale))
         self.linear = "cross_entropy" in config.objective  # a linear head is moved along
@@ -285,6 +286,14 @@ class _Loop:
             return Adapted(delta, head, torch.stack(so_far) if so_far else torch.zeros(0, self.tasks))
 
         return Point(step, self.steps, so_far, adapted)
+
+
+def _recorded_steps(config: InnerConfig, support: Support) -> int:
+    examples, classes = (support.labels >= 0).sum(1), present(support).sum(1)
+    wanted = {config.steps_for(int(n), int(c)) for n, c in zip(examples, classes, strict=True)}
+    if len(wanted) > 1:
+        raise ValueError(f"tasks of one pass must agree in the number of steps, these take {sorted(wanted)}")
+    return wanted.pop()
 
 
 def _live(phi: Mapping[str, Tensor], second: bool) -> dict[str, Tensor]:

@@ -60,7 +60,10 @@ def augmentation_for(support: Support, augmentation: Augmentation | None) -> Aug
     if augmentation is None:
         return None
     members = nn.functional.one_hot(support.labels.clamp(min=0), support.classes) * (support.labels >= 0).unsqueeze(-1)
-    return augmentation if int(members.sum(1).max()) <= augmentation.up_to_shots else None
+    small = {int(most) <= augmentation.up_to_shots for most in members.sum(1).amax(1)}
+    if len(small) > 1:
+        raise ValueError(f"tasks of one pass must all have at most {augmentation.up_to_shots} examples a class, or none of them")
+    return augmentation if small.pop() else None
 
 
 def has_partners(support: Support, augmentation: Augmentation | None) -> bool:
