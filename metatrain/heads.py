@@ -28,12 +28,17 @@ class Head:
         return raw.masked_fill(~self.present.unsqueeze(1), ABSENT)
 
 
+def memberships(labels: Tensor, classes: int) -> Tensor:
+    """labels [T, M] with −1 for padding → [T, M, C] int64: 1 where the row is of the class; padding is of none."""
+    return nn.functional.one_hot(labels.clamp(min=0), classes) * (labels >= 0).unsqueeze(-1)
+
+
 def linear_from_prototypes(features: Tensor, labels: Tensor, classes: int) -> Head:
     """features [T, M, D], labels [T, M] in 0 … C−1 with −1 for padding → a Head with w_c = p_c, b_c = 0.
 
     Shots may differ between classes: each prototype is its own class's mean.
     """
-    members = nn.functional.one_hot(labels.clamp(min=0), classes).to(features.dtype) * (labels >= 0).unsqueeze(-1)
+    members = memberships(labels, classes).to(features.dtype)
     present = members.sum(1) > 0
     weight = nn.functional.normalize(torch.einsum("tmc,tmd->tcd", members, features), dim=-1)
     return Head(weight, weight.new_zeros(weight.shape[:2]), present)

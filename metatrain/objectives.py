@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from metatrain.heads import ABSENT, Head
+from metatrain.heads import ABSENT, Head, memberships
 
 ObjectiveName = Literal["cross_entropy", "leave_one_out", "supervised_contrastive"]
 
@@ -32,7 +32,7 @@ def leave_one_out(features: Tensor, labels: Tensor, classes: int, scale: Tensor)
 
     A row that is alone in its class is left out of the mean (its class still stands against the others).
     """
-    members = nn.functional.one_hot(labels.clamp(min=0), classes).to(features.dtype) * (labels >= 0).unsqueeze(-1)
+    members = memberships(labels, classes).to(features.dtype)
     sums = torch.einsum("tmc,tmd->tcd", members, features)
     others = torch.einsum("tmc,tcd->tmd", members, sums) - features
     counted = has_partner(labels)

@@ -4,7 +4,7 @@ import fnmatch
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -152,11 +152,19 @@ class Recipe(_Section):
 
 
 def read_recipe(path: Path) -> Recipe:
-    """Raises RecipeError, one line that names the key, what was expected and what came."""
+    """A training run. Raises RecipeError as `read_model`."""
+    return read_model(path, Recipe, "recipe")
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def read_model(path: Path, model: type[Model], what: str) -> Model:
+    """A YAML file as `model`. Raises RecipeError, one line that names the key, what was expected and what came."""
     if not path.is_file():
-        raise RecipeError(f"no recipe at {path}")
+        raise RecipeError(f"no {what} at {path}")
     try:
-        return Recipe.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        return model.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except yaml.YAMLError as error:
         raise RecipeError(f"{path}: not YAML: {str(error).splitlines()[0]}") from error
     except ValidationError as error:

@@ -16,7 +16,6 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from metatrain.artifact import Initialization, first_problem, write_atomically
@@ -28,7 +27,7 @@ from metatrain.errors import RecipeError
 from metatrain.evaluate import evaluate_steps
 from metatrain.inner import InnerConfig
 from metatrain.metagrad import Outer
-from metatrain.recipe import BaseSection, Source
+from metatrain.recipe import BaseSection, Source, read_model
 from metatrain.taskbatch import Tokenized
 
 Report = Callable[[dict[str, Any]], None]
@@ -71,15 +70,8 @@ class Candidate(BaseModel):
 
 
 def read_space(path: Path) -> SearchSpace:
-    """Raises RecipeError, one line that names the key, what was expected and what came."""
-    if not path.is_file():
-        raise RecipeError(f"no search space at {path}")
-    try:
-        return SearchSpace.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{path}: not YAML: {str(error).splitlines()[0]}") from error
-    except ValidationError as error:
-        raise RecipeError(f"{path}: {first_problem(error)}") from error
+    """A search. Raises RecipeError as `read_model`."""
+    return read_model(path, SearchSpace, "search space")
 
 
 def draw_candidates(space: SearchSpace) -> list[Candidate]:

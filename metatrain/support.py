@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from metatrain.augment import Augmentation, embedding_noise, token_view
 from metatrain.base.text import TextBase, TokenBatch
 from metatrain.deltas import LoRA
+from metatrain.heads import memberships
 from metatrain.objectives import has_partner
 
 _CHUNK_ROWS = 128  # rows of one forward pass that keeps no graph; bounds memory, changes no result beyond rounding
@@ -36,8 +37,7 @@ class Support:
 
 def present(support: Support) -> Tensor:
     """[T, C]: the task has an example of the class."""
-    members = nn.functional.one_hot(support.labels.clamp(min=0), support.classes) * (support.labels >= 0).unsqueeze(-1)
-    return members.sum(1) > 0
+    return memberships(support.labels, support.classes).sum(1) > 0
 
 
 def parts(base: TextBase, lora: LoRA, support: Support, *, at_once: bool) -> Callable[[], list[TokenBatch]]:
@@ -59,8 +59,8 @@ def augmentation_for(support: Support, augmentation: Augmentation | None) -> Aug
     """The augmentation, where these support sets are small enough for it."""
     if augmentation is None:
         return None
-    members = nn.functional.one_hot(support.labels.clamp(min=0), support.classes) * (support.labels >= 0).unsqueeze(-1)
-    small = {int(most) <= augmentation.up_to_shots for most in members.sum(1).amax(1)}
+    shots = memberships(support.labels, support.classes).sum(1)
+    small = {int(most) <= augmentation.up_to_shots for most in shots.amax(1)}
     if len(small) > 1:
         raise ValueError(f"tasks of one pass must all have at most {augmentation.up_to_shots} examples a class, or none of them")
     return augmentation if small.pop() else None

@@ -95,20 +95,12 @@ def train(
         return _initialization(recipe, base, algorithm.inner, leaves, state, train_sets, dropped, manifest_digest(validation))
 
     def validate() -> None:
-        init = initialization(state.leaves)
-        by_shots: dict[int, float] = {}
-        by_set: dict[str, list[float]] = {}
-        for shots in recipe.validation.shots:
-            own = [e for e in validation if len(e.support) == shots * len(e.labels)]
-            scores = evaluate(base, init, own, tokenized=tokenized)
-            by_shots[shots] = scores.mean
-            for episode, accuracy in zip(own, scores.accuracy, strict=True):
-                by_set.setdefault(episode.dataset, []).append(accuracy)
+        by_shots, by_set = validation_scores(base, initialization(state.leaves), validation, recipe.validation.shots, tokenized)
         score = sum(by_shots.values()) / len(by_shots)
         if score > state.best_score:
             state.best_score, state.best_step, state.best_leaves = score, state.step, dict(state.leaves)
         event = {"event": "validation", "step": state.step, "score": score, "best_step": state.best_step, "by_shots": by_shots}
-        event["by_set"] = {name: sum(values) / len(values) for name, values in by_set.items()}
+        event["by_set"] = by_set
         state.history.append(event)
         report(event)
 
@@ -179,6 +171,21 @@ def validation_episodes(recipe: Recipe, valid_sets: list[Dataset]) -> list[Episo
             one_set = valid_sets[number % len(valid_sets)]
             episodes.append(EpisodeSampler([one_set], recipe.seed + 1).episode(number, shape))
     return episodes
+
+
+def validation_scores(
+    base: TextBase, init: Initialization, episodes: list[Episode], shots: tuple[int, ...], tokenized: Tokenized
+) -> tuple[dict[int, float], dict[str, float]]:
+    """Mean accuracy by number of shots, and by data set."""
+    by_shots: dict[int, float] = {}
+    by_set: dict[str, list[float]] = {}
+    for number in shots:
+        own = [e for e in episodes if len(e.support) == number * len(e.labels)]
+        scores = evaluate(base, init, own, tokenized=tokenized)
+        by_shots[number] = scores.mean
+        for episode, accuracy in zip(own, scores.accuracy, strict=True):
+            by_set.setdefault(episode.dataset, []).append(accuracy)
+    return by_shots, {name: sum(values) / len(values) for name, values in by_set.items()}
 
 
 def outer_step(recipe: Recipe, state: State, gradient: MetaGradient) -> float:
