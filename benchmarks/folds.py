@@ -1,4 +1,4 @@
-"""The folds of `make bench-transfer`: the wide recipe without a fold's data sets, and those sets to be tested on.
+"""The folds of `make bench-transfer`: the default recipe without a fold's data sets, and those sets to be tested on.
 
 `python -m benchmarks.folds FOLD --data FOLDER` meta-trains one (resumable); the benchmarks use what it left in `runs/`.
 """
@@ -12,13 +12,13 @@ from benchmarks.record import RUNS
 from metatrain.recipe import Recipe, read_recipe
 
 FOLDS: dict[str, tuple[str, ...]] = {"banking77": ("banking77",), "clinc150": ("clinc150",), "hwu64-liu54": ("hwu64", "liu54")}
-WIDE_RECIPE = Path(__file__).resolve().parents[1] / "metatrain" / "recipes" / "wide.yaml"
+DEFAULT_RECIPE = Path(__file__).resolve().parents[1] / "metatrain" / "recipes" / "default.yaml"
 
 
 def fold_recipe(fold: str) -> Recipe:
-    """The wide recipe without the fold's sets, which are held out: not a text of theirs is trained on, not a class under another
+    """The default recipe without the fold's sets, which are held out: not a text of theirs is trained on, not a class under another
     name."""
-    recipe = read_recipe(WIDE_RECIPE)
+    recipe = read_recipe(DEFAULT_RECIPE)
     held = tuple(source for source in recipe.data.train if source.path.split("/")[0] in FOLDS[fold])
     kept = tuple(source for source in recipe.data.train if source not in held)
     data = recipe.data.model_copy(update={"train": kept, "held_out": recipe.data.held_out + held})
@@ -32,7 +32,7 @@ def fold_initialization(fold: str) -> Path:
         raise click.ClickException(f"no initialization at {folder}: run `python -m benchmarks.folds {fold} --data FOLDER` first")
     made_by = json.loads((folder / "initialization.json").read_bytes())["provenance"]["recipe_digest"]
     if made_by != fold_recipe(fold).digest:
-        raise click.ClickException(f"{folder} was trained by another recipe than {WIDE_RECIPE.name} is now; move it away")
+        raise click.ClickException(f"{folder} was trained by another recipe than {DEFAULT_RECIPE.name} is now; move it away")
     return folder
 
 

@@ -2,7 +2,7 @@
 
 Four data sets, five class splits each, 5-way 1-shot and 5-shot, 600 episodes a split; training on that split's training classes
 alone, stopped by its validation classes. Frozen prototypes, ProtoNet-LoRA, MAML-LoRA (first order, cross-entropy on a linear head)
-and ours (the wide recipe's inner loop). Resumes by split and method; `--set`, `--split` and `--method` share the work between
+and ours (the default recipe's inner loop). Resumes by split and method; `--set`, `--split` and `--method` share the work between
 processes.
 """
 
@@ -12,14 +12,14 @@ from pathlib import Path
 import click
 from tqdm import tqdm
 
-from benchmarks.folds import WIDE_RECIPE
+from benchmarks.folds import DEFAULT_RECIPE
 from benchmarks.record import RUNS, Progress, Row, write
 from metatrain.artifact import Initialization, load_initialization
 from metatrain.base.text import TextBase, load_text_base
 from metatrain.baselines import frozen_prototypes
 from metatrain.cli import train_with_progress
 from metatrain.episode import EpisodeSampler, EpisodeShape, manifest_digest
-from metatrain.evaluate import evaluate, paired_interval
+from metatrain.evaluate import evaluate, evaluate_prototypes, paired_interval
 from metatrain.inner import InnerConfig
 from metatrain.recipe import (
     AlgorithmSection,
@@ -43,7 +43,7 @@ METHODS = (FROZEN, PROTONET, MAML, OURS)
 
 def split_recipe(name: str, split: str, method: str) -> Recipe:
     """One method's training run on one class split of one data set."""
-    recipe = read_recipe(WIDE_RECIPE)
+    recipe = read_recipe(DEFAULT_RECIPE)
 
     def part(which: str) -> tuple[Source, ...]:
         return (Source(path=f"{name}/full.jsonl.gz", split=Split(file=f"{name}/splits.json", id=split, part=which)),)
@@ -52,8 +52,8 @@ def split_recipe(name: str, split: str, method: str) -> Recipe:
         "name": f"{name}-{split}-{method.split('-')[0].lower()}",
         "data": DataSection(train=part("train"), valid=part("valid"), held_out=part("test")),
         "episodes": EpisodesSection(ways=(5, 15), shots=(1, 5), queries=5, near_miss=0.25, rows=400),
-        "outer": OuterSection(steps=150, tasks=4, learning_rate=7e-4, rate_learning_rate=0.02, anchor=0.1),
-        "validation": ValidationSection(every=25, episodes=100, shots=SHOTS, patience=3),
+        "outer": OuterSection(steps=150, tasks=4, learning_rate=1e-3, rate_learning_rate=0.02),
+        "validation": ValidationSection(every=30, episodes=60, shots=SHOTS, patience=2),
     }
     if method == PROTONET:
         change["algorithm"] = AlgorithmSection(name="protonet")
@@ -116,8 +116,11 @@ def accuracies(
     episodes = [sampler.episode(i, EpisodeShape(5, shots, 5)) for i in range(count)]
     key = json.dumps([name, split, shots, init.digest, str(base.dtype), manifest_digest(episodes)])
     if progress.get(key) is None:
-        with tqdm(total=count, desc=f"{name} {split} {shots}-shot {init.name}", leave=False, disable=None) as bar:
-            progress.put(key, list(evaluate(base, init, episodes, tokenized=tokenized, progress=bar.update).accuracy))
+        if init.inner.steps_for(5 * shots, 5) == 0:
+            progress.put(key, evaluate_prototypes(base, init, episodes, tokenized=tokenized))
+        else:
+            with tqdm(total=count, desc=f"{name} {split} {shots}-shot {init.name}", leave=False, disable=None) as bar:
+                progress.put(key, evaluate(base, init, episodes, tokenized=tokenized, progress=bar.update).accuracy)
     found: list[float] = progress.get(key)
     return found
 

@@ -1,5 +1,6 @@
 """The systems that accuracy is compared between, each as: a support set and query texts in, predicted labels and seconds out."""
 
+import importlib.metadata
 import logging
 import os
 import time
@@ -17,6 +18,7 @@ from metatrain.episode import Episode
 from metatrain.taskbatch import Tokenized
 
 Pairs = Sequence[tuple[str, int]]
+SETFIT_VERSION = importlib.metadata.version("setfit")
 
 
 @dataclass(frozen=True)

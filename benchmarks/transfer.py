@@ -7,56 +7,61 @@ machine with nothing else to do. Resumes; `--part` and `--system` share the work
 """
 
 import json
+import statistics
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
+import torch
 from tqdm import tqdm
 
 from benchmarks.folds import FOLDS, fold_initialization
 from benchmarks.record import Progress, Row, write
-from benchmarks.systems import Answer, accuracy, linear_probe, setfit
+from benchmarks.systems import SETFIT_VERSION, accuracy, linear_probe, setfit
 from metatrain.artifact import Initialization, load_initialization
 from metatrain.base.text import TextBase, load_text_base
-from metatrain.baselines import frozen_prototypes, lora_from_zero
+from metatrain.baselines import SCALE, frozen_prototypes, lora_from_zero
 from metatrain.data.jsonl import read_jsonl
 from metatrain.episode import Episode, EpisodeSampler, EpisodeShape, manifest_digest
 from metatrain.evaluate import evaluate_steps, paired_interval
 from metatrain.taskbatch import Tokenized
 
 FAR = ("csabstruct", "emobank_genre", "opentrivia", "ukp_debate")
-STEPS = (0, 1, 3, 5, 10)
+STEPS = (0, 1, 2, 3, 5, 10)
 SHOTS = {"near": (1, 5, 10), "far": (5, 10)}
 TIMED = 5
 FROZEN, PROBE, PLAIN, SETFIT = "frozen prototypes", "linear probe", "plain LoRA from zero", "SetFit"
-CONTRASTIVE = "contrastive LoRA from zero"
-OURS = "quickstudy"
-SYSTEMS = (FROZEN, PROBE, PLAIN, CONTRASTIVE, SETFIT, OURS)
+SAME_LOOP, OURS = "our inner loop from zero", "quickstudy"
+SYSTEMS = (FROZEN, PROBE, PLAIN, SAME_LOOP, SETFIT, OURS)
+Scores = dict[str, list[float]]
+Kept = TypeVar("Kept")
 
 
 @dataclass(frozen=True)
 class Part:
-    """Episodes of one case: `fold` names the initialization that has not seen them."""
+    """Episodes of one case. `fold` names the initialization that has not seen them, `few` the numbers of those for SetFit."""
 
     fold: str
     case: str
     episodes: list[Episode]
+    few: list[int]
 
 
-def parts(data: Path, names: tuple[str, ...], count: int) -> Iterator[Part]:
+def parts(data: Path, names: Sequence[str], near: int, far: int, setfit_near: int, setfit_far: int) -> Iterator[Part]:
     for fold, sets in FOLDS.items():
         if not names or fold in names:
             for shots in SHOTS["near"]:
-                paths = [data / name / "full.jsonl.gz" for name in sets]
-                yield Part(fold, f"{fold}, 5-way {shots}-shot", _episodes(paths, shots, count))
+                episodes = _episodes([data / name / "full.jsonl.gz" for name in sets], shots, near)
+                yield Part(fold, f"{fold}, 5-way {shots}-shot", episodes, _spread(near, setfit_near))
     for name in FAR:
         if not names or "far" in names:
             for shots in SHOTS["far"]:
-                episodes = _episodes([data / "text_mix" / name / "full.jsonl.gz"], shots, count)
-                yield Part(next(iter(FOLDS)), f"far: {name}, {len(episodes[0].labels)}-way {shots}-shot", episodes)
+                episodes = _episodes([data / "text_mix" / name / "full.jsonl.gz"], shots, far)
+                case = f"far: {name}, {len(episodes[0].labels)}-way {shots}-shot"
+                yield Part(next(iter(FOLDS)), case, episodes, _spread(far, setfit_far))
 
 
 def _episodes(paths: list[Path], shots: int, count: int) -> list[Episode]:
@@ -67,147 +72,153 @@ def _episodes(paths: list[Path], shots: int, count: int) -> list[Episode]:
     return sorted(drawn, key=lambda episode: episode.dataset)
 
 
-class Arena:
-    """Runs systems on episodes, keeping what is finished."""
+def _spread(count: int, some: int) -> list[int]:
+    """`some` numbers below `count` at equal distances, so that every data set of a part is met."""
+    return [i * count // some for i in range(min(some, count))]
 
-    def __init__(self, base: TextBase, progress: Progress, setfit_episodes: int) -> None:
-        self.base, self.progress, self.setfit_episodes = base, progress, setfit_episodes
-        self.tokenized = Tokenized(base)
-        zero = lora_from_zero(base)
-        contrastive = zero.inner.model_copy(update={"objective": {"supervised_contrastive": 1.0}, "head": "prototypes"})
-        self.fixed = {
+
+class Arena:
+    """Runs systems on the episodes of one part, keeping what is finished."""
+
+    def __init__(self, base: TextBase, tokenized: Tokenized, progress: Progress, part: Part, ours: Initialization) -> None:
+        self.base, self.tokenized, self.progress, self.part = base, tokenized, progress, part
+        self.digest = manifest_digest(part.episodes)
+        plain = lora_from_zero(base)
+        self.initializations = {
             FROZEN: (frozen_prototypes(base), (0,)),
-            PLAIN: (zero, (zero.inner.steps,)),
-            CONTRASTIVE: (Initialization(**{**vars(zero), "inner": contrastive}), (zero.inner.steps,)),
+            PLAIN: (plain, (plain.inner.steps,)),
+            SAME_LOOP: (_from_zero(base, ours), STEPS[1:]),
+            OURS: (ours, STEPS),
         }
 
-    def run(self, part: Part, system: str, init: Initialization | None) -> dict[str, list[float]]:
-        """Accuracy of each episode, by system (ours: one for each number of steps)."""
-        digest = manifest_digest(part.episodes)
+    def accuracies(self, system: str) -> Scores:
+        """Accuracy of each episode, under the system's name, or one for each number of steps where it is tried at several."""
         if system == SETFIT:
-            return {SETFIT: [self._one(part, i, digest)[0] for i in self._setfit_numbers(part)]}
-        own, marks = (init, STEPS) if init is not None else self.fixed.get(system, (None, ()))
-        key = json.dumps([part.case, system, own.digest if own else "", marks, str(self.base.dtype), digest])
-        if self.progress.get(key) is None:
-            self.progress.put(key, self._accuracies(part, system, init))
-        result: dict[str, list[float]] = self.progress.get(key)
-        return result
+            return {SETFIT: [self._setfit(self.part.episodes[i])[0] for i in self.part.few]}
+        if system == PROBE:
+            return self._kept(["accuracy", PROBE], lambda: {PROBE: [self._probe(e)[0] for e in self.part.episodes]})
+        return self._kept(["accuracy", *self._identity(system)], lambda: self._by_step(system, self.part.episodes)[0])
 
-    def _accuracies(self, part: Part, system: str, init: Initialization | None) -> dict[str, list[float]]:
-        with tqdm(total=len(part.episodes), desc=f"{part.case}, {system}", leave=False, disable=None) as bar:
-            if system == PROBE:
-                scores = []
-                for episode in part.episodes:
-                    scores.append(accuracy(self._probe(episode), episode))
-                    bar.update()
-                return {PROBE: scores}
-            if init is not None:
-                marks = STEPS if _teachable(part, init) else (0,)
-                by_step = evaluate_steps(self.base, init, part.episodes, marks, tokenized=self.tokenized, progress=bar.update)
-                return {f"{OURS}, {step} steps": list(scores.accuracy) for step, scores in by_step.items()}
-            own, steps = self.fixed[system]
-            if not _teachable(part, own):
-                steps = (0,)
-            by_step = evaluate_steps(self.base, own, part.episodes, steps, tokenized=self.tokenized, progress=bar.update)
-            return {system: list(next(iter(by_step.values())).accuracy)}
+    def seconds(self, system: str) -> Scores:
+        """Seconds to adapt single tasks, one at a time, the first of them twice, for nothing is warm at first."""
+        episodes = [self.part.episodes[i] for i in _spread(len(self.part.episodes), TIMED)]
+        if system == SETFIT:
+            return {SETFIT: [self._setfit(self.part.episodes[i])[1] for i in self.part.few]}
+        if system == PROBE:
+            return self._kept(["seconds", PROBE], lambda: {PROBE: [self._probe(e)[1] for e in [episodes[0], *episodes]][1:]})
 
-    def seconds(self, part: Part, system: str, init: Initialization | None) -> dict[str, list[float]]:
-        """Seconds to adapt single tasks, one at a time."""
-        found: dict[str, list[float]] = {}
-        for episode in part.episodes[:: max(1, len(part.episodes) // TIMED)][:TIMED]:
-            if system == SETFIT:
-                found.setdefault(SETFIT, []).append(setfit(episode.support, [episode.query[0][0]]).seconds)
-            elif system == PROBE:
-                found.setdefault(PROBE, []).append(self._probe(episode).seconds)
-            else:
-                own, marks = (init, STEPS) if init is not None else self.fixed[system]
-                if not _teachable(part, own):
-                    marks = (0,)
-                evaluate_steps(self.base, own, [episode], marks[:1], tokenized=self.tokenized)
-                for step, scores in evaluate_steps(self.base, own, [episode], marks, tokenized=self.tokenized).items():
-                    found.setdefault(f"{OURS}, {step} steps" if init is not None else system, []).append(scores.seconds_per_task)
-        return found
+        def measure() -> Scores:
+            found: Scores = {}
+            for episode in [episodes[0], *episodes]:
+                for name, seconds in self._by_step(system, [episode])[1].items():
+                    found.setdefault(name, []).append(seconds)
+            return {name: values[1:] for name, values in found.items()}
 
-    def _probe(self, episode: Episode) -> Answer:
-        return linear_probe(self.base, self.tokenized, episode.support, [text for text, _ in episode.query])
+        return self._kept(["seconds", *self._identity(system)], measure)
 
-    def _setfit_numbers(self, part: Part) -> list[int]:
-        """Spread over the episodes, so that every data set of the part is met."""
-        every = max(1, len(part.episodes) // self.setfit_episodes)
-        return list(range(0, len(part.episodes), every))[: self.setfit_episodes]
+    def _by_step(self, system: str, episodes: Sequence[Episode]) -> tuple[Scores, dict[str, float]]:
+        """Accuracy of each episode and seconds a task, by name."""
+        init, marks = self.initializations[system]
+        one_shot = len(episodes[0].support) == len(episodes[0].labels)
+        if one_shot and not init.inner.teaches_one_shot:
+            marks = tuple(mark for mark in marks if mark == 0)
+        if not marks:
+            return {}, {}
+        with tqdm(total=len(episodes), desc=f"{self.part.case}, {system}", leave=False, disable=None) as bar:
+            scores = evaluate_steps(self.base, init, episodes, marks, tokenized=self.tokenized, progress=bar.update)
+        names = {mark: system if system in (FROZEN, PLAIN) else f"{system}, {mark} steps" for mark in marks}
+        return {names[m]: list(s.accuracy) for m, s in scores.items()}, {names[m]: s.seconds_per_task for m, s in scores.items()}
 
-    def _one(self, part: Part, number: int, digest: str) -> tuple[float, float]:
-        key = json.dumps([part.case, SETFIT, number, digest])
-        if self.progress.get(key) is None:
-            episode = part.episodes[number]
+    def _probe(self, episode: Episode) -> tuple[float, float]:
+        answer = linear_probe(self.base, self.tokenized, episode.support, [text for text, _ in episode.query])
+        return accuracy(answer, episode), answer.seconds
+
+    def _setfit(self, episode: Episode) -> tuple[float, float]:
+        def run() -> list[float]:
             answer = setfit(episode.support, [text for text, _ in episode.query])
-            self.progress.put(key, [accuracy(answer, episode), answer.seconds])
-        score, seconds = self.progress.get(key)
-        return score, seconds
+            return [accuracy(answer, episode), answer.seconds]
+
+        score, seconds = self._kept([SETFIT, SETFIT_VERSION, manifest_digest([episode])], run)
+        return float(score), float(seconds)
+
+    def _identity(self, system: str) -> list[Any]:
+        init, marks = self.initializations[system]
+        return [system, init.digest, marks, str(self.base.dtype)]
+
+    def _kept(self, what: list[Any], make: Callable[[], Kept]) -> Kept:
+        key = json.dumps([self.part.case, self.digest, *what] if what[0] != SETFIT else what)
+        if self.progress.get(key) is None:
+            self.progress.put(key, make())
+        kept: Kept = self.progress.get(key)
+        return kept
 
 
-def _teachable(part: Part, init: Initialization) -> bool:
-    return init.inner.teaches_one_shot or len(part.episodes[0].support) > len(part.episodes[0].labels)
+def _from_zero(base: TextBase, ours: Initialization) -> Initialization:
+    """Our delta, objective and head, with nothing learned: LoRA as PEFT starts it and one plain rate."""
+    theta = base.attach(ours.delta).initial(torch.Generator().manual_seed(0))
+    rates = {name: torch.tensor([3e-3 if name.startswith("head.") else 1e-3]) for name in ours.rates}
+    return replace(ours, name="from-zero", theta=theta, rates=rates, scale=SCALE, provenance={})
 
 
 @click.command()
 @click.option("--data", type=click.Path(path_type=Path, exists=True), required=True)
-@click.option("--episodes", "count", default=200, show_default=True)
+@click.option("--episodes", default=200, show_default=True)
+@click.option("--far-episodes", default=100, show_default=True)
 @click.option("--setfit-episodes", default=40, show_default=True)
+@click.option("--far-setfit-episodes", default=10, show_default=True)
 @click.option("--part", "names", type=click.Choice([*FOLDS, "far"]), multiple=True, help="Only this part.")
 @click.option("--system", "systems", type=click.Choice(SYSTEMS), multiple=True, help="Only this system.")
 @click.option("--seconds/--no-seconds", default=True, help="Time single tasks too; wants a machine at rest.")
-def main(data: Path, count: int, setfit_episodes: int, names: tuple[str, ...], systems: tuple[str, ...], seconds: bool) -> None:
+def main(
+    data: Path,
+    episodes: int,
+    far_episodes: int,
+    setfit_episodes: int,
+    far_setfit_episodes: int,
+    names: tuple[str, ...],
+    systems: tuple[str, ...],
+    seconds: bool,
+) -> None:
     base = load_text_base()
-    progress = Progress("transfer")
-    arena, rows = Arena(base, progress, setfit_episodes), []
+    tokenized, progress, rows = Tokenized(base), Progress("transfer"), []
     began = time.strftime("%Y-%m-%d")
-    for part in parts(data, names, count):
-        results: dict[str, list[float]] = {}
-        times: dict[str, list[float]] = {}
-        init = load_initialization(fold_initialization(part.fold), base) if not systems or OURS in systems else None
+    for part in parts(data, names, episodes, far_episodes, setfit_episodes, far_setfit_episodes):
+        arena = Arena(base, tokenized, progress, part, load_initialization(fold_initialization(part.fold), base))
+        results: Scores = {}
+        times: Scores = {}
         for system in systems or SYSTEMS:
-            own = init if system == OURS else None
-            results |= arena.run(part, system, own)
+            results |= arena.accuracies(system)
             if seconds:
-                key = json.dumps([part.case, "seconds", system, own.digest if own else "", str(base.dtype)])
-                if progress.get(key) is None:
-                    progress.put(key, arena.seconds(part, system, own))
-                times |= progress.get(key)
-        rows += _rows(part, results, times, arena)
+                times |= arena.seconds(system)
+        rows += _rows(part, results, times)
         _print(part.case, results, times)
     if not names and not systems:
-        about = {"begun": began, "episodes": count, "setfit_episodes": setfit_episodes, "precision": str(base.dtype)}
+        about = {"begun": began, "episodes": episodes, "far_episodes": far_episodes, "precision": str(base.dtype)}
         print(f"\nwrote {write('transfer', rows, **about)}")
 
 
-def _rows(part: Part, results: dict[str, list[float]], times: dict[str, list[float]], arena: Arena) -> list[Row]:
+def _rows(part: Part, results: Scores, times: Scores) -> list[Row]:
     rows = []
     for system, scores in results.items():
-        rows.append(Row(part.case, system, "accuracy", sum(scores) / len(scores), "share"))
+        rows.append(Row(part.case, system, "accuracy", statistics.fmean(scores), "share"))
         for other in (FROZEN, f"{OURS}, 0 steps", SETFIT):
-            pair = _paired(arena, part, system, other, results)
-            if pair is not None and other != system:
-                rows.append(Row(part.case, system, f"over {other}", pair[0], "share"))
-                rows.append(Row(part.case, system, f"over {other}, 95 % interval, half", pair[1], "share"))
+            if other in results and other != system:
+                difference, half = paired_interval(*_met_by_both(part, system, other, results))
+                rows.append(Row(part.case, system, f"over {other}", difference, "share"))
+                rows.append(Row(part.case, system, f"over {other}, 95 % interval, half", half, "share"))
         if system in times:
-            rows.append(Row(part.case, system, "seconds to adapt", sum(times[system]) / len(times[system]), "s"))
+            rows.append(Row(part.case, system, "seconds to adapt", statistics.median(times[system]), "s"))
     return rows
 
 
-def _paired(arena: Arena, part: Part, left: str, right: str, results: dict[str, list[float]]) -> tuple[float, float] | None:
-    """On the episodes that both have met."""
-    if left not in results or right not in results:
-        return None
-    numbers = arena._setfit_numbers(part)
-    a, b = results[left], results[right]
-    if SETFIT in (left, right):
-        a = a if left == SETFIT else [a[i] for i in numbers]
-        b = b if right == SETFIT else [b[i] for i in numbers]
-    return paired_interval(a, b)
+def _met_by_both(part: Part, left: str, right: str, results: Scores) -> tuple[list[float], list[float]]:
+    """SetFit met some of the episodes: the others' scores on the same."""
+    few = SETFIT in (left, right)
+    a, b = ([results[s][i] for i in part.few] if few and s != SETFIT else results[s] for s in (left, right))
+    return a, b
 
 
-def _print(case: str, results: dict[str, list[float]], times: dict[str, list[float]]) -> None:
+def _print(case: str, results: Scores, times: Scores) -> None:
     print(f"\n{case}")
     frozen = results.get(FROZEN)
     for system, scores in results.items():
@@ -215,8 +226,8 @@ def _print(case: str, results: dict[str, list[float]], times: dict[str, list[flo
         if frozen is not None and len(frozen) == len(scores):
             difference, half = paired_interval(scores, frozen)
             over = f"{100 * difference:+.2f} ± {100 * half:.2f}"
-        spent = f"{sum(times[system]) / len(times[system]):.3f} s" if system in times else ""
-        print(f"  {system:<28} {sum(scores) / len(scores):>8.2%} {over:>15} {spent:>10}  ({len(scores)} episodes)")
+        spent = f"{statistics.median(times[system]):.3f} s" if system in times else ""
+        print(f"  {system:<36} {statistics.fmean(scores):>8.2%} {over:>15} {spent:>10}  ({len(scores)} episodes)", flush=True)
 
 
 def rows_by(rows: list[dict[str, Any]]) -> dict[tuple[str, str, str], float]:

@@ -3,16 +3,19 @@
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from metatrain.artifact import Initialization
 from metatrain.base.text import TextBase
 from metatrain.episode import Episode
+from metatrain.heads import linear_from_prototypes
 from metatrain.inner import trajectory
 from metatrain.metagrad import query_loss
 from metatrain.taskbatch import Tokenized
+
+_ROWS = 256  # of one forward pass that keeps no graph
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,8 @@ def evaluate_steps(
     for start in range(0, len(episodes), tasks):
         part = episodes[start : start + tasks]
         batch = tokenized.batch(part)
+        if marks and len(marks) > 1:
+            batch = replace(batch, query_tokens=base.prefix(batch.query_tokens, lora))
         theta, rates, scale = init.tensors(len(part), base.device)
         wanted = marks or (init.inner.steps_for(len(part[0].support), len(part[0].labels)),)
         spent, began = 0.0, time.perf_counter()
@@ -77,6 +82,30 @@ def evaluate_steps(
             began = time.perf_counter()
         progress(len(part))
     return {mark: Scores(tuple(scores), seconds[mark] / len(episodes)) for mark, scores in accuracy.items()}
+
+
+@torch.no_grad()
+def evaluate_prototypes(
+    base: TextBase, init: Initialization, episodes: Sequence[Episode], *, tokenized: Tokenized | None = None
+) -> tuple[float, ...]:
+    """Accuracy of each episode at zero steps, as `evaluate` with steps=0 up to rounding, each different text computed only once:
+    many episodes of a few classes share theirs."""
+    lora, tokenized = base.attach(init.delta), tokenized or Tokenized(base)
+    theta, _, scale = init.tensors(1, base.device)
+    unique = sorted({text for e in episodes for text, _ in (*e.support, *e.query)})
+    place = {text: number for number, text in enumerate(unique)}
+    delta = lora.fold(theta)
+    parts = [unique[i : i + _ROWS] for i in range(0, len(unique), _ROWS)]
+    features = torch.cat([base.features(delta, base.collate(tokenized.rows([[(t, 0) for t in part]])[0])) for part in parts])
+    found = []
+    for episode in episodes:
+        (support, own), (query, wanted) = (
+            (features[[place[text] for text, _ in pairs]], torch.tensor([c for _, c in pairs], device=base.device))
+            for pairs in (episode.support, episode.query)
+        )
+        head = linear_from_prototypes(support.unsqueeze(0), own.unsqueeze(0), len(episode.labels))
+        found.append(float((head.logits(query.unsqueeze(0), scale)[0].argmax(-1) == wanted).float().mean()))
+    return tuple(found)
 
 
 def paired_interval(left: Sequence[float], right: Sequence[float]) -> tuple[float, float]:

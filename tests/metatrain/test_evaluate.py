@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from metatrain.baselines import frozen_prototypes, lora_from_zero
 from metatrain.cli import DEFAULT_INITIALIZATION, main
 from metatrain.data.jsonl import STARTER, read_jsonl
 from metatrain.episode import Episode, EpisodeSampler, EpisodeShape
-from metatrain.evaluate import evaluate, evaluate_steps, paired_interval
+from metatrain.evaluate import evaluate, evaluate_prototypes, evaluate_steps, paired_interval
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +49,13 @@ def test_zero_steps_of_lora_from_zero_are_frozen_prototypes(tiny: TextBase, epis
         evaluate(tiny, lora_from_zero(tiny), episodes, steps=0).accuracy
         == evaluate(tiny, frozen_prototypes(tiny), episodes).accuracy
     )
+
+
+def test_prototypes_of_texts_computed_once_are_those_of_each_episode(tiny: TextBase, episodes: list[Episode]) -> None:
+    init = lora_from_zero(tiny)
+    moved = replace(init, theta={name: leaf + 0.1 for name, leaf in init.theta.items()})
+    assert evaluate_prototypes(tiny, moved, episodes) == pytest.approx(evaluate(tiny, moved, episodes, steps=0).accuracy)
+    assert evaluate_prototypes(tiny, moved, episodes) != evaluate_prototypes(tiny, init, episodes)
 
 
 def test_paired_interval_is_the_textbook_one() -> None:

@@ -89,7 +89,7 @@ def test_a_prototype_inner_loop_with_everything_switched_on_trains_and_records_w
     tiny_folder: Path, tmp_path: Path
 ) -> None:
     inner = {"objective": {"supervised_contrastive": 1, "leave_one_out": 0.5}, "head": "prototypes", "steps": 3}
-    inner |= {"steps_by_shots": {1: 0, 3: 2}, "optimizer": "momentum"}
+    inner |= {"steps_by_shots": {1: 0, 3: 3}, "optimizer": "momentum"}
     episodes = {"ways": [2, 3], "shots": [1, 4], "queries": 2, "near_miss": 0.5, "merge": 0.3, "rows": 60}
     outer = {"steps": 6, "tasks": 3, "anchor": 0.5}
     plan = recipe(tiny_folder, inner=inner, episodes=episodes, outer=outer, start={"rates_by_step": True})
