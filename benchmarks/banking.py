@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from benchmarks.folds import fold_initialization
 from benchmarks.record import Progress, Row, write
-from benchmarks.systems import setfit
+from benchmarks.systems import SETFIT_VERSION, setfit
 from metatrain.data.jsonl import read_jsonl
 from service.client import Client
 from service.demo import served
@@ -45,7 +45,12 @@ def draw(data: Path, shots: int) -> tuple[Pairs, Pairs]:
 @click.command()
 @click.option("--data", type=click.Path(path_type=Path, exists=True), required=True)
 @click.option("--steps", type=int, multiple=True, help="Inner steps of ours to try besides its own number.")
-@click.option("--setfit/--no-setfit", "with_setfit", default=True, help="SetFit takes most of the time; kept once it is done.")
+@click.option(
+    "--setfit/--no-setfit",
+    "with_setfit",
+    default=True,
+    help="SetFit takes most of the time; once done it is kept.",
+)
 def main(data: Path, steps: tuple[int, ...], with_setfit: bool) -> None:
     rows: list[Row] = []
     progress = Progress("banking")
@@ -56,30 +61,35 @@ def main(data: Path, steps: tuple[int, ...], with_setfit: bool) -> None:
         with served(Path(folder) / "data", settings) as url, Client(url, timeout=300) as quickstudy:
             for shots in SHOTS:
                 support, query = draw(data, shots)
-                systems: list[tuple[str, int | None]] = [("frozen-prototypes", None), ("lora-from-zero", None), (ours.name, None)]
-                systems += [(ours.name, n) for n in steps]
-                for name, wanted in systems:
+                systems: list[tuple[str, int | None, bool]] = [
+                    ("frozen-prototypes", None, False),
+                    ("lora-from-zero", None, False),
+                    (ours.name, None, False),
+                    (ours.name, None, True),
+                    *((ours.name, n, False) for n in steps),
+                ]
+                for name, wanted, words in systems:
                     began = time.perf_counter()
-                    adapter = quickstudy.adapt(support, initialization=name, steps=wanted, wait=300)
+                    adapter = quickstudy.adapt(support, initialization=name, steps=wanted, label_words=words, wait=300)
                     seconds = time.perf_counter() - began
                     hits: list[bool] = []
                     for start in tqdm(range(0, len(query), 200), desc=name, leave=False, disable=None):
                         part = query[start : start + 200]
                         predictions = quickstudy.predict(adapter, [text for text, _ in part])
                         hits += [p.label == label for p, (_, label) in zip(predictions, part, strict=True)]
-                    system = name if wanted is None else f"{name}, {wanted} steps"
+                    system = name + (f", {wanted} steps" if wanted is not None else "") + (", label words" if words else "")
                     rows += _show(f"77-way {shots}-shot, {len(query)} queries", system, seconds, float(np.mean(hits)))
-    if with_setfit:
-        for shots in SHOTS:
-            support, query = draw(data, shots)
+    for shots in SHOTS:
+        support, query = draw(data, shots)
+        key = json.dumps(["setfit", SETFIT_VERSION, shots, len(query)])
+        if progress.get(key) is None and with_setfit:
             labels = {label: c for c, label in enumerate(dict.fromkeys(label for _, label in support))}
-            key = json.dumps(["setfit", shots, len(query)])
-            if progress.get(key) is None:
-                answer = setfit([(text, labels[label]) for text, label in support], [text for text, _ in query], iterations=20)
-                right = [p == labels[label] for p, (_, label) in zip(answer.predicted, query, strict=True)]
-                progress.put(key, [answer.seconds, float(np.mean(right))])
+            answer = setfit([(text, labels[label]) for text, label in support], [text for text, _ in query], iterations=20)
+            right = [p == labels[label] for p, (_, label) in zip(answer.predicted, query, strict=True)]
+            progress.put(key, [answer.seconds, float(np.mean(right))])
+        if progress.get(key) is not None:
             rows += _show(f"77-way {shots}-shot, {len(query)} queries", "SetFit, 20 pairings an example", *progress.get(key))
-        print(f"\nwrote {write('banking', rows)}")
+    print(f"\nwrote {write('banking', rows)}")
 
 
 def _show(case: str, system: str, seconds: float, accuracy: float) -> list[Row]:

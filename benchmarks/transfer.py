@@ -25,6 +25,7 @@ from metatrain.artifact import Initialization, load_initialization
 from metatrain.base.text import TextBase, load_text_base
 from metatrain.baselines import SCALE, frozen_prototypes, lora_from_zero
 from metatrain.data.jsonl import read_jsonl
+from metatrain.data.labels import label_words
 from metatrain.episode import Episode, EpisodeSampler, EpisodeShape, manifest_digest
 from metatrain.evaluate import evaluate_steps, paired_interval
 from metatrain.taskbatch import Tokenized
@@ -35,7 +36,8 @@ SHOTS = {"near": (1, 5, 10), "far": (5, 10)}
 TIMED = 5
 FROZEN, PROBE, PLAIN, SETFIT = "frozen prototypes", "linear probe", "plain LoRA from zero", "SetFit"
 SAME_LOOP, OURS = "our inner loop from zero", "quickstudy"
-SYSTEMS = (FROZEN, PROBE, PLAIN, SAME_LOOP, SETFIT, OURS)
+FROZEN_WORDS, OURS_WORDS = "frozen prototypes, label words", "quickstudy, label words"
+SYSTEMS = (FROZEN, PROBE, PLAIN, SAME_LOOP, SETFIT, OURS, FROZEN_WORDS, OURS_WORDS)
 Scores = dict[str, list[float]]
 Kept = TypeVar("Kept")
 
@@ -74,7 +76,7 @@ def _episodes(paths: list[Path], shots: int, count: int) -> list[Episode]:
 
 def _spread(count: int, some: int) -> list[int]:
     """`some` numbers below `count` at equal distances, so that every data set of a part is met."""
-    return [i * count // some for i in range(min(some, count))]
+    return [i * count // some for i in range(some)] if some < count else list(range(count))
 
 
 class Arena:
@@ -84,8 +86,12 @@ class Arena:
         self.base, self.tokenized, self.progress, self.part = base, tokenized, progress, part
         self.digest = manifest_digest(part.episodes)
         plain = lora_from_zero(base)
-        self.initializations = {
+        self.worded = [_with_label_words(episode) for episode in part.episodes]
+        recorded = ours.inner.steps_for(len(self.worded[0].support), len(self.worded[0].labels))
+        self.initializations: dict[str, tuple[Initialization, tuple[int, ...]]] = {
             FROZEN: (frozen_prototypes(base), (0,)),
+            FROZEN_WORDS: (frozen_prototypes(base), (0,)),
+            OURS_WORDS: (ours, (recorded,)),
             PLAIN: (plain, (plain.inner.steps,)),
             SAME_LOOP: (_from_zero(base, ours), STEPS[1:]),
             OURS: (ours, STEPS),
@@ -97,11 +103,14 @@ class Arena:
             return {SETFIT: [self._setfit(self.part.episodes[i])[0] for i in self.part.few]}
         if system == PROBE:
             return self._kept(["accuracy", PROBE], lambda: {PROBE: [self._probe(e)[0] for e in self.part.episodes]})
-        return self._kept(["accuracy", *self._identity(system)], lambda: self._by_step(system, self.part.episodes)[0])
+        return self._kept(["accuracy", *self._identity(system)], lambda: self._by_step(system, self._episodes(system))[0])
+
+    def _episodes(self, system: str) -> list[Episode]:
+        return self.worded if system in (FROZEN_WORDS, OURS_WORDS) else self.part.episodes
 
     def seconds(self, system: str) -> Scores:
         """Seconds to adapt single tasks, one at a time, the first of them twice, for nothing is warm at first."""
-        episodes = [self.part.episodes[i] for i in _spread(len(self.part.episodes), TIMED)]
+        episodes = [self._episodes(system)[i] for i in _spread(len(self.part.episodes), TIMED)]
         if system == SETFIT:
             return {SETFIT: [self._setfit(self.part.episodes[i])[1] for i in self.part.few]}
         if system == PROBE:
@@ -126,7 +135,7 @@ class Arena:
             return {}, {}
         with tqdm(total=len(episodes), desc=f"{self.part.case}, {system}", leave=False, disable=None) as bar:
             scores = evaluate_steps(self.base, init, episodes, marks, tokenized=self.tokenized, progress=bar.update)
-        names = {mark: system if system in (FROZEN, PLAIN) else f"{system}, {mark} steps" for mark in marks}
+        names = {mark: f"{system}, {mark} steps" if system in (SAME_LOOP, OURS) else system for mark in marks}
         return {names[m]: list(s.accuracy) for m, s in scores.items()}, {names[m]: s.seconds_per_task for m, s in scores.items()}
 
     def _probe(self, episode: Episode) -> tuple[float, float]:
@@ -151,6 +160,12 @@ class Arena:
             self.progress.put(key, make())
         kept: Kept = self.progress.get(key)
         return kept
+
+
+def _with_label_words(episode: Episode) -> Episode:
+    """As `options.label_words` of a request."""
+    words = tuple((label_words(label), c) for c, label in enumerate(episode.labels))
+    return replace(episode, support=episode.support + words)
 
 
 def _from_zero(base: TextBase, ours: Initialization) -> Initialization:
@@ -186,7 +201,7 @@ def main(
         arena = Arena(base, tokenized, progress, part, load_initialization(fold_initialization(part.fold), base))
         results: Scores = {}
         times: Scores = {}
-        for system in systems or SYSTEMS:
+        for system in [s for s in systems or SYSTEMS if s != SETFIT or part.few]:
             results |= arena.accuracies(system)
             if seconds:
                 times |= arena.seconds(system)

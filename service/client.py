@@ -42,11 +42,13 @@ class Client:
         initialization: str = "default",
         steps: int | None = None,
         seed: int = 0,
+        label_words: bool = False,
         ttl_seconds: int | None = None,
         wait: float = 30.0,
         on_progress: Callable[[dict[str, Any]], None] | None = None,
     ) -> str:
-        """Learn from (input, label) pairs and return the adapter's id once it is ready.
+        """Learn from (input, label) pairs and return the adapter's id once it is ready. `label_words`: each label's own words are
+        one more example of it.
 
         With `on_progress`, polls and reports the adapter's state; without, one request waits. Raises QuickstudyError where the
         request is refused, the job fails, or it is not ready after `wait` seconds, and httpx errors where nobody answers.
@@ -54,7 +56,7 @@ class Client:
         body: dict[str, Any] = {
             "support": [{"input": text, "label": label} for text, label in support],
             "initialization": initialization,
-            "options": {"steps": steps, "seed": seed},
+            "options": {"steps": steps, "seed": seed, "label_words": label_words},
         }
         if ttl_seconds is not None:
             body["ttl_seconds"] = ttl_seconds

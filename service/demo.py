@@ -62,9 +62,13 @@ def _show(quickstudy: Client, adapter: str, query: Pairs) -> int:
 def _compare(quickstudy: Client, support: Pairs, query: Pairs, right: int, seconds: float, state: dict[str, Any]) -> None:
     print(f"\n{'on the same examples':<28} {'accuracy':>9} {'POST to ready':>15}")
     print(f"{'default (meta-learned)':<28} {right / len(query):>9.1%} {seconds:>13.2f} s")
-    for name, title in (("frozen-prototypes", "frozen prototypes"), ("lora-from-zero", "plain LoRA from zero")):
+    for name, title, words in (
+        ("default", "default, with label words", True),
+        ("frozen-prototypes", "frozen prototypes", False),
+        ("lora-from-zero", "plain LoRA from zero", False),
+    ):
         began = time.perf_counter()
-        adapter = quickstudy.adapt(support, initialization=name)
+        adapter = quickstudy.adapt(support, initialization=name, label_words=words)
         took = time.perf_counter() - began
         predictions = quickstudy.predict(adapter, [text for text, _ in query])
         hits = sum(p.label == label for p, (_, label) in zip(predictions, query, strict=True))

@@ -26,6 +26,12 @@ class Options(_Body):
         default=None, strict=True, ge=0, le=100, description="inner steps; the initialization's own where absent"
     )
     seed: int = Field(default=0, strict=True, ge=0, lt=2**31, description="order of minibatches of a large support set")
+    label_words: bool = Field(
+        default=False,
+        strict=True,
+        description="let each label's own words (`card_arrival`: card arrival) count as one more example of it; for labels "
+        "that say what they mean, worth most with few examples",
+    )
 
 
 class AdaptRequest(_Body):
@@ -67,6 +73,7 @@ class AdapterView(BaseModel):
     examples: int
     steps: int
     seed: int
+    label_words: bool
     precision: str
     attempt: int
     support_loss: list[float] = Field(description="before each inner step")

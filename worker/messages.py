@@ -4,6 +4,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from metatrain.data.labels import label_words
+
 ADAPT_TASK = "quickstudy.adapt"
 QUEUE = "quickstudy"
 DONE_CHANNEL = "qs:done"
@@ -25,12 +27,18 @@ class JobRecipe(BaseModel):
     support: tuple[tuple[str, str], ...] = Field(description="(input, label) pairs")
     steps: int
     seed: int
+    label_words: bool = Field(default=False, description="each label's own words are one more example of it")
     precision: str
 
     @property
     def labels(self) -> tuple[str, ...]:
         """The labels in the order of the head's rows."""
         return tuple(sorted({label for _, label in self.support}))
+
+    @property
+    def taught(self) -> tuple[tuple[str, str], ...]:
+        """The (text, label) pairs of the inner loop: the examples, and the labels' words where they count."""
+        return self.support + tuple((label_words(label), label) for label in self.labels if self.label_words)
 
 
 class Outcome(BaseModel):

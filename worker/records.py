@@ -328,7 +328,7 @@ class Records:
 
 def adapter_id(key: bytes, tenant: str, recipe: JobRecipe) -> str:
     """A keyed digest of all that determines the weights; not the TTL. The same request gives the same id."""
-    identity = recipe.model_dump(mode="json", exclude={"initialization"})
+    identity = recipe.model_dump(mode="json", exclude={"initialization"}, exclude_defaults=True)
     content = json.dumps([ID_FORMAT, tenant, identity], sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return "a" + hmac.new(key, content.encode(), hashlib.sha256).hexdigest()[:40]
 

@@ -46,7 +46,7 @@ class Runtime:
             )
         began = time.perf_counter()
         labels = {label: c for c, label in enumerate(recipe.labels)}
-        pairs = [(text, labels[label]) for text, label in recipe.support]
+        pairs = [(text, labels[label]) for text, label in recipe.taught]
         support = Tokenized(self.base).support([pairs])
         tokenized = time.perf_counter()
         adapted = adapt(

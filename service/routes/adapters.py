@@ -58,6 +58,7 @@ def _accept(
         support=support,
         steps=_steps(request, init),
         seed=request.options.seed,
+        label_words=request.options.label_words,
         precision=str(state.base.dtype).removeprefix("torch."),
     )
     cut = state.base.encode([text for text, _ in support])[1]
@@ -74,12 +75,13 @@ def _accept(
 
 
 def _steps(request: AdaptRequest, init: Initialization) -> int:
-    """As asked for, or as the initialization has it for these shots."""
+    """As asked for, or as the initialization has it for these shots; a label's words are one more."""
     counts = Counter(example.label for example in request.support)
+    words = 1 if request.options.label_words else 0
     steps = request.options.steps
     if steps is None:
-        return init.inner.steps_for(len(request.support), len(counts))
-    if steps and max(counts.values()) == 1 and not init.inner.teaches_one_shot:
+        return init.inner.steps_for(len(request.support) + words * len(counts), len(counts))
+    if steps and max(counts.values()) + words == 1 and not init.inner.teaches_one_shot:
         raise InvalidRequest("options.steps", f"0 for one example of each label with initialization {init.name!r}", steps)
     return steps
 
@@ -145,6 +147,7 @@ def _view(record: Record, state: ServiceState) -> AdapterView:
         examples=len(record.recipe.support),
         steps=record.recipe.steps,
         seed=record.recipe.seed,
+        label_words=record.recipe.label_words,
         precision=record.recipe.precision,
         attempt=record.attempt,
         support_loss=list(record.support_loss),

@@ -65,10 +65,12 @@ def test_the_number_of_steps_follows_the_shots(service: Served) -> None:
     body = {**BODY, "initialization": "contrastive"}
     single = {**body, "support": [SUPPORT[0], SUPPORT[2], SUPPORT[4]]}
     several = {**body, "support": [*SUPPORT, {"input": "play music", "label": "play"}]}
-    for request, steps in ((single, 0), (body, 0), (several, 3)):
+    named = {**single, "options": {"label_words": True}}
+    for request, steps in ((single, 0), (body, 0), (several, 3), (named, 3)):
         adapter = identity(service, request)
         state = service.http.get(f"/adapters/{adapter}").json()
         assert len(state["support_loss"]) == state["steps"] == steps
+        assert state["label_words"] == (request is named) and state["examples"] == len(request["support"])
         [answer] = predict(service, adapter, ["order pizza"]).json()["predictions"]
         assert sum(answer["probabilities"].values()) == pytest.approx(1) and set(answer["probabilities"]) == {
             "close",
@@ -194,6 +196,7 @@ def examples(**changes: Any) -> list[dict[str, Any]]:
         ({"options": {"steps": -1}}, "options.steps", "greater than or equal to 0"),
         ({"options": {"steps": "3"}}, "options.steps", "a valid integer"),
         ({"options": {"seed": 2**31}}, "options.seed", "less than 2147483648"),
+        ({"options": {"label_words": 1}}, "options.label_words", "a valid boolean"),
         ({"ttl_seconds": 0}, "ttl_seconds", "greater than or equal to 1"),
         ({"ttl_seconds": 10**9}, "ttl_seconds", "at most 7776000"),
         ({"surprise": 1}, "surprise", "no such field"),

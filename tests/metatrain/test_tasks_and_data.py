@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from metatrain.data.jsonl import STARTER, read_jsonl
+from metatrain.data.labels import label_words
 from metatrain.data.overlap import normalized, without_overlap
 from metatrain.episode import Dataset, EpisodeSampler, EpisodeShape, assert_class_disjoint, draw_shape, manifest_digest
 from metatrain.errors import DataError
@@ -127,3 +128,14 @@ def test_the_shipped_task_set_is_what_it_says() -> None:
     assert all(len(texts) >= 12 for texts in starter.texts.values())
     every = [normalized(text) for texts in starter.texts.values() for text in texts]
     assert len(set(every)) == len(every)
+
+
+def test_a_label_is_taken_apart_into_words() -> None:
+    words = {
+        "card_arrival": "card arrival",
+        "user:thank-you": "user thank you",
+        "cancelOrder": "cancel Order",
+        "gym/off": "gym off",
+    }
+    words |= {"HTTP": "HTTP", "T1059.003": "T1059 003", "7": "7", "__": "__", "déjà_vu": "déjà vu", " padded ": "padded"}
+    assert {label: label_words(label) for label in words} == words

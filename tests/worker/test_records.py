@@ -201,6 +201,7 @@ def test_ids_depend_on_what_determines_the_weights_and_on_nothing_else(records: 
         {"support": (("a", "y"), ("b", "x"))},
         {"steps": 6},
         {"seed": 1},
+        {"label_words": True},
         {"precision": "auto"},
         {"initialization_digest": "e" * 64},
     ):

@@ -54,6 +54,16 @@ def test_a_job_ends_with_weights_that_load_and_a_record_that_tells(hands: Hands,
     assert set(record.timings) == {"queue", "tokenize", "inner_loop", "store"}
 
 
+def test_label_words_are_one_more_example_of_each_label(hands: Hands, tiny: TextBase) -> None:
+    named = tuple((text, {"close": "close_account", "order": "orderPizza"}[label]) for text, label in SUPPORT)
+    spelled = (*named, ("close account", "close_account"), ("order Pizza", "orderPizza"))
+    digests = [
+        weights_digest(hands.runtime.adapt(recipe(tiny, support=support, label_words=words)).content)
+        for support, words in ((named, True), (spelled, False), (named, False))
+    ]
+    assert digests[0] == digests[1] != digests[2]
+
+
 def test_computed_again_it_has_the_same_bits(hands: Hands, tiny: TextBase) -> None:
     digests = {weights_digest(hands.runtime.adapt(recipe(tiny)).content) for _ in range(3)}
     assert len(digests) == 1

@@ -1,0 +1,10 @@
+"""Labels are words too: `card_arrival` says what its examples have in common."""
+
+import re
+
+
+def label_words(label: str) -> str:
+    """The words of a label: names in snake_case, kebab-case, camelCase, paths and dotted names are taken apart. A label without any
+    letter or digit stays as it is."""
+    apart = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", label)
+    return " ".join(re.split(r"[\s_\-/:.]+", apart)).strip() or label
