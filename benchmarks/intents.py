@@ -59,6 +59,7 @@ def split_recipe(name: str, split: str, method: str) -> Recipe:
         change["algorithm"] = AlgorithmSection(name="protonet")
     if method == MAML:
         change["inner"] = InnerConfig(steps=5, rows_per_step=recipe.inner.rows_per_step)
+        change["start"] = recipe.start.model_copy(update={"rate": 3e-3})
     return recipe.model_copy(update=change)
 
 

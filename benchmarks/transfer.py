@@ -1,9 +1,10 @@
 """`make bench-transfer`: what meta-training and a second of adaptation are worth on data sets that were never seen.
 
-Three folds (`benchmarks.folds`), each trained without the fold's data and tested on it, and far transfer: the validation sets of
-`text_mix`, which no fold trains on, under the first fold's initialization. Every system meets the same episodes; SetFit, which
-takes most of the time, some of them. Accuracy runs several tasks a pass; seconds are taken on single tasks, with `--seconds`, on a
-machine with nothing else to do. Resumes; `--part` and `--system` share the work between processes.
+Three folds (`benchmarks.folds`), each trained without the fold's data and tested on it, and far transfer: the published validation
+sets of `text_mix`, which nothing is trained on or chosen by, under the first fold's initialization. Every system meets the same
+episodes; SetFit, which takes most of the time, some of them. Accuracy runs several tasks a pass; seconds are taken on single tasks,
+with `--seconds`, on a machine with nothing else to do (SetFit's are those of its accuracy runs, one task at a time). Resumes;
+`--part` and `--system` share the work between processes.
 """
 
 import json
@@ -102,7 +103,9 @@ class Arena:
         if system == SETFIT:
             return {SETFIT: [self._setfit(self.part.episodes[i])[0] for i in self.part.few]}
         if system == PROBE:
-            return self._kept(["accuracy", PROBE], lambda: {PROBE: [self._probe(e)[0] for e in self.part.episodes]})
+            return self._kept(
+                ["accuracy", PROBE, str(self.base.dtype)], lambda: {PROBE: [self._probe(e)[0] for e in self.part.episodes]}
+            )
         return self._kept(["accuracy", *self._identity(system)], lambda: self._by_step(system, self._episodes(system))[0])
 
     def _episodes(self, system: str) -> list[Episode]:
@@ -114,7 +117,9 @@ class Arena:
         if system == SETFIT:
             return {SETFIT: [self._setfit(self.part.episodes[i])[1] for i in self.part.few]}
         if system == PROBE:
-            return self._kept(["seconds", PROBE], lambda: {PROBE: [self._probe(e)[1] for e in [episodes[0], *episodes]][1:]})
+            return self._kept(
+                ["seconds", PROBE, str(self.base.dtype)], lambda: {PROBE: [self._probe(e)[1] for e in [episodes[0], *episodes]][1:]}
+            )
 
         def measure() -> Scores:
             found: Scores = {}
@@ -201,7 +206,7 @@ def main(
         arena = Arena(base, tokenized, progress, part, load_initialization(fold_initialization(part.fold), base))
         results: Scores = {}
         times: Scores = {}
-        for system in [s for s in systems or SYSTEMS if s != SETFIT or part.few]:
+        for system in [s for s in systems or SYSTEMS if s != SETFIT or len(part.few) > 1]:
             results |= arena.accuracies(system)
             if seconds:
                 times |= arena.seconds(system)

@@ -69,10 +69,6 @@ class InnerConfig(BaseModel):
             raise ValueError('head: a linear head moves by cross_entropy alone; add it to objective, or expected head "prototypes"')
         if self.head == "linear" and self.head_steps:
             raise ValueError('head_steps: expected 0 with head "linear", which moves along with the delta')
-        if 1 in self.steps_by_shots and self.steps not in self.steps_by_shots.values():
-            raise ValueError(
-                f"steps: {self.steps} is never taken, for steps_by_shots covers every number of shots; expected one of its own"
-            )
         if not self.teaches_one_shot and self.steps_for(1, 1) > 0:
             raise ValueError(
                 f"objective: {' + '.join(self.objective)} learns nothing from one example a class; add steps_by_shots "

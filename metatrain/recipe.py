@@ -146,6 +146,15 @@ class Recipe(_Section):
     outer: OuterSection = OuterSection()
     validation: ValidationSection = ValidationSection()
 
+    @model_validator(mode="after")
+    def _steps_are_taken(self) -> "Recipe":
+        inner = self.inner
+        if "steps" in inner.model_fields_set and 1 in inner.steps_by_shots and inner.steps not in inner.steps_by_shots.values():
+            raise ValueError(
+                f"inner.steps: {inner.steps} is never taken, for steps_by_shots covers all shots; expected one of its numbers"
+            )
+        return self
+
     @property
     def digest(self) -> str:
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()

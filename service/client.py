@@ -56,8 +56,10 @@ class Client:
         body: dict[str, Any] = {
             "support": [{"input": text, "label": label} for text, label in support],
             "initialization": initialization,
-            "options": {"steps": steps, "seed": seed, "label_words": label_words},
+            "options": {"steps": steps, "seed": seed},
         }
+        if label_words:
+            body["options"]["label_words"] = True
         if ttl_seconds is not None:
             body["ttl_seconds"] = ttl_seconds
         deadline = time.monotonic() + wait

@@ -2,6 +2,7 @@
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from metatrain.data.labels import label_words
 from service.errors import BodyTooLarge, InvalidRequest, problem
 from service.schemas import AdaptRequest, PredictRequest
 from service.settings import ServiceSettings
@@ -25,8 +26,24 @@ def check_adapt(request: AdaptRequest, settings: ServiceSettings) -> None:
     labels = {example.label for example in support}
     if not 2 <= len(labels) <= settings.max_labels:
         raise InvalidRequest("support", f"2 to {settings.max_labels} different labels", f"{len(labels)}")
+    if request.options.label_words:
+        _check_label_words(sorted(labels), seen)
     if request.ttl_seconds is not None and request.ttl_seconds > settings.max_ttl_seconds:
         raise InvalidRequest("ttl_seconds", f"at most {settings.max_ttl_seconds}", request.ttl_seconds)
+
+
+def _check_label_words(labels: list[str], inputs: dict[str, tuple[int, str]]) -> None:
+    """No text may stand for two labels: neither two labels' words, nor a label's words and another's input."""
+    spoken: dict[str, str] = {}
+    for label in labels:
+        words = label_words(label)
+        other = spoken.setdefault(words, label)
+        if other != label:
+            raise InvalidRequest("options.label_words", f"labels of different words, not {other!r} and {label!r}", True)
+        position, own = inputs.get(words, (0, label))
+        if own != label:
+            expected = f"no label with the words of another's example, as {label!r} has of support[{position}]"
+            raise InvalidRequest("options.label_words", expected, True)
 
 
 def check_predict(request: PredictRequest, settings: ServiceSettings) -> None:

@@ -17,7 +17,9 @@ Status = Literal["queued", "running", "ready", "failed", "evicted", "expired"]
 class JobRecipe(BaseModel):
     """What to adapt: everything that determines the weights, as it is kept in the record.
 
-    `support` is in canonical order: sorted by (label, input), so that the order of a request's examples means nothing.
+    `support` is in canonical order: sorted by (label, input), so that the order of a request's examples means nothing. A field with
+    a default is left out of records and ids where it has that value, so that those from before the field stay valid: a default
+    must never change.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -215,7 +215,13 @@ class Records:
         starts afresh.
         """
         keys = [_record(tenant, adapter_id), _index(tenant), _PENDING, _SEQUENCE, _RETIRE]
-        arguments: list[Any] = [_member(tenant, adapter_id), adapter_id, ttl_ms, recipe.model_dump_json(), json.dumps(truncated)]
+        arguments: list[Any] = [
+            _member(tenant, adapter_id),
+            adapter_id,
+            ttl_ms,
+            recipe.model_dump_json(exclude_defaults=True),
+            json.dumps(truncated),
+        ]
         created, status = self._accept(keys=keys, args=[*arguments, WAKE_AGAIN_MS, RETENTION_MS])
         return bool(created), cast(Status, _text(status))
 

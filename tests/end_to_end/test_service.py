@@ -169,6 +169,9 @@ def test_initializations_health_and_docs(service: Served) -> None:
     assert service.http.get("/docs").status_code == 200
 
 
+WORDS: dict[str, Any] = {"options": {"label_words": True}}
+
+
 def examples(**changes: Any) -> list[dict[str, Any]]:
     return [{**SUPPORT[0], **changes}, *SUPPORT[1:]]
 
@@ -197,6 +200,16 @@ def examples(**changes: Any) -> list[dict[str, Any]]:
         ({"options": {"steps": "3"}}, "options.steps", "a valid integer"),
         ({"options": {"seed": 2**31}}, "options.seed", "less than 2147483648"),
         ({"options": {"label_words": 1}}, "options.label_words", "a valid boolean"),
+        (
+            {"support": [*SUPPORT, {"input": "stop it", "label": "Close"}, {"input": "no", "label": "-Close"}], **WORDS},
+            "options.label_words",
+            "labels of different words, not '-Close' and 'Close'",
+        ),
+        (
+            {"support": [*SUPPORT, {"input": "order", "label": "play"}], **WORDS},
+            "options.label_words",
+            "no label with the words of another's example, as 'order' has of support[5]",
+        ),
         ({"ttl_seconds": 0}, "ttl_seconds", "greater than or equal to 1"),
         ({"ttl_seconds": 10**9}, "ttl_seconds", "at most 7776000"),
         ({"surprise": 1}, "surprise", "no such field"),

@@ -98,7 +98,7 @@ def test_a_prototype_inner_loop_with_everything_switched_on_trains_and_records_w
     base = load_text_base(str(tiny_folder), precision="float32")
     loaded = load_initialization(tmp_path / "tiny", base)
     assert loaded.digest == trained.digest
-    assert [loaded.inner.steps_for(n, 2) for n in (2, 4, 6)] == [0, 0, 2]
+    assert [loaded.inner.steps_for(n, 2) for n in (2, 4, 6)] == [0, 0, 3]
 
 
 def test_training_lowers_the_query_loss(tiny_folder: Path, tmp_path: Path) -> None:
@@ -167,6 +167,7 @@ def test_held_out_and_validation_data_stay_out_of_training(tiny_folder: Path, tm
         ({"inner": {"stepz": 3}}, "inner.stepz: Extra inputs are not permitted, got '3'"),
         ({"algorithm": {"name": "mamml"}}, "algorithm.name: Input should be 'maml' or 'protonet', got 'mamml'"),
         ({"outer": {"steps": 0}}, "outer.steps: Input should be greater than or equal to 1, got '0'"),
+        ({"inner": {"steps": 2, "steps_by_shots": {1: 0}}}, "inner.steps: 2 is never taken"),
         ({"name": "Two Words"}, "name: String should match pattern"),
     ],
 )

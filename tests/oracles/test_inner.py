@@ -192,8 +192,6 @@ def test_an_objective_that_one_example_cannot_teach_is_refused(tiny: TextBase, l
     blind = {"objective": {"supervised_contrastive": 1.0}, "head": "prototypes"}
     with pytest.raises(ValueError, match="learns nothing from one example a class"):
         InnerConfig.model_validate({**blind, "steps": 5})
-    with pytest.raises(ValueError, match="steps: 2 is never taken"):
-        InnerConfig(steps=2, steps_by_shots={1: 0})
     with pytest.raises(ValueError, match="a linear head moves by cross_entropy alone"):
         InnerConfig.model_validate({**blind, "head": "linear"})
     config = InnerConfig.model_validate({**blind, "steps": 2, "steps_by_shots": {1: 0, 2: 2}})
