@@ -89,8 +89,10 @@ def main(data: Path, steps: tuple[int, ...], with_setfit: bool) -> None:
             progress.put(key, [answer.seconds, float(np.mean(right))])
         if progress.get(key) is not None:
             rows += _show(f"77-way {shots}-shot, {len(query)} queries", "SetFit, 20 pairings an example", *progress.get(key))
-    if sum(row.system.startswith("SetFit") for row in rows) == 2 * len(SHOTS):
-        print(f"\nwrote {write('banking', rows)}")
+        else:
+            print("not written: SetFit has not been run on these examples")
+            return
+    print(f"\nwrote {write('banking', rows)}")
 
 
 def _show(case: str, system: str, seconds: float, accuracy: float) -> list[Row]:

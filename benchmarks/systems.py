@@ -10,10 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
 from metatrain.base import source
-from metatrain.base.text import TextBase
 from metatrain.episode import Episode
 from metatrain.taskbatch import Tokenized
 
@@ -29,15 +27,15 @@ class Answer:
     seconds: float
 
 
-def linear_probe(base: TextBase, tokenized: Tokenized, support: Pairs, queries: Sequence[str]) -> Answer:
+def linear_probe(tokenized: Tokenized, support: Pairs, queries: Sequence[str]) -> Answer:
     """Logistic regression (scikit-learn's defaults) on frozen features."""
     from sklearn.linear_model import LogisticRegression
 
     began = time.perf_counter()
-    features = _features(base, tokenized, [text for text, _ in support])
+    features = tokenized.features([text for text, _ in support]).cpu().numpy()
     model = LogisticRegression(max_iter=1000).fit(features, [c for _, c in support])
     seconds = time.perf_counter() - began
-    return Answer([int(c) for c in model.predict(_features(base, tokenized, queries))], seconds)
+    return Answer([int(c) for c in model.predict(tokenized.features(queries).cpu().numpy())], seconds)
 
 
 def setfit(support: Pairs, queries: Sequence[str], *, iterations: int | None = None) -> Answer:
@@ -66,11 +64,3 @@ def setfit(support: Pairs, queries: Sequence[str], *, iterations: int | None = N
 
 def accuracy(answer: Answer, episode: Episode) -> float:
     return float(np.mean([p == c for p, (_, c) in zip(answer.predicted, episode.query, strict=True)]))
-
-
-@torch.no_grad()
-def _features(base: TextBase, tokenized: Tokenized, texts: Sequence[str]) -> Any:
-    parts = [texts[i : i + 128] for i in range(0, len(texts), 128)]
-    return (
-        torch.cat([base.features(None, base.collate(tokenized.rows([[(t, 0) for t in part]])[0])) for part in parts]).cpu().numpy()
-    )

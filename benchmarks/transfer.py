@@ -102,36 +102,32 @@ class Arena:
         """Accuracy of each episode, under the system's name, or one for each number of steps where it is tried at several."""
         if system == SETFIT:
             return {SETFIT: [self._setfit(self.part.episodes[i])[0] for i in self.part.few]}
-        if system == PROBE:
-            return self._kept(
-                ["accuracy", PROBE, str(self.base.dtype)], lambda: {PROBE: [self._probe(e)[0] for e in self.part.episodes]}
-            )
-        return self._kept(["accuracy", *self._identity(system)], lambda: self._by_step(system, self._episodes(system))[0])
-
-    def _episodes(self, system: str) -> list[Episode]:
-        return self.worded if system in (FROZEN_WORDS, OURS_WORDS) else self.part.episodes
+        return self._kept(["accuracy", *self._identity(system)], lambda: self._run(system, self._episodes(system))[0])
 
     def seconds(self, system: str) -> Scores:
         """Seconds to adapt single tasks, one at a time, the first of them twice, for nothing is warm at first."""
-        episodes = [self._episodes(system)[i] for i in _spread(len(self.part.episodes), TIMED)]
         if system == SETFIT:
             return {SETFIT: [self._setfit(self.part.episodes[i])[1] for i in self.part.few]}
-        if system == PROBE:
-            return self._kept(
-                ["seconds", PROBE, str(self.base.dtype)], lambda: {PROBE: [self._probe(e)[1] for e in [episodes[0], *episodes]][1:]}
-            )
+        episodes = [self._episodes(system)[i] for i in _spread(len(self.part.episodes), TIMED)]
 
         def measure() -> Scores:
             found: Scores = {}
             for episode in [episodes[0], *episodes]:
-                for name, seconds in self._by_step(system, [episode])[1].items():
+                for name, seconds in self._run(system, [episode])[1].items():
                     found.setdefault(name, []).append(seconds)
             return {name: values[1:] for name, values in found.items()}
 
         return self._kept(["seconds", *self._identity(system)], measure)
 
-    def _by_step(self, system: str, episodes: Sequence[Episode]) -> tuple[Scores, dict[str, float]]:
+    def _episodes(self, system: str) -> list[Episode]:
+        return self.worded if system in (FROZEN_WORDS, OURS_WORDS) else self.part.episodes
+
+    def _run(self, system: str, episodes: Sequence[Episode]) -> tuple[Scores, dict[str, float]]:
         """Accuracy of each episode and seconds a task, by name."""
+        if system == PROBE:
+            answers = [linear_probe(self.tokenized, e.support, [text for text, _ in e.query]) for e in episodes]
+            scores = [accuracy(answer, episode) for answer, episode in zip(answers, episodes, strict=True)]
+            return {PROBE: scores}, {PROBE: statistics.fmean(answer.seconds for answer in answers)}
         init, marks = self.initializations[system]
         one_shot = len(episodes[0].support) == len(episodes[0].labels)
         if one_shot and not init.inner.teaches_one_shot:
@@ -139,13 +135,9 @@ class Arena:
         if not marks:
             return {}, {}
         with tqdm(total=len(episodes), desc=f"{self.part.case}, {system}", leave=False, disable=None) as bar:
-            scores = evaluate_steps(self.base, init, episodes, marks, tokenized=self.tokenized, progress=bar.update)
+            by_step = evaluate_steps(self.base, init, episodes, marks, tokenized=self.tokenized, progress=bar.update)
         names = {mark: f"{system}, {mark} steps" if system in (SAME_LOOP, OURS) else system for mark in marks}
-        return {names[m]: list(s.accuracy) for m, s in scores.items()}, {names[m]: s.seconds_per_task for m, s in scores.items()}
-
-    def _probe(self, episode: Episode) -> tuple[float, float]:
-        answer = linear_probe(self.base, self.tokenized, episode.support, [text for text, _ in episode.query])
-        return accuracy(answer, episode), answer.seconds
+        return {names[m]: list(s.accuracy) for m, s in by_step.items()}, {names[m]: s.seconds_per_task for m, s in by_step.items()}
 
     def _setfit(self, episode: Episode) -> tuple[float, float]:
         def run() -> list[float]:
@@ -156,6 +148,8 @@ class Arena:
         return float(score), float(seconds)
 
     def _identity(self, system: str) -> list[Any]:
+        if system == PROBE:
+            return [PROBE, str(self.base.dtype)]
         init, marks = self.initializations[system]
         return [system, init.digest, marks, str(self.base.dtype)]
 

@@ -15,8 +15,6 @@ from metatrain.inner import trajectory
 from metatrain.metagrad import query_loss
 from metatrain.taskbatch import Tokenized
 
-_ROWS = 256  # of one forward pass that keeps no graph
-
 
 @dataclass(frozen=True)
 class Scores:
@@ -64,8 +62,7 @@ def evaluate_steps(
     for start in range(0, len(episodes), tasks):
         part = episodes[start : start + tasks]
         batch = tokenized.batch(part)
-        if marks and len(marks) > 1:
-            batch = replace(batch, query_tokens=base.prefix(batch.query_tokens, lora))
+        batch = replace(batch, query_tokens=base.prefix(batch.query_tokens, lora))
         theta, rates, scale = init.tensors(len(part), base.device)
         wanted = marks or (init.inner.steps_for(len(part[0].support), len(part[0].labels)),)
         spent, began = 0.0, time.perf_counter()
@@ -94,9 +91,7 @@ def evaluate_prototypes(
     theta, _, scale = init.tensors(1, base.device)
     unique = sorted({text for e in episodes for text, _ in (*e.support, *e.query)})
     place = {text: number for number, text in enumerate(unique)}
-    delta = lora.fold(theta)
-    parts = [unique[i : i + _ROWS] for i in range(0, len(unique), _ROWS)]
-    features = torch.cat([base.features(delta, base.collate(tokenized.rows([[(t, 0) for t in part]])[0])) for part in parts])
+    features = tokenized.features(unique, lora.fold(theta))
     found = []
     for episode in episodes:
         (support, own), (query, wanted) = (

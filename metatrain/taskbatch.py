@@ -7,10 +7,12 @@ import torch
 from torch import Tensor
 
 from metatrain.base.text import TextBase, TokenBatch
+from metatrain.deltas import Delta
 from metatrain.episode import Episode
 from metatrain.support import Support
 
 Pairs = Sequence[tuple[str, int]]
+_ROWS = 256  # of one forward pass that keeps no graph
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,13 @@ class Tokenized:
             ids += [self._ids[text] for text, _ in pairs] + [[]] * (width - len(pairs))
             labels[t, : len(pairs)] = torch.tensor([c for _, c in pairs], dtype=torch.int64)
         return ids, labels.to(self.base.device)
+
+    @torch.no_grad()
+    def features(self, texts: Sequence[str], delta: Delta | None = None) -> Tensor:
+        """Features [N, D] of each text, in passes of a bounded number of rows that keep no graph. `delta`: folded, of one group."""
+        parts = [texts[i : i + _ROWS] for i in range(0, len(texts), _ROWS)]
+        batches = [self.base.collate(self.rows([[(text, 0) for text in part]])[0]) for part in parts]
+        return torch.cat([self.base.features(delta, batch) for batch in batches])
 
     def support(self, tasks: Sequence[Pairs]) -> Support:
         ids, labels = self.rows(tasks)

@@ -76,15 +76,7 @@ def train(
     )
     lora = base.attach(recipe.delta)
     tokenized = Tokenized(base, recipe.base.train_max_length)
-    drawn = recipe.episodes
-    sampler = EpisodeSampler(
-        train_sets,
-        recipe.seed,
-        temperature=drawn.temperature,
-        near_miss=drawn.near_miss,
-        merge=drawn.merge,
-        similarity=class_similarity(base, tokenized, train_sets) if drawn.near_miss else (),
-    )
+    sampler = _sampler(recipe, tokenized, train_sets)
     validation = validation_episodes(recipe, valid_sets)
     report({"event": "data", "train": _sizes(train_sets), "valid": _sizes(valid_sets), "dropped": dropped})
     out.mkdir(parents=True, exist_ok=True)
@@ -109,9 +101,7 @@ def train(
         validate()
     while state.step < last and not _out_of_patience(recipe, state):
         began = time.perf_counter()
-        shape = draw_shape(recipe.seed, state.step, drawn.ways, drawn.shots, drawn.queries, drawn.rows)
-        tasks = max(1, min(recipe.outer.tasks, drawn.rows // (shape.ways * (shape.shots + shape.queries))))
-        episodes = sampler.batch(state.step, shape, tasks)
+        episodes = _meta_batch(recipe, sampler, state.step)
         gradient = algorithm.gradient(base, lora, Outer.from_leaves(state.leaves), tokenized.batch(episodes))
         norm = outer_step(recipe, state, gradient)
         event = {"event": "step", "step": state.step, "loss": gradient.loss, "accuracy": gradient.accuracy, "gradient_norm": norm}
@@ -146,17 +136,13 @@ def read_data(recipe: Recipe, data: Path) -> tuple[list[Dataset], list[Dataset],
     return kept, unseen, [f"training: {line}" for line in dropped] + [f"validation: {line}" for line in dropped_valid]
 
 
-@torch.no_grad()
-def class_similarity(
-    base: TextBase, tokenized: Tokenized, datasets: list[Dataset], *, texts: int = 16
-) -> list[NDArray[np.float32]]:
+def class_similarity(tokenized: Tokenized, datasets: list[Dataset], *, texts: int = 16) -> list[NDArray[np.float32]]:
     """Cosine between the base model's class means over the first `texts` texts of each class: [C, C] for each data set."""
     found = []
     for dataset in datasets:
         means = []
         for own in dataset.texts.values():
-            ids, _ = tokenized.rows([[(text, 0) for text in own[:texts]]])
-            means.append(nn.functional.normalize(base.features(None, base.collate(ids)).mean(0), dim=0))
+            means.append(nn.functional.normalize(tokenized.features(own[:texts]).mean(0), dim=0))
         stacked = torch.stack(means).cpu()
         found.append((stacked @ stacked.T).numpy())
     return found
@@ -207,6 +193,26 @@ def outer_step(recipe: Recipe, state: State, gradient: MetaGradient) -> float:
         rate = recipe.outer.learning_rate if is_theta else recipe.outer.rate_learning_rate
         state.leaves[name] = state.leaves[name] - schedule * rate * move
     return norm
+
+
+def _sampler(recipe: Recipe, tokenized: Tokenized, train_sets: list[Dataset]) -> EpisodeSampler:
+    drawn = recipe.episodes
+    return EpisodeSampler(
+        train_sets,
+        recipe.seed,
+        temperature=drawn.temperature,
+        near_miss=drawn.near_miss,
+        merge=drawn.merge,
+        similarity=class_similarity(tokenized, train_sets) if drawn.near_miss else (),
+    )
+
+
+def _meta_batch(recipe: Recipe, sampler: EpisodeSampler, step: int) -> list[Episode]:
+    """Up to `outer.tasks` tasks of one shape, as many as `episodes.rows` holds."""
+    drawn = recipe.episodes
+    shape = draw_shape(recipe.seed, step, drawn.ways, drawn.shots, drawn.queries, drawn.rows)
+    tasks = max(1, min(recipe.outer.tasks, drawn.rows // (shape.ways * (shape.shots + shape.queries))))
+    return sampler.batch(step, shape, tasks)
 
 
 def _start(recipe: Recipe, lora: LoRA) -> Outer:
