@@ -8,13 +8,14 @@ import os
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
 from metatrain.base import source
+from metatrain.data.labels import label_words
 from metatrain.episode import Episode
 from metatrain.taskbatch import Tokenized
 
@@ -43,8 +44,8 @@ def linear_probe(tokenized: Tokenized, support: Pairs, queries: Sequence[str]) -
 
 def setfit(support: Pairs, queries: Sequence[str], *, iterations: int | None = None) -> Answer:
     """SetFit with its own defaults (one epoch over all pairs, batches of 16; or over `iterations` pairings an example) from the
-    same base model, which it loads for each task; loading is not counted. Matrix products are in bfloat16, as ours: its losses agree
-    to four digits and it takes two thirds of the time."""
+    same base model, which it loads for each task; loading is not counted. Matrix products are in bfloat16, as ours: its losses
+    agree to four digits and it takes two thirds of the time."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     logging.disable(logging.WARNING)
     precision = torch.get_float32_matmul_precision()
@@ -67,6 +68,12 @@ def setfit(support: Pairs, queries: Sequence[str], *, iterations: int | None = N
         seconds = time.perf_counter() - began
         torch.set_float32_matmul_precision(precision)
         return Answer([int(c) for c in model.predict(list(queries))], seconds)
+
+
+def with_label_words(episode: Episode) -> Episode:
+    """As `options.label_words` of a request."""
+    words = tuple((label_words(label), c) for c, label in enumerate(episode.labels))
+    return replace(episode, support=episode.support + words)
 
 
 def accuracy(answer: Answer, episode: Episode) -> float:

@@ -21,12 +21,11 @@ from tqdm import tqdm
 
 from benchmarks.folds import FOLDS, fold_initialization
 from benchmarks.record import Progress, Row, write
-from benchmarks.systems import SETFIT_VERSION, accuracy, linear_probe, setfit
+from benchmarks.systems import SETFIT_VERSION, accuracy, linear_probe, setfit, with_label_words
 from metatrain.artifact import Initialization, load_initialization
 from metatrain.base.text import TextBase, load_text_base
 from metatrain.baselines import SCALE, frozen_prototypes, lora_from_zero
 from metatrain.data.jsonl import read_jsonl
-from metatrain.data.labels import label_words
 from metatrain.episode import Episode, EpisodeSampler, EpisodeShape, manifest_digest
 from metatrain.evaluate import evaluate_steps, paired_interval
 from metatrain.taskbatch import Tokenized
@@ -81,7 +80,7 @@ def _spread(count: int, some: int) -> list[int]:
 
 
 def _setfit_share(shots: int, episodes: int) -> int:
-    """At 10 shots SetFit walks through 2,000 pairs a task, more than a minute on a core: it meets a quarter of the episodes there."""
+    """At 10 shots SetFit walks through 2,000 pairs a task, more than a minute on a core: a quarter of the episodes there."""
     return max(1, episodes // 4) if shots == 10 else episodes
 
 
@@ -92,7 +91,7 @@ class Arena:
         self.base, self.tokenized, self.progress, self.part = base, tokenized, progress, part
         self.digest = manifest_digest(part.episodes)
         plain = lora_from_zero(base)
-        self.worded = [_with_label_words(episode) for episode in part.episodes]
+        self.worded = [with_label_words(episode) for episode in part.episodes]
         recorded = ours.inner.steps_for(len(self.worded[0].support), len(self.worded[0].labels))
         self.initializations: dict[str, tuple[Initialization, tuple[int, ...]]] = {
             FROZEN: (frozen_prototypes(base), (0,)),
@@ -164,12 +163,6 @@ class Arena:
             self.progress.put(key, make())
         kept: Kept = self.progress.get(key)
         return kept
-
-
-def _with_label_words(episode: Episode) -> Episode:
-    """As `options.label_words` of a request."""
-    words = tuple((label_words(label), c) for c, label in enumerate(episode.labels))
-    return replace(episode, support=episode.support + words)
 
 
 def _from_zero(base: TextBase, ours: Initialization) -> Initialization:
