@@ -9,7 +9,8 @@ DATA ?= ../shared/data
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo serve test lint train-default search-inner bench-transfer bench-intents bench-banking bench-ready plots clean
+.PHONY: demo serve test test-long lint train-starter train-default search-inner bench-transfer bench-intents bench-banking \
+	bench-ready bench-metagrad bench-papers plots clean
 
 demo: .venv/embedded
 	$(BIN)/quickstudy demo
@@ -20,10 +21,17 @@ serve: .venv/embedded
 test: .venv/dev
 	$(BIN)/python -m pytest
 
+test-long: .venv/dev
+	$(BIN)/python -m pytest -m long
+
 lint: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# A first initialization of one's own, on the task set that ships with the package, and a report on it: a few minutes.
+train-starter: .venv/report
+	$(BIN)/metatrain train metatrain/recipes/starter.yaml --report
 
 # The default initialization again, from the same data and recipe (see its README).
 train-default: .venv/embedded
@@ -44,6 +52,14 @@ bench-banking: .venv/bench
 bench-ready: .venv/embedded
 	$(BIN)/python -m benchmarks.ready
 
+# On a machine at rest; resumes.
+bench-metagrad: .venv/bench
+	$(BIN)/python -m benchmarks.metagrad
+
+# Hours on a CPU; MINUTES bounds one call, and the next one goes on.
+bench-papers: .venv/bench
+	$(BIN)/python -m benchmarks.papers --data $(DATA) $(if $(MINUTES),--minutes $(MINUTES))
+
 search-inner: .venv/embedded
 	$(BIN)/metatrain search metatrain/searches/inner.yaml --data $(DATA)
 	$(BIN)/metatrain search metatrain/searches/one-shot.yaml --data $(DATA)
@@ -63,9 +79,13 @@ plots: .venv/bench
 	$(PIP) --editable '.[embedded]'
 	@touch $@
 
+.venv/report: pyproject.toml constraints.txt .venv/torch
+	$(PIP) --editable '.[embedded,report]'
+	@touch $@ .venv/embedded
+
 .venv/dev: pyproject.toml constraints.txt .venv/torch
 	$(PIP) --editable '.[dev]'
-	@touch $@ .venv/embedded
+	@touch $@ .venv/embedded .venv/report
 
 .venv/bench: pyproject.toml constraints.txt .venv/torch
 	$(PIP) --editable '.[bench]'

@@ -30,8 +30,8 @@ def fold_initialization(fold: str) -> Path:
     folder = RUNS / f"without-{fold}" / f"without-{fold}"
     if not (folder / "initialization.json").is_file():
         raise click.ClickException(f"no initialization at {folder}: run `python -m benchmarks.folds {fold} --data FOLDER` first")
-    made_by = json.loads((folder / "initialization.json").read_bytes())["provenance"]["recipe_digest"]
-    if made_by != fold_recipe(fold).digest:
+    made_by = json.loads((folder / "initialization.json").read_bytes())["provenance"]["recipe"]
+    if Recipe.model_validate(made_by) != fold_recipe(fold):
         raise click.ClickException(f"{folder} was trained by another recipe than {DEFAULT_RECIPE.name} is now; move it away")
     return folder
 

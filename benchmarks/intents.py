@@ -16,6 +16,7 @@ from tqdm import tqdm
 from benchmarks.folds import DEFAULT_RECIPE
 from benchmarks.record import RUNS, Progress, Row, write
 from benchmarks.systems import with_label_words
+from metatrain.algorithms import ProtoNet
 from metatrain.artifact import Initialization, load_initialization
 from metatrain.base.text import TextBase, load_text_base
 from metatrain.baselines import frozen_prototypes
@@ -23,11 +24,10 @@ from metatrain.cli import train_with_progress
 from metatrain.episode import EpisodeSampler, EpisodeShape, manifest_digest
 from metatrain.evaluate import evaluate, evaluate_prototypes, paired_interval
 from metatrain.inner import InnerConfig
+from metatrain.outer_loop import OuterConfig
 from metatrain.recipe import (
-    AlgorithmSection,
     DataSection,
     EpisodesSection,
-    OuterSection,
     Recipe,
     Source,
     Split,
@@ -56,11 +56,11 @@ def split_recipe(name: str, split: str, method: str) -> Recipe:
         "name": f"{name}-{split}-{method.split('-')[0].lower()}",
         "data": DataSection(train=part("train"), valid=part("valid"), held_out=part("test")),
         "episodes": EpisodesSection(ways=(5, 15), shots=(1, 5), queries=5, near_miss=0.25, rows=400),
-        "outer": OuterSection(steps=60, tasks=4, learning_rate=1e-3, rate_learning_rate=0.02),
+        "outer": OuterConfig(steps=60, tasks=4, learning_rate=1e-3, rate_learning_rate=0.02),
         "validation": ValidationSection(every=15, episodes=80, shots=SHOTS, patience=2),
     }
     if method == PROTONET:
-        change["algorithm"] = AlgorithmSection(name="protonet")
+        change["algorithm"] = ProtoNet()
     if method == MAML:
         change["inner"] = InnerConfig(steps=3, rows_per_step=recipe.inner.rows_per_step)
         change["start"] = recipe.start.model_copy(update={"rate": 3e-3})
@@ -102,7 +102,7 @@ def initialization(base: TextBase, name: str, split: str, method: str, data: Pat
     if not (folder / recipe.name / "initialization.json").is_file():
         train_with_progress(recipe, data, folder)
     init = load_initialization(folder / recipe.name, base)
-    if init.provenance["recipe_digest"] != recipe.digest:
+    if Recipe.model_validate(init.provenance["recipe"]) != recipe:
         raise click.ClickException(f"{folder} was trained by another recipe than this is now; move it away")
     return init
 

@@ -7,8 +7,11 @@ import matplotlib as mpl
 
 mpl.use("svg")
 import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
 
 from benchmarks.folds import FOLDS
+from benchmarks.metagrad import PEERS
+from benchmarks.metagrad import STEPS as METAGRAD_STEPS
 from benchmarks.record import RESULTS
 from benchmarks.transfer import FROZEN, OURS, PLAIN, SETFIT, SHOTS, STEPS, rows_by
 
@@ -34,11 +37,41 @@ def accuracy_by_step() -> Path:
     axes[0].set_ylabel("accuracy, %")
     axes[0].legend(title="trained without", frameon=False)
     figure.suptitle("dashed: frozen prototypes   ×: plain LoRA from zero, 10 steps   ★: SetFit", fontsize=9)
+    return _saved(figure, "accuracy-by-step.svg")
+
+
+def time_and_memory() -> Path:
+    """One panel for each number of inner steps, one task, float32: seconds against memory, a point a way of taking the gradient."""
+    rows = json.loads((RESULTS / "metagrad.json").read_text(encoding="utf-8"))["rows"]
+    values = rows_by(rows)
+    figure, axes = plt.subplots(1, len(METAGRAD_STEPS), figsize=(11, 3.6), layout="constrained")
+    for axis, k in zip(axes, METAGRAD_STEPS, strict=True):
+        case = f"K={k}, T=1, float32"
+        for number, system in enumerate(dict.fromkeys(row["system"] for row in rows)):
+            if (case, system, "seconds a task") in values:
+                point = values[case, system, "memory above the model"], values[case, system, "seconds a task"]
+                marker = "x" if system in PEERS else "o"
+                axis.plot(*point, marker=marker, color=f"C{number}", linestyle="", label=system)
+        axis.set(title=f"K = {k}", xlabel="MB above the model", xscale="log", yscale="log")
+        axis.grid(alpha=0.3, which="both")
+    axes[0].set_ylabel("seconds a task")
+    axes[-1].legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+    return _saved(figure, "time-and-memory.svg")
+
+
+def _saved(figure: Figure, name: str) -> Path:
     PLOTS.mkdir(parents=True, exist_ok=True)
-    path = PLOTS / "accuracy-by-step.svg"
-    figure.savefig(path, metadata={"Date": None})
-    return path
+    figure.savefig(PLOTS / name, metadata={"Date": None})
+    return PLOTS / name
+
+
+def main() -> None:
+    for results, plot in (("transfer", accuracy_by_step), ("metagrad", time_and_memory)):
+        if (RESULTS / f"{results}.json").is_file():
+            print(f"wrote {plot()}")
+        else:
+            print(f"no benchmarks/results/{results}.json yet: make bench-{results}")
 
 
 if __name__ == "__main__":
-    print(f"wrote {accuracy_by_step()}")
+    main()

@@ -19,13 +19,14 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from metatrain.base.text import BaseSpec, TextBase
-from metatrain.deltas import LoRA, LoRAConfig
-from metatrain.deltas.lora import stack
+from metatrain.classification import HEAD_LEAVES
+from metatrain.deltas import DeltaConfig, DeltaKind
+from metatrain.deltas.peft_files import essentials, from_peft, in_peft, peft_config, peft_shapes, to_peft
 from metatrain.errors import ArtifactError
-from metatrain.inner import HEAD_LEAVES, InnerConfig
+from metatrain.inner import InnerConfig
+from metatrain.problem import Outer
 
 FORMAT_VERSION: Literal[2] = 2
-_PEFT_PREFIX = "base_model.model."
 _METADATA_KEY = "quickstudy"  # one key: safetensors does not keep several in order, and the bytes are digested
 
 
@@ -37,7 +38,7 @@ class InitializationFile(BaseModel):
     format_version: Literal[2] = FORMAT_VERSION
     name: str
     base: BaseSpec
-    delta: LoRAConfig
+    delta: DeltaConfig
     inner: InnerConfig
     scale: float = Field(gt=0, description="s, the inverse softmax temperature of the cosine logits")
     algorithm: str
@@ -55,7 +56,7 @@ class Initialization:
 
     name: str
     base: BaseSpec
-    delta: LoRAConfig
+    delta: DeltaConfig
     inner: InnerConfig
     theta: dict[str, Tensor]
     rates: dict[str, Tensor]
@@ -69,37 +70,23 @@ class Initialization:
             "format_version": FORMAT_VERSION,
             "base": self.base.model_dump(exclude={"model"}),
             "delta": self.delta.model_dump(),
-            "inner": self.inner.model_dump(),
+            "inner": self.inner.model_dump(exclude=_added_since({"moved", "proximal"}, self.inner)),
             "scale": self.scale,
             "theta": _sha256(save(_contiguous(self.theta))),
             "rates": _sha256(save(_contiguous(self.rates))),
         }
         return _sha256(_canonical_json(identity))
 
-    def tensors(self, tasks: int, device: torch.device) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
-        """θ for T tasks (leaves [T, …]), rates and scale on `device`: what `adapt` takes."""
-        theta = stack({name: leaf.to(device) for name, leaf in self.theta.items()}, tasks)
-        return theta, {name: rate.to(device) for name, rate in self.rates.items()}, torch.tensor(self.scale, device=device)
+    def outer(self, device: torch.device) -> Outer:
+        """θ, rates and scale on `device`: what the inner loop starts from."""
+        return Outer(self.theta, self.rates, torch.tensor(self.scale)).on(device)
 
 
-def save_initialization(init: Initialization, folder: Path, lora: LoRA) -> None:
+def save_initialization(init: Initialization, folder: Path, kind: DeltaKind) -> None:
     """Write `init` to `folder`, the JSON last, so that a folder with one is complete."""
     folder.mkdir(parents=True, exist_ok=True)
-    weights = {
-        "adapter_model.safetensors": save(_contiguous({_PEFT_PREFIX + n: t for n, t in init.theta.items()})),
-        "inner_lr.safetensors": save(_contiguous(init.rates)),
-    }
-    peft_config = {
-        "peft_type": "LORA",
-        "task_type": "FEATURE_EXTRACTION",
-        "base_model_name_or_path": init.base.model,
-        "r": init.delta.rank,
-        "lora_alpha": init.delta.alpha,
-        "target_modules": sorted(lora.sites),
-        "lora_dropout": 0.0,
-        "bias": "none",
-        "inference_mode": True,
-    }
+    named = to_peft(kind, init.theta) if in_peft(kind) else init.theta
+    weights = {_weights_file(kind): save(_contiguous(named)), "inner_lr.safetensors": save(_contiguous(init.rates))}
     described = InitializationFile(
         name=init.name,
         base=init.base,
@@ -112,7 +99,9 @@ def save_initialization(init: Initialization, folder: Path, lora: LoRA) -> None:
     )
     for name, content in weights.items():
         write_atomically(folder / name, content)
-    write_atomically(folder / "adapter_config.json", json.dumps(peft_config, indent=2).encode() + b"\n")
+    if in_peft(kind):
+        config = json.dumps(peft_config(kind, init.base.model), indent=2)
+        write_atomically(folder / "adapter_config.json", config.encode() + b"\n")
     write_atomically(folder / "initialization.json", described.model_dump_json(indent=2).encode() + b"\n")
 
 
@@ -131,23 +120,23 @@ def load_initialization(folder: Path, base: TextBase) -> Initialization:
             raise ArtifactError(
                 f"{path}: base.{key} is {expected!r}, the resident base model {base.spec.model} has {found_base[key]!r}"
             )
-    lora = base.attach(described.delta)
-    theta_raw = _read_weights(folder, "adapter_model.safetensors", described.weights_sha256)
+    kind = base.attach(described.delta)
+    theta = _read_weights(folder, _weights_file(kind), described.weights_sha256)
     rates = _read_weights(folder, "inner_lr.safetensors", described.weights_sha256)
-    source = f"{folder}/adapter_model.safetensors"
-    check_leaves(theta_raw, {_PEFT_PREFIX + n: s for n, s in lora.shapes.items()}, source)
-    rate_steps = max((leaf.numel() for leaf in rates.values()), default=1)
-    check_leaves(rates, dict.fromkeys((*lora.shapes, *HEAD_LEAVES), (rate_steps,)), f"{folder}/inner_lr.safetensors")
+    check_leaves(theta, peft_shapes(kind) if in_peft(kind) else kind.shapes, f"{folder}/{_weights_file(kind)}")
+    _check_rates(rates, kind, f"{folder}/inner_lr.safetensors")
     for name, rate in rates.items():
         if (rate < 0).any():
             raise ArtifactError(f"{folder}/inner_lr.safetensors: {name}: expected rates of at least 0, got {float(rate.min())}")
-    _check_peft_config(folder / "adapter_config.json", described.delta, lora)
+    if in_peft(kind):
+        _check_peft_config(folder / "adapter_config.json", kind)
+        theta = from_peft(kind, theta)
     return Initialization(
         name=described.name,
         base=described.base,
         delta=described.delta,
         inner=described.inner,
-        theta={n.removeprefix(_PEFT_PREFIX): t for n, t in theta_raw.items()},
+        theta=theta,
         rates=rates,
         scale=described.scale,
         algorithm=described.algorithm,
@@ -163,7 +152,7 @@ class AdapterMetadata(BaseModel):
     format_version: Literal[2] = FORMAT_VERSION
     initialization_digest: str
     base_weights_sha256: str
-    delta: LoRAConfig
+    delta: DeltaConfig
     scale: float = Field(gt=0)
     labels: tuple[str, ...] = Field(min_length=1)
 
@@ -204,8 +193,8 @@ def adapter_from_bytes(content: bytes, base: TextBase) -> Adapter:
         raise ArtifactError(
             f"adapter: made for base weights {metadata.base_weights_sha256}, resident are {base.spec.weights_sha256}"
         )
-    lora, classes = base.attach(metadata.delta), len(metadata.labels)
-    shapes = {f"delta.{n}": s for n, s in lora.shapes.items()}
+    kind, classes = base.attach(metadata.delta), len(metadata.labels)
+    shapes = {f"delta.{n}": s for n, s in kind.shapes.items()}
     check_leaves(tensors, {**shapes, "head.weight": (classes, base.hidden_size), "head.bias": (classes,)}, "adapter")
     delta = {n.removeprefix("delta."): t for n, t in tensors.items() if n.startswith("delta.")}
     return Adapter(metadata, delta, tensors["head.weight"], tensors["head.bias"])
@@ -239,8 +228,24 @@ def write_atomically(path: Path, content: bytes) -> None:
 def first_problem(error: ValidationError) -> str:
     """One line of a pydantic error: the key, what was expected, what came."""
     problem = error.errors()[0]
-    where = ".".join(str(part) for part in problem["loc"]) or "document"
+    where = ".".join(_keys(problem["loc"])) or "document"
+    if problem["type"] == "union_tag_invalid":
+        tags, key = problem["ctx"]["expected_tags"], problem["ctx"]["discriminator"].strip("'")
+        key = key if key.isidentifier() and not key.startswith("_") else "kind"
+        return f"{where}.{key}: expected one of {tags}, got {problem['ctx']['tag']!r}"
+    if problem["type"] == "value_error":  # ours, and says itself what came
+        said = str(problem["ctx"]["error"])
+        return f"{where}: {said}" if problem["loc"] else said
     return f"{where}: {problem['msg']}, got {str(problem['input'])[:80]!r}"
+
+
+def _keys(loc: tuple[int | str, ...]) -> list[str]:
+    """The keys as they stand in a file: of a section that is one of several kinds, pydantic names the kind too."""
+    return (
+        [str(part) for i, part in enumerate(loc) if not (i and loc[i - 1] in ("algorithm", "delta"))]
+        if len(loc) > 2
+        else list(map(str, loc))
+    )
 
 
 def _read_weights(folder: Path, name: str, digests: Mapping[str, str]) -> dict[str, Tensor]:
@@ -260,20 +265,39 @@ def _load_safetensors(content: bytes, where: str) -> dict[str, Tensor]:
         raise ArtifactError(f"{where}: not a safetensors file: {error}") from error
 
 
-def _check_peft_config(path: Path, delta: LoRAConfig, lora: LoRA) -> None:
+def _weights_file(kind: DeltaKind) -> str:
+    return "adapter_model.safetensors" if in_peft(kind) else "delta.safetensors"
+
+
+def _check_rates(rates: Mapping[str, Tensor], kind: DeltaKind, where: str) -> None:
+    """Of each leaf and step [S], or of each parameter and step [S, *leaf], the same S for all."""
+    steps = max((leaf.shape[0] for leaf in rates.values() if leaf.dim()), default=1)
+    expected: dict[str, tuple[int, ...]] = dict.fromkeys((*kind.shapes, *HEAD_LEAVES), (steps,))
+    for name, shape in kind.shapes.items():
+        if name in rates and rates[name].dim() > 1:
+            expected[name] = (steps, *shape)
+    check_leaves(rates, expected, where)
+
+
+def _check_peft_config(path: Path, kind: DeltaKind) -> None:
     if not path.is_file():
         raise ArtifactError(f"{path.parent}: adapter_config.json is missing")
     try:
         stated = dict(json.loads(path.read_bytes()))
     except (ValueError, TypeError) as error:
         raise ArtifactError(f"{path}: expected a JSON object: {error}") from error
-    expected = {"peft_type": "LORA", "r": delta.rank, "lora_alpha": delta.alpha, "target_modules": sorted(lora.sites)}
+    expected = essentials(kind)
     for key, value in expected.items():
         if stated.get(key) != value:
             raise ArtifactError(f"{path}: {key}: expected {value!r} as in initialization.json, got {stated.get(key)!r}")
     for key in ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "layers_to_transform"):
         if stated.get(key):
             raise ArtifactError(f"{path}: {key}: expected nothing, got {stated[key]!r}: PEFT would compute something else")
+
+
+def _added_since(names: set[str], model: BaseModel) -> set[str]:
+    """Of `names`, fields that came after format 2, those at their defaults: digests from before them stay what they were."""
+    return {name for name in names if getattr(model, name) == type(model).model_fields[name].default}
 
 
 def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

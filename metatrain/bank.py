@@ -1,7 +1,7 @@
 """Many adapters side by side on the device, gathered by row: one forward pass serves a batch of different adapters.
 
-Leaves are preallocated as A [S, R, D_in] and B [S, D_out, R] with alpha / R folded into B and ranks padded with zeros. Which
-slot a row uses is an argument of the call. The least recently used adapter makes room for a new one.
+Leaves are preallocated, folded, as large as the largest of their name and padded with zeros: LoRA's A [S, R, D_in] and
+B [S, D_out, R], say. Which slot a row uses is an argument of the call. The least recently used adapter makes room for a new one.
 """
 
 from collections import OrderedDict
@@ -12,23 +12,38 @@ from torch import Tensor, nn
 
 from metatrain.artifact import Adapter
 from metatrain.base.text import TextBase
-from metatrain.deltas import LoRA
-from metatrain.errors import ArtifactError
+from metatrain.deltas import DeltaKind
+from metatrain.errors import ArtifactError, UnsupportedDelta
 from metatrain.heads import ABSENT
+
+SERVED = {"lora", "bottleneck", "ia3", "head"}
+"""The kinds that leave a row alone where their leaves are zero, so that rows of other kinds can stand beside them."""
 
 
 class Bank:
-    """`slots` adapters of the given delta kinds on one base model. Owned by one thread."""
+    """`slots` adapters of the given delta kinds on one base model. Owned by one thread.
 
-    def __init__(self, base: TextBase, kinds: Sequence[LoRA], slots: int) -> None:
+    Raises UnsupportedDelta for a kind whose rows cannot stand in one batch with others (prefix, prompt).
+    """
+
+    def __init__(self, base: TextBase, kinds: Sequence[DeltaKind], slots: int) -> None:
         self.base = base
         self.capacity = slots
-        self._rank = max(kind.config.rank for kind in kinds)
-        self._leaves: dict[str, Tensor] = {}
+        shapes: dict[str, tuple[int, ...]] = {}
         for kind in kinds:
-            for name, (out, into) in kind.shapes.items():
-                shape = (self._rank, into) if name.endswith("lora_A.weight") else (out, self._rank)
-                self._leaves[name] = torch.zeros(slots, *shape, device=base.device)
+            if kind.config.kind not in SERVED:
+                raise UnsupportedDelta(
+                    f"adapters of kind {kind.config.kind} cannot be served yet, only {', '.join(sorted(SERVED))}"
+                )
+            for name, shape in kind.shapes.items():
+                met = shapes.get(name, shape)
+                larger = tuple(map(max, shape, met))
+                if larger not in (shape, met):
+                    raise UnsupportedDelta(
+                        f"leaf {name}: adapters of shapes {list(met)} and {list(shape)} cannot stand in one batch"
+                    )
+                shapes[name] = larger
+        self._leaves = {name: torch.zeros(slots, *shape, device=base.device) for name, shape in shapes.items()}
         self._resident: OrderedDict[str, int] = OrderedDict()
         self._free = list(range(slots))
         self._heads: dict[int, tuple[Tensor, Tensor]] = {}
@@ -49,7 +64,7 @@ class Bank:
             self._resident.move_to_end(key)
             return
         folded = self.base.attach(adapter.metadata.delta).fold(adapter.delta)
-        if not folded.keys() <= self._leaves.keys() or adapter.metadata.delta.rank > self._rank:
+        if not all(self._holds(name, leaf) for name, leaf in folded.items()):
             raise ArtifactError(f"adapter: the bank has no room for its delta, {adapter.metadata.delta}")
         if not self._free:
             oldest = next((d for d in self._resident if d not in keep), None)
@@ -60,11 +75,13 @@ class Bank:
         for name, leaf in self._leaves.items():
             leaf[slot].zero_()
             if name in folded:
-                rows, columns = folded[name].shape
-                leaf[slot, :rows, :columns] = folded[name].to(leaf.device)
+                leaf[slot][tuple(slice(size) for size in folded[name].shape)] = folded[name].to(leaf.device)
         self._heads[slot] = adapter.weight.to(self.base.device), adapter.bias.to(self.base.device)
         self._adapters[slot] = adapter
         self._resident[key] = slot
+
+    def _holds(self, name: str, leaf: Tensor) -> bool:
+        return name in self._leaves and all(map(int.__le__, leaf.shape, self._leaves[name].shape[1:]))
 
     def drop(self, key: str) -> None:
         """Forget an adapter; nothing happens where it is not resident."""

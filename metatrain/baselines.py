@@ -4,9 +4,10 @@ import torch
 
 from metatrain.artifact import Initialization
 from metatrain.base.text import TextBase
-from metatrain.deltas import LoRAConfig
+from metatrain.classification import HEAD_LEAVES
+from metatrain.deltas import DeltaConfig, LoRAConfig
 from metatrain.inner import InnerConfig
-from metatrain.metagrad import Outer
+from metatrain.problem import start_rates
 
 SCALE = 16.0
 FROZEN, PLAIN_LORA = "frozen-prototypes", "lora-from-zero"
@@ -27,7 +28,7 @@ def lora_from_zero(base: TextBase, *, steps: int = 10, rate: float = 3e-3) -> In
 
 
 def _baseline(
-    name: str, base: TextBase, delta: LoRAConfig, inner: InnerConfig, theta: dict[str, torch.Tensor], *, rate: float
+    name: str, base: TextBase, delta: DeltaConfig, inner: InnerConfig, theta: dict[str, torch.Tensor], *, rate: float
 ) -> Initialization:
-    outer = Outer.start(theta, rate, rate, SCALE)
-    return Initialization(name, base.spec, delta, inner, theta, outer.rates(), SCALE, "none", {"trained": "no"})
+    rates = {name: value.log().exp() for name, value in start_rates([*theta, *HEAD_LEAVES], rate).items()}  # as they are learned
+    return Initialization(name, base.spec, delta, inner, theta, rates, SCALE, "none", {"trained": "no"})

@@ -7,7 +7,7 @@ from pathlib import Path
 from metatrain.artifact import Initialization, load_initialization
 from metatrain.base.text import TextBase
 from metatrain.baselines import frozen_prototypes, lora_from_zero
-from metatrain.deltas import LoRAConfig
+from metatrain.deltas import DeltaConfig
 from metatrain.errors import ArtifactError
 from metatrain.probe import probe
 
@@ -30,7 +30,7 @@ def load_catalog(base: TextBase, extra: Path | None = None) -> dict[str, Initial
         if init.name in catalog:
             raise ArtifactError(f"{folder}: an initialization named {init.name!r} is already there")
         catalog[init.name] = init
-    probed: set[LoRAConfig] = set()
+    probed: set[DeltaConfig] = set()
     for init in catalog.values():
         if init.delta not in probed:
             probe(base, base.attach(init.delta))

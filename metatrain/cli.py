@@ -28,25 +28,53 @@ def main() -> None:
 @click.option("--data", type=click.Path(path_type=Path), default=Path(), help="Folder that the recipe's paths start from.")
 @click.option("--out", type=click.Path(path_type=Path), help="Where checkpoints and the initialization go.  [default: runs/NAME]")
 @click.option("--max-steps", type=click.IntRange(min=1), help="Stop after this many outer steps; run again to go on.")
-def train(recipe_file: Path, data: Path, out: Path | None, max_steps: int | None) -> None:
-    """Meta-train RECIPE_FILE. Run it again to resume."""
+@click.option("--tensorboard", is_flag=True, help="Write scalars to OUT/tensorboard as it goes.")
+@click.option("--report/--no-report", "with_report", default=False, help="Write OUT/report.html in the end.")
+def train(recipe_file: Path, data: Path, out: Path | None, max_steps: int | None, tensorboard: bool, with_report: bool) -> None:
+    """Meta-train RECIPE_FILE. Run it again to resume.
+
+    Several processes share each meta-batch where torchrun starts them: torchrun --nproc-per-node 2 -m metatrain.cli train …
+    """
     from metatrain.recipe import read_recipe  # late: `--help` should not wait for torch
 
     try:
         recipe = read_recipe(recipe_file)
         folder = out or Path("runs") / recipe.name
-        train_with_progress(recipe, data, folder, max_steps=max_steps)
+        if with_report:
+            from metatrain.report import check_installed, write_report
+
+            check_installed()
+        train_with_progress(recipe, data, folder, max_steps=max_steps, tensorboard=tensorboard)
+        if int(os.environ.get("RANK", "0")):
+            return
+        click.echo(f"wrote {folder / recipe.name}")
+        if with_report:
+            click.echo(f"wrote {write_report(recipe, data, folder)}")
     except MetatrainError as error:
         _fail(error)
-    click.echo(f"wrote {folder / recipe.name}")
 
 
-def train_with_progress(recipe: "Recipe", data: Path, folder: Path, *, max_steps: int | None = None) -> None:
-    """`metatrain.train.train`, shown as it goes."""
+def train_with_progress(
+    recipe: "Recipe", data: Path, folder: Path, *, max_steps: int | None = None, tensorboard: bool = False
+) -> None:
+    """`metatrain.train.train`, shown as it goes by the first of its processes."""
+    from metatrain import processes, report
     from metatrain import train as training
 
-    with tqdm(total=recipe.outer.steps, unit="step", smoothing=0.1, disable=None) as bar:
-        training.train(recipe, data, folder, report=lambda event: _show(bar, event), max_steps=max_steps)
+    together = processes.join()
+    try:
+        listeners = [report.logger(folder), *([report.tensorboard(folder)] if tensorboard else [])] if together.first else []
+        with tqdm(total=recipe.outer.steps, unit="step", smoothing=0.1, disable=None if together.first else True) as bar:
+
+            def tell(event: dict[str, Any]) -> None:
+                for listener in listeners:
+                    listener(event)
+                if together.first:
+                    _show(bar, event)
+
+            training.train(recipe, data, folder, report=tell, max_steps=max_steps, processes=together)
+    finally:
+        processes.leave()
 
 
 def _show(bar: "tqdm[Any]", event: dict[str, Any]) -> None:
@@ -61,7 +89,10 @@ def _show(bar: "tqdm[Any]", event: dict[str, Any]) -> None:
         bar.write(f"step {event['step']:>5}  validation {event['score']:.2%} ({shots})  best at step {event['best_step']}")
     else:
         bar.update(event["step"] - bar.n)
-        bar.set_postfix(loss=f"{event['loss']:.3f}", accuracy=f"{event['accuracy']:.2f}")
+        if "loss" in event:
+            bar.set_postfix(loss=f"{event['loss']:.3f}", accuracy=f"{event['accuracy']:.2f}", refresh=False)
+        else:
+            bar.write(f"step {event['step']:>5}  skipped: the meta-gradient is not finite ({event['skipped']} such steps so far)")
 
 
 @main.command()
@@ -118,6 +149,7 @@ def evaluate(
     from metatrain.episode import EpisodeSampler, EpisodeShape
     from metatrain.evaluate import evaluate as score
     from metatrain.evaluate import paired_interval
+    from metatrain.probe import probe
     from metatrain.taskbatch import Tokenized
 
     try:
@@ -125,6 +157,8 @@ def evaluate(
         sampler = EpisodeSampler([read_jsonl(data_file or STARTER)], seed)
         episodes = [sampler.episode(i, EpisodeShape(ways, shots, queries)) for i in range(count)]
         loaded = [load_initialization(folder, base) for folder in initializations or (DEFAULT_INITIALIZATION,)]
+        for init in loaded:
+            probe(base, base.attach(init.delta))
         systems = [(frozen_prototypes(base), None), (lora_from_zero(base), None), *((init, steps) for init in loaded)]
         tokenized, frozen = Tokenized(base), None
         rows: list[dict[str, Any]] = []

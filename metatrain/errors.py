@@ -6,6 +6,7 @@ MetatrainError
 ├── ArtifactError         an initialization or adapter that does not load strictly
 ├── DataError             a task file, split or episode request that cannot be met
 ├── RecipeError           a recipe key or value
+├── NoMetaGradient        a parameter that meta-training should move and the loss does not depend on
 └── AdaptationError       an inner loop that cannot give a sound adapter
     ├── NonFinite         a loss or weight left the real numbers
     └── DeadlineExceeded  the inner loop was stopped between two steps
@@ -33,6 +34,10 @@ class DataError(MetatrainError):
 
 
 class RecipeError(MetatrainError):
+    pass
+
+
+class NoMetaGradient(MetatrainError):
     pass
 
 

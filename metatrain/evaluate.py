@@ -9,10 +9,11 @@ import torch
 
 from metatrain.artifact import Initialization
 from metatrain.base.text import TextBase
+from metatrain.classification import Classification
 from metatrain.episode import Episode
 from metatrain.heads import linear_from_prototypes
 from metatrain.inner import trajectory
-from metatrain.metagrad import query_loss
+from metatrain.problem import stack
 from metatrain.taskbatch import Tokenized
 
 
@@ -34,14 +35,16 @@ def evaluate(
     episodes: Sequence[Episode],
     *,
     steps: int | None = None,
-    tasks: int = 8,
+    together: int = 8,
     tokenized: Tokenized | None = None,
     progress: Callable[[int], object] = lambda done: None,
 ) -> Scores:
     """Adapt to each episode's support set (`steps` inner steps, the initialization's own number for its shots where None) and score
-    its queries, `tasks` episodes in one pass. Episodes of one pass must agree in the number of rows a class."""
+    its queries, `together` episodes in one pass. Episodes of one pass must agree in the number of rows a class."""
     marks = None if steps is None else (steps,)
-    return next(iter(evaluate_steps(base, init, episodes, marks, tasks=tasks, tokenized=tokenized, progress=progress).values()))
+    return next(
+        iter(evaluate_steps(base, init, episodes, marks, together=together, tokenized=tokenized, progress=progress).values())
+    )
 
 
 def evaluate_steps(
@@ -50,32 +53,32 @@ def evaluate_steps(
     episodes: Sequence[Episode],
     marks: Sequence[int] | None,
     *,
-    tasks: int = 8,
+    together: int = 8,
     tokenized: Tokenized | None = None,
     progress: Callable[[int], object] = lambda done: None,
 ) -> dict[int, Scores]:
     """As `evaluate`, scored after each of the inner steps in `marks`, in one walk: {steps: scores}; with None after the
     initialization's own number, {−1: scores}."""
-    lora, tokenized = base.attach(init.delta), tokenized or Tokenized(base)
+    kind, outer, tokenized = base.attach(init.delta), init.outer(base.device), tokenized or Tokenized(base)
     accuracy: dict[int, list[float]] = {}
     seconds: dict[int, float] = {}
-    for start in range(0, len(episodes), tasks):
-        part = episodes[start : start + tasks]
-        batch = tokenized.batch(part)
-        batch = replace(batch, query_tokens=base.prefix(batch.query_tokens, lora))
-        theta, rates, scale = init.tensors(len(part), base.device)
-        wanted = marks or (init.inner.steps_for(len(part[0].support), len(part[0].labels)),)
+    for start in range(0, len(episodes), together):
+        part = episodes[start : start + together]
+        support, query = tokenized.batch(part)
+        query = replace(query, tokens=base.prefix(query.tokens, kind))
+        most = None if marks is None else max(marks)
         spent, began = 0.0, time.perf_counter()
-        for point in trajectory(base, lora, theta, rates, scale, batch.support, init.inner, steps=max(wanted)):
-            if point.step not in wanted:
+        tasks = Classification(base, kind, init.inner, support, query, steps=most, serving=True)
+        for point in trajectory(tasks, outer, init.inner.update):
+            if point.step not in (marks or (point.of,)):
                 continue
             spent += time.perf_counter() - began
             began = time.perf_counter()
-            adapted = point.adapted()  # not a part of the steps that follow
-            mark = point.step if marks else -1
-            seconds[mark] = seconds.get(mark, 0.0) + spent + time.perf_counter() - began
             with torch.no_grad():
-                accuracy.setdefault(mark, []).extend(query_loss(base, lora, adapted, scale, batch)[1].tolist())
+                adapted = tasks.adapted(point.phi, outer, point.step, exact=False)  # not a part of the steps that follow
+                mark = point.step if marks else -1
+                seconds[mark] = seconds.get(mark, 0.0) + spent + time.perf_counter() - began
+                accuracy.setdefault(mark, []).extend(tasks.judged(adapted, outer)[1].tolist())
             began = time.perf_counter()
         progress(len(part))
     return {mark: Scores(tuple(scores), seconds[mark] / len(episodes)) for mark, scores in accuracy.items()}
@@ -87,11 +90,11 @@ def evaluate_prototypes(
 ) -> tuple[float, ...]:
     """Accuracy of each episode at zero steps, as `evaluate` with steps=0 up to rounding, each different text computed only once:
     many episodes of a few classes share theirs."""
-    lora, tokenized = base.attach(init.delta), tokenized or Tokenized(base)
-    theta, _, scale = init.tensors(1, base.device)
+    kind, outer, tokenized = base.attach(init.delta), init.outer(base.device), tokenized or Tokenized(base)
+    assert outer.scale is not None
     unique = sorted({text for e in episodes for text, _ in (*e.support, *e.query)})
     place = {text: number for number, text in enumerate(unique)}
-    features = tokenized.features(unique, lora.fold(theta))
+    features = tokenized.features(unique, kind.fold(stack(outer.theta, 1)))
     found = []
     for episode in episodes:
         (support, own), (query, wanted) = (
@@ -99,7 +102,7 @@ def evaluate_prototypes(
             for pairs in (episode.support, episode.query)
         )
         head = linear_from_prototypes(support.unsqueeze(0), own.unsqueeze(0), len(episode.labels))
-        found.append(float((head.logits(query.unsqueeze(0), scale)[0].argmax(-1) == wanted).float().mean()))
+        found.append(float((head.logits(query.unsqueeze(0), outer.scale)[0].argmax(-1) == wanted).float().mean()))
     return tuple(found)
 
 

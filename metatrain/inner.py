@@ -1,25 +1,20 @@
 """The inner loop: θ → φ in a few gradient steps on the support set. The only one; meta-training and serving both call it.
 
-    φ_0 = (θ, linear head from the prototypes of the support set under θ, where the objective has a cross-entropy part)
-    g_k = ∇_φ L_support(φ_k)                            L_support: a weighted sum of `metatrain.objectives`
-    φ_{k+1} = φ_k − α_k ⊙ u(g_0 … g_k)
-    u = g_k for SGD;  u = m_k = β₁ m_{k−1} + g_k for momentum;  u = m̂ / √(v̂ + ε²) for Adam
+    φ_0 = start(θ)                                      with what starts from the support set, such as a head of prototypes
+    g_k = ∇_φ L_support(φ_k)
+    φ_{k+1} = φ_k − α_k ⊙ u(g_0 … g_k)                  u: `metatrain.optimizers`
 
-with one learned rate α per leaf, or per leaf and step. The head that answers is the linear one, moved along (head="linear"), or
-made anew under φ_K (head="prototypes"): the prototypes of the support set, and from them `head_steps` Adam steps of cross-entropy
-on the head alone, whose features stand still, so that they cost next to nothing.
+with one learned rate α per leaf, per leaf and step, or per parameter. T tasks run side by side along the leading axis of every
+leaf; a task's loss is its own mean, and the losses are summed, so no task feels its neighbours. What the losses and the start are
+is the business of the tasks (`metatrain.problem.Tasks`; on a text encoder `metatrain.classification`).
 
-T tasks run side by side along the leading axis of every leaf; a task's loss is its own mean, and the losses are summed, so no task
-feels its neighbours.
-
-Finn et al. 2017 (arXiv:1703.03400), alg. 1; Triantafillou et al. 2020 (arXiv:1903.03096) for the head; rates as in Antoniou et al.
-2019 (arXiv:1810.09502, §4); Kingma and Ba 2015 (arXiv:1412.6980), with ε inside the root so that a zero gradient has a derivative.
+Finn et al. 2017 (arXiv:1703.03400), alg. 1; rates as in Li et al. 2017 (arXiv:1707.09835) and Antoniou et al. 2019
+(arXiv:1810.09502, §4).
 """
 
-import itertools
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -28,16 +23,14 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from metatrain.augment import Augmentation
-from metatrain.base.text import TextBase, TokenBatch
-from metatrain.deltas import Delta, LoRA
-from metatrain.errors import AdaptationError, DeadlineExceeded, NonFinite
-from metatrain.heads import Head, linear_from_prototypes
-from metatrain.objectives import ObjectiveName, cross_entropy, leave_one_out, supervised_contrastive
-from metatrain.support import Support, augmentation_for, batches, has_partners, parts, present
+from metatrain.errors import DeadlineExceeded, NonFinite
+from metatrain.objectives import ObjectiveName
+from metatrain.optimizers import Optimizer, OptimizerName, State
+from metatrain.problem import Leaves, Outer, Tasks
 
 Order = Literal["first", "second"]
+OnStep = Callable[[int, float], None]
 _MOST_PARTS = 4
-HEAD_LEAVES = ("head.weight", "head.bias")
 
 
 class InnerConfig(BaseModel):
@@ -48,7 +41,7 @@ class InnerConfig(BaseModel):
     objective: dict[ObjectiveName, Annotated[float, Field(gt=0)]] = Field(default={"cross_entropy": 1.0}, min_length=1)
     head: Literal["linear", "prototypes"] = "linear"
     head_steps: int = Field(default=0, ge=0, le=1000, description="of the head alone, after an inner loop of at least one step")
-    optimizer: Literal["sgd", "momentum", "adam"] = "adam"
+    optimizer: OptimizerName = "adam"
     steps: int = Field(default=5, ge=0, le=100)
     steps_by_shots: dict[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=0, le=100)]] = Field(
         default={}, description="steps from this many examples a class on, instead of `steps`"
@@ -62,6 +55,10 @@ class InnerConfig(BaseModel):
     beta2: float = Field(default=0.999, ge=0, lt=1)
     epsilon: float = Field(default=1e-8, gt=0)
     augmentation: Augmentation | None = None
+    proximal: float = Field(default=0.0, ge=0, description="λ of a term λ/2 ‖φ − φ_0‖² of the inner objective")
+    moved: Literal["all", "head"] = Field(
+        default="all", description="what the steps move: delta and head, or the head alone (ANIL)"
+    )
 
     @model_validator(mode="after")
     def _head_is_taught(self) -> "InnerConfig":
@@ -69,6 +66,10 @@ class InnerConfig(BaseModel):
             raise ValueError('head: a linear head moves by cross_entropy alone; add it to objective, or expected head "prototypes"')
         if self.head == "linear" and self.head_steps:
             raise ValueError('head_steps: expected 0 with head "linear", which moves along with the delta')
+        if self.moved == "head" and self.augmentation is not None:
+            raise ValueError('augmentation: expected none with moved "head", whose features stand still')
+        if self.moved == "head" and self.head != "linear":
+            raise ValueError('moved: "head" needs head "linear", got "prototypes", which no step moves')
         if not self.teaches_one_shot and self.steps_for(1, 1) > 0:
             raise ValueError(
                 f"objective: {' + '.join(self.objective)} learns nothing from one example a class; add steps_by_shots "
@@ -76,13 +77,17 @@ class InnerConfig(BaseModel):
             )
         return self
 
+    @property
+    def update(self) -> Optimizer:
+        return Optimizer(self.optimizer, self.beta1, self.beta2, self.epsilon)
+
     def steps_for(self, examples: int, classes: int) -> int:
         """Inner steps for a support set: what is recorded for its mean shots (examples / classes), for each of the first
         `_MOST_PARTS` parts that it is walked through in: more examples need more steps, but not for ever."""
         reached = [shots for shots in self.steps_by_shots if examples >= shots * classes]
-        return (self.steps_by_shots[max(reached)] if reached else self.steps) * min(
-            _MOST_PARTS, max(1, math.ceil(examples / self.rows_per_step))
-        )
+        each = self.steps_by_shots[max(reached)] if reached else self.steps
+        parts = math.ceil(examples / self.rows_per_step) if self.moved == "all" else 1
+        return each * min(_MOST_PARTS, max(1, parts))
 
     @property
     def teaches_one_shot(self) -> bool:
@@ -96,266 +101,93 @@ class InnerConfig(BaseModel):
 
 
 @dataclass(frozen=True)
-class Adapted:
-    """T adapted deltas (each leaf [T, …]), their heads, and the support loss before each step [steps, T]."""
-
-    delta: dict[str, Tensor]
-    head: Head
-    support_loss: Tensor
-
-
-@dataclass(frozen=True)
 class Point:
-    """Where the inner loop stands after `step` of `of` steps; `adapted()` gives what the loop would return if it ended here."""
+    """φ after `step` of `of` inner steps, leaves [T, …], and the support loss before each step taken, [T] each."""
 
     step: int
     of: int
+    phi: dict[str, Tensor]
     losses: tuple[Tensor, ...]
-    adapted: Callable[[], Adapted]
-
-
-OnStep = Callable[[int, float], None]
 
 
 def adapt(
-    base: TextBase,
-    lora: LoRA,
-    theta: Delta,
-    rates: Mapping[str, Tensor],
-    scale: Tensor,
-    support: Support,
-    config: InnerConfig,
+    tasks: Tasks,
+    outer: Outer,
+    optimizer: Optimizer,
     *,
     steps: int | None = None,
     order: Order = "first",
-    seed: int = 0,
     deadline: float = math.inf,
     on_step: OnStep | None = None,
-) -> Adapted:
-    """Run the inner loop: `steps` of them, or as many as `config` has for these shots.
+) -> Point:
+    """Run the inner loop to its end: `steps` of it, or as many as the tasks take.
 
-    theta: leaves [T, …] float32. rates: [S] for each leaf of the delta and of the head; step k takes entry min(k, S − 1). scale:
-    scalar. Gradients flow from the result to whichever of theta, rates and scale require them; with order="first" the g_k are
-    constants (FOMAML) while everything else is kept, with order="second" they are differentiated too. Where nothing requires a
-    gradient (serving) no outer graph is built. `deadline` is on `time.monotonic`, looked at between steps. `on_step(k, mean
-    support loss before step k)`.
+    Gradients flow from the result to whatever of `outer` requires them; with order="first" the g_k are constants (FOMAML) while
+    everything else is kept, with order="second" they are differentiated too. Where nothing requires a gradient (serving) no outer
+    graph is built. `deadline` is on `time.monotonic`, looked at between steps. `on_step(k, mean support loss before step k)`.
 
-    Raises NonFinite for a loss that is not a number, DeadlineExceeded, AdaptationError where the objective has nothing to teach
-    with, and ValueError for order="second" on a base model whose attention has no second derivative and for tasks of one pass that
-    ask for different numbers of steps.
+    Raises NonFinite for a loss that is not a number, DeadlineExceeded, ValueError for order="second" on tasks that have no second
+    derivative, and what the tasks raise.
     """
-    for point in trajectory(base, lora, theta, rates, scale, support, config, steps=steps, order=order, seed=seed):
+    for point in trajectory(tasks, outer, optimizer, steps=steps, order=order):
         if point.step > 0 and on_step is not None:
             on_step(point.step - 1, float(point.losses[-1].mean()))
         if point.step < point.of and time.monotonic() > deadline:
             raise DeadlineExceeded(f"the inner loop passed its deadline after {point.step} of {point.of} steps")
-    return point.adapted()
+    return point
 
 
 def trajectory(
-    base: TextBase,
-    lora: LoRA,
-    theta: Delta,
-    rates: Mapping[str, Tensor],
-    scale: Tensor,
-    support: Support,
-    config: InnerConfig,
-    *,
-    steps: int | None = None,
-    order: Order = "first",
-    seed: int = 0,
+    tasks: Tasks, outer: Outer, optimizer: Optimizer, *, steps: int | None = None, order: Order = "first"
 ) -> Iterator[Point]:
     """The inner loop as the points that it passes, φ_0 … φ_K. Arguments and errors as `adapt`."""
-    loop = _Loop(base, lora, theta, rates, scale, support, config, steps, order, seed)
-    update = _OPTIMIZERS[config.optimizer](config)
-    phi = loop.start(theta)
-    losses: list[Tensor] = []
-    yield loop.point(0, phi, losses)
-    for step in range(loop.steps):
-        loss, gradients = loop.gradients(step, phi)
-        moves = update(gradients)
-        phi = {name: leaf - _rate(rates[name], step) * moves[name] for name, leaf in phi.items()}
-        losses.append(loss)
+    second = order == "second"
+    if second and tasks.twice is not None:
+        raise ValueError(f'order="second": {tasks.twice}')
+    of = tasks.steps if steps is None else steps
+    seen = outer if second else outer.detached()
+    phi = tasks.start(outer)
+    state = optimizer.start(phi)
+    serving = not any(t.requires_grad for t in outer.values().values())
+    losses: tuple[Tensor, ...] = ()
+    yield Point(0, of, phi, losses)
+    for step in range(of):
+        loss, gradients = support_gradient(tasks, phi, seen, step, graph=second)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not serving):
+            phi, state = move(optimizer, phi, state, gradients, outer.rates, step)
+        losses = (*losses, loss)
+        yield Point(step + 1, of, phi, losses)
+
+
+def support_gradient(tasks: Tasks, phi: Leaves, outer: Outer, step: int, *, graph: bool) -> tuple[Tensor, dict[str, Tensor]]:
+    """L_support(φ_k) [T], without its graph, and g_k; `graph`: differentiable in φ_k and in what the loss reads of `outer`.
+
+    Raises NonFinite for a loss that is not a number.
+    """
+    live = {name: _live(leaf, graph) for name, leaf in phi.items()}
+    with torch.enable_grad():
+        loss = tasks.support_loss(live, outer, step)
         if not torch.isfinite(loss).all():
             raise NonFinite(f"the support loss is not finite at inner step {step}")
-        yield loop.point(step + 1, phi, losses)
+        found = torch.autograd.grad(loss.sum(), list(live.values()), create_graph=graph)
+    return loss.detach(), dict(zip(live, found, strict=True))
 
 
-class _Loop:
-    """What stays the same over the steps of one inner loop."""
-
-    def __init__(
-        self,
-        base: TextBase,
-        lora: LoRA,
-        theta: Delta,
-        rates: Mapping[str, Tensor],
-        scale: Tensor,
-        support: Support,
-        config: InnerConfig,
-        steps: int | None,
-        order: Order,
-        seed: int,
-    ) -> None:
-        if order == "second" and base.attention != "eager":
-            raise ValueError(
-                'order="second" needs a base model loaded with attention="eager": fused attention has no second derivative'
-            )
-        self.base, self.lora, self.rates, self.scale, self.support, self.config = base, lora, rates, scale, support, config
-        self.tasks, rows = support.labels.shape
-        self.steps = _recorded_steps(config, support) if steps is None else steps
-        self.second = order == "second"
-        self.serving = not any(t.requires_grad for t in (*theta.values(), *rates.values(), scale))
-        self.linear = "cross_entropy" in config.objective  # a linear head is moved along
-        augmentation = augmentation_for(support, config.augmentation)
-        if self.steps and not self.linear and not has_partners(support, augmentation):
-            raise AdaptationError(
-                f"the inner objective ({' + '.join(config.objective)}) needs two examples of a class or augmented views, or 0 steps"
-            )
-        self.batches = batches(base, lora, support, config.rows_per_step, augmentation, seed)
-        self.parts = parts(base, lora, support, at_once=not self.serving)
-        if rows <= config.rows_per_step and augmentation is None:  # the rows of every step are the rows of the prototypes
-            whole = next(self.batches)
-            self.batches, self.parts = itertools.repeat(whole), lambda: [whole[0]]
-        self.present = present(support)
-        self._shared: tuple[dict[str, Tensor], Tensor, Tensor] | None = None
-
-    def start(self, theta: Delta) -> dict[str, Tensor]:
-        """φ_0. Its delta equals θ but is a node of its own: g_0 is the partial derivative at a fixed head, although the head, being
-        made of prototypes under θ, depends on θ too."""
-        phi: dict[str, Tensor] = {name: leaf.view_as(leaf) for name, leaf in theta.items()}
-        if not self.linear and self.steps:
-            return phi
-        rows = self.support.labels.shape[1]
-        if self.serving and self.steps and rows <= self.config.rows_per_step:
-            # One forward pass serves the prototypes and the first step: nobody differentiates through the head.
-            live = {name: leaf.detach().requires_grad_() for name, leaf in theta.items()}
-            tokens, labels = next(self.batches)
-            self._shared = live, self.features(live, tokens), labels
-            head = linear_from_prototypes(self._shared[1].detach()[:, :rows], self.support.labels, self.support.classes)
-        else:
-            head = self.prototypes(theta)
-        return {**phi, "head.weight": head.weight, "head.bias": head.bias}
-
-    def gradients(self, step: int, phi: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """L_support(φ_k) [T], without its graph, and g_k."""
-        if step == 0 and self._shared is not None:
-            live, features, labels = self._shared
-            live |= {name: phi[name].requires_grad_() for name in HEAD_LEAVES}
-        else:
-            tokens, labels = next(self.batches)
-            live = _live(phi, self.second)
-            features = self.features(live, tokens)
-        head = Head(live["head.weight"], live["head.bias"], self.present) if self.linear else None
-        scale = self.scale if self.second else self.scale.detach()
-        loss = _support_loss(self.config, head, features, labels, self.support.classes, scale)
-        found = torch.autograd.grad(loss.sum(), list(live.values()), create_graph=self.second)
-        return loss.detach(), dict(zip(live, found, strict=True))
-
-    def features(self, phi: Mapping[str, Tensor], tokens: TokenBatch) -> Tensor:
-        """[T, M, D]"""
-        delta = {name: leaf for name, leaf in phi.items() if name not in HEAD_LEAVES}
-        return self.base.features(self.lora.fold(delta), tokens).view(self.tasks, -1, self.base.hidden_size)
-
-    def prototypes(self, delta: Mapping[str, Tensor], head_steps: int = 0) -> Head:
-        """Of the support set under `delta`, then `head_steps` of Adam on the head alone, at the last of its rates."""
-        with torch.set_grad_enabled(not self.serving):
-            features = torch.cat([self.features(delta, part) for part in self.parts()], dim=1)
-            head = linear_from_prototypes(features, self.support.labels, self.support.classes)
-        fixed = (features, self.scale) if self.second else (features.detach(), self.scale.detach())
-        psi, update = {"head.weight": head.weight, "head.bias": head.bias}, _adam(self.config)
-        with torch.enable_grad():
-            for _ in range(head_steps):
-                live = _live(psi, self.second)
-                moving = Head(live["head.weight"], live["head.bias"], head.present)
-                loss = cross_entropy(moving, fixed[0], self.support.labels, fixed[1])
-                found = torch.autograd.grad(loss.sum(), list(live.values()), create_graph=self.second)
-                moves = update(dict(zip(live, found, strict=True)))
-                psi = {name: leaf - self.rates[name][-1] * moves[name] for name, leaf in psi.items()}
-        return Head(psi["head.weight"], psi["head.bias"], head.present)
-
-    def point(self, step: int, phi: dict[str, Tensor], losses: Sequence[Tensor]) -> Point:
-        so_far = tuple(losses)
-
-        def adapted() -> Adapted:
-            delta = {name: leaf for name, leaf in phi.items() if name not in HEAD_LEAVES}
-            if "head.weight" in phi and (self.config.head == "linear" or step == 0):
-                head = Head(phi["head.weight"], phi["head.bias"], self.present)
-            else:
-                head = self.prototypes(delta, self.config.head_steps if step else 0)
-            return Adapted(delta, head, torch.stack(so_far) if so_far else torch.zeros(0, self.tasks))
-
-        return Point(step, self.steps, so_far, adapted)
+def move(
+    optimizer: Optimizer, phi: Leaves, state: Leaves, gradients: Leaves, rates: Leaves, step: int
+) -> tuple[dict[str, Tensor], State]:
+    """φ_{k+1} and the optimizer's state: a function of its tensors alone, differentiable in all of them."""
+    after, moves = optimizer.update(state, gradients, step)
+    return {name: leaf - rate(rates[name], step) * moves[name] for name, leaf in phi.items()}, after
 
 
-def _recorded_steps(config: InnerConfig, support: Support) -> int:
-    examples, classes = (support.labels >= 0).sum(1), present(support).sum(1)
-    wanted = {config.steps_for(int(n), int(c)) for n, c in zip(examples, classes, strict=True)}
-    if len(wanted) > 1:
-        raise ValueError(f"tasks of one pass must agree in the number of steps, these take {sorted(wanted)}")
-    return wanted.pop()
+def rate(rates: Tensor, step: int) -> Tensor:
+    """α of step number `step`: entry min(k, S − 1) of [S, …]."""
+    return rates[min(step, rates.shape[0] - 1)]
 
 
-def _live(phi: Mapping[str, Tensor], second: bool) -> dict[str, Tensor]:
-    """The leaves that a gradient is taken at: cut off from what made them in first order, and where nothing did."""
-    return {n: leaf if second and leaf.requires_grad else leaf.detach().requires_grad_() for n, leaf in phi.items()}
-
-
-def _support_loss(config: InnerConfig, head: Head | None, features: Tensor, labels: Tensor, classes: int, scale: Tensor) -> Tensor:
-    """The mixture of objectives, [T]."""
-    total = features.new_zeros(features.shape[0])
-    for name, weight in config.objective.items():
-        if name == "leave_one_out":
-            part = leave_one_out(features, labels, classes, scale)
-        elif name == "supervised_contrastive":
-            part = supervised_contrastive(features, labels, scale)
-        else:
-            assert head is not None
-            part = cross_entropy(head, features, labels, scale)
-        total = total + weight * part
-    return total
-
-
-def _rate(rate: Tensor, step: int) -> Tensor:
-    return rate[min(step, rate.shape[0] - 1)]
-
-
-Update = Callable[[dict[str, Tensor]], dict[str, Tensor]]
-
-
-def _sgd(_config: InnerConfig) -> Update:
-    return lambda gradients: gradients
-
-
-def _momentum(config: InnerConfig) -> Update:
-    state: dict[str, Tensor] = {}
-
-    def update(gradients: dict[str, Tensor]) -> dict[str, Tensor]:
-        for name, g in gradients.items():
-            state[name] = config.beta1 * state[name] + g if name in state else g
-        return dict(state)
-
-    return update
-
-
-def _adam(config: InnerConfig) -> Update:
-    state: dict[str, tuple[Tensor, Tensor]] = {}
-    taken = 0
-
-    def update(gradients: dict[str, Tensor]) -> dict[str, Tensor]:
-        nonlocal taken
-        taken += 1
-        moves = {}
-        for name, g in gradients.items():
-            m, v = state.get(name, (torch.zeros_like(g), torch.zeros_like(g)))
-            m = config.beta1 * m + (1 - config.beta1) * g
-            v = config.beta2 * v + (1 - config.beta2) * g * g
-            state[name] = m, v
-            m_hat, v_hat = m / (1 - config.beta1**taken), v / (1 - config.beta2**taken)
-            moves[name] = m_hat / (v_hat + config.epsilon**2).sqrt()
-        return moves
-
-    return update
-
-
-_OPTIMIZERS: dict[str, Callable[[InnerConfig], Update]] = {"sgd": _sgd, "momentum": _momentum, "adam": _adam}
+def _live(leaf: Tensor, graph: bool) -> Tensor:
+    """What a gradient is taken at: cut off from what made it in first order, and where nothing did."""
+    if leaf.requires_grad and (graph or leaf.is_leaf):
+        return leaf
+    return leaf.detach().requires_grad_()

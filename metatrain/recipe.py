@@ -4,19 +4,23 @@ import fnmatch
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, TypeVar
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from metatrain.algorithms import AlgorithmSection
 from metatrain.artifact import first_problem
 from metatrain.base.precision import Precision
 from metatrain.base.source import DEFAULT_MODEL
+from metatrain.data.hub import read_hub
 from metatrain.data.jsonl import STARTER, read_jsonl
-from metatrain.deltas import LoRAConfig
+from metatrain.data.table import read_table
+from metatrain.deltas import DeltaConfig, LoRAConfig
 from metatrain.episode import Dataset
 from metatrain.errors import DataError, RecipeError
 from metatrain.inner import InnerConfig
+from metatrain.outer_loop import OuterConfig
 
 
 class _Section(BaseModel):
@@ -39,9 +43,28 @@ class Split(_Section):
     id: str
     part: str
 
+    def labels(self, data: Path) -> list[str]:
+        """The classes that are listed. Raises DataError where the file or the list is not there."""
+        path = data / self.file
+        if not path.is_file():
+            raise DataError(f"data: no split file at {path}")
+        try:
+            return [str(label) for label in json.loads(path.read_bytes())[self.id][self.part]]
+        except KeyError as error:
+            raise DataError(f"{path}: no split {self.id!r} with part {self.part!r}") from error
+
+
+class Columns(_Section):
+    """Where the examples of a table are; of a data set of the hub, in which of its splits too."""
+
+    text: str = "text"
+    label: str = "label"
+    split: str = "train"
+
 
 class Source(_Section):
-    """Labelled examples: `path` under the data folder, or `starter` for the task set that ships with the package.
+    """Labelled examples: `path` under the data folder (JSON Lines; CSV or TSV by its ending), `starter` for the task set that ships
+    with the package, or `hub:NAME` for a data set of the Hugging Face hub.
 
     `split` keeps the classes that a split file lists; `labels` keeps those that match one of the patterns.
     """
@@ -49,18 +72,12 @@ class Source(_Section):
     path: str
     split: Split | None = None
     labels: tuple[str, ...] = ()
+    columns: Columns = Columns()
 
     def read(self, data: Path) -> Dataset:
-        dataset = read_jsonl(STARTER if self.path == "starter" else data / self.path)
+        dataset = self._all(data)
         if self.split is not None:
-            path = data / self.split.file
-            if not path.is_file():
-                raise DataError(f"data: no split file at {path}")
-            try:
-                labels = json.loads(path.read_bytes())[self.split.id][self.split.part]
-            except KeyError as error:
-                raise DataError(f"{path}: no split {self.split.id!r} with part {self.split.part!r}") from error
-            dataset = dataset.only(labels)
+            dataset = dataset.only(self.split.labels(data))
         if self.labels:
             matched = [label for label in dataset.texts if any(fnmatch.fnmatchcase(label, p) for p in self.labels)]
             if not matched:
@@ -68,17 +85,22 @@ class Source(_Section):
             dataset = dataset.only(matched)
         return dataset
 
+    def _all(self, data: Path) -> Dataset:
+        if self.path == "starter":
+            return read_jsonl(STARTER)
+        text, label = self.columns.text, self.columns.label
+        if self.path.startswith("hub:"):
+            return read_hub(self.path.removeprefix("hub:"), split=self.columns.split, text=text, label=label)
+        if {".csv", ".tsv"} & set(Path(self.path).suffixes):
+            return read_table(data / self.path, text=text, label=label)
+        return read_jsonl(data / self.path)
+
 
 class BaseSection(_Section):
     model: str = DEFAULT_MODEL
     precision: Precision = "float32"
     max_length: int | None = Field(default=None, ge=8)
     train_max_length: int | None = Field(default=None, ge=8, description="cut training texts to this many tokens")
-
-
-class AlgorithmSection(_Section):
-    name: Literal["maml", "protonet"]
-    order: Literal["first", "second"] = Field(default="first", description="of MAML's meta-gradient: first is FOMAML")
 
 
 class StartSection(_Section):
@@ -115,16 +137,6 @@ class EpisodesSection(_Section):
         return self
 
 
-class OuterSection(_Section):
-    steps: int = Field(default=400, ge=1)
-    tasks: int = Field(default=4, ge=1)
-    learning_rate: float = Field(default=1e-3, gt=0)
-    rate_learning_rate: float = Field(default=1e-2, gt=0, description="of log α and log s")
-    clip: float = Field(default=1.0, gt=0, description="largest norm of the meta-gradient for θ")
-    warmup: int = Field(default=20, ge=0)
-    anchor: float = Field(default=0.0, ge=0, description="weight of the adapted features' distance from the base model's")
-
-
 class ValidationSection(_Section):
     every: int = Field(default=50, ge=1)
     episodes: int = Field(default=40, ge=2, description="per number of shots")
@@ -137,13 +149,13 @@ class Recipe(_Section):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")
     seed: int = Field(default=0, ge=0)
     base: BaseSection = BaseSection()
-    delta: LoRAConfig = LoRAConfig()
+    delta: DeltaConfig = LoRAConfig()
     algorithm: AlgorithmSection
     inner: InnerConfig = InnerConfig()
     start: StartSection = StartSection()
     data: DataSection
     episodes: EpisodesSection = EpisodesSection()
-    outer: OuterSection = OuterSection()
+    outer: OuterConfig = OuterConfig()
     validation: ValidationSection = ValidationSection()
 
     @model_validator(mode="after")
@@ -155,9 +167,33 @@ class Recipe(_Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _inner_loop_fits(self) -> "Recipe":
+        try:
+            inner = self.recorded_inner
+        except ValidationError as error:
+            raise ValueError(f"inner, as {self.algorithm.name} takes it: {first_problem(error)}") from None
+        if self.delta.kind == "head" and inner.moved != "head" and inner.most_steps:
+            raise ValueError('inner.moved: a delta of kind "head" has nothing else to move; expected "head", got "all"')
+        return self
+
+    @property
+    def recorded_inner(self) -> InnerConfig:
+        """The inner loop as the initialization records it: what the algorithm makes of `inner`."""
+        own = self.inner.model_dump()
+        if self.algorithm.name == "protonet":
+            own |= {"steps": 0, "steps_by_shots": {}}
+        if self.algorithm.name == "anil":
+            own |= {"moved": "head"}
+        if self.algorithm.name == "imaml":
+            own |= {"proximal": self.algorithm.strength}
+        return InnerConfig.model_validate(own)
+
     @property
     def digest(self) -> str:
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+        """Of what is not at its default, so that keys that come later leave the digests of older recipes alone."""
+        own = [self.algorithm.name, self.delta.kind, self.model_dump(mode="json", exclude_defaults=True)]
+        return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()
 
 
 def read_recipe(path: Path) -> Recipe:

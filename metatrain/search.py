@@ -21,12 +21,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from metatrain.artifact import Initialization, first_problem, write_atomically
 from metatrain.base.text import TextBase, load_text_base
 from metatrain.baselines import SCALE
-from metatrain.deltas import LoRAConfig
+from metatrain.classification import HEAD_LEAVES
+from metatrain.deltas import DeltaConfig
 from metatrain.episode import Dataset, Episode, EpisodeSampler, EpisodeShape, manifest_digest
 from metatrain.errors import RecipeError
 from metatrain.evaluate import evaluate_steps
 from metatrain.inner import InnerConfig
-from metatrain.metagrad import Outer
+from metatrain.probe import probe
+from metatrain.problem import start_rates
 from metatrain.recipe import BaseSection, Source, read_model
 from metatrain.taskbatch import Tokenized
 
@@ -46,7 +48,7 @@ class SearchSpace(BaseModel):
     rate: dict[Literal["sgd", "momentum", "adam"], tuple[float, ...]] = Field(
         default={"adam": (1e-3, 3e-3)}, min_length=1, description="inner learning rates to try, by optimizer"
     )
-    b_std: float = Field(default=0.0, ge=0, description="of LoRA's B at the start; 0 is the base model itself")
+    b_std: float = Field(default=0.0, ge=0, description="spread of the delta at the start; 0 is the base model itself")
     steps: tuple[Annotated[int, Field(ge=0, le=100)], ...] = Field(default=(0, 1, 3, 5, 10), min_length=1)
     shots: tuple[int, ...] = Field(default=(5,), min_length=1)
     ways: int = Field(default=5, ge=2)
@@ -58,15 +60,15 @@ class SearchSpace(BaseModel):
 class Candidate(BaseModel):
     model_config = ConfigDict(frozen=True)
 
-    delta: LoRAConfig
+    delta: DeltaConfig
     inner: InnerConfig
     rate: float
 
     @property
     def label(self) -> str:
         objective = "+".join(self.inner.objective)
-        where = ",".join(self.delta.targets) + ("" if self.delta.layers is None else f" in {','.join(map(str, self.delta.layers))}")
-        return f"{objective}, {self.inner.head} head, {self.inner.optimizer} {self.rate:g}, rank {self.delta.rank} on {where}"
+        delta = " ".join(f"{key} {value}" for key, value in self.delta.model_dump(mode="json", exclude={"kind"}).items())
+        return f"{objective}, {self.inner.head} head, {self.inner.optimizer} {self.rate:g}, {self.delta.kind} {delta}"
 
 
 def read_space(path: Path) -> SearchSpace:
@@ -87,7 +89,7 @@ def draw_candidates(space: SearchSpace) -> list[Candidate]:
         try:
             # 0 steps until the search has found how many
             config = InnerConfig.model_validate({**inner, "optimizer": optimizer, "steps": 0})
-            found.append(Candidate(delta=LoRAConfig.model_validate(delta), inner=config, rate=rate))
+            found.append(Candidate.model_validate({"delta": delta, "inner": config, "rate": rate}))
         except ValidationError as error:
             problem = first_problem(error)
         if len(found) == space.candidates:
@@ -130,8 +132,10 @@ def search(space: SearchSpace, data: Path, out: Path, *, report: Report = lambda
 def _score(
     base: TextBase, tokenized: Tokenized, space: SearchSpace, candidate: Candidate, episodes: dict[int, list[Episode]]
 ) -> dict[str, Any]:
-    theta = base.attach(candidate.delta).initial(torch.Generator().manual_seed(space.seed), b_std=space.b_std)
-    rates = Outer.start(theta, candidate.rate, candidate.rate, SCALE).rates()
+    kind = base.attach(candidate.delta)
+    probe(base, kind)
+    theta = kind.initial(torch.Generator().manual_seed(space.seed), b_std=space.b_std)
+    rates = start_rates([*theta, *HEAD_LEAVES], candidate.rate)
     init = Initialization("candidate", base.spec, candidate.delta, candidate.inner, theta, rates, SCALE, "none", {})
     by_shots: dict[str, dict[str, float]] = {}
     seconds = 0.0

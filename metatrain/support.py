@@ -1,8 +1,7 @@
 """Support sets as tensors: what the inner loop goes through, row by row and step by step."""
 
-import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from metatrain.augment import Augmentation, embedding_noise, token_view
 from metatrain.base.text import TextBase, TokenBatch
-from metatrain.deltas import LoRA
+from metatrain.deltas import DeltaKind
 from metatrain.heads import memberships
 from metatrain.objectives import has_partner
 
@@ -35,12 +34,20 @@ class Support:
         return Support(ids, self.labels[:, index.to(self.labels.device)], self.classes)
 
 
+@dataclass(frozen=True)
+class Query:
+    """T query sets: `tokens` (T·Q rows, task-major) with `labels` [T, Q], −1 for padding."""
+
+    tokens: TokenBatch
+    labels: Tensor
+
+
 def present(support: Support) -> Tensor:
     """[T, C]: the task has an example of the class."""
     return memberships(support.labels, support.classes).sum(1) > 0
 
 
-def parts(base: TextBase, lora: LoRA, support: Support, *, at_once: bool) -> Callable[[], list[TokenBatch]]:
+def parts(base: TextBase, kind: DeltaKind, support: Support, *, at_once: bool) -> Callable[[], list[TokenBatch]]:
     """The support rows for prototypes, made when first asked for and kept: at once, or in parts where no graph is."""
     made: list[TokenBatch] = []
 
@@ -49,7 +56,7 @@ def parts(base: TextBase, lora: LoRA, support: Support, *, at_once: bool) -> Cal
             tasks, rows = support.labels.shape
             chunk = rows if at_once else max(1, _CHUNK_ROWS // tasks)
             some = [support.columns(index) for index in torch.split(torch.arange(rows), chunk)]
-            made.extend(base.prefix(base.collate(part.ids, tasks), lora) for part in some)
+            made.extend(base.prefix(base.collate(part.ids, tasks), kind) for part in some)
         return made
 
     return get
@@ -71,26 +78,29 @@ def has_partners(support: Support, augmentation: Augmentation | None) -> bool:
     return augmentation is not None or bool(has_partner(support.labels).any(1).all())
 
 
-def batches(
-    base: TextBase, lora: LoRA, support: Support, rows_per_step: int, augmentation: Augmentation | None, seed: int
-) -> Iterator[tuple[TokenBatch, Tensor]]:
-    """The rows of each step: the support set, or a seeded cut of it into near-equal parts that are gone through in turn.
+def rows_by_step(
+    base: TextBase, kind: DeltaKind, support: Support, rows_per_step: int, augmentation: Augmentation | None, seed: int
+) -> Callable[[int], tuple[TokenBatch, Tensor]]:
+    """The rows of a step by its number: the support set, or one of the near-equal parts of a seeded cut of it, which are gone
+    through
+    in turn.
 
     The parts stay the same, so that what lies below the delta is computed once for each, and the shapes that kernels are made for
-    come back. With augmentation each row is followed by its views, drawn anew at every step.
+    come back. With augmentation each row is followed by its views, drawn anew at every step and the same whenever it is asked for.
     """
-    rows = support.labels.shape[1]
-    count = math.ceil(rows / rows_per_step)
+    count = math.ceil(support.labels.shape[1] / rows_per_step)
     cut = [(index, support.columns(index)) for index in _cut(support.labels[0], count, seed)]
-    if augmentation is not None:
-        for step in itertools.count():
-            index, part = cut[step % count]
-            yield _with_views(base, part, index.tolist(), augmentation, (seed, step))
-    made: list[tuple[TokenBatch, Tensor]] = []
-    for _, part in cut:
-        made.append((base.prefix(base.collate(part.ids, part.labels.shape[0]), lora), part.labels))
-        yield made[-1]
-    yield from itertools.cycle(made)
+    made: dict[int, tuple[TokenBatch, Tensor]] = {}
+
+    def rows(step: int) -> tuple[TokenBatch, Tensor]:
+        index, part = cut[step % count]
+        if augmentation is not None:
+            return _with_views(base, part, index.tolist(), augmentation, (seed, step))
+        if step % count not in made:
+            made[step % count] = base.prefix(base.collate(part.ids, part.labels.shape[0]), kind), part.labels
+        return made[step % count]
+
+    return rows
 
 
 def _cut(labels: Tensor, count: int, seed: int) -> list[Tensor]:

@@ -1,27 +1,17 @@
 """Episodes as tensors: T tasks side by side."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from metatrain.base.text import TextBase, TokenBatch
+from metatrain.base.text import TextBase
 from metatrain.deltas import Delta
 from metatrain.episode import Episode
-from metatrain.support import Support
+from metatrain.support import Query, Support
 
 Pairs = Sequence[tuple[str, int]]
 _ROWS = 256  # of one forward pass that keeps no graph
-
-
-@dataclass(frozen=True)
-class TaskBatch:
-    """T tasks: `support`, and query rows `query_tokens` (T·Q, task-major) with `query_labels` [T, Q], −1 for padding."""
-
-    support: Support
-    query_tokens: TokenBatch
-    query_labels: Tensor
 
 
 class Tokenized:
@@ -59,6 +49,9 @@ class Tokenized:
         ids, labels = self.rows(tasks)
         return Support(ids, labels, int(labels.max()) + 1)
 
-    def batch(self, episodes: Sequence[Episode]) -> TaskBatch:
-        ids, labels = self.rows([e.query for e in episodes])
-        return TaskBatch(self.support([e.support for e in episodes]), self.base.collate(ids, len(episodes)), labels)
+    def query(self, tasks: Sequence[Pairs]) -> Query:
+        ids, labels = self.rows(tasks)
+        return Query(self.base.collate(ids, len(tasks)), labels)
+
+    def batch(self, episodes: Sequence[Episode]) -> tuple[Support, Query]:
+        return self.support([e.support for e in episodes]), self.query([e.query for e in episodes])

@@ -9,92 +9,86 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
-from metatrain import algorithms
+from metatrain.algorithms import Algorithm
 from metatrain.artifact import Initialization, save_initialization, write_atomically
-from metatrain.base.text import TextBase, load_text_base
+from metatrain.base.text import Attention, TextBase, load_text_base
+from metatrain.classification import HEAD_LEAVES, Classification
 from metatrain.data.overlap import without_overlap
-from metatrain.deltas import LoRA
+from metatrain.deltas import DeltaKind
 from metatrain.episode import Dataset, Episode, EpisodeSampler, EpisodeShape, assert_class_disjoint, draw_shape, manifest_digest
-from metatrain.errors import DataError, NonFinite
+from metatrain.errors import DataError, NonFinite, RecipeError
 from metatrain.evaluate import evaluate
-from metatrain.metagrad import MetaGradient, Mode, Outer
+from metatrain.inner import InnerConfig
+from metatrain.metagrad import Differentiation
+from metatrain.outer_loop import CHECKPOINT, State, not_finite, outer_step
+from metatrain.probe import probe
+from metatrain.problem import Outer, start_rates
+from metatrain.processes import ALONE, Processes
 from metatrain.recipe import Recipe
 from metatrain.taskbatch import Tokenized
 
 Report = Callable[[dict[str, Any]], None]
-CHECKPOINT = "checkpoint.safetensors"
-
-
-@dataclass
-class State:
-    """All that changes during a run."""
-
-    leaves: dict[str, Tensor]
-    first_moment: dict[str, Tensor]
-    second_moment: dict[str, Tensor]
-    best_leaves: dict[str, Tensor]
-    step: int = 0
-    best_score: float = -math.inf
-    best_step: int = -1
-    history: list[dict[str, Any]] = field(default_factory=list)
-
-    @classmethod
-    def start(cls, outer: Outer) -> "State":
-        leaves = outer.leaves()
-        return cls(leaves, _zeros(leaves), _zeros(leaves), dict(leaves))
 
 
 def train(
-    recipe: Recipe, data: Path, out: Path, *, report: Report = lambda event: None, max_steps: int | None = None
+    recipe: Recipe,
+    data: Path,
+    out: Path,
+    *,
+    report: Report = lambda event: None,
+    max_steps: int | None = None,
+    processes: Processes = ALONE,
 ) -> Initialization:
     """Meta-train `recipe` with its data under `data`; write checkpoints, `history.json` and the initialization to `out`.
 
     Continues from `out` where it holds a checkpoint of this very recipe, base model and data. `max_steps` stops early, to be
-    continued. Early stopping: the best validation score's leaves are what is saved.
+    continued. Early stopping: the best validation score's leaves are what is saved. `processes` share each meta-batch's tasks.
 
-    Raises DataError, RecipeError, BaseModelError, and NonFinite when a meta-gradient is not finite.
+    Raises DataError, RecipeError, BaseModelError, NonFinite and NoMetaGradient.
     """
-    mode: Mode = "unrolled" if recipe.algorithm.order == "second" else "first_order"
-    algorithm = algorithms.build(recipe.algorithm.name, recipe.inner, mode, recipe.outer.anchor)
+    algorithm, inner = recipe.algorithm, recipe.recorded_inner
     train_sets, valid_sets, dropped = read_data(recipe, data)
     base = load_text_base(
         recipe.base.model,
         precision=recipe.base.precision,
-        attention=algorithm.attention,
+        attention=attention_for(algorithm),
         max_length=recipe.base.max_length,
     )
-    lora = base.attach(recipe.delta)
+    kind = base.attach(recipe.delta)
+    probe(base, kind)
     tokenized = Tokenized(base, recipe.base.train_max_length)
     sampler = _sampler(recipe, tokenized, train_sets)
     validation = validation_episodes(recipe, valid_sets)
     report({"event": "data", "train": _sizes(train_sets), "valid": _sizes(valid_sets), "dropped": dropped})
     out.mkdir(parents=True, exist_ok=True)
     run = _run_digest(recipe, base, train_sets, validation)
-    state = _load_checkpoint(out, run) or State.start(_start(recipe, lora))
+    state = State.load(out / CHECKPOINT, run) or State.start(_start(recipe, kind))
 
     def initialization(leaves: dict[str, Tensor]) -> Initialization:
-        return _initialization(recipe, base, algorithm.inner, leaves, state, train_sets, dropped, manifest_digest(validation))
+        return _initialization(recipe, base, inner, leaves, state, train_sets, dropped, manifest_digest(validation))
 
     def validate() -> None:
-        by_shots, by_set = validation_scores(base, initialization(state.leaves), validation, recipe.validation.shots, tokenized)
-        score = sum(by_shots.values()) / len(by_shots)
+        kept = state.kept(recipe.outer)
+        by_shots, by_set = validation_scores(base, initialization(kept), validation, recipe.validation.shots, tokenized)
+        score = processes.agree(sum(by_shots.values()) / len(by_shots))
         if score > state.best_score:
-            state.best_score, state.best_step, state.best_leaves = score, state.step, dict(state.leaves)
+            state.best_score, state.best_step, state.best_leaves = score, state.step, dict(kept)
         event = {"event": "validation", "step": state.step, "score": score, "best_step": state.best_step, "by_shots": by_shots}
         event["by_set"] = by_set
         state.history.append(event)
         report(event)
+
+    def save_checkpoint() -> None:
+        if processes.first:
+            state.save(out / CHECKPOINT, run)
 
     last = recipe.outer.steps if max_steps is None else min(max_steps, recipe.outer.steps)
     if state.step == 0 and not state.history:
@@ -102,18 +96,35 @@ def train(
     while state.step < last and not _out_of_patience(recipe, state):
         began = time.perf_counter()
         episodes = _meta_batch(recipe, sampler, state.step)
-        gradient = algorithm.gradient(base, lora, Outer.from_leaves(state.leaves), tokenized.batch(episodes))
-        norm = outer_step(recipe, state, gradient)
-        event = {"event": "step", "step": state.step, "loss": gradient.loss, "accuracy": gradient.accuracy, "gradient_norm": norm}
+        share = [episodes[i] for i in processes.share(len(episodes))]
+        own, why = None, ""
+        if share:
+            tasks = Classification(base, kind, inner, *tokenized.batch(share), anchor=recipe.outer.anchor)
+            outer = Outer.from_leaves(state.leaves).on(base.device)
+            try:
+                own = algorithm.meta_gradient(tasks, outer, inner.update, state.step)
+            except NonFinite as problem:
+                own, why = not_finite(state.leaves), str(problem)
+            except ValueError as problem:  # a mode that this base model cannot be differentiated in
+                raise RecipeError(f"algorithm.gradient: {problem}") from problem
+        gradient = processes.mean(own, state.leaves, len(share))
+        norm = outer_step(recipe.outer, state, gradient, why)
+        event: dict[str, Any] = {"event": "step", "step": state.step, "tasks": len(episodes), "skipped": state.skipped}
+        if not math.isnan(norm):
+            event |= {"loss": gradient.loss, "accuracy": gradient.accuracy, "gradient_norm": norm}
+            event |= {"support_loss": gradient.support_loss, "mode": gradient.mode}
+        if gradient.residual is not None:
+            event["residual"] = gradient.residual
         state.history.append(event)
         report({**event, "of": recipe.outer.steps, "seconds": time.perf_counter() - began})
         if state.step % recipe.validation.every == 0 or state.step == recipe.outer.steps:
             validate()
-            _save_checkpoint(out, run, state)
-    _save_checkpoint(out, run, state)
+            save_checkpoint()
+    save_checkpoint()
     result = initialization(state.best_leaves)
-    write_atomically(out / "history.json", json.dumps(state.history, indent=1).encode())
-    save_initialization(result, out / recipe.name, lora)
+    if processes.first:
+        write_atomically(out / "history.json", json.dumps(state.history, indent=1).encode())
+        save_initialization(result, out / recipe.name, kind)
     return result
 
 
@@ -174,27 +185,6 @@ def validation_scores(
     return by_shots, {name: sum(values) / len(values) for name, values in by_set.items()}
 
 
-def outer_step(recipe: Recipe, state: State, gradient: MetaGradient) -> float:
-    """One Adam step on the outer leaves (clipped, warmed up, cosine to zero); returns the norm of θ's gradient before clipping."""
-    for name, g in gradient.gradients.items():
-        if not torch.isfinite(g).all():
-            raise NonFinite(f"the meta-gradient of {name} is not finite at outer step {state.step}")
-    norm = float(torch.stack([g.norm() for n, g in gradient.gradients.items() if n.startswith("theta.")]).norm())
-    shrink = min(1.0, recipe.outer.clip / max(norm, 1e-12))
-    warm = min(1.0, (state.step + 1) / max(recipe.outer.warmup, 1))
-    schedule = warm * 0.5 * (1 + math.cos(math.pi * state.step / recipe.outer.steps))
-    state.step += 1
-    for name, g in gradient.gradients.items():
-        is_theta = name.startswith("theta.")
-        g = g * shrink if is_theta else g
-        m = state.first_moment[name] = 0.9 * state.first_moment[name] + 0.1 * g
-        v = state.second_moment[name] = 0.999 * state.second_moment[name] + 0.001 * g * g
-        move = (m / (1 - 0.9**state.step)) / ((v / (1 - 0.999**state.step)).sqrt() + 1e-8)
-        rate = recipe.outer.learning_rate if is_theta else recipe.outer.rate_learning_rate
-        state.leaves[name] = state.leaves[name] - schedule * rate * move
-    return norm
-
-
 def _sampler(recipe: Recipe, tokenized: Tokenized, train_sets: list[Dataset]) -> EpisodeSampler:
     drawn = recipe.episodes
     return EpisodeSampler(
@@ -215,10 +205,20 @@ def _meta_batch(recipe: Recipe, sampler: EpisodeSampler, step: int) -> list[Epis
     return sampler.batch(step, shape, tasks)
 
 
-def _start(recipe: Recipe, lora: LoRA) -> Outer:
-    theta = lora.initial(torch.Generator().manual_seed(recipe.seed), b_std=recipe.start.b_std)
+def _start(recipe: Recipe, kind: DeltaKind) -> Outer:
+    theta = kind.initial(torch.Generator().manual_seed(recipe.seed), b_std=recipe.start.b_std)
     steps = max(1, recipe.inner.most_steps) if recipe.start.rates_by_step else 1
-    return Outer.start(theta, recipe.start.rate, recipe.start.head_rate, recipe.start.scale, steps=steps)
+    rates = start_rates(theta, recipe.start.rate, steps=steps)
+    if recipe.algorithm.name == "metasgd" and recipe.algorithm.rates == "parameter":
+        rates = {name: torch.full((steps, *leaf.shape), recipe.start.rate) for name, leaf in theta.items()}
+    rates |= start_rates(HEAD_LEAVES, recipe.start.head_rate, steps=steps)  # a head has as many parameters as a task has classes
+    return Outer(theta, rates, torch.tensor(recipe.start.scale))
+
+
+def attention_for(algorithm: Algorithm) -> Attention:
+    """The attention that the meta-gradient can be taken through: only a second derivative rules the fused one out."""
+    second = algorithm.order == "second" and getattr(algorithm, "gradient", Differentiation()).twice
+    return "eager" if second else "auto"
 
 
 def _out_of_patience(recipe: Recipe, state: State) -> bool:
@@ -229,7 +229,7 @@ def _out_of_patience(recipe: Recipe, state: State) -> bool:
 def _initialization(
     recipe: Recipe,
     base: TextBase,
-    inner: Any,
+    inner: InnerConfig,
     leaves: dict[str, Tensor],
     state: State,
     train_sets: list[Dataset],
@@ -237,6 +237,7 @@ def _initialization(
     validation_digest: str,
 ) -> Initialization:
     outer = Outer.from_leaves(leaves)
+    assert outer.scale is not None
     provenance = {
         "recipe": json.loads(recipe.model_dump_json()),
         "recipe_digest": recipe.digest,
@@ -247,48 +248,18 @@ def _initialization(
         "dropped": dropped,
         "attribution": recipe.data.attribution,
     }
-    rates, scale = outer.rates(), float(outer.log_scale.exp())
     name = f"{recipe.algorithm.name} ({recipe.algorithm.order} order)" if recipe.algorithm.name == "maml" else recipe.algorithm.name
-    return Initialization(recipe.name, base.spec, recipe.delta, inner, outer.theta, rates, scale, name, provenance)
+    return Initialization(
+        recipe.name, base.spec, recipe.delta, inner, outer.theta, outer.rates, float(outer.scale), name, provenance
+    )
 
 
 def _sizes(datasets: list[Dataset]) -> dict[str, dict[str, int]]:
     return {d.name: {"classes": len(d.texts), "texts": sum(map(len, d.texts.values()))} for d in datasets}
 
 
-def _zeros(leaves: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
-
-
-_PARTS = ("leaves", "first_moment", "second_moment", "best_leaves")
-
-
 def _run_digest(recipe: Recipe, base: TextBase, train_sets: list[Dataset], validation: list[Episode]) -> str:
     """Of all that a run's bits depend on: a checkpoint goes on with these alone."""
     texts = [[d.name, d.texts] for d in train_sets]
-    content = [recipe.digest, base.spec.model_dump(), texts, manifest_digest(validation)]
+    content = [recipe.model_dump_json(), base.spec.model_dump(), texts, manifest_digest(validation)]
     return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()
-
-
-def _save_checkpoint(out: Path, run: str, state: State) -> None:
-    tensors = {f"{part}/{name}": leaf for part in _PARTS for name, leaf in getattr(state, part).items()}
-    scalars = {"run_digest": run, "step": state.step, "history": state.history}
-    scalars |= {"best_score": state.best_score, "best_step": state.best_step}
-    content = save({n: t.clone() for n, t in tensors.items()}, metadata={"state": json.dumps(scalars)})
-    write_atomically(out / CHECKPOINT, content)
-
-
-def _load_checkpoint(out: Path, run: str) -> State | None:
-    path = out / CHECKPOINT
-    if not path.is_file():
-        return None
-    with safe_open(path, framework="pt") as file:
-        scalars = json.loads(file.metadata()["state"])
-        if scalars.pop("run_digest") != run:
-            raise DataError(f"{path} belongs to another recipe, base model or data; choose another --out or remove it")
-        parts: dict[str, dict[str, Tensor]] = {part: {} for part in _PARTS}
-        for key in file.keys():  # noqa: SIM118 (safe_open is no dict)
-            part, name = key.split("/", 1)
-            parts[part][name] = file.get_tensor(key)
-    moments = parts["first_moment"], parts["second_moment"]
-    return State(parts["leaves"], *moments, parts["best_leaves"], **scalars)

@@ -8,9 +8,10 @@ import torch
 import uvicorn
 
 from metatrain.artifact import Initialization
+from metatrain.bank import SERVED
 from metatrain.base.text import TextBase, load_text_base
 from metatrain.catalog import load_catalog
-from metatrain.errors import MetatrainError
+from metatrain.errors import MetatrainError, UnsupportedDelta
 from service.app import create_app
 from service.settings import ServiceSettings
 
@@ -22,7 +23,14 @@ def _load(settings: ServiceSettings) -> tuple[TextBase, dict[str, Initialization
         torch.set_num_threads(settings.threads)
     try:
         base = load_text_base(settings.base_model, precision=settings.precision)
-        return base, load_catalog(base, settings.initializations_dir)
+        catalog = load_catalog(base, settings.initializations_dir)
+        for init in catalog.values():
+            if init.delta.kind not in SERVED:
+                raise UnsupportedDelta(
+                    f"initialization {init.name!r}: adapters of kind {init.delta.kind} cannot be served yet, only "
+                    f"{', '.join(sorted(SERVED))}"
+                )
+        return base, catalog
     except MetatrainError as error:
         sys.exit(f"error: {error}")
 

@@ -3,6 +3,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 import redis
@@ -36,12 +37,12 @@ def tiny64(tiny_folder: Path) -> TextBase:
 
 @pytest.fixture(scope="session")
 def lora(tiny: TextBase) -> LoRA:
-    return tiny.attach(LoRAConfig(rank=2, alpha=4, targets=TARGETS))
+    return cast(LoRA, tiny.attach(LoRAConfig(rank=2, alpha=4, targets=TARGETS)))
 
 
 @pytest.fixture(scope="session")
 def lora64(tiny64: TextBase) -> LoRA:
-    return tiny64.attach(LoRAConfig(rank=2, alpha=4, targets=TARGETS))
+    return cast(LoRA, tiny64.attach(LoRAConfig(rank=2, alpha=4, targets=TARGETS)))
 
 
 @pytest.fixture(scope="session")

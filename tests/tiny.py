@@ -1,11 +1,21 @@
-"""A tiny real base model: random BERT, a word tokenizer, saved and loaded like any other."""
+"""Tiny real base models: random weights, a word tokenizer, saved and loaded like any other."""
 
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+from transformers import (
+    BertConfig,
+    BertModel,
+    DistilBertConfig,
+    DistilBertModel,
+    ModernBertConfig,
+    ModernBertModel,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaModel,
+)
 
 WORDS = """
 i want to please my card account money lost send close open order pizza book table flight cancel the a today now help refund
@@ -13,26 +23,31 @@ reset password login sign in out play music song weather rain lights on off turn
 """
 
 
-def save_tiny_model(folder: Path, *, seed: int = 0) -> Path:
+ARCHITECTURES = ("bert", "roberta", "distilbert", "modernbert")
+_SHAPE: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+_SPECIAL: dict[str, Any] = {"pad_token_id": 0, "cls_token_id": 2, "sep_token_id": 3, "bos_token_id": 2, "eos_token_id": 3}
+
+
+def save_tiny_model(folder: Path, *, seed: int = 0, architecture: str = "bert") -> Path:
     """Two layers, D = 32, four heads."""
     torch.manual_seed(seed)
-    config = BertConfig(
-        vocab_size=len(WORDS) + 4,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=48,
-        max_position_embeddings=64,
-        initializer_range=0.3,
-    )
-    model = BertModel(config)
+    common: dict[str, Any] = {"vocab_size": len(WORDS) + 4, "max_position_embeddings": 72, "initializer_range": 0.3}
+    model: Any
+    if architecture == "bert":
+        model = BertModel(BertConfig(**common, **_SHAPE))
+    elif architecture == "roberta":
+        model = RobertaModel(RobertaConfig(**common, **_SHAPE, pad_token_id=0))
+    elif architecture == "distilbert":
+        model = DistilBertModel(DistilBertConfig(**common, dim=32, n_layers=2, n_heads=4, hidden_dim=48))
+    else:
+        model = ModernBertModel(ModernBertConfig(**common, **_SHAPE, **_SPECIAL))
     model.save_pretrained(folder)
     vocabulary = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *dict.fromkeys(WORDS.split())])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
     special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-    cast(Any, PreTrainedTokenizerFast)(tokenizer_object=tokenizer, **special).save_pretrained(folder)
+    cast(Any, PreTrainedTokenizerFast)(tokenizer_object=tokenizer, model_max_length=64, **special).save_pretrained(folder)
     return folder
 
 

@@ -10,6 +10,7 @@ import torch
 from metatrain.artifact import Adapter, AdapterMetadata, Initialization, adapter_to_bytes
 from metatrain.base.text import TextBase, load_text_base
 from metatrain.catalog import load_catalog
+from metatrain.classification import Classification
 from metatrain.errors import AdaptationError, NonFinite
 from metatrain.inner import adapt
 from metatrain.taskbatch import Tokenized
@@ -49,17 +50,12 @@ class Runtime:
         pairs = [(text, labels[label]) for text, label in recipe.taught]
         support = Tokenized(self.base).support([pairs])
         tokenized = time.perf_counter()
-        adapted = adapt(
-            self.base,
-            self.base.attach(init.delta),
-            *init.tensors(1, self.base.device),
-            support,
-            init.inner,
-            steps=recipe.steps,
-            seed=recipe.seed,
-            deadline=deadline,
-            on_step=on_step,
-        )
+        kind = self.base.attach(init.delta)
+        tasks = Classification(self.base, kind, init.inner, support, steps=recipe.steps, seed=recipe.seed, serving=True)
+        outer = init.outer(self.base.device)
+        end = adapt(tasks, outer, init.inner.update, deadline=deadline, on_step=on_step)
+        with torch.no_grad():
+            adapted = tasks.adapted(end.phi, outer, end.of, exact=False)
         adapter = Adapter(
             AdapterMetadata(
                 initialization_digest=recipe.initialization_digest,
@@ -78,7 +74,7 @@ class Runtime:
         content = adapter_to_bytes(adapter)
         done = time.perf_counter()
         timings = {"tokenize": 1e3 * (tokenized - began), "inner_loop": 1e3 * (done - tokenized)}
-        return Product(content, tuple(adapted.support_loss[:, 0].tolist()), timings)
+        return Product(content, tuple(float(loss[0]) for loss in end.losses), timings)
 
 
 def load_runtime(settings: WorkerSettings) -> Runtime:

@@ -1,33 +1,40 @@
-"""Meta-learning algorithms by name, one file each."""
+"""Meta-learning algorithms by name, one file each. An algorithm is its own configuration: a recipe's `algorithm` section."""
 
-from collections.abc import Callable
-from typing import Protocol
+from typing import Annotated, Protocol
 
+from pydantic import Field
+
+from metatrain.algorithms.anil import ANIL
+from metatrain.algorithms.imaml import IMAML
 from metatrain.algorithms.maml import MAML
+from metatrain.algorithms.metasgd import MetaSGD
 from metatrain.algorithms.protonet import ProtoNet
-from metatrain.base.text import Attention, TextBase
-from metatrain.deltas import LoRA
-from metatrain.inner import InnerConfig
-from metatrain.metagrad import MetaGradient, Mode, Outer
-from metatrain.taskbatch import TaskBatch
+from metatrain.algorithms.reptile import Reptile
+from metatrain.inner import Order
+from metatrain.metagrad import MetaGradient
+from metatrain.optimizers import Optimizer
+from metatrain.problem import Outer, Tasks
 
 
 class Algorithm(Protocol):
-    """What the outer loop needs: the attention its gradient can be taken through, the inner loop that the initialization will
-    record, and a meta-gradient."""
+    """What the outer loop needs. `order`: of the derivative that is taken of the support loss."""
 
-    attention: Attention
-    inner: InnerConfig
+    @property
+    def order(self) -> Order: ...
 
-    def gradient(self, base: TextBase, lora: LoRA, outer: Outer, batch: TaskBatch) -> MetaGradient: ...
+    def meta_gradient(self, tasks: Tasks, outer: Outer, optimizer: Optimizer, step: int) -> MetaGradient:
+        """What outer step number `step` follows: the gradient, or what stands for it."""
 
 
-ALGORITHMS: dict[str, Callable[[InnerConfig, Mode, float], Algorithm]] = {
+__all__ = ["ALGORITHMS", "ANIL", "IMAML", "MAML", "Algorithm", "AlgorithmSection", "MetaSGD", "ProtoNet", "Reptile"]
+
+ALGORITHMS = {
     "maml": MAML,
-    "protonet": lambda inner, _mode, anchor: ProtoNet(inner, anchor),
+    "metasgd": MetaSGD,
+    "anil": ANIL,
+    "reptile": Reptile,
+    "imaml": IMAML,
+    "protonet": ProtoNet,
 }
 
-
-def build(name: str, inner: InnerConfig, mode: Mode, anchor: float = 0.0) -> Algorithm:
-    """The algorithm of this name, one of `ALGORITHMS`; `anchor` is the weight of staying near the base model."""
-    return ALGORITHMS[name](inner, mode, anchor)
+AlgorithmSection = Annotated[MAML | MetaSGD | ANIL | Reptile | IMAML | ProtoNet, Field(discriminator="name")]

@@ -1,25 +1,29 @@
-"""Prototypical Networks on the features of a delta.
+"""Prototypical Networks on the features of a delta, or of a small net.
 
     θ ← outer optimizer step on  ∇_θ (1/T) Σ_t L_query,t( prototypes of support_t under θ )
 
-No inner step is taken: the class prototypes are the head, cosine similarity times s the logits, and the gradient flows through
-both the support and the query features. The initialization records 0 steps; asked for more, it takes them at the start rates.
+No inner step is taken: the class prototypes are the head, and the gradient flows through both the support and the query features.
+The initialization records 0 steps; asked for more, it takes them at the start rates. (To adapt the delta on the support set before
+prototypes are taken, use MAML with head="prototypes".)
 
-Snell, Swersky, Zemel 2017, "Prototypical Networks for Few-shot Learning", arXiv:1703.05175, alg. 1.
+Snell, Swersky, Zemel 2017, "Prototypical Networks for Few-shot Learning", arXiv:1703.05175, alg. 1; with cosine similarity times s
+for logits on a text encoder, negative squared distance on a small net, as in the paper.
 """
 
-from metatrain.base.text import TextBase
-from metatrain.deltas import LoRA
-from metatrain.inner import InnerConfig
-from metatrain.metagrad import ATTENTION, MetaGradient, Outer, meta_gradient
-from metatrain.taskbatch import TaskBatch
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from metatrain.metagrad import Differentiation, MetaGradient, meta_gradient
+from metatrain.optimizers import Optimizer
+from metatrain.problem import Outer, Tasks
 
 
-class ProtoNet:
-    def __init__(self, inner: InnerConfig, anchor: float) -> None:
-        self.inner = inner.model_copy(update={"steps": 0, "steps_by_shots": {}})
-        self.anchor = anchor
-        self.attention = ATTENTION["first_order"]
+class ProtoNet(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
-    def gradient(self, base: TextBase, lora: LoRA, outer: Outer, batch: TaskBatch) -> MetaGradient:
-        return meta_gradient(base, lora, outer, batch, self.inner, "first_order", anchor=self.anchor)
+    name: Literal["protonet"] = "protonet"
+    order: Literal["first"] = "first"
+
+    def meta_gradient(self, tasks: Tasks, outer: Outer, optimizer: Optimizer, step: int) -> MetaGradient:
+        return meta_gradient(tasks, outer, optimizer, Differentiation(mode="first_order"), steps=0)

@@ -17,7 +17,8 @@ from transformers.utils import logging as transformers_logging
 from metatrain.base import source
 from metatrain.base.precision import Precision, default_device, resolve
 from metatrain.base.split import lower_part, upper_part
-from metatrain.deltas import Delta, LoRA, LoRAConfig, delta_scope
+from metatrain.deltas import Delta, DeltaKind, build, delta_scope
+from metatrain.deltas.prompt import PROMPT
 from metatrain.deltas.scope import current_noise
 from metatrain.errors import BaseModelError
 
@@ -74,10 +75,11 @@ class TextBase:
         parameter = next(model.parameters())
         self.dtype, self.device = parameter.dtype, parameter.device
         self.hidden_size = int(cast(Any, model.config).hidden_size)
-        self._attached: dict[LoRAConfig, LoRA] = {}
-        self._hooked_sites: set[str] = set()
+        self._attached: dict[Any, DeltaKind] = {}
+        self._hooked: set[tuple[str, str]] = set()
         self._upper: dict[int, nn.Module | None] = {}
         self._cutting = threading.Lock()
+        self._attaching = threading.Lock()
         embeddings = cast(Any, model).get_input_embeddings()
         if _add_noise not in embeddings._forward_hooks.values():
             embeddings.register_forward_hook(_add_noise)
@@ -88,14 +90,19 @@ class TextBase:
         token = self.tokenizer.mask_token_id
         return int(self.tokenizer.unk_token_id if token is None else token)
 
-    def attach(self, config: LoRAConfig) -> LoRA:
-        """The delta kind `config` on this model; hooks its sites the first time. Idempotent."""
-        if config not in self._attached:
-            lora = LoRA(config, self.model)
-            lora.attach(lora.sites.keys() - self._hooked_sites)
-            self._hooked_sites |= lora.sites.keys()
-            self._attached[config] = lora
-        return self._attached[config]
+    def attach(self, config: Any) -> DeltaKind:
+        """The delta kind of a `DeltaConfig` on this model; hooks its sites the first time. Idempotent.
+
+        Raises UnsupportedDelta where the model has no place for it.
+        """
+        with self._attaching:
+            if config not in self._attached:
+                kind = build(config, self.model)
+                new = [site for site in kind.sites if (config.kind, site) not in self._hooked]
+                kind.attach(new)
+                self._hooked |= {(config.kind, site) for site in new}
+                self._attached[config] = kind
+            return self._attached[config]
 
     def features(self, delta: Delta | None, batch: TokenBatch, slots: Tensor | None = None) -> Tensor:
         """L2-normalised pooled features [B, D], at least float32; differentiable in `delta`.
@@ -114,25 +121,40 @@ class TextBase:
         return torch.cat(parts)[order]
 
     def _bucket_features(self, delta: Delta | None, bucket: Bucket) -> Tensor:
+        mask = bucket.attention_mask
         with delta_scope(delta, bucket.noise):
+            if delta is not None and PROMPT in delta:
+                return self.pooled(self._prompted(delta[PROMPT], bucket), mask)
             if bucket.upper is None:
                 output = self.model(input_ids=bucket.input_ids, attention_mask=bucket.attention_mask)
             else:
                 output = bucket.upper(inputs_embeds=bucket.prefix, attention_mask=bucket.attention_mask)
-        hidden = cast(Tensor, output.last_hidden_state)
+        return self.pooled(cast(Tensor, output.last_hidden_state), mask)
+
+    def _prompted(self, prompt: Tensor, bucket: Bucket) -> Tensor:
+        """The last hidden states of the words [B, L, D] with `prompt` [G, P, D] in front of them."""
+        rows, tokens = bucket.input_ids.shape[0], prompt.shape[1]
+        words = cast(Any, self.model).get_input_embeddings()(bucket.input_ids)
+        front = prompt.to(words.dtype).repeat_interleave(rows // prompt.shape[0], dim=0)
+        mask = nn.functional.pad(bucket.attention_mask, (tokens, 0), value=1)
+        output = self.model(inputs_embeds=torch.cat([front, words], dim=1), attention_mask=mask)
+        return cast(Tensor, output.last_hidden_state)[:, tokens:]
+
+    def pooled(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
+        """Hidden states [B, L, D] → normalised features [B, D]."""
         hidden = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
         if self.spec.pooling == "cls":
             pooled = hidden[:, 0]
         else:
-            mask = bucket.attention_mask.unsqueeze(-1).to(hidden.dtype)
+            mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
             pooled = (hidden * mask).sum(1) / mask.sum(1)
         return nn.functional.normalize(pooled, dim=-1)
 
     @torch.no_grad()
-    def prefix(self, batch: TokenBatch, lora: LoRA) -> TokenBatch:
+    def prefix(self, batch: TokenBatch, kind: DeltaKind) -> TokenBatch:
         """The same batch with all that lies below the delta's lowest layer computed, for one that is gone through several times. As
         it is where the delta begins at the bottom, or where this model's parts do not make the whole."""
-        layer = lora.lowest_layer
+        layer = kind.lowest_layer
         upper = self._upper_part(layer) if layer else None
         return batch if upper is None else self._cut(batch, layer, upper)
 

@@ -4,6 +4,7 @@ import gzip
 import json
 from pathlib import Path
 
+from metatrain.data.table import by_class
 from metatrain.episode import Dataset
 from metatrain.errors import DataError
 
@@ -17,7 +18,7 @@ def read_jsonl(path: Path, name: str | None = None) -> Dataset:
     """
     if not path.is_file():
         raise DataError(f"data: no file at {path}")
-    texts: dict[str, dict[str, None]] = {}
+    rows: list[tuple[int, object, object]] = []
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
         lines = content.decode("utf-8").split("\n")
@@ -32,11 +33,6 @@ def read_jsonl(path: Path, name: str | None = None) -> Dataset:
             raise DataError(f"{path}:{number}: not JSON: {error.msg}") from error
         if not isinstance(row, dict):
             raise DataError(f"{path}:{number}: expected an object with text and label, got {type(row).__name__}")
-        for key in ("text", "label"):
-            if not isinstance(row.get(key), str) or not row[key].strip():
-                raise DataError(f"{path}:{number}: {key} must be a non-empty string, got {row.get(key)!r}")
-        texts.setdefault(row["label"], {})[row["text"]] = None
-    if not texts:
-        raise DataError(f"{path}: no examples")
+        rows.append((number, row.get("text"), row.get("label")))
     default_name = path.parent.name if path.name.startswith("full.") else path.name.split(".")[0]
-    return Dataset(name or default_name, {label: tuple(seen) for label, seen in texts.items()})
+    return by_class(name or default_name, str(path), rows)

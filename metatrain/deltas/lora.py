@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from metatrain.deltas.scope import Delta, current_delta
-from metatrain.errors import UnsupportedDelta
+from metatrain.deltas.sites import linear_sites, lowest_layer
 
 
 class LoRAConfig(BaseModel):
@@ -44,20 +44,7 @@ class LoRA:
 
     def __init__(self, config: LoRAConfig, model: nn.Module) -> None:
         self.config = config
-        self.sites: dict[str, nn.Linear] = {}
-        for target in config.targets:
-            named = {n: m for n, m in model.named_modules() if n == target or n.endswith("." + target)}
-            matched = {n: m for n, m in named.items() if config.layers is None or _layer(n) in config.layers}
-            linears = {n: m for n, m in matched.items() if isinstance(m, nn.Linear)}
-            if not linears:
-                kinds = sorted({type(m).__name__ for m in matched.values()}) or ["no module"]
-                raise UnsupportedDelta(
-                    f"delta.targets: {target!r} must match nn.Linear modules of {type(model).__name__}, matched {', '.join(kinds)}"
-                )
-            self.sites |= linears
-        unmatched = set(config.layers or ()) - {_layer(name) for name in self.sites}
-        if unmatched:
-            raise UnsupportedDelta(f"delta.layers: {type(model).__name__} has no layer {min(unmatched)} with these targets")
+        self.sites = linear_sites(model, config.targets, config.layers)
         self.shapes: dict[str, tuple[int, ...]] = {}
         for name, linear in self.sites.items():
             self.shapes[f"{name}.lora_A.weight"] = (config.rank, linear.in_features)
@@ -65,8 +52,7 @@ class LoRA:
 
     @property
     def lowest_layer(self) -> int:
-        """Nothing below this layer of the base model depends on the delta; 0 where a site is in no numbered layer."""
-        return min(_layer(name) or 0 for name in self.sites)
+        return lowest_layer(list(self.sites))
 
     def initial(self, generator: torch.Generator, *, b_std: float = 0.0) -> dict[str, Tensor]:
         """A fresh θ, one task, float32: A as PEFT draws it (Kaiming uniform, a = √5), B normal with `b_std`.
@@ -95,10 +81,6 @@ class LoRA:
         return {name: leaf * scaling if name.endswith("lora_B.weight") else leaf for name, leaf in delta.items()}
 
 
-def _layer(module_name: str) -> int | None:
-    return next((int(part) for part in module_name.split(".") if part.isdigit()), None)
-
-
 def _lora_hook(site: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor | None]:
     name_a, name_b = f"{site}.lora_A.weight", f"{site}.lora_B.weight"
 
@@ -119,8 +101,3 @@ def low_rank_update(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
     grouped = x.reshape(a.shape[0], -1, x.shape[-1])
     low = torch.bmm(grouped, a.to(x.dtype).transpose(1, 2))
     return torch.bmm(low, b.to(x.dtype).transpose(1, 2)).view(*x.shape[:-1], b.shape[1])
-
-
-def stack(theta: Delta, tasks: int) -> dict[str, Tensor]:
-    """One delta seen by T tasks: [...] → [T, ...] without a copy."""
-    return {name: leaf.unsqueeze(0).expand(tasks, *leaf.shape) for name, leaf in theta.items()}

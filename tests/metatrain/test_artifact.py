@@ -18,7 +18,9 @@ from metatrain.artifact import (
 )
 from metatrain.base.text import TextBase
 from metatrain.baselines import frozen_prototypes, lora_from_zero
+from metatrain.catalog import SHIPPED
 from metatrain.errors import ArtifactError
+from metatrain.recipe import read_recipe
 
 
 @pytest.fixture
@@ -189,3 +191,15 @@ def test_the_digest_survives_the_round_trip_whatever_the_scale(tiny: TextBase, t
         init = Initialization(**{**vars(plain), "scale": scale})
         save_initialization(init, tmp_path / str(scale), tiny.attach(init.delta))
         assert load_initialization(tmp_path / str(scale), tiny).digest == init.digest
+
+
+def test_the_shipped_default_is_of_its_recipe_and_of_the_digest_that_adapters_name(minilm: TextBase) -> None:
+    """A change of the formula would orphan every adapter that was made from it."""
+    folder = SHIPPED / "default"
+    init = load_initialization(folder, minilm)
+    assert init.digest.startswith("845cb084579b")
+    assert init.provenance["recipe_digest"] == read_recipe(folder.parents[1] / "recipes" / "default.yaml").digest
+    assert {i.name: i.digest[:12] for i in (frozen_prototypes(minilm), lora_from_zero(minilm))} == {
+        "frozen-prototypes": "af4facba42c2",
+        "lora-from-zero": "ac74ba3b0d47",
+    }

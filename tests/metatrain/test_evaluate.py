@@ -22,7 +22,7 @@ def episodes() -> list[Episode]:
 
 
 def test_frozen_prototypes_match_a_loop_over_plain_features(tiny: TextBase, episodes: list[Episode]) -> None:
-    scores = evaluate(tiny, frozen_prototypes(tiny), episodes, tasks=3)
+    scores = evaluate(tiny, frozen_prototypes(tiny), episodes, together=3)
     for episode, accuracy in zip(episodes, scores.accuracy, strict=True):
         rows = [tiny.features(None, tiny.collate(tiny.encode([t])[0]))[0] for t, _ in (*episode.support, *episode.query)]
         shots = torch.stack(rows[:8]).view(4, 2, -1).mean(1)
@@ -32,7 +32,7 @@ def test_frozen_prototypes_match_a_loop_over_plain_features(tiny: TextBase, epis
 
 
 def test_the_number_of_tasks_in_a_pass_does_not_matter(tiny: TextBase, episodes: list[Episode]) -> None:
-    one, many = (evaluate(tiny, lora_from_zero(tiny), episodes, tasks=tasks).accuracy for tasks in (1, 7))
+    one, many = (evaluate(tiny, lora_from_zero(tiny), episodes, together=tasks).accuracy for tasks in (1, 7))
     assert one == pytest.approx(many)
 
 

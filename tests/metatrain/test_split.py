@@ -10,8 +10,8 @@ from torch import nn
 
 from metatrain.base.text import TextBase, TokenBatch
 from metatrain.deltas import LoRAConfig
-from metatrain.deltas.lora import stack
 from metatrain.errors import UnsupportedDelta
+from metatrain.problem import stack
 from tests.tiny import tasks
 
 UPPER = LoRAConfig(rank=2, alpha=4, targets=("query", "intermediate.dense"), layers=(1,))

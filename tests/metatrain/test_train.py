@@ -1,6 +1,10 @@
 """The outer loop on the tiny model and the shipped task set."""
 
 import json
+import math
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +13,20 @@ import torch
 import yaml
 from click.testing import CliRunner
 
+from metatrain.algorithms.imaml import Proximal
 from metatrain.artifact import load_initialization
 from metatrain.base.text import TextBase, load_text_base
+from metatrain.classification import Classification
 from metatrain.cli import main
-from metatrain.errors import DataError, NonFinite, RecipeError
-from metatrain.metagrad import MetaGradient, Outer
+from metatrain.errors import DataError, NoMetaGradient, NonFinite, RecipeError
+from metatrain.inner import adapt
+from metatrain.metagrad import MetaGradient
+from metatrain.outer_loop import CHECKPOINT, OuterConfig, State, outer_step, schedule
+from metatrain.problem import Outer, distance, stack
 from metatrain.recipe import Recipe, read_recipe
-from metatrain.train import State, outer_step, read_data, train
+from metatrain.taskbatch import Tokenized
+from metatrain.train import read_data, train
+from tests.tiny import tasks
 
 RECIPES = Path(__file__).resolve().parents[2] / "metatrain" / "recipes"
 
@@ -43,10 +54,24 @@ def recipe(tiny_folder: Path, **changes: Any) -> Recipe:
 
 
 @pytest.mark.parametrize(
-    "algorithm", [{"name": "maml", "order": "first"}, {"name": "maml", "order": "second"}, {"name": "protonet"}]
+    "algorithm",
+    [
+        {"name": "maml", "order": "first"},
+        {"name": "maml", "order": "second", "multi_step": 4, "annealed": 2},
+        {"name": "metasgd", "gradient": {"mode": "auto"}},
+        {"name": "anil"},
+        {"name": "reptile"},
+        {"name": "imaml", "strength": 5.0, "gradient": {"damping": 20.0}},
+        {"name": "maml", "order": "second", "gradient": {"mode": "adjoint", "product": "central"}},
+        {"name": "protonet"},
+    ],
+    ids=lambda section: " ".join([section["name"], section.get("order", "")]),
 )
-def test_killed_and_resumed_gives_the_same_bits(tiny_folder: Path, tmp_path: Path, algorithm: dict[str, str]) -> None:
-    plan = recipe(tiny_folder, algorithm=algorithm)
+def test_killed_and_resumed_gives_the_same_bits(tiny_folder: Path, tmp_path: Path, algorithm: dict[str, Any]) -> None:
+    """With several targets, whose order in a checkpoint is another than in the model."""
+    delta = {"rank": 2, "targets": ["value", "query", "intermediate.dense"]}
+    outer = {"steps": 8, "tasks": 2, "warmup": 2, "average": 0.5}
+    plan = recipe(tiny_folder, algorithm=algorithm, delta=delta, outer=outer)
     whole = train(plan, Path(), tmp_path / "whole")
     train(plan, Path(), tmp_path / "parts", max_steps=3)
     train(plan, Path(), tmp_path / "parts", max_steps=4)
@@ -65,6 +90,35 @@ def test_what_is_written_loads_and_says_where_it_comes_from(tiny_folder: Path, t
     assert loaded.provenance["training_sets"] == {"starter_intents": {"classes": 8, "texts": 112}}
     assert [e["step"] for e in events if e["event"] == "validation"] == [0, 4, 8]
     assert trained.provenance["outer_steps"] in (0, 4, 8)
+
+
+def test_a_digest_tells_algorithms_and_kinds_apart_and_leaves_what_is_at_its_default_out(tiny_folder: Path) -> None:
+    recipes = [
+        recipe(tiny_folder, algorithm={"name": name}) for name in ("maml", "metasgd", "anil", "reptile", "imaml", "protonet")
+    ]
+    recipes += [recipe(tiny_folder, delta={"kind": kind}) for kind in ("lora", "bottleneck", "ia3", "prefix", "prompt")]
+    assert len({plan.digest for plan in recipes}) == len(recipes)
+    assert recipe(tiny_folder, seed=0).digest == recipe(tiny_folder).digest != recipe(tiny_folder, seed=1).digest
+
+
+def test_imaml_serves_the_inner_loop_that_it_trained(tiny_folder: Path, tmp_path: Path) -> None:
+    algorithm = {"name": "imaml", "strength": 5.0, "gradient": {"damping": 20.0}}
+    trained = train(recipe(tiny_folder, algorithm=algorithm, outer={"steps": 2, "tasks": 1}), Path(), tmp_path)
+    assert trained.inner.proximal == 5.0
+    base = load_text_base(str(tiny_folder), precision="float32", attention="eager")
+    kind, tasks_ = base.attach(trained.delta), Tokenized(base).support(tasks(1))
+    free = trained.inner.model_copy(update={"proximal": 0.0})
+    moved = []
+    for inner in (trained.inner, free):
+        classified = Classification(base, kind, inner, tasks_, steps=20, serving=True)
+        outer = trained.outer(base.device)
+        end = adapt(classified, outer, inner.update)
+        moved.append(float(distance(classified.adapted(end.phi, outer, 20).delta, stack(outer.theta, 1))))
+        if inner is trained.inner:
+            bound = Proximal(Classification(base, kind, free, tasks_, steps=20), 5.0)
+            for name, leaf in adapt(bound, outer, inner.update).phi.items():
+                torch.testing.assert_close(leaf, end.phi[name])
+    assert moved[0] < 0.9 * moved[1]
 
 
 def test_a_checkpoint_of_another_recipe_is_refused(tiny_folder: Path, tmp_path: Path) -> None:
@@ -128,17 +182,50 @@ def test_an_outer_step_is_adam(tiny_folder: Path) -> None:
             t.grad = gradients[n]
         adam.step()
         schedule.step()
-        outer_step(plan, state, MetaGradient(0.0, 0.0, (), gradients))
+        outer_step(plan.outer, state, MetaGradient(0.0, 0.0, (), gradients))
     for n, t in ours.items():
         torch.testing.assert_close(state.leaves[n], t.detach())
 
 
-def test_a_meta_gradient_that_is_not_finite_stops_the_run(tiny_folder: Path) -> None:
-    state = State.start(Outer({"a": torch.zeros(2)}, {}, torch.tensor(0.0)))
-    gradients = {"theta.a": torch.tensor([float("nan"), 0.0]), "log_scale": torch.tensor(0.0)}
-    with pytest.raises(NonFinite, match=r"theta\.a is not finite at outer step 0"):
-        outer_step(recipe(tiny_folder), state, MetaGradient(0.0, 0.0, (), gradients))
-    assert not state.leaves["theta.a"].any() and state.step == 0
+def test_meta_gradients_that_are_not_finite_are_skipped_and_a_run_of_them_stops_the_training() -> None:
+    config = OuterConfig(most_skipped=2, warmup=0)
+    state = State.start(Outer({"a": torch.zeros(2)}, {}, torch.tensor(1.0)))
+    broken = MetaGradient(0.0, 0.0, (), {"theta.a": torch.tensor([float("nan"), 0.0]), "log_scale": torch.tensor(0.0)})
+    sound = MetaGradient(0.0, 0.0, (), {"theta.a": torch.tensor([1.0, -1.0]), "log_scale": torch.tensor(0.0)})
+    for _ in range(2):
+        assert math.isnan(outer_step(config, state, broken))
+    assert not state.leaves["theta.a"].any() and (state.step, state.skipped) == (2, 2)
+    assert outer_step(config, state, sound) == pytest.approx(2**0.5)
+    # As if it were the first: Adam's bias correction counts the steps that were taken.
+    size = config.learning_rate * schedule(config, 3)
+    torch.testing.assert_close(state.leaves["theta.a"], torch.tensor([-size, size]))
+    assert state.skipped_in_a_row == 0
+    for _ in range(2):
+        outer_step(config, state, broken)
+    with pytest.raises(NonFinite, match=r"theta\.a is not finite at outer step 5, the last of 3 such steps"):
+        outer_step(config, state, broken)
+
+
+def test_a_leaf_that_the_loss_does_not_depend_on_is_named() -> None:
+    state = State.start(Outer({"a": torch.zeros(2), "b": torch.zeros(2), "c": torch.zeros(1)}, {}, torch.tensor(1.0)))
+    zero, some = torch.zeros(2), torch.ones(2)
+    for step in range(4):  # a wakes up late, as LoRA's A does; c is never reached
+        gradients = {"theta.a": some if step else zero, "theta.b": some, "theta.c": torch.zeros(1), "log_scale": torch.tensor(0.0)}
+        outer_step(OuterConfig(), state, MetaGradient(0.0, 0.0, (), gradients))
+    with pytest.raises(NoMetaGradient, match=r"1 of 3 leaves of θ had no meta-gradient in 5 outer steps, the first of them c"):
+        outer_step(OuterConfig(), state, MetaGradient(0.0, 0.0, (), gradients))
+
+
+def test_the_average_of_theta_is_what_is_kept() -> None:
+    config = OuterConfig(average=0.5, warmup=0, steps=10**6)
+    state = State.start(Outer({"a": torch.zeros(1)}, {}, torch.tensor(1.0)))
+    gradients = {"theta.a": torch.ones(1), "log_scale": torch.tensor(0.0)}
+    expected = torch.zeros(1)
+    for _ in range(3):
+        outer_step(config, state, MetaGradient(0.0, 0.0, (), gradients))
+        expected = 0.5 * expected + 0.5 * state.leaves["theta.a"]
+    torch.testing.assert_close(state.kept(config)["theta.a"], expected)
+    assert state.kept(OuterConfig()) is state.leaves
 
 
 def test_held_out_and_validation_data_stay_out_of_training(tiny_folder: Path, tmp_path: Path) -> None:
@@ -165,10 +252,33 @@ def test_held_out_and_validation_data_stay_out_of_training(tiny_folder: Path, tm
     ("change", "message"),
     [
         ({"inner": {"stepz": 3}}, "inner.stepz: Extra inputs are not permitted, got '3'"),
-        ({"algorithm": {"name": "mamml"}}, "algorithm.name: Input should be 'maml' or 'protonet', got 'mamml'"),
+        (
+            {"algorithm": {"name": "mamml"}},
+            "algorithm.name: expected one of 'maml', 'metasgd', 'anil', 'reptile', 'imaml', 'protonet', got 'mamml'",
+        ),
         ({"outer": {"steps": 0}}, "outer.steps: Input should be greater than or equal to 1, got '0'"),
         ({"inner": {"steps": 2, "steps_by_shots": {1: 0}}}, "inner.steps: 2 is never taken"),
         ({"name": "Two Words"}, "name: String should match pattern"),
+        (
+            {"delta": {"kind": "hed"}},
+            "delta.kind: expected one of 'lora', 'bottleneck', 'prefix', 'prompt', 'ia3', 'head', got 'hed'",
+        ),
+        ({"delta": "lora"}, "delta"),
+        ({"delta": None}, "delta"),
+        ({"delta": {"kind": "prefix", "rank": 3}}, "delta.rank: Extra inputs are not permitted, got '3'"),
+        ({"delta": {"kind": "head"}}, 'inner.moved: a delta of kind "head" has nothing else to move; expected "head", got "all"'),
+        (
+            {"algorithm": {"name": "anil"}, "inner": {"head": "prototypes"}},
+            'inner, as anil takes it: moved: "head" needs head "linear", got "prototypes", which no step moves',
+        ),
+        (
+            {"algorithm": {"name": "maml", "order": "second", "gradient": {"mode": "implicit"}}},
+            "algorithm.gradient: mode: expected one of unrolled, checkpointed, adjoint, auto, got 'implicit'",
+        ),
+        (
+            {"algorithm": {"name": "maml", "gradient": {"mode": "adjoint"}}},
+            'order: gradient and annealed are of order "second", got order "first"',
+        ),
     ],
 )
 def test_a_wrong_recipe_is_one_clear_line(tiny_folder: Path, tmp_path: Path, change: dict[str, Any], message: str) -> None:
@@ -197,3 +307,23 @@ def test_the_command_line_trains_resumes_evaluates_and_fails_in_one_line(tiny_fo
     path.write_text(yaml.safe_dump(content(tiny_folder, validation={"episodes": 2, "ways": 3, "shots": [13]})))
     result = runner.invoke(main, ["train", str(path), "--out", str(tmp_path / "other")])
     assert result.exit_code == 1 and "3-way with 13 shots and 5 queries needs 3 classes of 18 texts; at most 0" in result.output
+
+
+def test_a_run_that_is_killed_goes_on_with_the_same_bits(tiny_folder: Path, tmp_path: Path) -> None:
+    """SIGKILL in the middle, at whatever step that is; one checkpoint is there to go on from."""
+    outer = {"steps": 60, "tasks": 1, "warmup": 2}
+    plan = content(tiny_folder, outer=outer, validation={"every": 3, "episodes": 2, "ways": 3, "shots": [1], "patience": 50})
+    whole = train(Recipe.model_validate(plan), Path(), tmp_path / "whole")
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan))
+    command = [sys.executable, "-m", "metatrain.cli", "train", str(tmp_path / "plan.yaml"), "--out", str(tmp_path / "killed")]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=RECIPES.parents[1])
+    checkpoint = tmp_path / "killed" / CHECKPOINT
+    deadline = time.monotonic() + 120
+    while not checkpoint.is_file() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert checkpoint.is_file() and not (tmp_path / "killed" / "history.json").is_file()
+    resumed = train(Recipe.model_validate(plan), Path(), tmp_path / "killed")
+    assert resumed.digest == whole.digest
+    assert (tmp_path / "killed" / "history.json").read_bytes() == (tmp_path / "whole" / "history.json").read_bytes()

@@ -1,5 +1,6 @@
 import time
 from collections import Counter
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -7,13 +8,13 @@ import torch
 from torch import Tensor
 
 from metatrain.base.text import TextBase
+from metatrain.classification import HEAD_LEAVES, Adapted, Classification
 from metatrain.deltas import LoRA
-from metatrain.deltas.lora import stack
 from metatrain.errors import AdaptationError, DeadlineExceeded, NonFinite
 from metatrain.heads import Head, linear_from_prototypes
-from metatrain.inner import Adapted, InnerConfig, adapt
-from metatrain.metagrad import Outer
+from metatrain.inner import InnerConfig, adapt
 from metatrain.objectives import cross_entropy, leave_one_out, supervised_contrastive
+from metatrain.problem import Outer, stack, start_rates
 from metatrain.support import _cut
 from metatrain.taskbatch import Tokenized
 from tests.tiny import tasks
@@ -23,16 +24,33 @@ SCALE = 8.0
 
 def start(lora: LoRA, dtype: torch.dtype = torch.float64, rate: float = 0.05) -> Outer:
     theta = lora.initial(torch.Generator().manual_seed(0), b_std=0.2)
-    outer = Outer.start({n: t.to(dtype) for n, t in theta.items()}, rate, 2 * rate, SCALE)
-    return Outer.from_leaves({n: t.to(dtype) for n, t in outer.leaves().items()})
+    rates = start_rates(theta, rate) | start_rates(HEAD_LEAVES, 2 * rate)
+    return Outer.from_values({n: t.to(dtype) for n, t in Outer(theta, rates, torch.tensor(SCALE)).values().items()})
 
 
-def run(base: TextBase, lora: LoRA, support: list[list[tuple[str, int]]], config: InnerConfig, **more: object) -> Adapted:
-    dtype = base.dtype
-    outer = start(lora, dtype)
-    theta = stack(outer.theta, len(support))
-    scale = torch.tensor(SCALE, dtype=dtype)
-    return adapt(base, lora, theta, outer.rates(), scale, Tokenized(base).support(support), config, **more)  # type: ignore[arg-type]
+@dataclass(frozen=True)
+class Run(Adapted):
+    support_loss: Tensor
+
+
+def run(
+    base: TextBase,
+    lora: LoRA,
+    support: list[list[tuple[str, int]]],
+    config: InnerConfig,
+    *,
+    outer: Outer | None = None,
+    steps: int | None = None,
+    seed: int = 0,
+    **more: Any,
+) -> Run:
+    """The inner loop on support sets, from `start` where nothing else is said."""
+    outer = start(lora, base.dtype) if outer is None else outer
+    classified = Classification(base, lora, config, Tokenized(base).support(support), steps=steps, seed=seed)
+    end = adapt(classified, outer, config.update, **more)
+    adapted = classified.adapted(end.phi, outer, end.of)
+    losses = torch.stack(end.losses) if end.losses else torch.zeros(0, len(support))
+    return Run(adapted.delta, adapted.head, losses)
 
 
 def flat(adapted: Adapted, task: int) -> Tensor:
@@ -56,7 +74,7 @@ def by_hand(
         prototypes.append(mean / mean.norm())
     weight = torch.stack(prototypes).unsqueeze(0).requires_grad_()
     bias = torch.zeros(1, support.classes, dtype=torch.float64, requires_grad=True)
-    rates = {**outer.rates()}
+    rates = outer.rates
     leaves = {**live, "head.weight": weight, "head.bias": bias}
     optimizer = make([{"params": [leaf], "lr": float(rates[name])} for name, leaf in leaves.items()], **kw)
     present = torch.ones(1, support.classes, dtype=torch.bool)
@@ -88,11 +106,10 @@ def test_momentum_matches_pytorch(tiny64: TextBase, lora64: LoRA) -> None:
 
 
 def test_each_step_takes_its_own_rate_and_the_last_one_serves_all_that_follow(tiny64: TextBase, lora64: LoRA) -> None:
-    outer, support = start(lora64), Tokenized(tiny64).support(tasks(1))
-    scale, config = torch.tensor(SCALE, dtype=torch.float64), InnerConfig(steps=3, optimizer="sgd")
-    once = {name: torch.cat([rate, torch.zeros(1, dtype=torch.float64)]) for name, rate in outer.rates().items()}
-    stopped = adapt(tiny64, lora64, stack(outer.theta, 1), once, scale, support, config)
-    first = adapt(tiny64, lora64, stack(outer.theta, 1), outer.rates(), scale, support, config, steps=1)
+    outer, config = start(lora64), InnerConfig(steps=3, optimizer="sgd")
+    once = {name: torch.cat([rate, torch.zeros(1, dtype=torch.float64)]) for name, rate in outer.rates.items()}
+    stopped = run(tiny64, lora64, tasks(1), config, outer=replace(outer, rates=once))
+    first = run(tiny64, lora64, tasks(1), config, steps=1)
     torch.testing.assert_close(flat(stopped, 0), flat(first, 0), rtol=0, atol=0)
 
 
@@ -123,7 +140,7 @@ def test_a_step_of_sgd_follows_the_gradient_of_the_mixture(tiny64: TextBase, lor
     loss = sum((weight * parts[name] for name, weight in mixture["objective"].items()), torch.zeros(1))
     gradients = torch.autograd.grad(loss.sum(), list(live.values()))
     for (name, leaf), g in zip(live.items(), gradients, strict=True):
-        torch.testing.assert_close(moved.delta[name], leaf.detach() - outer.rates()[name] * g, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(moved.delta[name], leaf.detach() - outer.rates[name] * g, rtol=1e-9, atol=1e-12)
     if mixture["head"] == "prototypes":
         with torch.no_grad():
             after = tiny64.features(lora64.fold(moved.delta), batch).unsqueeze(0)
@@ -149,7 +166,7 @@ def test_head_steps_are_adam_on_features_that_stand_still(tiny64: TextBase, lora
     with torch.no_grad():
         features = tiny64.features(lora64.fold(plain.delta), tiny64.collate(support.ids)).unsqueeze(0)
     weight, bias = plain.head.weight.clone().requires_grad_(), plain.head.bias.clone().requires_grad_()
-    adam = torch.optim.Adam([{"params": [leaf], "lr": float(outer.rates()["head.weight"])} for leaf in (weight, bias)], eps=1e-12)
+    adam = torch.optim.Adam([{"params": [leaf], "lr": float(outer.rates["head.weight"])} for leaf in (weight, bias)], eps=1e-12)
     for _ in range(5):
         adam.zero_grad()
         head = Head(weight, bias, plain.head.present)
@@ -244,7 +261,7 @@ def test_first_and_second_order_walk_the_same_path(tiny64: TextBase, lora64: LoR
 
 
 def test_steps_lower_the_support_loss(tiny: TextBase, lora: LoRA) -> None:
-    losses = run(tiny, lora, tasks(2), InnerConfig(steps=10)).support_loss
+    losses = run(tiny, lora, tasks(2), InnerConfig(steps=10), outer=start(lora, torch.float32, 0.01)).support_loss
     assert losses.shape == (10, 2)
     assert (losses[-1] < losses[0]).all()
 
@@ -271,7 +288,6 @@ def test_deadline_is_kept_between_steps(tiny: TextBase, lora: LoRA) -> None:
 
 def test_a_loss_that_is_not_a_number_is_refused(tiny: TextBase, lora: LoRA) -> None:
     outer = start(lora, torch.float32)
-    theta = {n: t.fill_(float("nan")) for n, t in outer.theta.items()}
+    theta = {n: torch.full_like(t, float("nan")) for n, t in outer.theta.items()}
     with pytest.raises(NonFinite, match="inner step 0"):
-        support = Tokenized(tiny).support(tasks(1))
-        adapt(tiny, lora, stack(theta, 1), outer.rates(), torch.tensor(SCALE), support, InnerConfig(steps=2))
+        run(tiny, lora, tasks(1), InnerConfig(steps=2), outer=replace(outer, theta=theta))

@@ -1,62 +1,72 @@
-"""The meta-gradient against central differences of the whole procedure, in float64."""
+"""Meta-gradients against central differences of the whole procedure, against each other and against closed forms, in float64."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from metatrain.base.text import TextBase
+from metatrain.base.text import TextBase, load_text_base
 from metatrain.deltas import LoRA, LoRAConfig
-from metatrain.deltas.lora import stack
 from metatrain.inner import InnerConfig, adapt
-from metatrain.metagrad import Mode, Outer, meta_gradient, query_loss
-from metatrain.taskbatch import TaskBatch, Tokenized
-from tests.oracles.test_inner import start
-from tests.tiny import tasks
+from metatrain.metagrad import Differentiation, MetaGradient, graph_bytes, meta_gradient
+from metatrain.optimizers import Optimizer
+from metatrain.problem import Outer
+from tests.oracles.problems import Objective, central_difference, directions, net_tasks, quadratic, smooth, text_outer, text_tasks
+
+SGD = Optimizer("sgd")
+UNROLLED = Differentiation(mode="unrolled")
+EXACT = [
+    Differentiation(mode="checkpointed", segment=1),
+    Differentiation(mode="checkpointed", segment=2),
+    Differentiation(mode="adjoint", product="reverse"),
+    Differentiation(mode="adjoint", product="forward"),
+]
+CENTRAL = Differentiation(mode="adjoint", product="central")
+SOME = ("layer.0.attention.self.query", "layer.1.intermediate", "log_rates.head", "log_scale")
 
 
-def batch(base: TextBase, count: int) -> TaskBatch:
-    tokenized = Tokenized(base)
-    ids, labels = tokenized.rows(tasks(count + 3, shots=3)[3:])
-    return TaskBatch(tokenized.support(tasks(count)), base.collate(ids, count), labels)
+def named(how: Differentiation) -> str:
+    return f"{how.mode} {how.segment if how.mode == 'checkpointed' else how.product}"
 
 
-def loss_after_adaptation(base: TextBase, lora: LoRA, outer: Outer, data: TaskBatch, inner: InnerConfig) -> float:
-    count = data.query_labels.shape[0]
-    scale = outer.log_scale.exp()
-    adapted = adapt(base, lora, stack(outer.theta, count), outer.rates(), scale, data.support, inner)
-    with torch.no_grad():
-        return float(query_loss(base, lora, adapted, scale, data)[0].mean())
+def assert_is_derivative(found: MetaGradient, objective: Objective, outer: Outer, like: tuple[str, ...] = ("",)) -> None:
+    for name, toward in directions(outer, like=like).items():
+        measured = central_difference(objective, outer, name, toward)
+        assert measured == pytest.approx(float((found.gradients[name] * toward).sum()), rel=1e-5, abs=1e-8), name
 
 
-def central_difference(
-    base: TextBase, lora: LoRA, outer: Outer, data: TaskBatch, inner: InnerConfig, name: str, toward: torch.Tensor
-) -> float:
-    step = 1e-6
-    values = []
-    for sign in (1, -1):
-        leaves = outer.leaves()
-        leaves[name] = leaves[name] + sign * step * toward
-        values.append(loss_after_adaptation(base, lora, Outer.from_leaves(leaves), data, inner))
-    return (values[0] - values[1]) / (2 * step)
+def assert_same(left: MetaGradient, right: MetaGradient, rtol: float = 1e-8, atol: float = 1e-11) -> None:
+    assert left.loss == pytest.approx(right.loss, rel=1e-10)
+    assert left.accuracy == pytest.approx(right.accuracy)
+    torch.testing.assert_close(torch.tensor(left.support_loss), torch.tensor(right.support_loss))
+    for name, gradient in left.gradients.items():
+        torch.testing.assert_close(gradient, right.gradients[name], rtol=rtol, atol=atol, msg=partial("{}: {}".format, name))
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam"])
 @pytest.mark.parametrize("steps", [0, 1, 3])
-def test_unrolled_is_the_gradient_of_the_whole_procedure(tiny64: TextBase, lora64: LoRA, optimizer: str, steps: int) -> None:
-    outer, data = start(lora64), batch(tiny64, 2)
-    # A small ε makes Adam's first step nearly sign(g): right, but too sharply bent for differences to follow.
-    inner = InnerConfig.model_validate({"steps": steps, "optimizer": optimizer, "epsilon": 1e-2})
-    exact = meta_gradient(tiny64, lora64, outer, data, inner, "unrolled")
-    generator = torch.Generator().manual_seed(1)
-    probed = [n for n in outer.leaves() if "layer.0.attention.self.query" in n or "layer.1.intermediate" in n]
-    for name in [*probed, "log_rates.head.weight", "log_rates.head.bias", "log_scale"]:
-        leaf = outer.leaves()[name]
-        toward = torch.randn(leaf.shape, generator=generator, dtype=torch.float64)
-        measured = central_difference(tiny64, lora64, outer, data, inner, name, toward)
-        predicted = float((exact.gradients[name] * toward).sum())
-        assert measured == pytest.approx(predicted, rel=1e-5, abs=1e-8), name
+def test_unrolled_is_the_derivative_of_the_whole_procedure(tiny64: TextBase, lora64: LoRA, optimizer: str, steps: int) -> None:
+    outer = text_outer(lora64)
+    tasks = text_tasks(tiny64, lora64, InnerConfig(steps=steps))
+    exact = meta_gradient(tasks, outer, smooth(optimizer), UNROLLED)
+    assert_is_derivative(exact, Objective(tasks, smooth(optimizer)), outer, SOME)
 
 
 OBJECTIVES = [{"leave_one_out": 1.0}, {"supervised_contrastive": 1.0}, {"cross_entropy": 1.0, "supervised_contrastive": 0.5}]
+
+
+def contrastive(objective: dict[str, float], **more: Any) -> InnerConfig:
+    inner = {
+        "objective": objective,
+        "head": "prototypes",
+        "head_steps": 2,
+        "epsilon": 1e-2,
+        "steps": 2,
+        "steps_by_shots": {1: 0, 2: 2},
+    }
+    return InnerConfig.model_validate(inner | more)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids="+".join)
@@ -65,56 +75,103 @@ def test_unrolled_is_exact_for_prototypes_of_the_adapted_delta(
     tiny64: TextBase, lora64: LoRA, objective: dict[str, float], optimizer: str
 ) -> None:
     """Every objective, a rate for each step, and the prototypes taken again under φ_K; with the anchor to the base model."""
-    begin = start(lora64, rate=0.01)
-    two = {n: torch.stack([log, log - 0.3]).flatten() for n, log in begin.log_rates.items()}
-    outer, data = Outer(begin.theta, two, begin.log_scale), batch(tiny64, 2)
-    inner = InnerConfig.model_validate(
-        {
-            "objective": objective,
-            "head": "prototypes",
-            "head_steps": 2,
-            "optimizer": optimizer,
-            "epsilon": 1e-2,
-            "steps": 2,
-            "steps_by_shots": {1: 0, 2: 2},
-        }
-    )
-    exact = meta_gradient(tiny64, lora64, outer, data, inner, "unrolled", anchor=0.7)
-
-    def whole(at: Outer) -> float:
-        scale = at.log_scale.exp()
-        adapted = adapt(tiny64, lora64, stack(at.theta, 2), at.rates(), scale, data.support, inner)
-        with torch.no_grad():
-            features = tiny64.features(lora64.fold(adapted.delta), data.query_tokens)
-            drift = 1 - (features * tiny64.features(None, data.query_tokens)).sum(-1).mean()
-            return float(query_loss(tiny64, lora64, adapted, scale, data)[0].mean() + 0.7 * drift)
-
-    generator = torch.Generator().manual_seed(2)
-    probed = [n for n in outer.leaves() if "layer.0.attention.self.value" in n or "layer.1.intermediate" in n]
-    for name in [*probed, "log_rates.head.weight", "log_rates.head.bias", "log_scale"]:
-        leaf = outer.leaves()[name]
-        toward = torch.randn(leaf.shape, generator=generator, dtype=torch.float64)
-        ends = [Outer.from_leaves({**outer.leaves(), name: leaf + sign * 1e-6 * toward}) for sign in (1, -1)]
-        measured = (whole(ends[0]) - whole(ends[1])) / 2e-6
-        assert measured == pytest.approx(float((exact.gradients[name] * toward).sum()), rel=1e-5, abs=1e-8), name
+    outer = text_outer(lora64, rate=0.01, steps=2)
+    tasks = text_tasks(tiny64, lora64, contrastive(objective), anchor=0.7)
+    exact = meta_gradient(tasks, outer, smooth(optimizer), UNROLLED)
+    assert_is_derivative(exact, Objective(tasks, smooth(optimizer)), outer, SOME)
 
 
 def test_unrolled_is_exact_above_layers_that_are_computed_once(tiny64: TextBase) -> None:
     lora = tiny64.attach(LoRAConfig(rank=2, alpha=4, targets=("query", "value"), layers=(1,)))
-    outer, data, inner = start(lora), batch(tiny64, 2), InnerConfig(steps=2, optimizer="sgd")
-    exact = meta_gradient(tiny64, lora, outer, data, inner, "unrolled")
-    for name, leaf in outer.leaves().items():
-        if name.startswith("theta."):
-            toward = torch.randn(leaf.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-            measured = central_difference(tiny64, lora, outer, data, inner, name, toward)
-            assert measured == pytest.approx(float((exact.gradients[name] * toward).sum()), rel=1e-5, abs=1e-8), name
+    outer, tasks = text_outer(lora), text_tasks(tiny64, lora, InnerConfig(steps=2))
+    assert_is_derivative(meta_gradient(tasks, outer, SGD, UNROLLED), Objective(tasks, SGD), outer, ("theta.",))
+
+
+WEIGHTS = [0.1, 0.0, 0.3, 0.6]
+
+
+@pytest.mark.parametrize("weights", [None, WEIGHTS], ids=["last step", "several steps"])
+@pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam"])
+@pytest.mark.parametrize("how", [*EXACT, CENTRAL], ids=named)
+def test_every_exact_mode_gives_the_unrolled_gradient(
+    tiny64: TextBase, lora64: LoRA, how: Differentiation, optimizer: str, weights: list[float] | None
+) -> None:
+    outer = text_outer(lora64, steps=2)
+    tasks = text_tasks(tiny64, lora64, InnerConfig(steps=3, epsilon=1e-2))
+    unrolled = meta_gradient(tasks, outer, smooth(optimizer), UNROLLED, weights=weights)
+    found = meta_gradient(tasks, outer, smooth(optimizer), how, weights=weights)
+    if how == CENTRAL:
+        assert_same(found, unrolled, rtol=1e-4, atol=1e-6)
+    else:
+        assert_same(found, unrolled)
+
+
+@pytest.mark.parametrize("how", EXACT, ids=named)
+@pytest.mark.parametrize("objective", OBJECTIVES, ids="+".join)
+def test_every_exact_mode_agrees_on_prototypes_of_the_adapted_delta(
+    tiny64: TextBase, lora64: LoRA, how: Differentiation, objective: dict[str, float]
+) -> None:
+    outer, tasks = text_outer(lora64, rate=0.01), text_tasks(tiny64, lora64, contrastive(objective))
+    assert_same(meta_gradient(tasks, outer, smooth("adam"), how), meta_gradient(tasks, outer, smooth("adam"), UNROLLED))
+
+
+@pytest.mark.parametrize("how", [UNROLLED, *EXACT], ids=named)
+def test_the_head_alone_moves_and_the_delta_below_it_learns(tiny64: TextBase, lora64: LoRA, how: Differentiation) -> None:
+    outer, tasks = text_outer(lora64), text_tasks(tiny64, lora64, InnerConfig(steps=3, moved="head"))
+    found = meta_gradient(tasks, outer, SGD, how)
+    assert_is_derivative(found, Objective(tasks, SGD), outer, SOME)
+    assert all(not g.any() for name, g in found.gradients.items() if name.startswith("log_rates.") and "head" not in name)
+
+
+@pytest.mark.parametrize("moved", [(), ("2.",)], ids=["all", "last layer"])
+@pytest.mark.parametrize("how", [UNROLLED, *EXACT, CENTRAL], ids=named)
+def test_all_the_parameters_of_a_small_net(how: Differentiation, moved: tuple[str, ...]) -> None:
+    tasks, outer = net_tasks(moved=moved)
+    assert_is_derivative(meta_gradient(tasks, outer, smooth("adam"), how), Objective(tasks, smooth("adam")), outer)
+
+
+def test_rates_of_every_parameter_are_learned_exactly() -> None:
+    tasks, outer = net_tasks()
+    generator = torch.Generator().manual_seed(3)
+    rates = {n: 0.1 * torch.rand((2, *leaf.shape), generator=generator, dtype=torch.float64) for n, leaf in outer.theta.items()}
+    by_parameter = Outer(outer.theta, rates)
+    for how in (UNROLLED, *EXACT):
+        assert_is_derivative(meta_gradient(tasks, by_parameter, SGD, how), Objective(tasks, SGD), by_parameter)
+
+
+def test_quadratic_tasks_have_a_closed_form() -> None:
+    """φ_K − c = (I − αA)^K (θ − c), so dL/dθ = mean_t (I − α A_t)^K (φ_K,t − d_t)."""
+    tasks, outer = quadratic(steps=5)
+    eye = torch.eye(4, dtype=torch.float64)
+    shrink = torch.linalg.matrix_power(eye - 0.2 * tasks.matrix, 5)
+    end = tasks.center + torch.einsum("tij,tj->ti", shrink, outer.theta["x"] - tasks.center)
+    expected = torch.einsum("tij,tj->ti", shrink, end - tasks.target).mean(0)
+    for how in (UNROLLED, *EXACT, CENTRAL):
+        found = meta_gradient(tasks, outer, SGD, how)
+        loose = 100 if how == CENTRAL else 1
+        torch.testing.assert_close(found.gradients["theta.x"], expected, rtol=loose * 1e-8, atol=loose * 1e-10)
+    torch.testing.assert_close(adapt(tasks, outer, SGD).phi["x"], end)
+
+
+def test_tasks_together_give_the_mean_of_tasks_alone(tiny64: TextBase, lora64: LoRA) -> None:
+    outer, inner = text_outer(lora64), InnerConfig(steps=2, epsilon=1e-2)
+    for how in (Differentiation(mode="first_order"), UNROLLED, *EXACT):
+        together = meta_gradient(text_tasks(tiny64, lora64, inner, count=3), outer, smooth("adam"), how)
+        alone = [
+            meta_gradient(text_tasks(tiny64, lora64, inner, count=1, first=t), outer, smooth("adam"), how).gradients
+            for t in range(3)
+        ]
+        for name, gradient in together.gradients.items():
+            mean = torch.stack([a[name] for a in alone]).mean(0)
+            torch.testing.assert_close(gradient, mean, rtol=1e-7, atol=1e-11)
 
 
 def test_first_order_differs_where_it_must_and_agrees_where_it_must(tiny64: TextBase, lora64: LoRA) -> None:
-    outer, data = start(lora64), batch(tiny64, 2)
+    outer = text_outer(lora64)
     for steps, alike in ((0, True), (3, False)):
-        inner = InnerConfig(steps=steps, optimizer="sgd")
-        exact, first = (meta_gradient(tiny64, lora64, outer, data, inner, mode) for mode in ("unrolled", "first_order"))
+        tasks = text_tasks(tiny64, lora64, InnerConfig(steps=steps))
+        exact = meta_gradient(tasks, outer, SGD, UNROLLED)
+        first = meta_gradient(tasks, outer, SGD, Differentiation(mode="first_order"))
         assert exact.loss == pytest.approx(first.loss, rel=1e-12)
         name = next(n for n in exact.gradients if n.startswith("theta.") and "lora_B" in n)
         gap = float((exact.gradients[name] - first.gradients[name]).norm() / exact.gradients[name].norm())
@@ -123,31 +180,74 @@ def test_first_order_differs_where_it_must_and_agrees_where_it_must(tiny64: Text
 
 def test_first_order_of_one_sgd_step_is_the_closed_form(tiny64: TextBase, lora64: LoRA) -> None:
     """With g constant, ∂L/∂log α_leaf = −α ⟨∂L/∂φ_1, g⟩, both sides taken independently of `meta_gradient`."""
-    outer, data, inner = start(lora64), batch(tiny64, 1), InnerConfig(steps=1, optimizer="sgd")
-    first = meta_gradient(tiny64, lora64, outer, data, inner, "first_order")
-    scale, rates = outer.log_scale.exp(), outer.rates()
-    before = adapt(tiny64, lora64, stack(outer.theta, 1), rates, scale, data.support, inner.model_copy(update={"steps": 0}))
-    after = adapt(tiny64, lora64, stack(outer.theta, 1), rates, scale, data.support, inner)
-    live = {n: t.clone().requires_grad_() for n, t in after.delta.items()}
-    moved = type(after)(live, after.head, after.support_loss)
-    loss, _ = query_loss(tiny64, lora64, moved, scale, data)
+    outer, tasks = text_outer(lora64), text_tasks(tiny64, lora64, InnerConfig(steps=1), count=1)
+    first = meta_gradient(tasks, outer, SGD, Differentiation(mode="first_order"))
+    before, after = adapt(tasks, outer, SGD, steps=0).phi, adapt(tasks, outer, SGD).phi
+    live = {n: t.detach().clone().requires_grad_() for n, t in after.items()}
+    loss, _ = tasks.query_loss(live, outer, 1)
     gradients = dict(zip(live, torch.autograd.grad(loss.mean(), list(live.values())), strict=True))
     for name in live:
-        step = before.delta[name] - after.delta[name]  # = α g
+        step = (before[name] - after[name]).detach()  # = α g
         expected = -float((gradients[name] * step).sum())
         assert float(first.gradients[f"log_rates.{name}"]) == pytest.approx(expected, rel=1e-9, abs=1e-14)
 
 
-@pytest.mark.parametrize("mode", ["first_order", "unrolled"])
-def test_tasks_together_give_the_mean_of_tasks_alone(tiny64: TextBase, lora64: LoRA, mode: Mode) -> None:
-    outer, inner = start(lora64), InnerConfig(steps=2)
-    together = meta_gradient(tiny64, lora64, outer, batch(tiny64, 3), inner, mode)
-    tokenized = Tokenized(tiny64)
-    alone = []
-    for t in range(3):
-        ids, labels = tokenized.rows(tasks(6, shots=3)[3 + t : 4 + t])
-        single = TaskBatch(tokenized.support(tasks(3)[t : t + 1]), tiny64.collate(ids, 1), labels)
-        alone.append(meta_gradient(tiny64, lora64, outer, single, inner, mode))
-    for name, gradient in together.gradients.items():
-        mean = torch.stack([a.gradients[name] for a in alone]).mean(0)
-        torch.testing.assert_close(gradient, mean, rtol=1e-7, atol=1e-11)
+def test_the_implicit_gradient_is_that_of_the_minimum(product: str = "reverse") -> None:
+    """φ* = c whatever θ, and of a proximal objective (A + λI)⁻¹ (A c + λθ): see `test_algorithms`. Here: no θ, no gradient."""
+    tasks, outer = quadratic(steps=400)
+    found = meta_gradient(tasks, outer, SGD, Differentiation(mode="implicit", iterations=20))
+    assert found.residual is not None and found.residual < 1e-8
+    assert not found.gradients["theta.x"].any()
+    unrolled = meta_gradient(tasks, outer, SGD, UNROLLED)
+    assert float(unrolled.gradients["theta.x"].abs().max()) < 1e-12
+
+
+def test_weights_are_counted() -> None:
+    tasks, outer = quadratic(steps=2)
+    with pytest.raises(ValueError, match="expected 3, one for each of φ_0 … φ_2, got 2"):
+        meta_gradient(tasks, outer, SGD, UNROLLED, weights=[0.5, 0.5])
+    with pytest.raises(ValueError, match="of the last inner step alone"):
+        meta_gradient(tasks, outer, SGD, Differentiation(mode="implicit"), weights=[0.0, 0.5, 0.5])
+
+
+@pytest.mark.parametrize("how", [UNROLLED, *EXACT[1:], Differentiation(mode="implicit")], ids=named)
+def test_fused_attention_is_refused_where_a_second_derivative_is_taken(tiny: TextBase, lora: LoRA, how: Differentiation) -> None:
+    tasks = text_tasks(tiny, lora, InnerConfig(steps=1))
+    outer = Outer.from_values({n: t.float() for n, t in text_outer(lora).values().items()})
+    with pytest.raises(ValueError, match='attention="eager"'):
+        meta_gradient(tasks, outer, SGD, how)
+    assert any(g.any() for g in meta_gradient(tasks, outer, SGD, CENTRAL).gradients.values())
+
+
+def test_auto_unrolls_what_fits_and_says_what_it_took(tiny64: TextBase, lora64: LoRA) -> None:
+    outer, tasks = text_outer(lora64), text_tasks(tiny64, lora64, InnerConfig(steps=3))
+    exact = meta_gradient(tasks, outer, SGD, UNROLLED)
+    for memory_mb, mode in ((4096, "unrolled"), (1, "adjoint")):
+        found = meta_gradient(tasks, outer, SGD, Differentiation(mode="auto", memory_mb=memory_mb))
+        assert found.mode == mode
+        assert_same(found, exact)
+
+
+def test_auto_takes_tasks_without_steps(tiny64: TextBase, lora64: LoRA) -> None:
+    inner = InnerConfig.model_validate({"objective": {"supervised_contrastive": 1}, "head": "prototypes", "steps_by_shots": {1: 0}})
+    outer, tasks = text_outer(lora64), text_tasks(tiny64, lora64, inner)
+    assert_same(meta_gradient(tasks, outer, SGD, Differentiation(mode="auto")), meta_gradient(tasks, outer, SGD, UNROLLED))
+    with pytest.raises(ValueError, match='"central" is of adjoint and implicit'):
+        Differentiation(mode="auto", product="central")
+
+
+def test_the_bytes_of_a_graph_are_what_it_saves() -> None:
+    x, weight = torch.randn(100, 50, requires_grad=True), torch.randn(50, 20)
+    hidden = x * 2  # saves nothing: 2 is a number
+    product = hidden @ weight  # the weight stands outside; hidden is not needed, for the weight wants no gradient
+    assert graph_bytes([product]) == 0
+    assert graph_bytes([product.exp()]) == 100 * 20 * 4  # its own result
+    assert graph_bytes([hidden.exp() @ torch.randn(50, 3, requires_grad=True)]) == 100 * 50 * 4  # once, though two need it
+
+
+def test_central_differences_are_refused_in_bfloat16(tiny_folder: Path) -> None:
+    base = load_text_base(str(tiny_folder), precision="bfloat16", attention="eager", device=torch.device("cpu"))
+    kind = base.attach(LoRAConfig(rank=2, alpha=4))
+    outer = Outer.from_values({n: t.float() for n, t in text_outer(kind).values().items()})
+    with pytest.raises(ValueError, match="adjoint with central differences: the base model runs in bfloat16"):
+        meta_gradient(text_tasks(base, kind, InnerConfig(steps=1)), outer, SGD, CENTRAL)

@@ -6,12 +6,12 @@ import torch
 from metatrain.artifact import Adapter, AdapterMetadata, adapter_to_bytes
 from metatrain.base.text import TextBase
 from metatrain.baselines import lora_from_zero
-from metatrain.deltas import LoRAConfig
+from metatrain.deltas import DeltaConfig, LoRAConfig
 from metatrain.errors import ArtifactError
 from service.predictor import InProcessPredictor, NotResident
 
 
-def adapter_bytes(base: TextBase, config: LoRAConfig, digest: str) -> bytes:
+def adapter_bytes(base: TextBase, config: DeltaConfig, digest: str) -> bytes:
     metadata = AdapterMetadata(
         initialization_digest=digest,
         base_weights_sha256=base.spec.weights_sha256,

@@ -1,0 +1,253 @@
+"""`make bench-metagrad`: exact MAML-LoRA on MiniLM (r=8 on query and value, 5-way 5-shot, 5 queries a class, SGD on a linear head
+that starts as prototypes): every mode of ours, TorchOpt's functional SGD and a plain `functional_call` loop on the same PEFT model.
+
+All meet the same tasks, of the shipped task set. Each cell is a process of its own: seconds a task (median of its runs, on as many
+threads as PyTorch takes), peak memory above the loaded model, and the relative error and cosine of θ's meta-gradient against our
+unrolled one in float32. The peers take one task at a time, as they do. Resumes; wants a machine at rest.
+"""
+
+import json
+import math
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from benchmarks.record import RUNS, Progress, Row, write
+from metatrain.base.text import Attention, TextBase, load_text_base
+from metatrain.classification import HEAD_LEAVES, Classification
+from metatrain.data.jsonl import STARTER, read_jsonl
+from metatrain.deltas import LoRAConfig
+from metatrain.deltas.peft_files import to_peft
+from metatrain.episode import Episode, EpisodeSampler, EpisodeShape
+from metatrain.heads import linear_from_prototypes
+from metatrain.inner import InnerConfig
+from metatrain.metagrad import Differentiation, meta_gradient
+from metatrain.optimizers import Optimizer
+from metatrain.problem import Outer, start_rates
+from metatrain.taskbatch import Tokenized
+
+OURS: dict[str, Differentiation] = {
+    "first order": Differentiation(mode="first_order"),
+    "unrolled": Differentiation(mode="unrolled"),
+    "checkpointed": Differentiation(mode="checkpointed", segment=2),
+    "adjoint, reverse": Differentiation(mode="adjoint", product="reverse"),
+    "adjoint, forward": Differentiation(mode="adjoint", product="forward"),
+    "adjoint, central": Differentiation(mode="adjoint", product="central"),
+}
+TORCHOPT, PLAIN = "TorchOpt, unrolled", "functional_call, unrolled"
+PEERS = (TORCHOPT, PLAIN)
+STEPS, TASKS = (1, 5, 20), (1, 8)
+RATE, SCALE = 0.05, 16.0
+REFERENCE = "unrolled"
+
+
+def cells() -> list[tuple[str, int, int, str]]:
+    """(system, K, T, precision)."""
+    ours = [(name, k, t, "float32") for k in STEPS for t in TASKS for name in OURS]
+    peers = [(name, k, t, "float32") for k in STEPS for t in TASKS for name in PEERS]
+    low = [(name, k, t, "bfloat16") for k in STEPS for t in TASKS for name in OURS if "central" not in name]
+    return [*ours, *peers, *low]
+
+
+def operations(name: str, k: int) -> float:
+    """Passes over the encoder, a forward pass of the support (or query) rows being one, a backward pass two; first order: K (1 + 2)
+    for the inner steps, 1 + 2 for the query, 1 + 2 for the prototypes. A step that is differentiated again costs its forward and
+    backward pass twice more; checkpointing and the adjoint take the step again first."""
+    inner = {"first order": 3, "unrolled": 9, "checkpointed": 12, "adjoint, reverse": 12, "adjoint, forward": 3 + 3 + 6}
+    inner |= {"adjoint, central": 3 + 3 + 6}
+    return k * inner[name] + 3 + 3
+
+
+def episodes(count: int) -> list[Episode]:
+    sampler = EpisodeSampler([read_jsonl(STARTER)], seed=7)
+    return [sampler.episode(i, EpisodeShape(5, 5, 5)) for i in range(count)]
+
+
+def measure(system: str, k: int, count: int, precision: str, out: Path) -> dict[str, float]:
+    """Run in a process of its own; θ's meta-gradient goes to `out`."""
+    needs_eager = system not in ("first order", "adjoint, central")
+    attention: Attention = "eager" if needs_eager else "auto"
+    base = load_text_base(precision=precision, attention=attention)  # type: ignore[arg-type]
+    tasks = episodes(count)
+    run = _ours(base, tasks, k, OURS[system]) if system in OURS else _peer(base, tasks, k, system)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    times: list[float] = []
+    while len(times) < 2 or (sum(times) < 20 and len(times) < 8):
+        began = time.perf_counter()
+        gradient = run()
+        times.append(time.perf_counter() - began)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    save_file({name: g.float().contiguous() for name, g in gradient.items()}, out)
+    return {"seconds": statistics.median(times[1:]) / count, "memory": (peak - before) / 2**10}
+
+
+def _ours(base: TextBase, tasks: list[Episode], k: int, how: Differentiation) -> Callable[[], dict[str, Tensor]]:
+    kind, tokenized = base.attach(LoRAConfig()), Tokenized(base)
+    theta = kind.initial(torch.Generator().manual_seed(0), b_std=0.01)
+    outer = Outer(theta, start_rates([*theta, *HEAD_LEAVES], RATE), torch.tensor(SCALE))
+
+    def run() -> dict[str, Tensor]:
+        batch = Classification(base, kind, InnerConfig(steps=k), *tokenized.batch(tasks))
+        found = meta_gradient(batch, outer, Optimizer("sgd"), how).gradients
+        return {name.removeprefix("theta."): g for name, g in found.items() if name.startswith("theta.")}
+
+    return run
+
+
+def _peer(base: TextBase, tasks: list[Episode], k: int, system: str) -> Callable[[], dict[str, Tensor]]:
+    """The same procedure on PEFT's model, one task after another."""
+    import warnings
+
+    from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
+    from torch.func import functional_call
+
+    kind = base.attach(LoRAConfig())
+    theta = kind.initial(torch.Generator().manual_seed(0), b_std=0.01)
+    plain = load_text_base(precision="float32", attention="eager")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model: Any = get_peft_model(plain.model, LoraConfig(r=8, lora_alpha=16, target_modules=["query", "value"]))
+    set_peft_model_state_dict(model, to_peft(kind, theta))
+    lora = {name: p.detach().clone() for name, p in model.named_parameters() if "lora_" in name}
+    scale = torch.tensor(SCALE)
+
+    def features(parameters: dict[str, Tensor], texts: list[str]) -> Tensor:
+        rows = plain.tokenizer(texts, padding=True, return_tensors="pt")
+        inputs = {"input_ids": rows["input_ids"], "attention_mask": rows["attention_mask"]}
+        hidden = functional_call(model, parameters, (), inputs).last_hidden_state
+        mask = inputs["attention_mask"].unsqueeze(-1)
+        return nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)
+
+    def one(episode: Episode, live: dict[str, Tensor]) -> Tensor:
+        support, labels = [text for text, _ in episode.support], torch.tensor([c for _, c in episode.support])
+        head = linear_from_prototypes(features(live, support).unsqueeze(0), labels.unsqueeze(0), 5)
+        # As ours, g_0 is the partial derivative at a fixed head, although the head depends on the delta too.
+        phi = {name: leaf.view_as(leaf) for name, leaf in live.items()}
+        phi |= {"weight": head.weight[0], "bias": head.bias[0].requires_grad_()}
+
+        def loss(at: dict[str, Tensor], texts: list[str], wanted: Tensor) -> Tensor:
+            own = {name: leaf for name, leaf in at.items() if name in live}
+            logits = scale * (features(own, texts) @ at["weight"].T + at["bias"])
+            return nn.functional.cross_entropy(logits, wanted)
+
+        if system == TORCHOPT:
+            import torchopt
+
+            optimizer: Any = torchopt.sgd(lr=RATE)
+            state = optimizer.init(phi)
+        for _ in range(k):
+            found = torch.autograd.grad(loss(phi, support, labels), list(phi.values()), create_graph=True)
+            gradients = dict(zip(phi, found, strict=True))
+            if system == TORCHOPT:
+                updates, state = optimizer.update(gradients, state, inplace=False)
+                phi = torchopt.apply_updates(phi, updates, inplace=False)
+            else:
+                phi = {name: leaf - RATE * gradients[name] for name, leaf in phi.items()}
+        return loss(phi, [text for text, _ in episode.query], torch.tensor([c for _, c in episode.query]))
+
+    def run() -> dict[str, Tensor]:
+        total = {name: torch.zeros_like(leaf) for name, leaf in lora.items()}
+        for episode in tasks:
+            live = {name: leaf.clone().requires_grad_() for name, leaf in lora.items()}
+            for name, g in zip(live, torch.autograd.grad(one(episode, live), list(live.values())), strict=True):
+                total[name] += g / len(tasks)
+        return {n.removeprefix("base_model.model.").replace(".default", ""): g for n, g in total.items()}
+
+    return run
+
+
+def compare(found: dict[str, Tensor], reference: dict[str, Tensor]) -> dict[str, float]:
+    """Relative error and cosine over all leaves."""
+    left, right = (torch.cat([leaves[name].double().flatten() for name in sorted(reference)]) for leaves in (found, reference))
+    return {
+        "relative error": float((left - right).norm() / right.norm()),
+        "cosine": float(left @ right / (left.norm() * right.norm())),
+    }
+
+
+@click.command()
+@click.option("--cell", nargs=4, type=(str, int, int, str), help="Measure one cell in this process (the benchmark's own).")
+@click.option("--out", type=click.Path(path_type=Path), help="With --cell: where the gradient goes.")
+def main(cell: tuple[str, int, int, str] | None, out: Path | None) -> None:
+    if cell is not None:
+        assert out is not None
+        print(json.dumps(measure(*cell, out)))
+        return
+    progress, folder = Progress("metagrad"), RUNS / "metagrad"
+    folder.mkdir(exist_ok=True)
+    for each in tqdm(cells(), disable=None):
+        file = _file(folder, each)
+        key = json.dumps(each)
+        if progress.get(key) is None or not file.is_file():
+            progress.put(key, _measured_apart(each, file))
+    rows = _rows(progress, folder)
+    _print(rows)
+    print(f"\nwrote {write('metagrad', rows, processor_threads=torch.get_num_threads())}")
+
+
+def _file(folder: Path, cell: tuple[str, int, int, str]) -> Path:
+    return folder / f"{'-'.join(map(str, cell)).replace(' ', '_').replace(',', '')}.safetensors"
+
+
+def _measured_apart(cell: tuple[str, int, int, str], file: Path) -> dict[str, float | str]:
+    command = [sys.executable, "-m", "benchmarks.metagrad", "--out", str(file), "--cell", *map(str, cell)]
+    environment = {**os.environ, "MALLOC_TRIM_THRESHOLD_": "131072", "MALLOC_MMAP_THRESHOLD_": "131072"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if done.returncode:
+        reason = "killed: no memory left" if done.returncode < 0 else done.stderr.strip().splitlines()[-1]
+        return {"failed": reason}
+    found: dict[str, float | str] = json.loads(done.stdout.strip().splitlines()[-1])
+    return found
+
+
+def _rows(progress: Progress, folder: Path) -> list[Row]:
+    rows = []
+    for cell in cells():
+        system, k, count, precision = cell
+        found = progress.get(json.dumps(cell))
+        case = f"K={k}, T={count}, {precision}"
+        if "failed" in found:
+            rows.append(Row(case, system, f"not measured ({found['failed']})", math.nan, ""))
+            continue
+        rows.append(Row(case, system, "seconds a task", found["seconds"], "s"))
+        rows.append(Row(case, system, "memory above the model", found["memory"], "MB"))
+        files = [_file(folder, each) for each in (cell, (REFERENCE, k, count, "float32"))]
+        if all(file.is_file() for file in files):
+            for metric, value in compare(load_file(files[0]), load_file(files[1])).items():
+                rows.append(Row(case, system, metric, value, ""))
+        if system in OURS:
+            rows.append(
+                Row(case, system, "operations over first order's", operations(system, k) / operations("first order", k), "")
+            )
+    return rows
+
+
+def _print(rows: list[Row]) -> None:
+    values = {(row.case, row.system, row.metric): row.value for row in rows}
+    for case in dict.fromkeys(row.case for row in rows):
+        first = values.get((case, "first order", "seconds a task"), math.nan)
+        titles = f"{'s a task':>9} {'of first':>9} {'by count':>9} {'MB':>8} {'rel. error':>11} {'cosine':>10}"
+        print(f"\n{case}\n  {'':<28} {titles}")
+        for system in dict.fromkeys(row.system for row in rows if row.case == case):
+            cell = {metric: values.get((case, system, metric), math.nan) for metric in _METRICS}
+            seconds, memory, error, cosine, count = (cell[metric] for metric in _METRICS)
+            times = f"{seconds:>9.3f} {seconds / first:>9.2f} {count:>9.2f}"
+            print(f"  {system:<28} {times} {memory:>8.0f} {error:>11.1e} {cosine:>10.6f}")
+
+
+_METRICS = ("seconds a task", "memory above the model", "relative error", "cosine", "operations over first order's")
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,278 @@
+"""`make bench-papers`: the field's first experiments, as their papers set them, beside the papers' own rows.
+
+Sinusoids (Finn et al. 2017, §5.1): 5-shot regression, mean squared error after 1 and 10 inner steps. Omniglot (`DATA/omniglot`,
+the split of Vinyals et al. 2016, classes turned by quarters): 5-way 1-shot for every algorithm, 20-way 1-shot for MAML and iMAML;
+a net of four convolutions, batch normalisation by each task's own batch (transductive, as in the papers). 600 test tasks, mean
+and 95 % interval. Every run keeps a checkpoint and goes on from it; `--minutes` bounds one call; a row says how many outer steps
+it got, and one that has not had all of them is marked. A GPU is used where there is one.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from benchmarks.record import RUNS, Row, write
+from metatrain.algorithms import ANIL, IMAML, MAML, Algorithm, MetaSGD, ProtoNet, Reptile
+from metatrain.data.arrays import ArraySampler, read_npz
+from metatrain.episode import EpisodeShape
+from metatrain.inner import trajectory
+from metatrain.metagrad import Differentiation
+from metatrain.nets import EmbeddingTasks, Examples, NetTasks, classify, parameters, regress
+from metatrain.optimizers import Optimizer
+from metatrain.outer_loop import CHECKPOINT, OuterConfig, State, outer_step
+from metatrain.problem import Outer, start_rates
+from metatrain.recipe import Split
+
+TESTED = 600
+
+
+@dataclass(frozen=True)
+class Run:
+    """One row: `tasks(part, step, steps)` gives a meta-batch of the part ("train" or "test") with so many inner steps."""
+
+    case: str
+    system: str
+    algorithm: Algorithm
+    tasks: Callable[[str, int, int], NetTasks]
+    start: Outer
+    optimizer: Optimizer
+    steps: int
+    tested_steps: int
+    outer: OuterConfig
+    paper: float | None
+    unit: str
+
+    @property
+    def folder(self) -> Path:
+        return RUNS / "papers" / f"{self.case}-{self.system}".replace(" ", "_").replace(",", "")
+
+
+def main_rows(runs: list[Run], minutes: float | None) -> list[Row]:
+    rows = []
+    until = math.inf if minutes is None else time.monotonic() + 60 * minutes
+    for run in runs:
+        state = trained(run, until)
+        mean, half = tested(run, state)
+        done = state.step >= run.outer.steps
+        system = run.system if done else f"{run.system} (unfinished)"
+        rows += [Row(run.case, system, "result", mean, run.unit), Row(run.case, system, "95 % interval, half", half, run.unit)]
+        rows += [Row(run.case, system, "outer steps", state.step, ""), Row(run.case, system, "of", run.outer.steps, "")]
+        if run.paper is not None:
+            rows.append(Row(run.case, system, "the paper's", run.paper, run.unit))
+        beside = "" if run.paper is None else f"{run.paper:>10.2f}"
+        print(
+            f"{run.case:<28} {system:<26} {mean:>8.2f} ± {half:<6.2f} {beside:>10} {state.step:>7} of {run.outer.steps}", flush=True
+        )
+    return rows
+
+
+def trained(run: Run, until: float) -> State:
+    """As far as its outer steps and the time go."""
+    run.folder.mkdir(parents=True, exist_ok=True)
+    file, name = run.folder / CHECKPOINT, f"{run.case}, {run.system}, {run.outer.model_dump_json()}"
+    state = State.load(file, name) or State.start(run.start)
+    saved = time.monotonic()
+    with tqdm(total=run.outer.steps, initial=state.step, desc=f"{run.case}, {run.system}", leave=False, disable=None) as bar:
+        while state.step < run.outer.steps and time.monotonic() < until:
+            tasks = run.tasks("train", state.step, run.steps)
+            outer = Outer.from_leaves(state.leaves).on(tasks.support.x.device)
+            outer_step(run.outer, state, run.algorithm.meta_gradient(tasks, outer, run.optimizer, state.step))
+            bar.update(1)
+            if time.monotonic() - saved > 60:
+                state.save(file, name)
+                saved = time.monotonic()
+    state.save(file, name)
+    return state
+
+
+def tested(run: Run, state: State) -> tuple[float, float]:
+    """Mean over the test tasks and half of its 95 % interval: accuracy in percent, or the squared error."""
+    scores: list[float] = []
+    number = 0
+    while len(scores) < TESTED:
+        tasks = run.tasks("test", number, run.tested_steps)
+        outer = Outer.from_leaves(state.leaves).on(tasks.support.x.device)
+        for point in trajectory(tasks, outer, run.optimizer):
+            if point.step == point.of:
+                with torch.no_grad():
+                    loss, score = tasks.query_loss(point.phi, outer, point.step)
+        scores += (100 * score if run.unit == "%" else loss).tolist()
+        number += 1
+    values = np.array(scores[:TESTED])
+    return float(values.mean()), float(1.96 * values.std(ddof=1) / math.sqrt(len(values)))
+
+
+# --- sinusoids
+
+
+def sinusoid_runs() -> list[Run]:
+    """A net of two hidden layers of 40; 25 tasks a meta-batch; rows of Finn et al. and Li et al. 2017 (table 1, K = 5)."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(1, 40), nn.ReLU(), nn.Linear(40, 40), nn.ReLU(), nn.Linear(40, 1))
+
+    def tasks(part: str, step: int, steps: int, moved: tuple[str, ...] = ()) -> NetTasks:
+        return NetTasks(net, *sinusoids(part, step), regress, steps=steps, moved=moved)
+
+    def head(part: str, step: int, steps: int) -> NetTasks:
+        return tasks(part, step, steps, ("4.",))
+
+    theta = parameters(net)
+    outer = OuterConfig(steps=70_000, tasks=25, learning_rate=1e-3, rate_learning_rate=1e-3, clip=1e9, warmup=0)
+    sgd, slow = Optimizer("sgd"), Outer(theta, start_rates(theta, 0.01))
+    base = Run("sinusoid, 5-shot, 1 step", "MAML", MAML(order="second"), tasks, slow, sgd, 1, 1, outer, 1.13, "MSE")
+    by_parameter = Outer(theta, {name: torch.full((1, *leaf.shape), 0.01) for name, leaf in theta.items()})
+    reptile = Outer(theta, start_rates(theta, 0.02))
+    imaml = IMAML(strength=2.0, gradient=Differentiation(mode="implicit", iterations=5, damping=10.0))
+    runs = [
+        base,
+        replace(base, system="FOMAML", algorithm=MAML(order="first"), paper=None),
+        replace(base, system="Meta-SGD", algorithm=MetaSGD(), start=by_parameter, paper=0.90),
+        replace(base, system="ANIL", algorithm=ANIL(), tasks=head, paper=None),
+        replace(base, system="Reptile", algorithm=Reptile(), start=reptile, steps=5, paper=None),
+        replace(base, system="iMAML", algorithm=imaml, steps=10, paper=None),
+    ]
+    return [*runs, *(replace(run, case="sinusoid, 5-shot, 10 steps", tested_steps=10, paper=None) for run in runs)]
+
+
+def sinusoids(part: str, step: int, count: int = 25, shots: int = 5) -> tuple[Examples, Examples]:
+    """y = A sin(x − p), A in [0.1, 5], p in [0, π], x in [−5, 5]; 10 query points in training, 100 in a test."""
+    generator = torch.Generator().manual_seed(2 * step + (part == "test") + 10**6)
+
+    def uniform(low: float, high: float, *shape: int) -> Tensor:
+        return low + (high - low) * torch.rand(shape, generator=generator)
+
+    amplitude, phase = uniform(0.1, 5.0, count, 1, 1), uniform(0.0, math.pi, count, 1, 1)
+    x = uniform(-5.0, 5.0, count, shots + (100 if part == "test" else 10), 1)
+    y = amplitude * torch.sin(x - phase)
+    return Examples(x[:, :shots], y[:, :shots]), Examples(x[:, shots:], y[:, shots:])
+
+
+# --- Omniglot
+
+
+class ConvNet(nn.Module):
+    """Four strided 3×3 convolutions of 64 filters with batch normalisation by the batch itself and ReLU, then a linear layer of
+    `outputs` (none where 0): Finn et al. 2017, §5.2, for Omniglot."""
+
+    def __init__(self, outputs: int) -> None:
+        super().__init__()
+        widths = (1, 64, 64, 64, 64)
+        blocks = [
+            nn.Sequential(nn.Conv2d(into, out, 3, stride=2, padding=1), nn.BatchNorm2d(out, track_running_stats=False), nn.ReLU())
+            for into, out in pairwise(widths)
+        ]
+        self.body = nn.Sequential(*blocks)
+        self.head = nn.Linear(64, outputs) if outputs else nn.Identity()
+
+    def forward(self, images: Tensor) -> Tensor:
+        found: Tensor = self.head(self.body(images).mean((2, 3)))
+        return found
+
+
+def omniglot_runs(data: Path) -> list[Run]:
+    """Settings of Finn et al. 2017 (appendix A.1), Nichol et al. 2018 (table 6) and Rajeswaran et al. 2019 (appendix); Snell et
+    al. 2017
+    for prototypes, of 60-way training there and of the same ways here."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    arrays = read_npz(data / "omniglot" / "omniglot28.npz")
+    parts = {name: Split(file="omniglot/splits.json", id="vinyals", part=name) for name in ("train", "valid", "test")}
+    classes = {name: split.labels(data) for name, split in parts.items()}
+    training = arrays.only([*classes["train"], *classes["valid"]])
+    samplers = {"train": ArraySampler(training, 0, rotations=True), "test": ArraySampler(arrays.only(classes["test"]), 1)}
+    rows = {5: (98.7, 98.3, 97.68, 99.16), 20: (95.8, 89.4, 89.43, 94.46)}
+
+    def runs(ways: int) -> list[Run]:
+        torch.manual_seed(0)
+        net, embedding = ConvNet(ways).to(device), ConvNet(0).to(device)
+        count = 32 if ways == 5 else 16
+
+        def draw(part: str, step: int, shots: int = 1) -> tuple[Examples, Examples]:
+            return tuple(  # type: ignore[return-value]
+                Examples((1 - e.x.unsqueeze(2) / 255).to(device), e.y.to(device))
+                for e in samplers[part].tasks(step, EpisodeShape(ways, shots, 1 if part == "train" else 5), count)
+            )
+
+        def tasks(part: str, step: int, steps: int, moved: tuple[str, ...] = ()) -> NetTasks:
+            return NetTasks(net, *draw(part, step), classify, steps=steps, moved=moved)
+
+        def head(part: str, step: int, steps: int) -> NetTasks:
+            return tasks(part, step, steps, ("head.",))
+
+        def ten(part: str, step: int, steps: int) -> NetTasks:
+            return NetTasks(net, *draw(part, step, 10 if part == "train" else 1), classify, steps=steps)
+
+        def embedded(part: str, step: int, steps: int) -> NetTasks:
+            return EmbeddingTasks(embedding, *draw(part, step), steps=0)
+
+        theta = {name: leaf.cpu() for name, leaf in parameters(net).items()}
+        plain = {name: leaf.cpu() for name, leaf in parameters(embedding).items()}
+        rate = 0.4 if ways == 5 else 0.1
+        outer = OuterConfig(steps=60_000, tasks=count, learning_rate=1e-3, rate_learning_rate=1e-3, clip=1e9, warmup=0)
+        case = f"Omniglot, {ways}-way 1-shot"
+        start, sgd = Outer(theta, start_rates(theta, rate)), Optimizer("sgd")
+        steps = 1 if ways == 5 else 5
+        maml = Run(case, "MAML", MAML(order="second"), tasks, start, sgd, steps, 3 if ways == 5 else 5, outer, rows[ways][0], "%")
+        imaml = IMAML(strength=2.0, gradient=Differentiation(mode="implicit", iterations=5, damping=10.0))
+        found = [
+            maml,
+            replace(
+                maml,
+                system="iMAML",
+                algorithm=imaml,
+                steps=16,
+                tested_steps=16,
+                paper=rows[ways][3],
+                start=Outer(theta, start_rates(theta, 0.1)),
+            ),
+        ]
+        if ways == 20:
+            return found
+        by_parameter = Outer(theta, {name: torch.full((1, *leaf.shape), 0.4) for name, leaf in theta.items()})
+        adam, slow = Optimizer("adam", beta1=0.0), Outer(theta, start_rates(theta, 1e-3))
+        return [
+            *found,
+            replace(maml, system="FOMAML", algorithm=MAML(order="first"), paper=rows[5][1]),
+            replace(maml, system="Meta-SGD", algorithm=MetaSGD(), start=by_parameter, paper=99.53),
+            replace(maml, system="ANIL", algorithm=ANIL(), tasks=head, paper=None),
+            replace(
+                maml,
+                system="Reptile",
+                algorithm=Reptile(),
+                tasks=ten,
+                optimizer=adam,
+                start=slow,
+                steps=5,
+                tested_steps=50,
+                paper=rows[5][2],
+            ),
+            replace(
+                maml, system="ProtoNet", algorithm=ProtoNet(), tasks=embedded, start=Outer(plain, {}), tested_steps=0, paper=98.8
+            ),
+        ]
+
+    return [*runs(5), *runs(20)]
+
+
+@click.command()
+@click.option("--data", type=click.Path(path_type=Path, exists=True), required=True)
+@click.option("--minutes", type=float, help="Stop training after so long, and report what there is; run again to go on.")
+@click.option("--only", type=click.Choice(["sinusoid", "omniglot"]), help="One of the two.")
+def main(data: Path, minutes: float | None, only: str | None) -> None:
+    runs = [*(sinusoid_runs() if only != "omniglot" else []), *(omniglot_runs(data) if only != "sinusoid" else [])]
+    print(f"{'':<55} {'result':>17} {'paper':>10} {'outer steps':>15}")
+    rows = main_rows(runs, minutes)
+    if only is None:
+        print(f"\nwrote {write('papers', rows, test_tasks=TESTED)}")
+
+
+if __name__ == "__main__":
+    main()

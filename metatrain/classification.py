@@ -1,0 +1,222 @@
+"""T classification tasks on a frozen text encoder: `metatrain.problem.Tasks` for deltas, features and heads.
+
+    φ_0 = (θ, linear head from the prototypes of the support set under θ, where the objective has a cross-entropy part)
+    L_support: a weighted sum of `metatrain.objectives` on the features of the support set under φ
+
+The head that answers is the linear one, moved along (head="linear"), or made anew under φ_K (head="prototypes"): the prototypes of
+the support set, and from them `head_steps` Adam steps of cross-entropy on the head alone, whose features stand still, so that they
+cost next to nothing.
+
+With moved="head" (ANIL) the inner loop moves the head alone and the delta stays θ: then φ is the head, and features are computed
+once.
+
+Triantafillou et al. 2020 (arXiv:1903.03096) for the head that starts as prototypes; Raghu et al. 2020 (arXiv:1909.09157) for ANIL.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from metatrain.base.text import TextBase, TokenBatch
+from metatrain.deltas import DeltaKind
+from metatrain.errors import AdaptationError
+from metatrain.heads import Head, linear_from_prototypes
+from metatrain.inner import InnerConfig, rate
+from metatrain.objectives import cross_entropy, leave_one_out, supervised_contrastive
+from metatrain.optimizers import Optimizer
+from metatrain.problem import Leaves, Outer, distance, stack
+from metatrain.support import Query, Support, augmentation_for, has_partners, parts, present, rows_by_step
+
+HEAD_LEAVES = ("head.weight", "head.bias")
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """T adapted deltas (each leaf [T, …]) and their heads."""
+
+    delta: dict[str, Tensor]
+    head: Head
+
+
+class Classification:
+    """T support sets, and their query rows where there are any, under one delta kind and one inner configuration.
+
+    `steps` is what `config` has for these shots. `anchor`: weight, in the query loss, of the mean distance 1 − cos of the adapted
+    query features from the base model's own. `serving`: one loop is run and nothing is
+    differentiated through it, so that its first step and the prototypes share a forward pass.
+
+    Raises AdaptationError where the objective has nothing to teach with, and ValueError for tasks that ask for different numbers of
+    steps.
+    """
+
+    def __init__(
+        self,
+        base: TextBase,
+        kind: DeltaKind,
+        config: InnerConfig,
+        support: Support,
+        query: Query | None = None,
+        *,
+        steps: int | None = None,
+        seed: int = 0,
+        anchor: float = 0.0,
+        serving: bool = False,
+    ) -> None:
+        self.base, self.kind, self.config, self.support, self.query = base, kind, config, support, query
+        self.anchor, self.serving = anchor, serving
+        self.count, rows = support.labels.shape
+        self.steps = _recorded_steps(config, support) if steps is None else steps
+        self.linear = "cross_entropy" in config.objective  # a linear head is moved along
+        augmentation = augmentation_for(support, config.augmentation)
+        if self.steps and not self.linear and not has_partners(support, augmentation):
+            raise AdaptationError(
+                f"the inner objective ({' + '.join(config.objective)}) needs two examples of a class or augmented views, or 0 steps"
+            )
+        self._rows = rows_by_step(base, kind, support, config.rows_per_step, augmentation, seed)
+        self._whole = augmentation is None and rows <= config.rows_per_step  # every step takes the whole support set
+        self._all_rows = {at_once: parts(base, kind, support, at_once=at_once) for at_once in (True, False)}
+        self._present = present(support)
+        self._first: tuple[dict[str, Tensor], Tensor] | None = None
+        self._begun: tuple[Outer, dict[str, Tensor]] | None = None
+        self._still: tuple[Outer, Tensor] | None = None
+
+    @property
+    def proximal(self) -> float:
+        return self.config.proximal
+
+    @property
+    def twice(self) -> str | None:
+        return None if self.base.attention == "eager" else _NO_SECOND_DERIVATIVE
+
+    @property
+    def coarse(self) -> str | None:
+        return "the base model runs in bfloat16, whose rounding drowns them" if self.base.dtype == torch.bfloat16 else None
+
+    def start(self, outer: Outer) -> dict[str, Tensor]:
+        """Its delta equals θ but is a node of its own: g_0 is the partial derivative at a fixed head, although the head, being made
+        of prototypes under θ, depends on θ too."""
+        theta = stack(outer.theta, self.count)
+        delta = {} if self.config.moved == "head" else {name: leaf.view_as(leaf) for name, leaf in theta.items()}
+        if not self.linear and self.steps and self.config.moved == "all":
+            return self._begins(outer, delta)
+        if self.config.moved == "head":
+            features = self._still_features(outer)
+        elif self.serving and self.steps and self._whole:
+            # One forward pass serves the prototypes and the first step: nobody differentiates through the head.
+            delta = {name: leaf.detach().requires_grad_() for name, leaf in theta.items()}
+            with torch.enable_grad():
+                self._first = delta, self._features(delta, self._rows(0)[0])
+            features = self._first[1].detach()
+        else:
+            features = self._all_features(theta)
+        head = linear_from_prototypes(features, self.support.labels, self.support.classes)
+        return self._begins(outer, {**delta, "head.weight": head.weight, "head.bias": head.bias})
+
+    def _begins(self, outer: Outer, phi: dict[str, Tensor]) -> dict[str, Tensor]:
+        """φ_0, kept for the proximal term."""
+        if self.proximal:
+            self._begun = outer, {name: leaf.detach() if self.serving else leaf for name, leaf in phi.items()}
+        return phi
+
+    def support_loss(self, phi: Leaves, outer: Outer, step: int) -> Tensor:
+        if self.config.moved == "head":
+            features, labels = self._still_features(outer), self.support.labels
+        elif self._first is not None and step == 0 and all(phi[name] is leaf for name, leaf in self._first[0].items()):
+            features, labels = self._first[1], self._rows(0)[1]
+            self._first = None
+        else:
+            tokens, labels = self._rows(step)
+            features = self._features(_delta(phi), tokens)
+        assert outer.scale is not None
+        total = features.new_zeros(self.count)
+        for name, weight in self.config.objective.items():
+            if name == "leave_one_out":
+                part = leave_one_out(features, labels, self.support.classes, outer.scale)
+            elif name == "supervised_contrastive":
+                part = supervised_contrastive(features, labels, outer.scale)
+            else:
+                part = cross_entropy(self._head(phi), features, labels, outer.scale)
+            total = total + weight * part
+        if self.proximal:
+            begin = self._begun[1] if self._begun is not None and self._begun[0] is outer else self.start(outer)
+            total = total + 0.5 * self.proximal * distance(phi, begin)
+        return total
+
+    def query_loss(self, phi: Leaves, outer: Outer, step: int, *, exact: bool = True) -> tuple[Tensor, Tensor]:
+        return self.judged(self.adapted(phi, outer, step, exact=exact), outer)
+
+    def judged(self, adapted: Adapted, outer: Outer) -> tuple[Tensor, Tensor]:
+        """Cross-entropy and accuracy of each task's query rows under what its φ answers with: ([T], [T])."""
+        assert self.query is not None and outer.scale is not None
+        tokens, labels = self.query.tokens, self.query.labels
+        features = self._features(adapted.delta, tokens)
+        loss = cross_entropy(adapted.head, features, labels, outer.scale)
+        hits = adapted.head.logits(features, outer.scale).argmax(-1) == labels
+        if self.anchor > 0:
+            with torch.no_grad():
+                own = self.base.features(None, tokens).view_as(features)
+            drift = (1 - (features * own).sum(-1)).masked_fill(labels < 0, 0.0)
+            loss = loss + self.anchor * drift.sum(1) / (labels >= 0).sum(1).clamp(min=1)
+        return loss, hits.float().sum(1) / (labels >= 0).sum(1).clamp(min=1)
+
+    def adapted(self, phi: Leaves, outer: Outer, step: int, *, exact: bool = True) -> Adapted:
+        """What φ, after `step` inner steps, answers with; `exact`: the head's own steps are differentiated, else constants."""
+        delta = stack(outer.theta, self.count) if self.config.moved == "head" else _delta(phi)
+        if "head.weight" in phi and (self.config.head == "linear" or step == 0):
+            return Adapted(delta, self._head(phi))
+        features = self._all_features(delta)
+        head = linear_from_prototypes(features, self.support.labels, self.support.classes)
+        return Adapted(delta, self._refined(head, features, outer, exact) if step else head)
+
+    def _refined(self, head: Head, features: Tensor, outer: Outer, exact: bool) -> Head:
+        """`head_steps` of Adam on the head alone, at the last of its rates."""
+        assert outer.scale is not None
+        update = Optimizer("adam", self.config.beta1, self.config.beta2, self.config.epsilon)
+        second = exact and features.requires_grad
+        fixed, scale = (features, outer.scale) if second else (features.detach(), outer.scale.detach())
+        psi = {"head.weight": head.weight, "head.bias": head.bias}
+        state = update.start(psi)
+        with torch.enable_grad():
+            for step in range(self.config.head_steps):
+                live = {n: leaf if second and leaf.requires_grad else leaf.detach().requires_grad_() for n, leaf in psi.items()}
+                loss = cross_entropy(self._head(live), fixed, self.support.labels, scale)
+                found = torch.autograd.grad(loss.sum(), list(live.values()), create_graph=second)
+                state, moves = update.update(state, dict(zip(live, found, strict=True)), step)
+                psi = {name: leaf - rate(outer.rates[name], -1) * moves[name] for name, leaf in psi.items()}
+        return Head(psi["head.weight"], psi["head.bias"], self._present)
+
+    def _head(self, phi: Leaves) -> Head:
+        return Head(phi["head.weight"], phi["head.bias"], self._present)
+
+    def _features(self, delta: Leaves, tokens: TokenBatch) -> Tensor:
+        """[T, M, D]"""
+        return self.base.features(self.kind.fold(delta), tokens).view(self.count, -1, self.base.hidden_size)
+
+    def _all_features(self, delta: Leaves) -> Tensor:
+        """Of the whole support set [T, M, D]: at once where a graph is kept, in parts where none is."""
+        if self._whole:
+            return self._features(delta, self._rows(0)[0])
+        keeps_graph = torch.is_grad_enabled() and any(leaf.requires_grad for leaf in delta.values())
+        return torch.cat([self._features(delta, part) for part in self._all_rows[keeps_graph]()], dim=1)
+
+    def _still_features(self, outer: Outer) -> Tensor:
+        """Of the support set under θ, computed once for one `outer`."""
+        if self._still is None or self._still[0] is not outer:
+            self._still = outer, self._all_features(stack(outer.theta, self.count))
+        return self._still[1]
+
+
+_NO_SECOND_DERIVATIVE = 'it needs a base model loaded with attention="eager": fused attention has no second derivative'
+
+
+def _delta(phi: Leaves) -> dict[str, Tensor]:
+    return {name: leaf for name, leaf in phi.items() if name not in HEAD_LEAVES}
+
+
+def _recorded_steps(config: InnerConfig, support: Support) -> int:
+    examples, classes = (support.labels >= 0).sum(1), present(support).sum(1)
+    wanted = {config.steps_for(int(n), int(c)) for n, c in zip(examples, classes, strict=True)}
+    if len(wanted) > 1:
+        raise ValueError(f"tasks of one pass must agree in the number of steps, these take {sorted(wanted)}")
+    return wanted.pop()

@@ -1,0 +1,77 @@
+"""Bottleneck adapters with a leading task axis.
+
+    y ← y + U · gelu(V y + c) + b          V: [R, D], c: [R], U: [D, R], b: [D]          y: the output of a target module
+
+in front of the residual connection and its layer norm (Houlsby et al. 2019, arXiv:1902.00751, §2.1). U starts at zero, so that the
+base model is unchanged. PEFT has no such kind.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Annotated, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from metatrain.deltas.scope import Delta, current_delta
+from metatrain.deltas.sites import linear_sites, lowest_layer
+
+
+class BottleneckConfig(BaseModel):
+    """`targets` and `layers` as for LoRA; by default what closes each attention and feed-forward block of BERT's kin."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["bottleneck"] = "bottleneck"
+    rank: int = Field(default=16, ge=1, le=256)
+    targets: tuple[str, ...] = Field(default=("output.dense",), min_length=1)
+    layers: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(default=None, min_length=1)
+
+
+class Bottleneck:
+    """Leaves `{module}.down.weight` [R, D], `{module}.down.bias` [R], `{module}.up.weight` [D, R], `{module}.up.bias` [D]."""
+
+    def __init__(self, config: BottleneckConfig, model: nn.Module) -> None:
+        self.config = config
+        self.sites = linear_sites(model, config.targets, config.layers)
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        for name, linear in self.sites.items():
+            self.shapes[f"{name}.down.weight"] = (config.rank, linear.out_features)
+            self.shapes[f"{name}.down.bias"] = (config.rank,)
+            self.shapes[f"{name}.up.weight"] = (linear.out_features, config.rank)
+            self.shapes[f"{name}.up.bias"] = (linear.out_features,)
+
+    @property
+    def lowest_layer(self) -> int:
+        return lowest_layer(list(self.sites))
+
+    def initial(self, generator: torch.Generator, *, b_std: float = 0.0) -> dict[str, Tensor]:
+        """A fresh θ, one task, float32: V Kaiming uniform (a = √5), U normal with `b_std`, biases zero."""
+        theta = {name: torch.zeros(shape) for name, shape in self.shapes.items()}
+        for name, leaf in theta.items():
+            if name.endswith("down.weight"):
+                nn.init.kaiming_uniform_(leaf, a=math.sqrt(5), generator=generator)
+            elif name.endswith("up.weight") and b_std > 0:
+                leaf.normal_(0.0, b_std, generator=generator)
+        return theta
+
+    def attach(self, sites: Iterable[str]) -> None:
+        for site in sites:
+            self.sites[site].register_forward_hook(_bottleneck_hook(site))
+
+    def fold(self, delta: Delta) -> dict[str, Tensor]:
+        return dict(delta)
+
+
+def _bottleneck_hook(site: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor | None]:
+    def add_bottleneck(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+        delta = current_delta()
+        if delta is None or f"{site}.down.weight" not in delta:
+            return None
+        v, c, u, b = (delta[f"{site}.{part}"].to(output.dtype) for part in ("down.weight", "down.bias", "up.weight", "up.bias"))
+        grouped = output.reshape(v.shape[0], -1, output.shape[-1])
+        low = nn.functional.gelu(torch.baddbmm(c.unsqueeze(1), grouped, v.transpose(1, 2)))
+        return output + torch.baddbmm(b.unsqueeze(1), low, u.transpose(1, 2)).view_as(output)
+
+    return add_bottleneck

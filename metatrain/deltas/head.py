@@ -1,0 +1,38 @@
+"""No delta at all: the head alone is adapted, on features of the base model as it is."""
+
+from collections.abc import Iterable
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from metatrain.deltas.scope import Delta
+
+
+class HeadConfig(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["head"] = "head"
+
+
+class HeadOnly:
+    """Has no leaves."""
+
+    def __init__(self, config: HeadConfig, model: nn.Module) -> None:
+        self.config = config
+        self.sites: dict[str, nn.Module] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+
+    @property
+    def lowest_layer(self) -> int:
+        return 0
+
+    def initial(self, generator: torch.Generator, *, b_std: float = 0.0) -> dict[str, Tensor]:
+        return {}
+
+    def attach(self, sites: Iterable[str]) -> None:
+        pass
+
+    def fold(self, delta: Delta) -> dict[str, Tensor]:
+        return {}

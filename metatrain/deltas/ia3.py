@@ -1,0 +1,90 @@
+"""(IA)³ with a leading task axis: vectors that rescale what flows through.
+
+    y = l ⊙ (W x)     for keys and values          y = W (l ⊙ x)     for the feed-forward modules          l starts at one
+
+Liu et al. 2022, "Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper than In-Context Learning", arXiv:2205.05638, §3.3;
+which side a module is rescaled on, and the leaves' names and shapes, as in PEFT.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor, nn
+
+from metatrain.deltas.scope import Delta, current_delta
+from metatrain.deltas.sites import linear_sites, lowest_layer
+
+
+class IA3Config(BaseModel):
+    """What PEFT calls `target_modules` and `feedforward_modules`; `targets` and `layers` as for LoRA. Those targets that are in
+    `feedforward` are rescaled on their input, the others on their output."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["ia3"] = "ia3"
+    targets: tuple[str, ...] = Field(default=("key", "value", "intermediate.dense"), min_length=1)
+    feedforward: tuple[str, ...] = ("intermediate.dense",)
+    layers: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(default=None, min_length=1)
+
+    @model_validator(mode="after")
+    def _are_targets(self) -> "IA3Config":
+        other = [name for name in self.feedforward if name not in self.targets]
+        if other:
+            raise ValueError(f"feedforward: expected some of the targets ({', '.join(self.targets)}), got {other[0]!r}")
+        return self
+
+
+class IA3:
+    """Leaves `{module}.ia3_l`, [D_out, 1], or [1, D_in] of a feed-forward module."""
+
+    def __init__(self, config: IA3Config, model: nn.Module) -> None:
+        self.config = config
+        self.sites = linear_sites(model, config.targets, config.layers)
+        self.feedforward = set(linear_sites(model, config.feedforward, config.layers)) if config.feedforward else set()
+        self.shapes: dict[str, tuple[int, ...]] = {
+            f"{name}.ia3_l": (1, linear.in_features) if name in self.feedforward else (linear.out_features, 1)
+            for name, linear in self.sites.items()
+        }
+
+    @property
+    def lowest_layer(self) -> int:
+        return lowest_layer(list(self.sites))
+
+    def initial(self, generator: torch.Generator, *, b_std: float = 0.0) -> dict[str, Tensor]:
+        """A fresh θ, one task, float32: ones, with normal noise of `b_std` around them."""
+        return {name: 1 + b_std * torch.randn(shape, generator=generator) for name, shape in self.shapes.items()}
+
+    def attach(self, sites: Iterable[str]) -> None:
+        for site in sites:
+            self.sites[site].register_forward_pre_hook(_input_hook(site))  # the shape of the leaf of a call says which of them acts
+            self.sites[site].register_forward_hook(_output_hook(site))
+
+    def fold(self, delta: Delta) -> dict[str, Tensor]:
+        """l − 1: what a row without a delta reads is zero."""
+        return {name: leaf - 1 for name, leaf in delta.items()}
+
+
+def _input_hook(site: str) -> Callable[[nn.Module, tuple[Tensor, ...]], Any]:
+    def rescale_input(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        delta = current_delta()
+        leaf = None if delta is None else delta.get(f"{site}.ia3_l")
+        return None if leaf is None or leaf.shape[1] != 1 else (_rescaled(inputs[0], leaf), *inputs[1:])
+
+    return rescale_input
+
+
+def _output_hook(site: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor | None]:
+    def rescale_output(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+        delta = current_delta()
+        leaf = None if delta is None else delta.get(f"{site}.ia3_l")
+        return None if leaf is None or leaf.shape[2] != 1 else _rescaled(output, leaf)
+
+    return rescale_output
+
+
+def _rescaled(x: Tensor, leaf: Tensor) -> Tensor:
+    """x [B, L, D] times 1 + a vector of each of G groups, leaf [G, D, 1] or [G, 1, D]."""
+    grouped = x.reshape(leaf.shape[0], -1, x.shape[-1])
+    return (grouped * (1 + leaf).to(x.dtype).reshape(leaf.shape[0], 1, -1)).view_as(x)

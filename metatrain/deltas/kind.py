@@ -1,0 +1,74 @@
+"""What a delta kind is to everything else: named leaves, a start, and hooks that apply them."""
+
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Protocol
+
+import torch
+from pydantic import Discriminator, Tag
+from torch import Tensor, nn
+
+from metatrain.deltas.bottleneck import Bottleneck, BottleneckConfig
+from metatrain.deltas.head import HeadConfig, HeadOnly
+from metatrain.deltas.ia3 import IA3, IA3Config
+from metatrain.deltas.lora import LoRA, LoRAConfig
+from metatrain.deltas.prefix import Prefix, PrefixConfig
+from metatrain.deltas.prompt import Prompt, PromptConfig
+from metatrain.deltas.scope import Delta
+
+
+class DeltaKind(Protocol):
+    """One kind of delta on one base model. Leaves have no task axis in `shapes`; every call takes them with one."""
+
+    shapes: dict[str, tuple[int, ...]]
+
+    @property
+    def config(self) -> Any:
+        """A `DeltaConfig`."""
+
+    @property
+    def sites(self) -> Mapping[str, nn.Module]:
+        """The modules that are hooked, by name."""
+
+    @property
+    def lowest_layer(self) -> int:
+        """Nothing below this layer of the base model depends on the delta."""
+
+    def initial(self, generator: torch.Generator, *, b_std: float = 0.0) -> dict[str, Tensor]:
+        """A fresh θ, one task, float32; `b_std`: the spread of what would otherwise start at the base model itself."""
+
+    def attach(self, sites: Iterable[str]) -> None:
+        """Hook these of the sites. A site without leaves in the delta of a call is left as it is."""
+
+    def fold(self, delta: Delta) -> dict[str, Tensor]:
+        """What the modules read."""
+
+
+def _kind_of(value: Any) -> str:
+    """LoRA where nothing is said."""
+    return str(value.get("kind", "lora") if isinstance(value, dict) else getattr(value, "kind", value))
+
+
+DeltaConfig = Annotated[
+    Annotated[LoRAConfig, Tag("lora")]
+    | Annotated[BottleneckConfig, Tag("bottleneck")]
+    | Annotated[PrefixConfig, Tag("prefix")]
+    | Annotated[PromptConfig, Tag("prompt")]
+    | Annotated[IA3Config, Tag("ia3")]
+    | Annotated[HeadConfig, Tag("head")],
+    Discriminator(_kind_of),
+]
+
+KINDS: dict[str, Any] = {
+    "lora": LoRA,
+    "bottleneck": Bottleneck,
+    "prefix": Prefix,
+    "prompt": Prompt,
+    "ia3": IA3,
+    "head": HeadOnly,
+}
+
+
+def build(config: Any, model: nn.Module) -> DeltaKind:
+    """The delta kind of a `DeltaConfig` on a model. Raises UnsupportedDelta where the model has no place for it."""
+    kind: DeltaKind = KINDS[config.kind](config, model)
+    return kind

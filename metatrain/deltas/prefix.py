@@ -1,0 +1,138 @@
+"""Prefix tuning with a leading task axis: P learned keys and values in front of every attention's own.
+
+    attention(q, [P_k; k], [P_v; v])          P_k, P_v: [P, D] for each layer          (Li and Liang 2021, arXiv:2101.00190, §4.2)
+
+They are put there by an attention function that this module registers with transformers under names of its own and that hands on to
+the model's own one, so any architecture that asks for its attention by name is supported; position numbers are moved on by P where
+positions are embedded, as PEFT's cache of past keys does. Which modules attend is measured by calling the model once.
+"""
+
+import sys
+from collections.abc import Callable, Iterable
+from contextvars import ContextVar
+from typing import Annotated, Any, Literal, cast
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+
+from metatrain.deltas.scope import Delta, current_delta
+from metatrain.deltas.sites import layer_of
+from metatrain.errors import UnsupportedDelta
+
+_NAMES = {"eager": "quickstudy_eager", "sdpa": "quickstudy_sdpa"}
+
+
+class PrefixConfig(BaseModel):
+    """What PEFT calls `num_virtual_tokens`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["prefix"] = "prefix"
+    tokens: int = Field(default=8, ge=1, le=256)
+    layers: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(default=None, min_length=1)
+
+
+class Prefix:
+    """Leaves `{attention module}.prefix_key` and `.prefix_value`, [P, D], in the order of the layers."""
+
+    def __init__(self, config: PrefixConfig, model: nn.Module) -> None:
+        self.config, self.model = config, model
+        name_of = {id(module): name for name, module in model.named_modules()}
+        self.sites: dict[str, nn.Module] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        for module, width in _attending(model):
+            name = name_of[id(module)]
+            if config.layers is None or layer_of(name) in config.layers:
+                self.sites[name] = module
+                self.shapes |= {f"{name}.prefix_key": (config.tokens, width), f"{name}.prefix_value": (config.tokens, width)}
+        unmatched = set(config.layers or ()) - {layer_of(name) for name in self.sites}
+        if unmatched or not self.sites:
+            raise UnsupportedDelta(f"delta.layers: {type(model).__name__} has no attention in layer {min(unmatched or {0})}")
+
+    @property
+    def lowest_layer(self) -> int:
+        """0: positions are moved on from the bottom."""
+        return 0
+
+    def initial(self, generator: torch.Generator, *, b_std: float = 0.0) -> dict[str, Tensor]:
+        """A fresh θ, one task, float32: normal with `b_std`, or 0.02, since P equal vectors would stay equal."""
+        return {name: (b_std or 0.02) * torch.randn(shape, generator=generator) for name, shape in self.shapes.items()}
+
+    def attach(self, sites: Iterable[str]) -> None:
+        for site in sites:
+            cast(Any, self.sites[site]).prefix_site = site
+        for name, module in self.model.named_modules():
+            embeds_positions = name.split(".")[-1] == "position_embeddings" and isinstance(module, nn.Embedding)
+            if embeds_positions and _move_positions not in module._forward_pre_hooks.values():
+                module.register_forward_pre_hook(_move_positions)
+
+    def fold(self, delta: Delta) -> dict[str, Tensor]:
+        return dict(delta)
+
+
+def _with_prefix(own: Callable[..., Any] | None) -> Callable[..., Any]:
+    """`own`, or where None the eager attention of the module's architecture, with the prefix of this call in front."""
+
+    def attend(
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, *args: Any, **kwargs: Any
+    ) -> Any:
+        if (met := _recorded.get()) is not None:
+            met.append((module, key.shape[1] * key.shape[3]))
+        delta, site = current_delta(), getattr(module, "prefix_site", None)
+        if delta is not None and f"{site}.prefix_key" in delta:
+            key, value = (
+                torch.cat([_heads(delta[f"{site}.prefix_{name}"], own_states), own_states], dim=2)
+                for name, own_states in (("key", key), ("value", value))
+            )
+            if attention_mask is not None:
+                seen: float | bool = True if attention_mask.dtype == torch.bool else 0.0
+                tokens = delta[f"{site}.prefix_key"].shape[1]
+                attention_mask = nn.functional.pad(attention_mask, (tokens, 0), value=seen)
+        there = own or cast(Any, sys.modules[type(module).__module__]).eager_attention_forward
+        return there(module, query, key, value, attention_mask, *args, **kwargs)
+
+    return attend
+
+
+def _heads(prefix: Tensor, like: Tensor) -> Tensor:
+    """[G, P, H·d] → [B, H, P, d], each group's prefix for its rows; like: [B, H, L, d]."""
+    rows, heads, _, size = like.shape
+    split = prefix.to(like.dtype).view(prefix.shape[0], -1, heads, size).transpose(1, 2)
+    return split.repeat_interleave(rows // prefix.shape[0], dim=0)
+
+
+def _move_positions(_embedding: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+    delta = current_delta()
+    lengths = [leaf.shape[1] for name, leaf in (delta or {}).items() if name.endswith(".prefix_key")]
+    if not lengths:
+        return None
+    return (inputs[0] + lengths[0], *inputs[1:])
+
+
+def _attending(model: nn.Module) -> list[tuple[nn.Module, int]]:
+    """The modules that ask for an attention function, in the order of the call, and the width of their keys. Leaves the model with
+    our functions, which do what its own do where no prefix is given, so a call in another thread sees no difference."""
+    config = cast(Any, model).config
+    if config._attn_implementation in _NAMES:
+        cast(Any, model).set_attn_implementation(_NAMES[config._attn_implementation])
+    met: list[tuple[nn.Module, int]] = []
+    token = _recorded.set(met)
+    try:
+        with torch.no_grad():
+            model(input_ids=torch.full((1, 2), 1, device=next(model.parameters()).device))
+    finally:
+        _recorded.reset(token)
+    if not met:
+        raise UnsupportedDelta(f"{type(model).__name__} does not ask for its attention by name")
+    return met
+
+
+_recorded: ContextVar[list[tuple[nn.Module, int]] | None] = ContextVar("recorded", default=None)
+AttentionInterface.register(_NAMES["eager"], _with_prefix(None))
+AttentionInterface.register(_NAMES["sdpa"], _with_prefix(sdpa_attention_forward))
+for _own, _name in _NAMES.items():
+    AttentionMaskInterface.register(_name, ALL_MASK_ATTENTION_FUNCTIONS[_own])

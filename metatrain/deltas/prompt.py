@@ -1,0 +1,50 @@
+"""Prompt tuning with a leading task axis: P learned embeddings in front of the text's own.
+
+    features( [P_e; E(tokens)] )          P_e: [P, D]          (Lester, Al-Rfou, Constant 2021, arXiv:2104.08691)
+
+They pass through the same position embeddings and layer norm as words do, and are left out of the pooling.
+"""
+
+from collections.abc import Iterable
+from typing import Any, Literal, cast
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from metatrain.deltas.scope import Delta
+
+PROMPT = "prompt_embeddings"
+
+
+class PromptConfig(BaseModel):
+    """What PEFT calls `num_virtual_tokens`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["prompt"] = "prompt"
+    tokens: int = Field(default=8, ge=1, le=256)
+
+
+class Prompt:
+    """One leaf, `prompt_embeddings` [P, D]. It hooks nothing: `TextBase.features` puts it in front of the word embeddings."""
+
+    def __init__(self, config: PromptConfig, model: nn.Module) -> None:
+        self.config, self.model = config, model
+        self.sites: dict[str, nn.Module] = {}
+        width = int(cast(Any, model).get_input_embeddings().embedding_dim)
+        self.shapes: dict[str, tuple[int, ...]] = {PROMPT: (config.tokens, width)}
+
+    @property
+    def lowest_layer(self) -> int:
+        return 0
+
+    def initial(self, generator: torch.Generator, *, b_std: float = 0.0) -> dict[str, Tensor]:
+        """A fresh θ, one task, float32: normal with `b_std`, or 0.02, since P equal vectors would stay nearly equal."""
+        return {name: (b_std or 0.02) * torch.randn(shape, generator=generator) for name, shape in self.shapes.items()}
+
+    def attach(self, sites: Iterable[str]) -> None:
+        pass
+
+    def fold(self, delta: Delta) -> dict[str, Tensor]:
+        return dict(delta)

@@ -1,0 +1,68 @@
+"""Inner optimizers as pure functions of tensors, so that every way of differentiating the inner loop meets the same update.
+
+    (state', u) = update(state, g, k)          φ_{k+1} = φ_k − α_k ⊙ u
+
+    SGD        u = g                                                                              no state
+    momentum   m' = β₁ m + g,  u = m'
+    Adam       m' = β₁ m + (1 − β₁) g,  v' = β₂ v + (1 − β₂) g²,  u = m̂ / √(v̂ + ε²)               m̂, v̂: bias-corrected
+
+ε stands inside Adam's root, so that a gradient that is zero still has a derivative (Kingma and Ba 2015, arXiv:1412.6980, alg. 1,
+has it outside; at g = 0 that root has none).
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+OptimizerName = Literal["sgd", "momentum", "adam"]
+State = dict[str, Tensor]
+"""Moments by name: `m.{leaf}`, `v.{leaf}`, each as its leaf. Empty before the first step: then all are zero."""
+Leaves = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    name: OptimizerName = "adam"
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+
+    def start(self, phi: Leaves) -> State:
+        """Zero moments."""
+        return {f"{moment}.{name}": torch.zeros_like(leaf) for moment in _MOMENTS[self.name] for name, leaf in phi.items()}
+
+    def update(self, state: Leaves, gradients: Leaves, step: int) -> tuple[State, dict[str, Tensor]]:
+        """The state after step number `step` (from 0) and the moves u, differentiable in both arguments."""
+        return _UPDATES[self.name](self, state, gradients, step)
+
+
+def _sgd(_optimizer: Optimizer, _state: Leaves, gradients: Leaves, _step: int) -> tuple[State, dict[str, Tensor]]:
+    return {}, dict(gradients)
+
+
+def _momentum(optimizer: Optimizer, state: Leaves, gradients: Leaves, _step: int) -> tuple[State, dict[str, Tensor]]:
+    moves = {name: optimizer.beta1 * state[f"m.{name}"] + g for name, g in gradients.items()}
+    return {f"m.{name}": move for name, move in moves.items()}, moves
+
+
+def _adam(optimizer: Optimizer, state: Leaves, gradients: Leaves, step: int) -> tuple[State, dict[str, Tensor]]:
+    beta1, beta2 = optimizer.beta1, optimizer.beta2
+    after: State = {}
+    moves = {}
+    for name, g in gradients.items():
+        m = after[f"m.{name}"] = beta1 * state[f"m.{name}"] + (1 - beta1) * g
+        v = after[f"v.{name}"] = beta2 * state[f"v.{name}"] + (1 - beta2) * g * g
+        m_hat, v_hat = m / (1 - beta1 ** (step + 1)), v / (1 - beta2 ** (step + 1))
+        moves[name] = m_hat / (v_hat + optimizer.epsilon**2).sqrt()
+    return after, moves
+
+
+_MOMENTS: dict[OptimizerName, tuple[str, ...]] = {"sgd": (), "momentum": ("m",), "adam": ("m", "v")}
+_UPDATES: dict[OptimizerName, Callable[[Optimizer, Leaves, Leaves, int], tuple[State, dict[str, Tensor]]]] = {
+    "sgd": _sgd,
+    "momentum": _momentum,
+    "adam": _adam,
+}

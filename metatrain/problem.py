@@ -1,0 +1,125 @@
+"""What every meta-learning algorithm works on: T tasks side by side, as pure losses of parameters.
+
+A task's parameters φ are named leaves with a leading task axis; a loss of T tasks is [T], and no task's loss depends on another's
+leaves, so the gradient of the sum is every task's own gradient. What the outer loop moves, and what all tasks share, is one
+`Outer`.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+Leaves = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Outer:
+    """What the outer loop moves.
+
+    `theta`: one task's start. `rates`: α of each leaf of φ, [S] or [S, *leaf]: step k takes entry min(k, S − 1). `scale`: s, the
+    inverse temperature, where the losses have one.
+
+    The outer optimizer sees it as `leaves()`, in which rates and scale, being positive, stand as their logarithms.
+    """
+
+    theta: dict[str, Tensor]
+    rates: dict[str, Tensor]
+    scale: Tensor | None = None
+
+    def values(self) -> dict[str, Tensor]:
+        """Every tensor under one flat name."""
+        named = {f"theta.{n}": t for n, t in self.theta.items()} | {f"rates.{n}": t for n, t in self.rates.items()}
+        return named if self.scale is None else {**named, "scale": self.scale}
+
+    @classmethod
+    def from_values(cls, values: Leaves) -> "Outer":
+        return cls(_under("theta.", values), _under("rates.", values), values.get("scale"))
+
+    def leaves(self) -> dict[str, Tensor]:
+        """What the outer optimizer moves, under flat names: `theta.*`, `log_rates.*`, `log_scale`."""
+        return {_leaf(name): t.log() if _is_positive(name) else t for name, t in self.values().items()}
+
+    @classmethod
+    def from_leaves(cls, leaves: Leaves) -> "Outer":
+        return cls.from_values({n.removeprefix("log_"): t.exp() if n.startswith("log_") else t for n, t in leaves.items()})
+
+    def gradients(self, of_values: Leaves) -> dict[str, Tensor]:
+        """From gradients for `values()` to gradients for `leaves()`: d/d(log a) = a · d/da."""
+        values = self.values()
+        return {_leaf(n): g * values[n] if _is_positive(n) else g for n, g in of_values.items()}
+
+    def on(self, device: torch.device) -> "Outer":
+        return Outer.from_values({name: t.to(device) for name, t in self.values().items()})
+
+    def detached(self, *, live: bool = False) -> "Outer":
+        """The same numbers without what made them; `live`: as leaves that a gradient can be taken at."""
+        return Outer.from_values({name: t.detach().requires_grad_(live) for name, t in self.values().items()})
+
+
+class Tasks(Protocol):
+    """T tasks, with their support and query sets.
+
+    Every method is a pure function of its arguments. `start`, `query_loss` and `support_loss` are differentiable in φ and in all
+    that they read of `outer`; `support_loss` as often as the mode of the meta-gradient needs.
+    """
+
+    @property
+    def count(self) -> int:
+        """T"""
+
+    @property
+    def steps(self) -> int:
+        """The inner steps that these tasks take."""
+
+    @property
+    def twice(self) -> str | None:
+        """None where `support_loss` has a second derivative, else why it has none."""
+
+    @property
+    def coarse(self) -> str | None:
+        """None where differences of gradients mean something, else why they do not."""
+
+    def start(self, outer: Outer) -> dict[str, Tensor]:
+        """φ_0, leaves [T, …]."""
+
+    def support_loss(self, phi: Leaves, outer: Outer, step: int) -> Tensor:
+        """The inner objective of step number `step` at φ, [T]."""
+
+    def query_loss(self, phi: Leaves, outer: Outer, step: int, *, exact: bool = True) -> tuple[Tensor, Tensor]:
+        """What the outer loop judges φ by after `step` inner steps: loss [T], and accuracy (or another score) [T]. `exact`:
+        gradient
+        steps that judging takes itself are differentiated too."""
+
+    @property
+    def proximal(self) -> float:
+        """λ of the term λ/2 ‖φ − φ_0‖² that the support loss has already; 0 where it has none."""
+
+
+def stack(theta: Leaves, tasks: int) -> dict[str, Tensor]:
+    """One start seen by T tasks: [...] → [T, ...] without a copy."""
+    return {name: leaf.unsqueeze(0).expand(tasks, *leaf.shape) for name, leaf in theta.items()}
+
+
+def start_rates(leaves: Iterable[str], rate: float, *, steps: int = 1) -> dict[str, Tensor]:
+    """The same inner rate for every leaf and each of `steps` steps."""
+    return {name: torch.full((steps,), rate) for name in leaves}
+
+
+def distance(phi: Leaves, begin: Leaves) -> Tensor:
+    """‖φ − φ_0‖² of each task, [T]."""
+    return torch.stack([(leaf - begin[name]).square().flatten(1).sum(1) for name, leaf in phi.items()]).sum(0)
+
+
+def _under(prefix: str, named: Leaves) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): t for name, t in named.items() if name.startswith(prefix)}
+
+
+def _is_positive(value_name: str) -> bool:
+    return value_name == "scale" or value_name.startswith("rates.")
+
+
+def _leaf(value_name: str) -> str:
+    return f"log_{value_name}" if _is_positive(value_name) else value_name

@@ -1,0 +1,198 @@
+"""Every delta kind on every kind of encoder: through the probe, through PEFT and back, and differentiated."""
+
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModel
+
+from metatrain.artifact import Adapter, AdapterMetadata, Initialization, load_initialization, save_initialization
+from metatrain.bank import Bank
+from metatrain.base.text import TextBase, load_text_base
+from metatrain.baselines import SCALE
+from metatrain.classification import HEAD_LEAVES
+from metatrain.deltas import BottleneckConfig, HeadConfig, IA3Config, LoRAConfig, PrefixConfig, PromptConfig
+from metatrain.deltas.peft_files import from_peft, in_peft, peft_shapes, to_peft
+from metatrain.errors import ArtifactError, UnsupportedDelta
+from metatrain.inner import InnerConfig
+from metatrain.metagrad import Differentiation, meta_gradient
+from metatrain.optimizers import Optimizer
+from metatrain.probe import probe
+from metatrain.problem import stack, start_rates
+from tests.oracles.problems import Objective, central_difference, directions, text_outer, text_tasks
+from tests.tiny import ARCHITECTURES, save_tiny_model, tasks
+
+ATTENTION = {"bert": ("query", "value"), "roberta": ("query", "value"), "distilbert": ("q_lin", "v_lin"), "modernbert": ("Wqkv",)}
+CLOSING = {"bert": ("output.dense",), "roberta": ("output.dense",), "distilbert": ("out_lin", "lin2"), "modernbert": ("Wo",)}
+FEEDFORWARD = {"bert": "intermediate.dense", "roberta": "intermediate.dense", "distilbert": "lin1", "modernbert": "Wi"}
+KINDS = ("lora", "bottleneck", "prefix", "prompt", "ia3", "head")
+
+
+def config_for(kind: str, architecture: str = "bert") -> Any:
+    ia3 = (*ATTENTION[architecture], FEEDFORWARD[architecture])
+    return {
+        "lora": LoRAConfig(rank=2, alpha=4, targets=ATTENTION[architecture]),
+        "bottleneck": BottleneckConfig(rank=3, targets=CLOSING[architecture]),
+        "prefix": PrefixConfig(tokens=3),
+        "prompt": PromptConfig(tokens=3),
+        "ia3": IA3Config(targets=ia3, feedforward=(FEEDFORWARD[architecture],)),
+        "head": HeadConfig(),
+    }[kind]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return {name: save_tiny_model(tmp_path_factory.mktemp(name), architecture=name) for name in ARCHITECTURES}
+
+
+def load(folder: Path, attention: Any = "eager") -> TextBase:
+    return load_text_base(str(folder), precision="float32", attention=attention, device=torch.device("cpu"))
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_probe_passes_every_kind_on_every_encoder(
+    folders: dict[str, Path], kind: str, architecture: str, attention: str
+) -> None:
+    """A mixed batch is each row alone and stock PEFT's, every leaf moves the output, and a second derivative exists where the
+    attention has one."""
+    base = load(folders[architecture], attention)
+    attached = base.attach(config_for(kind, architecture))
+    probe(base, attached)
+    assert in_peft(attached) == (kind in ("lora", "ia3", "prompt") or (kind == "prefix" and architecture in ("bert", "roberta")))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_kinds_share_a_model_without_meeting(folders: dict[str, Path], kind: str) -> None:
+    """With all kinds hooked on one model, each gives what it gives on a model of its own, and none leaves the base model alone."""
+    shared, own = load(folders["bert"], "sdpa"), load(folders["bert"], "sdpa")
+    rows = shared.collate(shared.encode([text for text, _ in tasks(1)[0]])[0])
+    bare = own.features(None, rows)
+    for other in KINDS:
+        shared.attach(config_for(other))
+    theta = shared.attach(config_for(kind)).initial(torch.Generator().manual_seed(0), b_std=0.3)
+    found = [base.features(base.attach(config_for(kind)).fold(stack(theta, 1)), rows) for base in (shared, own)]
+    torch.testing.assert_close(found[0], found[1])
+    torch.testing.assert_close(shared.features(None, rows), bare)
+
+
+def test_two_configurations_of_a_kind_share_a_model(folders: dict[str, Path]) -> None:
+    """The same site on its output in one and on its input in the other."""
+    first, second = IA3Config(targets=("key", "intermediate.dense"), feedforward=()), config_for("ia3")
+    shared, own = load(folders["bert"], "sdpa"), load(folders["bert"], "sdpa")
+    shared.attach(first)
+    rows = shared.collate(shared.encode(["order pizza"])[0])
+    theta = shared.attach(second).initial(torch.Generator().manual_seed(0), b_std=0.5)
+    found = [base.features(base.attach(second).fold(stack(theta, 1)), rows) for base in (shared, own)]
+    assert torch.equal(*found)
+    with pytest.raises(UnsupportedDelta, match="cannot stand in one batch"):
+        Bank(shared, [shared.attach(first), shared.attach(second)], 2)
+
+
+def test_rows_of_several_kinds_stand_in_one_batch(tiny: TextBase) -> None:
+    kinds = [tiny.attach(config_for(kind)) for kind in ("lora", "bottleneck", "ia3", "head")]
+    bank, generator = Bank(tiny, kinds, 4), torch.Generator().manual_seed(0)
+    ids = tiny.encode([text for text, _ in tasks(1)[0][:4]])[0]
+    adapters = []
+    for number, kind in enumerate(kinds):
+        metadata = AdapterMetadata(
+            initialization_digest="i",
+            base_weights_sha256=tiny.spec.weights_sha256,
+            delta=kind.config,
+            scale=5.0,
+            labels=("a", "b"),
+        )
+        theta = kind.initial(generator, b_std=0.4)
+        adapters.append(Adapter(metadata, theta, torch.randn(2, tiny.hidden_size, generator=generator), torch.zeros(2)))
+        bank.put(str(number), adapters[-1])
+    together = bank.probabilities([str(number) for number in range(4)], ids)
+    for number, (kind, adapter) in enumerate(zip(kinds, adapters, strict=True)):
+        features = tiny.features(
+            kind.fold({n: leaf.unsqueeze(0) for n, leaf in adapter.delta.items()}), tiny.collate([ids[number]])
+        )
+        alone = torch.softmax(5.0 * (features @ adapter.weight.T + adapter.bias), -1)[0]
+        torch.testing.assert_close(torch.tensor(together[number]), alone, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_initialization_comes_back_and_loads_in_peft(
+    folders: dict[str, Path], tmp_path: Path, kind: str, architecture: str
+) -> None:
+    base = load(folders[architecture], "sdpa")
+    attached = base.attach(config_for(kind, architecture))
+    theta = attached.initial(torch.Generator().manual_seed(0), b_std=0.3)
+    rates = start_rates([*theta, *HEAD_LEAVES], 1e-3)
+    inner = InnerConfig(steps=1, moved="head" if kind == "head" else "all")
+    init = Initialization("mine", base.spec, config_for(kind, architecture), inner, theta, rates, SCALE, "none", {})
+    save_initialization(init, tmp_path, attached)
+    loaded = load_initialization(tmp_path, base)
+    assert loaded.digest == init.digest and loaded.delta == init.delta
+    assert (tmp_path / "delta.safetensors").is_file() != in_peft(attached)
+    if not in_peft(attached):
+        return
+    stock = PeftModel.from_pretrained(cast(Any, AutoModel.from_pretrained(folders[architecture])), str(tmp_path)).eval()
+    ids = base.encode([tasks(1)[0][2][0]])[0]
+    (bucket,) = base.collate(ids).buckets
+    with torch.no_grad():
+        theirs = stock(input_ids=bucket.input_ids, attention_mask=bucket.attention_mask).last_hidden_state
+        ours = base.features(attached.fold(stack(theta, 1)), base.collate(ids))
+    torch.testing.assert_close(
+        base.pooled(theirs[:, -bucket.input_ids.shape[1] :], bucket.attention_mask), ours, atol=1e-5, rtol=1e-5
+    )
+    shapes = {name: tuple(leaf.shape) for name, leaf in to_peft(attached, theta).items()}
+    assert shapes == peft_shapes(attached)
+    back = from_peft(attached, to_peft(attached, theta))
+    assert all(torch.equal(back[name], leaf) for name, leaf in theta.items())
+
+
+@pytest.mark.parametrize("mode", ["unrolled", "checkpointed", "adjoint"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_meta_gradient_of_every_kind_is_the_derivative_of_the_whole_procedure(tiny64: TextBase, kind: str, mode: str) -> None:
+    attached = tiny64.attach(config_for(kind))
+    outer = text_outer(attached)
+    data = text_tasks(tiny64, attached, InnerConfig(steps=2, moved="head" if kind == "head" else "all"))
+    found = meta_gradient(data, outer, Optimizer("sgd"), Differentiation.model_validate({"mode": mode}))
+    chosen = ("layer.0.attention", "layer.1.output", "prompt", "log_rates.head", "log_scale")
+    for name, toward in directions(outer, like=chosen).items():
+        measured = central_difference(Objective(data, Optimizer("sgd")), outer, name, toward)
+        assert measured == pytest.approx(float((found.gradients[name] * toward).sum()), rel=1e-5, abs=1e-8), name
+
+
+def test_what_a_model_has_no_place_for_is_refused(tiny: TextBase) -> None:
+    with pytest.raises(UnsupportedDelta, match=r"delta\.targets: 'q_lin' must match nn.Linear modules of BertModel"):
+        tiny.attach(IA3Config(targets=("q_lin",), feedforward=()))
+    with pytest.raises(UnsupportedDelta, match=r"delta\.layers: BertModel has no attention in layer 7"):
+        tiny.attach(PrefixConfig(layers=(0, 7)))
+    with pytest.raises(ValueError, match="feedforward: expected some of the targets"):
+        IA3Config(targets=("key",), feedforward=("query",))
+
+
+@pytest.mark.parametrize("config", [PromptConfig(tokens=20), PrefixConfig(tokens=20)], ids=lambda config: config.kind)
+def test_the_probe_refuses_more_tokens_than_there_are_positions_for(tiny: TextBase, config: Any) -> None:
+    with pytest.raises(UnsupportedDelta, match=f"BertModel with {config.kind} does not take rows of 64 tokens"):
+        probe(tiny, tiny.attach(config))
+
+
+def test_a_leaf_that_is_missing_is_named(tiny: TextBase, tmp_path: Path) -> None:
+    attached = tiny.attach(config_for("bottleneck"))
+    theta = attached.initial(torch.Generator().manual_seed(0))
+    gone = next(iter(theta))
+    init = Initialization(
+        "mine",
+        tiny.spec,
+        config_for("bottleneck"),
+        InnerConfig(steps=1),
+        theta,
+        start_rates([*theta, *HEAD_LEAVES], 1e-3),
+        SCALE,
+        "none",
+        {},
+    )
+    short = Initialization(**{**vars(init), "theta": {n: t for n, t in theta.items() if n != gone}})
+    save_initialization(short, tmp_path, attached)
+    with pytest.raises(ArtifactError, match=f"delta.safetensors: leaf {gone} is missing"):
+        load_initialization(tmp_path, tiny)

@@ -1,0 +1,48 @@
+"""Two processes at one meta-batch, over gloo, as torchrun starts them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+import yaml
+
+from metatrain.artifact import load_initialization
+from metatrain.base.text import load_text_base
+from metatrain.processes import Processes
+from metatrain.recipe import Recipe
+from metatrain.train import train
+from tests.metatrain.test_train import content
+
+
+def test_two_processes_follow_the_gradient_of_one(tiny_folder: Path, tmp_path: Path) -> None:
+    """Three tasks a meta-batch, so that one process has two of them; a run that is stopped and gone on with."""
+    plan = content(
+        tiny_folder, outer={"steps": 6, "tasks": 3, "warmup": 2}, validation={"every": 3, "episodes": 2, "ways": 3, "shots": [1]}
+    )
+    alone = train(Recipe.model_validate(plan), Path(), tmp_path / "alone")
+    file = tmp_path / "plan.yaml"
+    file.write_text(yaml.safe_dump(plan))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"]
+    torchrun += ["--rdzv-endpoint", "localhost:0", "-m", "metatrain.cli", "train", str(file), "--out", str(tmp_path / "two")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    for more in (["--max-steps", "4"], []):
+        done = subprocess.run([*torchrun, *more], capture_output=True, text=True, env=environment, timeout=240, check=False)
+        assert done.returncode == 0, done.stderr
+    together = load_initialization(tmp_path / "two" / "tiny", load_text_base(str(tiny_folder), precision="float32"))
+    for name, leaf in alone.theta.items():
+        torch.testing.assert_close(together.theta[name], leaf, rtol=1e-4, atol=1e-6)
+    histories = [json.loads((tmp_path / where / "history.json").read_text()) for where in ("alone", "two")]
+    for one, two in zip(*histories, strict=True):
+        assert one["event"] == two["event"] and one["step"] == two["step"]
+        if one["event"] == "step":
+            torch.testing.assert_close(two["loss"], one["loss"], rtol=1e-4, atol=1e-5)
+
+
+def test_every_task_is_one_process_s() -> None:
+    for tasks, count in ((3, 2), (8, 3), (1, 4)):
+        shares = [Processes(rank, count).share(tasks) for rank in range(count)]
+        assert [i for share in shares for i in share] == list(range(tasks))
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1

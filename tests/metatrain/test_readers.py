@@ -1,0 +1,104 @@
+"""Every reader on real files, and what it says of broken ones."""
+
+import gzip
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from metatrain.data.arrays import Arrays, ArraySampler, from_arrays, read_images, read_npz
+from metatrain.data.hub import read_hub
+from metatrain.data.table import read_table
+from metatrain.episode import EpisodeShape
+from metatrain.errors import DataError
+from metatrain.recipe import Source
+
+
+def test_tables_give_what_json_lines_give(tmp_path: Path) -> None:
+    rows = [("billing", "why, oh why, was I charged twice?"), ("billing", "a\nsecond line"), ("refund", "Grüße")]
+    lines = [f'{label},"{text}"' for label, text in rows]
+    (tmp_path / "intents.csv").write_text("label,text\n" + "\n".join(lines) + "\n", encoding="utf-8")
+    (tmp_path / "tabbed.tsv.gz").write_bytes(gzip.compress(("kind\tsaid\n" + "\n".join(f'{a}\t"{b}"' for a, b in rows)).encode()))
+    (tmp_path / "same.jsonl").write_text("\n".join(json.dumps({"label": a, "text": b}) for a, b in rows))
+    expected = Source(path="same.jsonl").read(tmp_path).texts
+    assert Source(path="intents.csv").read(tmp_path).texts == expected
+    tabbed = Source.model_validate({"path": "tabbed.tsv.gz", "columns": {"text": "said", "label": "kind"}})
+    assert tabbed.read(tmp_path).texts == expected
+    assert tabbed.read(tmp_path).name == "tabbed"
+
+
+def test_a_broken_table_is_one_clear_line(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text("text,topic\na,b\n")
+    with pytest.raises(DataError, match=r"x\.csv: no column 'label', has text, topic"):
+        read_table(path)
+    path.write_text("text,label\na,b\n ,c\n")
+    with pytest.raises(DataError, match=r"x\.csv:3: text must be a non-empty string, got ' '"):
+        read_table(path)
+    path.write_text("text,label\n")
+    with pytest.raises(DataError, match="no examples"):
+        read_table(path)
+    path.write_bytes(b"text,label\n\xff\xfe,a\n")
+    with pytest.raises(DataError, match="expected UTF-8"):
+        read_table(path)
+    with pytest.raises(DataError, match="no file at"):
+        read_table(tmp_path / "none.csv")
+
+
+def test_a_data_set_in_the_hub_s_format_is_read_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets", reason="the package datasets is not installed")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    labels = datasets.ClassLabel(names=["refund", "billing"])
+    features = datasets.Features({"utterance": datasets.Value("string"), "intent": labels})
+    folder = tmp_path / "intents"
+    datasets.Dataset.from_dict({"utterance": ["a", "b"], "intent": [1, 0]}, features=features).to_parquet(folder / "train.parquet")
+    found = read_hub(str(folder), text="utterance", label="intent")
+    assert set(found.texts.values()) == {("a",), ("b",)} and found.name == "intents"
+    with pytest.raises(DataError, match=r"no column 'text', has utterance, intent"):
+        read_hub(str(folder), label="intent")
+    with pytest.raises(DataError, match=r"hub:.*split 'test'"):
+        read_hub(str(folder), split="test", text="utterance", label="intent")
+
+
+def test_arrays_from_memory_files_and_images(tmp_path: Path) -> None:
+    examples, labels = np.arange(24, dtype=np.uint8).reshape(6, 2, 2), np.array([0, 0, 1, 1, 2, 2])
+    arrays = from_arrays("small", examples, labels)
+    assert [len(rows) for rows in arrays.classes.values()] == [2, 2, 2]
+    np.savez(tmp_path / "a.npz", images=examples, labels=labels)
+    again = read_npz(tmp_path / "a.npz")
+    assert all(np.array_equal(again.classes[label], rows) for label, rows in arrays.classes.items())
+    with pytest.raises(DataError, match=r"no array 'pictures', has images, labels"):
+        read_npz(tmp_path / "a.npz", examples="pictures")
+    np.savez(tmp_path / "p.npz", images=np.array([{}], dtype=object), labels=labels)
+    with pytest.raises(DataError, match=r"not an \.npz file of plain arrays"):
+        read_npz(tmp_path / "p.npz")
+    with pytest.raises(DataError, match="as many examples as labels"):
+        from_arrays("x", examples, labels[:3])
+    (tmp_path / "pictures" / "red").mkdir(parents=True)
+    Image.new("RGB", (30, 20), (255, 0, 0)).save(tmp_path / "pictures" / "red" / "1.png")
+    (pictures,) = read_images(tmp_path / "pictures", 8).classes.values()
+    assert pictures.shape == (1, 3, 8, 8) and (pictures[0, 0] == 255).all() and not pictures[0, 1].any()
+    (tmp_path / "pictures" / "red" / "2.png").write_text("no image")
+    with pytest.raises(DataError, match=r"2\.png: not an image"):
+        read_images(tmp_path / "pictures", 8)
+
+
+def test_array_tasks_are_seeded_disjoint_and_turned() -> None:
+    generator = np.random.default_rng(0)
+    arrays = Arrays("noise", {str(c): generator.random((6, 3, 3)) for c in range(4)})
+    sampler, shape = ArraySampler(arrays, seed=1, rotations=True), EpisodeShape(5, 2, 3)
+    support, query = sampler.tasks(7, shape, 3)
+    assert support.x.shape == (3, 10, 3, 3) and query.x.shape == (3, 15, 3, 3)
+    assert support.y[0].tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+    again = sampler.tasks(7, shape, 3)[0]
+    assert torch.equal(support.x, again.x) and not torch.equal(support.x, sampler.tasks(8, shape, 3)[0].x)
+    images = [row for rows in arrays.classes.values() for row in rows]
+    known = {np.rot90(image, turn).astype(np.float32).tobytes() for image in images for turn in range(4)}
+    for task in range(3):
+        seen = [image.numpy().tobytes() for image in (*support.x[task], *query.x[task])]
+        assert set(seen) <= known and len(set(seen)) == len(seen)
+    with pytest.raises(DataError, match="needs 17 classes of 5 examples; it has 16, the smallest of 6"):
+        sampler.tasks(0, EpisodeShape(17, 2, 3), 1)

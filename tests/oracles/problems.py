@@ -1,0 +1,135 @@
+"""Tasks to judge meta-gradients by: quadratics with closed forms, a small net, and deltas on a tiny encoder. All in float64."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from metatrain.base.text import TextBase
+from metatrain.classification import HEAD_LEAVES, Classification
+from metatrain.deltas import DeltaKind
+from metatrain.inner import InnerConfig
+from metatrain.nets import Examples, NetTasks, classify, parameters
+from metatrain.optimizers import Optimizer
+from metatrain.problem import Leaves, Outer, Tasks, stack, start_rates
+from metatrain.taskbatch import Tokenized
+from tests.tiny import tasks
+
+
+@dataclass(frozen=True)
+class Quadratic:
+    """L_support,t = ½ (φ − c_t)ᵀ A_t (φ − c_t) and L_query,t = ½ ‖φ − d_t‖², φ one leaf of n numbers."""
+
+    matrix: Tensor
+    center: Tensor
+    target: Tensor
+    steps: int
+    twice: str | None = None
+    coarse: str | None = None
+    proximal: float = 0.0
+
+    @property
+    def count(self) -> int:
+        return self.center.shape[0]
+
+    def start(self, outer: Outer) -> dict[str, Tensor]:
+        return {name: leaf.view_as(leaf) for name, leaf in stack(outer.theta, self.count).items()}
+
+    def support_loss(self, phi: Leaves, outer: Outer, step: int) -> Tensor:
+        away = phi["x"] - self.center
+        return 0.5 * torch.einsum("ti,tij,tj->t", away, self.matrix, away)
+
+    def query_loss(self, phi: Leaves, outer: Outer, step: int, *, exact: bool = True) -> tuple[Tensor, Tensor]:
+        error = 0.5 * (phi["x"] - self.target).square().sum(1)
+        return error, -error
+
+
+def quadratic(*, tasks: int = 3, size: int = 4, steps: int = 3, seed: int = 0) -> tuple[Quadratic, Outer]:
+    """Positive definite, of eigenvalues between ½ and about 3."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    roots = normal(tasks, size, size) / size**0.5
+    matrix = roots @ roots.transpose(1, 2) + 0.5 * torch.eye(size, dtype=torch.float64)
+    outer = Outer({"x": normal(size)}, {"x": torch.tensor([0.2], dtype=torch.float64)})
+    return Quadratic(matrix, normal(tasks, size), normal(tasks, size), steps), outer
+
+
+def net_tasks(*, count: int = 2, steps: int = 2, moved: tuple[str, ...] = (), seed: int = 0) -> tuple[NetTasks, Outer]:
+    """3-way tasks of a two-layer net."""
+    torch.manual_seed(seed)
+    net = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 3)).double()
+
+    def examples(rows: int) -> Examples:
+        return Examples(torch.randn(count, rows, 5, dtype=torch.float64), torch.arange(rows).remainder(3).expand(count, rows))
+
+    found = NetTasks(net, examples(6), examples(9), classify, steps=steps, moved=moved)
+    theta = parameters(net)
+    return found, Outer(theta, {name: rate.double() for name, rate in start_rates(theta, 0.1).items()})
+
+
+def text_outer(kind: DeltaKind, *, rate: float = 0.05, scale: float = 8.0, steps: int = 1, spread: float = 0.2) -> Outer:
+    """A start of every leaf away from zero, and rates that differ by step."""
+    theta = kind.initial(torch.Generator().manual_seed(0), b_std=spread)
+    rates = start_rates(theta, rate, steps=steps) | start_rates(HEAD_LEAVES, 2 * rate, steps=steps)
+    by_step = {name: r * torch.linspace(1.0, 0.7, steps) for name, r in rates.items()}
+    return Outer.from_values({n: t.double() for n, t in Outer(theta, by_step, torch.tensor(scale)).values().items()})
+
+
+def text_tasks(
+    base: TextBase,
+    kind: DeltaKind,
+    config: InnerConfig,
+    *,
+    count: int = 2,
+    first: int = 0,
+    anchor: float = 0.0,
+) -> Classification:
+    """`count` tasks of `tests.tiny`, those from number `first` on."""
+    tokenized = Tokenized(base)
+    support = tokenized.support(tasks(first + count)[first:])
+    query = tokenized.query(tasks(first + count + 3, shots=3)[first + 3 :])
+    return Classification(base, kind, config, support, query, anchor=anchor)
+
+
+def smooth(name: str) -> Optimizer:
+    """A small ε makes Adam's first step nearly sign(g): right, but too sharply bent for differences to follow."""
+    return Optimizer(name, 0.9, 0.999, 1e-2)  # type: ignore[arg-type]
+
+
+def central_difference(objective: "Objective", outer: Outer, name: str, toward: Tensor, *, step: float = 1e-6) -> float:
+    """The derivative of a function of the outer leaves along `toward` in leaf `name`."""
+    ends = []
+    for sign in (1, -1):
+        leaves = outer.leaves()
+        leaves[name] = leaves[name] + sign * step * toward
+        ends.append(objective(Outer.from_leaves(leaves)))
+    return (ends[0] - ends[1]) / (2 * step)
+
+
+class Objective:
+    """The whole procedure as a number: the mean query loss after the inner loop, nothing of it differentiated but the inner
+    steps."""
+
+    def __init__(self, tasks: Tasks, optimizer: Optimizer, weights: list[float] | None = None) -> None:
+        self.tasks, self.optimizer, self.weights = tasks, optimizer, weights
+
+    def __call__(self, outer: Outer) -> float:
+        from metatrain.inner import trajectory
+
+        still, total = outer.detached(), 0.0
+        weights = self.weights or [0.0] * self.tasks.steps + [1.0]
+        for point in trajectory(self.tasks, still, self.optimizer):
+            if weights[point.step]:
+                loss = self.tasks.query_loss({n: leaf.detach() for n, leaf in point.phi.items()}, still, point.step)[0]
+                total += weights[point.step] * float(loss.detach().mean())
+        return total
+
+
+def directions(outer: Outer, *, like: tuple[str, ...] = ("",)) -> dict[str, Tensor]:
+    """A random direction in each outer leaf whose name has one of `like` in it."""
+    generator = torch.Generator().manual_seed(1)
+    names = [name for name in outer.leaves() if any(part in name for part in like)]
+    return {name: torch.randn(outer.leaves()[name].shape, generator=generator, dtype=torch.float64) for name in names}

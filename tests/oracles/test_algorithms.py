@@ -1,0 +1,188 @@
+"""Every algorithm against what its paper says it is, in float64."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from metatrain.algorithms import ANIL, IMAML, MAML, MetaSGD, ProtoNet, Reptile
+from metatrain.algorithms.imaml import Proximal
+from metatrain.algorithms.maml import multi_step_weights
+from metatrain.base.text import TextBase
+from metatrain.deltas import LoRA
+from metatrain.errors import NonFinite
+from metatrain.inner import InnerConfig, adapt
+from metatrain.linear_solve import conjugate_gradient, neumann
+from metatrain.metagrad import Differentiation, meta_gradient
+from metatrain.optimizers import Optimizer
+from metatrain.problem import Outer
+from tests.oracles.problems import Objective, central_difference, directions, net_tasks, quadratic, smooth, text_outer, text_tasks
+
+SGD = Optimizer("sgd")
+CG = Differentiation(mode="implicit", iterations=50)
+
+
+def proximal_minimum(matrix: Tensor, center: Tensor, theta: Tensor, strength: float) -> Tensor:
+    """(A + λI)⁻¹ (A c + λθ) of each task."""
+    eye = torch.eye(matrix.shape[-1], dtype=matrix.dtype)
+    solved: Tensor = torch.linalg.solve(matrix + strength * eye, torch.einsum("tij,tj->ti", matrix, center) + strength * theta)
+    return solved
+
+
+@pytest.mark.parametrize("solver", ["cg", "neumann"])
+@pytest.mark.parametrize("product", ["reverse", "forward", "central"])
+def test_imaml_is_the_dense_solve(solver: str, product: str) -> None:
+    """dL/dθ = mean_t λ (A_t + λI)⁻¹ (φ*_t − d_t) on quadratics, where φ* is known."""
+    tasks, outer = quadratic(steps=600)
+    how = Differentiation.model_validate(
+        {"mode": "implicit", "solver": solver, "product": product, "iterations": 400, "neumann_rate": 0.2}
+    )
+    found = IMAML(strength=0.7, gradient=how).meta_gradient(tasks, outer, SGD, 0)
+    end = proximal_minimum(tasks.matrix, tasks.center, outer.theta["x"], 0.7)
+    eye = torch.eye(4, dtype=torch.float64)
+    expected = 0.7 * torch.linalg.solve(tasks.matrix + 0.7 * eye, end - tasks.target).mean(0)
+    torch.testing.assert_close(found.gradients["theta.x"], expected, rtol=1e-6, atol=1e-8)
+    assert found.residual is not None and found.residual < 1e-6
+    torch.testing.assert_close(adapt(Proximal(tasks, 0.7), outer, SGD).phi["x"], end, rtol=1e-8, atol=1e-10)
+
+
+def test_imaml_on_a_net_is_the_derivative_of_the_minimum() -> None:
+    """λ outweighs the Hessian's negative curvature; the inner loop runs until it stands still."""
+    tasks, outer = net_tasks(steps=300)
+    found = IMAML(strength=2.0, gradient=CG).meta_gradient(tasks, outer, Optimizer("momentum", 0.5), 0)
+    assert found.residual is not None and found.residual < 1e-8
+    objective = Objective(Proximal(tasks, 2.0), Optimizer("momentum", 0.5))
+    for name, toward in directions(outer, like=("theta.",)).items():
+        measured = central_difference(objective, outer, name, toward)
+        assert measured == pytest.approx(float((found.gradients[name] * toward).sum()), rel=1e-5, abs=1e-8), name
+
+
+def test_imaml_of_lora_reports_a_hessian_that_is_indefinite_and_damping_that_mends_it(tiny64: TextBase, lora64: LoRA) -> None:
+    outer, tasks = text_outer(lora64, rate=0.02), text_tasks(tiny64, lora64, InnerConfig(steps=5))
+    weak = meta_gradient(Proximal(tasks, 1e-3), outer, SGD, CG)
+    damped = IMAML(strength=1e-3, gradient=CG.model_copy(update={"damping": 5.0})).meta_gradient(tasks, outer, SGD, 0)
+    assert weak.residual is not None and weak.residual > 1e-3
+    assert damped.residual is not None and damped.residual < 1e-6
+    assert all(torch.isfinite(g).all() for g in damped.gradients.values())
+    if weak.residual >= 1:
+        with pytest.raises(NonFinite, match="the implicit solve got nowhere"):
+            IMAML(strength=1e-3, gradient=CG).meta_gradient(tasks, outer, SGD, 0)
+
+
+def test_the_solvers_solve_each_task_and_say_when_they_cannot() -> None:
+    tasks, _ = quadratic(tasks=3)
+    v = {"x": tasks.center}
+
+    def product(u: Any) -> dict[str, Tensor]:
+        return {"x": torch.einsum("tij,tj->ti", tasks.matrix, u["x"])}
+
+    expected = torch.linalg.solve(tasks.matrix, tasks.center)
+    found = conjugate_gradient(product, v, iterations=10)
+    torch.testing.assert_close(found.x["x"], expected, rtol=1e-8, atol=1e-10)
+    series = neumann(product, v, iterations=500, rate=0.2)
+    torch.testing.assert_close(series.x["x"], expected, rtol=1e-6, atol=1e-8)
+    short = conjugate_gradient(product, v, iterations=2)
+    left = tasks.center - product(short.x)["x"]
+    assert short.residual == pytest.approx(float((left.norm(dim=1) / tasks.center.norm(dim=1)).max()))
+    negative = conjugate_gradient(lambda u: {"x": -u["x"]}, v, iterations=10)
+    assert negative.residual == 1.0 and not negative.x["x"].any()
+    signs = torch.tensor([1.0, -1.0, 3.0, 2.0], dtype=torch.float64)
+    for iterations in (1, 10, 50):  # indefinite: it stops for good and never does worse than nothing
+        assert conjugate_gradient(lambda u: {"x": signs * u["x"]}, v, iterations=iterations).residual <= 1.0
+
+
+def test_reptile_after_one_step_is_joint_training() -> None:
+    tasks, outer = net_tasks(steps=1)
+    found = Reptile().meta_gradient(tasks, outer, SGD, 0)
+    live = outer.detached(live=True)
+    loss = tasks.support_loss(tasks.start(live), live, 0).mean()
+    for name, g in zip(live.theta, torch.autograd.grad(loss, list(live.theta.values())), strict=True):
+        torch.testing.assert_close(found.gradients[f"theta.{name}"], 0.1 * g)
+        assert not found.gradients[f"log_rates.{name}"].any()
+
+
+def test_reptile_goes_to_where_the_tasks_end() -> None:
+    tasks, outer = quadratic(steps=2000)
+    found = Reptile().meta_gradient(tasks, outer, SGD, 0)
+    torch.testing.assert_close(outer.theta["x"] - found.gradients["theta.x"], tasks.center.mean(0))
+
+
+def test_meta_sgd_with_constant_rates_is_maml() -> None:
+    tasks, outer = net_tasks(steps=3)
+    by_parameter = Outer(
+        outer.theta, {n: outer.rates[n].view(1, *[1] * leaf.dim()).expand(1, *leaf.shape) for n, leaf in outer.theta.items()}
+    )
+    maml = MAML(order="second").meta_gradient(tasks, outer, SGD, 0)
+    metasgd = MetaSGD().meta_gradient(tasks, by_parameter, SGD, 0)
+    assert metasgd.loss == pytest.approx(maml.loss, rel=1e-12)
+    for name in outer.theta:
+        torch.testing.assert_close(metasgd.gradients[f"theta.{name}"], maml.gradients[f"theta.{name}"])
+        # A shared rate is every parameter's rate at once: its derivative is their sum.
+        torch.testing.assert_close(metasgd.gradients[f"log_rates.{name}"].sum(), maml.gradients[f"log_rates.{name}"].sum())
+
+
+def test_fomaml_is_not_maml_and_annealing_goes_from_one_to_the_other() -> None:
+    tasks, outer = net_tasks(steps=3)
+    first = MAML(order="first").meta_gradient(tasks, outer, SGD, 0).gradients
+    second = MAML(order="second").meta_gradient(tasks, outer, SGD, 0).gradients
+    annealed = MAML(order="second", annealed=10)
+    for name in outer.theta:
+        assert float((first[f"theta.{name}"] - second[f"theta.{name}"]).norm()) > 1e-3 * float(second[f"theta.{name}"].norm())
+        assert torch.equal(annealed.meta_gradient(tasks, outer, SGD, 9).gradients[f"theta.{name}"], first[f"theta.{name}"])
+        assert torch.equal(annealed.meta_gradient(tasks, outer, SGD, 10).gradients[f"theta.{name}"], second[f"theta.{name}"])
+
+
+def test_the_multi_step_loss_fades_into_the_last_step() -> None:
+    assert multi_step_weights(4, 0.0) == [0.0, 0.25, 0.25, 0.25, 0.25]
+    assert multi_step_weights(4, 1.0) == [0.0, 0.0, 0.0, 0.0, 1.0]
+    assert multi_step_weights(0, 0.3) == [1.0]
+    tasks, outer = net_tasks(steps=3)
+    faded = MAML(order="second", multi_step=10)
+    weights = multi_step_weights(3, 0.4)
+    expected = meta_gradient(tasks, outer, SGD, Differentiation(), weights=weights)
+    found = faded.meta_gradient(tasks, outer, SGD, 4)
+    for name, gradient in found.gradients.items():
+        torch.testing.assert_close(gradient, expected.gradients[name])
+    measured = Objective(tasks, SGD, weights)
+    name, toward = next(iter(directions(outer).items()))
+    assert central_difference(measured, outer, name, toward) == pytest.approx(
+        float((found.gradients[name] * toward).sum()), rel=1e-5
+    )
+
+
+@pytest.mark.parametrize("mode", ["unrolled", "adjoint"])
+def test_anil_moves_the_head_alone(tiny64: TextBase, lora64: LoRA, mode: str) -> None:
+    how = Differentiation.model_validate({"mode": mode})
+    config = InnerConfig(steps=4, moved="head")
+    outer, tasks = text_outer(lora64), text_tasks(tiny64, lora64, config)
+    end = adapt(tasks, outer, SGD)
+    assert set(end.phi) == {"head.weight", "head.bias"}
+    adapted = tasks.adapted(end.phi, outer, end.of)
+    assert all(torch.equal(leaf[0], outer.theta[name]) for name, leaf in adapted.delta.items())
+    found = ANIL(gradient=how).meta_gradient(tasks, outer, SGD, 0)
+    assert all(found.gradients[f"theta.{name}"].any() for name in outer.theta)
+
+
+def test_protonet_takes_no_step_and_its_gradient_is_of_the_prototypes(tiny64: TextBase, lora64: LoRA) -> None:
+    outer, tasks = text_outer(lora64), text_tasks(tiny64, lora64, InnerConfig(steps=3))
+    found = ProtoNet().meta_gradient(tasks, outer, SGD, 0)
+    assert found.support_loss == ()
+    still = text_tasks(tiny64, lora64, InnerConfig(steps=0))
+    for name, toward in directions(outer, like=("layer.0.attention.self.query", "log_scale")).items():
+        measured = central_difference(Objective(still, SGD), outer, name, toward)
+        assert measured == pytest.approx(float((found.gradients[name] * toward).sum()), rel=1e-5, abs=1e-8), name
+
+
+@pytest.mark.parametrize(
+    "algorithm", [MAML(order="second"), MetaSGD(), Reptile(), IMAML(strength=20.0, gradient=CG)], ids=lambda a: a.name
+)
+def test_tasks_together_are_the_mean_of_tasks_alone(tiny64: TextBase, lora64: LoRA, algorithm: Any) -> None:
+    outer, config = text_outer(lora64), InnerConfig(steps=2)
+    together = algorithm.meta_gradient(text_tasks(tiny64, lora64, config, count=3), outer, smooth("sgd"), 0)
+    alone = [
+        algorithm.meta_gradient(text_tasks(tiny64, lora64, config, count=1, first=t), outer, smooth("sgd"), 0) for t in range(3)
+    ]
+    for name, gradient in together.gradients.items():
+        mean = torch.stack([single.gradients[name] for single in alone]).mean(0)
+        torch.testing.assert_close(gradient, mean, rtol=1e-6, atol=1e-9)

@@ -1,0 +1,36 @@
+"""Two hundred outer steps leave nothing behind."""
+
+import gc
+
+import psutil
+import pytest
+import torch
+
+from metatrain.base.text import TextBase
+from metatrain.deltas import LoRA
+from metatrain.inner import InnerConfig
+from metatrain.metagrad import Differentiation, meta_gradient
+from metatrain.optimizers import Optimizer
+from metatrain.outer_loop import OuterConfig, State, outer_step
+from metatrain.problem import Outer
+from tests.oracles.problems import text_outer, text_tasks
+
+
+def tensors() -> int:
+    gc.collect()
+    return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
+
+
+@pytest.mark.parametrize("mode", ["unrolled", "adjoint"])
+def test_two_hundred_outer_steps_leave_nothing_behind(tiny64: TextBase, lora64: LoRA, mode: str) -> None:
+    state, config = State.start(text_outer(lora64)), OuterConfig(steps=220)
+    how, process = Differentiation.model_validate({"mode": mode}), psutil.Process()
+    counts, sizes = [], []
+    for step in range(220):
+        tasks = text_tasks(tiny64, lora64, InnerConfig(steps=2), count=1)
+        outer_step(config, state, meta_gradient(tasks, Outer.from_leaves(state.leaves), Optimizer("sgd"), how))
+        if step in (19, 219):
+            counts.append(tensors())
+            sizes.append(process.memory_info().rss)
+    assert counts[0] == counts[1]
+    assert sizes[1] - sizes[0] < 30 * 2**20
