@@ -162,7 +162,7 @@ def _rates(init: Initialization) -> str:
         ]
         shown = [(place + 0.15 * (step - (steps - 1) / 2), float(rate.mean())) for place, rate in points]
         axis.scatter(*zip(*shown, strict=True), s=18, alpha=0.7, label=f"step {step + 1}" if steps > 1 else None)
-    axis.set_xticks([-1, *places.values()], ["head and others", *(f"layer {layer}" for layer in layers)])
+    axis.set_xticks([-1, *places.values()], ["head", *(f"layer {layer}" for layer in layers)])
     axis.set(ylabel="inner rate α", yscale="log")
     if steps > 1:
         axis.legend(frameon=False)
@@ -175,9 +175,10 @@ def _costs(log: list[dict[str, Any]]) -> str:
         return ""
     figure, (left, right) = _figure(2)
     left.plot([e["step"] for e in steps], [e["seconds"] for e in steps], color="tab:blue")
-    left.set(title="seconds an outer step", xlabel="outer step", ylim=(0, None))
+    left.set(title="seconds an outer step", xlabel="outer step", ylim=(0, 1.05 * max(e["seconds"] for e in steps)))
     right.plot([e["step"] for e in steps], [e["peak_memory_mb"] for e in steps], color="tab:red")
-    right.set(title="peak memory of the process, MB", xlabel="outer step", ylim=(0, None))
+    most = max(e["peak_memory_mb"] for e in steps)
+    right.set(title="peak memory of the process, MB", xlabel="outer step", ylim=(0, 1.05 * most))
     return _svg(figure)
 
 
