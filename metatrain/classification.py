@@ -43,8 +43,8 @@ class Classification:
     """T support sets, and their query rows where there are any, under one delta kind and one inner configuration.
 
     `steps` is what `config` has for these shots. `anchor`: weight, in the query loss, of the mean distance 1 − cos of the adapted
-    query features from the base model's own. `serving`: one loop is run and nothing is
-    differentiated through it, so that its first step and the prototypes share a forward pass.
+    query features from the base model's own. `serving`: one loop is run and nothing is differentiated through it, so that its
+    first step and the prototypes share a forward pass.
 
     Raises AdaptationError where the objective has nothing to teach with, and ValueError for tasks that ask for different numbers of
     steps.

@@ -27,7 +27,7 @@ from metatrain.episode import Dataset, Episode, EpisodeSampler, EpisodeShape, as
 from metatrain.errors import DataError, NonFinite, RecipeError
 from metatrain.evaluate import evaluate
 from metatrain.inner import InnerConfig
-from metatrain.metagrad import Differentiation
+from metatrain.metagrad import Differentiation, MetaGradient
 from metatrain.outer_loop import CHECKPOINT, State, not_finite, outer_step
 from metatrain.probe import probe
 from metatrain.problem import Outer, start_rates
@@ -54,12 +54,11 @@ def train(
 
     Raises DataError, RecipeError, BaseModelError, NonFinite and NoMetaGradient.
     """
-    algorithm, inner = recipe.algorithm, recipe.recorded_inner
     train_sets, valid_sets, dropped = read_data(recipe, data)
     base = load_text_base(
         recipe.base.model,
         precision=recipe.base.precision,
-        attention=attention_for(algorithm),
+        attention=attention_for(recipe.algorithm),
         max_length=recipe.base.max_length,
     )
     kind = base.attach(recipe.delta)
@@ -72,8 +71,10 @@ def train(
     run = _run_digest(recipe, base, train_sets, validation)
     state = State.load(out / CHECKPOINT, run) or State.start(_start(recipe, kind))
 
+    met = manifest_digest(validation)
+
     def initialization(leaves: dict[str, Tensor]) -> Initialization:
-        return _initialization(recipe, base, inner, leaves, state, train_sets, dropped, manifest_digest(validation))
+        return _initialization(recipe, base, recipe.recorded_inner, leaves, state, train_sets, dropped, met)
 
     def validate() -> None:
         kept = state.kept(recipe.outer)
@@ -97,16 +98,7 @@ def train(
         began = time.perf_counter()
         episodes = _meta_batch(recipe, sampler, state.step)
         share = [episodes[i] for i in processes.share(len(episodes))]
-        own, why = None, ""
-        if share:
-            tasks = Classification(base, kind, inner, *tokenized.batch(share), anchor=recipe.outer.anchor)
-            outer = Outer.from_leaves(state.leaves).on(base.device)
-            try:
-                own = algorithm.meta_gradient(tasks, outer, inner.update, state.step)
-            except NonFinite as problem:
-                own, why = not_finite(state.leaves), str(problem)
-            except ValueError as problem:  # a mode that this base model cannot be differentiated in
-                raise RecipeError(f"algorithm.gradient: {problem}") from problem
+        own, why = _own_gradient(recipe, kind, tokenized, share, state)
         gradient = processes.mean(own, state.leaves, len(share))
         norm = outer_step(recipe.outer, state, gradient, why)
         event: dict[str, Any] = {"event": "step", "step": state.step, "tasks": len(episodes), "skipped": state.skipped}
@@ -126,6 +118,23 @@ def train(
         write_atomically(out / "history.json", json.dumps(state.history, indent=1).encode())
         save_initialization(result, out / recipe.name, kind)
     return result
+
+
+def _own_gradient(
+    recipe: Recipe, kind: DeltaKind, tokenized: Tokenized, episodes: list[Episode], state: State
+) -> tuple[MetaGradient | None, str]:
+    """Of this process's episodes, None where it has none; and why it could not be taken, where it could not."""
+    if not episodes:
+        return None, ""
+    base, inner = tokenized.base, recipe.recorded_inner
+    tasks = Classification(base, kind, inner, *tokenized.batch(episodes), anchor=recipe.outer.anchor)
+    outer = Outer.from_leaves(state.leaves).on(base.device)
+    try:
+        return recipe.algorithm.meta_gradient(tasks, outer, inner.update, state.step), ""
+    except NonFinite as problem:
+        return not_finite(state.leaves), str(problem)
+    except ValueError as problem:  # a mode that this base model cannot be differentiated in
+        raise RecipeError(f"algorithm.gradient: {problem}") from problem
 
 
 def read_data(recipe: Recipe, data: Path) -> tuple[list[Dataset], list[Dataset], list[str]]:

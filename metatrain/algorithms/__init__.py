@@ -26,15 +26,6 @@ class Algorithm(Protocol):
         """What outer step number `step` follows: the gradient, or what stands for it."""
 
 
-__all__ = ["ALGORITHMS", "ANIL", "IMAML", "MAML", "Algorithm", "AlgorithmSection", "MetaSGD", "ProtoNet", "Reptile"]
-
-ALGORITHMS = {
-    "maml": MAML,
-    "metasgd": MetaSGD,
-    "anil": ANIL,
-    "reptile": Reptile,
-    "imaml": IMAML,
-    "protonet": ProtoNet,
-}
+__all__ = ["ANIL", "IMAML", "MAML", "Algorithm", "AlgorithmSection", "MetaSGD", "ProtoNet", "Reptile"]
 
 AlgorithmSection = Annotated[MAML | MetaSGD | ANIL | Reptile | IMAML | ProtoNet, Field(discriminator="name")]

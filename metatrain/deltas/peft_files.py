@@ -17,7 +17,6 @@ from metatrain.deltas.prefix import Prefix
 from metatrain.deltas.prompt import PROMPT, Prompt
 
 _WRAPPER = "base_model.model."
-_PROMPT = "prompt_embeddings"
 _TAKES_PAST_KEYS = {"bert", "roberta", "xlm-roberta", "camembert", "electra"}
 
 
@@ -58,14 +57,14 @@ def peft_shapes(kind: DeltaKind) -> dict[str, tuple[int, ...]]:
     """Names and shapes in `adapter_model.safetensors`."""
     if isinstance(kind, Prefix):
         tokens, width = next(iter(kind.shapes.values()))
-        return {_PROMPT: (tokens, len(kind.shapes) * width)}
+        return {PROMPT: (tokens, len(kind.shapes) * width)}
     return {_renamed(kind, name): shape for name, shape in kind.shapes.items()}
 
 
 def to_peft(kind: DeltaKind, theta: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """θ under PEFT's names. A prefix is one matrix there: for each layer its keys, then its values, side by side."""
     if isinstance(kind, Prefix):
-        return {_PROMPT: torch.cat([theta[name] for name in kind.shapes], dim=1)}
+        return {PROMPT: torch.cat([theta[name] for name in kind.shapes], dim=1)}
     return {_renamed(kind, name): leaf for name, leaf in theta.items()}
 
 
@@ -73,7 +72,7 @@ def from_peft(kind: DeltaKind, tensors: Mapping[str, Tensor]) -> dict[str, Tenso
     """The inverse of `to_peft`, on tensors of `peft_shapes`."""
     if isinstance(kind, Prefix):
         width = next(iter(kind.shapes.values()))[1]
-        parts = torch.split(tensors[_PROMPT], width, dim=1)
+        parts = torch.split(tensors[PROMPT], width, dim=1)
         return {name: part.contiguous() for name, part in zip(kind.shapes, parts, strict=True)}
     return {name: tensors[_renamed(kind, name)] for name in kind.shapes}
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from metatrain.deltas.scope import Delta
 
-PROMPT = "prompt_embeddings"
+PROMPT = "prompt_embeddings"  # as PEFT names it, and a prefix too
 
 
 class PromptConfig(BaseModel):
