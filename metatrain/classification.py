@@ -23,7 +23,7 @@ from metatrain.deltas import DeltaKind
 from metatrain.errors import AdaptationError
 from metatrain.heads import Head, linear_from_prototypes
 from metatrain.inner import InnerConfig, rate
-from metatrain.objectives import cross_entropy, leave_one_out, supervised_contrastive
+from metatrain.objectives import cross_entropy, leave_one_out, leave_one_out_accuracy, supervised_contrastive
 from metatrain.optimizers import Optimizer
 from metatrain.problem import Leaves, Outer, distance, stack
 from metatrain.support import Query, Support, augmentation_for, has_partners, parts, present, rows_by_step
@@ -42,9 +42,10 @@ class Adapted:
 class Classification:
     """T support sets, and their query rows where there are any, under one delta kind and one inner configuration.
 
-    `steps` is what `config` has for these shots. `anchor`: weight, in the query loss, of the mean distance 1 − cos of the adapted
-    query features from the base model's own. `serving`: one loop is run and nothing is differentiated through it, so that its
-    first step and the prototypes share a forward pass.
+    `steps` is what `config` has for these shots; where serving, and `config` has more for hard support sets, `own_steps` says
+    after `start` which tasks take how many, and `steps` is the most of them. `anchor`: weight, in the query loss, of the mean
+    distance 1 − cos of the adapted query features from the base model's own. `serving`: one loop is run and nothing is
+    differentiated through it, so that its first step and the prototypes share a forward pass.
 
     Raises AdaptationError where the objective has nothing to teach with, and ValueError for tasks that ask for different numbers of
     steps.
@@ -67,6 +68,8 @@ class Classification:
         self.anchor, self.serving = anchor, serving
         self.count, rows = support.labels.shape
         self.steps = _recorded_steps(config, support) if steps is None else steps
+        self.own_steps = (self.steps,) * self.count
+        self._asks = serving and steps is None and self.steps > 0 and config.hard_steps is not None
         self.linear = "cross_entropy" in config.objective  # a linear head is moved along
         augmentation = augmentation_for(support, config.augmentation)
         if self.steps and not self.linear and not has_partners(support, augmentation):
@@ -98,7 +101,7 @@ class Classification:
         of prototypes under θ, depends on θ too."""
         theta = stack(outer.theta, self.count)
         delta = {} if self.config.moved == "head" else {name: leaf.view_as(leaf) for name, leaf in theta.items()}
-        if not self.linear and self.steps and self.config.moved == "all":
+        if not self.linear and self.steps and self.config.moved == "all" and not self._asks:
             return self._begins(outer, delta)
         if self.config.moved == "head":
             features = self._still_features(outer)
@@ -110,8 +113,20 @@ class Classification:
             features = self._first[1].detach()
         else:
             features = self._all_features(theta)
+        if self._asks:
+            self._ask(features.detach())
+        if not self.linear and self.steps:
+            return self._begins(outer, delta)
         head = linear_from_prototypes(features, self.support.labels, self.support.classes)
         return self._begins(outer, {**delta, "head.weight": head.weight, "head.bias": head.bias})
+
+    def _ask(self, features: Tensor) -> None:
+        """Settle how many steps each task takes, by the features [T, M, D] of its support set under θ."""
+        hard = self.config.hard_steps
+        assert hard is not None
+        accuracy = leave_one_out_accuracy(features, self.support.labels, self.support.classes)
+        self.own_steps = tuple(max(self.steps, hard.steps) if a < hard.below else self.steps for a in accuracy.tolist())
+        self.steps, self._asks = max(self.own_steps), False
 
     def _begins(self, outer: Outer, phi: dict[str, Tensor]) -> dict[str, Tensor]:
         """φ_0, kept for the proximal term."""

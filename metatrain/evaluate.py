@@ -57,8 +57,8 @@ def evaluate_steps(
     tokenized: Tokenized | None = None,
     progress: Callable[[int], object] = lambda done: None,
 ) -> dict[int, Scores]:
-    """As `evaluate`, scored after each of the inner steps in `marks`, in one walk: {steps: scores}; with None after the
-    initialization's own number, {−1: scores}."""
+    """As `evaluate`, scored after each of the inner steps in `marks`, in one walk: {steps: scores}; with None after each episode's
+    own number, {−1: scores}."""
     kind, outer, tokenized = base.attach(init.delta), init.outer(base.device), tokenized or Tokenized(base)
     accuracy: dict[int, list[float]] = {}
     seconds: dict[int, float] = {}
@@ -69,17 +69,26 @@ def evaluate_steps(
         most = None if marks is None else max(marks)
         spent, began = 0.0, time.perf_counter()
         tasks = Classification(base, kind, init.inner, support, query, steps=most, serving=True)
+        own = [0.0] * len(part)
         for point in trajectory(tasks, outer, init.inner.update):
-            if point.step not in (marks or (point.of,)):
+            if point.step not in (marks or tasks.own_steps):
                 continue
             spent += time.perf_counter() - began
             began = time.perf_counter()
             with torch.no_grad():
                 adapted = tasks.adapted(point.phi, outer, point.step, exact=False)  # not a part of the steps that follow
-                mark = point.step if marks else -1
-                seconds[mark] = seconds.get(mark, 0.0) + spent + time.perf_counter() - began
-                accuracy.setdefault(mark, []).extend(tasks.judged(adapted, outer)[1].tolist())
+                took = time.perf_counter() - began
+                found = tasks.judged(adapted, outer)[1].tolist()
+            if marks:
+                seconds[point.step] = seconds.get(point.step, 0.0) + spent + took
+                accuracy.setdefault(point.step, []).extend(found)
+            else:
+                spent += took
+                own = [score if of == point.step else before for score, before, of in zip(found, own, tasks.own_steps, strict=True)]
             began = time.perf_counter()
+        if not marks:
+            seconds[-1] = seconds.get(-1, 0.0) + spent
+            accuracy.setdefault(-1, []).extend(own)
         progress(len(part))
     return {mark: Scores(tuple(scores), seconds[mark] / len(episodes)) for mark, scores in accuracy.items()}
 

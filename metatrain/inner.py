@@ -33,6 +33,16 @@ OnStep = Callable[[int, float], None]
 _MOST_PARTS = 4
 
 
+class HardSteps(BaseModel):
+    """At least `steps` for a hard support set: one whose leave-one-out accuracy under θ is below `below`, that is the share of its
+    rows nearest to the prototype of their own class when that is made without them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    below: float = Field(gt=0, le=1)
+    steps: int = Field(ge=1, le=100)
+
+
 class InnerConfig(BaseModel):
     """How an initialization is adapted; recorded in it, so that serving runs the loop it was meta-trained through."""
 
@@ -45,6 +55,9 @@ class InnerConfig(BaseModel):
     steps: int = Field(default=5, ge=0, le=100)
     steps_by_shots: dict[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=0, le=100)]] = Field(
         default={}, description="steps from this many examples a class on, instead of `steps`"
+    )
+    hard_steps: HardSteps | None = Field(
+        default=None, description="more steps for hard support sets, where any are taken; not while meta-training"
     )
     rows_per_step: int = Field(
         default=128,
@@ -144,9 +157,9 @@ def trajectory(
     second = order == "second"
     if second and tasks.twice is not None:
         raise ValueError(f'order="second": {tasks.twice}')
-    of = tasks.steps if steps is None else steps
     seen = outer if second else outer.detached()
     phi = tasks.start(outer)
+    of = tasks.steps if steps is None else steps
     state = optimizer.start(phi)
     serving = not any(t.requires_grad for t in outer.values().values())
     losses: tuple[Tensor, ...] = ()

@@ -32,6 +32,23 @@ def leave_one_out(features: Tensor, labels: Tensor, classes: int, scale: Tensor)
 
     A row that is alone in its class is left out of the mean (its class still stands against the others).
     """
+    logits = scale * _similarity_left_out(features, labels, classes)
+    rows = nn.functional.cross_entropy(logits.transpose(1, 2), labels, ignore_index=-1, reduction="none")
+    return _mean(rows, has_partner(labels))
+
+
+def leave_one_out_accuracy(features: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """Share of the rows nearest to the prototype of their own class, made without them: features [T, M, D], labels [T, M] → [T].
+
+    Rows that are alone in their class do not count; NaN for a task that has no others.
+    """
+    hits = _similarity_left_out(features, labels, classes).argmax(-1) == labels
+    counted = has_partner(labels)
+    return (hits & counted).sum(1) / counted.sum(1)
+
+
+def _similarity_left_out(features: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """Cosine of each row to each prototype, that of its own class made without it [T, M, C]; `ABSENT` for absent classes."""
     members = memberships(labels, classes).to(features.dtype)
     sums = torch.einsum("tmc,tmd->tcd", members, features)
     others = torch.einsum("tmc,tcd->tmd", members, sums) - features
@@ -40,10 +57,8 @@ def leave_one_out(features: Tensor, labels: Tensor, classes: int, scale: Tensor)
     own = (features * nn.functional.normalize(others, dim=-1)).sum(-1, keepdim=True)
     absent = members.sum(1) == 0
     prototypes = nn.functional.normalize(sums.masked_fill(absent.unsqueeze(-1), 1.0), dim=-1)
-    logits = scale * torch.where(members.bool(), own, torch.bmm(features, prototypes.transpose(1, 2)))
-    logits = logits.masked_fill(absent.unsqueeze(1), ABSENT)
-    rows = nn.functional.cross_entropy(logits.transpose(1, 2), labels, ignore_index=-1, reduction="none")
-    return _mean(rows, counted)
+    similarity = torch.where(members.bool(), own, torch.bmm(features, prototypes.transpose(1, 2)))
+    return similarity.masked_fill(absent.unsqueeze(1), ABSENT)
 
 
 def supervised_contrastive(features: Tensor, labels: Tensor, scale: Tensor) -> Tensor:

@@ -72,7 +72,7 @@ class Tasks(Protocol):
 
     @property
     def steps(self) -> int:
-        """The inner steps that these tasks take."""
+        """The inner steps that these tasks take; where the support sets themselves decide, known after `start`."""
 
     @property
     def twice(self) -> str | None:

@@ -182,7 +182,7 @@ class Recipe(_Section):
         """The inner loop as the initialization records it: what the algorithm makes of `inner`."""
         own = self.inner.model_dump()
         if self.algorithm.name == "protonet":
-            own |= {"steps": 0, "steps_by_shots": {}}
+            own |= {"steps": 0, "steps_by_shots": {}, "hard_steps": None}
         if self.algorithm.name == "anil":
             own |= {"moved": "head"}
         if self.algorithm.name == "imaml":

@@ -9,6 +9,7 @@ import json
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -182,7 +183,8 @@ def validation_episodes(recipe: Recipe, valid_sets: list[Dataset]) -> list[Episo
 def validation_scores(
     base: TextBase, init: Initialization, episodes: list[Episode], shots: tuple[int, ...], tokenized: Tokenized
 ) -> tuple[dict[int, float], dict[str, float]]:
-    """Mean accuracy by number of shots, and by data set."""
+    """Mean accuracy by number of shots, and by data set, after the steps that training goes through."""
+    init = replace(init, inner=init.inner.model_copy(update={"hard_steps": None}))
     by_shots: dict[int, float] = {}
     by_set: dict[str, list[float]] = {}
     for number in shots:

@@ -71,7 +71,7 @@ class AdapterView(BaseModel):
     initialization_digest: str
     labels: list[str]
     examples: int
-    steps: int
+    steps: int | None = Field(description="inner steps; null until the support set has decided, where the initialization lets it")
     seed: int
     label_words: bool
     precision: str
@@ -98,6 +98,9 @@ class InitializationView(BaseModel):
     algorithm: str
     steps: int
     steps_by_shots: dict[int, int]
+    hard_steps: dict[str, float] | None = Field(
+        description="`steps` for a support set whose own leave-one-out accuracy is below `below`"
+    )
     optimizer: str
     objective: dict[str, float]
     temperature: float

@@ -27,7 +27,7 @@ class JobRecipe(BaseModel):
     initialization: str
     initialization_digest: str
     support: tuple[tuple[str, str], ...] = Field(description="(input, label) pairs")
-    steps: int
+    steps: int | None = Field(description="None: by the support set's own accuracy, as the initialization has it")
     seed: int
     label_words: bool = Field(default=False, description="each label's own words are one more example of it")
     precision: str

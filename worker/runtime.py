@@ -70,7 +70,7 @@ class Runtime:
         )
         for name, leaf in {**adapter.delta, "head.weight": adapter.weight, "head.bias": adapter.bias}.items():
             if not torch.isfinite(leaf).all():
-                raise NonFinite(f"{name} is not finite after {recipe.steps} inner steps")
+                raise NonFinite(f"{name} is not finite after {end.of} inner steps")
         content = adapter_to_bytes(adapter)
         done = time.perf_counter()
         timings = {"tokenize": 1e3 * (tokenized - began), "inner_loop": 1e3 * (done - tokenized)}

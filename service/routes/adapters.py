@@ -74,13 +74,15 @@ def _accept(
     return identity, recipe, truncated, status
 
 
-def _steps(request: AdaptRequest, init: Initialization) -> int:
-    """As asked for, or as the initialization has it for these shots; a label's words are one more."""
+def _steps(request: AdaptRequest, init: Initialization) -> int | None:
+    """As asked for, or as the initialization has it for these shots (a label's words are one more); None where it has the support
+    set's own accuracy decide."""
     counts = Counter(example.label for example in request.support)
     words = 1 if request.options.label_words else 0
     steps = request.options.steps
     if steps is None:
-        return init.inner.steps_for(len(request.support) + words * len(counts), len(counts))
+        recorded = init.inner.steps_for(len(request.support) + words * len(counts), len(counts))
+        return None if recorded and init.inner.hard_steps is not None else recorded
     if steps and max(counts.values()) + words == 1 and not init.inner.teaches_one_shot:
         raise InvalidRequest("options.steps", f"0 for one example of each label with initialization {init.name!r}", steps)
     return steps
@@ -138,6 +140,7 @@ def status_of(record: Record, state: ServiceState) -> Status:
 
 
 def _view(record: Record, state: ServiceState) -> AdapterView:
+    taken = len(record.support_loss) if record.status in ("ready", "expired") else None
     return AdapterView(
         adapter_id=record.adapter_id,
         status=status_of(record, state),
@@ -145,7 +148,7 @@ def _view(record: Record, state: ServiceState) -> AdapterView:
         initialization_digest=record.recipe.initialization_digest,
         labels=list(record.recipe.labels),
         examples=len(record.recipe.support),
-        steps=record.recipe.steps,
+        steps=taken if record.recipe.steps is None else record.recipe.steps,
         seed=record.recipe.seed,
         label_words=record.recipe.label_words,
         precision=record.recipe.precision,

@@ -21,6 +21,7 @@ def initializations(state: State) -> InitializationList:
             algorithm=init.algorithm,
             steps=init.inner.steps,
             steps_by_shots=init.inner.steps_by_shots,
+            hard_steps=init.inner.hard_steps.model_dump() if init.inner.hard_steps else None,
             optimizer=init.inner.optimizer,
             objective={str(name): weight for name, weight in init.inner.objective.items()},
             temperature=1.0 / init.scale,

@@ -7,16 +7,17 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
 import psutil
 import pytest
 
-from metatrain.artifact import Initialization, save_initialization
+from metatrain.artifact import save_initialization
 from metatrain.base.text import TextBase
 from metatrain.baselines import lora_from_zero
-from metatrain.inner import InnerConfig
+from metatrain.inner import HardSteps, InnerConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -77,19 +78,21 @@ def served(folder: Path, environment: dict[str, str]) -> Iterator[Served]:
         running.stop()
 
 
-def save_contrastive_initialization(folder: Path, tiny: TextBase) -> None:
-    """`contrastive`: no steps for one example of each label, three from two on, prototypes refined by two head steps."""
+def save_contrastive_initializations(folder: Path, tiny: TextBase) -> None:
+    """`contrastive`: no steps for one example of each label, three from two on, prototypes refined by two head steps; `asking`: the
+    same, but seven steps for support sets of which half the examples are nearer to another label."""
     init = lora_from_zero(tiny)
     content = {"objective": {"supervised_contrastive": 1}, "head": "prototypes", "head_steps": 2, "steps": 3}
     inner = InnerConfig.model_validate({**content, "steps_by_shots": {1: 0, 2: 3}})
-    init = Initialization(**{**vars(init), "name": "contrastive", "inner": inner})
-    save_initialization(init, folder / "contrastive", tiny.attach(init.delta))
+    asking = inner.model_copy(update={"hard_steps": HardSteps(below=0.5, steps=7)})
+    for name, loop in (("contrastive", inner), ("asking", asking)):
+        save_initialization(replace(init, name=name, inner=loop), folder / name, tiny.attach(init.delta))
 
 
 @pytest.fixture(scope="session")
 def environment(tiny_folder: Path, tiny: TextBase, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     initializations = tmp_path_factory.mktemp("initializations")
-    save_contrastive_initialization(initializations, tiny)
+    save_contrastive_initializations(initializations, tiny)
     return {
         "BASE_MODEL": str(tiny_folder),
         "INITIALIZATIONS_DIR": str(initializations),

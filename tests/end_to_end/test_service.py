@@ -86,6 +86,21 @@ def test_the_number_of_steps_follows_the_shots(service: Served) -> None:
     assert view["objective"] == {"supervised_contrastive": 1.0} and view["steps_by_shots"] == {"1": 0, "2": 3}
 
 
+def test_a_support_set_that_is_hard_takes_more_steps(service: Served) -> None:
+    easy = [(f"{verb} {thing}", verb) for verb in ("close", "order") for thing in ("account", "card", "pizza")]
+    hard = [(text, "close" if i % 2 else "order") for i, (text, _) in enumerate(easy)]
+    for pairs, own in ((easy, 3), (hard, 7)):
+        body = {"support": [{"input": t, "label": c} for t, c in pairs], "initialization": "asking"}
+        states = [
+            service.http.get(f"/adapters/{identity(service, request)}").json()
+            for request in (body, {**body, "options": {"steps": own}}, {**body, "options": {"steps": 2}})
+        ]
+        assert [len(state["support_loss"]) for state in states] == [state["steps"] for state in states] == [own, own, 2]
+        assert states[0]["digest"] == states[1]["digest"] != states[2]["digest"]
+    listed = service.http.get("/initializations").json()["initializations"]
+    assert {view["name"]: view["hard_steps"] for view in listed}["asking"] == {"below": 0.5, "steps": 7}
+
+
 def test_the_same_request_is_one_adapter_whatever_its_order_and_ttl(service: Served) -> None:
     first = identity(service, BODY)
     assert identity(service, {**BODY, "support": SUPPORT[::-1], "ttl_seconds": 500}) == first
@@ -162,7 +177,7 @@ def test_truncation_is_reported(service: Served) -> None:
 
 def test_initializations_health_and_docs(service: Served) -> None:
     names = [init["name"] for init in service.http.get("/initializations").json()["initializations"]]
-    assert names == ["contrastive", "frozen-prototypes", "lora-from-zero"]
+    assert names == ["asking", "contrastive", "frozen-prototypes", "lora-from-zero"]
     assert service.http.get("/healthz").json() == {"status": "alive"}
     assert service.http.get("/readyz").json() == {"status": "ready", "missing": []}
     assert "/adapt" in service.http.get("/openapi.json").json()["paths"]
@@ -194,7 +209,7 @@ def examples(**changes: Any) -> list[dict[str, Any]]:
         ({"support": [{"input": "a"}, *SUPPORT]}, "support[0].label", "a value"),
         ({"support": examples(weight=1)}, "support[0].weight", "no such field"),
         ({"support": "text"}, "support", "a valid list"),
-        ({"initialization": "nope"}, "initialization", "one of contrastive, frozen-prototypes, lora-from-zero"),
+        ({"initialization": "nope"}, "initialization", "one of asking, contrastive, frozen-prototypes, lora-from-zero"),
         ({"options": {"step": 3}}, "options.step", "no such field"),
         ({"options": {"steps": -1}}, "options.steps", "greater than or equal to 0"),
         ({"options": {"steps": "3"}}, "options.steps", "a valid integer"),
@@ -281,7 +296,7 @@ def test_the_client_does_the_same(service: Served) -> None:
         assert error.value.status == 404
         with pytest.raises(QuickstudyError, match="initialization: expected one of"):
             quickstudy.adapt(pairs, initialization="nope")
-        assert quickstudy.ready() and len(quickstudy.initializations()) == 3
+        assert quickstudy.ready() and len(quickstudy.initializations()) == 4
 
 
 def test_no_example_is_in_the_log(service: Served) -> None:

@@ -13,6 +13,7 @@ from metatrain.cli import DEFAULT_INITIALIZATION, main
 from metatrain.data.jsonl import STARTER, read_jsonl
 from metatrain.episode import Episode, EpisodeSampler, EpisodeShape
 from metatrain.evaluate import evaluate, evaluate_prototypes, evaluate_steps, paired_interval
+from metatrain.inner import HardSteps, InnerConfig
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +43,34 @@ def test_one_walk_scores_every_number_of_steps(tiny: TextBase, episodes: list[Ep
     for steps, scores in walked.items():
         assert scores.accuracy == evaluate(tiny, lora_from_zero(tiny), episodes, steps=steps).accuracy
     assert walked[0].seconds_per_task < walked[2].seconds_per_task < walked[5].seconds_per_task
+
+
+def test_hard_support_sets_take_more_steps_each_for_itself(tiny: TextBase, episodes: list[Episode]) -> None:
+    inner = InnerConfig(objective={"supervised_contrastive": 1}, head="prototypes", steps=1, steps_by_shots={1: 0, 2: 1})
+    init = replace(lora_from_zero(tiny), inner=inner)
+    shares = [leave_one_out_share(tiny, episode) for episode in episodes]
+    below = sum(shares) / len(shares)
+    mixed = init.inner.model_copy(update={"hard_steps": HardSteps(below=below, steps=6)})
+    hard = [share < below for share in shares]
+    assert 0 < sum(hard) < len(hard)
+    walked = evaluate_steps(tiny, init, episodes, (1, 6))
+    found = evaluate(tiny, replace(init, inner=mixed), episodes)
+    wanted = tuple(walked[6 if h else 1].accuracy[i] for i, h in enumerate(hard))
+    assert found.accuracy == pytest.approx(wanted)
+    assert found.accuracy != walked[1].accuracy
+    assert found.accuracy == pytest.approx(evaluate(tiny, replace(init, inner=mixed), episodes, together=1).accuracy)
+    single = [replace(e, support=e.support[::2]) for e in episodes]
+    assert evaluate(tiny, replace(init, inner=mixed), single).accuracy == evaluate(tiny, init, single, steps=0).accuracy
+
+
+def leave_one_out_share(tiny: TextBase, episode: Episode) -> float:
+    rows = {text: tiny.features(None, tiny.collate(tiny.encode([text])[0]))[0] for text, _ in episode.support}
+    hits = []
+    for text, own in episode.support:
+        others = [torch.stack([rows[t] for t, c in episode.support if c == k and t != text]).sum(0) for k in range(4)]
+        near = [float(torch.nn.functional.cosine_similarity(rows[text], other, dim=0)) for other in others]
+        hits.append(near.index(max(near)) == own)
+    return sum(hits) / len(hits)
 
 
 def test_zero_steps_of_lora_from_zero_are_frozen_prototypes(tiny: TextBase, episodes: list[Episode]) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from metatrain.objectives import leave_one_out, supervised_contrastive
+from metatrain.objectives import leave_one_out, leave_one_out_accuracy, supervised_contrastive
 
 SCALE = 5.0
 
@@ -31,6 +31,20 @@ def test_leave_one_out_is_a_loop_over_prototypes_made_without_the_row() -> None:
         losses.append(-torch.stack(logits).log_softmax(0)[own])
     ours = leave_one_out(features.unsqueeze(0), torch.tensor([LABELS]), 3, torch.tensor(SCALE))
     torch.testing.assert_close(ours, torch.stack(losses).mean().unsqueeze(0))
+
+
+def test_leave_one_out_accuracy_counts_the_rows_that_have_others_of_their_class() -> None:
+    features, alone = rows(), rows(3)
+    hits = []
+    for i, own in enumerate(LABELS):
+        prototypes = [features[[j for j, label in enumerate(LABELS) if label == c and j != i]].sum(0) for c in range(3)]
+        hits.append(int(torch.stack([features[i] @ normalize(p, dim=-1) for p in prototypes]).argmax()) == own)
+    assert 0 < sum(hits) < len(hits)
+    pair = normalize(alone[:1] + 0.01 * alone[1:2], dim=-1)  # two rows alike, one alone in its class, padding
+    second = torch.cat([alone[:1], pair, -alone[:1], alone[3:]])
+    found = leave_one_out_accuracy(torch.stack([features, second]), torch.tensor([LABELS, [0, 0, 1, -1, -1, -1, -1]]), 3)
+    assert found.tolist() == pytest.approx([sum(hits) / len(hits), 1.0])
+    assert leave_one_out_accuracy(alone[:2].unsqueeze(0), torch.tensor([[0, 1]]), 3).isnan().all()
 
 
 def test_supervised_contrastive_is_the_papers_sum() -> None:
