@@ -1,14 +1,15 @@
 """Initializations and adapters, to and from disk and bytes. Loading is strict: names, shapes, dtypes, finiteness, digests.
 
-An initialization is a folder: θ as PEFT's own two files, `inner_lr.safetensors`, and `initialization.json` with everything
-else. An adapter is one safetensors byte string whose header carries its metadata as JSON. No pickle is read or written.
+An initialization is a folder: θ as PEFT's own two files, `inner_lr.safetensors`, `base_update.safetensors` where parameters of
+the base model were learned too, and `initialization.json` with everything else. An adapter is one safetensors byte string whose
+header carries its metadata as JSON. No pickle is read or written.
 """
 
 import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +28,7 @@ from metatrain.inner import InnerConfig
 from metatrain.problem import Outer
 
 FORMAT_VERSION: Literal[2] = 2
+_BASE_UPDATE = "base_update.safetensors"
 _METADATA_KEY = "quickstudy"  # one key: safetensors does not keep several in order, and the bytes are digested
 
 
@@ -50,8 +52,9 @@ class InitializationFile(BaseModel):
 class Initialization:
     """All that an inner loop needs besides the support set.
 
-    `theta`: one task's delta, float32. `rates`: [S] per leaf of the delta and of the head, not negative. `scale`: s. `digest`
-    covers exactly what determines an adapter's weights: base model, delta, inner loop, θ, rates and s; not name or provenance.
+    `theta`: one task's delta, float32. `rates`: [S] per leaf of the delta and of the head, not negative. `scale`: s. `base_update`:
+    parameters that stand in the place of the base model's own of their names, float32. `digest` covers exactly what determines an
+    adapter's weights: base model, delta, inner loop, θ, rates, s and base update; not name or provenance.
     """
 
     name: str
@@ -63,6 +66,7 @@ class Initialization:
     scale: float
     algorithm: str
     provenance: dict[str, Any]
+    base_update: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def digest(self) -> str:
@@ -75,11 +79,13 @@ class Initialization:
             "theta": _sha256(save(_contiguous(self.theta))),
             "rates": _sha256(save(_contiguous(self.rates))),
         }
+        if self.base_update:
+            identity["base_update"] = _sha256(save(_contiguous(self.base_update)))
         return _sha256(_canonical_json(identity))
 
     def outer(self, device: torch.device) -> Outer:
         """θ, rates and scale on `device`: what the inner loop starts from."""
-        return Outer(self.theta, self.rates, torch.tensor(self.scale)).on(device)
+        return Outer(self.theta, self.rates, torch.tensor(self.scale), self.base_update).on(device)
 
 
 def save_initialization(init: Initialization, folder: Path, kind: DeltaKind) -> None:
@@ -87,6 +93,8 @@ def save_initialization(init: Initialization, folder: Path, kind: DeltaKind) -> 
     folder.mkdir(parents=True, exist_ok=True)
     named = to_peft(kind, init.theta) if in_peft(kind) else init.theta
     weights = {_weights_file(kind): save(_contiguous(named)), "inner_lr.safetensors": save(_contiguous(init.rates))}
+    if init.base_update:
+        weights[_BASE_UPDATE] = save(_contiguous(init.base_update))
     described = InitializationFile(
         name=init.name,
         base=init.base,
@@ -125,6 +133,7 @@ def load_initialization(folder: Path, base: TextBase) -> Initialization:
     rates = _read_weights(folder, "inner_lr.safetensors", described.weights_sha256)
     check_leaves(theta, peft_shapes(kind) if in_peft(kind) else kind.shapes, f"{folder}/{_weights_file(kind)}")
     _check_rates(rates, kind, f"{folder}/inner_lr.safetensors")
+    update = _read_base_update(folder, described.weights_sha256, base)
     for name, rate in rates.items():
         if (rate < 0).any():
             raise ArtifactError(f"{folder}/inner_lr.safetensors: {name}: expected rates of at least 0, got {float(rate.min())}")
@@ -141,6 +150,7 @@ def load_initialization(folder: Path, base: TextBase) -> Initialization:
         scale=described.scale,
         algorithm=described.algorithm,
         provenance=described.provenance,
+        base_update=update,
     )
 
 
@@ -256,6 +266,19 @@ def _read_weights(folder: Path, name: str, digests: Mapping[str, str]) -> dict[s
     if _sha256(content) != digests.get(name):
         raise ArtifactError(f"{path}: sha256 is {_sha256(content)}, initialization.json says {digests.get(name)}")
     return _load_safetensors(content, str(path))
+
+
+def _read_base_update(folder: Path, digests: Mapping[str, str], base: TextBase) -> dict[str, Tensor]:
+    """Parameters of `base`, each of its own shape; none where the initialization has none."""
+    path = folder / _BASE_UPDATE
+    if _BASE_UPDATE not in digests:
+        if path.exists():
+            raise ArtifactError(f"{path}: expected no such file, initialization.json does not name it")
+        return {}
+    update = _read_weights(folder, _BASE_UPDATE, digests)
+    shapes = {name: tuple(parameter.shape) for name, parameter in base.model.named_parameters()}
+    check_leaves(update, {name: shape for name, shape in shapes.items() if name in update}, str(path))
+    return update
 
 
 def _load_safetensors(content: bytes, where: str) -> dict[str, Tensor]:

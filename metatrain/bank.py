@@ -5,12 +5,12 @@ B [S, D_out, R], say. Which slot a row uses is an argument of the call. The leas
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from metatrain.artifact import Adapter
+from metatrain.artifact import Adapter, Initialization
 from metatrain.base.text import TextBase
 from metatrain.deltas import DeltaKind
 from metatrain.errors import ArtifactError, UnsupportedDelta
@@ -18,6 +18,21 @@ from metatrain.heads import ABSENT
 
 SERVED = {"lora", "bottleneck", "ia3", "head"}
 """The kinds that leave a row alone where their leaves are zero, so that rows of other kinds can stand beside them."""
+
+
+def refuse_unserved(initializations: Iterable[Initialization]) -> None:
+    """Raises UnsupportedDelta, naming it, for an initialization whose adapters the bank cannot hold."""
+    for init in initializations:
+        if init.delta.kind not in SERVED:
+            raise UnsupportedDelta(
+                f"initialization {init.name!r}: adapters of kind {init.delta.kind} cannot be served yet, only "
+                f"{', '.join(sorted(SERVED))}"
+            )
+        if init.base_update:
+            raise UnsupportedDelta(
+                f"initialization {init.name!r}: adapters of its own base model, of which {len(init.base_update)} parameters were "
+                "learned too, cannot be served yet"
+            )
 
 
 class Bank:

@@ -3,6 +3,8 @@
     φ_0 = (θ, linear head from the prototypes of the support set under θ, where the objective has a cross-entropy part)
     L_support: a weighted sum of `metatrain.objectives` on the features of the support set under φ
 
+and under the base model with `Outer.base` in the place of its own parameters of those names.
+
 The head that answers is the linear one, moved along (head="linear"), or made anew under φ_K (head="prototypes"): the prototypes of
 the support set, and from them `head_steps` Adam steps of cross-entropy on the head alone, whose features stand still, so that they
 cost next to nothing.
@@ -109,10 +111,10 @@ class Classification:
             # One forward pass serves the prototypes and the first step: nobody differentiates through the head.
             delta = {name: leaf.detach().requires_grad_() for name, leaf in theta.items()}
             with torch.enable_grad():
-                self._first = delta, self._features(delta, self._rows(0)[0])
+                self._first = delta, self._features(delta, self._rows(0)[0], outer)
             features = self._first[1].detach()
         else:
-            features = self._all_features(theta)
+            features = self._all_features(theta, outer)
         if self._asks:
             self._ask(features.detach())
         if not self.linear and self.steps:
@@ -142,7 +144,7 @@ class Classification:
             self._first = None
         else:
             tokens, labels = self._rows(step)
-            features = self._features(_delta(phi), tokens)
+            features = self._features(_delta(phi), tokens, outer)
         assert outer.scale is not None
         total = features.new_zeros(self.count)
         for name, weight in self.config.objective.items():
@@ -165,7 +167,7 @@ class Classification:
         """Cross-entropy and accuracy of each task's query rows under what its φ answers with: ([T], [T])."""
         assert self.query is not None and outer.scale is not None
         tokens, labels = self.query.tokens, self.query.labels
-        features = self._features(adapted.delta, tokens)
+        features = self._features(adapted.delta, tokens, outer)
         loss = cross_entropy(adapted.head, features, labels, outer.scale)
         hits = adapted.head.logits(features, outer.scale).argmax(-1) == labels
         if self.anchor > 0:
@@ -180,7 +182,7 @@ class Classification:
         delta = stack(outer.theta, self.count) if self.config.moved == "head" else _delta(phi)
         if "head.weight" in phi and (self.config.head == "linear" or step == 0):
             return Adapted(delta, self._head(phi))
-        features = self._all_features(delta)
+        features = self._all_features(delta, outer)
         head = linear_from_prototypes(features, self.support.labels, self.support.classes)
         return Adapted(delta, self._refined(head, features, outer, exact) if step else head)
 
@@ -204,21 +206,21 @@ class Classification:
     def _head(self, phi: Leaves) -> Head:
         return Head(phi["head.weight"], phi["head.bias"], self._present)
 
-    def _features(self, delta: Leaves, tokens: TokenBatch) -> Tensor:
+    def _features(self, delta: Leaves, tokens: TokenBatch, outer: Outer) -> Tensor:
         """[T, M, D]"""
-        return self.base.features(self.kind.fold(delta), tokens).view(self.count, -1, self.base.hidden_size)
+        return self.base.features(self.kind.fold(delta), tokens, updated=outer.base).view(self.count, -1, self.base.hidden_size)
 
-    def _all_features(self, delta: Leaves) -> Tensor:
+    def _all_features(self, delta: Leaves, outer: Outer) -> Tensor:
         """Of the whole support set [T, M, D]: at once where a graph is kept, in parts where none is."""
         if self._whole:
-            return self._features(delta, self._rows(0)[0])
-        keeps_graph = torch.is_grad_enabled() and any(leaf.requires_grad for leaf in delta.values())
-        return torch.cat([self._features(delta, part) for part in self._all_rows[keeps_graph]()], dim=1)
+            return self._features(delta, self._rows(0)[0], outer)
+        keeps_graph = torch.is_grad_enabled() and any(leaf.requires_grad for leaf in (*delta.values(), *outer.base.values()))
+        return torch.cat([self._features(delta, part, outer) for part in self._all_rows[keeps_graph]()], dim=1)
 
     def _still_features(self, outer: Outer) -> Tensor:
         """Of the support set under θ, computed once for one `outer`."""
         if self._still is None or self._still[0] is not outer:
-            self._still = outer, self._all_features(stack(outer.theta, self.count))
+            self._still = outer, self._all_features(stack(outer.theta, self.count), outer)
         return self._still[1]
 
 

@@ -103,7 +103,7 @@ def evaluate_prototypes(
     assert outer.scale is not None
     unique = sorted({text for e in episodes for text, _ in (*e.support, *e.query)})
     place = {text: number for number, text in enumerate(unique)}
-    features = tokenized.features(unique, kind.fold(stack(outer.theta, 1)))
+    features = tokenized.features(unique, kind.fold(stack(outer.theta, 1)), outer.base)
     found = []
     for episode in episodes:
         (support, own), (query, wanted) = (

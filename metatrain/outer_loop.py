@@ -1,4 +1,4 @@
-"""The outer loop: one Adam step after another on θ, log α and log s, on tasks of any kind.
+"""The outer loop: one Adam step after another on θ, log α, log s and what it moves of the base model, on tasks of any kind.
 
     m ← 0.9 m + 0.1 g,  v ← 0.999 v + 0.001 g²,  leaf ← leaf − η_k m̂ / (√v̂ + 1e-8)          g clipped to a norm over θ
 
@@ -36,7 +36,8 @@ class OuterConfig(BaseModel):
     tasks: int = Field(default=4, ge=1)
     learning_rate: float = Field(default=1e-3, gt=0)
     rate_learning_rate: float = Field(default=1e-2, gt=0, description="of log α and log s")
-    clip: float = Field(default=1.0, gt=0, description="largest norm of the meta-gradient for θ")
+    base_learning_rate: float = Field(default=1e-5, gt=0, description="of what base.updated names of the base model")
+    clip: float = Field(default=1.0, gt=0, description="largest norm of the meta-gradient for θ and the base model")
     warmup: int = Field(default=20, ge=0)
     anchor: float = Field(default=0.0, ge=0, description="weight of the adapted features' distance from the base model's")
     average: float = Field(
@@ -47,7 +48,7 @@ class OuterConfig(BaseModel):
 
 @dataclass
 class State:
-    """All that changes during a run. `unmoved`: leaves of θ that have had no gradient yet."""
+    """All that changes during a run. `unmoved`: leaves of θ, and of the base model, that have had no gradient yet."""
 
     leaves: dict[str, Tensor]
     first_moment: dict[str, Tensor]
@@ -66,7 +67,7 @@ class State:
     def start(cls, outer: Outer) -> "State":
         leaves = dict(sorted(outer.leaves().items()))  # the order that a checkpoint gives back: sums depend on it
         zeros = {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
-        unmoved = {name for name in leaves if _is_theta(name)}
+        unmoved = {name for name in leaves if _is_weight(name)}
         return cls(leaves, zeros, dict(zeros), dict(leaves), dict(leaves), unmoved)
 
     def kept(self, config: OuterConfig) -> dict[str, Tensor]:
@@ -117,11 +118,11 @@ def outer_step(config: OuterConfig, state: State, gradient: MetaGradient, why: s
         return math.nan
     state.skipped_in_a_row = 0
     _notice(state, gradient)
-    norm = math.hypot(*(float(g.norm()) for n, g in gradient.gradients.items() if _is_theta(n)))
+    norm = math.hypot(*(float(g.norm()) for n, g in gradient.gradients.items() if _is_weight(n)))
     shrink = min(1.0, config.clip / max(norm, 1e-12))
     taken = state.step - state.skipped
     for name, g in gradient.gradients.items():
-        g = g.to(state.leaves[name].device) * (shrink if _is_theta(name) else 1.0)
+        g = g.to(state.leaves[name].device) * (shrink if _is_weight(name) else 1.0)
         m = state.first_moment[name] = 0.9 * state.first_moment[name] + 0.1 * g
         v = state.second_moment[name] = 0.999 * state.second_moment[name] + 0.001 * g * g
         move = (m / (1 - 0.9**taken)) / ((v / (1 - 0.999**taken)).sqrt() + 1e-8)
@@ -145,16 +146,18 @@ def schedule(config: OuterConfig, step: int) -> float:
 def _notice(state: State, gradient: MetaGradient) -> None:
     state.unmoved -= {name for name, g in gradient.gradients.items() if g.any()}
     if state.unmoved and state.step - state.skipped == _NOTICED_AFTER:
-        names = [name.removeprefix("theta.") for name in sorted(state.unmoved)]
+        first = min(state.unmoved).split(".", 1)[1]
         raise NoMetaGradient(
-            f"{len(names)} of {sum(map(_is_theta, state.leaves))} leaves of θ had no meta-gradient in {_NOTICED_AFTER} outer "
-            f"steps, the first of them {names[0]}: the loss does not depend on it"
+            f"{len(state.unmoved)} of {sum(map(_is_weight, state.leaves))} leaves had no meta-gradient in {_NOTICED_AFTER} outer "
+            f"steps, the first of them {first}: the loss does not depend on it"
         )
 
 
-def _is_theta(name: str) -> bool:
-    return name.startswith("theta.")
+def _is_weight(name: str) -> bool:
+    return name.startswith(("theta.", "base."))
 
 
 def _rate(config: OuterConfig, name: str) -> float:
-    return config.learning_rate if _is_theta(name) else config.rate_learning_rate
+    if name.startswith("base."):
+        return config.base_learning_rate
+    return config.learning_rate if _is_weight(name) else config.rate_learning_rate

@@ -6,7 +6,7 @@ leaves, so the gradient of the sum is every task's own gradient. What the outer 
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -20,7 +20,8 @@ class Outer:
     """What the outer loop moves.
 
     `theta`: one task's start. `rates`: α of each leaf of φ, [S] or [S, *leaf]: step k takes entry min(k, S − 1). `scale`: s, the
-    inverse temperature, where the losses have one.
+    inverse temperature, where the losses have one. `base`: parameters of the base model that the outer loop moves too, by their
+    names; every task sees the same.
 
     The outer optimizer sees it as `leaves()`, in which rates and scale, being positive, stand as their logarithms.
     """
@@ -28,15 +29,17 @@ class Outer:
     theta: dict[str, Tensor]
     rates: dict[str, Tensor]
     scale: Tensor | None = None
+    base: dict[str, Tensor] = field(default_factory=dict)
 
     def values(self) -> dict[str, Tensor]:
         """Every tensor under one flat name."""
         named = {f"theta.{n}": t for n, t in self.theta.items()} | {f"rates.{n}": t for n, t in self.rates.items()}
+        named |= {f"base.{n}": t for n, t in self.base.items()}
         return named if self.scale is None else {**named, "scale": self.scale}
 
     @classmethod
     def from_values(cls, values: Leaves) -> "Outer":
-        return cls(_under("theta.", values), _under("rates.", values), values.get("scale"))
+        return cls(_under("theta.", values), _under("rates.", values), values.get("scale"), _under("base.", values))
 
     def leaves(self) -> dict[str, Tensor]:
         """What the outer optimizer moves, under flat names: `theta.*`, `log_rates.*`, `log_scale`."""

@@ -28,32 +28,46 @@ class Processes:
         return range(tasks * self.rank // self.count, tasks * (self.rank + 1) // self.count)
 
     def mean(self, own: MetaGradient | None, like: dict[str, Tensor], tasks: int) -> MetaGradient:
-        """The mean over all tasks, from each process's mean over its `tasks` (None where it has none); `like`: the outer leaves."""
+        """The mean over all tasks, and of residuals the largest, from each process's own over its `tasks` (None where it has none);
+        `like`: the outer leaves."""
         if self.count == 1:
             assert own is not None
             return own
         gradients = {name: torch.zeros_like(leaf) if own is None else own.gradients[name].to(leaf) for name, leaf in like.items()}
-        numbers = torch.tensor([0.0, 0.0] if own is None else [own.loss, own.accuracy])
+        base = own or MetaGradient(0.0, 0.0, (), {})
+        steps = int(self._largest(len(base.support_loss)))
+        residual = self._largest(-1.0 if base.residual is None else base.residual)
+        numbers = torch.zeros(2 + steps)
+        numbers[: 2 + len(base.support_loss)] = torch.tensor([base.loss, base.accuracy, *base.support_loss])
         flat = torch.cat([*(g.flatten() for g in gradients.values()), numbers])
         total = torch.cat([flat * tasks, torch.tensor([float(tasks)])])
         if distributed.get_backend() == "nccl":
             total = total.cuda()
         distributed.all_reduce(total)
         total = total.cpu()
-        parts = torch.split(total[:-1] / total[-1], [*(g.numel() for g in gradients.values()), 2])
+        parts = torch.split(total[:-1] / total[-1], [*(g.numel() for g in gradients.values()), 2 + steps])
         means = {name: part.view_as(g) for (name, g), part in zip(gradients.items(), parts[:-1], strict=True)}
-        base = own or MetaGradient(0.0, 0.0, (), {})
-        return replace(base, loss=float(parts[-1][0]), accuracy=float(parts[-1][1]), gradients=means)
+        loss, accuracy, *support = parts[-1].tolist()
+        worst = residual if residual >= 0 else None
+        return replace(base, loss=loss, accuracy=accuracy, support_loss=tuple(support), gradients=means, residual=worst)
 
     def agree(self, number: float) -> float:
         """The first process's number, in every process."""
         if self.count == 1:
             return number
-        shared = torch.tensor([number], dtype=torch.float64)
-        if distributed.get_backend() == "nccl":
-            shared = shared.cuda()
+        shared = self._one(number)
         distributed.broadcast(shared, src=0)
         return float(shared)
+
+    def _largest(self, number: float) -> float:
+        """Of every process's number."""
+        shared = self._one(number)
+        distributed.all_reduce(shared, distributed.ReduceOp.MAX)
+        return float(shared)
+
+    def _one(self, number: float) -> Tensor:
+        shared = torch.tensor([number], dtype=torch.float64)
+        return shared.cuda() if distributed.get_backend() == "nccl" else shared
 
 
 ALONE = Processes()

@@ -101,6 +101,9 @@ class BaseSection(_Section):
     precision: Precision = "float32"
     max_length: int | None = Field(default=None, ge=8)
     train_max_length: int | None = Field(default=None, ge=8, description="cut training texts to this many tokens")
+    updated: tuple[str, ...] = Field(
+        default=(), description="parameters, by shell patterns of their names, that the outer loop moves too, all tasks alike"
+    )
 
 
 class StartSection(_Section):
@@ -165,6 +168,12 @@ class Recipe(_Section):
             raise ValueError(
                 f"inner.steps: {inner.steps} is never taken, for steps_by_shots covers all shots; expected one of its numbers"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _base_is_moved(self) -> "Recipe":
+        if self.base.updated and self.algorithm.name == "reptile":
+            raise ValueError("base.updated: expected nothing with reptile, which moves only what the inner loop moves")
         return self
 
     @model_validator(mode="after")

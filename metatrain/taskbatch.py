@@ -1,6 +1,7 @@
 """Episodes as tensors: T tasks side by side."""
 
 from collections.abc import Sequence
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -8,6 +9,7 @@ from torch import Tensor
 from metatrain.base.text import TextBase
 from metatrain.deltas import Delta
 from metatrain.episode import Episode
+from metatrain.problem import Leaves
 from metatrain.support import Query, Support
 
 Pairs = Sequence[tuple[str, int]]
@@ -39,11 +41,12 @@ class Tokenized:
         return ids, labels.to(self.base.device)
 
     @torch.no_grad()
-    def features(self, texts: Sequence[str], delta: Delta | None = None) -> Tensor:
-        """Features [N, D] of each text, in passes of a bounded number of rows that keep no graph. `delta`: folded, of one group."""
+    def features(self, texts: Sequence[str], delta: Delta | None = None, updated: Leaves = MappingProxyType({})) -> Tensor:
+        """Features [N, D] of each text, in passes of a bounded number of rows that keep no graph. `delta`: folded, of one group;
+        `updated`: see `TextBase.features`."""
         parts = [texts[i : i + _ROWS] for i in range(0, len(texts), _ROWS)]
         batches = [self.base.collate(self.rows([[(text, 0) for text in part]])[0]) for part in parts]
-        return torch.cat([self.base.features(delta, batch) for batch in batches])
+        return torch.cat([self.base.features(delta, batch, updated=updated) for batch in batches])
 
     def support(self, tasks: Sequence[Pairs]) -> Support:
         ids, labels = self.rows(tasks)

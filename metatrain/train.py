@@ -70,7 +70,7 @@ def train(
     report({"event": "data", "train": _sizes(train_sets), "valid": _sizes(valid_sets), "dropped": dropped})
     out.mkdir(parents=True, exist_ok=True)
     run = _run_digest(recipe, base, train_sets, validation)
-    state = State.load(out / CHECKPOINT, run) or State.start(_start(recipe, kind))
+    state = State.load(out / CHECKPOINT, run) or State.start(_start(recipe, base, kind))
 
     met = manifest_digest(validation)
 
@@ -216,14 +216,14 @@ def _meta_batch(recipe: Recipe, sampler: EpisodeSampler, step: int) -> list[Epis
     return sampler.batch(step, shape, tasks)
 
 
-def _start(recipe: Recipe, kind: DeltaKind) -> Outer:
+def _start(recipe: Recipe, base: TextBase, kind: DeltaKind) -> Outer:
     theta = kind.initial(torch.Generator().manual_seed(recipe.seed), b_std=recipe.start.b_std)
     steps = max(1, recipe.inner.most_steps) if recipe.start.rates_by_step else 1
     rates = start_rates(theta, recipe.start.rate, steps=steps)
     if recipe.algorithm.name == "metasgd" and recipe.algorithm.rates == "parameter":
         rates = {name: torch.full((steps, *leaf.shape), recipe.start.rate) for name, leaf in theta.items()}
     rates |= start_rates(HEAD_LEAVES, recipe.start.head_rate, steps=steps)  # a head has as many parameters as a task has classes
-    return Outer(theta, rates, torch.tensor(recipe.start.scale))
+    return Outer(theta, rates, torch.tensor(recipe.start.scale), base.parameters(recipe.base.updated))
 
 
 def attention_for(algorithm: Algorithm) -> Attention:
@@ -260,8 +260,9 @@ def _initialization(
         "attribution": recipe.data.attribution,
     }
     name = f"{recipe.algorithm.name} ({recipe.algorithm.order} order)" if recipe.algorithm.name == "maml" else recipe.algorithm.name
+    scale = float(outer.scale)
     return Initialization(
-        recipe.name, base.spec, recipe.delta, inner, outer.theta, outer.rates, float(outer.scale), name, provenance
+        recipe.name, base.spec, recipe.delta, inner, outer.theta, outer.rates, scale, name, provenance, outer.base
     )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from metatrain.artifact import Adapter, Initialization, adapter_from_bytes, adapter_metadata
-from metatrain.bank import Bank
+from metatrain.bank import Bank, refuse_unserved
 from metatrain.base.text import TextBase
 from metatrain.errors import ArtifactError
 
@@ -62,6 +62,7 @@ class InProcessPredictor:
     """Batches whatever calls are waiting, of any adapters, up to `rows` rows a forward pass."""
 
     def __init__(self, base: TextBase, initializations: dict[str, Initialization], *, slots: int, rows: int) -> None:
+        refuse_unserved(initializations.values())
         self.base = base
         kinds = {init.delta: base.attach(init.delta) for init in initializations.values()}
         self._bank = Bank(base, list(kinds.values()), slots)

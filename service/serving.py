@@ -8,10 +8,10 @@ import torch
 import uvicorn
 
 from metatrain.artifact import Initialization
-from metatrain.bank import SERVED
+from metatrain.bank import refuse_unserved
 from metatrain.base.text import TextBase, load_text_base
 from metatrain.catalog import load_catalog
-from metatrain.errors import MetatrainError, UnsupportedDelta
+from metatrain.errors import MetatrainError
 from service.app import create_app
 from service.settings import ServiceSettings
 
@@ -24,12 +24,7 @@ def _load(settings: ServiceSettings) -> tuple[TextBase, dict[str, Initialization
     try:
         base = load_text_base(settings.base_model, precision=settings.precision)
         catalog = load_catalog(base, settings.initializations_dir)
-        for init in catalog.values():
-            if init.delta.kind not in SERVED:
-                raise UnsupportedDelta(
-                    f"initialization {init.name!r}: adapters of kind {init.delta.kind} cannot be served yet, only "
-                    f"{', '.join(sorted(SERVED))}"
-                )
+        refuse_unserved(catalog.values())
         return base, catalog
     except MetatrainError as error:
         sys.exit(f"error: {error}")

@@ -1,9 +1,11 @@
 """A frozen Hugging Face text encoder as a pure function of (delta, batch)."""
 
+import fnmatch
 import logging
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -11,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
+from torch.func import functional_call
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
@@ -104,11 +107,33 @@ class TextBase:
                 self._attached[config] = kind
             return self._attached[config]
 
-    def features(self, delta: Delta | None, batch: TokenBatch, slots: Tensor | None = None) -> Tensor:
-        """L2-normalised pooled features [B, D], at least float32; differentiable in `delta`.
+    def parameters(self, patterns: Sequence[str]) -> dict[str, Tensor]:
+        """Copies on the CPU, at least float32, of the parameters whose names match one of the shell patterns (`encoder.layer.5.*`).
+
+        Raises BaseModelError for a pattern that matches none.
+        """
+        own = dict(self.model.named_parameters())
+        for pattern in patterns:
+            if not fnmatch.filter(own, pattern):
+                raise BaseModelError(
+                    f"base.updated: no parameter of {self.spec.model} matches {pattern!r}; one is {next(iter(own))}"
+                )
+        matched = [name for name in own if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
+        kept = torch.promote_types(self.dtype, torch.float32)
+        return {name: own[name].detach().clone().to("cpu", kept) for name in matched}
+
+    def features(
+        self,
+        delta: Delta | None,
+        batch: TokenBatch,
+        slots: Tensor | None = None,
+        updated: Mapping[str, Tensor] = MappingProxyType({}),
+    ) -> Tensor:
+        """L2-normalised pooled features [B, D], at least float32; differentiable in `delta` and in `updated`.
 
         `delta` is folded (`LoRA.fold`). With `slots` [B], row i uses entry slots[i] of each leaf's leading axis; without, that
-        axis has the batch's G groups and rows are group-major. None is the bare base model.
+        axis has the batch's G groups and rows are group-major. None is the bare base model. `updated` stand in the place of the
+        model's parameters of their names; such a call must not meet another in another thread.
         """
         parts = []
         for bucket in batch.buckets:
@@ -116,28 +141,43 @@ class TextBase:
             if delta is not None and slots is not None:
                 index = slots[bucket.rows]
                 of_rows = {name: leaf[index] for name, leaf in delta.items()}
-            parts.append(self._bucket_features(of_rows, bucket))
+            parts.append(self._bucket_features(of_rows, bucket, updated))
         order = torch.cat([bucket.rows for bucket in batch.buckets]).argsort()
         return torch.cat(parts)[order]
 
-    def _bucket_features(self, delta: Delta | None, bucket: Bucket) -> Tensor:
+    def _bucket_features(self, delta: Delta | None, bucket: Bucket, updated: Mapping[str, Tensor]) -> Tensor:
         mask = bucket.attention_mask
         with delta_scope(delta, bucket.noise):
             if delta is not None and PROMPT in delta:
-                return self.pooled(self._prompted(delta[PROMPT], bucket), mask)
-            if bucket.upper is None:
-                output = self.model(input_ids=bucket.input_ids, attention_mask=bucket.attention_mask)
+                return self.pooled(self._prompted(delta[PROMPT], bucket, updated), mask)
+            if bucket.upper is None or not self._all_within(bucket.upper, updated):
+                output = self._call(self.model, updated, input_ids=bucket.input_ids, attention_mask=bucket.attention_mask)
             else:
-                output = bucket.upper(inputs_embeds=bucket.prefix, attention_mask=bucket.attention_mask)
+                output = self._call(bucket.upper, updated, inputs_embeds=bucket.prefix, attention_mask=bucket.attention_mask)
         return self.pooled(cast(Tensor, output.last_hidden_state), mask)
 
-    def _prompted(self, prompt: Tensor, bucket: Bucket) -> Tensor:
+    def _call(self, module: nn.Module, updated: Mapping[str, Tensor], **inputs: Tensor | None) -> Any:
+        """`module`, the model or a part of it, with what of `updated` is in it in the place of its own parameters."""
+        if not updated:
+            return module(**inputs)
+        own = {parameter: name for name, parameter in module.named_parameters()}
+        named = {self.model.get_parameter(name): new.to(self.dtype) for name, new in updated.items()}
+        return functional_call(module, {own[p]: new for p, new in named.items() if p in own}, kwargs=inputs)
+
+    def _all_within(self, part: nn.Module, updated: Mapping[str, Tensor]) -> bool:
+        """No parameter that lies below the part was updated: what was computed there stands."""
+        if not updated:
+            return True
+        own = set(part.parameters())
+        return all(self.model.get_parameter(name) in own for name in updated)
+
+    def _prompted(self, prompt: Tensor, bucket: Bucket, updated: Mapping[str, Tensor]) -> Tensor:
         """The last hidden states of the words [B, L, D] with `prompt` [G, P, D] in front of them."""
         rows, tokens = bucket.input_ids.shape[0], prompt.shape[1]
-        words = cast(Any, self.model).get_input_embeddings()(bucket.input_ids)
+        words = self._call(cast(Any, self.model).get_input_embeddings(), updated, input=bucket.input_ids)
         front = prompt.to(words.dtype).repeat_interleave(rows // prompt.shape[0], dim=0)
         mask = nn.functional.pad(bucket.attention_mask, (tokens, 0), value=1)
-        output = self.model(inputs_embeds=torch.cat([front, words], dim=1), attention_mask=mask)
+        output = self._call(self.model, updated, inputs_embeds=torch.cat([front, words], dim=1), attention_mask=mask)
         return cast(Tensor, output.last_hidden_state)[:, tokens:]
 
     def pooled(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:

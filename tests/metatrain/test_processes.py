@@ -39,6 +39,7 @@ def test_two_processes_follow_the_gradient_of_one(tiny_folder: Path, tmp_path: P
         assert one["event"] == two["event"] and one["step"] == two["step"]
         if one["event"] == "step":
             torch.testing.assert_close(two["loss"], one["loss"], rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(two["support_loss"], one["support_loss"], rtol=1e-4, atol=1e-5)
 
 
 def test_every_task_is_one_process_s() -> None:

@@ -212,7 +212,7 @@ def test_a_leaf_that_the_loss_does_not_depend_on_is_named() -> None:
     for step in range(4):  # a wakes up late, as LoRA's A does; c is never reached
         gradients = {"theta.a": some if step else zero, "theta.b": some, "theta.c": torch.zeros(1), "log_scale": torch.tensor(0.0)}
         outer_step(OuterConfig(), state, MetaGradient(0.0, 0.0, (), gradients))
-    with pytest.raises(NoMetaGradient, match=r"1 of 3 leaves of θ had no meta-gradient in 5 outer steps, the first of them c"):
+    with pytest.raises(NoMetaGradient, match=r"1 of 3 leaves had no meta-gradient in 5 outer steps, the first of them c"):
         outer_step(OuterConfig(), state, MetaGradient(0.0, 0.0, (), gradients))
 
 

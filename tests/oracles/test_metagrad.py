@@ -1,5 +1,6 @@
 """Meta-gradients against central differences of the whole procedure, against each other and against closed forms, in float64."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,21 @@ def test_unrolled_is_exact_above_layers_that_are_computed_once(tiny64: TextBase)
     lora = tiny64.attach(LoRAConfig(rank=2, alpha=4, targets=("query", "value"), layers=(1,)))
     outer, tasks = text_outer(lora), text_tasks(tiny64, lora, InnerConfig(steps=2))
     assert_is_derivative(meta_gradient(tasks, outer, SGD, UNROLLED), Objective(tasks, SGD), outer, ("theta.",))
+
+
+@pytest.mark.parametrize("how", [UNROLLED, *EXACT, CENTRAL], ids=named)
+@pytest.mark.parametrize("layers", [(1,), None], ids=["upper", "all layers"])
+def test_parameters_of_the_base_model_get_their_exact_gradient_too(
+    tiny64: TextBase, how: Differentiation, layers: tuple[int, ...] | None
+) -> None:
+    """One above where a delta of the upper layer begins and one below it; through the steps, the head and the query."""
+    lora = tiny64.attach(LoRAConfig(rank=2, alpha=4, targets=("query",), layers=layers))
+    update = tiny64.parameters(["encoder.layer.0.output.dense.bias", "encoder.layer.1.attention.self.value.weight"])
+    outer = replace(text_outer(lora), base={name: leaf + 0.01 for name, leaf in update.items()})
+    tasks = text_tasks(tiny64, lora, InnerConfig(steps=2, epsilon=1e-2))
+    found = meta_gradient(tasks, outer, smooth("adam"), how)
+    assert_is_derivative(found, Objective(tasks, smooth("adam")), outer, ("base.",))
+    assert all(g.any() for name, g in found.gradients.items() if name.startswith("base."))
 
 
 WEIGHTS = [0.1, 0.0, 0.3, 0.6]

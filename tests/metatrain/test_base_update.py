@@ -1,0 +1,164 @@
+"""Parameters of the base model that the outer loop moves, all tasks alike: what they do, how they are kept, what is refused."""
+
+import copy
+import hashlib
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from metatrain.artifact import load_initialization, save_initialization
+from metatrain.bank import refuse_unserved
+from metatrain.base.text import TextBase
+from metatrain.baselines import lora_from_zero
+from metatrain.data.jsonl import STARTER, read_jsonl
+from metatrain.deltas import LoRAConfig, PromptConfig
+from metatrain.episode import EpisodeSampler, EpisodeShape
+from metatrain.errors import ArtifactError, BaseModelError, NoMetaGradient, RecipeError, UnsupportedDelta
+from metatrain.evaluate import evaluate, evaluate_prototypes
+from metatrain.problem import stack
+from metatrain.recipe import Recipe, read_recipe
+from metatrain.taskbatch import Tokenized
+from metatrain.train import train
+from tests.metatrain.test_train import content
+from tests.tiny import tasks
+
+ABOVE, BELOW, WORDS = "encoder.layer.1.output.dense.weight", "encoder.layer.0.*.bias", "embeddings.word_embeddings.weight"
+
+
+def moved(base: TextBase, *patterns: str) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    return {n: p + 0.1 * torch.randn(p.shape, generator=generator).to(p) for n, p in base.parameters(patterns).items()}
+
+
+@pytest.mark.parametrize("patterns", [(ABOVE,), (BELOW,), (ABOVE, WORDS)], ids=" ".join)
+@pytest.mark.parametrize(
+    "config", [LoRAConfig(rank=2, layers=(1,)), LoRAConfig(rank=2), PromptConfig(tokens=3)], ids=["upper lora", "lora", "prompt"]
+)
+def test_features_are_those_of_a_model_with_these_parameters(tiny: TextBase, patterns: tuple[str, ...], config: Any) -> None:
+    update = moved(tiny, *patterns)
+    other = copy.deepcopy(tiny.model)
+    other.load_state_dict({**other.state_dict(), **update})
+    for module in other.modules():
+        module._forward_hooks.clear()
+        module._forward_pre_hooks.clear()
+    written = TextBase(other, tiny.tokenizer, tiny.spec, attention=tiny.attention)
+    texts = [text for pairs in tasks(2) for text, _ in pairs]
+    found = []
+    for base, given in ((tiny, update), (written, {})):
+        kind = base.attach(config)
+        theta = kind.fold(stack(kind.initial(torch.Generator().manual_seed(0), b_std=0.2), 2))
+        batch = base.prefix(base.collate(base.encode(texts)[0], 2), kind)
+        found.append(base.features(theta, batch, updated=given))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-6)
+    kind, batch = tiny.attach(config), tiny.collate(tiny.encode(texts)[0], 2)
+    theta = kind.fold(stack(kind.initial(torch.Generator().manual_seed(0), b_std=0.2), 2))
+    assert not torch.allclose(tiny.features(theta, batch), found[0], atol=1e-3)  # and the model itself is as it was
+
+
+MOVED: dict[str, dict[str, Any]] = {"base": {"updated": ["encoder.layer.1.output.*"]}, "outer": {"base_learning_rate": 1e-3}}
+
+
+def plan(tiny_folder: Path, **changes: Any) -> Recipe:
+    own = content(tiny_folder)
+    for section in ("base", "outer"):
+        own[section] = {**own[section], **MOVED[section], **changes.pop(section, {})}
+    return Recipe.model_validate({**own, **changes})
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "delta"),
+    [
+        ({"name": "maml", "order": "first"}, {"rank": 2}),
+        ({"name": "metasgd"}, {"rank": 2, "layers": [1]}),
+        ({"name": "anil"}, {"kind": "head"}),
+        ({"name": "protonet"}, {"rank": 2}),
+    ],
+    ids=lambda section: str(section.get("name", section.get("kind", "lora"))),
+)
+def test_training_moves_them_at_their_own_rate_and_the_artifact_carries_them(
+    tiny_folder: Path, tiny: TextBase, tmp_path: Path, algorithm: dict[str, Any], delta: dict[str, Any]
+) -> None:
+    before = tiny.parameters(["encoder.layer.1.output.*"])
+    trained = train(plan(tiny_folder, algorithm=algorithm, delta=delta, outer={"average": 0.5}), Path(), tmp_path, max_steps=3)
+    slower = plan(tiny_folder, algorithm=algorithm, delta=delta, outer={"base_learning_rate": 1e-6})
+    assert trained.base_update.keys() == before.keys() and len(before) == 4
+    slow = train(slower, Path(), tmp_path / "slow", max_steps=3)
+    state = [load_file(folder / "checkpoint.safetensors") for folder in (tmp_path, tmp_path / "slow")]
+    moves = [max(float((s[f"leaves/base.{n}"] - p).abs().max()) for n, p in before.items()) for s in state]
+    assert 1e-4 < moves[0] <= 3.1e-3 and 0 < moves[1] < 4e-6
+    assert slow.base_update.keys() == before.keys()
+    own = {n: p + 0.05 for n, p in before.items()}
+    init = replace(trained, base_update=own, name="moved")
+    save_initialization(init, tmp_path / "moved", tiny.attach(init.delta))
+    loaded = load_initialization(tmp_path / "moved", tiny)
+    assert loaded.digest == init.digest != replace(init, base_update={}).digest
+    assert all(torch.equal(loaded.base_update[n], p) for n, p in own.items())
+    with pytest.raises(UnsupportedDelta, match=r"initialization 'moved': .* of which 4 parameters .* cannot be served yet"):
+        refuse_unserved([loaded])
+
+
+def test_killed_and_resumed_gives_the_same_bits(tiny_folder: Path, tmp_path: Path) -> None:
+    recipe = plan(tiny_folder, algorithm={"name": "maml", "order": "second"})
+    whole = train(recipe, Path(), tmp_path / "whole")
+    train(recipe, Path(), tmp_path / "parts", max_steps=3)
+    assert train(recipe, Path(), tmp_path / "parts").digest == whole.digest
+
+
+def test_evaluation_is_under_them(tiny: TextBase) -> None:
+    sampler = EpisodeSampler([read_jsonl(STARTER)], 0)
+    episodes = [sampler.episode(i, EpisodeShape(4, 2, 3)) for i in range(6)]
+    init = replace(lora_from_zero(tiny), base_update={n: torch.randn_like(p) for n, p in moved(tiny, "encoder.layer.*").items()})
+    plain = lora_from_zero(tiny)
+    tokenized = Tokenized(tiny)
+    assert evaluate(tiny, init, episodes).accuracy != evaluate(tiny, plain, episodes).accuracy
+    unadapted = evaluate(tiny, init, episodes, steps=0).accuracy
+    assert unadapted == pytest.approx(evaluate_prototypes(tiny, init, episodes, tokenized=tokenized))
+    assert unadapted != evaluate(tiny, plain, episodes, steps=0).accuracy
+
+
+def test_what_cannot_be_moved_is_refused_by_name(tiny_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(BaseModelError, match=r"base.updated: no parameter of .* matches 'decoder\.\*'; one is embeddings"):
+        train(plan(tiny_folder, base={"updated": ["encoder.layer.1.*", "decoder.*"]}), Path(), tmp_path / "a")
+    with pytest.raises(NoMetaGradient, match=r"the first of them pooler\.dense\.bias: the loss does not depend on it"):
+        train(plan(tiny_folder, base={"updated": ["pooler.*"]}), Path(), tmp_path / "b")
+    file = tmp_path / "reptile.yaml"
+    own = {**content(tiny_folder), "algorithm": {"name": "reptile"}}
+    file.write_text(json.dumps({**own, "base": {**own["base"], "updated": ["encoder.*"]}}))
+    with pytest.raises(RecipeError, match=r"base.updated: expected nothing with reptile"):
+        read_recipe(file)
+
+
+def test_loading_is_strict(tiny: TextBase, tmp_path: Path) -> None:
+    init = replace(lora_from_zero(tiny), base_update=tiny.parameters([ABOVE]))
+    folder = tmp_path / "init"
+
+    def written(change: dict[str, torch.Tensor], listed: bool = True) -> Path:
+        save_initialization(init, folder, tiny.attach(init.delta))
+        path, described = folder / "base_update.safetensors", folder / "initialization.json"
+        save_file({**load_file(path), **change}, path)
+        stated = json.loads(described.read_text())
+        stated["weights_sha256"][path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
+        if not listed:
+            del stated["weights_sha256"][path.name]
+        described.write_text(json.dumps(stated))
+        return folder
+
+    for change, message in (
+        ({"encoder.layer.9.bias": torch.zeros(2)}, r"leaf encoder\.layer\.9\.bias is not expected"),
+        ({ABOVE: torch.zeros(2, 2)}, rf"leaf {ABOVE}: expected shape \[32, 48\], got \[2, 2\]"),
+        ({ABOVE: torch.full((32, 48), float("nan"))}, f"leaf {ABOVE}: expected finite numbers"),
+    ):
+        with pytest.raises(ArtifactError, match=message):
+            load_initialization(written(change), tiny)
+    with pytest.raises(
+        ArtifactError, match=r"base_update.safetensors: expected no such file, initialization.json does not name it"
+    ):
+        load_initialization(written({}, listed=False), tiny)
+    (written({}) / "base_update.safetensors").unlink()
+    with pytest.raises(ArtifactError, match=r"base_update.safetensors is missing"):
+        load_initialization(folder, tiny)
