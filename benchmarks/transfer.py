@@ -2,7 +2,8 @@
 
 Three folds (`benchmarks.folds`), each trained without the fold's data and tested on it, and far transfer: the published validation
 sets of `text_mix`, which nothing is trained on or chosen by, under the first fold's initialization. Every system meets the same
-episodes; SetFit, which takes most of the time, some of them. Accuracy runs several tasks a pass; seconds are taken on single tasks,
+episodes; SetFit, which takes most of the time, some of them. Ours is scored after several numbers of steps, and as a request would
+take them ("quickstudy"). Accuracy runs several tasks a pass; seconds are taken on single tasks,
 with `--seconds`, on a machine with nothing else to do (SetFit's are those of its accuracy runs, one task at a time). Resumes;
 `--part` and `--system` share the work between processes.
 """
@@ -27,7 +28,7 @@ from metatrain.base.text import TextBase, load_text_base
 from metatrain.baselines import SCALE, frozen_prototypes, lora_from_zero
 from metatrain.data.jsonl import read_jsonl
 from metatrain.episode import Episode, EpisodeSampler, EpisodeShape, manifest_digest
-from metatrain.evaluate import evaluate_steps, paired_interval
+from metatrain.evaluate import evaluate_steps, own_steps, paired_interval
 from metatrain.taskbatch import Tokenized
 
 FAR = ("csabstruct", "emobank_genre", "opentrivia", "ukp_debate")
@@ -92,11 +93,10 @@ class Arena:
         self.digest = manifest_digest(part.episodes)
         plain = lora_from_zero(base)
         self.worded = [with_label_words(episode) for episode in part.episodes]
-        recorded = ours.inner.steps_for(len(self.worded[0].support), len(self.worded[0].labels))
-        self.initializations: dict[str, tuple[Initialization, tuple[int, ...]]] = {
+        self.initializations: dict[str, tuple[Initialization, tuple[int, ...] | None]] = {
             FROZEN: (frozen_prototypes(base), (0,)),
             FROZEN_WORDS: (frozen_prototypes(base), (0,)),
-            OURS_WORDS: (ours, (recorded,)),
+            OURS_WORDS: (ours, None),
             PLAIN: (plain, (plain.inner.steps,)),
             SAME_LOOP: (_from_zero(base, ours), STEPS[1:]),
             OURS: (ours, STEPS),
@@ -106,7 +106,17 @@ class Arena:
         """Accuracy of each episode, under the system's name, or one for each number of steps where it is tried at several."""
         if system == SETFIT:
             return {SETFIT: [self._setfit(self.part.episodes[i])[0] for i in self.part.few]}
-        return self._kept(["accuracy", *self._identity(system)], lambda: self._run(system, self._episodes(system))[0])
+        found = self._kept(["accuracy", *self._identity(system)], lambda: self._run(system, self._episodes(system))[0])
+        return found | {OURS: self._as_served(found)} if system == OURS else found
+
+    def _as_served(self, by_step: Scores) -> list[float]:
+        """Of each episode after the number of steps that a request would take."""
+        init = self.initializations[OURS][0]
+        own = self._kept(
+            ["own steps", init.digest, str(self.base.dtype)],
+            lambda: own_steps(self.base, init, self.part.episodes, tokenized=self.tokenized),
+        )
+        return [by_step[_after(OURS, steps)][i] for i, steps in enumerate(own)]
 
     def seconds(self, system: str) -> Scores:
         """Seconds to adapt single tasks, one at a time, the first of them twice, for nothing is warm at first."""
@@ -134,13 +144,13 @@ class Arena:
             return {PROBE: scores}, {PROBE: statistics.fmean(answer.seconds for answer in answers)}
         init, marks = self.initializations[system]
         one_shot = len(episodes[0].support) == len(episodes[0].labels)
-        if one_shot and not init.inner.teaches_one_shot:
+        if one_shot and not init.inner.teaches_one_shot and marks is not None:
             marks = tuple(mark for mark in marks if mark == 0)
-        if not marks:
-            return {}, {}
+            if not marks:
+                return {}, {}
         with tqdm(total=len(episodes), desc=f"{self.part.case}, {system}", leave=False, disable=None) as bar:
             by_step = evaluate_steps(self.base, init, episodes, marks, tokenized=self.tokenized, progress=bar.update)
-        names = {mark: f"{system}, {mark} steps" if system in (SAME_LOOP, OURS) else system for mark in marks}
+        names = {mark: _after(system, mark) if system in (SAME_LOOP, OURS) else system for mark in by_step}
         return {names[m]: list(s.accuracy) for m, s in by_step.items()}, {names[m]: s.seconds_per_task for m, s in by_step.items()}
 
     def _setfit(self, episode: Episode) -> tuple[float, float]:
@@ -163,6 +173,10 @@ class Arena:
             self.progress.put(key, make())
         kept: Kept = self.progress.get(key)
         return kept
+
+
+def _after(system: str, steps: int) -> str:
+    return f"{system}, {steps} steps"
 
 
 def _from_zero(base: TextBase, ours: Initialization) -> Initialization:

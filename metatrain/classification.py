@@ -71,7 +71,7 @@ class Classification:
         self.count, rows = support.labels.shape
         self.steps = _recorded_steps(config, support) if steps is None else steps
         self.own_steps = (self.steps,) * self.count
-        self._asks = serving and steps is None and self.steps > 0 and config.hard_steps is not None
+        self._asks = serving and steps is None and any(config.asks(*size) for size in _sizes(support))
         self.linear = "cross_entropy" in config.objective  # a linear head is moved along
         augmentation = augmentation_for(support, config.augmentation)
         if self.steps and not self.linear and not has_partners(support, augmentation):
@@ -126,8 +126,9 @@ class Classification:
         """Settle how many steps each task takes, by the features [T, M, D] of its support set under θ."""
         hard = self.config.hard_steps
         assert hard is not None
-        accuracy = leave_one_out_accuracy(features, self.support.labels, self.support.classes)
-        self.own_steps = tuple(max(self.steps, hard.steps) if a < hard.below else self.steps for a in accuracy.tolist())
+        accuracy = leave_one_out_accuracy(features, self.support.labels, self.support.classes).tolist()
+        asked = [self.config.asks(*size) and a < hard.below for size, a in zip(_sizes(self.support), accuracy, strict=True)]
+        self.own_steps = tuple(max(self.steps, hard.steps) if more else self.steps for more in asked)
         self.steps, self._asks = max(self.own_steps), False
 
     def _begins(self, outer: Outer, phi: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -231,9 +232,13 @@ def _delta(phi: Leaves) -> dict[str, Tensor]:
     return {name: leaf for name, leaf in phi.items() if name not in HEAD_LEAVES}
 
 
+def _sizes(support: Support) -> list[tuple[int, int]]:
+    """Examples and classes of each task."""
+    return list(zip((support.labels >= 0).sum(1).tolist(), present(support).sum(1).tolist(), strict=True))
+
+
 def _recorded_steps(config: InnerConfig, support: Support) -> int:
-    examples, classes = (support.labels >= 0).sum(1), present(support).sum(1)
-    wanted = {config.steps_for(int(n), int(c)) for n, c in zip(examples, classes, strict=True)}
+    wanted = {config.steps_for(*size) for size in _sizes(support)}
     if len(wanted) > 1:
         raise ValueError(f"tasks of one pass must agree in the number of steps, these take {sorted(wanted)}")
     return wanted.pop()

@@ -94,6 +94,21 @@ def evaluate_steps(
 
 
 @torch.no_grad()
+def own_steps(
+    base: TextBase, init: Initialization, episodes: Sequence[Episode], *, together: int = 8, tokenized: Tokenized | None = None
+) -> tuple[int, ...]:
+    """The number of inner steps that `evaluate` takes for each episode where it is told none."""
+    kind, outer, tokenized = base.attach(init.delta), init.outer(base.device), tokenized or Tokenized(base)
+    found: list[int] = []
+    for start in range(0, len(episodes), together):
+        support = tokenized.support([episode.support for episode in episodes[start : start + together]])
+        tasks = Classification(base, kind, init.inner, support, serving=True)
+        tasks.start(outer)
+        found += tasks.own_steps
+    return tuple(found)
+
+
+@torch.no_grad()
 def evaluate_prototypes(
     base: TextBase, init: Initialization, episodes: Sequence[Episode], *, tokenized: Tokenized | None = None
 ) -> tuple[float, ...]:

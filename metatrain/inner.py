@@ -35,10 +35,12 @@ _MOST_PARTS = 4
 
 class HardSteps(BaseModel):
     """At least `steps` for a hard support set: one whose leave-one-out accuracy under θ is below `below`, that is the share of its
-    rows nearest to the prototype of their own class when that is made without them."""
+    rows nearest to the prototype of their own class when that is made without them. Not asked below `shots` examples a class, where
+    prototypes that miss a row say little."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    shots: int = Field(default=5, ge=2)
     below: float = Field(gt=0, le=1)
     steps: int = Field(ge=1, le=100)
 
@@ -101,6 +103,11 @@ class InnerConfig(BaseModel):
         each = self.steps_by_shots[max(reached)] if reached else self.steps
         parts = math.ceil(examples / self.rows_per_step) if self.moved == "all" else 1
         return each * min(_MOST_PARTS, max(1, parts))
+
+    def asks(self, examples: int, classes: int) -> bool:
+        """Whether such a support set's own accuracy decides on the steps (`hard_steps`)."""
+        hard = self.hard_steps
+        return hard is not None and examples >= hard.shots * classes and self.steps_for(examples, classes) > 0
 
     @property
     def teaches_one_shot(self) -> bool:

@@ -99,7 +99,7 @@ class InitializationView(BaseModel):
     steps: int
     steps_by_shots: dict[int, int]
     hard_steps: dict[str, float] | None = Field(
-        description="`steps` for a support set whose own leave-one-out accuracy is below `below`"
+        description="`steps` for a support set of `shots` a label or more whose own leave-one-out accuracy is below `below`"
     )
     optimizer: str
     objective: dict[str, float]

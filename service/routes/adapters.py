@@ -81,8 +81,8 @@ def _steps(request: AdaptRequest, init: Initialization) -> int | None:
     words = 1 if request.options.label_words else 0
     steps = request.options.steps
     if steps is None:
-        recorded = init.inner.steps_for(len(request.support) + words * len(counts), len(counts))
-        return None if recorded and init.inner.hard_steps is not None else recorded
+        size = len(request.support) + words * len(counts), len(counts)
+        return None if init.inner.asks(*size) else init.inner.steps_for(*size)
     if steps and max(counts.values()) + words == 1 and not init.inner.teaches_one_shot:
         raise InvalidRequest("options.steps", f"0 for one example of each label with initialization {init.name!r}", steps)
     return steps

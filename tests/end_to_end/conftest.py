@@ -84,7 +84,7 @@ def save_contrastive_initializations(folder: Path, tiny: TextBase) -> None:
     init = lora_from_zero(tiny)
     content = {"objective": {"supervised_contrastive": 1}, "head": "prototypes", "head_steps": 2, "steps": 3}
     inner = InnerConfig.model_validate({**content, "steps_by_shots": {1: 0, 2: 3}})
-    asking = inner.model_copy(update={"hard_steps": HardSteps(below=0.5, steps=7)})
+    asking = inner.model_copy(update={"hard_steps": HardSteps(shots=3, below=0.5, steps=7)})
     for name, loop in (("contrastive", inner), ("asking", asking)):
         save_initialization(replace(init, name=name, inner=loop), folder / name, tiny.attach(init.delta))
 

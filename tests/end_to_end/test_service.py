@@ -98,7 +98,7 @@ def test_a_support_set_that_is_hard_takes_more_steps(service: Served) -> None:
         assert [len(state["support_loss"]) for state in states] == [state["steps"] for state in states] == [own, own, 2]
         assert states[0]["digest"] == states[1]["digest"] != states[2]["digest"]
     listed = service.http.get("/initializations").json()["initializations"]
-    assert {view["name"]: view["hard_steps"] for view in listed}["asking"] == {"below": 0.5, "steps": 7}
+    assert {view["name"]: view["hard_steps"] for view in listed}["asking"] == {"shots": 3, "below": 0.5, "steps": 7}
 
 
 def test_the_same_request_is_one_adapter_whatever_its_order_and_ttl(service: Served) -> None:

@@ -12,7 +12,7 @@ from metatrain.baselines import frozen_prototypes, lora_from_zero
 from metatrain.cli import DEFAULT_INITIALIZATION, main
 from metatrain.data.jsonl import STARTER, read_jsonl
 from metatrain.episode import Episode, EpisodeSampler, EpisodeShape
-from metatrain.evaluate import evaluate, evaluate_prototypes, evaluate_steps, paired_interval
+from metatrain.evaluate import evaluate, evaluate_prototypes, evaluate_steps, own_steps, paired_interval
 from metatrain.inner import HardSteps, InnerConfig
 
 
@@ -50,7 +50,7 @@ def test_hard_support_sets_take_more_steps_each_for_itself(tiny: TextBase, episo
     init = replace(lora_from_zero(tiny), inner=inner)
     shares = [leave_one_out_share(tiny, episode) for episode in episodes]
     below = sum(shares) / len(shares)
-    mixed = init.inner.model_copy(update={"hard_steps": HardSteps(below=below, steps=6)})
+    mixed = init.inner.model_copy(update={"hard_steps": HardSteps(shots=2, below=below, steps=6)})
     hard = [share < below for share in shares]
     assert 0 < sum(hard) < len(hard)
     walked = evaluate_steps(tiny, init, episodes, (1, 6))
@@ -58,7 +58,10 @@ def test_hard_support_sets_take_more_steps_each_for_itself(tiny: TextBase, episo
     wanted = tuple(walked[6 if h else 1].accuracy[i] for i, h in enumerate(hard))
     assert found.accuracy == pytest.approx(wanted)
     assert found.accuracy != walked[1].accuracy
+    assert own_steps(tiny, replace(init, inner=mixed), episodes, together=3) == tuple(6 if h else 1 for h in hard)
     assert found.accuracy == pytest.approx(evaluate(tiny, replace(init, inner=mixed), episodes, together=1).accuracy)
+    few = init.inner.model_copy(update={"hard_steps": HardSteps(shots=3, below=below, steps=6)})
+    assert evaluate(tiny, replace(init, inner=few), episodes).accuracy == walked[1].accuracy
     single = [replace(e, support=e.support[::2]) for e in episodes]
     assert evaluate(tiny, replace(init, inner=mixed), single).accuracy == evaluate(tiny, init, single, steps=0).accuracy
 
