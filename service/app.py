@@ -17,7 +17,9 @@ from metatrain.base.text import TextBase
 from service.errors import InvalidRequest, ServiceError, Unavailable, problem
 from service.jobs import Jobs
 from service.limits import BodyLimit
+from service.metrics import Metrics
 from service.predictor import InProcessPredictor
+from service.requests import Requests
 from service.routes import adapters, deployment, predictions
 from service.settings import ServiceSettings
 from service.state import ServiceState
@@ -38,7 +40,8 @@ def create_app(settings: ServiceSettings, base: TextBase, initializations: dict[
         records = Records(client)
         jobs = Jobs(records, celery_app(settings.redis_url), settings.redis_url)
         predictor = InProcessPredictor(base, initializations, slots=settings.bank_slots, rows=settings.batch_rows)
-        app.state.service = ServiceState(settings, cache, records, WeightStore(cache), jobs, base, initializations, predictor)
+        store = WeightStore(cache)
+        app.state.service = ServiceState(settings, cache, records, store, jobs, base, initializations, predictor, Metrics(records))
         jobs.listen()
         yield
         await jobs.close()
@@ -48,6 +51,7 @@ def create_app(settings: ServiceSettings, base: TextBase, initializations: dict[
     for routes in (adapters, predictions, deployment):
         app.include_router(routes.router)
     app.add_middleware(BodyLimit, most=settings.max_body_bytes)
+    app.add_middleware(Requests)
     app.add_exception_handler(ServiceError, _service_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)

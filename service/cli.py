@@ -1,6 +1,5 @@
-"""`quickstudy serve`, `quickstudy worker`, `quickstudy demo`."""
+"""`quickstudy serve`, `quickstudy worker`, `quickstudy demo`, `quickstudy jobs`."""
 
-import logging
 import os
 import signal
 import sys
@@ -8,9 +7,11 @@ from pathlib import Path
 
 import click
 
+from service.job_commands import jobs
 from service.standalone import DEFAULT_DATA_DIR, StandaloneError, standalone
 from service.tether import tie_to_parent
 from worker.errors import SettingsError
+from worker.logs import configure
 
 
 @click.group()
@@ -36,7 +37,7 @@ def serve(host: str, port: int, data_dir: Path, tied: int | None) -> None:
 
     try:
         settings = read_settings(ServiceSettings)
-        logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s service %(message)s")
+        configure("service", settings.log_level, settings.log_format)
         if os.environ.get("REDIS_URL"):
             run(settings, host, port)
             return
@@ -64,6 +65,9 @@ def demo() -> None:
     from service.demo import run
 
     sys.exit(run())
+
+
+main.add_command(jobs)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 from collections import defaultdict
+from typing import Literal
 
 import redis
 import redis.asyncio
@@ -11,6 +12,7 @@ from celery import Celery
 from kombu.exceptions import OperationalError
 from starlette.concurrency import run_in_threadpool
 
+from worker.logs import current_request, fields
 from worker.messages import ADAPT_TASK, DONE_CHANNEL, JobRecipe, Status, wake_up
 from worker.records import Record, Records
 
@@ -28,14 +30,15 @@ class Jobs:
 
     def start(self, tenant: str, adapter_id: str, recipe: JobRecipe, ttl_ms: int, truncated: tuple[int, ...]) -> Status:
         """Write the record, then wake a worker."""
-        created, status = self._records.accept(tenant, adapter_id, recipe, ttl_ms, truncated)
+        created, status = self._records.accept(tenant, adapter_id, recipe, ttl_ms, truncated, current_request())
         if created:
             self._wake(tenant, adapter_id)
         return status
 
-    def start_again(self, record: Record) -> None:
-        """Have an adapter made again whose weights are gone; does nothing where it was deleted or is being made already."""
-        if self._records.requeue(record):
+    def start_again(self, record: Record, why: Literal["evicted", "corrupt"]) -> None:
+        """Have an adapter made again whose weights are gone or wrong; does nothing where it was deleted or is being made
+        already."""
+        if self._records.requeue(record, why):
             self._wake(record.tenant, record.adapter_id)
 
     def _wake(self, tenant: str, adapter_id: str) -> None:
@@ -43,7 +46,8 @@ class Jobs:
         try:
             self._queue.send_task(ADAPT_TASK, kwargs=wake_up(tenant, adapter_id))
         except OperationalError as error:
-            log.warning("adapter=%s wake-up not delivered: %s", adapter_id, type(error).__name__)
+            with fields(adapter=adapter_id, tenant=tenant):
+                log.warning("wake-up not delivered: %s", type(error).__name__)
 
     async def wait(self, tenant: str, adapter_id: str, seconds: float) -> Record | None:
         """The record as soon as its job has ended or was deleted, or as it is after `seconds`."""

@@ -81,8 +81,10 @@ class AdapterView(BaseModel):
     timings: dict[str, float] = Field(description="milliseconds by stage: queue, tokenize, inner_loop, store")
     digest: str | None
     error: str | None
+    last_error: str | None = Field(description="of an unfinished job: why its last attempt was not the end of it")
+    pinned: bool
     created_at: float = Field(description="Unix time in seconds")
-    expires_at: float = Field(description="Unix time in seconds")
+    expires_at: float | None = Field(description="Unix time in seconds; null: pinned")
 
 
 class AdapterPage(BaseModel):

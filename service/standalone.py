@@ -22,6 +22,7 @@ import redis
 log = logging.getLogger(__name__)
 DEFAULT_DATA_DIR = "~/.local/share/quickstudy"
 EMBEDDED_MEMORY = "1gb"
+_URL = "url"
 
 
 class StandaloneError(Exception):
@@ -50,6 +51,7 @@ def standalone(data_dir: Path) -> Iterator[str]:
     worker_environment = {**os.environ, "REDIS_URL": url}
     worker = _Child("worker", [sys.executable, "-m", "worker"], worker_environment, None)
     children = [server, worker]
+    (data_dir / _URL).write_text(url)
     stopping = threading.Event()
     keeper = threading.Thread(target=_keep, args=(children, stopping), name="keeper", daemon=True)
     try:
@@ -66,6 +68,18 @@ def standalone(data_dir: Path) -> Iterator[str]:
             _stop(children)
         shutil.rmtree(sockets, ignore_errors=True)
         lock.close()
+
+
+def url_of(data_dir: Path) -> str | None:
+    """Where the embedded server of `data_dir` listens; None where none runs."""
+    try:
+        with (data_dir / "lock").open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return None  # nobody holds it
+    except BlockingIOError:
+        return (data_dir / _URL).read_text()
+    except OSError:
+        return None
 
 
 class _Child:

@@ -10,6 +10,7 @@ from metatrain.artifact import Initialization
 from metatrain.base.text import TextBase
 from service.auth import tenant
 from service.jobs import Jobs
+from service.metrics import Metrics
 from service.predictor import Predictor
 from service.settings import ServiceSettings
 from worker.records import Records
@@ -26,6 +27,7 @@ class ServiceState:
     base: TextBase
     initializations: dict[str, Initialization]
     predictor: Predictor
+    metrics: Metrics
 
 
 def state_of(request: Request) -> ServiceState:

@@ -11,6 +11,7 @@ from celery import Celery
 from celery.signals import worker_ready, worker_shutting_down
 from kombu.exceptions import OperationalError
 
+from worker.logs import configure, fields
 from worker.messages import ADAPT_TASK, QUEUE, wake_up
 from worker.records import Records
 from worker.settings import WorkerSettings
@@ -54,7 +55,7 @@ def celery_app(redis_url: str) -> Celery:
 
 def run_worker(settings: WorkerSettings) -> None:
     """Load the base model, then take jobs until told to stop (SIGTERM finishes the job at hand)."""
-    logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s worker %(message)s")
+    configure("worker", settings.log_level, settings.log_format)
     logging.getLogger("celery.worker.strategy").setLevel(logging.WARNING)
     from worker.runtime import load_runtime  # brings torch in; the service imports this module without it
     from worker.tasks import Hands
@@ -64,6 +65,7 @@ def run_worker(settings: WorkerSettings) -> None:
     name = f"{socket.gethostname()}-{os.getpid()}"
     hands = Hands(name, settings, Records(client), WeightStore(cache), load_runtime(settings))
     app = celery_app(settings.redis_url)
+    app.conf.worker_consumer = "worker.consumer:PromptConsumer"
 
     @app.task(name=ADAPT_TASK)  # type: ignore[untyped-decorator]
     def adapt(tenant: str, adapter_id: str) -> None:
@@ -78,7 +80,8 @@ def run_worker(settings: WorkerSettings) -> None:
             try:
                 hands.records.announce_worker(name, description, ALIVE_SECONDS)
                 for tenant, adapter_id in hands.records.due(backlog=bool(client.llen(f"{KEY_PREFIX}{QUEUE}"))):
-                    log.info("adapter=%s tenant=%s announced again", adapter_id, tenant)
+                    with fields(adapter=adapter_id, tenant=tenant):
+                        log.info("announced again")
                     app.send_task(ADAPT_TASK, kwargs=wake_up(tenant, adapter_id))
                 hands.records.retire()
             except (redis.RedisError, OperationalError) as error:
@@ -93,6 +96,7 @@ def run_worker(settings: WorkerSettings) -> None:
 
     def on_stop(**_: Any) -> None:
         stopping.set()
+        hands.draining.begin()
         try:
             hands.records.retire_worker(name)
         except redis.RedisError:

@@ -4,6 +4,7 @@ WorkerError
 ├── WeightsMissing  the cache no longer has an adapter's weights
 ├── WeightsCorrupt  the cache has other bytes than the record's digest says
 ├── ClaimLost       somebody else holds the job now, or it was deleted
+├── Stopping        the worker was told to stop and gives the job back
 └── SettingsError   an environment variable with a value that cannot be used
 """
 
@@ -21,6 +22,10 @@ class WeightsCorrupt(WorkerError):
 
 
 class ClaimLost(WorkerError):
+    pass
+
+
+class Stopping(WorkerError):
     pass
 
 

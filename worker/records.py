@@ -1,12 +1,11 @@
 """The durable record of each adapter, and the claim, lease, fence and commit that decide who may write it. Torch-free.
 
 A job is `queued` until a worker claims it, which gives the worker a lease and a fence: a number from one global counter. Only the
-holder of the record's current fence may report progress or commit, so a worker that was taken for dead cannot overwrite the
-one that replaced it, nor an adapter that was deleted and asked for again. `qs:pending` orders unfinished jobs by when the reaper
-should look at them, `qs:retire` orders records by when they may go: no key of a record has a TTL, so no memory policy evicts
-one. Times are the Redis server's, so that clocks of several machines do not matter.
-
-Every script is one atomic step; a reader never sees half of one.
+holder of the record's current fence may report progress, commit, or hand the job back, so a worker that was taken for dead cannot
+overwrite the one that replaced it, nor an adapter that was deleted and asked for again. A job that has used up its attempts is
+dead: it failed with that reason, and waits in `qs:dead` for somebody to look at it. `qs:retire` orders records by when they may
+go: no key of a record has a TTL, so no memory policy evicts one. Times are the Redis server's, so that clocks of several machines
+do not matter.
 """
 
 import hashlib
@@ -14,11 +13,12 @@ import hmac
 import json
 import secrets
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import redis
 from pydantic import BaseModel, ConfigDict
 
+from worker import scripts
 from worker.messages import DONE_CHANNEL, JobRecipe, Outcome, Status
 
 ID_FORMAT = 1
@@ -26,131 +26,14 @@ WAKE_AGAIN_MS = 10_000
 """A queued job that no worker has claimed after this long is announced again."""
 RETENTION_MS = 7 * 24 * 3600 * 1000
 """A record outlives its adapter's expiry by this long, so that a late reader is told `expired` and not `unknown`."""
+RECOVERY_BOUNDS_MS = (1_000, 2_500, 5_000, 10_000, 20_000, 40_000, 80_000, 160_000)
 _PENDING = "qs:pending"
+_RUNNING = "qs:running"
+_COUNTS = "qs:counts"
+_DEAD = "qs:dead"
 _RETIRE = "qs:retire"
 _FENCE = "qs:fence"
 _SEQUENCE = "qs:sequence"
-
-_NOW = "local t = redis.call('TIME'); local now = t[1] * 1000 + math.floor(t[2] / 1000)\n"
-
-# KEYS record, index, pending, sequence, retire. ARGV member, id, ttl_ms, recipe, truncated, wake_ms, retention_ms.
-_ACCEPT = (
-    _NOW
-    + """
-local status = redis.call('HGET', KEYS[1], 'status')
-local expires = tonumber(redis.call('HGET', KEYS[1], 'expires_at') or 0)
-local expire_at = now + tonumber(ARGV[3])
-local live = status == 'queued' or status == 'running' or (status == 'ready' and expires > now)
-if not live then
-  local created = redis.call('HGET', KEYS[1], 'created_at') or now
-  redis.call('DEL', KEYS[1])
-  redis.call('HSET', KEYS[1], 'status', 'queued', 'recipe', ARGV[4], 'truncated', ARGV[5], 'created_at', created,
-             'queued_at', now, 'attempt', 0, 'fence', 0, 'lease_until', 0)
-  if not redis.call('ZSCORE', KEYS[2], ARGV[2]) then redis.call('ZADD', KEYS[2], redis.call('INCR', KEYS[4]), ARGV[2]) end
-  redis.call('ZADD', KEYS[3], now + tonumber(ARGV[6]), ARGV[1])
-  status = 'queued'
-end
-redis.call('HSET', KEYS[1], 'ttl_ms', ARGV[3], 'expires_at', expire_at)
-redis.call('ZADD', KEYS[5], expire_at + tonumber(ARGV[7]), ARGV[1])
-return {live and 0 or 1, status}
-"""
-)
-
-# KEYS record, pending, fence. ARGV member, lease_ms, attempt cap, worker.
-_CLAIM = (
-    _NOW
-    + """
-local r = redis.call('HMGET', KEYS[1], 'status', 'lease_until', 'attempt')
-if not r[1] then redis.call('ZREM', KEYS[2], ARGV[1]); return {'gone'} end
-if r[1] ~= 'queued' and not (r[1] == 'running' and tonumber(r[2]) < now) then return {'taken'} end
-if tonumber(r[3]) >= tonumber(ARGV[3]) then return {'capped'} end
-local fence = redis.call('INCR', KEYS[3])
-redis.call('HINCRBY', KEYS[1], 'attempt', 1)
-redis.call('HSET', KEYS[1], 'status', 'running', 'fence', fence, 'lease_until', now + tonumber(ARGV[2]), 'worker', ARGV[4],
-           'support_loss', '[]')
-redis.call('ZADD', KEYS[2], now + tonumber(ARGV[2]), ARGV[1])
-return {'claimed', fence, redis.call('HGET', KEYS[1], 'recipe'), now - tonumber(redis.call('HGET', KEYS[1], 'queued_at')),
-        redis.call('HGET', KEYS[1], 'ttl_ms')}
-"""
-)
-
-# KEYS record, pending. ARGV member, fence, lease_ms, support_loss ('' leaves it).
-_HEARTBEAT = (
-    _NOW
-    + """
-if redis.call('HGET', KEYS[1], 'fence') ~= ARGV[2] or redis.call('HGET', KEYS[1], 'status') ~= 'running' then return 0 end
-redis.call('HSET', KEYS[1], 'lease_until', now + tonumber(ARGV[3]))
-if ARGV[4] ~= '' then redis.call('HSET', KEYS[1], 'support_loss', ARGV[4]) end
-redis.call('ZADD', KEYS[2], now + tonumber(ARGV[3]), ARGV[1])
-return 1
-"""
-)
-
-# KEYS record, pending. ARGV member, fence, channel, field, value, field, value …
-_COMMIT = (
-    _NOW
-    + """
-if redis.call('HGET', KEYS[1], 'fence') ~= ARGV[2] or redis.call('HGET', KEYS[1], 'status') ~= 'running' then return 0 end
-for i = 4, #ARGV, 2 do redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) end
-redis.call('HDEL', KEYS[1], 'readapting')
-redis.call('ZREM', KEYS[2], ARGV[1])
-redis.call('PUBLISH', ARGV[3], ARGV[1])
-return 1
-"""
-)
-
-# KEYS record, pending. ARGV member, channel, error. Ends a job whose attempts are used up, unless somebody holds it.
-_GIVE_UP = (
-    _NOW
-    + """
-local r = redis.call('HMGET', KEYS[1], 'status', 'lease_until')
-if r[1] == 'queued' or (r[1] == 'running' and tonumber(r[2]) < now) then
-  redis.call('HSET', KEYS[1], 'status', 'failed', 'error', ARGV[3])
-  redis.call('ZREM', KEYS[2], ARGV[1])
-  redis.call('PUBLISH', ARGV[2], ARGV[1])
-end
-return 1
-"""
-)
-
-# KEYS record, index, pending, retire. ARGV member, id, channel. Returns the fence, whose weights the caller removes; nil: unknown.
-_DELETE = """
-local fence = redis.call('HGET', KEYS[1], 'fence')
-redis.call('DEL', KEYS[1])
-redis.call('ZREM', KEYS[2], ARGV[2])
-redis.call('ZREM', KEYS[3], ARGV[1])
-redis.call('ZREM', KEYS[4], ARGV[1])
-redis.call('PUBLISH', ARGV[3], ARGV[1])
-return fence
-"""
-
-# KEYS record, pending. ARGV member, fence, wake_ms. A ready job whose weights are gone starts again, if it is still that very one.
-_REQUEUE = (
-    _NOW
-    + """
-local r = redis.call('HMGET', KEYS[1], 'status', 'fence')
-if r[1] ~= 'ready' or r[2] ~= ARGV[2] then return 0 end
-redis.call('HSET', KEYS[1], 'status', 'queued', 'queued_at', now, 'attempt', 0, 'lease_until', 0, 'readapting', 1)
-redis.call('ZADD', KEYS[2], now + tonumber(ARGV[3]), ARGV[1])
-return 1
-"""
-)
-
-# KEYS pending. ARGV most, wake_ms, backlog ('1': the queue has messages still, so a job that was never claimed is not lost).
-# Members that are due, put off so that several reapers do not announce the same ones.
-_DUE = (
-    _NOW
-    + """
-local due, lost = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, ARGV[1]), {}
-for _, member in ipairs(due) do
-  redis.call('ZADD', KEYS[1], now + tonumber(ARGV[2]), member)
-  local slash = string.find(member, '/', 1, true)
-  local record = 'qs:' .. string.sub(member, 1, slash - 1) .. ':adapter:' .. string.sub(member, slash + 1)
-  if ARGV[3] ~= '1' or redis.call('HGET', record, 'status') ~= 'queued' then table.insert(lost, member) end
-end
-return lost
-"""
-)
 
 
 class Record(BaseModel):
@@ -169,6 +52,8 @@ class Record(BaseModel):
     attempt: int
     fence: int
     readapting: bool = False
+    pinned: bool = False
+    last_error: str | None = None
     support_loss: tuple[float, ...] = ()
     digest: str | None = None
     error: str | None = None
@@ -185,6 +70,9 @@ class Claim:
     recipe: JobRecipe
     waited_ms: int
     ttl_ms: int
+    pinned: bool
+    attempt: int
+    request: str
 
 
 class Records:
@@ -192,14 +80,17 @@ class Records:
 
     def __init__(self, client: "redis.Redis") -> None:
         self._redis = client
-        self._accept = client.register_script(_ACCEPT)
-        self._claim = client.register_script(_CLAIM)
-        self._heartbeat = client.register_script(_HEARTBEAT)
-        self._commit = client.register_script(_COMMIT)
-        self._give_up = client.register_script(_GIVE_UP)
-        self._delete = client.register_script(_DELETE)
-        self._requeue = client.register_script(_REQUEUE)
-        self._due = client.register_script(_DUE)
+        self._accept = client.register_script(scripts.ACCEPT)
+        self._claim = client.register_script(scripts.CLAIM)
+        self._heartbeat = client.register_script(scripts.HEARTBEAT)
+        self._commit = client.register_script(scripts.COMMIT)
+        self._hand_back = client.register_script(scripts.HAND_BACK)
+        self._give_up = client.register_script(scripts.GIVE_UP)
+        self._delete = client.register_script(scripts.DELETE)
+        self._requeue = client.register_script(scripts.REQUEUE)
+        self._revive = client.register_script(scripts.REVIVE)
+        self._pin = client.register_script(scripts.PIN)
+        self._due = client.register_script(scripts.DUE)
 
     def id_key(self) -> bytes:
         """The secret that adapter ids are keyed with: made once, kept beside the records."""
@@ -207,14 +98,14 @@ class Records:
         return bytes.fromhex(_text(self._redis.get("qs:id-key")))
 
     def accept(
-        self, tenant: str, adapter_id: str, recipe: JobRecipe, ttl_ms: int, truncated: tuple[int, ...]
+        self, tenant: str, adapter_id: str, recipe: JobRecipe, ttl_ms: int, truncated: tuple[int, ...], request: str = ""
     ) -> tuple[bool, Status]:
         """Write the record before anybody is told of it. Returns (whether there is work to announce, status).
 
         The same id again is the same job while it is queued, running or ready, its TTL starting anew; after failure or expiry it
         starts afresh.
         """
-        keys = [_record(tenant, adapter_id), _index(tenant), _PENDING, _SEQUENCE, _RETIRE]
+        keys = [*_keys(tenant, adapter_id), _index(tenant), _SEQUENCE, _RETIRE]
         arguments: list[Any] = [
             _member(tenant, adapter_id),
             adapter_id,
@@ -222,37 +113,39 @@ class Records:
             recipe.model_dump_json(exclude_defaults=True),
             json.dumps(truncated),
         ]
-        created, status = self._accept(keys=keys, args=[*arguments, WAKE_AGAIN_MS, RETENTION_MS])
+        created, status = self._accept(keys=keys, args=[*arguments, WAKE_AGAIN_MS, RETENTION_MS, request])
         return bool(created), cast(Status, _text(status))
 
-    def requeue(self, record: Record) -> bool:
-        """Start a ready job again because its weights are gone; its TTL goes on. False where the record is no longer that one:
-        deleted meanwhile, or started again by somebody else.
+    def requeue(self, record: Record, why: Literal["evicted", "corrupt"]) -> bool:
+        """Start a ready job again because its weights are gone or wrong, which is counted; its TTL goes on. False where the
+        record is
+        no longer that one: deleted meanwhile, or started again by somebody else.
         """
-        keys = [_record(record.tenant, record.adapter_id), _PENDING]
-        return bool(self._requeue(keys=keys, args=[_member(record.tenant, record.adapter_id), record.fence, WAKE_AGAIN_MS]))
+        arguments: list[Any] = [_member(record.tenant, record.adapter_id), record.fence, WAKE_AGAIN_MS, why]
+        return bool(self._requeue(keys=_keys(record.tenant, record.adapter_id), args=arguments))
 
     def claim(self, tenant: str, adapter_id: str, *, lease_ms: int, attempts: int, worker: str) -> Claim | None:
         """Take a job that is queued, or whose worker let its lease run out; None where there is nothing to take.
 
         A job that has used up its `attempts` ends as failed here.
         """
-        keys = [_record(tenant, adapter_id), _PENDING, _FENCE]
-        answer = self._claim(keys=keys, args=[_member(tenant, adapter_id), lease_ms, attempts, worker])
+        keys = _keys(tenant, adapter_id)
+        answer = self._claim(keys=[*keys, _FENCE], args=[_member(tenant, adapter_id), lease_ms, attempts, worker])
         verdict = _text(answer[0])
         if verdict == "capped":
-            reason = f"no worker survived this job in {attempts} attempts"
-            self._give_up(keys=keys[:2], args=[_member(tenant, adapter_id), DONE_CHANNEL, reason])
+            reason = f"no worker finished this job in {attempts} attempts"
+            self._give_up(keys=keys, args=[_member(tenant, adapter_id), DONE_CHANNEL, reason])
         if verdict != "claimed":
             return None
         recipe = JobRecipe.model_validate_json(answer[2])
-        return Claim(tenant, adapter_id, int(answer[1]), recipe, int(answer[3]), int(answer[4]))
+        fence, waited, ttl, attempt = (int(answer[i]) for i in (1, 3, 4, 6))
+        return Claim(tenant, adapter_id, fence, recipe, waited, ttl, _text(answer[5]) == "1", attempt, _text(answer[7]))
 
     def heartbeat(self, claim: Claim, lease_ms: int, support_loss: list[float] | None = None) -> bool:
         """Extend the lease, and report the support loss so far; False where the claim no longer holds."""
         losses = "" if support_loss is None else json.dumps(support_loss)
-        keys = [_record(claim.tenant, claim.adapter_id), _PENDING]
-        return bool(self._heartbeat(keys=keys, args=[_member(claim.tenant, claim.adapter_id), claim.fence, lease_ms, losses]))
+        arguments: list[Any] = [_member(claim.tenant, claim.adapter_id), claim.fence, lease_ms, losses]
+        return bool(self._heartbeat(keys=_keys(claim.tenant, claim.adapter_id), args=arguments))
 
     def commit(self, claim: Claim, outcome: Outcome) -> bool:
         """End the job, only if the claim's fence still holds; False where it does not and nothing was written."""
@@ -260,8 +153,41 @@ class Records:
         fields |= {"support_loss": json.dumps(outcome.support_loss)}
         fields |= {key: value for key, value in (("digest", outcome.digest), ("error", outcome.error)) if value is not None}
         flat: list[Any] = [part for pair in fields.items() for part in pair]
-        keys = [_record(claim.tenant, claim.adapter_id), _PENDING]
-        return bool(self._commit(keys=keys, args=[_member(claim.tenant, claim.adapter_id), claim.fence, DONE_CHANNEL, *flat]))
+        bounds = json.dumps(RECOVERY_BOUNDS_MS)
+        arguments: list[Any] = [_member(claim.tenant, claim.adapter_id), claim.fence, DONE_CHANNEL, bounds, *flat]
+        return bool(self._commit(keys=_keys(claim.tenant, claim.adapter_id), args=arguments))
+
+    def hand_back(self, claim: Claim, reason: str, *, delay_ms: int, counts: bool) -> bool:
+        """Let the job wait again, to be announced after `delay_ms`; `counts`: this was one of its attempts. False where the claim
+        no
+        longer holds."""
+        arguments: list[Any] = [_member(claim.tenant, claim.adapter_id), claim.fence, delay_ms, reason, "1" if counts else "0"]
+        return bool(self._hand_back(keys=_keys(claim.tenant, claim.adapter_id), args=arguments))
+
+    def dead(self, most: int = 1000) -> list[Record]:
+        """Jobs that used up their attempts, the latest first."""
+        members = cast(list[bytes], self._redis.zrevrange(_DEAD, 0, most - 1))
+        return [record for member in members if (record := self.get(*_parts(member))) is not None]
+
+    def revive(self, tenant: str, adapter_id: str) -> bool:
+        """Let a dead job wait again with all its attempts; False where it is not dead."""
+        return bool(self._revive(keys=_keys(tenant, adapter_id), args=[_member(tenant, adapter_id), WAKE_AGAIN_MS]))
+
+    def pin(self, tenant: str, adapter_id: str, pinned: bool) -> int | None:
+        """Keep an adapter from expiring, or have its TTL start anew. Returns that TTL in ms, None where there is no record."""
+        arguments: list[Any] = [_member(tenant, adapter_id), int(pinned), RETENTION_MS]
+        ttl = self._pin(keys=[*_keys(tenant, adapter_id), _RETIRE], args=arguments)
+        return None if ttl is None else int(ttl)
+
+    def counts(self) -> dict[str, int]:
+        """What has happened since the records began, by name, and how many jobs are `queued` and `running` now."""
+        with self._redis.pipeline() as pipe:
+            pipe.hgetall(_COUNTS)
+            pipe.zcard(_PENDING)
+            pipe.zcard(_RUNNING)
+            counted, pending, running = pipe.execute()
+        happened = {_text(name): int(value) for name, value in counted.items()}
+        return {**happened, "now_queued": max(0, pending - running), "now_running": running}
 
     def get(self, tenant: str, adapter_id: str) -> Record | None:
         """The record, with `expired` in place of `ready` once its time is over; None where there is none."""
@@ -272,7 +198,8 @@ class Records:
         for key in ("truncated", "support_loss", "timings"):
             fields[key] = json.loads(fields.get(key) or ("{}" if key == "timings" else "[]"))
         fields["recipe"] = json.loads(fields["recipe"])
-        if fields["status"] == "ready" and int(fields["expires_at"]) <= self._now():
+        over = fields.get("pinned") != "1" and int(fields["expires_at"]) <= self._now()
+        if fields["status"] == "ready" and over:
             fields["status"] = "expired"
         return Record.model_validate({**fields, "tenant": tenant, "adapter_id": adapter_id})
 
@@ -299,7 +226,7 @@ class Records:
 
     def delete(self, tenant: str, adapter_id: str) -> int | None:
         """Remove the record, support text and all. Returns its fence, None where there was no record."""
-        keys = [_record(tenant, adapter_id), _index(tenant), _PENDING, _RETIRE]
+        keys = [*_keys(tenant, adapter_id), _index(tenant), _RETIRE]
         fence = self._delete(keys=keys, args=[_member(tenant, adapter_id), adapter_id, DONE_CHANNEL])
         return None if fence is None else int(fence)
 
@@ -337,6 +264,11 @@ def adapter_id(key: bytes, tenant: str, recipe: JobRecipe) -> str:
     identity = recipe.model_dump(mode="json", exclude={"initialization"}, exclude_defaults=True)
     content = json.dumps([ID_FORMAT, tenant, identity], sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return "a" + hmac.new(key, content.encode(), hashlib.sha256).hexdigest()[:40]
+
+
+def _keys(tenant: str, adapter_id: str) -> list[str]:
+    """What every script of one job is given first."""
+    return [_record(tenant, adapter_id), _PENDING, _RUNNING, _COUNTS, _DEAD]
 
 
 def _record(tenant: str, adapter_id: str) -> str:

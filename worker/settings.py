@@ -7,6 +7,7 @@ from pydantic import Field, StringConstraints, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from worker.errors import SettingsError
+from worker.logs import LogFormat
 
 RedisUrl = Annotated[str, StringConstraints(pattern=r"^(redis|rediss|unix)://.+")]
 S = TypeVar("S", bound=BaseSettings)
@@ -22,11 +23,13 @@ class WorkerSettings(BaseSettings):
     base_model: str = Field(default="sentence-transformers/all-MiniLM-L6-v2", description="hub name or local path")
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    log_format: LogFormat = "text"
     initializations_dir: Path | None = Field(default=None, description="folder of further initialization folders")
     threads: int | None = Field(default=None, ge=1, description="CPU threads for the maths; one a core where unset")
     lease_seconds: int = Field(default=15, ge=2, description="how long a silent worker keeps a job")
     attempts: int = Field(default=3, ge=1, description="workers a job may cost before it fails")
     job_seconds: float = Field(default=120, gt=0, description="deadline of one inner loop")
+    drain_seconds: float = Field(default=5, ge=0, description="how long a worker that is told to stop goes on with its job")
 
     @property
     def weights_url(self) -> str:

@@ -1,4 +1,5 @@
-"""Adapter weights in Redis: bytes in, bytes out, a TTL on every key, the digest checked on the way out. Torch-free."""
+"""Adapter weights in Redis: bytes in, bytes out, a TTL on all that are not pinned, the digest checked on the way out. Torch-
+free."""
 
 import hashlib
 from typing import cast
@@ -22,7 +23,8 @@ class WeightStore:
     def __init__(self, client: "redis.Redis") -> None:
         self._redis = client
 
-    def put(self, tenant: str, adapter_id: str, fence: int, content: bytes, ttl_ms: int) -> None:
+    def put(self, tenant: str, adapter_id: str, fence: int, content: bytes, ttl_ms: int | None) -> None:
+        """`ttl_ms` None: pinned, they neither expire nor can be evicted by `volatile-lru`."""
         self._redis.set(_key(tenant, adapter_id, fence), content, px=ttl_ms)
 
     def get(self, tenant: str, adapter_id: str, fence: int, digest: str) -> bytes:
@@ -41,6 +43,10 @@ class WeightStore:
     def extend(self, tenant: str, adapter_id: str, fence: int, ttl_ms: int) -> bool:
         """Start the TTL anew; False where the weights are gone."""
         return bool(self._redis.pexpire(_key(tenant, adapter_id, fence), ttl_ms))
+
+    def pin(self, tenant: str, adapter_id: str, fence: int) -> None:
+        """Take the TTL off."""
+        self._redis.persist(_key(tenant, adapter_id, fence))
 
     def remove(self, tenant: str, adapter_id: str, fence: int) -> None:
         self._redis.delete(_key(tenant, adapter_id, fence))

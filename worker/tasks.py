@@ -1,8 +1,10 @@
 """A job from claim to commit: the weights are written first, then the record, and only if the claim still holds."""
 
 import logging
+import math
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,7 +12,8 @@ from dataclasses import dataclass
 import redis
 
 from metatrain.errors import MetatrainError
-from worker.errors import ClaimLost
+from worker.errors import ClaimLost, Stopping
+from worker.logs import fields
 from worker.messages import Outcome
 from worker.records import Claim, Records
 from worker.runtime import Runtime
@@ -18,19 +21,51 @@ from worker.settings import WorkerSettings
 from worker.store import WeightStore, weights_digest
 
 log = logging.getLogger(__name__)
+_AGAIN_MS = 2_000
+"""How long a job waits whose weights the cache did not take."""
+
+
+class _CacheRefused(Exception):
+    def __init__(self, reason: str, *, counts: bool) -> None:
+        super().__init__(reason)
+        self.counts = counts
+
+
+def _where(error: Exception) -> str:
+    """The traceback without the message, which may quote a support set."""
+    return "".join(traceback.format_tb(error.__traceback__)) + type(error).__name__
 
 
 class Progress:
-    """Support losses so far. As the inner loop's `on_step` it stops a job whose claim is lost: deleted, or taken over."""
+    """Support losses so far. As the inner loop's `on_step` it stops a job whose claim is lost (deleted, or taken over), and one
+    whose
+    worker has been told to stop for longer than `drain_seconds`."""
 
-    def __init__(self) -> None:
+    def __init__(self, draining: "Draining") -> None:
         self.losses: list[float] = []
         self.lost = threading.Event()
+        self._draining = draining
 
     def __call__(self, _step: int, loss: float) -> None:
         self.losses.append(loss)
         if self.lost.is_set():
             raise ClaimLost
+        if self._draining.over():
+            raise Stopping
+
+
+class Draining:
+    """Whether the worker has been told to stop, and how long its job may still go on."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._until = math.inf
+
+    def begin(self) -> None:
+        self._until = min(self._until, time.monotonic() + self._seconds)
+
+    def over(self) -> bool:
+        return time.monotonic() > self._until
 
 
 @dataclass
@@ -43,52 +78,97 @@ class Hands:
     store: WeightStore
     runtime: Runtime
 
-    def run(self, tenant: str, adapter_id: str) -> None:
-        """Claim the job and end it as ready or failed. Does nothing where there is nothing to claim.
+    def __post_init__(self) -> None:
+        self.draining = Draining(self.settings.drain_seconds)
 
-        Raises redis.RedisError where Redis goes away meanwhile: the record then still says `running`, and is taken up again once
-        the lease has run out.
+    def run(self, tenant: str, adapter_id: str) -> None:
+        """Claim the job and end it as ready or failed, or hand it back: where the cache takes no weights now, or the worker stops.
+        Does nothing where there is nothing to claim.
+
+        Raises redis.RedisError where the records stay out of reach: the record then still says `running`, and is taken up again
+        once the lease has run out.
         """
         lease_ms = self.settings.lease_seconds * 1000
         claim = self.records.claim(tenant, adapter_id, lease_ms=lease_ms, attempts=self.settings.attempts, worker=self.name)
         if claim is None:
             return
+        with fields(adapter=adapter_id, tenant=tenant, attempt=claim.attempt, fence=claim.fence, request=claim.request):
+            self._end(claim, lease_ms)
+
+    def _end(self, claim: Claim, lease_ms: int) -> None:
         try:
             with self._heartbeat(claim, lease_ms) as progress:
                 outcome = self._outcome(claim, progress)
-            committed = self.records.commit(claim, outcome)
+            committed = self._commit(claim, outcome)
         except ClaimLost:
             committed = False
+        except Stopping:
+            self.records.hand_back(claim, "its worker was stopped", delay_ms=0, counts=False)
+            log.info("handed back: this worker stops")
+            return
+        except _CacheRefused as refusal:
+            self._discard(claim)
+            self.records.hand_back(claim, str(refusal), delay_ms=_AGAIN_MS, counts=refusal.counts)
+            log.warning("handed back: %s", refusal)
+            return
         if committed:
-            log.info("adapter=%s tenant=%s fence=%d %s", adapter_id, tenant, claim.fence, outcome.status)
+            log.info(outcome.status)
         else:
-            self.store.remove(tenant, adapter_id, claim.fence)
-            log.warning("adapter=%s tenant=%s fence=%d commit refused: the claim no longer holds", adapter_id, tenant, claim.fence)
+            self._discard(claim)
+            log.warning("commit refused: the claim no longer holds")
 
     def _outcome(self, claim: Claim, progress: "Progress") -> Outcome:
         deadline, losses = time.monotonic() + self.settings.job_seconds, progress.losses
         try:
             product = self.runtime.adapt(claim.recipe, deadline=deadline, on_step=progress)
-            stored = time.perf_counter()
-            self.store.put(claim.tenant, claim.adapter_id, claim.fence, product.content, claim.ttl_ms)
         except MetatrainError as error:
             return Outcome(status="failed", error=str(error), support_loss=tuple(losses))
-        except redis.exceptions.ResponseError as error:
-            return Outcome(status="failed", error=f"the cache refused the weights: {error}", support_loss=tuple(losses))
-        except (redis.RedisError, ClaimLost):
+        except (ClaimLost, Stopping):
             raise
         except Exception as error:
             # Its message may quote the support set, so only the type leaves the worker's log of this traceback.
-            log.exception("adapter=%s tenant=%s fence=%d", claim.adapter_id, claim.tenant, claim.fence)
+            log.error("internal error\n%s", _where(error))
             return Outcome(status="failed", error=f"internal error: {type(error).__name__}", support_loss=tuple(losses))
+        stored = time.perf_counter()
+        self._store(claim, product.content)
         timings = {"queue": float(claim.waited_ms), **product.timings, "store": 1e3 * (time.perf_counter() - stored)}
         digest = weights_digest(product.content)
         return Outcome(status="ready", digest=digest, support_loss=product.support_loss, timings=timings)
 
+    def _store(self, claim: Claim, content: bytes) -> None:
+        """Raises _CacheRefused: an attempt where the cache says no, none where it is out of reach."""
+        try:
+            self.store.put(claim.tenant, claim.adapter_id, claim.fence, content, None if claim.pinned else claim.ttl_ms)
+        except redis.exceptions.ResponseError as error:
+            raise _CacheRefused(f"the cache refused the weights: {error}", counts=True) from error
+        except redis.RedisError as error:
+            raise _CacheRefused(f"the cache is out of reach: {type(error).__name__}", counts=False) from error
+
+    def _commit(self, claim: Claim, outcome: Outcome) -> bool:
+        """While the records are out of reach it waits for them: what was computed is not thrown away for a restart of theirs."""
+        until = time.monotonic() + self.settings.job_seconds
+        while True:
+            try:
+                return self.records.commit(claim, outcome)
+            except redis.exceptions.ResponseError:
+                raise
+            except redis.RedisError as error:
+                if time.monotonic() > until or self.draining.over():
+                    raise
+                log.warning("not committed (%s), trying again", type(error).__name__)
+                time.sleep(0.5)
+
+    def _discard(self, claim: Claim) -> None:
+        """Remove what was stored for a claim that came to nothing; where the cache is out of reach, its TTL does."""
+        try:
+            self.store.remove(claim.tenant, claim.adapter_id, claim.fence)
+        except redis.RedisError as error:
+            log.warning("weights not removed: %s", type(error).__name__)
+
     @contextmanager
     def _heartbeat(self, claim: Claim, lease_ms: int) -> Iterator["Progress"]:
         """Keep the lease and publish the support loss from a thread while the block runs; note when the claim is lost."""
-        progress = Progress()
+        progress = Progress(self.draining)
         losses = progress.losses
         done = threading.Event()
 
@@ -104,7 +184,8 @@ class Hands:
                         progress.lost.set()
                         return
                 except redis.RedisError as error:
-                    log.warning("adapter=%s heartbeat not delivered: %s", claim.adapter_id, type(error).__name__)
+                    with fields(adapter=claim.adapter_id, tenant=claim.tenant, fence=claim.fence):
+                        log.warning("heartbeat not delivered: %s", type(error).__name__)
 
         thread = threading.Thread(target=beat, name=f"heartbeat-{claim.adapter_id}", daemon=True)
         thread.start()

@@ -1,4 +1,4 @@
-"""`POST /adapt`, `GET /adapters`, `GET /adapters/{id}`, `DELETE /adapters/{id}`."""
+"""`POST /adapt`, `GET /adapters`, `GET /adapters/{id}`, `DELETE /adapters/{id}`, `PUT` and `DELETE /adapters/{id}/pin`."""
 
 from collections import Counter
 from typing import Annotated
@@ -68,10 +68,17 @@ def _accept(
     status = state.jobs.start(tenant, identity, recipe, ttl_ms, truncated)
     if status == "ready":
         record = state.records.get(tenant, identity)
-        if record is not None and not state.store.extend(tenant, identity, record.fence, ttl_ms):
-            state.jobs.start_again(record)
+        if record is not None and not _kept(record, state, ttl_ms):
+            state.jobs.start_again(record, "evicted")
             status = "queued"
     return identity, recipe, truncated, status
+
+
+def _kept(record: Record, state: ServiceState, ttl_ms: int) -> bool:
+    """The weights are there; their TTL starts anew where they have one."""
+    if record.pinned:
+        return state.store.has(record.tenant, record.adapter_id, record.fence)
+    return state.store.extend(record.tenant, record.adapter_id, record.fence, ttl_ms)
 
 
 def _steps(request: AdaptRequest, init: Initialization) -> int | None:
@@ -132,6 +139,29 @@ def delete_adapter(identity: AdapterId, state: State, tenant: Tenant) -> None:
         state.predictor.forget(f"{tenant}/{record.digest}")
 
 
+@router.put("/adapters/{identity}/pin", status_code=204, responses={404: {}})
+def pin_adapter(identity: AdapterId, state: State, tenant: Tenant) -> None:
+    """Keep an adapter: it does not expire, and its weights are not evicted."""
+    _pin(identity, state, tenant, pinned=True)
+
+
+@router.delete("/adapters/{identity}/pin", status_code=204, responses={404: {}})
+def unpin_adapter(identity: AdapterId, state: State, tenant: Tenant) -> None:
+    """Let an adapter expire again; its TTL starts anew."""
+    _pin(identity, state, tenant, pinned=False)
+
+
+def _pin(identity: str, state: ServiceState, tenant: str, *, pinned: bool) -> None:
+    ttl_ms = state.records.pin(tenant, identity, pinned)
+    record = state.records.get(tenant, identity)
+    if ttl_ms is None or record is None:
+        raise UnknownAdapter(f"no adapter {identity}")
+    if pinned:
+        state.store.pin(tenant, identity, record.fence)
+    else:
+        state.store.extend(tenant, identity, record.fence, ttl_ms)
+
+
 def status_of(record: Record, state: ServiceState) -> Status:
     """The record's status, with `evicted` in place of `ready` where the cache no longer has the weights."""
     if record.status == "ready" and not state.store.has(record.tenant, record.adapter_id, record.fence):
@@ -158,6 +188,8 @@ def _view(record: Record, state: ServiceState) -> AdapterView:
         timings=record.timings,
         digest=record.digest,
         error=record.error,
+        last_error=record.last_error,
+        pinned=record.pinned,
         created_at=record.created_at / 1000,
-        expires_at=record.expires_at / 1000,
+        expires_at=None if record.pinned else record.expires_at / 1000,
     )

@@ -1,7 +1,8 @@
-"""`GET /initializations`, `/healthz`, `/readyz`: what this deployment has, and whether it can take traffic."""
+"""`GET /initializations`, `/metrics`, `/healthz`, `/readyz`: what this deployment has, and whether it can take traffic."""
 
 import redis
 from fastapi import APIRouter, Response
+from prometheus_client import generate_latest
 
 from service.schemas import InitializationList, InitializationView
 from service.state import State
@@ -30,6 +31,12 @@ def initializations(state: State) -> InitializationList:
         for init in state.initializations.values()
     ]
     return InitializationList(initializations=sorted(views, key=lambda view: view.name))
+
+
+@router.get("/metrics", response_class=Response)
+def metrics(state: State) -> Response:
+    """Counts and times, for Prometheus."""
+    return Response(generate_latest(state.metrics.registry), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 @router.get("/healthz")

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from typing import Literal
 
 from fastapi import APIRouter
 from starlette.concurrency import run_in_threadpool
@@ -13,6 +14,7 @@ from service.predictor import Answer, NotResident
 from service.schemas import PredictAnswer, Prediction, PredictRequest
 from service.state import ServiceState, State, Tenant
 from worker.errors import WeightsCorrupt, WeightsMissing
+from worker.logs import fields
 from worker.records import Record
 
 log = logging.getLogger(__name__)
@@ -30,16 +32,19 @@ async def predict(request: PredictRequest, state: State, tenant: Tenant) -> Pred
         if record is not None and record.readapting:
             record = await state.jobs.wait(tenant, request.adapter_id, state.settings.readapt_wait_seconds)
         ready = _ready(record, request.adapter_id)
-        answer = await _answer(ready, request, state)
-        if answer is not None:
-            return _view(request.adapter_id, ready, answer)
-        await run_in_threadpool(state.jobs.start_again, ready)
+        try:
+            return _view(request.adapter_id, ready, await _answer(ready, request, state))
+        except (WeightsMissing, WeightsCorrupt) as error:
+            with fields(adapter=ready.adapter_id, tenant=ready.tenant):
+                log.info("%s", error)
+            why: Literal["evicted", "corrupt"] = "corrupt" if isinstance(error, WeightsCorrupt) else "evicted"
+            await run_in_threadpool(state.jobs.start_again, ready, why)
         record = await run_in_threadpool(state.records.get, tenant, request.adapter_id)
     raise Unavailable(f"adapter {request.adapter_id} is evicted faster than it is made; the cache is too small")
 
 
-async def _answer(ready: Record, request: PredictRequest, state: ServiceState) -> Answer | None:
-    """Answer from the device, else with the cached weights; None where those are gone or not the ones on record."""
+async def _answer(ready: Record, request: PredictRequest, state: ServiceState) -> Answer:
+    """Answer from the device, else with the cached weights. Raises WeightsMissing, WeightsCorrupt where those are not there."""
     key = f"{ready.tenant}/{ready.digest}"
     try:
         for from_cache in (False, True) if state.predictor.resident(key) else (True,):
@@ -49,13 +54,11 @@ async def _answer(ready: Record, request: PredictRequest, state: ServiceState) -
                 return await asyncio.wait_for(asyncio.wrap_future(future), _ANSWER_SECONDS)
             except NotResident:  # it left the device between the question and the call
                 continue
-    except (WeightsMissing, WeightsCorrupt) as error:
-        log.info("adapter=%s tenant=%s %s", ready.adapter_id, ready.tenant, error)
     except TimeoutError:
         raise Unavailable(f"no prediction within {_ANSWER_SECONDS:.0f} s") from None
     except MetatrainError as error:
         raise AdapterNotReady(f"this service cannot use adapter {ready.adapter_id}: {error}", adapter_status="ready") from error
-    return None
+    raise WeightsMissing(f"the weights of {ready.adapter_id} left the device as soon as they were there")
 
 
 def _ready(record: Record | None, identity: str) -> Record:

@@ -1,5 +1,6 @@
 """Things that go away: the cache's entries, Redis itself, the worker, and the process that started it all."""
 
+import json
 import os
 import signal
 import subprocess
@@ -13,7 +14,7 @@ import redis
 
 from tests.conftest import RedisServer
 from tests.end_to_end.conftest import ROOT, Served, free_port, served
-from tests.end_to_end.test_service import BODY, adapt, identity, predict
+from tests.end_to_end.test_service import BODY, SUPPORT, adapt, identity, predict
 
 
 @pytest.fixture
@@ -102,6 +103,50 @@ def test_a_killed_worker_is_replaced_and_its_job_ends(environment: dict[str, str
         worker.kill()
         assert adapt(service, body, wait=60).json() == {"adapter_id": adapter, "status": "ready", "truncated": []}
         assert service.http.get(f"/adapters/{adapter}").json()["attempt"] == 2
+
+
+def jobs(environment: dict[str, str], data: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "service.cli", "jobs", "--data-dir", str(data), *arguments]
+    variables = {name: value for name, value in os.environ.items() if name not in ("REDIS_URL", "CACHE_URL")}
+    return subprocess.run(
+        command, env={**variables, **environment}, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def test_a_support_set_that_kills_its_workers_ends_as_dead_and_can_be_retried_or_dropped(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    assert "no quickstudy runs on --data-dir" in jobs(environment, data, "dead").stderr
+    with served(tmp_path, {**environment, "LEASE_SECONDS": "2", "ATTEMPTS": "1"}) as service:
+        service.wait_ready()
+        assert jobs(environment, data, "dead").stdout == "no dead jobs\n"
+        body = {**BODY, "options": {"steps": 100, "seed": 13}}
+        adapter = service.http.post("/adapt", json=body).json()["adapter_id"]
+        while service.http.get(f"/adapters/{adapter}").json()["status"] == "queued":
+            time.sleep(0.002)
+        (worker,) = [p for p in service.family() if "worker" in p.cmdline()]
+        worker.kill()
+        answer = adapt(service, body, wait=60)
+        state = service.http.get(f"/adapters/{adapter}").json()
+        assert answer.json()["status"] == "failed" and state["error"] == "no worker finished this job in 1 attempts"
+        (listed,) = json.loads(jobs(environment, data, "dead", "--json").stdout)
+        assert listed["job"] == f"default/{adapter}" and listed["reason"] == state["error"] and listed["examples"] == 5
+        assert not any(example["input"] in jobs(environment, data, "dead").stdout for example in SUPPORT)
+        for wrong, said in (
+            (("retry",), "expected jobs, as `quickstudy jobs dead` names them, or --all"),
+            (("retry", adapter), f"JOB: expected TENANT/ADAPTER as `quickstudy jobs dead` names it, got '{adapter}'"),
+            (("drop", "default/a0"), "default/a0 is not a dead job"),
+            (("retry", "default/a0"), "default/a0 is not a dead job"),
+        ):
+            refused = jobs(environment, data, *wrong)
+            assert refused.returncode == 1 and refused.stderr == f"error: {said}\n"
+        assert jobs(environment, data, "retry", "--all").stdout == f"default/{adapter} waits again\n"
+        deadline = time.monotonic() + 40
+        while (status := service.http.get(f"/adapters/{adapter}").json()["status"]) != "ready" and time.monotonic() < deadline:
+            time.sleep(0.2)
+        assert status == "ready"
+        assert jobs(environment, data, "dead").stdout == "no dead jobs\n"
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])

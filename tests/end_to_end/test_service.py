@@ -1,6 +1,7 @@
 """The HTTP contract against the embedded default."""
 
 import json
+import time
 from typing import Any
 
 import httpx
@@ -99,6 +100,59 @@ def test_a_support_set_that_is_hard_takes_more_steps(service: Served) -> None:
         assert states[0]["digest"] == states[1]["digest"] != states[2]["digest"]
     listed = service.http.get("/initializations").json()["initializations"]
     assert {view["name"]: view["hard_steps"] for view in listed}["asking"] == {"shots": 3, "below": 0.5, "steps": 7}
+
+
+def test_a_pinned_adapter_keeps_its_weights(service: Served) -> None:
+    body = {**BODY, "options": {"seed": 55}, "ttl_seconds": 2}
+    adapter = identity(service, body)
+    assert service.http.put(f"/adapters/{adapter}/pin").status_code == 204
+    state = service.http.get(f"/adapters/{adapter}").json()
+    assert state["pinned"] and state["expires_at"] is None
+    assert identity(service, body) == adapter  # asked for again, it is still pinned
+    time.sleep(2.2)
+    assert service.http.get(f"/adapters/{adapter}").json()["status"] == "ready"
+    assert predict(service, adapter, ["order pizza"]).status_code == 200
+    assert service.http.delete(f"/adapters/{adapter}/pin").status_code == 204
+    time.sleep(2.2)
+    assert service.http.get(f"/adapters/{adapter}").json()["status"] == "expired"
+    assert predict(service, adapter, ["order pizza"]).status_code == 409
+    for method in ("PUT", "DELETE"):
+        assert service.http.request(method, "/adapters/a0/pin").status_code == 404
+
+
+def sample(service: Served, name: str) -> float:
+    lines = service.http.get("/metrics").text.splitlines()
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(name))
+
+
+def test_metrics_count_what_happens(service: Served) -> None:
+    before = sample(service, "quickstudy_jobs_accepted_total"), sample(service, 'quickstudy_jobs_ended_total{outcome="ready"}')
+    adapter = identity(service, {**BODY, "options": {"seed": 77}})
+    predict(service, adapter, ["order"])
+    answer = service.http.get("/metrics")
+    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+    after = sample(service, "quickstudy_jobs_accepted_total"), sample(service, 'quickstudy_jobs_ended_total{outcome="ready"}')
+    assert after == (before[0] + 1, before[1] + 1)
+    assert sample(service, "quickstudy_records_up") == 1 and sample(service, "quickstudy_workers") == 1
+    assert sample(service, 'quickstudy_jobs{status="queued"}') == sample(service, 'quickstudy_jobs{status="running"}') == 0
+    assert sample(service, 'quickstudy_http_requests_total{method="POST",route="/predict",status="200"}') >= 1
+    assert adapter not in answer.text  # a label for each adapter would grow without end
+
+
+def test_a_request_has_an_id_in_the_answer_and_in_the_log_and_no_input(service: Served) -> None:
+    marked = {**BODY, "options": {"seed": 78}}
+    answer = service.http.post("/adapt", json=marked, headers={"X-Request-ID": "my-request.7", "Prefer": "wait=30"})
+    assert answer.headers["X-Request-ID"] == "my-request.7"
+    for odd in ("", "two words", "x" * 65, 'a"b'):
+        given = service.http.get("/healthz", headers={"X-Request-ID": odd}).headers["X-Request-ID"]
+        assert given != odd and len(given) == 16
+    log = service.log.read_text()
+    lines = [line for line in log.splitlines() if "request=my-request.7" in line]
+    assert any(" service answered " in line and "status=200" in line for line in lines)
+    assert any(
+        " worker ready " in line and f"adapter={answer.json()['adapter_id']}" in line and "attempt=1" in line for line in lines
+    )
+    assert not any(example["input"] in log for example in SUPPORT)
 
 
 def test_the_same_request_is_one_adapter_whatever_its_order_and_ttl(service: Served) -> None:

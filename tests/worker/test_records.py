@@ -104,6 +104,95 @@ def test_a_job_that_costs_every_worker_ends_as_failed(records: Records) -> None:
     assert records.due() == []
 
 
+def test_what_happens_is_counted(records: Records) -> None:
+    assert records.counts() == {"now_queued": 0, "now_running": 0}
+    for identity in ("a1", "a2", "a3"):
+        records.accept("t", identity, RECIPE, DAY, ())
+    stale = claimed(records, "a1", lease_ms=1)
+    time.sleep(0.005)
+    fresh = claimed(records, "a1")
+    assert not records.commit(stale, Outcome(status="ready", digest="f"))
+    assert records.commit(fresh, Outcome(status="ready", digest="f"))
+    assert records.commit(claimed(records, "a2"), Outcome(status="failed", error="because"))
+    claimed(records, "a3")
+    ready = records.get("t", "a1")
+    assert ready is not None and records.requeue(ready, "corrupt")
+    counts = records.counts()
+    assert 0 <= counts.pop("recovery_ms") < 1000
+    assert {counts.pop(name) for name in list(counts) if name.startswith("recovery_le_")} == {1}
+    assert counts == {
+        "accepted": 3,
+        "attempts": 4,
+        "lost_workers": 1,
+        "recoveries": 1,
+        "refused_commits": 1,
+        "ready": 1,
+        "failed": 1,
+        "recomputed": 1,
+        "corrupt": 1,
+        "now_queued": 1,
+        "now_running": 1,
+    }
+    for identity in ("a1", "a2", "a3"):
+        records.delete("t", identity)
+    assert {name: n for name, n in records.counts().items() if name.startswith("now_")} == {"now_queued": 0, "now_running": 0}
+
+
+def test_a_job_handed_back_waits_for_another_worker(records: Records) -> None:
+    records.accept("t", "a1", RECIPE, DAY, ())
+    first = claimed(records)
+    assert records.hand_back(first, "because", delay_ms=0, counts=True)
+    assert not records.hand_back(first, "twice", delay_ms=0, counts=True)
+    assert not records.heartbeat(first, 1000) and not records.commit(first, Outcome(status="ready", digest="f"))
+    record = records.get("t", "a1")
+    assert record is not None and (record.status, record.attempt, record.last_error) == ("queued", 1, "because")
+    assert records.due(backlog=True) == [("t", "a1")]
+    second = claimed(records)
+    assert records.hand_back(second, "again", delay_ms=0, counts=False)
+    third = claimed(records)
+    assert third.attempt == 2 and records.commit(third, Outcome(status="ready", digest="f"))
+    record = records.get("t", "a1")
+    assert record is not None and record.last_error is None and record.attempt == 2
+
+
+def test_dead_jobs_wait_for_somebody_to_look(records: Records) -> None:
+    for identity in ("a1", "a2"):
+        records.accept("t", identity, RECIPE, DAY, ())
+        claimed(records, identity, lease_ms=1)
+        time.sleep(0.005)
+        assert claim(records, identity, attempts=1) is None
+    assert [dead.adapter_id for dead in records.dead()] == ["a2", "a1"]
+    assert records.accept("t", "a1", RECIPE, DAY, ()) == (True, "queued")  # asked for again: not dead any more
+    assert [dead.adapter_id for dead in records.dead()] == ["a2"]
+    assert records.revive("t", "a2") and not records.revive("t", "a1")
+    record = records.get("t", "a2")
+    assert record is not None and (record.status, record.attempt, record.error) == ("queued", 0, None)
+    claimed(records, "a2", lease_ms=1)
+    time.sleep(0.005)
+    assert claim(records, "a2", attempts=1) is None
+    assert len(records.dead()) == 1
+    records.delete("t", "a2")
+    assert records.dead() == []
+
+
+def test_a_pinned_adapter_does_not_expire(records: Records, redis_client: "redis.Redis") -> None:
+    records.accept("t", "a1", RECIPE, 1, ())
+    assert records.pin("t", "a1", True) == 1
+    assert claimed(records).pinned
+    assert records.pin("t", "unknown", True) is None and records.get("t", "unknown") is None
+    redis_client.hset("qs:t:adapter:a1", "status", "ready")
+    time.sleep(0.01)
+    record = records.get("t", "a1")
+    assert record is not None and record.pinned and record.status == "ready"
+    assert records.accept("t", "a1", RECIPE, 1, ()) == (False, "ready")
+    assert redis_client.zscore("qs:retire", "t/a1") is None
+    assert records.pin("t", "a1", False) == 1
+    time.sleep(0.01)
+    record = records.get("t", "a1")
+    assert record is not None and not record.pinned and record.status == "expired"
+    assert redis_client.zscore("qs:retire", "t/a1") is not None
+
+
 def test_due_names_what_was_lost_once_and_only_that(records: Records, redis_client: "redis.Redis") -> None:
     records.accept("t", "a1", RECIPE, DAY, ())
     records.accept("t", "a2", RECIPE, DAY, ())
@@ -117,6 +206,11 @@ def test_due_names_what_was_lost_once_and_only_that(records: Records, redis_clie
     assert records.due(backlog=True) == []  # not lost: its message may be among those that wait
     redis_client.zadd("qs:pending", {"t/a3": 0})
     assert records.due() == [("t", "a3")]
+    redis_client.zadd("qs:pending", {"t/a3": 0})
+    redis_client.hset("qs:t:adapter:a3", "announced_at", 1)  # ten minutes and more ago: its message is lost after all
+    assert records.due(backlog=True) == [("t", "a3")]
+    redis_client.zadd("qs:pending", {"t/a3": 0})
+    assert records.due(backlog=True) == []
 
 
 def test_a_ready_job_is_started_again_once_and_only_if_it_is_that_one(records: Records) -> None:
@@ -124,16 +218,16 @@ def test_a_ready_job_is_started_again_once_and_only_if_it_is_that_one(records: R
     records.commit(claimed(records), Outcome(status="ready", digest="f"))
     ready = records.get("t", "a1")
     assert ready is not None and not ready.readapting
-    assert records.requeue(ready)
+    assert records.requeue(ready, "evicted")
     again = records.get("t", "a1")
     assert again is not None and again.readapting and again.status == "queued" and again.expires_at == ready.expires_at
-    assert not records.requeue(ready)
+    assert not records.requeue(ready, "evicted")
     records.commit(claimed(records), Outcome(status="ready", digest="f"))
-    assert not records.requeue(ready)  # somebody else's is there already
+    assert not records.requeue(ready, "evicted")  # somebody else's is there already
     done = records.get("t", "a1")
     assert done is not None and done.status == "ready" and not done.readapting
     records.delete("t", "a1")
-    assert not records.requeue(done) and records.get("t", "a1") is None  # deleted stays deleted
+    assert not records.requeue(done, "evicted") and records.get("t", "a1") is None  # deleted stays deleted
 
 
 def test_no_record_can_be_evicted_and_old_ones_are_retired(records: Records, redis_client: "redis.Redis") -> None:

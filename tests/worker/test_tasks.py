@@ -1,5 +1,7 @@
 """Jobs from claim to commit with a real runtime on a real server."""
 
+import json
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -11,13 +13,15 @@ import torch
 from metatrain.artifact import adapter_from_bytes
 from metatrain.base.text import TextBase
 from metatrain.baselines import lora_from_zero
+from tests.conftest import RedisServer
 from worker.errors import SettingsError, WeightsMissing
-from worker.messages import JobRecipe, Outcome
-from worker.records import Records
+from worker.logs import Lines, LogFormat
+from worker.messages import JobRecipe
+from worker.records import Record, Records
 from worker.runtime import Product, Runtime, load_runtime
 from worker.settings import WorkerSettings, read_settings
 from worker.store import WeightStore, weights_digest
-from worker.tasks import Hands, Progress
+from worker.tasks import Hands
 
 SUPPORT = (("close my account", "close"), ("order pizza", "order"), ("order pizza now", "order"), ("please close account", "close"))
 
@@ -134,17 +138,115 @@ def test_deletion_stops_what_runs(hands: Hands, tiny: TextBase) -> None:
     assert len(steps) < 50 and hands.records.get("t", "a1") is None
 
 
-def test_a_full_cache_fails_the_job_with_that_reason(hands: Hands, tiny: TextBase, redis_client: "redis.Redis") -> None:
-    hands.records.accept("t", "a1", recipe(tiny), 60_000, ())
-    claim = hands.records.claim("t", "a1", lease_ms=10_000, attempts=3, worker="w")
-    assert claim is not None
+def end(hands: Hands, seconds: float = 30) -> Record:
+    """Wake a worker, as the reaper does, until the job has ended."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        hands.run("t", "a1")
+        record = hands.records.get("t", "a1")
+        if record is not None and record.status in ("ready", "failed"):
+            return record
+    raise AssertionError(f"it has not ended: {record}")
 
-    used = int(redis_client.info("memory")["used_memory"])
-    redis_client.config_set("maxmemory", used)
-    outcome = hands._outcome(claim, Progress())
-    redis_client.config_set("maxmemory", 0)
-    assert outcome.status == "failed" and outcome.error is not None and outcome.error.startswith("the cache refused the weights")
-    assert hands.records.commit(claim, Outcome(status="failed", error=outcome.error))
+
+def test_a_full_cache_costs_attempts_and_then_fails_with_that_reason(hands: Hands, tiny: TextBase, redis_client: Any) -> None:
+    full = FullCache(redis_client)
+    refused = Hands("w", WorkerSettings(), hands.records, full, hands.runtime)
+    hands.records.accept("t", "a1", recipe(tiny), 60_000, ())
+    refused.run("t", "a1")
+    record = hands.records.get("t", "a1")
+    assert record is not None and (record.status, record.attempt) == ("queued", 1)
+    assert str(record.last_error).startswith("the cache refused the weights: command not allowed when used memory")
+    failed = end(refused)
+    assert failed.status == "failed" and failed.attempt == 3 and failed.digest is None
+    assert str(failed.error).startswith("no worker finished this job in 3 attempts; the last one ended with: the cache refused")
+    assert list(redis_client.scan_iter("qs:t:weights:*")) == []
+    assert [dead.adapter_id for dead in hands.records.dead()] == ["a1"]
+    assert hands.records.revive("t", "a1") and not hands.records.revive("t", "a1")
+    assert end(hands).status == "ready" and hands.records.dead() == []
+
+
+class FullCache(WeightStore):
+    """The real server, with no memory left for the time of a write."""
+
+    def put(self, *arguments: Any) -> None:
+        server: Any = self._redis
+        server.config_set("maxmemory", server.info("memory")["used_memory"])
+        try:
+            super().put(*arguments)
+        finally:
+            server.config_set("maxmemory", 0)
+
+
+def test_a_cache_that_is_away_costs_no_attempt(hands: Hands, tiny: TextBase, tmp_path: Path) -> None:
+    nowhere = WeightStore(redis.Redis.from_url(f"unix://{tmp_path}/nothing.sock"))
+    away = Hands("w", WorkerSettings(), hands.records, nowhere, hands.runtime)
+    hands.records.accept("t", "a1", recipe(tiny), 60_000, ())
+    for _ in range(4):
+        away.run("t", "a1")
+    record = hands.records.get("t", "a1")
+    assert record is not None and (record.status, record.attempt) == ("queued", 0)
+    assert record.last_error == "the cache is out of reach: ConnectionError"
+    assert end(hands).attempt == 1
+
+
+def test_a_worker_that_is_told_to_stop_finishes_what_is_short_and_hands_back_what_is_long(hands: Hands, tiny: TextBase) -> None:
+    for seconds, status in ((60.0, "ready"), (0.0, "queued")):
+        stopping = Hands("w", WorkerSettings(drain_seconds=seconds), hands.records, hands.store, hands.runtime)
+        stopping.draining.begin()
+        time.sleep(0.01)
+        hands.records.accept("t", f"a{status}", recipe(tiny), 60_000, ())
+        stopping.run("t", f"a{status}")
+        record = hands.records.get("t", f"a{status}")
+        assert record is not None and record.status == status
+        assert (record.attempt, record.last_error) == ((1, None) if status == "ready" else (0, "its worker was stopped"))
+    assert hands.records.due(backlog=True) == [("t", "aqueued")]  # no message waits for it: the next worker is told at once
+
+
+def test_the_records_may_be_away_while_a_job_runs(tiny: TextBase, redis_server: RedisServer) -> None:
+    """The outcome is kept until they are back."""
+    client = redis.Redis.from_url(redis_server.url)
+    runtime = Runtime(tiny, {"lora-from-zero": lora_from_zero(tiny)})
+
+    class OutageMeanwhile(Runtime):
+        def adapt(self, recipe: JobRecipe, **_: object) -> Product:
+            threading.Timer(0.3, redis_server.stop).start()
+            threading.Timer(1.5, redis_server.start).start()
+            product = runtime.adapt(recipe)
+            time.sleep(0.6)
+            return product
+
+    weights: Any = WeightStore(client)
+    weights.put = lambda *_: None
+    hands = Hands("w", WorkerSettings(), Records(client), weights, OutageMeanwhile(tiny, {}))
+    hands.records.accept("t", "a1", recipe(tiny), 60_000, ())
+    hands.run("t", "a1")
+    record = hands.records.get("t", "a1")
+    assert record is not None and (record.status, record.attempt) == ("ready", 1)
+    client.close()
+
+
+@pytest.mark.parametrize(
+    ("form", "field"), [("text", "attempt=1 fence=1 request=r7"), ("json", '"attempt": 1, "fence": 1, "request": "r7"')]
+)
+def test_lines_say_whose_they_are_and_nothing_of_the_support_set(
+    hands: Hands, tiny: TextBase, caplog: pytest.LogCaptureFixture, form: LogFormat, field: str
+) -> None:
+    class Broken(Runtime):
+        def adapt(self, recipe: JobRecipe, **_: object) -> Product:
+            raise RuntimeError(f"a message that quotes {recipe.support[0][0]}")
+
+    caplog.set_level("DEBUG")
+    caplog.handler.setFormatter(Lines("worker", form))
+    broken = Hands("w", WorkerSettings(), hands.records, hands.store, Broken(tiny, {}))
+    hands.records.accept("t", "a1", recipe(tiny), 60_000, (), "r7")
+    broken.run("t", "a1")
+    record = hands.records.get("t", "a1")
+    assert record is not None and record.error == "internal error: RuntimeError"
+    assert "RuntimeError" in caplog.text and field in caplog.text
+    if form == "json":
+        assert all(json.loads(line)["adapter"] == "a1" for line in caplog.text.splitlines())
+    assert not any(text in caplog.text for text, _ in SUPPORT)
 
 
 def test_load_runtime_probes_and_lists_what_it_has(tiny_folder: Path) -> None:

@@ -1,0 +1,115 @@
+"""`quickstudy jobs`: the jobs that used up their attempts, read and changed beside the records, whether a service runs or not."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import click
+import redis
+
+from service.standalone import DEFAULT_DATA_DIR, url_of
+from worker.records import Record, Records
+from worker.settings import WorkerSettings, read_settings
+from worker.store import WeightStore
+
+
+@click.group()
+@click.option(
+    "--data-dir",
+    type=click.Path(path_type=Path),
+    default=DEFAULT_DATA_DIR,
+    show_default=True,
+    help="Of the embedded server, where REDIS_URL is unset.",
+)
+@click.pass_context
+def jobs(context: click.Context, data_dir: Path) -> None:
+    """Jobs that no worker could finish."""
+    context.obj = data_dir.expanduser()
+
+
+@jobs.command()
+@click.option("--json", "as_json", is_flag=True, help="One JSON document instead of a table.")
+@click.pass_obj
+def dead(data_dir: Path, as_json: bool) -> None:
+    """List them, the latest first, with the reason. Nothing of their examples is shown."""
+    found = _reach(data_dir)[0].dead()
+    if as_json:
+        click.echo(json.dumps([_described(record) for record in found], indent=2))
+        return
+    for record in found:
+        own = _described(record)
+        click.echo(
+            f"{own['job']}  attempts {own['attempts']}  {own['examples']} examples of {own['labels']} labels  {own['reason']}"
+        )
+    if not found:
+        click.echo("no dead jobs")
+
+
+@jobs.command()
+@click.argument("names", nargs=-1, metavar="[JOB]…")
+@click.option("--all", "everything", is_flag=True, help="All of them.")
+@click.pass_obj
+def retry(data_dir: Path, names: tuple[str, ...], everything: bool) -> None:
+    """Let them wait again, with all their attempts."""
+    records, _ = _reach(data_dir)
+    for tenant, identity in _chosen(records, names, everything):
+        if not records.revive(tenant, identity):
+            sys.exit(f"error: {tenant}/{identity} is not a dead job")
+        click.echo(f"{tenant}/{identity} waits again")
+
+
+@jobs.command()
+@click.argument("names", nargs=-1, metavar="[JOB]…")
+@click.option("--all", "everything", is_flag=True, help="All of them.")
+@click.pass_obj
+def drop(data_dir: Path, names: tuple[str, ...], everything: bool) -> None:
+    """Delete them, examples and all."""
+    records, store = _reach(data_dir)
+    waiting = {(record.tenant, record.adapter_id) for record in records.dead()}
+    for tenant, identity in _chosen(records, names, everything):
+        if (tenant, identity) not in waiting:
+            sys.exit(f"error: {tenant}/{identity} is not a dead job")
+        fence = records.delete(tenant, identity)
+        if fence is not None:
+            store.remove(tenant, identity, fence)
+        click.echo(f"{tenant}/{identity} deleted")
+
+
+def _reach(data_dir: Path) -> tuple[Records, WeightStore]:
+    """The records that the environment names, or those of the embedded server that runs on `data_dir`."""
+    settings = read_settings(WorkerSettings)
+    url = settings.redis_url if os.environ.get("REDIS_URL") else url_of(data_dir)
+    if url is None:
+        sys.exit(f"error: REDIS_URL is not set, and no quickstudy runs on --data-dir {data_dir}")
+    client = redis.Redis.from_url(url, socket_timeout=10, socket_connect_timeout=3)
+    try:
+        client.ping()
+    except redis.RedisError as error:
+        sys.exit(f"error: the records are out of reach: {type(error).__name__}")
+    return Records(client), WeightStore(
+        redis.Redis.from_url(settings.cache_url or url, socket_timeout=10, socket_connect_timeout=3)
+    )
+
+
+def _chosen(records: Records, names: tuple[str, ...], everything: bool) -> list[tuple[str, str]]:
+    if everything == bool(names):
+        sys.exit("error: expected jobs, as `quickstudy jobs dead` names them, or --all")
+    if everything:
+        return [(record.tenant, record.adapter_id) for record in records.dead()]
+    wrong = next((name for name in names if name.count("/") != 1), None)
+    if wrong is not None:
+        sys.exit(f"error: JOB: expected TENANT/ADAPTER as `quickstudy jobs dead` names it, got {wrong!r}")
+    return [(tenant, identity) for tenant, _, identity in (name.partition("/") for name in names)]
+
+
+def _described(record: Record) -> dict[str, object]:
+    return {
+        "job": f"{record.tenant}/{record.adapter_id}",
+        "attempts": record.attempt,
+        "initialization": record.recipe.initialization,
+        "examples": len(record.recipe.support),
+        "labels": len(record.recipe.labels),
+        "reason": record.error,
+        "created_at": record.created_at / 1000,
+    }

@@ -1,0 +1,82 @@
+"""`GET /metrics`: what the records have counted and what this process has answered, for Prometheus.
+
+Counts of jobs are kept beside the records, so every replica of the service gives the same, and no restart loses them. While the
+records are out of reach, `quickstudy_records_up` is 0 and theirs are left out.
+"""
+
+from collections.abc import Iterator
+
+import redis
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from worker.records import RECOVERY_BOUNDS_MS, Records
+
+_COUNTERS = {
+    "accepted": "Jobs taken with a 202",
+    "attempts": "Claims of a job by a worker",
+    "handed_back": "Attempts that ended with the job waiting again",
+    "lost_workers": "Jobs taken over from a worker that fell silent",
+    "refused_commits": "Results of workers that no longer held their job",
+    "recomputed": "Adapters made again because their weights were gone or wrong",
+    "evicted": "Weights that the cache no longer had when they were wanted",
+    "corrupt": "Weights that were not those on record",
+    "dead": "Jobs that used up their attempts",
+    "revived": "Dead jobs that were started again",
+    "deleted": "Adapters deleted by request",
+}
+
+
+class Metrics:
+    """One registry for each application, so that several in a process do not mix."""
+
+    def __init__(self, records: Records) -> None:
+        self.registry = CollectorRegistry()
+        self.registry.register(_OfRecords(records))
+        self.requests = Counter(
+            "quickstudy_http_requests", "Requests answered", ["method", "route", "status"], registry=self.registry
+        )
+        self.seconds = Histogram("quickstudy_http_request_seconds", "Time to answer", ["method", "route"], registry=self.registry)
+
+    def answered(self, method: str, route: str, status: int, seconds: float) -> None:
+        self.requests.labels(method, route, str(status)).inc()
+        self.seconds.labels(method, route).observe(seconds)
+
+
+class _OfRecords(Collector):
+    def __init__(self, records: Records) -> None:
+        self._records = records
+
+    def describe(self) -> Iterator[Metric]:
+        return iter(())  # nothing is asked of Redis at registration
+
+    def collect(self) -> Iterator[Metric]:
+        up = GaugeMetricFamily("quickstudy_records_up", "Whether queue and records are in reach")
+        try:
+            counts, workers = self._records.counts(), self._records.workers()
+        except redis.RedisError:
+            up.add_metric([], 0)
+            yield up
+            return
+        up.add_metric([], 1)
+        yield up
+        jobs = GaugeMetricFamily("quickstudy_jobs", "Unfinished jobs", labels=["status"])
+        for status in ("queued", "running"):
+            jobs.add_metric([status], counts[f"now_{status}"])
+        yield jobs
+        yield GaugeMetricFamily("quickstudy_workers", "Workers that said lately that they are alive", value=workers)
+        ended = CounterMetricFamily("quickstudy_jobs_ended", "Jobs that ended", labels=["outcome"])
+        for outcome in ("ready", "failed"):
+            ended.add_metric([outcome], counts.get(outcome, 0))
+        yield ended
+        for name, meaning in _COUNTERS.items():
+            yield CounterMetricFamily(f"quickstudy_jobs_{name}", meaning, value=counts.get(name, 0))
+        total = counts.get("recoveries", 0)
+        buckets = [(str(bound / 1000), counts.get(f"recovery_le_{bound}", 0)) for bound in RECOVERY_BOUNDS_MS]
+        yield HistogramMetricFamily(
+            "quickstudy_recovery_seconds",
+            "From the last sign of a lost worker to the end of its job",
+            buckets=[*buckets, ("+Inf", total)],
+            sum_value=counts.get("recovery_ms", 0) / 1000,
+        )

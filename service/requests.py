@@ -1,0 +1,49 @@
+"""What every request gets: an id, in and out, a line in the log when it is answered, and a place in the metrics."""
+
+import logging
+import re
+import secrets
+import time
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.metrics import Metrics
+from worker.logs import fields
+
+log = logging.getLogger(__name__)
+_USABLE = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+
+
+class Requests:
+    """ASGI middleware. `X-Request-ID` of up to 64 letters, digits, dots, dashes and underscores is kept, anything else replaced;
+    the
+    answer carries it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        given = dict(scope["headers"]).get(b"x-request-id", b"")
+        identity = given if _USABLE.fullmatch(given) else secrets.token_hex(8).encode()
+        began, status = time.perf_counter(), 500
+
+        async def answer(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message = {**message, "headers": [*message.get("headers", []), (b"x-request-id", identity)]}
+            await send(message)
+
+        with fields(request=identity.decode()):
+            try:
+                await self.app(scope, receive, answer)
+            finally:
+                spent = time.perf_counter() - began
+                route = getattr(scope.get("route"), "path", "unknown")  # the template: no ids among the labels
+                metrics: Metrics = scope["app"].state.service.metrics
+                metrics.answered(scope["method"], route, status, spent)
+                with fields(method=scope["method"], path=scope["path"], status=status, milliseconds=round(1e3 * spent, 1)):
+                    log.info("answered")
