@@ -58,11 +58,12 @@ def _bare(episodes: list[Episode], name: str) -> list[float]:
     init = next(i for i in runtime.by_digest.values() if i.name == name)
     times = []
     for episode in tqdm(episodes, desc="bare", disable=None):
+        size = len(episode.support), len(episode.labels)
         recipe = JobRecipe(
             initialization=name,
             initialization_digest=init.digest,
             support=tuple(sorted(support_of(episode), key=lambda pair: pair[::-1])),
-            steps=init.inner.steps_for(len(episode.support), len(episode.labels)),
+            steps=None if init.inner.asks(*size) else init.inner.steps_for(*size),
             seed=0,
             precision=str(runtime.base.dtype).removeprefix("torch."),
         )

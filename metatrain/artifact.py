@@ -107,6 +107,8 @@ def save_initialization(init: Initialization, folder: Path, kind: DeltaKind) -> 
     )
     for name, content in weights.items():
         write_atomically(folder / name, content)
+    if not init.base_update:
+        (folder / _BASE_UPDATE).unlink(missing_ok=True)  # of an initialization that was here before
     if in_peft(kind):
         config = json.dumps(peft_config(kind, init.base.model), indent=2)
         write_atomically(folder / "adapter_config.json", config.encode() + b"\n")
@@ -129,6 +131,8 @@ def load_initialization(folder: Path, base: TextBase) -> Initialization:
                 f"{path}: base.{key} is {expected!r}, the resident base model {base.spec.model} has {found_base[key]!r}"
             )
     kind = base.attach(described.delta)
+    for name in described.weights_sha256.keys() - {_weights_file(kind), "inner_lr.safetensors", _BASE_UPDATE}:
+        raise ArtifactError(f"{path}: weights_sha256: expected no file {name!r}")
     theta = _read_weights(folder, _weights_file(kind), described.weights_sha256)
     rates = _read_weights(folder, "inner_lr.safetensors", described.weights_sha256)
     check_leaves(theta, peft_shapes(kind) if in_peft(kind) else kind.shapes, f"{folder}/{_weights_file(kind)}")
@@ -276,6 +280,8 @@ def _read_base_update(folder: Path, digests: Mapping[str, str], base: TextBase) 
             raise ArtifactError(f"{path}: expected no such file, initialization.json does not name it")
         return {}
     update = _read_weights(folder, _BASE_UPDATE, digests)
+    if not update:
+        raise ArtifactError(f"{path}: expected at least one parameter, got none")
     shapes = {name: tuple(parameter.shape) for name, parameter in base.model.named_parameters()}
     check_leaves(update, {name: shape for name, shape in shapes.items() if name in update}, str(path))
     return update

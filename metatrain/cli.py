@@ -148,7 +148,7 @@ def evaluate(
     from metatrain.data.jsonl import STARTER, read_jsonl
     from metatrain.episode import EpisodeSampler, EpisodeShape
     from metatrain.evaluate import evaluate as score
-    from metatrain.evaluate import paired_interval
+    from metatrain.evaluate import own_steps, paired_interval
     from metatrain.probe import probe
     from metatrain.taskbatch import Tokenized
 
@@ -162,12 +162,12 @@ def evaluate(
         systems = [(frozen_prototypes(base), None), (lora_from_zero(base), None), *((init, steps) for init in loaded)]
         tokenized, frozen = Tokenized(base), None
         rows: list[dict[str, Any]] = []
-        for init, own_steps in systems:
+        for init, told in systems:
             with tqdm(total=count, desc=init.name, unit="episode", leave=False, disable=None) as bar:
-                scores = score(base, init, episodes, steps=own_steps, tokenized=tokenized, progress=bar.update)
+                scores = score(base, init, episodes, steps=told, tokenized=tokenized, progress=bar.update)
             frozen = frozen or scores
             difference, half = paired_interval(scores.accuracy, frozen.accuracy)
-            used = init.inner.steps if own_steps is None else own_steps
+            used = sum(own_steps(base, init, episodes, tokenized=tokenized)) / count if told is None else told
             rows.append(
                 {"initialization": init.name, "steps": used, "accuracy": scores.mean, "over_frozen": difference, "interval": half}
                 | {"seconds_per_task": scores.seconds_per_task}
@@ -182,7 +182,7 @@ def evaluate(
     for row in rows:
         over = f"{100 * row['over_frozen']:+.2f} ± {100 * row['interval']:.2f}"
         click.echo(
-            f"{row['initialization']:<20} {row['steps']:>5} {row['accuracy']:>9.2%} {over:>20} {row['seconds_per_task']:>9.3f}"
+            f"{row['initialization']:<20} {row['steps']:>5g} {row['accuracy']:>9.2%} {over:>20} {row['seconds_per_task']:>9.3f}"
         )
 
 

@@ -34,7 +34,8 @@ _MOST_PARTS = 4
 
 
 class HardSteps(BaseModel):
-    """At least `steps` for a hard support set: one whose leave-one-out accuracy under θ is below `below`, that is the share of its
+    """`steps` in all, where that is more, for a hard support set: one whose leave-one-out accuracy under θ is below `below`, that
+    is the share of its
     rows nearest to the prototype of their own class when that is made without them. Not asked below `shots` examples a class, where
     prototypes that miss a row say little."""
 
@@ -85,6 +86,10 @@ class InnerConfig(BaseModel):
             raise ValueError('augmentation: expected none with moved "head", whose features stand still')
         if self.moved == "head" and self.head != "linear":
             raise ValueError('moved: "head" needs head "linear", got "prototypes", which no step moves')
+        if self.hard_steps is not None and not 0 < self.most_steps < self.hard_steps.steps:
+            raise ValueError(
+                f"hard_steps.steps: expected more than the {self.most_steps} of other support sets, and those at least 1"
+            )
         if not self.teaches_one_shot and self.steps_for(1, 1) > 0:
             raise ValueError(
                 f"objective: {' + '.join(self.objective)} learns nothing from one example a class; add steps_by_shots "

@@ -1,6 +1,6 @@
 """The outer loop: one Adam step after another on θ, log α, log s and what it moves of the base model, on tasks of any kind.
 
-    m ← 0.9 m + 0.1 g,  v ← 0.999 v + 0.001 g²,  leaf ← leaf − η_k m̂ / (√v̂ + 1e-8)          g clipped to a norm over θ
+    m ← 0.9 m + 0.1 g,  v ← 0.999 v + 0.001 g²,  leaf ← leaf − η_k m̂ / (√v̂ + 1e-8)          g clipped to a norm over weights
 
 η_k warms up linearly and falls to zero by a cosine. A step whose gradient is not finite is skipped and counted; a run of them stops
 the training. Kingma and Ba 2015 (arXiv:1412.6980).
@@ -101,7 +101,7 @@ _SCALARS = ("step", "skipped", "skipped_in_a_row", "best_score", "best_step", "h
 
 def outer_step(config: OuterConfig, state: State, gradient: MetaGradient, why: str = "") -> float:
     """One step on all outer leaves, which moves gradients from other devices to them; `why`: of a gradient that could not be taken.
-    Returns the norm of θ's gradient before clipping, NaN for a step that was skipped.
+    Returns the norm of the gradient of θ and the base model before clipping, NaN for a step that was skipped.
 
     Raises NonFinite after `most_skipped` skipped steps in a row, and NoMetaGradient where a leaf of θ has had a gradient of zero in
     each of the first steps: the loss does not depend on it.
@@ -146,7 +146,8 @@ def schedule(config: OuterConfig, step: int) -> float:
 def _notice(state: State, gradient: MetaGradient) -> None:
     state.unmoved -= {name for name, g in gradient.gradients.items() if g.any()}
     if state.unmoved and state.step - state.skipped == _NOTICED_AFTER:
-        first = min(state.unmoved).split(".", 1)[1]
+        part, first = min(state.unmoved).split(".", 1)
+        first = f"base.updated's {first}" if part == "base" else first
         raise NoMetaGradient(
             f"{len(state.unmoved)} of {sum(map(_is_weight, state.leaves))} leaves had no meta-gradient in {_NOTICED_AFTER} outer "
             f"steps, the first of them {first}: the loss does not depend on it"

@@ -23,7 +23,8 @@ class Outer:
     inverse temperature, where the losses have one. `base`: parameters of the base model that the outer loop moves too, by their
     names; every task sees the same.
 
-    The outer optimizer sees it as `leaves()`, in which rates and scale, being positive, stand as their logarithms.
+    The outer optimizer sees it as `leaves()`, under the names of `values()`, in which rates and scale, being positive, stand as
+    their logarithms.
     """
 
     theta: dict[str, Tensor]

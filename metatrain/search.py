@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from metatrain.artifact import Initialization, first_problem, write_atomically
 from metatrain.base.text import TextBase, load_text_base
@@ -55,6 +55,13 @@ class SearchSpace(BaseModel):
     candidates: int = Field(default=16, ge=2)
     episodes: int = Field(default=8, ge=2, description="per data set and shots on the first rung")
     valid: tuple[Source, ...] = Field(min_length=1)
+
+    @field_validator("base")
+    @classmethod
+    def _base_stands_still(cls, base: BaseSection) -> BaseSection:
+        if base.updated:
+            raise ValueError("updated: expected nothing, a search starts from the base model itself")
+        return base
 
 
 class Candidate(BaseModel):

@@ -71,7 +71,7 @@ class AdapterView(BaseModel):
     initialization_digest: str
     labels: list[str]
     examples: int
-    steps: int | None = Field(description="inner steps; null until the support set has decided, where the initialization lets it")
+    steps: int | None = Field(description="null where the support set decides, until the adapter is ready")
     seed: int
     label_words: bool
     precision: str
@@ -100,7 +100,7 @@ class InitializationView(BaseModel):
     algorithm: str
     steps: int
     steps_by_shots: dict[int, int]
-    hard_steps: dict[str, float] | None = Field(
+    hard_steps: dict[str, int | float] | None = Field(
         description="`steps` for a support set of `shots` a label or more whose own leave-one-out accuracy is below `below`"
     )
     optimizer: str

@@ -112,7 +112,11 @@ class TextBase:
 
         Raises BaseModelError for a pattern that matches none.
         """
-        own = dict(self.model.named_parameters())
+        model = self.model
+        if self.dtype == torch.bfloat16:  # what is learned starts from the parameters themselves, not from their rounding
+            folder = source.locate(self.spec.model)
+            model = AutoModel.from_pretrained(folder, use_safetensors=True, trust_remote_code=False, dtype=torch.float32)
+        own = dict(model.named_parameters())
         for pattern in patterns:
             if not fnmatch.filter(own, pattern):
                 raise BaseModelError(

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from metatrain.artifact import load_initialization, save_initialization
 from metatrain.bank import refuse_unserved
-from metatrain.base.text import TextBase
+from metatrain.base.text import TextBase, load_text_base
 from metatrain.baselines import lora_from_zero
 from metatrain.data.jsonl import STARTER, read_jsonl
 from metatrain.deltas import LoRAConfig, PromptConfig
@@ -121,10 +121,18 @@ def test_evaluation_is_under_them(tiny: TextBase) -> None:
     assert unadapted != evaluate(tiny, plain, episodes, steps=0).accuracy
 
 
+def test_under_bfloat16_they_start_from_the_parameters_themselves(tiny_folder: Path, tiny: TextBase) -> None:
+    rounded = load_text_base(str(tiny_folder), precision="bfloat16", device=torch.device("cpu"))
+    for name, own in rounded.parameters(["encoder.layer.1.*"]).items():
+        assert torch.equal(own, tiny.model.get_parameter(name)) and own.dtype == torch.float32
+
+
 def test_what_cannot_be_moved_is_refused_by_name(tiny_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(BaseModelError, match=r"base.updated: no parameter of .* matches 'decoder\.\*'; one is embeddings"):
         train(plan(tiny_folder, base={"updated": ["encoder.layer.1.*", "decoder.*"]}), Path(), tmp_path / "a")
-    with pytest.raises(NoMetaGradient, match=r"the first of them pooler\.dense\.bias: the loss does not depend on it"):
+    with pytest.raises(
+        NoMetaGradient, match=r"the first of them base\.updated's pooler\.dense\.bias: the loss does not depend on it"
+    ):
         train(plan(tiny_folder, base={"updated": ["pooler.*"]}), Path(), tmp_path / "b")
     file = tmp_path / "reptile.yaml"
     own = {**content(tiny_folder), "algorithm": {"name": "reptile"}}
@@ -159,6 +167,13 @@ def test_loading_is_strict(tiny: TextBase, tmp_path: Path) -> None:
         ArtifactError, match=r"base_update.safetensors: expected no such file, initialization.json does not name it"
     ):
         load_initialization(written({}, listed=False), tiny)
+    stray = json.loads((written({}) / "initialization.json").read_text())
+    stray["weights_sha256"]["base-update.safetensors"] = "0" * 64
+    (folder / "initialization.json").write_text(json.dumps(stray))
+    with pytest.raises(ArtifactError, match=r"weights_sha256: expected no file 'base-update.safetensors'"):
+        load_initialization(folder, tiny)
+    save_initialization(replace(init, base_update={}), folder, tiny.attach(init.delta))  # over the other: nothing of it stays
+    assert load_initialization(folder, tiny).base_update == {}
     (written({}) / "base_update.safetensors").unlink()
     with pytest.raises(ArtifactError, match=r"base_update.safetensors is missing"):
         load_initialization(folder, tiny)

@@ -66,6 +66,12 @@ def test_hard_support_sets_take_more_steps_each_for_itself(tiny: TextBase, episo
     assert evaluate(tiny, replace(init, inner=mixed), single).accuracy == evaluate(tiny, init, single, steps=0).accuracy
 
 
+@pytest.mark.parametrize("steps", [0, 6, 7])
+def test_hard_steps_that_are_never_more_are_refused(steps: int) -> None:
+    with pytest.raises(ValueError, match=f"hard_steps.steps: expected more than the {steps} of other support sets"):
+        InnerConfig(steps=steps, hard_steps=HardSteps(below=0.8, steps=6))
+
+
 def leave_one_out_share(tiny: TextBase, episode: Episode) -> float:
     rows = {text: tiny.features(None, tiny.collate(tiny.encode([text])[0]))[0] for text, _ in episode.support}
     hits = []

@@ -44,6 +44,10 @@ def test_leave_one_out_accuracy_counts_the_rows_that_have_others_of_their_class(
     second = torch.cat([alone[:1], pair, -alone[:1], alone[3:]])
     found = leave_one_out_accuracy(torch.stack([features, second]), torch.tensor([LABELS, [0, 0, 1, -1, -1, -1, -1]]), 3)
     assert found.tolist() == pytest.approx([sum(hits) / len(hits), 1.0])
+    axes = torch.eye(6, dtype=torch.float32)[[0] * 5 + [1] * 4 + [0]].unsqueeze(0)
+    assert leave_one_out_accuracy(axes, torch.tensor([[0] * 5 + [1] * 5]), 2).tolist() == [
+        9 / 10
+    ]  # to the bit: it is compared with 0.9
     assert leave_one_out_accuracy(alone[:2].unsqueeze(0), torch.tensor([[0, 1]]), 3).isnan().all()
 
 
