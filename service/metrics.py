@@ -18,6 +18,7 @@ _COUNTERS = {
     "attempts": "Claims of a job by a worker",
     "handed_back": "Attempts that ended with the job waiting again",
     "lost_workers": "Jobs taken over from a worker that fell silent",
+    "overtaken": "Workers that learned while they ran that they no longer held their job",
     "refused_commits": "Results of workers that no longer held their job",
     "recomputed": "Adapters made again because their weights were gone or wrong",
     "evicted": "Weights that the cache no longer had when they were wanted",

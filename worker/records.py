@@ -31,6 +31,7 @@ _PENDING = "qs:pending"
 _RUNNING = "qs:running"
 _COUNTS = "qs:counts"
 _DEAD = "qs:dead"
+_ERASE = "qs:erase"
 _RETIRE = "qs:retire"
 _FENCE = "qs:fence"
 _SEQUENCE = "qs:sequence"
@@ -54,6 +55,7 @@ class Record(BaseModel):
     readapting: bool = False
     pinned: bool = False
     last_error: str | None = None
+    recovery_ms: int | None = None
     support_loss: tuple[float, ...] = ()
     digest: str | None = None
     error: str | None = None
@@ -73,6 +75,8 @@ class Claim:
     pinned: bool
     attempt: int
     request: str
+    before: int
+    """The fence of the claim before this one, 0 where there was none: weights that it may have left are of no use."""
 
 
 class Records:
@@ -90,6 +94,7 @@ class Records:
         self._requeue = client.register_script(scripts.REQUEUE)
         self._revive = client.register_script(scripts.REVIVE)
         self._pin = client.register_script(scripts.PIN)
+        self._erase_due = client.register_script(scripts.ERASE_DUE)
         self._due = client.register_script(scripts.DUE)
 
     def id_key(self) -> bytes:
@@ -139,7 +144,9 @@ class Records:
             return None
         recipe = JobRecipe.model_validate_json(answer[2])
         fence, waited, ttl, attempt = (int(answer[i]) for i in (1, 3, 4, 6))
-        return Claim(tenant, adapter_id, fence, recipe, waited, ttl, _text(answer[5]) == "1", attempt, _text(answer[7]))
+        return Claim(
+            tenant, adapter_id, fence, recipe, waited, ttl, _text(answer[5]) == "1", attempt, _text(answer[7]), int(answer[8])
+        )
 
     def heartbeat(self, claim: Claim, lease_ms: int, support_loss: list[float] | None = None) -> bool:
         """Extend the lease, and report the support loss so far; False where the claim no longer holds."""
@@ -226,7 +233,7 @@ class Records:
 
     def delete(self, tenant: str, adapter_id: str) -> int | None:
         """Remove the record, support text and all. Returns its fence, None where there was no record."""
-        keys = [*_keys(tenant, adapter_id), _index(tenant), _RETIRE]
+        keys = [*_keys(tenant, adapter_id), _index(tenant), _RETIRE, _ERASE]
         fence = self._delete(keys=keys, args=[_member(tenant, adapter_id), adapter_id, DONE_CHANNEL])
         return None if fence is None else int(fence)
 
@@ -242,6 +249,14 @@ class Records:
         for member in members:
             self.delete(*_parts(member))
         return len(members)
+
+    def erase(self, after_ms: int) -> bool:
+        """Have the server write its append-only file anew, `after_ms` after a deletion, for the file still holds the deleted text.
+        Returns whether it was time to; raises redis.ResponseError where the server does not allow it."""
+        if not self._erase_due(keys=[_ERASE], args=[after_ms]):
+            return False
+        self._redis.bgrewriteaof()
+        return True
 
     def announce_worker(self, name: str, description: dict[str, Any], seconds: int) -> None:
         """Say that a worker is alive, for `seconds`."""

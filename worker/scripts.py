@@ -44,7 +44,7 @@ CLAIM = (
     _NOW
     + _COUNT
     + """
-local r = redis.call('HMGET', KEYS[1], 'status', 'lease_until', 'attempt', 'heard_at')
+local r = redis.call('HMGET', KEYS[1], 'status', 'lease_until', 'attempt', 'heard_at', 'fence')
 if not r[1] then redis.call('ZREM', KEYS[2], ARGV[1]); return {'gone'} end
 if r[1] ~= 'queued' and not (r[1] == 'running' and tonumber(r[2]) < now) then return {'taken'} end
 if tonumber(r[3]) >= tonumber(ARGV[3]) then return {'capped'} end
@@ -60,7 +60,7 @@ redis.call('ZADD', KEYS[2], now + tonumber(ARGV[2]), ARGV[1])
 redis.call('ZADD', KEYS[3], now + tonumber(ARGV[2]), ARGV[1])
 count('attempts')
 local f = redis.call('HMGET', KEYS[1], 'recipe', 'queued_at', 'ttl_ms', 'pinned', 'request')
-return {'claimed', fence, f[1], now - tonumber(f[2]), f[3], f[4] or '0', attempt, f[5] or ''}
+return {'claimed', fence, f[1], now - tonumber(f[2]), f[3], f[4] or '0', attempt, f[5] or '', r[5]}
 """
 )
 
@@ -68,7 +68,7 @@ return {'claimed', fence, f[1], now - tonumber(f[2]), f[3], f[4] or '0', attempt
 HEARTBEAT = (
     _NOW
     + _COUNT
-    + _HOLDS
+    + _HOLDS.replace("return 0", "count('overtaken'); return 0")
     + """
 redis.call('HSET', KEYS[1], 'lease_until', now + tonumber(ARGV[3]), 'heard_at', now)
 if ARGV[4] ~= '' then redis.call('HSET', KEYS[1], 'support_loss', ARGV[4]) end
@@ -91,6 +91,7 @@ end
 local lost = redis.call('HGET', KEYS[1], 'lost_at')
 if lost then
   local took = now - tonumber(lost)
+  redis.call('HSET', KEYS[1], 'recovery_ms', took)
   count('recoveries'); count('recovery_ms', took)
   for _, bound in ipairs(cjson.decode(ARGV[4])) do if took <= bound then count('recovery_le_' .. bound) end end
 end
@@ -138,10 +139,13 @@ return 1
 """
 )
 
-# KEYS … index, retire. ARGV member, id, channel. Returns the fence, whose weights the caller removes; nil: unknown.
+# KEYS … index, retire, erase. ARGV member, id, channel. Returns the fence, whose weights the caller removes; nil: unknown.
+# `qs:erase` says since when the append-only file holds text that was deleted.
 DELETE = (
-    _COUNT
+    _NOW
+    + _COUNT
     + """
+redis.call('SETNX', KEYS[8], now)
 local fence = redis.call('HGET', KEYS[1], 'fence')
 if fence then count('deleted') end
 redis.call('DEL', KEYS[1])
@@ -194,6 +198,17 @@ redis.call('HSET', KEYS[1], 'pinned', ARGV[2], 'expires_at', now + tonumber(ttl)
 if ARGV[2] == '1' then redis.call('ZREM', KEYS[6], ARGV[1])
 else redis.call('ZADD', KEYS[6], now + tonumber(ttl) + tonumber(ARGV[3]), ARGV[1]) end
 return ttl
+"""
+)
+
+# KEYS erase. ARGV after_ms. Whether it is time to write the append-only file anew.
+ERASE_DUE = (
+    _NOW
+    + """
+local since = redis.call('GET', KEYS[1])
+if not since or now - tonumber(since) < tonumber(ARGV[1]) then return 0 end
+redis.call('DEL', KEYS[1])
+return 1
 """
 )
 

@@ -96,6 +96,8 @@ class Hands:
             self._end(claim, lease_ms)
 
     def _end(self, claim: Claim, lease_ms: int) -> None:
+        if claim.before:
+            self._discard(claim, claim.before)
         try:
             with self._heartbeat(claim, lease_ms) as progress:
                 outcome = self._outcome(claim, progress)
@@ -158,10 +160,11 @@ class Hands:
                 log.warning("not committed (%s), trying again", type(error).__name__)
                 time.sleep(0.5)
 
-    def _discard(self, claim: Claim) -> None:
-        """Remove what was stored for a claim that came to nothing; where the cache is out of reach, its TTL does."""
+    def _discard(self, claim: Claim, fence: int | None = None) -> None:
+        """Remove what was stored for this claim, or under another `fence` of its job; where the cache is out of reach, its TTL
+        does."""
         try:
-            self.store.remove(claim.tenant, claim.adapter_id, claim.fence)
+            self.store.remove(claim.tenant, claim.adapter_id, claim.fence if fence is None else fence)
         except redis.RedisError as error:
             log.warning("weights not removed: %s", type(error).__name__)
 

@@ -190,6 +190,7 @@ def _view(record: Record, state: ServiceState) -> AdapterView:
         error=record.error,
         last_error=record.last_error,
         pinned=record.pinned,
+        recovery_ms=record.recovery_ms,
         created_at=record.created_at / 1000,
         expires_at=None if record.pinned else record.expires_at / 1000,
     )

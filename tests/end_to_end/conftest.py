@@ -7,17 +7,11 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import httpx
 import psutil
 import pytest
-
-from metatrain.artifact import save_initialization
-from metatrain.base.text import TextBase
-from metatrain.baselines import lora_from_zero
-from metatrain.inner import HardSteps, InnerConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -76,31 +70,6 @@ def served(folder: Path, environment: dict[str, str]) -> Iterator[Served]:
         yield running
     finally:
         running.stop()
-
-
-def save_contrastive_initializations(folder: Path, tiny: TextBase) -> None:
-    """`contrastive`: no steps for one example of each label, three from two on, prototypes refined by two head steps; `asking`: the
-    same, but seven steps for support sets of which half the examples are nearer to another label."""
-    init = lora_from_zero(tiny)
-    content = {"objective": {"supervised_contrastive": 1}, "head": "prototypes", "head_steps": 2, "steps": 3}
-    inner = InnerConfig.model_validate({**content, "steps_by_shots": {1: 0, 2: 3}})
-    asking = inner.model_copy(update={"hard_steps": HardSteps(shots=3, below=0.5, steps=7)})
-    for name, loop in (("contrastive", inner), ("asking", asking)):
-        save_initialization(replace(init, name=name, inner=loop), folder / name, tiny.attach(init.delta))
-
-
-@pytest.fixture(scope="session")
-def environment(tiny_folder: Path, tiny: TextBase, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    initializations = tmp_path_factory.mktemp("initializations")
-    save_contrastive_initializations(initializations, tiny)
-    return {
-        "BASE_MODEL": str(tiny_folder),
-        "INITIALIZATIONS_DIR": str(initializations),
-        "PRECISION": "float32",
-        "THREADS": "1",
-        "MAX_BODY_BYTES": "100000",
-        "MAX_EXAMPLES": "50",
-    }
 
 
 @pytest.fixture(scope="module")

@@ -149,6 +149,30 @@ def test_a_support_set_that_kills_its_workers_ends_as_dead_and_can_be_retried_or
         assert jobs(environment, data, "dead").stdout == "no dead jobs\n"
 
 
+def test_after_delete_no_text_is_left_in_files_or_logs(environment: dict[str, str], tmp_path: Path) -> None:
+    texts = [example["input"].encode() for example in SUPPORT]
+
+    def holding() -> list[Path]:
+        return [p for p in tmp_path.rglob("*") if p.is_file() and any(text in p.read_bytes() for text in texts)]
+
+    with served(tmp_path, {**environment, "ERASE_SECONDS": "0.5"}) as service:
+        service.wait_ready()
+        adapter = identity(service, BODY)
+        predict(service, adapter, ["order pizza"])
+        assert holding()  # the record, on disk before the answer
+        assert service.http.delete(f"/adapters/{adapter}").status_code == 204
+        deadline = time.monotonic() + 30
+        while holding():
+            assert time.monotonic() < deadline, holding()
+            time.sleep(0.2)
+        kept = identity(service, {**BODY, "options": {"seed": 4}})  # and the file written anew still keeps what is accepted
+        service.process.kill()
+        service.process.wait()
+    with served(tmp_path, environment) as service:
+        service.wait_ready()
+        assert service.http.get(f"/adapters/{kept}").json()["status"] == "ready"
+
+
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_nothing_is_left_running(environment: dict[str, str], tmp_path: Path, stop: signal.Signals) -> None:
     with served(tmp_path, environment) as service:
@@ -214,6 +238,22 @@ def test_killed_while_it_starts_its_tied_service_goes_too(environment: dict[str,
     while psutil.pid_exists(orphan) and psutil.Process(orphan).status() != psutil.STATUS_ZOMBIE:
         assert time.monotonic() < deadline, "the service outlived the process it was tied to"
         time.sleep(0.05)
+
+
+def test_everything_killed_in_the_middle_of_a_job_the_next_start_ends_it(environment: dict[str, str], tmp_path: Path) -> None:
+    body = {**BODY, "options": {"steps": 100, "seed": 31}}
+    with served(tmp_path, {**environment, "LEASE_SECONDS": "2"}) as service:
+        service.wait_ready()
+        adapter = service.http.post("/adapt", json=body).json()["adapter_id"]
+        while service.http.get(f"/adapters/{adapter}").json()["status"] == "queued":
+            time.sleep(0.002)
+        for process in [*service.family(), psutil.Process(service.process.pid)]:
+            process.kill()
+        service.process.wait()
+    with served(tmp_path, {**environment, "LEASE_SECONDS": "2"}) as service:
+        service.wait_ready()
+        assert adapt(service, body, wait=60).json() == {"adapter_id": adapter, "status": "ready", "truncated": []}
+        assert service.http.get(f"/adapters/{adapter}").json()["attempt"] == 2
 
 
 def test_records_and_weights_come_back_with_the_data_folder(environment: dict[str, str], tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ def test_what_happens_is_counted(records: Records) -> None:
     stale = claimed(records, "a1", lease_ms=1)
     time.sleep(0.005)
     fresh = claimed(records, "a1")
-    assert not records.commit(stale, Outcome(status="ready", digest="f"))
+    assert not records.heartbeat(stale, 1000) and not records.commit(stale, Outcome(status="ready", digest="f"))
     assert records.commit(fresh, Outcome(status="ready", digest="f"))
     assert records.commit(claimed(records, "a2"), Outcome(status="failed", error="because"))
     claimed(records, "a3")
@@ -125,6 +125,7 @@ def test_what_happens_is_counted(records: Records) -> None:
         "attempts": 4,
         "lost_workers": 1,
         "recoveries": 1,
+        "overtaken": 1,
         "refused_commits": 1,
         "ready": 1,
         "failed": 1,

