@@ -10,7 +10,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
 .PHONY: demo serve test test-long lint train-starter train-default search-inner bench-transfer bench-intents bench-banking \
-	bench-ready bench-metagrad bench-papers plots clean
+	bench-ready bench-metagrad bench-papers faults plots clean
 
 demo: .venv/embedded
 	$(BIN)/quickstudy demo
@@ -59,6 +59,10 @@ bench-metagrad: .venv/bench
 # Hours on a CPU; MINUTES bounds one call, and the next one goes on.
 bench-papers: .venv/bench
 	$(BIN)/python -m benchmarks.papers --data $(DATA) $(if $(MINUTES),--minutes $(MINUTES))
+
+# 300 jobs while everything around them is killed, paused, filled and slowed: about seven minutes.
+faults: .venv/embedded
+	$(BIN)/python -m benchmarks.faults
 
 search-inner: .venv/embedded
 	$(BIN)/metatrain search metatrain/searches/inner.yaml --data $(DATA)

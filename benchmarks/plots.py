@@ -59,6 +59,24 @@ def time_and_memory() -> Path:
     return _saved(figure, "time-and-memory.svg")
 
 
+def jobs_under_faults() -> Path:
+    """Each job from acceptance to end, in the order of acceptance, red where it took more than one attempt; above, what was hurt when."""
+    document = json.loads((RESULTS / "faults.json").read_text(encoding="utf-8"))["timeline"]
+    figure, (top, below) = plt.subplots(2, 1, figsize=(11, 6.5), sharex=True, layout="constrained", height_ratios=[1, 2])
+    kinds = sorted({what for what, _, _ in document["faults"]})
+    for what, began, over in document["faults"]:
+        top.plot([began, max(over, began + 0.3)], [kinds.index(what)] * 2, color="tab:gray", linewidth=5, solid_capstyle="butt")
+    top.set_yticks(range(len(kinds)), kinds, fontsize=8)
+    top.grid(alpha=0.3)
+    for number, (accepted, ended, attempts) in enumerate(document["jobs"]):
+        color = "tab:red" if (attempts or 1) > 1 else "tab:blue"
+        below.plot([accepted, ended], [number, number], color=color, linewidth=1.2)
+    below.set(xlabel="seconds", ylabel="job, by number")
+    below.grid(alpha=0.3)
+    figure.suptitle("jobs from acceptance to end (red: more than one attempt), and what was hurt meanwhile", fontsize=10)
+    return _saved(figure, "jobs-under-faults.svg")
+
+
 def _saved(figure: Figure, name: str) -> Path:
     PLOTS.mkdir(parents=True, exist_ok=True)
     figure.savefig(PLOTS / name, metadata={"Date": None})
@@ -66,11 +84,12 @@ def _saved(figure: Figure, name: str) -> Path:
 
 
 def main() -> None:
-    for results, plot in (("transfer", accuracy_by_step), ("metagrad", time_and_memory)):
+    plots = {"transfer": accuracy_by_step, "metagrad": time_and_memory, "faults": jobs_under_faults}
+    for results, plot in plots.items():
         if (RESULTS / f"{results}.json").is_file():
             print(f"wrote {plot()}")
         else:
-            print(f"no benchmarks/results/{results}.json yet: make bench-{results}")
+            print(f"no benchmarks/results/{results}.json yet: its benchmark has not been run")
 
 
 if __name__ == "__main__":
