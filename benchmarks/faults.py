@@ -322,15 +322,16 @@ def storm(
             hurt(deployment, what, rng)
             faults.append(Fault(what, start, now()))
 
-    raging = threading.Thread(target=rage, name="faults")
-    raging.start()
+    rager = ThreadPoolExecutor(1, "faults")
+    raging = rager.submit(rage)
     watching = threading.Thread(target=_watch, args=(deployment, jobs, now, seconds), name="watch")
     watching.start()
     with ThreadPoolExecutor(clients) as pool, tqdm(total=len(jobs), desc="accepted", disable=None) as bar:
         for _ in pool.map(send, range(len(jobs))):
             bar.update()
     sending.set()
-    raging.join()
+    rager.shutdown()
+    raging.result()  # raises what ended it early
     watching.join()
     return _audit(deployment, jobs, faults, refusals)
 
@@ -370,6 +371,8 @@ def _audit(deployment: Deployment, jobs: list[Job], faults: list[Fault], refusal
             continue
         if fences.get(identity, (0, ""))[0] != int(fence):
             account.strays += 1
+        elif fences[identity][1] is None:  # of a dead job's last worker: removed by the next, or with the job
+            continue
         elif hashlib.sha256(content).hexdigest() != fences[identity][1]:
             account.wrong_weights += 1
     for job in [job for job in jobs if job.status == "ready"][:: max(1, len(jobs) // 30)]:

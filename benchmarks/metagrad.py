@@ -219,7 +219,7 @@ def _rows(progress: Progress, folder: Path) -> list[Row]:
         found = progress.get(json.dumps(cell))
         case = f"K={k}, T={count}, {precision}"
         if "failed" in found:
-            rows.append(Row(case, system, f"not measured ({found['failed']})", math.nan, ""))
+            rows.append(Row(case, system, f"not measured ({found['failed']})", 0.0, ""))
             continue
         rows.append(Row(case, system, "seconds a task", found["seconds"], "s"))
         rows.append(Row(case, system, "memory above the model", found["memory"], "MB"))

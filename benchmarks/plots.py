@@ -60,7 +60,8 @@ def time_and_memory() -> Path:
 
 
 def jobs_under_faults() -> Path:
-    """Each job from acceptance to end, in the order of acceptance, red where it took more than one attempt; above, what was hurt when."""
+    """Each job from acceptance to end, in the order of acceptance, red where it took more than one attempt; above, what was
+    hurt when."""
     document = json.loads((RESULTS / "faults.json").read_text(encoding="utf-8"))["timeline"]
     figure, (top, below) = plt.subplots(2, 1, figsize=(11, 6.5), sharex=True, layout="constrained", height_ratios=[1, 2])
     kinds = sorted({what for what, _, _ in document["faults"]})

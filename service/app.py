@@ -57,7 +57,6 @@ def create_app(settings: ServiceSettings, base: TextBase, initializations: dict[
     app.add_exception_handler(HTTPException, _http_error)
     for away in (redis.RedisError, OperationalError):
         app.add_exception_handler(away, _redis_error)
-    app.add_exception_handler(Exception, _unexpected_error)
     return app
 
 
@@ -91,10 +90,6 @@ async def _http_error(_request: Request, error: Exception) -> JSONResponse:
 async def _redis_error(request: Request, error: Exception) -> JSONResponse:
     log.warning("%s %s: Redis is out of reach: %s", request.method, request.url.path, type(error).__name__)
     return problem(Unavailable("the queue or the cache is out of reach"))
-
-
-async def _unexpected_error(request: Request, _error: Exception) -> JSONResponse:
-    return problem(ServiceError(f"{request.method} {request.url.path} failed; the service's log has the reason"))
 
 
 def _lower_first(message: str) -> str:

@@ -9,6 +9,7 @@ import click
 import redis
 
 from service.standalone import DEFAULT_DATA_DIR, url_of
+from worker.errors import SettingsError
 from worker.records import Record, Records
 from worker.settings import WorkerSettings, read_settings
 from worker.store import WeightStore
@@ -66,19 +67,20 @@ def retry(data_dir: Path, names: tuple[str, ...], everything: bool) -> None:
 def drop(data_dir: Path, names: tuple[str, ...], everything: bool) -> None:
     """Delete them, examples and all."""
     records, store = _reach(data_dir)
-    waiting = {(record.tenant, record.adapter_id) for record in records.dead()}
     for tenant, identity in _chosen(records, names, everything):
-        if (tenant, identity) not in waiting:
+        fence = records.delete(tenant, identity, only="dead")
+        if fence is None:
             sys.exit(f"error: {tenant}/{identity} is not a dead job")
-        fence = records.delete(tenant, identity)
-        if fence is not None:
-            store.remove(tenant, identity, fence)
+        store.remove(tenant, identity, fence)
         click.echo(f"{tenant}/{identity} deleted")
 
 
 def _reach(data_dir: Path) -> tuple[Records, WeightStore]:
     """The records that the environment names, or those of the embedded server that runs on `data_dir`."""
-    settings = read_settings(WorkerSettings)
+    try:
+        settings = read_settings(WorkerSettings)
+    except SettingsError as error:
+        sys.exit(f"error: {error}")
     url = settings.redis_url if os.environ.get("REDIS_URL") else url_of(data_dir)
     if url is None:
         sys.exit(f"error: REDIS_URL is not set, and no quickstudy runs on --data-dir {data_dir}")
@@ -86,6 +88,8 @@ def _reach(data_dir: Path) -> tuple[Records, WeightStore]:
     try:
         client.ping()
     except redis.RedisError as error:
+        if not os.environ.get("REDIS_URL"):
+            sys.exit(f"error: REDIS_URL is not set, and no quickstudy runs on --data-dir {data_dir}")
         sys.exit(f"error: the records are out of reach: {type(error).__name__}")
     return Records(client), WeightStore(
         redis.Redis.from_url(settings.cache_url or url, socket_timeout=10, socket_connect_timeout=3)

@@ -13,7 +13,7 @@ from kombu.exceptions import OperationalError
 from starlette.concurrency import run_in_threadpool
 
 from worker.logs import current_request, fields
-from worker.messages import ADAPT_TASK, DONE_CHANNEL, JobRecipe, Status, wake_up
+from worker.messages import ADAPT_TASK, DONE_CHANNEL, IN_TURN, JobRecipe, Status, wake_up
 from worker.records import Record, Records
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ class Jobs:
     def _wake(self, tenant: str, adapter_id: str) -> None:
         """May be lost: the job is in its record, and the reaper repeats what goes unanswered."""
         try:
-            self._queue.send_task(ADAPT_TASK, kwargs=wake_up(tenant, adapter_id))
+            self._queue.send_task(ADAPT_TASK, kwargs=wake_up(tenant, adapter_id), priority=IN_TURN)
         except OperationalError as error:
             with fields(adapter=adapter_id, tenant=tenant):
                 log.warning("wake-up not delivered: %s", type(error).__name__)

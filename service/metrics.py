@@ -26,6 +26,7 @@ _COUNTERS = {
     "dead": "Jobs that used up their attempts",
     "revived": "Dead jobs that were started again",
     "deleted": "Adapters deleted by request",
+    "retired": "Records removed a week after their adapters expired",
 }
 
 

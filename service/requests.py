@@ -7,11 +7,17 @@ import time
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.errors import ServiceError, problem
 from service.metrics import Metrics
-from worker.logs import fields
+from worker.logs import fields, places
 
 log = logging.getLogger(__name__)
+_METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 _USABLE = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+
+
+class _Broken(Exception):
+    """An answer that could not be finished; what happened is in the log already."""
 
 
 class Requests:
@@ -28,22 +34,29 @@ class Requests:
             return
         given = dict(scope["headers"]).get(b"x-request-id", b"")
         identity = given if _USABLE.fullmatch(given) else secrets.token_hex(8).encode()
-        began, status = time.perf_counter(), 500
+        began, status, began_to_answer = time.perf_counter(), 499, False  # 499: the client went before the answer
 
         async def answer(message: Message) -> None:
-            nonlocal status
+            nonlocal status, began_to_answer
             if message["type"] == "http.response.start":
-                status = message["status"]
+                status, began_to_answer = message["status"], True
                 message = {**message, "headers": [*message.get("headers", []), (b"x-request-id", identity)]}
             await send(message)
 
         with fields(request=identity.decode()):
             try:
                 await self.app(scope, receive, answer)
+            except Exception as error:  # here, and not in the server, which would log a message that may quote an input
+                log.error("failed\n%s", places(error))
+                if began_to_answer:
+                    raise _Broken from None
+                failed = f"{scope['method']} {scope['path']} failed; the service's log has the reason"
+                await problem(ServiceError(failed))(scope, receive, answer)
             finally:
                 spent = time.perf_counter() - began
+                method = scope["method"] if scope["method"] in _METHODS else "other"
                 route = getattr(scope.get("route"), "path", "unknown")  # the template: no ids among the labels
                 metrics: Metrics = scope["app"].state.service.metrics
-                metrics.answered(scope["method"], route, status, spent)
+                metrics.answered(method, route, status, spent)
                 with fields(method=scope["method"], path=scope["path"], status=status, milliseconds=round(1e3 * spent, 1)):
                     log.info("answered")

@@ -1,18 +1,20 @@
 """The Celery app of a worker process: solo pool, one process a device, a reaper in a thread."""
 
+import base64
+import json
 import logging
 import os
 import socket
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import redis
 from celery import Celery
 from celery.signals import worker_ready, worker_shutting_down
 from kombu.exceptions import OperationalError
 
-from worker.logs import configure, fields
-from worker.messages import ADAPT_TASK, QUEUE, wake_up
+from worker.logs import configure, fields, places
+from worker.messages import ADAPT_TASK, FIRST, IN_TURN, QUEUE, wake_up
 from worker.records import Records
 from worker.settings import WorkerSettings
 from worker.store import WeightStore
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 KEY_PREFIX = "qs:celery:"
 ALIVE_SECONDS = 15
-REAP_EVERY = 2.0
+REAP_EVERY = 1.0
 _NO_CHATTER = ("--without-gossip", "--without-mingle", "--without-heartbeat")
 
 
@@ -56,10 +58,21 @@ def celery_app(redis_url: str) -> Celery:
     return app
 
 
+def oldest_wake_up(client: "redis.Redis") -> tuple[str, str] | None:
+    """(tenant, adapter id) of the wake-up in its turn that has waited longest, else of the longest among those that go first; None
+    where none waits."""
+    for suffix in (f"\x06\x16{IN_TURN}", ""):  # kombu's names for a queue's priorities
+        message = cast(bytes | None, client.lindex(f"{KEY_PREFIX}{QUEUE}{suffix}", -1))
+        if message is not None:
+            _, named, _ = json.loads(base64.b64decode(json.loads(message)["body"]))
+            return named["tenant"], named["adapter_id"]
+    return None
+
+
 def _erase(hands: "Hands") -> None:
     try:
         if hands.records.erase(int(1000 * hands.settings.erase_seconds)):
-            log.info("the append-only file is written anew, without what was deleted")
+            log.info("the append-only file has been written anew, without what was deleted")
     except redis.ResponseError as error:
         log.warning("deleted text stays in the append-only file until the server writes it anew: %s", error)
 
@@ -80,7 +93,11 @@ def run_worker(settings: WorkerSettings) -> None:
 
     @app.task(name=ADAPT_TASK)  # type: ignore[untyped-decorator]
     def adapt(tenant: str, adapter_id: str) -> None:
-        hands.run(tenant, adapter_id)
+        try:
+            hands.run(tenant, adapter_id)
+        except Exception as error:  # Celery would log its message, which may quote an input; the reaper brings the job back
+            with fields(adapter=adapter_id, tenant=tenant):
+                log.error("the job was left as it is\n%s", places(error))
 
     stopping = threading.Event()
     description = {"device": str(hands.runtime.base.device), "dtype": str(hands.runtime.base.dtype)}
@@ -90,16 +107,17 @@ def run_worker(settings: WorkerSettings) -> None:
         while not stopping.is_set():
             try:
                 hands.records.announce_worker(name, description, ALIVE_SECONDS)
-                for tenant, adapter_id in hands.records.due(backlog=bool(client.llen(f"{KEY_PREFIX}{QUEUE}"))):
+                for tenant, adapter_id in hands.records.due(oldest=oldest_wake_up(client)):
                     with fields(adapter=adapter_id, tenant=tenant):
                         log.info("announced again")
-                    app.send_task(ADAPT_TASK, kwargs=wake_up(tenant, adapter_id))
-                hands.records.retire()
+                    app.send_task(ADAPT_TASK, kwargs=wake_up(tenant, adapter_id), priority=FIRST)
+                for tenant, adapter_id, fence in hands.records.retire():
+                    hands.store.remove(tenant, adapter_id, fence)
                 _erase(hands)
             except (redis.RedisError, OperationalError) as error:
                 log.warning("Redis is out of reach (%s), trying again", type(error).__name__)
-            except Exception:  # whatever it was, jobs must go on being announced
-                log.exception("the reaper stumbled")
+            except Exception as error:  # whatever it was, jobs must go on being announced
+                log.error("the reaper stumbled\n%s", places(error))
             stopping.wait(REAP_EVERY)
 
     def on_ready(**_: Any) -> None:

@@ -6,6 +6,7 @@
 
 import json
 import logging
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -41,12 +42,23 @@ class Lines(logging.Formatter):
         named = {name: value for name, value in (_fields.get() or {}).items() if value not in (None, "")}
         if not self._json:
             head, *rest = super().format(record).split("\n", 1)
-            return "\n".join([" ".join([head, *(f"{name}={value}" for name, value in named.items())]), *rest])
+            return "\n".join([" ".join([head, *(f"{name}={_plain(value)}" for name, value in named.items())]), *rest])
         line: dict[str, Any] = {"time": self.formatTime(record), "level": record.levelname, "part": self._part}
         line |= {"logger": record.name, "message": record.getMessage(), **named}
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
         return json.dumps(line, ensure_ascii=False)
+
+
+def _plain(value: Any) -> str:
+    """As it is where it is one word, else quoted: a path may hold a line break."""
+    text = str(value)
+    return text if text.isprintable() and not set(text) & set(' "=') else json.dumps(text)
+
+
+def places(error: BaseException) -> str:
+    """The traceback without messages, which may quote an input."""
+    return "".join(traceback.format_tb(error.__traceback__)) + type(error).__name__
 
 
 def configure(part: str, level: str, form: LogFormat) -> None:

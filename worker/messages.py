@@ -8,6 +8,8 @@ from metatrain.data.labels import label_words
 
 ADAPT_TASK = "quickstudy.adapt"
 QUEUE = "quickstudy"
+FIRST, IN_TURN = 0, 3
+"""Priorities of wake-ups: what was lost has waited longest, so it goes before what is new."""
 DONE_CHANNEL = "qs:done"
 """Redis channel on which `tenant/adapter_id` is published when a job ends."""
 

@@ -31,10 +31,18 @@ _PENDING = "qs:pending"
 _RUNNING = "qs:running"
 _COUNTS = "qs:counts"
 _DEAD = "qs:dead"
-_ERASE = "qs:erase"
+_ERASE, _ERASE_LAST = "qs:erase", "qs:erase-last"
 _RETIRE = "qs:retire"
 _FENCE = "qs:fence"
 _SEQUENCE = "qs:sequence"
+
+
+@dataclass(frozen=True)
+class Kept:
+    """How long the weights of a job that has ended are to be kept: `ttl_ms`, or for good."""
+
+    ttl_ms: int
+    pinned: bool
 
 
 class Record(BaseModel):
@@ -72,7 +80,6 @@ class Claim:
     recipe: JobRecipe
     waited_ms: int
     ttl_ms: int
-    pinned: bool
     attempt: int
     request: str
     before: int
@@ -94,7 +101,8 @@ class Records:
         self._requeue = client.register_script(scripts.REQUEUE)
         self._revive = client.register_script(scripts.REVIVE)
         self._pin = client.register_script(scripts.PIN)
-        self._erase_due = client.register_script(scripts.ERASE_DUE)
+        self._erased = client.register_script(scripts.ERASED)
+        self._erasing: int | None = None
         self._due = client.register_script(scripts.DUE)
 
     def id_key(self) -> bytes:
@@ -139,14 +147,12 @@ class Records:
         verdict = _text(answer[0])
         if verdict == "capped":
             reason = f"no worker finished this job in {attempts} attempts"
-            self._give_up(keys=keys, args=[_member(tenant, adapter_id), DONE_CHANNEL, reason])
+            self._give_up(keys=keys, args=[_member(tenant, adapter_id), DONE_CHANNEL, reason, attempts])
         if verdict != "claimed":
             return None
         recipe = JobRecipe.model_validate_json(answer[2])
-        fence, waited, ttl, attempt = (int(answer[i]) for i in (1, 3, 4, 6))
-        return Claim(
-            tenant, adapter_id, fence, recipe, waited, ttl, _text(answer[5]) == "1", attempt, _text(answer[7]), int(answer[8])
-        )
+        fence, waited, ttl, attempt, before = (int(answer[i]) for i in (1, 3, 4, 5, 7))
+        return Claim(tenant, adapter_id, fence, recipe, waited, ttl, attempt, _text(answer[6]), before)
 
     def heartbeat(self, claim: Claim, lease_ms: int, support_loss: list[float] | None = None) -> bool:
         """Extend the lease, and report the support loss so far; False where the claim no longer holds."""
@@ -154,15 +160,17 @@ class Records:
         arguments: list[Any] = [_member(claim.tenant, claim.adapter_id), claim.fence, lease_ms, losses]
         return bool(self._heartbeat(keys=_keys(claim.tenant, claim.adapter_id), args=arguments))
 
-    def commit(self, claim: Claim, outcome: Outcome) -> bool:
-        """End the job, only if the claim's fence still holds; False where it does not and nothing was written."""
+    def commit(self, claim: Claim, outcome: Outcome) -> Kept | None:
+        """End the job, only if the claim's fence still holds; None where it does not and nothing was written. May be said
+        again where the answer was lost."""
         fields: dict[str, Any] = {"status": outcome.status, "timings": json.dumps(outcome.timings)}
         fields |= {"support_loss": json.dumps(outcome.support_loss)}
         fields |= {key: value for key, value in (("digest", outcome.digest), ("error", outcome.error)) if value is not None}
         flat: list[Any] = [part for pair in fields.items() for part in pair]
         bounds = json.dumps(RECOVERY_BOUNDS_MS)
-        arguments: list[Any] = [_member(claim.tenant, claim.adapter_id), claim.fence, DONE_CHANNEL, bounds, *flat]
-        return bool(self._commit(keys=_keys(claim.tenant, claim.adapter_id), args=arguments))
+        arguments: list[Any] = [_member(claim.tenant, claim.adapter_id), claim.fence, DONE_CHANNEL, bounds, outcome.digest or ""]
+        answer = self._commit(keys=_keys(claim.tenant, claim.adapter_id), args=[*arguments, *flat])
+        return None if answer is None else Kept(int(answer[0]), _text(answer[1]) == "1")
 
     def hand_back(self, claim: Claim, reason: str, *, delay_ms: int, counts: bool) -> bool:
         """Let the job wait again, to be announced after `delay_ms`; `counts`: this was one of its attempts. False where the claim
@@ -178,7 +186,8 @@ class Records:
 
     def revive(self, tenant: str, adapter_id: str) -> bool:
         """Let a dead job wait again with all its attempts; False where it is not dead."""
-        return bool(self._revive(keys=_keys(tenant, adapter_id), args=[_member(tenant, adapter_id), WAKE_AGAIN_MS]))
+        keys = [*_keys(tenant, adapter_id), _RETIRE]
+        return bool(self._revive(keys=keys, args=[_member(tenant, adapter_id), RETENTION_MS]))
 
     def pin(self, tenant: str, adapter_id: str, pinned: bool) -> int | None:
         """Keep an adapter from expiring, or have its TTL start anew. Returns that TTL in ms, None where there is no record."""
@@ -231,32 +240,44 @@ class Records:
                     found.append(record)
         return found, cursor
 
-    def delete(self, tenant: str, adapter_id: str) -> int | None:
-        """Remove the record, support text and all. Returns its fence, None where there was no record."""
-        keys = [*_keys(tenant, adapter_id), _index(tenant), _RETIRE, _ERASE]
-        fence = self._delete(keys=keys, args=[_member(tenant, adapter_id), adapter_id, DONE_CHANNEL])
+    def delete(self, tenant: str, adapter_id: str, *, only: Literal["", "dead", "over"] = "") -> int | None:
+        """Remove the record, support text and all; `only` if it is dead, or its time is over. Returns its fence, None where
+        there was no such record."""
+        keys = [*_keys(tenant, adapter_id), _index(tenant), _RETIRE, _ERASE, _ERASE_LAST]
+        fence = self._delete(keys=keys, args=[_member(tenant, adapter_id), adapter_id, DONE_CHANNEL, only])
         return None if fence is None else int(fence)
 
-    def due(self, most: int = 100, *, backlog: bool = False) -> list[tuple[str, str]]:
-        """Unfinished jobs that should be announced again: with a lease that ran out, or never claimed though no message waits
-        (`backlog`: some do)."""
-        members = self._due(keys=[_PENDING], args=[most, WAKE_AGAIN_MS, "1" if backlog else "0"])
+    def due(self, most: int = 100, *, oldest: tuple[str, str] | None = None) -> list[tuple[str, str]]:
+        """Unfinished jobs that should be announced again: with a lease that ran out, handed back, or never claimed although their
+        wake-up is gone. `oldest`: the job whose wake-up has waited longest, None where none waits."""
+        members = self._due(keys=[_PENDING, _record(*oldest) if oldest else ""], args=[most, WAKE_AGAIN_MS])
         return [_parts(member) for member in members]
 
-    def retire(self, most: int = 100) -> int:
-        """Remove records whose adapters expired long ago; returns how many."""
+    def retire(self, most: int = 100) -> list[tuple[str, str, int]]:
+        """Remove records whose adapters expired long ago; returns (tenant, adapter id, fence) of them."""
         members = cast(list[bytes], self._redis.zrangebyscore(_RETIRE, "-inf", self._now(), start=0, num=most))
-        for member in members:
-            self.delete(*_parts(member))
-        return len(members)
+        gone = [(*_parts(member), self.delete(*_parts(member), only="over")) for member in members]
+        return [(tenant, identity, fence) for tenant, identity, fence in gone if fence is not None]
 
     def erase(self, after_ms: int) -> bool:
-        """Have the server write its append-only file anew, `after_ms` after a deletion, for the file still holds the deleted text.
-        Returns whether it was time to; raises redis.ResponseError where the server does not allow it."""
-        if not self._erase_due(keys=[_ERASE], args=[after_ms]):
+        """Have the server write its append-only file anew, `after_ms` after a deletion, for the file still holds the deleted
+        text; to be
+        called again and again. True once a file without it is there. Raises redis.ResponseError where the server does not allow
+        it."""
+        since = cast(bytes | None, self._redis.get(_ERASE))
+        if since is None:
             return False
-        self._redis.bgrewriteaof()
-        return True
+        state = self._redis.info("persistence")
+        if state["aof_rewrite_in_progress"] or state.get("aof_rewrite_scheduled"):
+            return False
+        if self._erasing is not None and state["aof_last_bgrewrite_status"] == "ok":
+            began, self._erasing = self._erasing, None
+            return bool(self._erased(keys=[_ERASE, _ERASE_LAST], args=[began]))
+        now = self._now()
+        if now - int(since) >= after_ms:
+            self._redis.bgrewriteaof()
+            self._erasing = now
+        return False
 
     def announce_worker(self, name: str, description: dict[str, Any], seconds: int) -> None:
         """Say that a worker is alive, for `seconds`."""

@@ -3,6 +3,9 @@
 KEYS[1] is the record, KEYS[2] `qs:pending` (unfinished jobs by when the reaper should look at them), KEYS[3] `qs:running`
 (claimed jobs by the end of their lease), KEYS[4] `qs:counts` (what has happened so far, for `/metrics`), KEYS[5] `qs:dead` (jobs
 that used up their attempts, by when); what else a script touches follows. ARGV[1] is the member, `tenant/adapter_id`.
+
+A server without memory refuses a script's first write if that could need some, and none after it: so all but ACCEPT begin with a
+removal, and jobs can end, wait or be deleted there.
 """
 
 _NOW = "local t = redis.call('TIME'); local now = t[1] * 1000 + math.floor(t[2] / 1000)\n"
@@ -23,14 +26,14 @@ local expire_at = now + tonumber(ARGV[3])
 local pinned = redis.call('HGET', KEYS[1], 'pinned') == '1'
 local live = status == 'queued' or status == 'running' or (status == 'ready' and (pinned or expires > now))
 if not live then
-  local old = redis.call('HMGET', KEYS[1], 'created_at', 'pinned')
+  local old = redis.call('HMGET', KEYS[1], 'created_at', 'pinned', 'fence')  -- under the old fence there may be weights to remove
+  count('accepted')  -- the first write: refused where memory is short
   redis.call('DEL', KEYS[1])
   redis.call('HSET', KEYS[1], 'status', 'queued', 'recipe', ARGV[4], 'truncated', ARGV[5], 'created_at', old[1] or now,
-             'queued_at', now, 'attempt', 0, 'fence', 0, 'lease_until', 0, 'pinned', old[2] or 0, 'request', ARGV[8])
+             'queued_at', now, 'attempt', 0, 'fence', old[3] or 0, 'lease_until', 0, 'pinned', old[2] or 0, 'request', ARGV[8])
   if not redis.call('ZSCORE', KEYS[6], ARGV[2]) then redis.call('ZADD', KEYS[6], redis.call('INCR', KEYS[7]), ARGV[2]) end
   redis.call('ZADD', KEYS[2], now + tonumber(ARGV[6]), ARGV[1])
   redis.call('ZREM', KEYS[5], ARGV[1])
-  count('accepted')
   status = 'queued'
 end
 redis.call('HSET', KEYS[1], 'ttl_ms', ARGV[3], 'expires_at', expire_at)
@@ -48,6 +51,7 @@ local r = redis.call('HMGET', KEYS[1], 'status', 'lease_until', 'attempt', 'hear
 if not r[1] then redis.call('ZREM', KEYS[2], ARGV[1]); return {'gone'} end
 if r[1] ~= 'queued' and not (r[1] == 'running' and tonumber(r[2]) < now) then return {'taken'} end
 if tonumber(r[3]) >= tonumber(ARGV[3]) then return {'capped'} end
+redis.call('ZREM', KEYS[3], ARGV[1])
 if r[1] == 'running' then  -- its worker fell silent
   count('lost_workers')
   redis.call('HSETNX', KEYS[1], 'lost_at', r[4] or r[2])
@@ -59,8 +63,8 @@ redis.call('HSET', KEYS[1], 'status', 'running', 'fence', fence, 'lease_until', 
 redis.call('ZADD', KEYS[2], now + tonumber(ARGV[2]), ARGV[1])
 redis.call('ZADD', KEYS[3], now + tonumber(ARGV[2]), ARGV[1])
 count('attempts')
-local f = redis.call('HMGET', KEYS[1], 'recipe', 'queued_at', 'ttl_ms', 'pinned', 'request')
-return {'claimed', fence, f[1], now - tonumber(f[2]), f[3], f[4] or '0', attempt, f[5] or '', r[5]}
+local f = redis.call('HMGET', KEYS[1], 'recipe', 'queued_at', 'ttl_ms', 'request')
+return {'claimed', fence, f[1], now - tonumber(f[2]), f[3], attempt, f[4] or '', r[5]}
 """
 )
 
@@ -70,6 +74,7 @@ HEARTBEAT = (
     + _COUNT
     + _HOLDS.replace("return 0", "count('overtaken'); return 0")
     + """
+redis.call('ZREM', KEYS[3], ARGV[1])
 redis.call('HSET', KEYS[1], 'lease_until', now + tonumber(ARGV[3]), 'heard_at', now)
 if ARGV[4] ~= '' then redis.call('HSET', KEYS[1], 'support_loss', ARGV[4]) end
 redis.call('ZADD', KEYS[2], now + tonumber(ARGV[3]), ARGV[1])
@@ -78,13 +83,19 @@ return 1
 """
 )
 
-# ARGV member, fence, channel, recovery bounds in ms as JSON, field, value, field, value … Ends the job.
+# ARGV member, fence, channel, recovery bounds in ms as JSON, digest ('': none), field, value, field, value … Ends the job. Returns
+# its TTL in ms and whether it is pinned, as they are now; nil where the claim does not hold. Said twice, it is done once.
 COMMIT = (
     _NOW
     + _COUNT
-    + _HOLDS.replace("return 0", "count('refused_commits'); return 0")
     + """
-for i = 5, #ARGV, 2 do
+local r = redis.call('HMGET', KEYS[1], 'fence', 'status', 'digest', 'ttl_ms', 'pinned')
+local same = (r[2] == 'ready' and r[3] == ARGV[5]) or (r[2] == 'failed' and ARGV[5] == '')
+if r[1] == ARGV[2] and same then return {r[4], r[5] or '0'} end
+if r[1] ~= ARGV[2] or r[2] ~= 'running' then count('refused_commits'); return nil end
+redis.call('ZREM', KEYS[2], ARGV[1])
+redis.call('ZREM', KEYS[3], ARGV[1])
+for i = 6, #ARGV, 2 do
   redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1])
   if ARGV[i] == 'status' then count(ARGV[i + 1]) end
 end
@@ -96,10 +107,8 @@ if lost then
   for _, bound in ipairs(cjson.decode(ARGV[4])) do if took <= bound then count('recovery_le_' .. bound) end end
 end
 redis.call('HDEL', KEYS[1], 'readapting', 'lost_at', 'last_error')
-redis.call('ZREM', KEYS[2], ARGV[1])
-redis.call('ZREM', KEYS[3], ARGV[1])
 redis.call('PUBLISH', ARGV[3], ARGV[1])
-return 1
+return {r[4], r[5] or '0'}
 """
 )
 
@@ -109,28 +118,30 @@ HAND_BACK = (
     + _COUNT
     + _HOLDS
     + """
+redis.call('ZREM', KEYS[3], ARGV[1])
 if ARGV[5] ~= '1' then redis.call('HINCRBY', KEYS[1], 'attempt', -1) end
 redis.call('HSET', KEYS[1], 'status', 'queued', 'lease_until', 0, 'last_error', ARGV[4])
 redis.call('ZADD', KEYS[2], now + tonumber(ARGV[3]), ARGV[1])
-redis.call('ZREM', KEYS[3], ARGV[1])
 count('handed_back')
 return 1
 """
 )
 
-# ARGV member, channel, reason. Ends a job whose attempts are used up, unless somebody holds it.
+# ARGV member, channel, reason, attempt cap. Ends a job whose attempts are used up, unless somebody holds it.
 GIVE_UP = (
     _NOW
     + _COUNT
     + """
-local r = redis.call('HMGET', KEYS[1], 'status', 'lease_until', 'last_error')
-if r[1] == 'queued' or (r[1] == 'running' and tonumber(r[2]) < now) then
+local r = redis.call('HMGET', KEYS[1], 'status', 'lease_until', 'last_error', 'attempt')
+local free = r[1] == 'queued' or (r[1] == 'running' and tonumber(r[2]) < now)
+if free and tonumber(r[4]) >= tonumber(ARGV[4]) then
+  redis.call('ZREM', KEYS[2], ARGV[1])
+  redis.call('ZREM', KEYS[3], ARGV[1])
+  if r[1] == 'running' then count('lost_workers') end
   local why = ARGV[3]
   if r[1] == 'queued' and r[3] then why = why .. '; the last one ended with: ' .. r[3] end
   redis.call('HSET', KEYS[1], 'status', 'failed', 'error', why)
   redis.call('HDEL', KEYS[1], 'lost_at', 'readapting', 'last_error')
-  redis.call('ZREM', KEYS[2], ARGV[1])
-  redis.call('ZREM', KEYS[3], ARGV[1])
   redis.call('ZADD', KEYS[5], now, ARGV[1])
   count('failed'); count('dead')
   redis.call('PUBLISH', ARGV[2], ARGV[1])
@@ -139,15 +150,16 @@ return 1
 """
 )
 
-# KEYS … index, retire, erase. ARGV member, id, channel. Returns the fence, whose weights the caller removes; nil: unknown.
-# `qs:erase` says since when the append-only file holds text that was deleted.
+# KEYS … index, retire, erase, erase-last. ARGV member, id, channel, only if it is 'dead' or 'over' (its time in `qs:retire` has
+# come; '': always). Returns the fence, whose weights the caller removes; nil: unknown, or not so. `qs:erase` says since when the
+# append-only file holds text that was deleted, `qs:erase-last` when the last of it was.
 DELETE = (
     _NOW
     + _COUNT
     + """
-redis.call('SETNX', KEYS[8], now)
+if ARGV[4] == 'dead' and not redis.call('ZSCORE', KEYS[5], ARGV[1]) then return nil end
+if ARGV[4] == 'over' and tonumber(redis.call('ZSCORE', KEYS[7], ARGV[1]) or now + 1) > now then return nil end
 local fence = redis.call('HGET', KEYS[1], 'fence')
-if fence then count('deleted') end
 redis.call('DEL', KEYS[1])
 redis.call('ZREM', KEYS[2], ARGV[1])
 redis.call('ZREM', KEYS[3], ARGV[1])
@@ -155,6 +167,11 @@ redis.call('ZREM', KEYS[5], ARGV[1])
 redis.call('ZREM', KEYS[6], ARGV[2])
 redis.call('ZREM', KEYS[7], ARGV[1])
 redis.call('PUBLISH', ARGV[3], ARGV[1])
+if fence then
+  redis.call('SETNX', KEYS[8], now)
+  redis.call('SET', KEYS[9], now)
+  count(ARGV[4] == 'over' and 'retired' or 'deleted')
+end
 return fence
 """
 )
@@ -166,6 +183,7 @@ REQUEUE = (
     + """
 local r = redis.call('HMGET', KEYS[1], 'status', 'fence')
 if r[1] ~= 'ready' or r[2] ~= ARGV[2] then return 0 end
+redis.call('HDEL', KEYS[1], 'announced_at')
 redis.call('HSET', KEYS[1], 'status', 'queued', 'queued_at', now, 'attempt', 0, 'lease_until', 0, 'readapting', 1)
 redis.call('ZADD', KEYS[2], now + tonumber(ARGV[3]), ARGV[1])
 count('recomputed'); count(ARGV[4])
@@ -173,15 +191,19 @@ return 1
 """
 )
 
-# ARGV member, wake_ms. A dead job waits again with all its attempts; 0 where it is not dead.
+# KEYS … retire. ARGV member, retention_ms. A dead job waits again with all its attempts and its TTL anew, to be announced at once;
+# 0 where it is not dead.
 REVIVE = (
     _NOW
     + _COUNT
     + """
 if redis.call('ZREM', KEYS[5], ARGV[1]) == 0 then return 0 end
-redis.call('HSET', KEYS[1], 'status', 'queued', 'queued_at', now, 'attempt', 0, 'lease_until', 0)
+local over = now + tonumber(redis.call('HGET', KEYS[1], 'ttl_ms'))
+redis.call('HSET', KEYS[1], 'status', 'queued', 'queued_at', now, 'attempt', 0, 'lease_until', 0, 'announced_at', 0,
+           'expires_at', over)
 redis.call('HDEL', KEYS[1], 'error')
-redis.call('ZADD', KEYS[2], now + tonumber(ARGV[2]), ARGV[1])
+redis.call('ZADD', KEYS[2], now, ARGV[1])
+if redis.call('HGET', KEYS[1], 'pinned') ~= '1' then redis.call('ZADD', KEYS[6], over + tonumber(ARGV[2]), ARGV[1]) end
 count('revived')
 return 1
 """
@@ -194,37 +216,39 @@ PIN = (
     + """
 local ttl = redis.call('HGET', KEYS[1], 'ttl_ms')
 if not ttl then return nil end
+redis.call('ZREM', KEYS[6], ARGV[1])
 redis.call('HSET', KEYS[1], 'pinned', ARGV[2], 'expires_at', now + tonumber(ttl))
-if ARGV[2] == '1' then redis.call('ZREM', KEYS[6], ARGV[1])
-else redis.call('ZADD', KEYS[6], now + tonumber(ttl) + tonumber(ARGV[3]), ARGV[1]) end
+if ARGV[2] ~= '1' then redis.call('ZADD', KEYS[6], now + tonumber(ttl) + tonumber(ARGV[3]), ARGV[1]) end
 return ttl
 """
 )
 
-# KEYS erase. ARGV after_ms. Whether it is time to write the append-only file anew.
-ERASE_DUE = (
-    _NOW
-    + """
-local since = redis.call('GET', KEYS[1])
-if not since or now - tonumber(since) < tonumber(ARGV[1]) then return 0 end
+# KEYS erase, erase-last. ARGV when the file was begun that is there now. What was deleted later is still in it.
+ERASED = """
+local last = tonumber(redis.call('GET', KEYS[2]) or 0)
 redis.call('DEL', KEYS[1])
+if last >= tonumber(ARGV[1]) then redis.call('SET', KEYS[1], last); return 0 end
 return 1
 """
-)
 
-# KEYS pending. ARGV most, wake_ms, backlog ('1': the queue has messages still, so a job that was never claimed is not lost, unless
-# it has waited for ten minutes). Members that are due, put off so that several reapers do not announce the same ones.
+# KEYS pending, oldest ('' or the record whose wake-up has waited longest). ARGV most, wake_ms. Members that are due, put off so
+# that several reapers do not announce the same ones. Wake-ups are taken in order, so a queued job still has its own if that was
+# sent no earlier than the oldest that waits.
 DUE = (
     _NOW
     + """
 local due, lost = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, ARGV[1]), {}
+local since = math.huge
+if KEYS[2] ~= '' then
+  local o = redis.call('HMGET', KEYS[2], 'announced_at', 'queued_at')
+  since = tonumber(o[1] or o[2] or 0)
+end
 for _, member in ipairs(due) do
   redis.call('ZADD', KEYS[1], now + tonumber(ARGV[2]), member)
   local slash = string.find(member, '/', 1, true)
   local record = 'qs:' .. string.sub(member, 1, slash - 1) .. ':adapter:' .. string.sub(member, slash + 1)
   local r = redis.call('HMGET', record, 'status', 'last_error', 'announced_at', 'queued_at')
-  local waited = now - tonumber(r[3] or r[4] or now)
-  if ARGV[3] ~= '1' or r[1] ~= 'queued' or r[2] or waited > 600000 then
+  if r[1] ~= 'queued' or r[2] or tonumber(r[3] or r[4] or 0) < since then
     table.insert(lost, member)
     if r[1] then redis.call('HSET', record, 'announced_at', now) end
   end

@@ -26,7 +26,7 @@ class WorkerSettings(BaseSettings):
     log_format: LogFormat = "text"
     initializations_dir: Path | None = Field(default=None, description="folder of further initialization folders")
     threads: int | None = Field(default=None, ge=1, description="CPU threads for the maths; one a core where unset")
-    lease_seconds: int = Field(default=6, ge=2, description="how long a silent worker keeps a job")
+    lease_seconds: int = Field(default=4, ge=2, description="how long a silent worker keeps a job")
     attempts: int = Field(default=3, ge=1, description="workers a job may cost before it fails")
     job_seconds: float = Field(default=120, gt=0, description="deadline of one inner loop")
     erase_seconds: float = Field(

@@ -23,8 +23,7 @@ class WeightStore:
     def __init__(self, client: "redis.Redis") -> None:
         self._redis = client
 
-    def put(self, tenant: str, adapter_id: str, fence: int, content: bytes, ttl_ms: int | None) -> None:
-        """`ttl_ms` None: pinned, they neither expire nor can be evicted by `volatile-lru`."""
+    def put(self, tenant: str, adapter_id: str, fence: int, content: bytes, ttl_ms: int) -> None:
         self._redis.set(_key(tenant, adapter_id, fence), content, px=ttl_ms)
 
     def get(self, tenant: str, adapter_id: str, fence: int, digest: str) -> bytes:
@@ -45,7 +44,7 @@ class WeightStore:
         return bool(self._redis.pexpire(_key(tenant, adapter_id, fence), ttl_ms))
 
     def pin(self, tenant: str, adapter_id: str, fence: int) -> None:
-        """Take the TTL off."""
+        """Take the TTL off: they neither expire nor can be evicted by `volatile-lru`."""
         self._redis.persist(_key(tenant, adapter_id, fence))
 
     def remove(self, tenant: str, adapter_id: str, fence: int) -> None:

@@ -4,18 +4,18 @@ import logging
 import math
 import threading
 import time
-import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import redis
 
 from metatrain.errors import MetatrainError
 from worker.errors import ClaimLost, Stopping
-from worker.logs import fields
+from worker.logs import fields, places
 from worker.messages import Outcome
-from worker.records import Claim, Records
+from worker.records import Claim, Kept, Records
 from worker.runtime import Runtime
 from worker.settings import WorkerSettings
 from worker.store import WeightStore, weights_digest
@@ -23,17 +23,15 @@ from worker.store import WeightStore, weights_digest
 log = logging.getLogger(__name__)
 _AGAIN_MS = 2_000
 """How long a job waits whose weights the cache did not take."""
+_CACHE_SECONDS = 20.0
+"""How long a worker waits for a cache that is away, before another job is given a chance."""
+T = TypeVar("T")
 
 
 class _CacheRefused(Exception):
     def __init__(self, reason: str, *, counts: bool) -> None:
         super().__init__(reason)
         self.counts = counts
-
-
-def _where(error: Exception) -> str:
-    """The traceback without the message, which may quote a support set."""
-    return "".join(traceback.format_tb(error.__traceback__)) + type(error).__name__
 
 
 class Progress:
@@ -96,28 +94,35 @@ class Hands:
             self._end(claim, lease_ms)
 
     def _end(self, claim: Claim, lease_ms: int) -> None:
-        if claim.before:
-            self._discard(claim, claim.before)
-        try:
-            with self._heartbeat(claim, lease_ms) as progress:
+        """Everything that may take time is done while the heartbeat keeps the job."""
+        with self._heartbeat(claim, lease_ms) as progress:
+            if claim.before:
+                self._discard(claim, claim.before)
+            try:
                 outcome = self._outcome(claim, progress)
-            committed = self._commit(claim, outcome)
-        except ClaimLost:
-            committed = False
-        except Stopping:
-            self.records.hand_back(claim, "its worker was stopped", delay_ms=0, counts=False)
-            log.info("handed back: this worker stops")
-            return
-        except _CacheRefused as refusal:
-            self._discard(claim)
-            self.records.hand_back(claim, str(refusal), delay_ms=_AGAIN_MS, counts=refusal.counts)
-            log.warning("handed back: %s", refusal)
-            return
-        if committed:
-            log.info(outcome.status)
+                kept = self._until_back(lambda: self.records.commit(claim, outcome), progress)
+            except ClaimLost:
+                kept, outcome = None, None
+            except Stopping:
+                self._hand_back(claim, progress, "its worker was stopped", delay_ms=0, counts=False)
+                return
+            except _CacheRefused as refusal:
+                self._discard(claim, claim.fence)
+                self._hand_back(claim, progress, str(refusal), delay_ms=_AGAIN_MS, counts=refusal.counts)
+                return
+            if kept is None or outcome is None:
+                self._discard(claim, claim.fence)
+                log.warning("commit refused: the claim no longer holds")
+                return
+        log.info(outcome.status)
+        if outcome.status == "ready" and (kept.pinned or kept.ttl_ms != claim.ttl_ms):
+            self._keep(claim, kept)
+
+    def _hand_back(self, claim: Claim, progress: "Progress", reason: str, *, delay_ms: int, counts: bool) -> None:
+        if self._until_back(lambda: self.records.hand_back(claim, reason, delay_ms=delay_ms, counts=counts), progress):
+            log.warning("handed back: %s", reason)
         else:
-            self._discard(claim)
-            log.warning("commit refused: the claim no longer holds")
+            log.warning("not handed back (%s): the claim no longer holds", reason)
 
     def _outcome(self, claim: Claim, progress: "Progress") -> Outcome:
         deadline, losses = time.monotonic() + self.settings.job_seconds, progress.losses
@@ -129,42 +134,57 @@ class Hands:
             raise
         except Exception as error:
             # Its message may quote the support set, so only the type leaves the worker's log of this traceback.
-            log.error("internal error\n%s", _where(error))
+            log.error("internal error\n%s", places(error))
             return Outcome(status="failed", error=f"internal error: {type(error).__name__}", support_loss=tuple(losses))
         stored = time.perf_counter()
-        self._store(claim, product.content)
+        self._store(claim, product.content, progress)
         timings = {"queue": float(claim.waited_ms), **product.timings, "store": 1e3 * (time.perf_counter() - stored)}
         digest = weights_digest(product.content)
         return Outcome(status="ready", digest=digest, support_loss=product.support_loss, timings=timings)
 
-    def _store(self, claim: Claim, content: bytes) -> None:
-        """Raises _CacheRefused: an attempt where the cache says no, none where it is out of reach."""
+    def _store(self, claim: Claim, content: bytes, progress: "Progress") -> None:
+        """Raises _CacheRefused: an attempt where the cache says no, none where it stays out of reach; and ClaimLost."""
         try:
-            self.store.put(claim.tenant, claim.adapter_id, claim.fence, content, None if claim.pinned else claim.ttl_ms)
+            self._until_back(
+                lambda: self.store.put(claim.tenant, claim.adapter_id, claim.fence, content, claim.ttl_ms), progress, _CACHE_SECONDS
+            )
         except redis.exceptions.ResponseError as error:
             raise _CacheRefused(f"the cache refused the weights: {error}", counts=True) from error
         except redis.RedisError as error:
             raise _CacheRefused(f"the cache is out of reach: {type(error).__name__}", counts=False) from error
 
-    def _commit(self, claim: Claim, outcome: Outcome) -> bool:
-        """While the records are out of reach it waits for them: what was computed is not thrown away for a restart of theirs."""
-        until = time.monotonic() + self.settings.job_seconds
+    def _until_back(self, ask: Callable[[], T], progress: "Progress", seconds: float | None = None) -> T:
+        """Ask a server that may be away for a while (`JOB_SECONDS` where nothing else is said): what was computed is not thrown
+        away for
+        a restart. Raises ClaimLost where the job is another's meanwhile, and redis.RedisError in the end."""
+        until = time.monotonic() + (self.settings.job_seconds if seconds is None else seconds)
         while True:
             try:
-                return self.records.commit(claim, outcome)
+                return ask()
             except redis.exceptions.ResponseError:
                 raise
             except redis.RedisError as error:
                 if time.monotonic() > until or self.draining.over():
                     raise
-                log.warning("not committed (%s), trying again", type(error).__name__)
-                time.sleep(0.5)
+                if progress.lost.is_set():
+                    raise ClaimLost from error
+                log.warning("%s, trying again", type(error).__name__)
+                time.sleep(0.25)
 
-    def _discard(self, claim: Claim, fence: int | None = None) -> None:
-        """Remove what was stored for this claim, or under another `fence` of its job; where the cache is out of reach, its TTL
-        does."""
+    def _keep(self, claim: Claim, kept: Kept) -> None:
+        """The record was pinned, or given another TTL, while the job ran."""
         try:
-            self.store.remove(claim.tenant, claim.adapter_id, claim.fence if fence is None else fence)
+            if kept.pinned:
+                self.store.pin(claim.tenant, claim.adapter_id, claim.fence)
+            else:
+                self.store.extend(claim.tenant, claim.adapter_id, claim.fence, kept.ttl_ms)
+        except redis.RedisError as error:
+            log.warning("the weights keep the TTL that they had: %s", type(error).__name__)
+
+    def _discard(self, claim: Claim, fence: int) -> None:
+        """Remove what was stored under a fence of this job; where the cache is out of reach, its TTL does."""
+        try:
+            self.store.remove(claim.tenant, claim.adapter_id, fence)
         except redis.RedisError as error:
             log.warning("weights not removed: %s", type(error).__name__)
 

@@ -153,6 +153,10 @@ def test_a_request_has_an_id_in_the_answer_and_in_the_log_and_no_input(service: 
         " worker ready " in line and f"adapter={answer.json()['adapter_id']}" in line and "attempt=1" in line for line in lines
     )
     assert not any(example["input"] in log for example in SUPPORT)
+    service.http.get("/adapters/%0A2026 ERROR worker a line of its own")
+    service.http.request("BREW", "/healthz")
+    assert not any(line.startswith("2026 ERROR") for line in service.log.read_text().splitlines())
+    assert 'method="other"' in service.http.get("/metrics").text and "BREW" not in service.http.get("/metrics").text
 
 
 def test_the_same_request_is_one_adapter_whatever_its_order_and_ttl(service: Served) -> None:

@@ -7,8 +7,9 @@ import pytest
 import redis
 
 from tests.conftest import RedisServer
+from worker.app import KEY_PREFIX, celery_app, oldest_wake_up
 from worker.errors import WeightsCorrupt, WeightsMissing
-from worker.messages import DONE_CHANNEL, JobRecipe, Outcome
+from worker.messages import ADAPT_TASK, DONE_CHANNEL, FIRST, IN_TURN, QUEUE, JobRecipe, Outcome, wake_up
 from worker.records import Claim, Records, adapter_id
 from worker.store import WeightStore, weights_digest
 
@@ -104,6 +105,64 @@ def test_a_job_that_costs_every_worker_ends_as_failed(records: Records) -> None:
     assert records.due() == []
 
 
+def test_a_commit_said_twice_is_one(records: Records) -> None:
+    """The answer to the first was lost."""
+    records.accept("t", "a1", RECIPE, DAY, ())
+    only = claimed(records)
+    ready = Outcome(status="ready", digest="f")
+    assert records.commit(only, ready) is not None and records.commit(only, ready) is not None
+    assert records.commit(only, Outcome(status="ready", digest="other")) is None
+    counts = records.counts()
+    assert counts["ready"] == 1 and counts["refused_commits"] == 1
+
+
+def test_without_memory_jobs_still_end_and_can_be_deleted(redis_server: RedisServer) -> None:
+    client = redis.Redis.from_url(redis_server.url)
+    records = Records(client)
+    for identity in ("a1", "a2", "a3", "a4"):
+        records.accept("t", identity, RECIPE, DAY, ())
+    first, second = claimed(records, "a1"), claimed(records, "a2")
+    client.config_set("maxmemory-policy", "noeviction")
+    client.config_set("maxmemory", 1)
+    with pytest.raises(redis.exceptions.ResponseError, match=r"used memory > .maxmemory."):
+        records.accept("t", "a5", RECIPE, DAY, ())
+    assert records.get("t", "a5") is None
+    assert records.heartbeat(first, 10_000) and records.commit(first, Outcome(status="failed", error="because"))
+    assert records.hand_back(second, "because", delay_ms=0, counts=True)
+    assert claim(records, "a2", attempts=1) is None and [dead.adapter_id for dead in records.dead()] == ["a2"]
+    third = claimed(records, "a3")
+    assert records.delete("t", "a3") == third.fence and records.get("t", "a3") is None
+    assert records.pin("t", "a4", False) == DAY and records.revive("t", "a2")
+    client.close()
+
+
+def test_records_are_removed_only_as_what_they_still_are(records: Records) -> None:
+    records.accept("t", "a1", RECIPE, DAY, ())
+    assert records.delete("t", "a1", only="dead") is None and records.delete("t", "a1", only="over") is None
+    old = claimed(records, lease_ms=1)
+    time.sleep(0.005)
+    assert claim(records, attempts=1) is None
+    assert records.accept("t", "a1", RECIPE, DAY, ()) == (True, "queued")  # asked for again: neither dead nor at its end
+    assert records.delete("t", "a1", only="dead") is None
+    keys = ["qs:t:adapter:a1", "qs:pending", "qs:running", "qs:counts", "qs:dead"]
+    records._give_up(keys=keys, args=["t/a1", DONE_CHANNEL, "decided before it was asked for again", 1])
+    again = claimed(records)
+    assert again.before == old.fence  # whose weights, if any, are still to be removed
+    assert records.commit(again, Outcome(status="ready", digest="f"))
+
+
+def test_a_dead_job_that_is_retried_has_its_time_again(records: Records) -> None:
+    records.accept("t", "a1", RECIPE, 300, ())
+    claimed(records, lease_ms=1)
+    time.sleep(0.31)
+    assert claim(records, attempts=1) is None and records.revive("t", "a1")
+    records.accept("t", "a2", RECIPE, DAY, ())
+    assert records.due(oldest=("t", "a2")) == [("t", "a1")]  # at once, whatever else waits
+    records.commit(claimed(records), Outcome(status="ready", digest="f"))
+    record = records.get("t", "a1")
+    assert record is not None and record.status == "ready"
+
+
 def test_what_happens_is_counted(records: Records) -> None:
     assert records.counts() == {"now_queued": 0, "now_running": 0}
     for identity in ("a1", "a2", "a3"):
@@ -147,7 +206,7 @@ def test_a_job_handed_back_waits_for_another_worker(records: Records) -> None:
     assert not records.heartbeat(first, 1000) and not records.commit(first, Outcome(status="ready", digest="f"))
     record = records.get("t", "a1")
     assert record is not None and (record.status, record.attempt, record.last_error) == ("queued", 1, "because")
-    assert records.due(backlog=True) == [("t", "a1")]
+    assert records.due() == [("t", "a1")]
     second = claimed(records)
     assert records.hand_back(second, "again", delay_ms=0, counts=False)
     third = claimed(records)
@@ -179,9 +238,9 @@ def test_dead_jobs_wait_for_somebody_to_look(records: Records) -> None:
 def test_a_pinned_adapter_does_not_expire(records: Records, redis_client: "redis.Redis") -> None:
     records.accept("t", "a1", RECIPE, 1, ())
     assert records.pin("t", "a1", True) == 1
-    assert claimed(records).pinned
+    kept = records.commit(claimed(records), Outcome(status="ready", digest="f"))
+    assert kept is not None and kept.pinned and kept.ttl_ms == 1
     assert records.pin("t", "unknown", True) is None and records.get("t", "unknown") is None
-    redis_client.hset("qs:t:adapter:a1", "status", "ready")
     time.sleep(0.01)
     record = records.get("t", "a1")
     assert record is not None and record.pinned and record.status == "ready"
@@ -203,15 +262,31 @@ def test_due_names_what_was_lost_once_and_only_that(records: Records, redis_clie
     time.sleep(0.005)
     assert records.due() == [("t", "a1")]
     assert records.due() == []  # put off: another reaper need not repeat it
-    redis_client.zadd("qs:pending", {"t/a3": 0})  # as if its wake-up had been lost long ago
-    assert records.due(backlog=True) == []  # not lost: its message may be among those that wait
+    for name in ("a4", "a3"):
+        redis_client.zadd("qs:pending", {f"t/{name}": 0})  # as if it were time to look at it
+    redis_client.hset("qs:t:adapter:a3", "queued_at", 5_000)
+    records.accept("t", "a4", RECIPE, DAY, ())
+    assert records.due(oldest=("t", "a3")) == []  # its own wake-up waits, so all later ones do
     redis_client.zadd("qs:pending", {"t/a3": 0})
-    assert records.due() == [("t", "a3")]
+    assert records.due(oldest=("t", "a4")) == [("t", "a3")]  # a later one waits: its own is gone
     redis_client.zadd("qs:pending", {"t/a3": 0})
-    redis_client.hset("qs:t:adapter:a3", "announced_at", 1)  # ten minutes and more ago: its message is lost after all
-    assert records.due(backlog=True) == [("t", "a3")]
+    assert records.due(oldest=("t", "a4")) == []  # it has been announced since
     redis_client.zadd("qs:pending", {"t/a3": 0})
-    assert records.due(backlog=True) == []
+    assert records.due(oldest=("t", "deleted")) == []
+    redis_client.zadd("qs:pending", {"t/a3": 0})
+    assert records.due() == [("t", "a3")]  # no wake-up waits
+
+
+def test_the_oldest_wake_up_is_read_from_the_queue_itself(redis_server: RedisServer, redis_client: "redis.Redis") -> None:
+    """kombu's own format, which no contract holds still."""
+    app = celery_app(redis_server.url)
+    assert oldest_wake_up(redis_client) is None
+    for name, priority in (("lost", FIRST), ("a1", IN_TURN), ("a2", IN_TURN)):
+        app.send_task(ADAPT_TASK, kwargs=wake_up("t", name), priority=priority)
+    assert oldest_wake_up(redis_client) == ("t", "a1")
+    redis_client.delete(f"{KEY_PREFIX}{QUEUE}\x06\x16{IN_TURN}")
+    assert oldest_wake_up(redis_client) == ("t", "lost")
+    app.close()
 
 
 def test_a_ready_job_is_started_again_once_and_only_if_it_is_that_one(records: Records) -> None:
@@ -235,9 +310,9 @@ def test_no_record_can_be_evicted_and_old_ones_are_retired(records: Records, red
     records.accept("t", "a1", RECIPE, DAY, ())
     records.accept("t", "a2", RECIPE, DAY, ())
     assert all(redis_client.ttl(key) == -1 for key in redis_client.scan_iter("qs:*"))
-    assert records.retire() == 0
+    assert records.retire() == []
     redis_client.zadd("qs:retire", {"t/a1": 1})
-    assert records.retire() == 1
+    assert records.retire() == [("t", "a1", 0)]
     assert records.get("t", "a1") is None and records.get("t", "a2") is not None
     assert [record.adapter_id for record in records.page("t", 10, None)[0]] == ["a2"]
 

@@ -16,8 +16,8 @@ from metatrain.baselines import lora_from_zero
 from tests.conftest import RedisServer
 from worker.errors import SettingsError, WeightsMissing
 from worker.logs import Lines, LogFormat
-from worker.messages import JobRecipe
-from worker.records import Record, Records
+from worker.messages import JobRecipe, Outcome
+from worker.records import Claim, Kept, Record, Records
 from worker.runtime import Product, Runtime, load_runtime
 from worker.settings import WorkerSettings, read_settings
 from worker.store import WeightStore, weights_digest
@@ -178,7 +178,10 @@ class FullCache(WeightStore):
             server.config_set("maxmemory", 0)
 
 
-def test_a_cache_that_is_away_costs_no_attempt(hands: Hands, tiny: TextBase, tmp_path: Path) -> None:
+def test_a_cache_that_is_away_costs_no_attempt(
+    hands: Hands, tiny: TextBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.tasks._CACHE_SECONDS", 0.3)
     nowhere = WeightStore(redis.Redis.from_url(f"unix://{tmp_path}/nothing.sock"))
     away = Hands("w", WorkerSettings(), hands.records, nowhere, hands.runtime)
     hands.records.accept("t", "a1", recipe(tiny), 60_000, ())
@@ -200,30 +203,61 @@ def test_a_worker_that_is_told_to_stop_finishes_what_is_short_and_hands_back_wha
         record = hands.records.get("t", f"a{status}")
         assert record is not None and record.status == status
         assert (record.attempt, record.last_error) == ((1, None) if status == "ready" else (0, "its worker was stopped"))
-    assert hands.records.due(backlog=True) == [("t", "aqueued")]  # no message waits for it: the next worker is told at once
+    assert hands.records.due() == [("t", "aqueued")]  # no message waits for it: the next worker is told at once
 
 
-def test_the_records_may_be_away_while_a_job_runs(tiny: TextBase, redis_server: RedisServer) -> None:
-    """The outcome is kept until they are back."""
+def test_the_server_of_records_and_weights_may_be_away_while_a_job_runs(tiny: TextBase, redis_server: RedisServer) -> None:
+    """The outcome is kept until it is back, and no attempt is gone."""
     client = redis.Redis.from_url(redis_server.url)
     runtime = Runtime(tiny, {"lora-from-zero": lora_from_zero(tiny)})
 
     class OutageMeanwhile(Runtime):
         def adapt(self, recipe: JobRecipe, **_: object) -> Product:
-            threading.Timer(0.3, redis_server.stop).start()
-            threading.Timer(1.5, redis_server.start).start()
             product = runtime.adapt(recipe)
-            time.sleep(0.6)
+            redis_server.stop()
+            threading.Timer(1.0, redis_server.start).start()
             return product
 
-    weights: Any = WeightStore(client)
-    weights.put = lambda *_: None
-    hands = Hands("w", WorkerSettings(), Records(client), weights, OutageMeanwhile(tiny, {}))
+    hands = Hands("w", WorkerSettings(), Records(client), WeightStore(client), OutageMeanwhile(tiny, {}))
     hands.records.accept("t", "a1", recipe(tiny), 60_000, ())
     hands.run("t", "a1")
     record = hands.records.get("t", "a1")
     assert record is not None and (record.status, record.attempt) == ("ready", 1)
+    assert hands.store.get("t", "a1", record.fence, str(record.digest))
     client.close()
+
+
+def test_a_lost_answer_to_the_commit_costs_no_weights(hands: Hands, tiny: TextBase) -> None:
+    class LosesTheFirstAnswer(Records):
+        lost = False
+
+        def commit(self, claim: Claim, outcome: Outcome) -> Kept | None:
+            found = super().commit(claim, outcome)
+            if not self.lost:
+                self.lost = True
+                raise redis.exceptions.TimeoutError
+            return found
+
+    once = Hands("w", WorkerSettings(), LosesTheFirstAnswer(hands.records._redis), hands.store, hands.runtime)
+    assert run(once, recipe(tiny))[0] == "ready"
+    record = hands.records.get("t", "a1")
+    assert record is not None and hands.store.has("t", "a1", record.fence)
+
+
+@pytest.mark.parametrize("pinned", [True, False])
+def test_pinned_or_unpinned_while_it_runs(hands: Hands, tiny: TextBase, redis_client: Any, pinned: bool) -> None:
+    runtime = hands.runtime
+
+    class PinnedMeanwhile(Runtime):
+        def adapt(self, recipe: JobRecipe, **_: object) -> Product:
+            hands.records.pin("t", "a1", pinned)
+            return runtime.adapt(recipe)
+
+    hands.records.accept("t", "a1", recipe(tiny), 60_000, ())
+    hands.records.pin("t", "a1", not pinned)
+    Hands("w", WorkerSettings(), hands.records, hands.store, PinnedMeanwhile(tiny, {})).run("t", "a1")
+    (key,) = redis_client.scan_iter("qs:t:weights:*")
+    assert redis_client.pttl(key) == -1 if pinned else 0 < redis_client.pttl(key) <= 60_000
 
 
 @pytest.mark.parametrize(
