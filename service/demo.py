@@ -84,7 +84,8 @@ class _Progress:
         self._bar: tqdm[Any] | None = None
 
     def __call__(self, state: dict[str, Any]) -> None:
-        self._bar = self._bar or tqdm(total=state["steps"], unit="step", desc="adapting", disable=None)
+        if self._bar is None:
+            self._bar = tqdm(total=state["steps"], unit="step", desc="adapting", disable=None)
         self._bar.total = state["steps"]  # known at the end alone where the support set decides
         losses = state["support_loss"]
         self._bar.update(len(losses) - self._bar.n)
