@@ -31,13 +31,14 @@ def serve(host: str, port: int, data_dir: Path, tied: int | None) -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # service and worker share the cores; longer spinning costs both half
     if tied is not None:
         tie_to_parent(tied, signal.SIGTERM)
-    from service.serving import run  # brings torch in
     from service.settings import ServiceSettings
     from worker.settings import read_settings
 
     try:
         settings = read_settings(ServiceSettings)
         configure("service", settings.log_level, settings.log_format)
+        from service.serving import run  # brings torch in, which takes seconds: a wrong setting is told before
+
         if os.environ.get("REDIS_URL"):
             run(settings, host, port)
             return

@@ -173,7 +173,10 @@ def test_after_delete_no_text_is_left_in_files_or_logs(environment: dict[str, st
         assert service.http.get(f"/adapters/{kept}").json()["status"] == "ready"
 
 
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "stop",
+    [pytest.param(signal.SIGINT, marks=pytest.mark.long), pytest.param(signal.SIGTERM, marks=pytest.mark.long), signal.SIGKILL],
+)
 def test_nothing_is_left_running(environment: dict[str, str], tmp_path: Path, stop: signal.Signals) -> None:
     with served(tmp_path, environment) as service:
         service.wait_ready()
