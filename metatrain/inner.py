@@ -35,9 +35,8 @@ _MOST_PARTS = 4
 
 class HardSteps(BaseModel):
     """`steps` in all, where that is more, for a hard support set: one whose leave-one-out accuracy under θ is below `below`, that
-    is the share of its
-    rows nearest to the prototype of their own class when that is made without them. Not asked below `shots` examples a class, where
-    prototypes that miss a row say little."""
+    is the share of its rows nearest to the prototype of their own class when that is made without them. Not asked below `shots`
+    examples a class, where prototypes that miss a row say little."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -28,8 +28,7 @@ class Solution:
 
 def conjugate_gradient(product: Product, v: Leaves, *, iterations: int, tolerance: float = 1e-10) -> Solution:
     """A task stops for good at a relative residual of `tolerance`, and where it meets a direction of no positive curvature: A is
-    then
-    not positive definite. Every task's best x is kept, so no residual is above that of x = 0, which is 1."""
+    then not positive definite. Every task's best x is kept, so no residual is above that of x = 0, which is 1."""
     x = best = {name: torch.zeros_like(leaf) for name, leaf in v.items()}
     residual, direction = dict(v), dict(v)
     norm = least = begin = _dot(residual, residual)

@@ -94,8 +94,7 @@ class Tasks(Protocol):
 
     def query_loss(self, phi: Leaves, outer: Outer, step: int, *, exact: bool = True) -> tuple[Tensor, Tensor]:
         """What the outer loop judges φ by after `step` inner steps: loss [T], and accuracy (or another score) [T]. `exact`:
-        gradient
-        steps that judging takes itself are differentiated too."""
+        gradient steps that judging takes itself are differentiated too."""
 
     @property
     def proximal(self) -> float:

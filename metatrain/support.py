@@ -82,8 +82,7 @@ def rows_by_step(
     base: TextBase, kind: DeltaKind, support: Support, rows_per_step: int, augmentation: Augmentation | None, seed: int
 ) -> Callable[[int], tuple[TokenBatch, Tensor]]:
     """The rows of a step by its number: the support set, or one of the near-equal parts of a seeded cut of it, which are gone
-    through
-    in turn.
+    through in turn.
 
     The parts stay the same, so that what lies below the delta is computed once for each, and the shapes that kernels are made for
     come back. With augmentation each row is followed by its views, drawn anew at every step and the same whenever it is asked for.

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -47,32 +48,43 @@ def dead(data_dir: Path, as_json: bool) -> None:
         click.echo("no dead jobs")
 
 
+def _names_jobs(command: Callable[..., None]) -> Callable[..., None]:
+    """Takes jobs by name, or --all of them."""
+    everything = click.option("--all", "everything", is_flag=True, help="All of them.")
+    return click.argument("names", nargs=-1, metavar="[JOB]…")(everything(command))
+
+
 @jobs.command()
-@click.argument("names", nargs=-1, metavar="[JOB]…")
-@click.option("--all", "everything", is_flag=True, help="All of them.")
+@_names_jobs
 @click.pass_obj
 def retry(data_dir: Path, names: tuple[str, ...], everything: bool) -> None:
     """Let them wait again, with all their attempts."""
     records, _ = _reach(data_dir)
-    for tenant, identity in _chosen(records, names, everything):
-        if not records.revive(tenant, identity):
-            sys.exit(f"error: {tenant}/{identity} is not a dead job")
-        click.echo(f"{tenant}/{identity} waits again")
+    _with_each(records, names, everything, records.revive, "waits again")
 
 
 @jobs.command()
-@click.argument("names", nargs=-1, metavar="[JOB]…")
-@click.option("--all", "everything", is_flag=True, help="All of them.")
+@_names_jobs
 @click.pass_obj
 def drop(data_dir: Path, names: tuple[str, ...], everything: bool) -> None:
     """Delete them, examples and all."""
     records, store = _reach(data_dir)
-    for tenant, identity in _chosen(records, names, everything):
+
+    def delete(tenant: str, identity: str) -> bool:
         fence = records.delete(tenant, identity, only="dead")
-        if fence is None:
+        if fence is not None:
+            store.remove(tenant, identity, fence)
+        return fence is not None
+
+    _with_each(records, names, everything, delete, "deleted")
+
+
+def _with_each(records: Records, names: tuple[str, ...], everything: bool, act: Callable[[str, str], bool], done: str) -> None:
+    """`act` on (tenant, adapter id) says whether it was a dead job."""
+    for tenant, identity in _chosen(records, names, everything):
+        if not act(tenant, identity):
             sys.exit(f"error: {tenant}/{identity} is not a dead job")
-        store.remove(tenant, identity, fence)
-        click.echo(f"{tenant}/{identity} deleted")
+        click.echo(f"{tenant}/{identity} {done}")
 
 
 def _reach(data_dir: Path) -> tuple[Records, WeightStore]:
@@ -81,16 +93,16 @@ def _reach(data_dir: Path) -> tuple[Records, WeightStore]:
         settings = read_settings(WorkerSettings)
     except SettingsError as error:
         sys.exit(f"error: {error}")
-    url = settings.redis_url if os.environ.get("REDIS_URL") else url_of(data_dir)
+    embedded = not os.environ.get("REDIS_URL")
+    nowhere = f"error: REDIS_URL is not set, and no quickstudy runs on --data-dir {data_dir}"
+    url = url_of(data_dir) if embedded else settings.redis_url
     if url is None:
-        sys.exit(f"error: REDIS_URL is not set, and no quickstudy runs on --data-dir {data_dir}")
+        sys.exit(nowhere)
     client = redis.Redis.from_url(url, socket_timeout=10, socket_connect_timeout=3)
     try:
         client.ping()
     except redis.RedisError as error:
-        if not os.environ.get("REDIS_URL"):
-            sys.exit(f"error: REDIS_URL is not set, and no quickstudy runs on --data-dir {data_dir}")
-        sys.exit(f"error: the records are out of reach: {type(error).__name__}")
+        sys.exit(nowhere if embedded else f"error: the records are out of reach: {type(error).__name__}")
     return Records(client), WeightStore(
         redis.Redis.from_url(settings.cache_url or url, socket_timeout=10, socket_connect_timeout=3)
     )

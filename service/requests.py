@@ -13,6 +13,8 @@ from worker.logs import fields, places
 
 log = logging.getLogger(__name__)
 _METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
+_NONE = 499
+"""The status of a request that had no answer: its client went before."""
 _USABLE = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
 
@@ -22,8 +24,7 @@ class _Broken(Exception):
 
 class Requests:
     """ASGI middleware. `X-Request-ID` of up to 64 letters, digits, dots, dashes and underscores is kept, anything else replaced;
-    the
-    answer carries it."""
+    the answer carries it."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -34,12 +35,12 @@ class Requests:
             return
         given = dict(scope["headers"]).get(b"x-request-id", b"")
         identity = given if _USABLE.fullmatch(given) else secrets.token_hex(8).encode()
-        began, status, began_to_answer = time.perf_counter(), 499, False  # 499: the client went before the answer
+        began, status = time.perf_counter(), _NONE
 
         async def answer(message: Message) -> None:
-            nonlocal status, began_to_answer
+            nonlocal status
             if message["type"] == "http.response.start":
-                status, began_to_answer = message["status"], True
+                status = message["status"]
                 message = {**message, "headers": [*message.get("headers", []), (b"x-request-id", identity)]}
             await send(message)
 
@@ -48,7 +49,7 @@ class Requests:
                 await self.app(scope, receive, answer)
             except Exception as error:  # here, and not in the server, which would log a message that may quote an input
                 log.error("failed\n%s", places(error))
-                if began_to_answer:
+                if status != _NONE:
                     raise _Broken from None
                 failed = f"{scope['method']} {scope['path']} failed; the service's log has the reason"
                 await problem(ServiceError(failed))(scope, receive, answer)

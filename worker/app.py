@@ -69,7 +69,14 @@ def oldest_wake_up(client: "redis.Redis") -> tuple[str, str] | None:
     return None
 
 
-def _erase(hands: "Hands") -> None:
+def _tend(hands: "Hands", client: "redis.Redis", app: Celery) -> None:
+    """Announce again what was lost, remove records that have had their time, and deleted text from the append-only file."""
+    for tenant, adapter_id in hands.records.due(oldest=oldest_wake_up(client)):
+        with fields(adapter=adapter_id, tenant=tenant):
+            log.info("announced again")
+        app.send_task(ADAPT_TASK, kwargs=wake_up(tenant, adapter_id), priority=FIRST)
+    for tenant, adapter_id, fence in hands.records.retire():
+        hands.store.remove(tenant, adapter_id, fence)
     try:
         if hands.records.erase(int(1000 * hands.settings.erase_seconds)):
             log.info("the append-only file has been written anew, without what was deleted")
@@ -102,18 +109,12 @@ def run_worker(settings: WorkerSettings) -> None:
     stopping = threading.Event()
     description = {"device": str(hands.runtime.base.device), "dtype": str(hands.runtime.base.dtype)}
 
-    def tend() -> None:
-        """Say that this worker is alive, announce again what was lost, and remove records that have had their time."""
+    def reap() -> None:
+        """Say again and again that this worker is alive, and look after the records."""
         while not stopping.is_set():
             try:
                 hands.records.announce_worker(name, description, ALIVE_SECONDS)
-                for tenant, adapter_id in hands.records.due(oldest=oldest_wake_up(client)):
-                    with fields(adapter=adapter_id, tenant=tenant):
-                        log.info("announced again")
-                    app.send_task(ADAPT_TASK, kwargs=wake_up(tenant, adapter_id), priority=FIRST)
-                for tenant, adapter_id, fence in hands.records.retire():
-                    hands.store.remove(tenant, adapter_id, fence)
-                _erase(hands)
+                _tend(hands, client, app)
             except (redis.RedisError, OperationalError) as error:
                 log.warning("Redis is out of reach (%s), trying again", type(error).__name__)
             except Exception as error:  # whatever it was, jobs must go on being announced
@@ -121,7 +122,7 @@ def run_worker(settings: WorkerSettings) -> None:
             stopping.wait(REAP_EVERY)
 
     def on_ready(**_: Any) -> None:
-        threading.Thread(target=tend, name="reaper", daemon=True).start()
+        threading.Thread(target=reap, name="reaper", daemon=True).start()
         log.info("ready name=%s device=%s dtype=%s", name, description["device"], description["dtype"])
 
     def on_stop(**_: Any) -> None:

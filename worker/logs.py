@@ -1,7 +1,7 @@
 """Log lines that say whose they are, as fields: request, tenant, adapter, attempt, fence; never an input. Torch-free.
 
 2026-11-21 10:00:00,000 INFO worker ready adapter=a1… tenant=default attempt=1 fence=7 request=…        LOG_FORMAT=text
-{"time": "…", "level": "INFO", "part": "worker", "message": "ready", "adapter": "a1…", …}               LOG_FORMAT=json
+{"time": "…", "level": "INFO", "part": "worker", "message": "ready", "adapter": "a1…", …}           LOG_FORMAT=json
 """
 
 import json

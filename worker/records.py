@@ -131,8 +131,7 @@ class Records:
 
     def requeue(self, record: Record, why: Literal["evicted", "corrupt"]) -> bool:
         """Start a ready job again because its weights are gone or wrong, which is counted; its TTL goes on. False where the
-        record is
-        no longer that one: deleted meanwhile, or started again by somebody else.
+        record is no longer that one: deleted meanwhile, or started again by somebody else.
         """
         arguments: list[Any] = [_member(record.tenant, record.adapter_id), record.fence, WAKE_AGAIN_MS, why]
         return bool(self._requeue(keys=_keys(record.tenant, record.adapter_id), args=arguments))
@@ -174,8 +173,7 @@ class Records:
 
     def hand_back(self, claim: Claim, reason: str, *, delay_ms: int, counts: bool) -> bool:
         """Let the job wait again, to be announced after `delay_ms`; `counts`: this was one of its attempts. False where the claim
-        no
-        longer holds."""
+        no longer holds."""
         arguments: list[Any] = [_member(claim.tenant, claim.adapter_id), claim.fence, delay_ms, reason, "1" if counts else "0"]
         return bool(self._hand_back(keys=_keys(claim.tenant, claim.adapter_id), args=arguments))
 
@@ -256,14 +254,13 @@ class Records:
     def retire(self, most: int = 100) -> list[tuple[str, str, int]]:
         """Remove records whose adapters expired long ago; returns (tenant, adapter id, fence) of them."""
         members = cast(list[bytes], self._redis.zrangebyscore(_RETIRE, "-inf", self._now(), start=0, num=most))
-        gone = [(*_parts(member), self.delete(*_parts(member), only="over")) for member in members]
+        gone = [(tenant, identity, self.delete(tenant, identity, only="over")) for tenant, identity in map(_parts, members)]
         return [(tenant, identity, fence) for tenant, identity, fence in gone if fence is not None]
 
     def erase(self, after_ms: int) -> bool:
         """Have the server write its append-only file anew, `after_ms` after a deletion, for the file still holds the deleted
-        text; to be
-        called again and again. True once a file without it is there. Raises redis.ResponseError where the server does not allow
-        it."""
+        text; to be called again and again. True once a file without it is there. Raises redis.ResponseError where the server does
+        not allow it."""
         since = cast(bytes | None, self._redis.get(_ERASE))
         if since is None:
             return False

@@ -10,27 +10,26 @@ removal, and jobs can end, wait or be deleted there.
 
 _NOW = "local t = redis.call('TIME'); local now = t[1] * 1000 + math.floor(t[2] / 1000)\n"
 _COUNT = "local function count(what, by) redis.call('HINCRBY', KEYS[4], what, by or 1) end\n"
-_HOLDS = """
-local r = redis.call('HMGET', KEYS[1], 'fence', 'status')
-if r[1] ~= ARGV[2] or r[2] ~= 'running' then return 0 end
+_HELD = """
+local c = redis.call('HMGET', KEYS[1], 'fence', 'status')
+local held = c[1] == ARGV[2] and c[2] == 'running'
 """
 
-# KEYS … index, sequence, retire. ARGV member, id, ttl_ms, recipe, truncated, wake_ms, retention_ms, request id.
+# KEYS … index, sequence, retire. ARGV member, id, ttl_ms, recipe, truncated, wake_ms, retention_ms, request id. The fence stays:
+# under it there may be weights to remove.
 ACCEPT = (
     _NOW
     + _COUNT
     + """
-local status = redis.call('HGET', KEYS[1], 'status')
-local expires = tonumber(redis.call('HGET', KEYS[1], 'expires_at') or 0)
+local old = redis.call('HMGET', KEYS[1], 'status', 'expires_at', 'pinned', 'created_at', 'fence')
+local status, pinned = old[1], old[3] == '1'
 local expire_at = now + tonumber(ARGV[3])
-local pinned = redis.call('HGET', KEYS[1], 'pinned') == '1'
-local live = status == 'queued' or status == 'running' or (status == 'ready' and (pinned or expires > now))
+local live = status == 'queued' or status == 'running' or (status == 'ready' and (pinned or tonumber(old[2]) > now))
 if not live then
-  local old = redis.call('HMGET', KEYS[1], 'created_at', 'pinned', 'fence')  -- under the old fence there may be weights to remove
   count('accepted')  -- the first write: refused where memory is short
   redis.call('DEL', KEYS[1])
-  redis.call('HSET', KEYS[1], 'status', 'queued', 'recipe', ARGV[4], 'truncated', ARGV[5], 'created_at', old[1] or now,
-             'queued_at', now, 'attempt', 0, 'fence', old[3] or 0, 'lease_until', 0, 'pinned', old[2] or 0, 'request', ARGV[8])
+  redis.call('HSET', KEYS[1], 'status', 'queued', 'recipe', ARGV[4], 'truncated', ARGV[5], 'created_at', old[4] or now,
+             'queued_at', now, 'attempt', 0, 'fence', old[5] or 0, 'lease_until', 0, 'pinned', old[3] or 0, 'request', ARGV[8])
   if not redis.call('ZSCORE', KEYS[6], ARGV[2]) then redis.call('ZADD', KEYS[6], redis.call('INCR', KEYS[7]), ARGV[2]) end
   redis.call('ZADD', KEYS[2], now + tonumber(ARGV[6]), ARGV[1])
   redis.call('ZREM', KEYS[5], ARGV[1])
@@ -72,8 +71,9 @@ return {'claimed', fence, f[1], now - tonumber(f[2]), f[3], attempt, f[4] or '',
 HEARTBEAT = (
     _NOW
     + _COUNT
-    + _HOLDS.replace("return 0", "count('overtaken'); return 0")
+    + _HELD
     + """
+if not held then count('overtaken'); return 0 end
 redis.call('ZREM', KEYS[3], ARGV[1])
 redis.call('HSET', KEYS[1], 'lease_until', now + tonumber(ARGV[3]), 'heard_at', now)
 if ARGV[4] ~= '' then redis.call('HSET', KEYS[1], 'support_loss', ARGV[4]) end
@@ -88,11 +88,12 @@ return 1
 COMMIT = (
     _NOW
     + _COUNT
+    + _HELD
     + """
-local r = redis.call('HMGET', KEYS[1], 'fence', 'status', 'digest', 'ttl_ms', 'pinned')
-local same = (r[2] == 'ready' and r[3] == ARGV[5]) or (r[2] == 'failed' and ARGV[5] == '')
-if r[1] == ARGV[2] and same then return {r[4], r[5] or '0'} end
-if r[1] ~= ARGV[2] or r[2] ~= 'running' then count('refused_commits'); return nil end
+local r = redis.call('HMGET', KEYS[1], 'digest', 'ttl_ms', 'pinned')
+local same = (c[2] == 'ready' and r[1] == ARGV[5]) or (c[2] == 'failed' and ARGV[5] == '')
+if c[1] == ARGV[2] and same then return {r[2], r[3] or '0'} end
+if not held then count('refused_commits'); return nil end
 redis.call('ZREM', KEYS[2], ARGV[1])
 redis.call('ZREM', KEYS[3], ARGV[1])
 for i = 6, #ARGV, 2 do
@@ -108,7 +109,7 @@ if lost then
 end
 redis.call('HDEL', KEYS[1], 'readapting', 'lost_at', 'last_error')
 redis.call('PUBLISH', ARGV[3], ARGV[1])
-return {r[4], r[5] or '0'}
+return {r[2], r[3] or '0'}
 """
 )
 
@@ -116,8 +117,9 @@ return {r[4], r[5] or '0'}
 HAND_BACK = (
     _NOW
     + _COUNT
-    + _HOLDS
+    + _HELD
     + """
+if not held then return 0 end
 redis.call('ZREM', KEYS[3], ARGV[1])
 if ARGV[5] ~= '1' then redis.call('HINCRBY', KEYS[1], 'attempt', -1) end
 redis.call('HSET', KEYS[1], 'status', 'queued', 'lease_until', 0, 'last_error', ARGV[4])

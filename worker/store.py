@@ -39,13 +39,13 @@ class WeightStore:
     def has(self, tenant: str, adapter_id: str, fence: int) -> bool:
         return bool(self._redis.exists(_key(tenant, adapter_id, fence)))
 
-    def extend(self, tenant: str, adapter_id: str, fence: int, ttl_ms: int) -> bool:
-        """Start the TTL anew; False where the weights are gone."""
-        return bool(self._redis.pexpire(_key(tenant, adapter_id, fence), ttl_ms))
-
-    def pin(self, tenant: str, adapter_id: str, fence: int) -> None:
-        """Take the TTL off: they neither expire nor can be evicted by `volatile-lru`."""
+    def keep(self, tenant: str, adapter_id: str, fence: int, ttl_ms: int | None) -> bool:
+        """Start the TTL anew, or with None take it off: they then neither expire nor can be evicted by `volatile-lru`. False
+        where the weights are gone."""
+        if ttl_ms is not None:
+            return bool(self._redis.pexpire(_key(tenant, adapter_id, fence), ttl_ms))
         self._redis.persist(_key(tenant, adapter_id, fence))
+        return self.has(tenant, adapter_id, fence)
 
     def remove(self, tenant: str, adapter_id: str, fence: int) -> None:
         self._redis.delete(_key(tenant, adapter_id, fence))

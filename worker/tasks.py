@@ -36,8 +36,7 @@ class _CacheRefused(Exception):
 
 class Progress:
     """Support losses so far. As the inner loop's `on_step` it stops a job whose claim is lost (deleted, or taken over), and one
-    whose
-    worker has been told to stop for longer than `drain_seconds`."""
+    whose worker was told to stop more than `drain_seconds` ago."""
 
     def __init__(self, draining: "Draining") -> None:
         self.losses: list[float] = []
@@ -102,7 +101,8 @@ class Hands:
                 outcome = self._outcome(claim, progress)
                 kept = self._until_back(lambda: self.records.commit(claim, outcome), progress)
             except ClaimLost:
-                kept, outcome = None, None
+                self._lost(claim)
+                return
             except Stopping:
                 self._hand_back(claim, progress, "its worker was stopped", delay_ms=0, counts=False)
                 return
@@ -110,13 +110,16 @@ class Hands:
                 self._discard(claim, claim.fence)
                 self._hand_back(claim, progress, str(refusal), delay_ms=_AGAIN_MS, counts=refusal.counts)
                 return
-            if kept is None or outcome is None:
-                self._discard(claim, claim.fence)
-                log.warning("commit refused: the claim no longer holds")
+            if kept is None:
+                self._lost(claim)
                 return
         log.info(outcome.status)
         if outcome.status == "ready" and (kept.pinned or kept.ttl_ms != claim.ttl_ms):
             self._keep(claim, kept)
+
+    def _lost(self, claim: Claim) -> None:
+        self._discard(claim, claim.fence)
+        log.warning("commit refused: the claim no longer holds")
 
     def _hand_back(self, claim: Claim, progress: "Progress", reason: str, *, delay_ms: int, counts: bool) -> None:
         if self._until_back(lambda: self.records.hand_back(claim, reason, delay_ms=delay_ms, counts=counts), progress):
@@ -155,8 +158,7 @@ class Hands:
 
     def _until_back(self, ask: Callable[[], T], progress: "Progress", seconds: float | None = None) -> T:
         """Ask a server that may be away for a while (`JOB_SECONDS` where nothing else is said): what was computed is not thrown
-        away for
-        a restart. Raises ClaimLost where the job is another's meanwhile, and redis.RedisError in the end."""
+        away for a restart. Raises ClaimLost where the job is another's meanwhile, and redis.RedisError in the end."""
         until = time.monotonic() + (self.settings.job_seconds if seconds is None else seconds)
         while True:
             try:
@@ -174,10 +176,7 @@ class Hands:
     def _keep(self, claim: Claim, kept: Kept) -> None:
         """The record was pinned, or given another TTL, while the job ran."""
         try:
-            if kept.pinned:
-                self.store.pin(claim.tenant, claim.adapter_id, claim.fence)
-            else:
-                self.store.extend(claim.tenant, claim.adapter_id, claim.fence, kept.ttl_ms)
+            self.store.keep(claim.tenant, claim.adapter_id, claim.fence, None if kept.pinned else kept.ttl_ms)
         except redis.RedisError as error:
             log.warning("the weights keep the TTL that they had: %s", type(error).__name__)
 

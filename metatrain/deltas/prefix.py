@@ -20,7 +20,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from metatrain.deltas.scope import Delta, current_delta
-from metatrain.deltas.sites import layer_of
+from metatrain.deltas.sites import layer_of, virtual_tokens
 from metatrain.errors import UnsupportedDelta
 
 _NAMES = {"eager": "quickstudy_eager", "sdpa": "quickstudy_sdpa"}
@@ -59,8 +59,8 @@ class Prefix:
         return 0
 
     def initial(self, generator: torch.Generator, *, b_std: float = 0.0) -> dict[str, Tensor]:
-        """A fresh θ, one task, float32: normal with `b_std`, or 0.02, since P equal vectors would stay equal."""
-        return {name: (b_std or 0.02) * torch.randn(shape, generator=generator) for name, shape in self.shapes.items()}
+        """A fresh θ, one task, float32."""
+        return virtual_tokens(self.shapes, generator, b_std)
 
     def attach(self, sites: Iterable[str]) -> None:
         for site in sites:

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from metatrain.deltas.scope import Delta
+from metatrain.deltas.sites import virtual_tokens
 
 PROMPT = "prompt_embeddings"  # as PEFT names it, and a prefix too
 
@@ -40,8 +41,8 @@ class Prompt:
         return 0
 
     def initial(self, generator: torch.Generator, *, b_std: float = 0.0) -> dict[str, Tensor]:
-        """A fresh θ, one task, float32: normal with `b_std`, or 0.02, since P equal vectors would stay nearly equal."""
-        return {name: (b_std or 0.02) * torch.randn(shape, generator=generator) for name, shape in self.shapes.items()}
+        """A fresh θ, one task, float32."""
+        return virtual_tokens(self.shapes, generator, b_std)
 
     def attach(self, sites: Iterable[str]) -> None:
         pass

@@ -68,17 +68,10 @@ def _accept(
     status = state.jobs.start(tenant, identity, recipe, ttl_ms, truncated)
     if status == "ready":
         record = state.records.get(tenant, identity)
-        if record is not None and not _kept(record, state, ttl_ms):
+        if record is not None and not state.store.keep(tenant, identity, record.fence, None if record.pinned else ttl_ms):
             state.jobs.start_again(record, "evicted")
             status = "queued"
     return identity, recipe, truncated, status
-
-
-def _kept(record: Record, state: ServiceState, ttl_ms: int) -> bool:
-    """The weights are there; their TTL starts anew where they have one."""
-    if record.pinned:
-        return state.store.has(record.tenant, record.adapter_id, record.fence)
-    return state.store.extend(record.tenant, record.adapter_id, record.fence, ttl_ms)
 
 
 def _steps(request: AdaptRequest, init: Initialization) -> int | None:
@@ -156,10 +149,7 @@ def _pin(identity: str, state: ServiceState, tenant: str, *, pinned: bool) -> No
     record = state.records.get(tenant, identity)
     if ttl_ms is None or record is None:
         raise UnknownAdapter(f"no adapter {identity}")
-    if pinned:
-        state.store.pin(tenant, identity, record.fence)
-    else:
-        state.store.extend(tenant, identity, record.fence, ttl_ms)
+    state.store.keep(tenant, identity, record.fence, None if pinned else ttl_ms)
 
 
 def status_of(record: Record, state: ServiceState) -> Status:

@@ -384,7 +384,7 @@ def test_weights_are_checked_on_the_way_out(redis_client: "redis.Redis") -> None
     store = WeightStore(redis_client)
     store.put("t", "a1", 7, b"weights", DAY)
     assert store.get("t", "a1", 7, weights_digest(b"weights")) == b"weights"
-    assert store.has("t", "a1", 7) and store.extend("t", "a1", 7, DAY)
+    assert store.has("t", "a1", 7) and store.keep("t", "a1", 7, DAY)
     for tenant, fence in (("t", 8), ("other", 7)):
         with pytest.raises(WeightsMissing):
             store.get(tenant, "a1", fence, weights_digest(b"weights"))
