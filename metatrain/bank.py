@@ -1,68 +1,107 @@
 """Many adapters side by side on the device, gathered by row: one forward pass serves a batch of different adapters.
 
-Leaves are preallocated, folded, as large as the largest of their name and padded with zeros: LoRA's A [S, R, D_in] and
-B [S, D_out, R], say. Which slot a row uses is an argument of the call. The least recently used adapter makes room for a new one.
+Leaves are preallocated, folded, in the dtype of the base model, as large as the largest of their name and padded in front with
+zeros: LoRA's A [S, R, D_in] and B [S, D_out, R], say. Which slot a row uses is an argument of the call. A batch reads what its
+adapters need of them: ranks and virtual tokens that none of them has are not computed with.
+
+What the bank holds is bounded in bytes. The least recently used adapter makes room for a new one and is handed to the caller, who
+may keep it elsewhere.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from metatrain.artifact import Adapter, Initialization
+from metatrain.artifact import Adapter
 from metatrain.base.text import TextBase
 from metatrain.deltas import DeltaKind
+from metatrain.deltas.virtual import COUNTS
 from metatrain.errors import ArtifactError, UnsupportedDelta
-from metatrain.heads import ABSENT
-
-SERVED = {"lora", "bottleneck", "ia3", "head"}
-"""The kinds that leave a row alone where their leaves are zero, so that rows of other kinds can stand beside them."""
 
 
-def refuse_unserved(initializations: Iterable[Initialization]) -> None:
-    """Raises UnsupportedDelta, naming it, for an initialization whose adapters the bank cannot hold."""
-    for init in initializations:
-        if init.delta.kind not in SERVED:
-            raise UnsupportedDelta(
-                f"initialization {init.name!r}: adapters of kind {init.delta.kind} cannot be served yet, only "
-                f"{', '.join(sorted(SERVED))}"
-            )
-        if init.base_update:
-            raise UnsupportedDelta(
-                f"initialization {init.name!r}: adapters of its own base model, of which {len(init.base_update)} parameters were "
-                "learned too, cannot be served yet"
-            )
+@dataclass(frozen=True)
+class Packed:
+    """An adapter as the bank takes it: `leaves` folded, with its numbers of virtual tokens; `weight` [C, D] and `bias` [C] of its
+    head, float32; temperature and C labels; and the digest of its initialization."""
+
+    leaves: dict[str, Tensor]
+    weight: Tensor
+    bias: Tensor
+    scale: float
+    labels: tuple[str, ...]
+    initialization: str
+
+    @property
+    def nbytes(self) -> int:
+        return sum(leaf.nbytes for leaf in (*self.leaves.values(), self.weight, self.bias))
+
+
+def pack(adapter: Adapter, base: TextBase) -> Packed:
+    """On the CPU. Any thread may."""
+    kind = base.attach(adapter.metadata.delta)
+    leaves = {name: leaf.to(base.dtype) for name, leaf in kind.fold(adapter.delta).items()}
+    leaves |= {name: torch.tensor(float(count), dtype=base.dtype) for name, count in kind.counts.items()}
+    about = adapter.metadata
+    return Packed(leaves, adapter.weight, adapter.bias, about.scale, about.labels, about.initialization_digest)
+
+
+@dataclass(frozen=True)
+class _Slot:
+    """What a slot holds beside its place in the leaves: which of them it uses, how much of each, and its head on the device."""
+
+    shapes: dict[str, torch.Size]
+    weight: Tensor
+    bias: Tensor
+    scale: float
+    labels: tuple[str, ...]
+    initialization: str
+
+    @property
+    def head_bytes(self) -> int:
+        return self.weight.nbytes + self.bias.nbytes
 
 
 class Bank:
-    """`slots` adapters of the given delta kinds on one base model. Owned by one thread.
+    """As many adapters of the given delta kinds on one base model as `most_bytes` hold, but at least one. Owned by one thread.
 
-    Raises UnsupportedDelta for a kind whose rows cannot stand in one batch with others (prefix, prompt).
+    `updates`: by digest of an initialization, the parameters of the base model that its adapters want in the place of its own;
+    rows that agree in them share a forward pass. Raises UnsupportedDelta for kinds with leaves of one name of which none is the
+    larger in all dimensions.
     """
 
-    def __init__(self, base: TextBase, kinds: Sequence[DeltaKind], slots: int) -> None:
+    def __init__(
+        self,
+        base: TextBase,
+        kinds: Sequence[DeltaKind],
+        most_bytes: int,
+        updates: Mapping[str, Mapping[str, Tensor]] = MappingProxyType({}),
+    ) -> None:
         self.base = base
-        self.capacity = slots
         shapes: dict[str, tuple[int, ...]] = {}
         for kind in kinds:
-            if kind.config.kind not in SERVED:
-                raise UnsupportedDelta(
-                    f"adapters of kind {kind.config.kind} cannot be served yet, only {', '.join(sorted(SERVED))}"
-                )
-            for name, shape in kind.shapes.items():
+            for name, shape in {**kind.shapes, **dict.fromkeys(kind.counts, ())}.items():
                 met = shapes.get(name, shape)
-                larger = tuple(map(max, shape, met))
-                if larger not in (shape, met):
+                shapes[name] = tuple(map(max, shape, met))
+                if len(shape) != len(met) or shapes[name] not in (shape, met):
                     raise UnsupportedDelta(
                         f"leaf {name}: adapters of shapes {list(met)} and {list(shape)} cannot stand in one batch"
                     )
-                shapes[name] = larger
-        self._leaves = {name: torch.zeros(slots, *shape, device=base.device) for name, shape in shapes.items()}
+        slot_bytes = sum(torch.Size(shape).numel() for shape in shapes.values()) * base.dtype.itemsize
+        self.slots = max(1, most_bytes // (slot_bytes + _HEAD_CLASSES * (base.hidden_size + 1) * 4))
+        self._heads_may = most_bytes - self.slots * slot_bytes
+        self._leaves = {name: torch.zeros(self.slots, *s, dtype=base.dtype, device=base.device) for name, s in shapes.items()}
+        self._updates = {
+            digest: {name: new.to(base.device, base.dtype) for name, new in update.items()}
+            for digest, update in updates.items()
+            if update
+        }
         self._resident: OrderedDict[str, int] = OrderedDict()
-        self._free = list(range(slots))
-        self._heads: dict[int, tuple[Tensor, Tensor]] = {}
-        self._adapters: dict[int, Adapter] = {}
+        self._free = list(range(self.slots))
+        self._held: dict[int, _Slot] = {}
 
     def __contains__(self, key: str) -> bool:
         return key in self._resident
@@ -70,59 +109,107 @@ class Bank:
     def __len__(self) -> int:
         return len(self._resident)
 
-    def put(self, key: str, adapter: Adapter, keep: Sequence[str] = ()) -> None:
-        """Make `adapter` resident under `key`; what goes for it is not one of `keep`.
+    @property
+    def nbytes(self) -> int:
+        """What is allocated on the device."""
+        return sum(leaf.nbytes for leaf in self._leaves.values()) + sum(slot.head_bytes for slot in self._held.values())
 
-        Raises ValueError where `keep` alone fills the bank, ArtifactError for a delta of a kind that the bank was not made for.
+    def put(self, key: str, adapter: Packed, keep: Collection[str] = ()) -> dict[str, Packed]:
+        """Make `adapter` resident under `key`. Returns what had to go for it, which is none of `keep`; heads of `keep` alone may
+        take more than their share.
+
+        Raises ValueError where `keep` fills every slot, ArtifactError for a delta of a kind that the bank was not made for.
         """
         if key in self._resident:
             self._resident.move_to_end(key)
-            return
-        folded = self.base.attach(adapter.metadata.delta).fold(adapter.delta)
-        if not all(self._holds(name, leaf) for name, leaf in folded.items()):
-            raise ArtifactError(f"adapter: the bank has no room for its delta, {adapter.metadata.delta}")
-        if not self._free:
-            oldest = next((d for d in self._resident if d not in keep), None)
-            if oldest is None:
-                raise ValueError(f"a batch needs more than the bank's {self.capacity} adapters")
-            self.drop(oldest)
+            return {}
+        if not all(self._holds(name, leaf) for name, leaf in adapter.leaves.items()):
+            raise ArtifactError("adapter: the bank has no room for its delta: another kind than those it serves, or larger")
+        gone: dict[str, Packed] = {}
+        while not self._free or self._heads_are_too_many(adapter):
+            oldest = next((other for other in self._resident if other not in keep), None)
+            if oldest is not None:
+                gone[oldest] = self.take(oldest)
+            elif self._free:
+                break
+            else:
+                raise ValueError(f"a batch needs more than the bank's {self.slots} adapters")
         slot = self._free.pop()
         for name, leaf in self._leaves.items():
             leaf[slot].zero_()
-            if name in folded:
-                leaf[slot][tuple(slice(size) for size in folded[name].shape)] = folded[name].to(leaf.device)
-        self._heads[slot] = adapter.weight.to(self.base.device), adapter.bias.to(self.base.device)
-        self._adapters[slot] = adapter
+            if name in adapter.leaves:
+                leaf[slot][_last(adapter.leaves[name].shape)] = adapter.leaves[name].to(leaf.device)
+        shapes = {name: leaf.shape for name, leaf in adapter.leaves.items()}
+        head = (adapter.weight.to(self.base.device), adapter.bias.to(self.base.device))
+        self._held[slot] = _Slot(shapes, *head, adapter.scale, adapter.labels, adapter.initialization)
         self._resident[key] = slot
+        return gone
 
     def _holds(self, name: str, leaf: Tensor) -> bool:
-        return name in self._leaves and all(map(int.__le__, leaf.shape, self._leaves[name].shape[1:]))
+        room = self._leaves[name].shape[1:] if name in self._leaves else None
+        return room is not None and len(leaf.shape) == len(room) and all(map(int.__le__, leaf.shape, room))
 
-    def drop(self, key: str) -> None:
-        """Forget an adapter; nothing happens where it is not resident."""
-        slot = self._resident.pop(key, None)
-        if slot is not None:
-            self._heads.pop(slot)
-            self._adapters.pop(slot)
-            self._free.append(slot)
+    def _heads_are_too_many(self, adapter: Packed) -> bool:
+        taken = sum(slot.head_bytes for slot in self._held.values())
+        return bool(taken) and taken + adapter.weight.nbytes + adapter.bias.nbytes > self._heads_may
+
+    def take(self, key: str) -> Packed:
+        """Remove an adapter and return it, on the CPU. Raises KeyError."""
+        slot = self._resident.pop(key)
+        held = self._held.pop(slot)
+        self._free.append(slot)
+        leaves = {name: self._leaves[name][slot][_last(shape)].to("cpu", copy=True) for name, shape in held.shapes.items()}
+        return Packed(leaves, held.weight.cpu(), held.bias.cpu(), held.scale, held.labels, held.initialization)
 
     def labels(self, key: str) -> tuple[str, ...]:
         """The labels of a resident adapter. Raises KeyError."""
-        return self._adapters[self._resident[key]].metadata.labels
+        return self._held[self._resident[key]].labels
 
     @torch.no_grad()
     def probabilities(self, keys: Sequence[str], ids: Sequence[Sequence[int]]) -> list[list[float]]:
         """Class probabilities of B rows, row i under the resident adapter keys[i], in that adapter's order of labels."""
         for key in dict.fromkeys(keys):
             self._resident.move_to_end(key)
-        slots = [self._resident[key] for key in keys]
-        index = torch.tensor(slots, device=self.base.device)
-        features = self.base.features(self._leaves, self.base.collate(ids), slots=index)
-        unique, row_head = torch.unique(index, return_inverse=True)
-        used = unique.tolist()
-        weight = nn.utils.rnn.pad_sequence([self._heads[slot][0] for slot in used], batch_first=True)
-        bias = nn.utils.rnn.pad_sequence([self._heads[slot][1] for slot in used], batch_first=True, padding_value=ABSENT)
-        scale = torch.tensor([self._adapters[slot].metadata.scale for slot in slots], device=self.base.device)
-        cosine = torch.einsum("bcd,bd->bc", weight[row_head], features) + bias[row_head]
-        rows = torch.softmax(scale.unsqueeze(1) * cosine, dim=-1).tolist()
-        return [row[: len(self._adapters[slot].metadata.labels)] for row, slot in zip(rows, slots, strict=True)]
+        by_base_model: dict[str, dict[int, list[int]]] = {}
+        for row, key in enumerate(keys):
+            slot = self._resident[key]
+            model = self._held[slot].initialization
+            rows_of = by_base_model.setdefault(model if model in self._updates else "", {})
+            rows_of.setdefault(slot, []).append(row)
+        answers: list[list[float]] = [[] for _ in keys]
+        for model, rows_of in by_base_model.items():
+            rows = [row for own in rows_of.values() for row in own]
+            slots = [slot for slot, own in rows_of.items() for _ in own]
+            features = self._features(slots, [ids[row] for row in rows], self._updates.get(model, {}))
+            # Each head has its own rows: padding heads to the largest would move more bytes than the products themselves.
+            parts = torch.split(features, [len(own) for own in rows_of.values()])
+            for (slot, own), part in zip(rows_of.items(), parts, strict=True):
+                held = self._held[slot]
+                logits = held.scale * torch.addmm(held.bias, part, held.weight.T)
+                for row, shares in zip(own, torch.softmax(logits, dim=-1).tolist(), strict=True):
+                    answers[row] = shares
+        return answers
+
+    def _features(self, slots: Sequence[int], ids: Sequence[Sequence[int]], updated: Mapping[str, Tensor]) -> Tensor:
+        """[B, D] of rows that share a base model."""
+        used = [self._held[slot].shapes for slot in dict.fromkeys(slots)]
+        needed: dict[str, tuple[int, ...]] = {}
+        for shapes in used:
+            for name, shape in shapes.items():
+                needed[name] = tuple(map(max, shape, needed.get(name, shape)))
+        if all(shapes == used[0] for shapes in used):  # nothing is padded
+            needed = {name: shape for name, shape in needed.items() if name.split(".")[-1] not in COUNTS}
+        delta = {name: self._leaves[name][(slice(None), *_last(shape))] for name, shape in needed.items()}
+        batch = self.base.collate(ids)
+        if len(used) == 1:
+            one = {name: leaf[slots[0]].unsqueeze(0) for name, leaf in delta.items()}
+            return self.base.features(one, batch, updated=updated)
+        return self.base.features(delta, batch, slots=torch.tensor(slots, device=self.base.device), updated=updated)
+
+
+_HEAD_CLASSES = 8  # a head of which every slot has room for; smaller ones leave theirs to larger ones
+
+
+def _last(shape: Sequence[int]) -> tuple[slice, ...]:
+    """Where a leaf of this shape stands in one that is as large or larger: at the end of every dimension."""
+    return tuple(slice(-size, None) for size in shape)

@@ -11,7 +11,7 @@ from torch import Tensor
 from metatrain.base.text import TextBase, TokenBatch
 from metatrain.deltas import DeltaKind
 from metatrain.deltas.peft_files import in_peft, peft_config, to_peft
-from metatrain.deltas.prompt import PROMPT
+from metatrain.deltas.virtual import PROMPT
 from metatrain.errors import UnsupportedDelta
 from metatrain.problem import stack
 

@@ -39,9 +39,10 @@ def create_app(settings: ServiceSettings, base: TextBase, initializations: dict[
         cache = redis.Redis.from_url(settings.weights_url, socket_timeout=10, socket_connect_timeout=2)
         records = Records(client)
         jobs = Jobs(records, celery_app(settings.redis_url), settings.redis_url)
-        predictor = InProcessPredictor(base, initializations, slots=settings.bank_slots, rows=settings.batch_rows)
         store = WeightStore(cache)
-        app.state.service = ServiceState(settings, cache, records, store, jobs, base, initializations, predictor, Metrics(records))
+        predictor = InProcessPredictor(base, initializations, store, settings)
+        metrics = Metrics(records, predictor)
+        app.state.service = ServiceState(settings, cache, records, store, jobs, base, initializations, predictor, metrics)
         jobs.listen()
         yield
         await jobs.close()

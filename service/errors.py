@@ -5,6 +5,8 @@ ServiceError            status, title
 ├── UnknownAdapter      404
 ├── AdapterNotReady     409  with the adapter's status, and the reason where it failed
 ├── BodyTooLarge        413
+├── ClientGone          499  which nobody reads, but the log
+├── Overloaded          429  Retry-After
 └── Unavailable         503  Retry-After
 """
 
@@ -44,6 +46,20 @@ class AdapterNotReady(ServiceError):
 
 class BodyTooLarge(ServiceError):
     status, title = 413, "Body too large"
+
+
+class ClientGone(ServiceError):
+    status, title = 499, "The client went before the answer"
+
+    def __init__(self) -> None:
+        super().__init__("the client went before the answer")
+
+
+class Overloaded(ServiceError):
+    status, title = 429, "Too many inputs are waiting"
+
+    def __init__(self, detail: str, retry_after: int) -> None:
+        super().__init__(detail, headers={"Retry-After": str(min(60, max(1, retry_after)))})
 
 
 class Unavailable(ServiceError):

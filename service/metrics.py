@@ -4,13 +4,14 @@ Counts of jobs are kept beside the records, so every replica of the service give
 records are out of reach, `quickstudy_records_up` is 0 and theirs are left out.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import redis
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from service.predictor import STAGES, Predictor
 from worker.records import RECOVERY_BOUNDS_MS, Records
 
 _COUNTERS = {
@@ -29,21 +30,57 @@ _COUNTERS = {
     "retired": "Records removed a week after their adapters expired",
 }
 
+_GAUGES = {
+    "waiting_inputs": "Inputs that have come and are not answered yet",
+    "bank_adapters": "Adapters on the device",
+    "bank_slots": "Adapters that the device has room for",
+    "bank_bytes": "Bytes that adapters take on the device",
+    "shelf_adapters": "Adapters in memory that are not on the device",
+    "shelf_bytes": "Bytes that those take",
+}
+_STAGE_BOUNDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
+
 
 class Metrics:
     """One registry for each application, so that several in a process do not mix."""
 
-    def __init__(self, records: Records) -> None:
+    def __init__(self, records: Records, predictor: Predictor) -> None:
         self.registry = CollectorRegistry()
         self.registry.register(_OfRecords(records))
+        self.registry.register(_OfPredictor(predictor))
         self.requests = Counter(
             "quickstudy_http_requests", "Requests answered", ["method", "route", "status"], registry=self.registry
         )
         self.seconds = Histogram("quickstudy_http_request_seconds", "Time to answer", ["method", "route"], registry=self.registry)
 
+        self.stages = Histogram(
+            "quickstudy_predict_stage_seconds",
+            f"Time of a prediction in each stage: {', '.join(STAGES)}",
+            ["stage"],
+            buckets=_STAGE_BOUNDS,
+            registry=self.registry,
+        )
+
+    def predicted(self, seconds: Mapping[str, float]) -> None:
+        """Seconds by stage of one answer."""
+        for stage, spent in seconds.items():
+            self.stages.labels(stage).observe(spent)
+
     def answered(self, method: str, route: str, status: int, seconds: float) -> None:
         self.requests.labels(method, route, str(status)).inc()
         self.seconds.labels(method, route).observe(seconds)
+
+
+class _OfPredictor(Collector):
+    def __init__(self, predictor: Predictor) -> None:
+        self._predictor = predictor
+
+    def describe(self) -> Iterator[Metric]:
+        return iter(())
+
+    def collect(self) -> Iterator[Metric]:
+        for name, value in self._predictor.gauges().items():
+            yield GaugeMetricFamily(f"quickstudy_predictor_{name}", _GAUGES[name], value=value)
 
 
 class _OfRecords(Collector):

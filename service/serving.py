@@ -8,7 +8,6 @@ import torch
 import uvicorn
 
 from metatrain.artifact import Initialization
-from metatrain.bank import refuse_unserved
 from metatrain.base.text import TextBase, load_text_base
 from metatrain.catalog import load_catalog
 from metatrain.errors import MetatrainError
@@ -23,9 +22,7 @@ def _load(settings: ServiceSettings) -> tuple[TextBase, dict[str, Initialization
         torch.set_num_threads(settings.threads)
     try:
         base = load_text_base(settings.base_model, precision=settings.precision)
-        catalog = load_catalog(base, settings.initializations_dir)
-        refuse_unserved(catalog.values())
-        return base, catalog
+        return base, load_catalog(base, settings.initializations_dir)
     except MetatrainError as error:
         sys.exit(f"error: {error}")
 

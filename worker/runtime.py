@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 
 from metatrain.artifact import Adapter, AdapterMetadata, Initialization, adapter_to_bytes
-from metatrain.bank import refuse_unserved
 from metatrain.base.text import TextBase, load_text_base
 from metatrain.catalog import load_catalog
 from metatrain.classification import Classification
@@ -83,6 +82,4 @@ def load_runtime(settings: WorkerSettings) -> Runtime:
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     base = load_text_base(settings.base_model, precision=settings.precision)
-    catalog = load_catalog(base, settings.initializations_dir)
-    refuse_unserved(catalog.values())
-    return Runtime(base, catalog)
+    return Runtime(base, load_catalog(base, settings.initializations_dir))

@@ -21,8 +21,8 @@ from metatrain.base import source
 from metatrain.base.precision import Precision, default_device, resolve
 from metatrain.base.split import lower_part, upper_part
 from metatrain.deltas import Delta, DeltaKind, build, delta_scope
-from metatrain.deltas.prompt import PROMPT
 from metatrain.deltas.scope import current_noise
+from metatrain.deltas.virtual import PROMPT, PROMPT_TOKENS, real
 from metatrain.errors import BaseModelError
 
 log = logging.getLogger(__name__)
@@ -153,7 +153,7 @@ class TextBase:
         mask = bucket.attention_mask
         with delta_scope(delta, bucket.noise):
             if delta is not None and PROMPT in delta:
-                return self.pooled(self._prompted(delta[PROMPT], bucket, updated), mask)
+                return self.pooled(self._prompted(delta, bucket, updated), mask)
             if bucket.upper is None or not self._all_within(bucket.upper, updated):
                 output = self._call(self.model, updated, input_ids=bucket.input_ids, attention_mask=bucket.attention_mask)
             else:
@@ -175,12 +175,15 @@ class TextBase:
         own = set(part.parameters())
         return all(self.model.get_parameter(name) in own for name in updated)
 
-    def _prompted(self, prompt: Tensor, bucket: Bucket, updated: Mapping[str, Tensor]) -> Tensor:
-        """The last hidden states of the words [B, L, D] with `prompt` [G, P, D] in front of them."""
+    def _prompted(self, delta: Delta, bucket: Bucket, updated: Mapping[str, Tensor]) -> Tensor:
+        """The last hidden states of the words [B, L, D] with the prompts [G, P, D] in front of them."""
+        prompt, counts = delta[PROMPT], delta.get(PROMPT_TOKENS)
         rows, tokens = bucket.input_ids.shape[0], prompt.shape[1]
         words = self._call(cast(Any, self.model).get_input_embeddings(), updated, input=bucket.input_ids)
         front = prompt.to(words.dtype).repeat_interleave(rows // prompt.shape[0], dim=0)
         mask = nn.functional.pad(bucket.attention_mask, (tokens, 0), value=1)
+        if counts is not None:
+            mask[:, :tokens] = real(counts, tokens)
         output = self._call(self.model, updated, inputs_embeds=torch.cat([front, words], dim=1), attention_mask=mask)
         return cast(Tensor, output.last_hidden_state)[:, tokens:]
 

@@ -63,6 +63,10 @@ class Bottleneck:
     def fold(self, delta: Delta) -> dict[str, Tensor]:
         return dict(delta)
 
+    @property
+    def counts(self) -> dict[str, int]:
+        return {}
+
 
 def _bottleneck_hook(site: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor | None]:
     def add_bottleneck(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:

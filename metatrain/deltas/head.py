@@ -36,3 +36,7 @@ class HeadOnly:
 
     def fold(self, delta: Delta) -> dict[str, Tensor]:
         return {}
+
+    @property
+    def counts(self) -> dict[str, int]:
+        return {}

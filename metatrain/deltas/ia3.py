@@ -65,6 +65,10 @@ class IA3:
         """l − 1: what a row without a delta reads is zero."""
         return {name: leaf - 1 for name, leaf in delta.items()}
 
+    @property
+    def counts(self) -> dict[str, int]:
+        return {}
+
 
 def _input_hook(site: str) -> Callable[[nn.Module, tuple[Tensor, ...]], Any]:
     def rescale_input(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
@@ -87,4 +91,5 @@ def _output_hook(site: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor],
 def _rescaled(x: Tensor, leaf: Tensor) -> Tensor:
     """x [B, L, D] times 1 + a vector of each of G groups, leaf [G, D, 1] or [G, 1, D]."""
     grouped = x.reshape(leaf.shape[0], -1, x.shape[-1])
-    return (grouped * (1 + leaf).to(x.dtype).reshape(leaf.shape[0], 1, -1)).view_as(x)
+    factor = 1 + leaf.to(torch.promote_types(leaf.dtype, torch.float32))
+    return (grouped * factor.to(x.dtype).reshape(leaf.shape[0], 1, -1)).view_as(x)

@@ -42,6 +42,11 @@ class DeltaKind(Protocol):
     def fold(self, delta: Delta) -> dict[str, Tensor]:
         """What the modules read."""
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """What the modules read beside that, one number a group, where groups of other numbers of virtual tokens, or of other
+        kinds, stand in the same call. Without that, leaves that are zero leave a group's rows alone."""
+
 
 def _kind_of(value: Any) -> str:
     """LoRA where nothing is said."""

@@ -80,6 +80,10 @@ class LoRA:
         scaling = self.config.scaling
         return {name: leaf * scaling if name.endswith("lora_B.weight") else leaf for name, leaf in delta.items()}
 
+    @property
+    def counts(self) -> dict[str, int]:
+        return {}
+
 
 def _lora_hook(site: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor | None]:
     name_a, name_b = f"{site}.lora_A.weight", f"{site}.lora_B.weight"

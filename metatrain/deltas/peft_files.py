@@ -14,7 +14,8 @@ from metatrain.deltas.ia3 import IA3
 from metatrain.deltas.kind import DeltaKind
 from metatrain.deltas.lora import LoRA
 from metatrain.deltas.prefix import Prefix
-from metatrain.deltas.prompt import PROMPT, Prompt
+from metatrain.deltas.prompt import Prompt
+from metatrain.deltas.virtual import PROMPT
 
 _WRAPPER = "base_model.model."
 _TAKES_PAST_KEYS = {"bert", "roberta", "xlm-roberta", "camembert", "electra"}

@@ -20,7 +20,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from metatrain.deltas.scope import Delta, current_delta
-from metatrain.deltas.sites import layer_of, virtual_tokens
+from metatrain.deltas.sites import layer_of
+from metatrain.deltas.virtual import PREFIX_TOKENS, move_positions, real, start
 from metatrain.errors import UnsupportedDelta
 
 _NAMES = {"eager": "quickstudy_eager", "sdpa": "quickstudy_sdpa"}
@@ -60,18 +61,20 @@ class Prefix:
 
     def initial(self, generator: torch.Generator, *, b_std: float = 0.0) -> dict[str, Tensor]:
         """A fresh θ, one task, float32."""
-        return virtual_tokens(self.shapes, generator, b_std)
+        return start(self.shapes, generator, b_std)
 
     def attach(self, sites: Iterable[str]) -> None:
         for site in sites:
             cast(Any, self.sites[site]).prefix_site = site
-        for name, module in self.model.named_modules():
-            embeds_positions = name.split(".")[-1] == "position_embeddings" and isinstance(module, nn.Embedding)
-            if embeds_positions and _move_positions not in module._forward_pre_hooks.values():
-                module.register_forward_pre_hook(_move_positions)
+        move_positions(self.model)
 
     def fold(self, delta: Delta) -> dict[str, Tensor]:
         return dict(delta)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Of the rows, for their positions, and of each site, since prefixes may differ in their layers."""
+        return dict.fromkeys([PREFIX_TOKENS, *(f"{site}.{PREFIX_TOKENS}" for site in self.sites)], self.config.tokens)
 
 
 def _with_prefix(own: Callable[..., Any] | None) -> Callable[..., Any]:
@@ -88,10 +91,9 @@ def _with_prefix(own: Callable[..., Any] | None) -> Callable[..., Any]:
                 torch.cat([_heads(delta[f"{site}.prefix_{name}"], own_states), own_states], dim=2)
                 for name, own_states in (("key", key), ("value", value))
             )
-            if attention_mask is not None:
-                seen: float | bool = True if attention_mask.dtype == torch.bool else 0.0
-                tokens = delta[f"{site}.prefix_key"].shape[1]
-                attention_mask = nn.functional.pad(attention_mask, (tokens, 0), value=seen)
+            attention_mask = _with_prefix_seen(
+                attention_mask, delta[f"{site}.prefix_key"].shape[1], delta.get(f"{site}.{PREFIX_TOKENS}"), query
+            )
         there = own or cast(Any, sys.modules[type(module).__module__]).eager_attention_forward
         return there(module, query, key, value, attention_mask, *args, **kwargs)
 
@@ -105,12 +107,17 @@ def _heads(prefix: Tensor, like: Tensor) -> Tensor:
     return split.repeat_interleave(rows // prefix.shape[0], dim=0)
 
 
-def _move_positions(_embedding: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-    delta = current_delta()
-    lengths = [leaf.shape[1] for name, leaf in (delta or {}).items() if name.endswith(".prefix_key")]
-    if not lengths:
-        return None
-    return (inputs[0] + lengths[0], *inputs[1:])
+def _with_prefix_seen(mask: Tensor | None, tokens: int, counts: Tensor | None, query: Tensor) -> Tensor | None:
+    """`mask` [B, 1, L, L], or None where all is seen, with the prefix [B, 1, L, P + L]: seen but for its padding."""
+    if counts is None:
+        return None if mask is None else nn.functional.pad(mask, (tokens, 0), value=True if mask.dtype == torch.bool else 0.0)
+    rows, _, length, _ = query.shape
+    if mask is None:
+        mask = query.new_zeros(rows, 1, length, length)  # to be added: that, and not a truth value, is what every attention takes
+    front = real(counts, tokens)[:, None, None, :].expand(*mask.shape[:-1], tokens)
+    if mask.dtype != torch.bool:
+        front = torch.zeros_like(front, dtype=mask.dtype).masked_fill(~front, torch.finfo(mask.dtype).min)
+    return torch.cat([front, mask], dim=-1)
 
 
 def _attending(model: nn.Module) -> list[tuple[nn.Module, int]]:

@@ -13,9 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from metatrain.deltas.scope import Delta
-from metatrain.deltas.sites import virtual_tokens
-
-PROMPT = "prompt_embeddings"  # as PEFT names it, and a prefix too
+from metatrain.deltas.virtual import PROMPT, PROMPT_TOKENS, move_positions, start
 
 
 class PromptConfig(BaseModel):
@@ -28,7 +26,7 @@ class PromptConfig(BaseModel):
 
 
 class Prompt:
-    """One leaf, `prompt_embeddings` [P, D]. It hooks nothing: `TextBase.features` puts it in front of the word embeddings."""
+    """One leaf, `prompt_embeddings` [P, D]. `TextBase.features` puts it in front of the word embeddings."""
 
     def __init__(self, config: PromptConfig, model: nn.Module) -> None:
         self.config, self.model = config, model
@@ -42,10 +40,14 @@ class Prompt:
 
     def initial(self, generator: torch.Generator, *, b_std: float = 0.0) -> dict[str, Tensor]:
         """A fresh θ, one task, float32."""
-        return virtual_tokens(self.shapes, generator, b_std)
+        return start(self.shapes, generator, b_std)
 
     def attach(self, sites: Iterable[str]) -> None:
-        pass
+        move_positions(self.model)
 
     def fold(self, delta: Delta) -> dict[str, Tensor]:
         return dict(delta)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        return {PROMPT_TOKENS: self.config.tokens}

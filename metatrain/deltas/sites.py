@@ -1,9 +1,8 @@
-"""Where in a base model a delta acts, and how those of virtual tokens start."""
+"""Where in a base model a delta acts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from metatrain.errors import UnsupportedDelta
 
@@ -26,11 +25,6 @@ def linear_sites(model: nn.Module, targets: Sequence[str], layers: Sequence[int]
     if unmatched:
         raise UnsupportedDelta(f"delta.layers: {type(model).__name__} has no layer {min(unmatched)} with these targets")
     return sites
-
-
-def virtual_tokens(shapes: Mapping[str, tuple[int, ...]], generator: torch.Generator, b_std: float) -> dict[str, Tensor]:
-    """The start of P vectors a leaf: normal with `b_std`, or 0.02, since P equal vectors would stay (nearly) equal."""
-    return {name: (b_std or 0.02) * torch.randn(shape, generator=generator) for name, shape in shapes.items()}
 
 
 def layer_of(module_name: str) -> int | None:

@@ -129,7 +129,7 @@ def delete_adapter(identity: AdapterId, state: State, tenant: Tenant) -> None:
     if fence is not None:
         state.store.remove(tenant, identity, fence)
     if record.digest is not None:
-        state.predictor.forget(f"{tenant}/{record.digest}")
+        state.predictor.forget(tenant, record.digest)
 
 
 @router.put("/adapters/{identity}/pin", status_code=204, responses={404: {}})

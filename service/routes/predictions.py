@@ -4,13 +4,13 @@ import asyncio
 import logging
 from typing import Literal
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from metatrain.errors import MetatrainError
-from service.errors import AdapterNotReady, Unavailable, UnknownAdapter
+from service.errors import AdapterNotReady, ClientGone, Unavailable, UnknownAdapter
 from service.limits import check_predict
-from service.predictor import Answer, NotResident
+from service.predictor import Answer, Wanted
 from service.schemas import PredictAnswer, Prediction, PredictRequest
 from service.state import ServiceState, State, Tenant
 from worker.errors import WeightsCorrupt, WeightsMissing
@@ -23,9 +23,10 @@ _TRIES = 3
 _ANSWER_SECONDS = 60.0
 
 
-@router.post("/predict", responses={404: {}, 409: {}, 413: {}, 422: {}, 503: {}})
-async def predict(request: PredictRequest, state: State, tenant: Tenant) -> PredictAnswer:
-    """Label inputs with an adapter. Never answers with the bare base model in an adapter's place."""
+@router.post("/predict", responses={404: {}, 409: {}, 413: {}, 422: {}, 429: {}, 503: {}})
+async def predict(request: PredictRequest, connection: Request, response: Response, state: State, tenant: Tenant) -> PredictAnswer:
+    """Label inputs with an adapter. Never answers with the bare base model in an adapter's place. The answer's `Server-Timing`
+    has the milliseconds of each stage."""
     check_predict(request, state.settings)
     record = await run_in_threadpool(state.records.get, tenant, request.adapter_id)
     for _ in range(_TRIES):
@@ -33,7 +34,10 @@ async def predict(request: PredictRequest, state: State, tenant: Tenant) -> Pred
             record = await state.jobs.wait(tenant, request.adapter_id, state.settings.readapt_wait_seconds)
         ready = _ready(record, request.adapter_id)
         try:
-            return _view(request.adapter_id, ready, await _answer(ready, request, state))
+            answer = await _answer(ready, request, connection, state)
+            state.metrics.predicted(answer.seconds)
+            response.headers["Server-Timing"] = ", ".join(f"{stage};dur={1e3 * s:.2f}" for stage, s in answer.seconds.items())
+            return _view(request.adapter_id, ready, answer)
         except (WeightsMissing, WeightsCorrupt) as error:
             with fields(adapter=ready.adapter_id, tenant=ready.tenant):
                 log.info("%s", error)
@@ -43,22 +47,27 @@ async def predict(request: PredictRequest, state: State, tenant: Tenant) -> Pred
     raise Unavailable(f"adapter {request.adapter_id} is evicted faster than it is made; the cache is too small")
 
 
-async def _answer(ready: Record, request: PredictRequest, state: ServiceState) -> Answer:
-    """Answer from the device, else with the cached weights. Raises WeightsMissing, WeightsCorrupt where those are not there."""
-    key = f"{ready.tenant}/{ready.digest}"
+async def _answer(ready: Record, request: PredictRequest, connection: Request, state: ServiceState) -> Answer:
+    """Raises WeightsMissing, WeightsCorrupt where the weights are not on the device, nor in memory or cache."""
+    wanted = Wanted(ready.tenant, ready.adapter_id, ready.fence, str(ready.digest))
+    answer = asyncio.wrap_future(state.predictor.submit(wanted, request.inputs))
+    gone = asyncio.ensure_future(_gone(connection))
     try:
-        for from_cache in (False, True) if state.predictor.resident(key) else (True,):
-            weights = await run_in_threadpool(_weights, state, ready) if from_cache else None
-            try:
-                future = await run_in_threadpool(state.predictor.submit, key, weights, request.inputs)
-                return await asyncio.wait_for(asyncio.wrap_future(future), _ANSWER_SECONDS)
-            except NotResident:  # it left the device between the question and the call
-                continue
-    except TimeoutError:
-        raise Unavailable(f"no prediction within {_ANSWER_SECONDS:.0f} s") from None
+        await asyncio.wait((answer, gone), timeout=_ANSWER_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        if answer.done():
+            return answer.result()
+        raise ClientGone if gone.done() else Unavailable(f"no prediction within {_ANSWER_SECONDS:.0f} s")
     except MetatrainError as error:
         raise AdapterNotReady(f"this service cannot use adapter {ready.adapter_id}: {error}", adapter_status="ready") from error
-    raise WeightsMissing(f"the weights of {ready.adapter_id} left the device as soon as they were there")
+    finally:
+        answer.cancel()  # gives up its place in the queue
+        gone.cancel()
+
+
+async def _gone(connection: Request) -> None:
+    """Until the client hangs up."""
+    while (await connection.receive())["type"] != "http.disconnect":
+        pass
 
 
 def _ready(record: Record | None, identity: str) -> Record:
@@ -71,10 +80,6 @@ def _ready(record: Record | None, identity: str) -> Record:
     if record.status != "ready":
         raise AdapterNotReady(f"adapter {identity} is {record.status}", adapter_status=record.status)
     return record
-
-
-def _weights(state: ServiceState, record: Record) -> bytes:
-    return state.store.get(record.tenant, record.adapter_id, record.fence, str(record.digest))
 
 
 def _view(identity: str, record: Record, answer: Answer) -> PredictAnswer:

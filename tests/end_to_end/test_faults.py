@@ -56,7 +56,7 @@ def test_evicted_weights_are_made_again_and_corrupt_ones_are_never_served(
     client = redis.Redis.from_url(redis_server.url)
     # One slot on the device: an adapter leaves it as soon as another is asked for.
     with served(
-        tmp_path, {**environment, "REDIS_URL": redis_server.url, "BANK_SLOTS": "1", "READAPT_WAIT_SECONDS": "30"}
+        tmp_path, {**environment, "REDIS_URL": redis_server.url, "BANK_MB": "0.001", "SHELF_MB": "0", "READAPT_WAIT_SECONDS": "30"}
     ) as service:
         service.wait_ready()
         adapter = identity(service, BODY)

@@ -26,7 +26,7 @@ DIGESTS: dict[int, str] = {}
 def own(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Served, "redis.Redis"]]:
     """A service of its own, with one slot on the device, so that weights are fetched again and again."""
     folder = tmp_path_factory.mktemp("life")
-    variables = {**environment, "BANK_SLOTS": "1", "LEASE_SECONDS": "2", "READAPT_WAIT_SECONDS": "50"}
+    variables = {**environment, "BANK_MB": "0.001", "SHELF_MB": "0", "LEASE_SECONDS": "2", "READAPT_WAIT_SECONDS": "50"}
     with served(folder, variables) as service:
         service.wait_ready()
         url = url_of(folder / "data")

@@ -8,7 +8,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModel
 
-from metatrain.artifact import Adapter, AdapterMetadata, Initialization, load_initialization, save_initialization
+from metatrain.artifact import Initialization, load_initialization, save_initialization
 from metatrain.bank import Bank
 from metatrain.base.text import TextBase, load_text_base
 from metatrain.baselines import SCALE
@@ -90,31 +90,6 @@ def test_two_configurations_of_a_kind_share_a_model(folders: dict[str, Path]) ->
     assert torch.equal(*found)
     with pytest.raises(UnsupportedDelta, match="cannot stand in one batch"):
         Bank(shared, [shared.attach(first), shared.attach(second)], 2)
-
-
-def test_rows_of_several_kinds_stand_in_one_batch(tiny: TextBase) -> None:
-    kinds = [tiny.attach(config_for(kind)) for kind in ("lora", "bottleneck", "ia3", "head")]
-    bank, generator = Bank(tiny, kinds, 4), torch.Generator().manual_seed(0)
-    ids = tiny.encode([text for text, _ in tasks(1)[0][:4]])[0]
-    adapters = []
-    for number, kind in enumerate(kinds):
-        metadata = AdapterMetadata(
-            initialization_digest="i",
-            base_weights_sha256=tiny.spec.weights_sha256,
-            delta=kind.config,
-            scale=5.0,
-            labels=("a", "b"),
-        )
-        theta = kind.initial(generator, b_std=0.4)
-        adapters.append(Adapter(metadata, theta, torch.randn(2, tiny.hidden_size, generator=generator), torch.zeros(2)))
-        bank.put(str(number), adapters[-1])
-    together = bank.probabilities([str(number) for number in range(4)], ids)
-    for number, (kind, adapter) in enumerate(zip(kinds, adapters, strict=True)):
-        features = tiny.features(
-            kind.fold({n: leaf.unsqueeze(0) for n, leaf in adapter.delta.items()}), tiny.collate([ids[number]])
-        )
-        alone = torch.softmax(5.0 * (features @ adapter.weight.T + adapter.bias), -1)[0]
-        torch.testing.assert_close(torch.tensor(together[number]), alone, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -1,45 +1,196 @@
-"""The predictor's thread must outlive whatever it is given."""
+"""The predictor against the bank alone, with a real store; its thread must outlive whatever it is given."""
+
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import CancelledError, Future
+from dataclasses import replace
 
 import pytest
+import redis
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from metatrain.artifact import Adapter, AdapterMetadata, adapter_to_bytes
+from metatrain.artifact import Adapter, AdapterMetadata, Initialization, adapter_to_bytes
 from metatrain.base.text import TextBase
-from metatrain.baselines import lora_from_zero
+from metatrain.baselines import frozen_prototypes, lora_from_zero
 from metatrain.deltas import DeltaConfig, LoRAConfig
 from metatrain.errors import ArtifactError
-from service.predictor import InProcessPredictor, NotResident
+from service.errors import Overloaded
+from service.predictor import Answer, InProcessPredictor, Wanted
+from service.settings import ServiceSettings
+from tests.conftest import RedisServer
+from worker.errors import WeightsCorrupt, WeightsMissing
+from worker.store import WeightStore, weights_digest
+
+DAY = 86_400_000
 
 
-def adapter_bytes(base: TextBase, config: DeltaConfig, digest: str) -> bytes:
+@pytest.fixture
+def store(redis_server: RedisServer) -> WeightStore:
+    return WeightStore(redis.Redis.from_url(redis_server.url))
+
+
+@pytest.fixture(scope="module")
+def catalog(tiny: TextBase) -> dict[str, Initialization]:
+    lora = lora_from_zero(tiny)
+    moved = {name: p + 0.2 for name, p in tiny.parameters(["encoder.layer.1.output.*"]).items()}
+    inits = [lora, frozen_prototypes(tiny), replace(lora, name="moved", base_update=moved)]
+    return {init.name: init for init in inits}
+
+
+@pytest.fixture
+def predictor(tiny: TextBase, catalog: dict[str, Initialization], store: WeightStore) -> Iterator[InProcessPredictor]:
+    made = InProcessPredictor(tiny, catalog, store, ServiceSettings(bank_mb=1, batch_rows=8, queue_rows=400))
+    yield made
+    made.close()
+    assert not made.alive()
+
+
+def put(base: TextBase, store: WeightStore, init: Initialization, seed: int, config: DeltaConfig | None = None) -> Wanted:
+    """An adapter whose labels name it."""
     metadata = AdapterMetadata(
-        initialization_digest=digest,
+        initialization_digest=init.digest,
         base_weights_sha256=base.spec.weights_sha256,
-        delta=config,
-        scale=16.0,
-        labels=("a", "b"),
+        delta=config or init.delta,
+        scale=8.0,
+        labels=tuple(f"{seed} {c}" for c in range(2 + seed % 3)),
     )
-    theta = base.attach(config).initial(torch.Generator().manual_seed(0))
-    return adapter_to_bytes(Adapter(metadata, theta, torch.eye(2, base.hidden_size), torch.zeros(2)))
+    generator = torch.Generator().manual_seed(seed)
+    theta = base.attach(metadata.delta).initial(generator, b_std=0.3)
+    head = torch.nn.functional.normalize(torch.randn(len(metadata.labels), base.hidden_size, generator=generator), dim=-1)
+    content = adapter_to_bytes(Adapter(metadata, theta, head, torch.zeros(len(metadata.labels))))
+    store.put("t", f"a{seed}", 7, content, DAY)
+    return Wanted("t", f"a{seed}", 7, weights_digest(content))
 
 
-def test_what_does_not_fit_fails_alone_and_the_next_call_is_answered(tiny: TextBase) -> None:
-    init = lora_from_zero(tiny)
-    predictor = InProcessPredictor(tiny, {init.name: init}, slots=2, rows=8)
-    fine = adapter_bytes(tiny, init.delta, init.digest)
-    with pytest.raises(ArtifactError, match="is not one of this service"):
-        predictor.submit("x", adapter_bytes(tiny, init.delta, "0" * 64), ["order"])
-    # A delta that the bank has no room for, under a digest that is known: refused by the bank, in the thread.
-    large = adapter_bytes(tiny, LoRAConfig(rank=16), init.digest)
-    with pytest.raises(ArtifactError, match="no room for its delta"):
-        predictor.submit("y", large, ["order"]).result(10)
-    with pytest.raises(NotResident):
-        predictor.submit("z", None, ["order"]).result(10)
-    answer = predictor.submit("f", fine, ["order pizza"] * 20).result(10)
-    assert answer.labels == ("a", "b") and len(answer.probabilities) == 20
-    assert predictor.alive() and predictor.resident("f")
-    predictor.forget("f")
-    with pytest.raises(NotResident):
-        predictor.submit("f", None, ["order"]).result(10)
-    predictor.close()
-    assert not predictor.alive()
+def probabilities(predictor: InProcessPredictor, wanted: Wanted, texts: list[str]) -> list[list[float]]:
+    return predictor.submit(wanted, texts).result(20).probabilities
+
+
+def test_what_does_not_load_fails_alone_and_the_next_call_is_answered(
+    tiny: TextBase, catalog: dict[str, Initialization], store: WeightStore, predictor: InProcessPredictor
+) -> None:
+    init = next(iter(catalog.values()))
+    fine = put(tiny, store, init, 0)
+    failing: list[tuple[Wanted, type[Exception]]] = [
+        (put(tiny, store, replace(init, scale=3.0), 1), ArtifactError),  # of an initialization that is not here
+        (put(tiny, store, init, 2, LoRAConfig(rank=64)), ArtifactError),  # of a size that the bank has no room for
+        (replace(fine, adapter_id="a9"), WeightsMissing),
+        (replace(fine, digest="0" * 64), WeightsCorrupt),
+    ]
+    answers = [(predictor.submit(wanted, ["order"]), error) for wanted, error in failing]
+    for future, error in answers:
+        with pytest.raises(error):
+            future.result(20)
+    fine = put(tiny, store, init, 0)  # the store discards what is not as it should be
+    answer = predictor.submit(fine, ["order pizza"] * 20).result(20)
+    assert answer.labels == ("0 0", "0 1") and len(answer.probabilities) == 20
+    assert answer.seconds["forward"] > 0 and predictor.alive()
+
+
+def test_what_is_forgotten_is_not_answered_from_memory(
+    tiny: TextBase, catalog: dict[str, Initialization], store: WeightStore, predictor: InProcessPredictor
+) -> None:
+    wanted = put(tiny, store, next(iter(catalog.values())), 0)
+    first = probabilities(predictor, wanted, ["order pizza"])
+    store.remove(wanted.tenant, wanted.adapter_id, wanted.fence)
+    assert probabilities(predictor, wanted, ["order pizza"]) == first  # from the device
+    predictor.forget(wanted.tenant, wanted.digest)
+    with pytest.raises(WeightsMissing):
+        predictor.submit(wanted, ["order pizza"]).result(20)
+    assert (predictor.gauges()["bank_adapters"], predictor.gauges()["shelf_adapters"]) == (0, 0)
+
+
+def test_what_left_the_device_comes_back_from_memory(
+    tiny: TextBase, catalog: dict[str, Initialization], store: WeightStore
+) -> None:
+    """The store is emptied: nothing else could have brought it back. With no shelf, it is missing."""
+    init = next(iter(catalog.values()))
+    for shelf_mb in (64, 0):
+        predictor = InProcessPredictor(tiny, catalog, store, ServiceSettings(bank_mb=0.05, shelf_mb=shelf_mb))
+        slots = int(predictor.gauges()["bank_slots"])
+        wanted = [put(tiny, store, init, seed) for seed in range(slots + 2)]
+        first = [probabilities(predictor, each, ["order pizza", "play"]) for each in wanted]
+        for each in wanted:
+            store.remove(each.tenant, each.adapter_id, each.fence)
+        assert predictor.gauges()["bank_adapters"] == slots
+        if shelf_mb:
+            assert [probabilities(predictor, each, ["order pizza", "play"]) for each in wanted] == first
+        else:
+            with pytest.raises(WeightsMissing):
+                predictor.submit(wanted[0], ["order"]).result(20)
+        predictor.close()
+
+
+def test_who_cancels_gives_up_the_place_and_more_than_the_queue_takes_is_refused(
+    tiny: TextBase, catalog: dict[str, Initialization], store: WeightStore, predictor: InProcessPredictor
+) -> None:
+    wanted = put(tiny, store, next(iter(catalog.values())), 0)
+    probabilities(predictor, wanted, ["order"])
+    waiting = [predictor.submit(wanted, ["order pizza"] * 100) for _ in range(4)]
+    with pytest.raises(Overloaded) as refused:
+        predictor.submit(wanted, ["order"] * 350)
+    assert refused.value.status == 429 and 1 <= int(refused.value.headers["Retry-After"]) <= 60
+    assert "QUEUE_ROWS is 400" in refused.value.detail
+    cancelled = [future.cancel() for future in waiting[1:]]
+    assert any(cancelled) and predictor.gauges()["waiting_inputs"] <= 400 - 100 * sum(cancelled)
+    for future, was_cancelled in zip(waiting[1:], cancelled, strict=True):
+        if was_cancelled:
+            with pytest.raises(CancelledError):
+                future.result(0)
+    assert len(waiting[0].result(20).probabilities) == 100
+    assert len(predictor.submit(wanted, ["order"] * 401).result(20).probabilities) == 401  # nothing else waits
+    deadline = time.monotonic() + 10
+    while predictor.gauges()["waiting_inputs"] and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert predictor.gauges()["waiting_inputs"] == 0
+
+
+Calls = st.lists(
+    st.tuples(st.integers(0, 11), st.lists(st.sampled_from(["order pizza", "play music now", "a", "the late train"]), min_size=1)),
+    min_size=1,
+    max_size=10,
+)
+
+
+def test_calls_at_once_are_answered_each_as_alone(tiny: TextBase, catalog: dict[str, Initialization], store: WeightStore) -> None:
+    """Adapters of three initializations, one of them with a base model of its own, more than the device holds, some deleted
+    meanwhile from the device and from memory."""
+    inits = list(catalog.values())
+    wanted = [put(tiny, store, inits[seed % len(inits)], seed) for seed in range(12)]
+    predictor = InProcessPredictor(
+        tiny, catalog, store, ServiceSettings(bank_mb=0.05, shelf_mb=0.05, batch_rows=5, batch_tokens=20)
+    )
+    assert 1 < predictor.gauges()["bank_slots"] < 12
+    alone: dict[tuple[int, str], list[float]] = {}
+    stop = threading.Event()
+
+    def forgets() -> None:
+        while not stop.wait(0.01):
+            predictor.forget("t", wanted[3].digest)
+
+    thread = threading.Thread(target=forgets)
+    thread.start()
+
+    @settings(max_examples=40, deadline=None, derandomize=True)
+    @given(Calls)
+    def check(calls: list[tuple[int, list[str]]]) -> None:
+        for seed, texts in calls:
+            for text in texts:
+                if (seed, text) not in alone:
+                    alone[seed, text] = probabilities(predictor, wanted[seed], [text])[0]
+        futures: list[Future[Answer]] = [predictor.submit(wanted[seed], texts) for seed, texts in calls]
+        for (seed, texts), future in zip(calls, futures, strict=True):
+            answer = future.result(20)
+            assert answer.labels == tuple(f"{seed} {c}" for c in range(2 + seed % 3))
+            for text, found in zip(texts, answer.probabilities, strict=True):
+                torch.testing.assert_close(torch.tensor(found), torch.tensor(alone[seed, text]), rtol=0, atol=1e-5)
+
+    try:
+        check()
+    finally:
+        stop.set()
+        thread.join()
+        predictor.close()

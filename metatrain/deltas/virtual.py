@@ -1,0 +1,71 @@
+"""What prefix and prompt share: virtual tokens, of which the rows of a mixed batch may have unequal numbers.
+
+Then the leaves are padded in front to the most that a row has, and a leaf `prefix_tokens` or `prompt_tokens` [G] says how many of
+them, the last ones, are real; the others are not attended to, and every row's words keep the position numbers that they have alone.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from metatrain.deltas.scope import Delta, current_delta
+
+Inputs = tuple[Any, ...]
+PROMPT = "prompt_embeddings"  # as PEFT names it, and a prefix too
+PREFIX_TOKENS, PROMPT_TOKENS = COUNTS = ("prefix_tokens", "prompt_tokens")
+
+
+def start(shapes: Mapping[str, tuple[int, ...]], generator: torch.Generator, b_std: float) -> dict[str, Tensor]:
+    """P vectors a leaf: normal with `b_std`, or 0.02, since P equal vectors would stay (nearly) equal."""
+    return {name: (b_std or 0.02) * torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+
+
+def real(counts: Tensor, most: int) -> Tensor:
+    """[G] → [G, most] bool: the last counts[g] are."""
+    return torch.arange(most, device=counts.device) >= most - counts.unsqueeze(1)
+
+
+def move_positions(model: nn.Module) -> None:
+    """Hook what turns the model's position numbers into embeddings or rotations. Idempotent."""
+    for name, module in model.named_modules():
+        hook: Any
+        if name.split(".")[-1] == "position_embeddings" and isinstance(module, nn.Embedding):
+            hook = _embedded
+        elif type(module).__name__.endswith("RotaryEmbedding"):
+            hook = _rotated
+        else:
+            continue
+        if hook not in module._forward_pre_hooks.values():
+            module.register_forward_pre_hook(hook, with_kwargs=True)
+
+
+def _embedded(_embedding: nn.Module, inputs: Inputs, named: dict[str, Any]) -> tuple[Inputs, dict[str, Any]] | None:
+    """On by what a prefix puts in front, as PEFT's cache of past keys does, and back by the padding in front of a prompt."""
+    delta = current_delta()
+    if delta is None:
+        return None
+    prefix = delta.get(PREFIX_TOKENS)
+    if prefix is not None:
+        on: Tensor | int = prefix.long().unsqueeze(1)
+    else:
+        on = next((leaf.shape[1] for name, leaf in delta.items() if name.endswith(".prefix_key")), 0)
+    return ((inputs[0] + on - _padding(delta)).clamp(min=0), *inputs[1:]), named
+
+
+def _rotated(_rotation: nn.Module, inputs: Inputs, named: dict[str, Any]) -> tuple[Inputs, dict[str, Any]] | None:
+    """Back by the padding in front of a prompt. Only distances count between words, but the keys of a prefix are not rotated."""
+    delta = current_delta()
+    if delta is None or PROMPT_TOKENS not in delta:
+        return None
+    if "position_ids" in named:
+        return inputs, {**named, "position_ids": named["position_ids"] - _padding(delta)}
+    return (inputs[0], inputs[1] - _padding(delta), *inputs[2:]), named
+
+
+def _padding(delta: Delta) -> Tensor | int:
+    """[G, 1]: how many of a prompt's places are not real."""
+    if PROMPT_TOKENS not in delta:
+        return 0
+    return delta[PROMPT].shape[1] - delta[PROMPT_TOKENS].long().unsqueeze(1)
