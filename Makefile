@@ -10,7 +10,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
 .PHONY: demo serve test test-long lint train-starter train-default search-inner bench-transfer bench-intents bench-banking \
-	bench-ready bench-metagrad bench-papers faults plots clean
+	bench-predict bench-ready bench-metagrad bench-papers faults plots clean
 
 demo: .venv/embedded
 	$(BIN)/quickstudy demo
@@ -48,6 +48,9 @@ bench-intents: .venv/bench
 bench-banking: .venv/bench
 	$(BIN)/python -m benchmarks.folds banking77 --data $(DATA)
 	$(BIN)/python -m benchmarks.banking --data $(DATA)
+
+bench-predict: .venv/dev
+	$(BIN)/python -m benchmarks.predict
 
 bench-ready: .venv/embedded
 	$(BIN)/python -m benchmarks.ready

@@ -21,17 +21,17 @@ from metatrain.base.text import TextBase
 from metatrain.deltas import DeltaKind
 from metatrain.deltas.virtual import COUNTS
 from metatrain.errors import ArtifactError, UnsupportedDelta
+from metatrain.heads import ABSENT
 
 
 @dataclass(frozen=True)
 class Packed:
     """An adapter as the bank takes it: `leaves` folded, with its numbers of virtual tokens; `weight` [C, D] and `bias` [C] of its
-    head, float32; temperature and C labels; and the digest of its initialization."""
+    head over the temperature, float32; its C labels; and the digest of its initialization."""
 
     leaves: dict[str, Tensor]
     weight: Tensor
     bias: Tensor
-    scale: float
     labels: tuple[str, ...]
     initialization: str
 
@@ -46,7 +46,8 @@ def pack(adapter: Adapter, base: TextBase) -> Packed:
     leaves = {name: leaf.to(base.dtype) for name, leaf in kind.fold(adapter.delta).items()}
     leaves |= {name: torch.tensor(float(count), dtype=base.dtype) for name, count in kind.counts.items()}
     about = adapter.metadata
-    return Packed(leaves, adapter.weight, adapter.bias, about.scale, about.labels, about.initialization_digest)
+    head = about.scale * adapter.weight, about.scale * adapter.bias
+    return Packed(leaves, *head, about.labels, about.initialization_digest)
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,6 @@ class _Slot:
     shapes: dict[str, torch.Size]
     weight: Tensor
     bias: Tensor
-    scale: float
     labels: tuple[str, ...]
     initialization: str
 
@@ -141,7 +141,7 @@ class Bank:
                 leaf[slot][_last(adapter.leaves[name].shape)] = adapter.leaves[name].to(leaf.device)
         shapes = {name: leaf.shape for name, leaf in adapter.leaves.items()}
         head = (adapter.weight.to(self.base.device), adapter.bias.to(self.base.device))
-        self._held[slot] = _Slot(shapes, *head, adapter.scale, adapter.labels, adapter.initialization)
+        self._held[slot] = _Slot(shapes, *head, adapter.labels, adapter.initialization)
         self._resident[key] = slot
         return gone
 
@@ -159,7 +159,7 @@ class Bank:
         held = self._held.pop(slot)
         self._free.append(slot)
         leaves = {name: self._leaves[name][slot][_last(shape)].to("cpu", copy=True) for name, shape in held.shapes.items()}
-        return Packed(leaves, held.weight.cpu(), held.bias.cpu(), held.scale, held.labels, held.initialization)
+        return Packed(leaves, held.weight.cpu(), held.bias.cpu(), held.labels, held.initialization)
 
     def labels(self, key: str) -> tuple[str, ...]:
         """The labels of a resident adapter. Raises KeyError."""
@@ -181,13 +181,16 @@ class Bank:
             rows = [row for own in rows_of.values() for row in own]
             slots = [slot for slot, own in rows_of.items() for _ in own]
             features = self._features(slots, [ids[row] for row in rows], self._updates.get(model, {}))
-            # Each head has its own rows: padding heads to the largest would move more bytes than the products themselves.
-            parts = torch.split(features, [len(own) for own in rows_of.values()])
-            for (slot, own), part in zip(rows_of.items(), parts, strict=True):
-                held = self._held[slot]
-                logits = held.scale * torch.addmm(held.bias, part, held.weight.T)
-                for row, shares in zip(own, torch.softmax(logits, dim=-1).tolist(), strict=True):
-                    answers[row] = shares
+            most = max(len(self._held[slot].labels) for slot in rows_of)
+            logits = features.new_full((len(rows), most), ABSENT)
+            done = 0
+            for slot, own in rows_of.items():  # padding heads to the largest would move more bytes than these products do
+                held, part = self._held[slot], slice(done, done + len(own))
+                logits[part, : len(held.labels)] = torch.addmm(held.bias, features[part], held.weight.T)
+                done += len(own)
+            shares = torch.softmax(logits, dim=-1).tolist()
+            for row, slot, found in zip(rows, slots, shares, strict=True):
+                answers[row] = found[: len(self._held[slot].labels)]
         return answers
 
     def _features(self, slots: Sequence[int], ids: Sequence[Sequence[int]], updated: Mapping[str, Tensor]) -> Tensor:

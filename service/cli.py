@@ -37,15 +37,16 @@ def serve(host: str, port: int, data_dir: Path, tied: int | None) -> None:
     try:
         settings = read_settings(ServiceSettings)
         configure("service", settings.log_level, settings.log_format)
-        from service.serving import run  # brings torch in, which takes seconds: a wrong setting is told before
+        from service.serving import listen, run  # brings torch in, which takes seconds: a wrong setting is told before
 
+        listening = listen(host, port)
         if os.environ.get("REDIS_URL"):
-            run(settings, host, port)
+            run(settings, listening)
             return
         # SIGTERM between here and uvicorn's own handlers must unwind the block below too.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
         with standalone(data_dir.expanduser()) as url:
-            run(settings.model_copy(update={"redis_url": url}), host, port)
+            run(settings.model_copy(update={"redis_url": url}), listening)
     except (SettingsError, StandaloneError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:

@@ -110,9 +110,12 @@ def _reach(data_dir: Path) -> tuple[Records, WeightStore]:
 
 def _chosen(records: Records, names: tuple[str, ...], everything: bool) -> list[tuple[str, str]]:
     if everything == bool(names):
-        sys.exit("error: expected jobs, as `quickstudy jobs dead` names them, or --all")
+        sys.exit("error: expected either jobs, as `quickstudy jobs dead` names them, or --all")
     if everything:
-        return [(record.tenant, record.adapter_id) for record in records.dead()]
+        found = [(record.tenant, record.adapter_id) for record in records.dead()]
+        if not found:
+            click.echo("no dead jobs")
+        return found
     wrong = next((name for name in names if name.count("/") != 1), None)
     if wrong is not None:
         sys.exit(f"error: JOB: expected TENANT/ADAPTER as `quickstudy jobs dead` names it, got {wrong!r}")

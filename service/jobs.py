@@ -27,6 +27,8 @@ class Jobs:
         self._redis_url = redis_url
         self._waiting: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
         self._listener: asyncio.Task[None] | None = None
+        self.stopping = False
+        """Set when the service is told to stop: then nobody is kept waiting."""
 
     def start(self, tenant: str, adapter_id: str, recipe: JobRecipe, ttl_ms: int, truncated: tuple[int, ...]) -> Status:
         """Write the record, then wake a worker."""
@@ -50,7 +52,7 @@ class Jobs:
                 log.warning("wake-up not delivered: %s", type(error).__name__)
 
     async def wait(self, tenant: str, adapter_id: str, seconds: float) -> Record | None:
-        """The record as soon as its job has ended or was deleted, or as it is after `seconds`."""
+        """The record as soon as its job has ended or was deleted, or as it is after `seconds` or when the service stops."""
         ended = asyncio.Event()
         member = f"{tenant}/{adapter_id}"
         self._waiting[member].add(ended)
@@ -61,7 +63,7 @@ class Jobs:
                 ended.clear()  # before looking, so that an end between the look and the wait is not missed
                 record = await run_in_threadpool(self._records.get, tenant, adapter_id)
                 left = deadline - loop.time()
-                if record is None or record.status not in ("queued", "running") or left <= 0:
+                if record is None or record.status not in ("queued", "running") or left <= 0 or self.stopping:
                     return record
                 # Looks again each second all the same: a publication is lost while the subscription reconnects.
                 with contextlib.suppress(TimeoutError):

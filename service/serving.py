@@ -3,9 +3,11 @@
 import logging
 import socket
 import sys
+from types import FrameType
 
 import torch
 import uvicorn
+from fastapi import FastAPI
 
 from metatrain.artifact import Initialization
 from metatrain.base.text import TextBase, load_text_base
@@ -27,9 +29,21 @@ def _load(settings: ServiceSettings) -> tuple[TextBase, dict[str, Initialization
         sys.exit(f"error: {error}")
 
 
-def run(settings: ServiceSettings, host: str, port: int) -> None:
-    """Serve until SIGINT or SIGTERM; requests that have begun are answered first. Exits with one line and
-    status 1 where the port is taken or the base model or an initialization cannot be loaded."""
+class _Server(uvicorn.Server):
+    """Requests that wait for a job are answered at once when it is told to stop."""
+
+    def __init__(self, config: uvicorn.Config, app: FastAPI) -> None:
+        super().__init__(config)
+        self._app = app
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if (state := getattr(self._app.state, "service", None)) is not None:
+            state.jobs.stopping = True
+        super().handle_exit(sig, frame)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Exits with one line and status 1 where the port is taken."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listening = socket.socket(family, socket.SOCK_STREAM)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -37,7 +51,14 @@ def run(settings: ServiceSettings, host: str, port: int) -> None:
         listening.bind((host, port))
     except OSError as error:
         sys.exit(f"error: --host {host} --port {port}: {error.strerror}")
-    log.info("starting on http://%s:%d (docs at /docs)", host, listening.getsockname()[1])
+    return listening
+
+
+def run(settings: ServiceSettings, listening: socket.socket) -> None:
+    """Serve until SIGINT or SIGTERM; requests that have begun are answered first. Exits with one line and status 1 where the base
+    model or an initialization cannot be loaded."""
+    host, port = listening.getsockname()[:2]
+    log.info("starting on http://%s:%d (docs at /docs)", f"[{host}]" if ":" in host else host, port)
     app = create_app(settings, *_load(settings))
     config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=20, timeout_keep_alive=30)
-    uvicorn.Server(config).run(sockets=[listening])
+    _Server(config, app).run(sockets=[listening])

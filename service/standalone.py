@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 DEFAULT_DATA_DIR = "~/.local/share/quickstudy"
 EMBEDDED_MEMORY = "1gb"
 _URL = "url"
+_SOCKETS = "quickstudy-"
 
 
 class StandaloneError(Exception):
@@ -45,7 +46,8 @@ def standalone(data_dir: Path) -> Iterator[str]:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         raise StandaloneError(f"another quickstudy is using {data_dir}; stop it or choose another --data-dir") from error
-    sockets = Path(tempfile.mkdtemp(prefix="quickstudy-"))  # a socket's path must be short, a data folder's need not
+    _remove_left_behind(data_dir)
+    sockets = Path(tempfile.mkdtemp(prefix=_SOCKETS))  # a socket's path must be short, a data folder's need not
     url = f"unix://{sockets}/redis.sock"
     server = _Child("redis", _server_command(data_dir, sockets / "redis.sock"), dict(os.environ), data_dir / "redis.log")
     worker_environment = {**os.environ, "REDIS_URL": url}
@@ -68,6 +70,13 @@ def standalone(data_dir: Path) -> Iterator[str]:
             _stop(children)
         shutil.rmtree(sockets, ignore_errors=True)
         lock.close()
+
+
+def _remove_left_behind(data_dir: Path) -> None:
+    """The folder of the socket that the last run on `data_dir` used, if it was killed before it could."""
+    folder = Path((url_of(data_dir) or "").removeprefix("unix://")).parent
+    if folder.name.startswith(_SOCKETS) and folder.parent == Path(tempfile.gettempdir()):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def url_of(data_dir: Path) -> str | None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 KEY_PREFIX = "qs:celery:"
-ALIVE_SECONDS = 15
+ALIVE_SECONDS = 6
 REAP_EVERY = 1.0
 _NO_CHATTER = ("--without-gossip", "--without-mingle", "--without-heartbeat")
 
@@ -123,7 +123,8 @@ def run_worker(settings: WorkerSettings) -> None:
 
     def on_ready(**_: Any) -> None:
         threading.Thread(target=reap, name="reaper", daemon=True).start()
-        log.info("ready name=%s device=%s dtype=%s", name, description["device"], description["dtype"])
+        with fields(name=name, **description):
+            log.info("ready")
 
     def on_stop(**_: Any) -> None:
         stopping.set()

@@ -62,7 +62,8 @@ def places(error: BaseException) -> str:
 
 
 def configure(part: str, level: str, form: LogFormat) -> None:
-    """Everything that is logged, to stderr."""
+    """Everything that is logged or warned of, to stderr."""
+    logging.captureWarnings(True)
     handler = logging.StreamHandler()
     handler.setFormatter(Lines(part, form))
     logging.basicConfig(level=level, handlers=[handler])

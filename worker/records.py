@@ -11,6 +11,7 @@ do not matter.
 import hashlib
 import hmac
 import json
+import logging
 import secrets
 from dataclasses import dataclass
 from typing import Any, Literal, cast
@@ -19,8 +20,10 @@ import redis
 from pydantic import BaseModel, ConfigDict
 
 from worker import scripts
+from worker.logs import fields
 from worker.messages import DONE_CHANNEL, JobRecipe, Outcome, Status
 
+log = logging.getLogger(__name__)
 ID_FORMAT = 1
 WAKE_AGAIN_MS = 10_000
 """A queued job that no worker has claimed after this long is announced again."""
@@ -145,7 +148,9 @@ class Records:
         answer = self._claim(keys=[*keys, _FENCE], args=[_member(tenant, adapter_id), lease_ms, attempts, worker])
         verdict = _text(answer[0])
         if verdict == "capped":
-            reason = f"no worker finished this job in {attempts} attempts"
+            reason = f"no worker finished this job in {attempts} attempt{'s' if attempts > 1 else ''}"
+            with fields(adapter=adapter_id, tenant=tenant):
+                log.warning("dead: %s", reason)
             self._give_up(keys=keys, args=[_member(tenant, adapter_id), DONE_CHANNEL, reason, attempts])
         if verdict != "claimed":
             return None

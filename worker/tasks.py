@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import redis
 
-from metatrain.errors import MetatrainError
+from metatrain.errors import DeadlineExceeded, MetatrainError
 from worker.errors import ClaimLost, Stopping
 from worker.logs import fields, places
 from worker.messages import Outcome
@@ -132,7 +132,9 @@ class Hands:
         try:
             product = self.runtime.adapt(claim.recipe, deadline=deadline, on_step=progress)
         except MetatrainError as error:
-            return Outcome(status="failed", error=str(error), support_loss=tuple(losses))
+            log.warning("%s, the reason is in the record", type(error).__name__)  # and not here: it may quote an input
+            limit = f" (JOB_SECONDS is {self.settings.job_seconds:g})" if isinstance(error, DeadlineExceeded) else ""
+            return Outcome(status="failed", error=f"{error}{limit}", support_loss=tuple(losses))
         except (ClaimLost, Stopping):
             raise
         except Exception as error:

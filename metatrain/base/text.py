@@ -144,7 +144,7 @@ class TextBase:
             of_rows = delta
             if delta is not None and slots is not None:
                 index = slots[bucket.rows]
-                of_rows = {name: leaf[index] for name, leaf in delta.items()}
+                of_rows = {name: leaf.index_select(0, index) for name, leaf in delta.items()}
             parts.append(self._bucket_features(of_rows, bucket, updated))
         order = torch.cat([bucket.rows for bucket in batch.buckets]).argsort()
         return torch.cat(parts)[order]

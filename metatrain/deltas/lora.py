@@ -92,16 +92,16 @@ def _lora_hook(site: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], T
         delta = current_delta()
         if delta is None or name_a not in delta:
             return None
-        return output + low_rank_update(inputs[0], delta[name_a], delta[name_b])
+        return add_low_rank(output, inputs[0], delta[name_a], delta[name_b])
 
     return add_low_rank_update
 
 
-def low_rank_update(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """B A x with x [B, L, D_in], a [G, R, D_in], b [G, D_out, R] (alpha / R folded in), B a multiple of G → [B, L, D_out].
+def add_low_rank(y: Tensor, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """y + B A x with y [B, L, D_out], x [B, L, D_in], a [G, R, D_in], b [G, D_out, R] (alpha / R folded in), B a multiple of G.
 
     The products run in the dtype of x (that of the base model); the leaves stay float32 outside.
     """
-    grouped = x.reshape(a.shape[0], -1, x.shape[-1])
-    low = torch.bmm(grouped, a.to(x.dtype).transpose(1, 2))
-    return torch.bmm(low, b.to(x.dtype).transpose(1, 2)).view(*x.shape[:-1], b.shape[1])
+    low = torch.bmm(x.reshape(a.shape[0], -1, x.shape[-1]), a.to(x.dtype).transpose(1, 2))
+    grouped = y.reshape(a.shape[0], -1, y.shape[-1])
+    return torch.baddbmm(grouped, low, b.to(x.dtype).transpose(1, 2)).view_as(y)

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -129,12 +130,12 @@ def test_a_support_set_that_kills_its_workers_ends_as_dead_and_can_be_retried_or
         worker.kill()
         answer = adapt(service, body, wait=60)
         state = service.http.get(f"/adapters/{adapter}").json()
-        assert answer.json()["status"] == "failed" and state["error"] == "no worker finished this job in 1 attempts"
+        assert answer.json()["status"] == "failed" and state["error"] == "no worker finished this job in 1 attempt"
         (listed,) = json.loads(jobs(environment, data, "dead", "--json").stdout)
         assert listed["job"] == f"default/{adapter}" and listed["reason"] == state["error"] and listed["examples"] == 5
         assert not any(example["input"] in jobs(environment, data, "dead").stdout for example in SUPPORT)
         for wrong, said in (
-            (("retry",), "expected jobs, as `quickstudy jobs dead` names them, or --all"),
+            (("retry",), "expected either jobs, as `quickstudy jobs dead` names them, or --all"),
             (("retry", adapter), f"JOB: expected TENANT/ADAPTER as `quickstudy jobs dead` names it, got '{adapter}'"),
             (("drop", "default/a0"), "default/a0 is not a dead job"),
             (("retry", "default/a0"), "default/a0 is not a dead job"),
@@ -253,10 +254,28 @@ def test_everything_killed_in_the_middle_of_a_job_the_next_start_ends_it(environ
         for process in [*service.family(), psutil.Process(service.process.pid)]:
             process.kill()
         service.process.wait()
+    left_behind = Path((tmp_path / "data" / "url").read_text().removeprefix("unix://")).parent
+    assert left_behind.is_dir()
     with served(tmp_path, {**environment, "LEASE_SECONDS": "2"}) as service:
         service.wait_ready()
+        assert not left_behind.exists()
         assert adapt(service, body, wait=60).json() == {"adapter_id": adapter, "status": "ready", "truncated": []}
         assert service.http.get(f"/adapters/{adapter}").json()["attempt"] == 2
+
+
+def test_told_to_stop_it_answers_who_waits_for_a_job_at_once(environment: dict[str, str], tmp_path: Path) -> None:
+    with served(tmp_path, environment) as service:
+        service.wait_ready()
+        (worker,) = [p for p in service.family() if "worker" in p.cmdline()]
+        worker.suspend()
+        with ThreadPoolExecutor(1) as pool:
+            answer = pool.submit(adapt, service, BODY, wait=50)
+            time.sleep(0.5)
+            service.process.terminate()
+            response = answer.result(10)
+        worker.resume()
+        assert (response.status_code, response.json()["status"]) == (202, "queued")
+        assert service.process.wait(30) == 0
 
 
 def test_records_and_weights_come_back_with_the_data_folder(environment: dict[str, str], tmp_path: Path) -> None:
@@ -285,6 +304,7 @@ def test_a_folder_or_port_in_use_is_one_clear_line(service: Served, environment:
     assert f"error: another quickstudy is using {data}" in refusal(environment, "--port", "0", "--data-dir", str(data))
     port = service.url.rsplit(":", 1)[1]
     taken = refusal(environment, "--port", port, "--data-dir", str(tmp_path / "d"))
+    assert not (tmp_path / "d").exists()
     assert f"error: --host 127.0.0.1 --port {port}: Address already in use" in taken
     assert "error: LEASE_SECONDS" in refusal({**environment, "LEASE_SECONDS": "soon"}, "--port", "0")
     nowhere = refusal({**environment, "INITIALIZATIONS_DIR": "./nowhere"}, "--port", "0", "--data-dir", str(tmp_path / "f"))

@@ -172,5 +172,5 @@ def _same(left: Packed, right: Packed) -> bool:
     return (
         tensors[0].keys() == tensors[1].keys()
         and all(torch.equal(tensors[0][name], tensors[1][name]) for name in tensors[0])
-        and (left.scale, left.labels, left.initialization) == (right.scale, right.labels, right.initialization)
+        and (left.labels, left.initialization) == (right.labels, right.initialization)
     )

@@ -1,0 +1,145 @@
+"""`make bench-predict`: rows of many adapters in one batch, next to the bare base model and to PEFT.
+
+LoRA (r=8 on query and value, as PEFT does by default) on MiniLM; batches of texts of the shipped task set, their rows dealt over
+1 to 64 adapters in turn. Every system gets the same token ids and gives one answer a row:
+
+- bare base forward: pooled features, no delta, no head;
+- quickstudy: the bank, delta and head of every row, probabilities as lists; heads of 2 to 150 classes mixed;
+- PEFT adapter_names: PEFT's own mixed batches, features alone;
+- PEFT set_adapter: one adapter after another, each with its rows, features alone.
+
+Systems take turns, so that a busy moment of the machine meets all of them: a ratio is the median of the rounds' own ratios.
+"""
+
+import math
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import click
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from benchmarks.record import Row, write
+from metatrain.artifact import Adapter, AdapterMetadata
+from metatrain.bank import Bank, pack
+from metatrain.base.precision import Precision
+from metatrain.base.text import TextBase, load_text_base
+from metatrain.data.jsonl import STARTER, read_jsonl
+from metatrain.deltas import LoRAConfig
+from metatrain.deltas.peft_files import to_peft
+
+BARE, OURS, NAMES, SET = "bare base forward", "quickstudy", "PEFT adapter_names", "PEFT set_adapter"
+ROWS, ADAPTERS, CLASSES = (32, 64), (1, 4, 16, 32, 64), (2, 5, 20, 77, 150)
+
+
+@click.command()
+@click.option("--rounds", default=15, show_default=True)
+@click.option("--precision", "precisions", type=click.Choice(["float32", "bfloat16"]), multiple=True)
+def main(rounds: int, precisions: tuple[Precision, ...]) -> None:
+    rows: list[Row] = []
+    for precision in precisions or ("float32", "bfloat16"):
+        base = load_text_base(precision=precision, attention="sdpa")
+        adapters = [_adapter(base, seed) for seed in range(max(ADAPTERS))]
+        bank = Bank(base, [base.attach(LoRAConfig())], 2**28)
+        for seed, adapter in enumerate(adapters):
+            bank.put(str(seed), pack(adapter, base))
+        peft = _peft(base, precision, adapters)
+        for batch in ROWS:
+            for count in (n for n in ADAPTERS if n <= batch):
+                case = f"{batch} rows, {count} adapters, {precision}"
+                rows += _measured(case, _systems(base, bank, peft, _ids(base, batch), count), rounds)
+    print(f"\nwrote {write('predict', rows, rounds=rounds)}")
+
+
+def _adapter(base: TextBase, seed: int) -> Adapter:
+    classes, generator = CLASSES[seed % len(CLASSES)], torch.Generator().manual_seed(seed)
+    labels = tuple(str(c) for c in range(classes))
+    about = AdapterMetadata(
+        initialization_digest="", base_weights_sha256=base.spec.weights_sha256, delta=LoRAConfig(), scale=16.0, labels=labels
+    )
+    theta = base.attach(LoRAConfig()).initial(generator, b_std=0.05)
+    head = torch.nn.functional.normalize(torch.randn(classes, base.hidden_size, generator=generator), dim=-1)
+    return Adapter(about, theta, head, torch.zeros(classes))
+
+
+def _ids(base: TextBase, count: int) -> list[list[int]]:
+    texts = [text for own in read_jsonl(STARTER).texts.values() for text in own]
+    return base.encode([texts[(17 * i) % len(texts)] for i in range(count)])[0]
+
+
+def _peft(base: TextBase, precision: Precision, adapters: list[Adapter]) -> Any:
+    """PEFT's model with all of the adapters."""
+    from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
+
+    plain: Any = load_text_base(precision=precision, attention="sdpa", device=base.device).model
+    config, kind = LoRAConfig(), base.attach(LoRAConfig())
+    own = LoraConfig(r=config.rank, lora_alpha=int(config.alpha), target_modules=list(config.targets))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model: Any = get_peft_model(plain, own, adapter_name="0")
+        for seed, adapter in enumerate(adapters):
+            if seed:
+                model.add_adapter(str(seed), own)
+            set_peft_model_state_dict(model, to_peft(kind, adapter.delta), adapter_name=str(seed))
+    return model.to(base.dtype).eval()
+
+
+def _systems(base: TextBase, bank: Bank, peft: Any, ids: list[list[int]], count: int) -> dict[str, Callable[[], object]]:
+    keys = [str(i % count) for i in range(len(ids))]
+
+    def features(rows: list[int], **which: Any) -> Tensor:
+        """PEFT's, with our own buckets of like length."""
+        batch = base.collate([ids[i] for i in rows])
+        parts = []
+        for bucket in batch.buckets:
+            if "adapter_names" in which:
+                which = {"adapter_names": [keys[rows[i]] for i in bucket.rows.tolist()]}
+            hidden = peft(input_ids=bucket.input_ids, attention_mask=bucket.attention_mask, **which).last_hidden_state
+            parts.append(base.pooled(hidden, bucket.attention_mask))
+        return torch.cat(parts)
+
+    def one_by_one() -> None:
+        for key in dict.fromkeys(keys):
+            peft.set_adapter(key)
+            features([i for i, own in enumerate(keys) if own == key])
+
+    return {
+        BARE: lambda: base.features(None, base.collate(ids)),
+        OURS: lambda: bank.probabilities(keys, ids),
+        NAMES: lambda: features(list(range(len(ids))), adapter_names=keys),
+        SET: one_by_one,
+    }
+
+
+@torch.no_grad()
+def _measured(case: str, systems: dict[str, Callable[[], object]], rounds: int) -> list[Row]:
+    times: dict[str, list[float]] = {name: [] for name in systems}
+    for call in systems.values():
+        call()
+    for _ in tqdm(range(rounds), desc=case, leave=False, disable=None):
+        for name, call in systems.items():
+            began = time.perf_counter()
+            call()
+            _settle()
+            times[name].append(1e3 * (time.perf_counter() - began))
+    rows, shown = [], []
+    for name, own in times.items():
+        ratio = statistics.median(a / b for a, b in zip(times[BARE], own, strict=True))
+        rows += [Row(case, name, "median", statistics.median(own), "ms"), Row(case, name, "speed over the bare base", ratio, "")]
+        shown.append(f"{name} {statistics.median(own):.1f} ms ({ratio:.2f})")
+    print(f"{case:<34} " + "   ".join(shown))
+    assert all(math.isfinite(row.value) for row in rows)
+    return rows
+
+
+def _settle() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+if __name__ == "__main__":
+    main()
