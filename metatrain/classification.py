@@ -15,6 +15,9 @@ once.
 Triantafillou et al. 2020 (arXiv:1903.03096) for the head that starts as prototypes; Raghu et al. 2020 (arXiv:1909.09157) for ANIL.
 """
 
+import math
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,9 +25,9 @@ from torch import Tensor
 
 from metatrain.base.text import TextBase, TokenBatch
 from metatrain.deltas import DeltaKind
-from metatrain.errors import AdaptationError
+from metatrain.errors import AdaptationError, DeadlineExceeded
 from metatrain.heads import Head, linear_from_prototypes
-from metatrain.inner import InnerConfig, rate
+from metatrain.inner import InnerConfig, rate, trajectory
 from metatrain.objectives import cross_entropy, leave_one_out, leave_one_out_accuracy, supervised_contrastive
 from metatrain.optimizers import Optimizer
 from metatrain.problem import Leaves, Outer, distance, stack
@@ -44,8 +47,9 @@ class Adapted:
 class Classification:
     """T support sets, and their query rows where there are any, under one delta kind and one inner configuration.
 
-    `steps` is what `config` has for these shots; where serving, and `config` has more for hard support sets, `own_steps` says
-    after `start` which tasks take how many, and `steps` is the most of them. `anchor`: weight, in the query loss, of the mean
+    `steps` is what `config` has for these shots, or one number for all, or, where serving, one for each (None: what `config` has
+    for its shots); where serving, and `config` has more for hard support sets, `own_steps` says after `start` which tasks take how
+    many, and `steps` is the most of them (`adapt_each`). `anchor`: weight, in the query loss, of the mean
     distance 1 − cos of the adapted query features from the base model's own. `serving`: one loop is run and nothing is
     differentiated through it, so that its first step and the prototypes share a forward pass.
 
@@ -61,7 +65,7 @@ class Classification:
         support: Support,
         query: Query | None = None,
         *,
-        steps: int | None = None,
+        steps: int | Sequence[int | None] | None = None,
         seed: int = 0,
         anchor: float = 0.0,
         serving: bool = False,
@@ -69,9 +73,13 @@ class Classification:
         self.base, self.kind, self.config, self.support, self.query = base, kind, config, support, query
         self.anchor, self.serving = anchor, serving
         self.count, rows = support.labels.shape
-        self.steps = _recorded_steps(config, support) if steps is None else steps
-        self.own_steps = (self.steps,) * self.count
-        self._asks = serving and steps is None and any(config.asks(*size) for size in _sizes(support))
+        told = list(steps) if isinstance(steps, Sequence) else [steps] * self.count
+        sizes = _sizes(support)
+        self.own_steps = tuple(config.steps_for(*size) if own is None else own for own, size in zip(told, sizes, strict=True))
+        self.steps = max(self.own_steps)
+        if min(self.own_steps) < self.steps and not (serving and min(self.own_steps)):
+            raise ValueError(f"tasks of one pass must agree in the number of steps, these take {sorted(set(self.own_steps))}")
+        self._asking = [serving and own is None and config.asks(*size) for own, size in zip(told, sizes, strict=True)]
         self.linear = "cross_entropy" in config.objective  # a linear head is moved along
         augmentation = augmentation_for(support, config.augmentation)
         if self.steps and not self.linear and not has_partners(support, augmentation):
@@ -103,7 +111,7 @@ class Classification:
         of prototypes under θ, depends on θ too."""
         theta = stack(outer.theta, self.count)
         delta = {} if self.config.moved == "head" else {name: leaf.view_as(leaf) for name, leaf in theta.items()}
-        if not self.linear and self.steps and self.config.moved == "all" and not self._asks:
+        if not self.linear and self.steps and self.config.moved == "all" and not any(self._asking):
             return self._begins(outer, delta)
         if self.config.moved == "head":
             features = self._still_features(outer)
@@ -115,7 +123,7 @@ class Classification:
             features = self._first[1].detach()
         else:
             features = self._all_features(theta, outer)
-        if self._asks:
+        if any(self._asking):
             self._ask(features.detach())
         if not self.linear and self.steps:
             return self._begins(outer, delta)
@@ -127,9 +135,9 @@ class Classification:
         hard = self.config.hard_steps
         assert hard is not None
         accuracy = leave_one_out_accuracy(features, self.support.labels, self.support.classes).tolist()
-        asked = [self.config.asks(*size) and a < hard.below for size, a in zip(_sizes(self.support), accuracy, strict=True)]
-        self.own_steps = tuple(max(self.steps, hard.steps) if more else self.steps for more in asked)
-        self.steps, self._asks = max(self.own_steps), False
+        more = [asking and a < hard.below for asking, a in zip(self._asking, accuracy, strict=True)]
+        self.own_steps = tuple(max(own, hard.steps) if m else own for own, m in zip(self.own_steps, more, strict=True))
+        self.steps, self._asking = max(self.own_steps), [False] * self.count
 
     def _begins(self, outer: Outer, phi: dict[str, Tensor]) -> dict[str, Tensor]:
         """φ_0, kept for the proximal term."""
@@ -225,6 +233,63 @@ class Classification:
         return self._still[1]
 
 
+@dataclass(frozen=True)
+class Ended:
+    """One task after its own steps: its delta, the head `weight` [C, D] and `bias` [C] of its own C classes, and the support loss
+    before each step."""
+
+    delta: dict[str, Tensor]
+    weight: Tensor
+    bias: Tensor
+    losses: tuple[float, ...]
+
+
+def adapt_each(
+    tasks: Classification,
+    outer: Outer,
+    optimizer: Optimizer,
+    *,
+    deadline: float = math.inf,
+    on_step: Callable[[dict[int, float]], None] | None = None,
+) -> list[Ended | DeadlineExceeded]:
+    """Run the inner loop of T support sets in one pass, each to its own number of steps. No task feels its neighbours.
+
+    `deadline` is on `time.monotonic`, looked at between steps: a task that has not taken all of its own by then has exceeded it.
+    `on_step({task: support loss before the step})`, of those that took the step. Raises what the inner loop does, for all of them.
+    """
+    chosen: list[dict[str, Tensor] | None] = [None] * tasks.count
+    losses: list[list[float]] = [[] for _ in chosen]
+    for point in trajectory(tasks, outer, optimizer):
+        if point.step:
+            found = enumerate(point.losses[-1].tolist())
+            took = {t: loss for t, loss in found if point.step <= tasks.own_steps[t]}
+            for t, loss in took.items():
+                losses[t].append(loss)
+            if on_step is not None:
+                on_step(took)
+        for t, own in enumerate(tasks.own_steps):
+            if own == point.step:
+                chosen[t] = {name: leaf[t] for name, leaf in point.phi.items()}
+        if point.step < point.of and time.monotonic() > deadline:
+            break
+    late = [None if own is not None else _late(point.step, of) for own, of in zip(chosen, tasks.own_steps, strict=True)]
+    each = [{name: leaf[t] for name, leaf in point.phi.items()} if own is None else own for t, own in enumerate(chosen)]
+    phi = {name: torch.stack([own[name] for own in each]) for name in point.phi}
+    with torch.no_grad():
+        adapted = tasks.adapted(phi, outer, point.step, exact=False)
+    ended: list[Ended | DeadlineExceeded] = []
+    for t, (too_late, own_losses) in enumerate(zip(late, losses, strict=True)):
+        delta = {name: leaf[t] for name, leaf in adapted.delta.items()}
+        classes = int(adapted.head.present[t].sum())
+        head = adapted.head.weight[t, :classes].detach(), adapted.head.bias[t, :classes].detach()
+        ended.append(too_late or Ended(delta, *head, tuple(own_losses)))
+    return ended
+
+
+def _late(step: int, of: int) -> DeadlineExceeded:
+    return DeadlineExceeded(f"the inner loop passed its deadline after {step} of {of} steps")
+
+
 _NO_SECOND_DERIVATIVE = 'it needs a base model loaded with attention="eager": fused attention has no second derivative'
 
 
@@ -235,10 +300,3 @@ def _delta(phi: Leaves) -> dict[str, Tensor]:
 def _sizes(support: Support) -> list[tuple[int, int]]:
     """Examples and classes of each task."""
     return list(zip((support.labels >= 0).sum(1).tolist(), present(support).sum(1).tolist(), strict=True))
-
-
-def _recorded_steps(config: InnerConfig, support: Support) -> int:
-    wanted = {config.steps_for(*size) for size in _sizes(support)}
-    if len(wanted) > 1:
-        raise ValueError(f"tasks of one pass must agree in the number of steps, these take {sorted(wanted)}")
-    return wanted.pop()

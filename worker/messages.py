@@ -44,6 +44,13 @@ class JobRecipe(BaseModel):
         """The (text, label) pairs of the inner loop: the examples, and the labels' words where they count."""
         return self.support + tuple((label_words(label), label) for label in self.labels if self.label_words)
 
+    @property
+    def kin(self) -> str:
+        """Jobs that agree in it may run in one pass: the same initialization and precision, steps or none, rows within a factor of
+        two."""
+        steps = "steps" if self.steps is None or self.steps else "none"
+        return f"{self.initialization_digest[:32]}/{self.precision}/{steps}/{len(self.taught).bit_length()}"
+
 
 class Outcome(BaseModel):
     """How a job ended. A failure is data; no exception crosses the queue."""

@@ -129,7 +129,7 @@ class Records:
             recipe.model_dump_json(exclude_defaults=True),
             json.dumps(truncated),
         ]
-        created, status = self._accept(keys=keys, args=[*arguments, WAKE_AGAIN_MS, RETENTION_MS, request])
+        created, status = self._accept(keys=keys, args=[*arguments, WAKE_AGAIN_MS, RETENTION_MS, request, recipe.kin])
         return bool(created), cast(Status, _text(status))
 
     def requeue(self, record: Record, why: Literal["evicted", "corrupt"]) -> bool:
@@ -157,6 +157,17 @@ class Records:
         recipe = JobRecipe.model_validate_json(answer[2])
         fence, waited, ttl, attempt, before = (int(answer[i]) for i in (1, 3, 4, 5, 7))
         return Claim(tenant, adapter_id, fence, recipe, waited, ttl, attempt, _text(answer[6]), before)
+
+    def waiting(self, kin: str, most: int) -> list[tuple[str, str]]:
+        """(tenant, adapter id) of jobs of a kin that wait for their first attempt, those that have waited longest first, from the
+        hundred next ones. To be claimed like any other: somebody else may be faster."""
+        members = cast(list[bytes], self._redis.zrange(_PENDING, 0, 99)) if most else []
+        with self._redis.pipeline(transaction=False) as pipe:
+            for member in members:
+                pipe.hmget(_record(*_parts(member)), "status", "attempt", "kin")
+            states = pipe.execute()
+        wanted = [b"queued", b"0", kin.encode()]
+        return [_parts(member) for member, state in zip(members, states, strict=True) if state == wanted][:most]
 
     def heartbeat(self, claim: Claim, lease_ms: int, support_loss: list[float] | None = None) -> bool:
         """Extend the lease, and report the support loss so far; False where the claim no longer holds."""

@@ -1,8 +1,8 @@
-"""One resident base model and the initializations it can adapt from; turns a recipe into an adapter's bytes."""
+"""One resident base model and the initializations it can adapt from; turns recipes into adapters' bytes."""
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,12 +10,13 @@ import torch
 from metatrain.artifact import Adapter, AdapterMetadata, Initialization, adapter_to_bytes
 from metatrain.base.text import TextBase, load_text_base
 from metatrain.catalog import load_catalog
-from metatrain.classification import Classification
-from metatrain.errors import AdaptationError, NonFinite
-from metatrain.inner import adapt
+from metatrain.classification import Classification, Ended, adapt_each
+from metatrain.errors import AdaptationError, DeadlineExceeded, NonFinite
 from metatrain.taskbatch import Tokenized
 from worker.messages import JobRecipe
 from worker.settings import WorkerSettings
+
+OnStep = Callable[[dict[int, float]], None]
 
 
 @dataclass(frozen=True)
@@ -32,30 +33,66 @@ class Runtime:
         self.base = base
         self.by_digest = {init.digest: init for init in initializations.values()}
 
-    def adapt(
-        self, recipe: JobRecipe, *, deadline: float = math.inf, on_step: Callable[[int, float], None] | None = None
-    ) -> Product:
+    def together(self, recipe: JobRecipe) -> bool:
+        """Whether a job may run in one pass with others of its kin: not where its support set is walked through in parts, or gets
+        augmented views, which are made by one seed for all."""
+        init = self.by_digest.get(recipe.initialization_digest)
+        return init is not None and init.inner.augmentation is None and len(recipe.taught) <= init.inner.rows_per_step
+
+    def adapt(self, recipe: JobRecipe, *, deadline: float = math.inf, on_step: OnStep | None = None) -> Product:
         """Run the inner loop of one job. Raises AdaptationError: the initialization is not here, the precision is another, a loss
         or weight is not finite, or the deadline (`time.monotonic`) passed."""
-        dtype = str(self.base.dtype).removeprefix("torch.")
-        if recipe.precision != dtype:
-            raise AdaptationError(f"the job asks for {recipe.precision}, this worker runs {dtype}; set PRECISION on both ends")
-        init = self.by_digest.get(recipe.initialization_digest)
-        if init is None:
-            raise AdaptationError(
-                f"initialization {recipe.initialization!r} with digest {recipe.initialization_digest[:12]}… is not on this worker"
-            )
+        (product,) = self.adapt_together([recipe], deadline=deadline, on_step=on_step)
+        if isinstance(product, AdaptationError):
+            raise product
+        return product
+
+    def adapt_together(
+        self, recipes: Sequence[JobRecipe], *, deadline: float = math.inf, on_step: OnStep | None = None
+    ) -> list[Product | AdaptationError]:
+        """Run the inner loops of several jobs of one kin in one pass, each as alone up to rounding. `on_step({job: support loss})`.
+
+        An error that is one job's alone stands in the place of its product; raises those that are of the pass, with which job they
+        are about unknown where there are several.
+        """
+        init = self._initialization(recipes)
         began = time.perf_counter()
-        labels = {label: c for c, label in enumerate(recipe.labels)}
-        pairs = [(text, labels[label]) for text, label in recipe.taught]
-        support = Tokenized(self.base).support([pairs])
+        pairs = []
+        for recipe in recipes:
+            number = {label: c for c, label in enumerate(recipe.labels)}
+            pairs.append([(text, number[label]) for text, label in recipe.taught])
+        support = Tokenized(self.base).support(pairs)
         tokenized = time.perf_counter()
-        kind = self.base.attach(init.delta)
-        tasks = Classification(self.base, kind, init.inner, support, steps=recipe.steps, seed=recipe.seed, serving=True)
-        outer = init.outer(self.base.device)
-        end = adapt(tasks, outer, init.inner.update, deadline=deadline, on_step=on_step)
-        with torch.no_grad():
-            adapted = tasks.adapted(end.phi, outer, end.of, exact=False)
+        tasks = Classification(
+            self.base,
+            self.base.attach(init.delta),
+            init.inner,
+            support,
+            steps=[recipe.steps for recipe in recipes],
+            seed=recipes[0].seed,
+            serving=True,
+        )
+        ended = adapt_each(tasks, init.outer(self.base.device), init.inner.update, deadline=deadline, on_step=on_step)
+        made: list[Product | AdaptationError] = []
+        timings = {"tokenize": 1e3 * (tokenized - began), "inner_loop": 1e3 * (time.perf_counter() - tokenized)}
+        for recipe, each in zip(recipes, ended, strict=True):
+            try:
+                made.append(each if isinstance(each, DeadlineExceeded) else self._product(recipe, init, each, timings))
+            except NonFinite as error:
+                made.append(error)
+        return made
+
+    def _initialization(self, recipes: Sequence[JobRecipe]) -> Initialization:
+        dtype = str(self.base.dtype).removeprefix("torch.")
+        for recipe in recipes:
+            if recipe.precision != dtype:
+                raise AdaptationError(f"the job asks for {recipe.precision}, this worker runs {dtype}; set PRECISION on both ends")
+            digest = recipe.initialization_digest
+            if digest not in self.by_digest:
+                raise AdaptationError(f"initialization {recipe.initialization!r} with digest {digest[:12]}… is not on this worker")
+        return self.by_digest[recipes[0].initialization_digest]
+
+    def _product(self, recipe: JobRecipe, init: Initialization, ended: Ended, timings: dict[str, float]) -> Product:
         adapter = Adapter(
             AdapterMetadata(
                 initialization_digest=recipe.initialization_digest,
@@ -64,17 +101,14 @@ class Runtime:
                 scale=init.scale,
                 labels=recipe.labels,
             ),
-            {name: leaf[0].cpu() for name, leaf in adapted.delta.items()},
-            adapted.head.weight[0].detach().cpu(),
-            adapted.head.bias[0].detach().cpu(),
+            {name: leaf.cpu() for name, leaf in ended.delta.items()},
+            ended.weight.cpu(),
+            ended.bias.cpu(),
         )
         for name, leaf in {**adapter.delta, "head.weight": adapter.weight, "head.bias": adapter.bias}.items():
             if not torch.isfinite(leaf).all():
-                raise NonFinite(f"{name} is not finite after {end.of} inner steps")
-        content = adapter_to_bytes(adapter)
-        done = time.perf_counter()
-        timings = {"tokenize": 1e3 * (tokenized - began), "inner_loop": 1e3 * (done - tokenized)}
-        return Product(content, tuple(float(loss[0]) for loss in end.losses), timings)
+                raise NonFinite(f"{name} is not finite after {len(ended.losses)} inner steps")
+        return Product(adapter_to_bytes(adapter), ended.losses, timings)
 
 
 def load_runtime(settings: WorkerSettings) -> Runtime:

@@ -15,8 +15,8 @@ local c = redis.call('HMGET', KEYS[1], 'fence', 'status')
 local held = c[1] == ARGV[2] and c[2] == 'running'
 """
 
-# KEYS … index, sequence, retire. ARGV member, id, ttl_ms, recipe, truncated, wake_ms, retention_ms, request id. The fence stays:
-# under it there may be weights to remove.
+# KEYS … index, sequence, retire. ARGV member, id, ttl_ms, recipe, truncated, wake_ms, retention_ms, request id, kin. The fence
+# stays: under it there may be weights to remove.
 ACCEPT = (
     _NOW
     + _COUNT
@@ -29,7 +29,8 @@ if not live then
   count('accepted')  -- the first write: refused where memory is short
   redis.call('DEL', KEYS[1])
   redis.call('HSET', KEYS[1], 'status', 'queued', 'recipe', ARGV[4], 'truncated', ARGV[5], 'created_at', old[4] or now,
-             'queued_at', now, 'attempt', 0, 'fence', old[5] or 0, 'lease_until', 0, 'pinned', old[3] or 0, 'request', ARGV[8])
+             'queued_at', now, 'attempt', 0, 'fence', old[5] or 0, 'lease_until', 0, 'pinned', old[3] or 0, 'request', ARGV[8],
+             'kin', ARGV[9])
   if not redis.call('ZSCORE', KEYS[6], ARGV[2]) then redis.call('ZADD', KEYS[6], redis.call('INCR', KEYS[7]), ARGV[2]) end
   redis.call('ZADD', KEYS[2], now + tonumber(ARGV[6]), ARGV[1])
   redis.call('ZREM', KEYS[5], ARGV[1])

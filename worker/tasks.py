@@ -5,9 +5,9 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import redis
 
@@ -16,7 +16,7 @@ from worker.errors import ClaimLost, Stopping
 from worker.logs import fields, places
 from worker.messages import Outcome
 from worker.records import Claim, Kept, Records
-from worker.runtime import Runtime
+from worker.runtime import Product, Runtime
 from worker.settings import WorkerSettings
 from worker.store import WeightStore, weights_digest
 
@@ -35,20 +35,16 @@ class _CacheRefused(Exception):
 
 
 class Progress:
-    """Support losses so far. As the inner loop's `on_step` it stops a job whose claim is lost (deleted, or taken over), and one
-    whose worker was told to stop more than `drain_seconds` ago."""
+    """Of one job: the support losses so far, and whether its claim is lost (deleted, or taken over)."""
 
-    def __init__(self, draining: "Draining") -> None:
+    def __init__(self) -> None:
         self.losses: list[float] = []
         self.lost = threading.Event()
-        self._draining = draining
 
-    def __call__(self, _step: int, loss: float) -> None:
-        self.losses.append(loss)
-        if self.lost.is_set():
-            raise ClaimLost
-        if self._draining.over():
-            raise Stopping
+
+def _of(claim: Claim) -> AbstractContextManager[None]:
+    """Log lines say whose they are."""
+    return fields(adapter=claim.adapter_id, tenant=claim.tenant, attempt=claim.attempt, fence=claim.fence, request=claim.request)
 
 
 class Draining:
@@ -79,40 +75,68 @@ class Hands:
         self.draining = Draining(self.settings.drain_seconds)
 
     def run(self, tenant: str, adapter_id: str) -> None:
-        """Claim the job and end it as ready or failed, or hand it back: where the cache takes no weights now, or the worker stops.
-        Does nothing where there is nothing to claim.
+        """Claim the job, and others of its kin that wait; end each as ready or failed, or hand it back: where the cache takes no
+        weights now, or the worker stops. Does nothing where there is nothing to claim.
 
         Raises redis.RedisError where the records stay out of reach: the record then still says `running`, and is taken up again
         once the lease has run out.
         """
-        lease_ms = self.settings.lease_seconds * 1000
-        claim = self.records.claim(tenant, adapter_id, lease_ms=lease_ms, attempts=self.settings.attempts, worker=self.name)
-        if claim is None:
-            return
-        with fields(adapter=adapter_id, tenant=tenant, attempt=claim.attempt, fence=claim.fence, request=claim.request):
-            self._end(claim, lease_ms)
+        claim = self._claim(tenant, adapter_id)
+        if claim is not None:
+            self._end([claim, *self._mates(claim)])
 
-    def _end(self, claim: Claim, lease_ms: int) -> None:
-        """Everything that may take time is done while the heartbeat keeps the job."""
-        with self._heartbeat(claim, lease_ms) as progress:
-            if claim.before:
-                self._discard(claim, claim.before)
-            try:
-                outcome = self._outcome(claim, progress)
-                kept = self._until_back(lambda: self.records.commit(claim, outcome), progress)
-            except ClaimLost:
-                self._lost(claim)
-                return
-            except Stopping:
-                self._hand_back(claim, progress, "its worker was stopped", delay_ms=0, counts=False)
-                return
-            except _CacheRefused as refusal:
-                self._discard(claim, claim.fence)
-                self._hand_back(claim, progress, str(refusal), delay_ms=_AGAIN_MS, counts=refusal.counts)
-                return
-            if kept is None:
-                self._lost(claim)
-                return
+    def _claim(self, tenant: str, adapter_id: str) -> Claim | None:
+        lease_ms = self.settings.lease_seconds * 1000
+        return self.records.claim(tenant, adapter_id, lease_ms=lease_ms, attempts=self.settings.attempts, worker=self.name)
+
+    def _mates(self, claim: Claim) -> list[Claim]:
+        """Jobs that can run in one pass with this one. All at their first attempt: what cost a worker before may cost another one,
+        and must not cost it others' jobs."""
+        if claim.attempt > 1 or not self.runtime.together(claim.recipe):
+            return []
+        mates: list[Claim] = []
+        try:
+            for tenant, adapter_id in self.records.waiting(claim.recipe.kin, self.settings.jobs_together - 1):
+                mate = self._claim(tenant, adapter_id)
+                mates += [] if mate is None else [mate]
+        except redis.RedisError as error:  # those that are held already are not left alone
+            log.warning("no more jobs for this pass: %s", type(error).__name__)
+        return mates
+
+    def _end(self, claims: list[Claim]) -> None:
+        """Everything that may take time is done while the heartbeats keep the jobs."""
+        with ExitStack() as stack:
+            jobs = [(claim, stack.enter_context(self._heartbeat(claim))) for claim in claims]
+            for claim in claims:
+                if claim.before:
+                    with _of(claim):
+                        self._discard(claim, claim.before)
+            results = self._adapted(jobs)
+            for (claim, progress), result in zip(jobs, results, strict=True):
+                with _of(claim):
+                    self._end_one(claim, progress, result)
+
+    def _end_one(self, claim: Claim, progress: Progress, result: "Product | Outcome | Exception") -> None:
+        try:
+            if isinstance(result, Exception):
+                raise result
+            if progress.lost.is_set():
+                raise ClaimLost
+            outcome = result if isinstance(result, Outcome) else self._stored(claim, result, progress)
+            kept = self._until_back(lambda: self.records.commit(claim, outcome), progress)
+        except ClaimLost:
+            self._lost(claim)
+            return
+        except Stopping:
+            self._hand_back(claim, progress, "its worker was stopped", delay_ms=0, counts=False)
+            return
+        except _CacheRefused as refusal:
+            self._discard(claim, claim.fence)
+            self._hand_back(claim, progress, str(refusal), delay_ms=_AGAIN_MS, counts=refusal.counts)
+            return
+        if kept is None:
+            self._lost(claim)
+            return
         log.info(outcome.status)
         if outcome.status == "ready" and (kept.pinned or kept.ttl_ms != claim.ttl_ms):
             self._keep(claim, kept)
@@ -121,33 +145,73 @@ class Hands:
         self._discard(claim, claim.fence)
         log.warning("commit refused: the claim no longer holds")
 
-    def _hand_back(self, claim: Claim, progress: "Progress", reason: str, *, delay_ms: int, counts: bool) -> None:
+    def _hand_back(self, claim: Claim, progress: Progress, reason: str, *, delay_ms: int, counts: bool) -> None:
         if self._until_back(lambda: self.records.hand_back(claim, reason, delay_ms=delay_ms, counts=counts), progress):
             log.warning("handed back: %s", reason)
         else:
             log.warning("not handed back (%s): the claim no longer holds", reason)
 
-    def _outcome(self, claim: Claim, progress: "Progress") -> Outcome:
-        deadline, losses = time.monotonic() + self.settings.job_seconds, progress.losses
-        try:
-            product = self.runtime.adapt(claim.recipe, deadline=deadline, on_step=progress)
-        except MetatrainError as error:
+    def _adapted(self, jobs: list[tuple[Claim, Progress]]) -> "list[Product | Outcome | Exception]":
+        """In one pass, or where that fails one by one, so that every job gets an error of its own: for each its product, its
+        failure, or ClaimLost or Stopping."""
+        if len(jobs) > 1:
+            try:
+                made = self.runtime.adapt_together([claim.recipe for claim, _ in jobs], **self._while_held(jobs))
+                log.info("%d jobs in one pass", len(jobs))
+                return [
+                    self._failed(job, each) if isinstance(each, MetatrainError) else each
+                    for job, each in zip(jobs, made, strict=True)
+                ]
+            except (ClaimLost, Stopping) as stop:
+                return [stop] * len(jobs)
+            except Exception as error:
+                log.warning("%d jobs fail in one pass (%s) and are done one by one", len(jobs), type(error).__name__)
+        results: list[Product | Outcome | Exception] = []
+        for claim, progress in jobs:
+            progress.losses.clear()
+            with _of(claim):
+                try:
+                    results.append(self.runtime.adapt(claim.recipe, **self._while_held([(claim, progress)])))
+                except (ClaimLost, Stopping) as stop:
+                    results.append(stop)
+                except Exception as error:
+                    results.append(self._failed((claim, progress), error))
+        return results
+
+    def _while_held(self, jobs: list[tuple[Claim, Progress]]) -> dict[str, Any]:
+        """The deadline, and an `on_step` that stops the pass where no job is held any more, or the worker was told to stop more
+        than `drain_seconds` ago."""
+
+        def on_step(losses: dict[int, float]) -> None:
+            for number, loss in losses.items():
+                jobs[number][1].losses.append(loss)
+            if all(progress.lost.is_set() for _, progress in jobs):
+                raise ClaimLost
+            if self.draining.over():
+                raise Stopping
+
+        return {"deadline": time.monotonic() + self.settings.job_seconds, "on_step": on_step}
+
+    def _failed(self, job: tuple[Claim, Progress], error: Exception) -> Outcome:
+        claim, progress = job
+        losses = tuple(progress.losses)
+        with _of(claim):
+            if not isinstance(error, MetatrainError):
+                # Its message may quote the support set, so only the type leaves the worker's log of this traceback.
+                log.error("internal error\n%s", places(error))
+                return Outcome(status="failed", error=f"internal error: {type(error).__name__}", support_loss=losses)
             log.warning("%s, the reason is in the record", type(error).__name__)  # and not here: it may quote an input
             limit = f" (JOB_SECONDS is {self.settings.job_seconds:g})" if isinstance(error, DeadlineExceeded) else ""
-            return Outcome(status="failed", error=f"{error}{limit}", support_loss=tuple(losses))
-        except (ClaimLost, Stopping):
-            raise
-        except Exception as error:
-            # Its message may quote the support set, so only the type leaves the worker's log of this traceback.
-            log.error("internal error\n%s", places(error))
-            return Outcome(status="failed", error=f"internal error: {type(error).__name__}", support_loss=tuple(losses))
-        stored = time.perf_counter()
+            return Outcome(status="failed", error=f"{error}{limit}", support_loss=losses)
+
+    def _stored(self, claim: Claim, product: Product, progress: Progress) -> Outcome:
+        began = time.perf_counter()
         self._store(claim, product.content, progress)
-        timings = {"queue": float(claim.waited_ms), **product.timings, "store": 1e3 * (time.perf_counter() - stored)}
+        timings = {"queue": float(claim.waited_ms), **product.timings, "store": 1e3 * (time.perf_counter() - began)}
         digest = weights_digest(product.content)
         return Outcome(status="ready", digest=digest, support_loss=product.support_loss, timings=timings)
 
-    def _store(self, claim: Claim, content: bytes, progress: "Progress") -> None:
+    def _store(self, claim: Claim, content: bytes, progress: Progress) -> None:
         """Raises _CacheRefused: an attempt where the cache says no, none where it stays out of reach; and ClaimLost."""
         try:
             self._until_back(
@@ -158,7 +222,7 @@ class Hands:
         except redis.RedisError as error:
             raise _CacheRefused(f"the cache is out of reach: {type(error).__name__}", counts=False) from error
 
-    def _until_back(self, ask: Callable[[], T], progress: "Progress", seconds: float | None = None) -> T:
+    def _until_back(self, ask: Callable[[], T], progress: Progress, seconds: float | None = None) -> T:
         """Ask a server that may be away for a while (`JOB_SECONDS` where nothing else is said): what was computed is not thrown
         away for a restart. Raises ClaimLost where the job is another's meanwhile, and redis.RedisError in the end."""
         until = time.monotonic() + (self.settings.job_seconds if seconds is None else seconds)
@@ -190,9 +254,9 @@ class Hands:
             log.warning("weights not removed: %s", type(error).__name__)
 
     @contextmanager
-    def _heartbeat(self, claim: Claim, lease_ms: int) -> Iterator["Progress"]:
+    def _heartbeat(self, claim: Claim) -> Iterator[Progress]:
         """Keep the lease and publish the support loss from a thread while the block runs; note when the claim is lost."""
-        progress = Progress(self.draining)
+        progress, lease_ms = Progress(), self.settings.lease_seconds * 1000
         losses = progress.losses
         done = threading.Event()
 

@@ -3,6 +3,7 @@
 import json
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,17 @@ def test_computed_again_it_has_the_same_bits(hands: Hands, tiny: TextBase) -> No
     assert weights_digest(other.adapt(recipe(tiny)).content) in digests
 
 
+def test_an_initialization_with_a_base_model_of_its_own_is_adapted_on_it(tiny: TextBase) -> None:
+    """Its outer loop moved parameters of the base model too; the model itself stays as it is."""
+    plain = lora_from_zero(tiny)
+    moved = replace(plain, base_update={n: p + 0.2 for n, p in tiny.parameters(["encoder.layer.1.output.*"]).items()})
+    runtime = Runtime(tiny, {"plain": plain, "moved": moved})
+    before, own, after = (runtime.adapt(recipe(tiny, initialization_digest=init.digest)).content for init in (plain, moved, plain))
+    assert before == after
+    heads = [adapter_from_bytes(content, tiny).weight for content in (before, own)]
+    assert not torch.allclose(*heads, atol=1e-2)  # type: ignore[misc]
+
+
 def test_the_same_wake_up_twice_is_one_computation(hands: Hands, tiny: TextBase) -> None:
     run(hands, recipe(tiny))
     hands.run("t", "a1")
@@ -130,7 +142,7 @@ def test_deletion_stops_what_runs(hands: Hands, tiny: TextBase) -> None:
                 if step == 1:
                     hands.records.delete("t", "a1")
                 time.sleep(0.02)
-                on_step(step, 1.0)
+                on_step({0: 1.0})
             raise AssertionError("it was not stopped")
 
     hands.records.accept("t", "a1", recipe(tiny), 60_000, ())
@@ -292,3 +304,103 @@ def test_settings_name_the_variable_and_the_value(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("LEASE_SECONDS", "soon")
     with pytest.raises(SettingsError, match=r"LEASE_SECONDS: .* got 'soon'"):
         read_settings(WorkerSettings)
+
+
+def waiting(hands: Hands, tiny: TextBase, count: int, **changes: object) -> list[JobRecipe]:
+    """Jobs of one kin: other texts, two or three classes."""
+    recipes = []
+    for n in range(count):
+        support = [(f"{text} {'now ' * (n % 3)}", label) for text, label in SUPPORT]
+        if n % 2:
+            support[-1] = (support[-1][0], "third")
+        recipes.append(recipe(tiny, support=tuple(support), seed=n, steps=2 + n % 3, **changes))
+        hands.records.accept("t", f"a{n}", recipes[-1], 60_000, ())
+    return recipes
+
+
+def test_jobs_of_one_kin_run_in_one_pass_and_end_as_alone(hands: Hands, tiny: TextBase, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    recipes = waiting(hands, tiny, 6)
+    other = recipe(tiny, steps=0)
+    hands.records.accept("t", "other", other, 60_000, ())
+    hands.run("t", "a2")
+    assert "6 jobs in one pass" in caplog.text
+    for n, job in enumerate(recipes):
+        record = hands.records.get("t", f"a{n}")
+        assert record is not None and (record.status, record.attempt, len(record.support_loss)) == ("ready", 1, job.steps)
+        found = adapter_from_bytes(hands.store.get("t", f"a{n}", record.fence, str(record.digest)), tiny)
+        alone = adapter_from_bytes(hands.runtime.adapt(job).content, tiny)
+        assert found.metadata == alone.metadata
+        for name, leaf in {**alone.delta, "weight": alone.weight}.items():
+            torch.testing.assert_close({**found.delta, "weight": found.weight}[name], leaf, rtol=2e-3, atol=2e-4)
+    left = hands.records.get("t", "other")
+    assert left is not None and left.status == "queued"
+    assert hands.records.counts()["attempts"] == 6
+
+
+def test_what_cost_a_worker_before_runs_alone(hands: Hands, tiny: TextBase, caplog: pytest.LogCaptureFixture) -> None:
+    """A support set that kills its workers must not take others with it twice."""
+    caplog.set_level("INFO")
+    waiting(hands, tiny, 3)
+    for n in (0, 1):
+        assert hands.records.claim("t", f"a{n}", lease_ms=1, attempts=3, worker="dead")
+    time.sleep(0.01)
+    hands.run("t", "a0")
+    assert [statuses(hands, n) for n in range(3)] == ["ready", "running", "queued"]
+    hands.run("t", "a2")
+    assert [statuses(hands, n) for n in range(3)] == ["ready", "running", "ready"]
+    assert "in one pass" not in caplog.text
+
+
+def statuses(hands: Hands, number: int) -> str:
+    record = hands.records.get("t", f"a{number}")
+    return "gone" if record is None else record.status
+
+
+def test_a_pass_that_fails_is_done_one_by_one_and_each_job_has_its_own_end(hands: Hands, tiny: TextBase) -> None:
+    """The second is deleted while it runs, the third's maths fails."""
+    runtime = hands.runtime
+
+    class Failing(Runtime):
+        def adapt_together(self, recipes: Any, **how: Any) -> Any:
+            if len(recipes) > 1:
+                raise RuntimeError("out of memory")
+            if recipes[0].seed == 1:
+                hands.records.delete("t", "a1")
+            if recipes[0].seed == 2:
+                raise RuntimeError("again")
+            return runtime.adapt_together(recipes, **how)
+
+    waiting(hands, tiny, 4)
+    failing = Failing(tiny, {"lora-from-zero": lora_from_zero(tiny)})
+    Hands("w", WorkerSettings(), hands.records, hands.store, failing).run("t", "a0")
+    assert [statuses(hands, n) for n in range(4)] == ["ready", "gone", "failed", "ready"]
+    failed = hands.records.get("t", "a2")
+    assert failed is not None and failed.error == "internal error: RuntimeError"
+
+
+def test_one_deleted_while_they_run_together_the_others_end(hands: Hands, tiny: TextBase, redis_client: Any) -> None:
+    runtime = hands.runtime
+
+    class DeletedMeanwhile(Runtime):
+        def adapt_together(self, recipes: Any, **how: Any) -> Any:
+            hands.records.delete("t", "a1")
+            time.sleep(0.2)  # a heartbeat or the commit notices
+            return runtime.adapt_together(recipes, **how)
+
+    waiting(hands, tiny, 3)
+    watching = DeletedMeanwhile(tiny, {"lora-from-zero": lora_from_zero(tiny)})
+    Hands("w", WorkerSettings(lease_seconds=2), hands.records, hands.store, watching).run("t", "a0")
+    assert [statuses(hands, n) for n in range(3)] == ["ready", "gone", "ready"]
+    assert len(list(redis_client.scan_iter("qs:t:weights:*"))) == 2
+
+
+def test_told_to_stop_all_of_a_pass_are_handed_back(hands: Hands, tiny: TextBase) -> None:
+    waiting(hands, tiny, 3)
+    stopping = Hands("w", WorkerSettings(drain_seconds=0), hands.records, hands.store, hands.runtime)
+    stopping.draining.begin()
+    time.sleep(0.01)
+    stopping.run("t", "a0")
+    assert [statuses(hands, n) for n in range(3)] == ["queued"] * 3
+    assert hands.records.counts().get("dead") is None
+    assert {record.attempt for n in range(3) if (record := hands.records.get("t", f"a{n}")) is not None} == {0}

@@ -1,0 +1,128 @@
+"""Support sets of different sizes adapted in one pass, against each of them alone."""
+
+import time
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from metatrain.base.text import TextBase
+from metatrain.baselines import lora_from_zero
+from metatrain.classification import Classification, Ended, adapt_each
+from metatrain.deltas import BottleneckConfig, HeadConfig, IA3Config, LoRAConfig, PrefixConfig, PromptConfig
+from metatrain.errors import DeadlineExceeded, NonFinite
+from metatrain.inner import HardSteps, InnerConfig
+from metatrain.problem import Outer, start_rates
+from metatrain.taskbatch import Tokenized
+from tests.tiny import WORDS
+
+CONTRASTIVE: dict[str, Any] = {"objective": {"supervised_contrastive": 1.0}, "head": "prototypes", "steps_by_shots": {1: 0, 2: 2}}
+CONFIGS = {
+    "cross-entropy": InnerConfig(),
+    "momentum": InnerConfig(optimizer="momentum"),
+    "contrastive": InnerConfig(**CONTRASTIVE, head_steps=3, steps=2),
+    "leave-one-out": InnerConfig(**{**CONTRASTIVE, "objective": {"leave_one_out": 1.0, "cross_entropy": 0.5}}, steps=2),
+    "asking": InnerConfig(**CONTRASTIVE, steps=2, hard_steps=HardSteps(shots=2, below=0.5, steps=4)),
+    "head alone": InnerConfig(moved="head"),
+    "proximal": InnerConfig(proximal=0.5),
+}
+DELTAS: dict[str, Any] = {
+    "lora": LoRAConfig(rank=2, alpha=4),
+    "upper": LoRAConfig(rank=2, alpha=4, layers=(1,)),
+    "bottleneck": BottleneckConfig(rank=3),
+    "ia3": IA3Config(),
+    "prefix": PrefixConfig(tokens=3),
+    "prompt": PromptConfig(tokens=3),
+    "head": HeadConfig(),
+}
+PAIRS = (
+    [("lora", c) for c in CONFIGS] + [(d, "contrastive") for d in DELTAS if d not in ("lora", "head")] + [("head", "head alone")]
+)
+Sizes = st.lists(st.tuples(st.integers(2, 4), st.integers(2, 3), st.one_of(st.none(), st.integers(1, 4))), min_size=2, max_size=5)
+
+
+def pairs(classes: int, shots: int, seed: int) -> list[tuple[str, int]]:
+    words, built = WORDS.split(), []
+    for c in range(classes):
+        for k in range(shots):
+            start = 5 * seed + 11 * c + 3 * k
+            built.append((" ".join(words[(start + i) % len(words)] for i in range(1 + (seed + c + 2 * k) % 9)), c))
+    return built
+
+
+def outer(base: TextBase, delta: Any, config: InnerConfig) -> Outer:
+    theta = base.attach(delta).initial(torch.Generator().manual_seed(0), b_std=0.05)
+    leaves = [*({} if config.moved == "head" else theta), "head.weight", "head.bias"]
+    rate = 0.003 if config.optimizer == "adam" else 0.02
+    return Outer(theta, start_rates(leaves, rate), torch.tensor(8.0))
+
+
+def ended(
+    base: TextBase, delta: Any, config: InnerConfig, supports: list[list[tuple[str, int]]], steps: list[int | None], **how: Any
+) -> list[Ended | DeadlineExceeded]:
+    tasks = Classification(base, base.attach(delta), config, Tokenized(base).support(supports), steps=steps, serving=True)
+    return adapt_each(tasks, outer(base, delta, config), config.update, **how)
+
+
+def alike(left: Ended | DeadlineExceeded, right: Ended | DeadlineExceeded) -> None:
+    assert isinstance(left, Ended) and isinstance(right, Ended)
+    assert left.delta.keys() == right.delta.keys() and left.weight.shape == right.weight.shape
+    leaves = [{**each.delta, "weight": each.weight, "bias": each.bias} for each in (left, right)]
+    for name, one in leaves[0].items():
+        other = leaves[1][name]
+        torch.testing.assert_close(one, other, rtol=2e-3, atol=2e-4)  # Adam divides by gradients that may be small
+    assert left.losses == pytest.approx(right.losses, rel=1e-3, abs=1e-4)
+
+
+@pytest.mark.parametrize(("delta", "config"), PAIRS)
+def test_each_task_ends_as_alone(tiny: TextBase, delta: str, config: str) -> None:
+    """Unequal classes, shots, lengths and steps, as asked for or as the configuration has it."""
+    how = CONFIGS[config]
+
+    @settings(max_examples=8, deadline=None, derandomize=True)
+    @given(Sizes)
+    def check(sizes: list[tuple[int, int, int | None]]) -> None:
+        supports = [pairs(classes, shots, seed) for seed, (classes, shots, _) in enumerate(sizes)]
+        steps = [own for _, _, own in sizes]
+        together = ended(tiny, DELTAS[delta], how, supports, steps)
+        for support, own, found in zip(supports, steps, together, strict=True):
+            alike(found, ended(tiny, DELTAS[delta], how, [support], [own])[0])
+
+    check()
+
+
+def test_no_steps_together_and_never_beside_some(tiny: TextBase) -> None:
+    supports = [pairs(3, 2, 0), pairs(2, 3, 1)]
+    config, delta = CONFIGS["contrastive"], DELTAS["lora"]
+    for support, found in zip(supports, ended(tiny, delta, config, supports, [0, 0]), strict=True):
+        alike(found, ended(tiny, delta, config, [support], [0])[0])
+    with pytest.raises(ValueError, match=r"must agree in the number of steps, these take \[0, 2\]"):
+        ended(tiny, delta, config, supports, [0, 2])
+
+
+def test_a_deadline_is_missed_by_those_who_are_not_done(tiny: TextBase) -> None:
+    supports, delta, config = [pairs(2, 2, 0), pairs(2, 2, 1), pairs(3, 2, 2)], DELTAS["lora"], CONFIGS["contrastive"]
+    deadline = time.monotonic() + 3
+    seen: list[dict[int, float]] = []
+
+    def on_step(losses: dict[int, float]) -> None:
+        seen.append(losses)
+        if len(seen) == 2:
+            time.sleep(max(0.0, deadline + 0.01 - time.monotonic()))
+
+    first, late, second = ended(tiny, delta, config, supports, [1, 4, 2], deadline=deadline, on_step=on_step)
+    assert str(late) == "the inner loop passed its deadline after 2 of 4 steps"
+    alike(first, ended(tiny, delta, config, [supports[0]], [1])[0])
+    alike(second, ended(tiny, delta, config, [supports[2]], [2])[0])
+    assert [sorted(losses) for losses in seen] == [[0, 1, 2], [1, 2]]
+
+
+def test_a_loss_that_is_not_finite_is_an_error_of_the_pass(tiny: TextBase) -> None:
+    init = lora_from_zero(tiny)
+    burst = Outer(init.theta, {name: torch.full_like(rate, 1e38) for name, rate in init.rates.items()}, torch.tensor(16.0))
+    support = Tokenized(tiny).support([pairs(2, 2, 0), pairs(3, 2, 1)])
+    tasks = Classification(tiny, tiny.attach(init.delta), init.inner, support, steps=[3, 2], serving=True)
+    with pytest.raises(NonFinite):
+        adapt_each(tasks, burst, init.inner.update)
