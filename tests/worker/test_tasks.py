@@ -84,8 +84,8 @@ def test_an_initialization_with_a_base_model_of_its_own_is_adapted_on_it(tiny: T
     runtime = Runtime(tiny, {"plain": plain, "moved": moved})
     before, own, after = (runtime.adapt(recipe(tiny, initialization_digest=init.digest)).content for init in (plain, moved, plain))
     assert before == after
-    heads = [adapter_from_bytes(content, tiny).weight for content in (before, own)]
-    assert not torch.allclose(*heads, atol=1e-2)  # type: ignore[misc]
+    left, right = (adapter_from_bytes(content, tiny).weight for content in (before, own))
+    assert not torch.allclose(left, right, atol=1e-2)
 
 
 def test_the_same_wake_up_twice_is_one_computation(hands: Hands, tiny: TextBase) -> None:

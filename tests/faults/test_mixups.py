@@ -1,0 +1,138 @@
+"""Canaries: adapters of every kind whose labels and probabilities no other has, asked at once by many while they are evicted from
+device and memory, deleted and made again. No row is ever answered by another's."""
+
+import random
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import redis
+import torch
+
+from metatrain.artifact import Adapter, AdapterMetadata, Initialization, adapter_to_bytes
+from metatrain.base.text import TextBase
+from metatrain.baselines import frozen_prototypes, lora_from_zero
+from metatrain.deltas import BottleneckConfig, DeltaConfig, HeadConfig, IA3Config, LoRAConfig, PrefixConfig, PromptConfig
+from metatrain.problem import stack
+from service.predictor import InProcessPredictor, Wanted
+from service.settings import ServiceSettings
+from tests.conftest import RedisServer
+from worker.errors import WeightsMissing
+from worker.store import WeightStore, weights_digest
+
+KINDS: list[DeltaConfig] = [
+    LoRAConfig(rank=2, alpha=4),
+    LoRAConfig(rank=5, alpha=5, targets=("query", "intermediate.dense")),
+    BottleneckConfig(rank=3),
+    IA3Config(),
+    PrefixConfig(tokens=3),
+    PromptConfig(tokens=2),
+    PromptConfig(tokens=4),
+    HeadConfig(),
+]
+TEXTS = ["order pizza", "play music now please", "a", "the late train to the rain ticket help me sign in today"]
+CANARIES, CLIENTS = 48, 12
+
+
+class Aviary:
+    """The canaries in a store, and what each answers to each text when it is asked alone, without a predictor."""
+
+    def __init__(self, base: TextBase, store: WeightStore) -> None:
+        self.store, self.contents, self.expected = store, dict[Wanted, bytes](), dict[tuple[int, str], torch.Tensor]()
+        self.wanted: list[Wanted] = []
+        inits = list(initializations(base).values())
+        for number in range(CANARIES):
+            init = inits[number % len(inits)]
+            kind = base.attach(init.delta)
+            labels = tuple(f"canary {number} {c}" for c in range(2 + number % 4))
+            metadata = AdapterMetadata(
+                initialization_digest=init.digest,
+                base_weights_sha256=base.spec.weights_sha256,
+                delta=init.delta,
+                scale=6.0,
+                labels=labels,
+            )
+            generator = torch.Generator().manual_seed(number)
+            theta = kind.initial(generator, b_std=0.3)
+            head = torch.nn.functional.normalize(torch.randn(len(labels), base.hidden_size, generator=generator), dim=-1)
+            content = adapter_to_bytes(Adapter(metadata, theta, head, torch.zeros(len(labels))))
+            wanted = Wanted(f"t{number % 3}", f"a{number}", 7, weights_digest(content))
+            self.wanted.append(wanted)
+            self.contents[wanted] = content
+            for text in TEXTS:
+                with torch.no_grad():
+                    batch = base.collate(base.encode([text])[0])
+                    features = base.features(kind.fold(stack(theta, 1)), batch, updated=init.base_update)
+                self.expected[number, text] = torch.softmax(6.0 * features @ head.T, -1)[0]
+            self.put(wanted)
+
+    def put(self, wanted: Wanted) -> None:
+        self.store.put(wanted.tenant, wanted.adapter_id, wanted.fence, self.contents[wanted], 86_400_000)
+
+
+def initializations(base: TextBase) -> dict[str, Initialization]:
+    """One of each kind, and one with a base model of its own."""
+    plain = [
+        replace(frozen_prototypes(base) if delta.kind == "head" else lora_from_zero(base), name=f"{i}", delta=delta)
+        for i, delta in enumerate(KINDS)
+    ]
+    update = {name: p + 0.2 for name, p in base.parameters(["encoder.layer.1.output.*"]).items()}
+    return {init.name: init for init in [*plain, replace(plain[0], name="moved", base_update=update)]}
+
+
+@pytest.fixture
+def aviary(tiny: TextBase, redis_server: RedisServer) -> Iterator[Aviary]:
+    client = redis.Redis.from_url(redis_server.url)
+    yield Aviary(tiny, WeightStore(client))
+    client.close()
+
+
+@pytest.mark.parametrize("rows", [5_000, pytest.param(100_000, marks=pytest.mark.long)])
+def test_no_row_is_answered_by_anothers_adapter(tiny: TextBase, aviary: Aviary, rows: int) -> None:
+    settings = ServiceSettings(bank_mb=0.1, shelf_mb=0.1, batch_rows=24, batch_tokens=200)
+    predictor = InProcessPredictor(tiny, initializations(tiny), aviary.store, settings)
+    assert 2 <= predictor.gauges()["bank_slots"] < CANARIES / 2
+    asked, wrong, missing, problems = [0] * CLIENTS, [0] * CLIENTS, [0] * CLIENTS, list[BaseException]()
+    stop = threading.Event()
+
+    def client(me: int) -> None:
+        draw = random.Random(me)
+        try:
+            while asked[me] < rows / CLIENTS:
+                number = draw.randrange(CANARIES)
+                texts = draw.choices(TEXTS, k=draw.randint(1, 9))
+                try:
+                    answer = predictor.submit(aviary.wanted[number], texts).result(60)
+                except WeightsMissing:
+                    missing[me] += 1
+                    continue
+                for text, found in zip(texts, answer.probabilities, strict=True):
+                    asked[me] += 1
+                    right = aviary.expected[number, text]
+                    own = all(label.startswith(f"canary {number} ") for label in answer.labels)
+                    wrong[me] += not (own and torch.allclose(torch.tensor(found), right, rtol=0, atol=1e-4))
+        except BaseException as error:
+            problems.append(error)
+
+    def cat() -> None:
+        draw = random.Random(99)
+        while not stop.wait(0.002):
+            wanted = draw.choice(aviary.wanted)
+            if draw.random() < 0.5:
+                aviary.store.remove(wanted.tenant, wanted.adapter_id, wanted.fence)
+                predictor.forget(wanted.tenant, wanted.digest)
+            else:
+                aviary.put(wanted)
+
+    clients = [threading.Thread(target=client, args=(me,)) for me in range(CLIENTS)]
+    hunter = threading.Thread(target=cat)
+    for thread in [*clients, hunter]:
+        thread.start()
+    for thread in clients:
+        thread.join()
+    stop.set()
+    hunter.join()
+    predictor.close()
+    assert not problems and sum(wrong) == 0
+    assert sum(asked) >= rows and sum(missing) > 0  # the cat was there
