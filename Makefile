@@ -10,7 +10,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
 .PHONY: demo serve test test-long lint train-starter train-default search-inner bench-transfer bench-intents bench-banking \
-	bench-predict bench-ready bench-metagrad bench-papers faults plots clean
+	bench-predict bench-load bench-ready bench-metagrad bench-papers faults plots clean
 
 demo: .venv/embedded
 	$(BIN)/quickstudy demo
@@ -51,6 +51,9 @@ bench-banking: .venv/bench
 
 bench-predict: .venv/dev
 	$(BIN)/python -m benchmarks.predict
+
+bench-load: .venv/embedded
+	$(BIN)/python -m benchmarks.load
 
 bench-ready: .venv/embedded
 	$(BIN)/python -m benchmarks.ready

@@ -42,7 +42,7 @@ ROWS, ADAPTERS, CLASSES = (32, 64), (1, 4, 16, 32, 64), (2, 5, 20, 77, 150)
 def main(rounds: int, precisions: tuple[Precision, ...]) -> None:
     rows: list[Row] = []
     for precision in precisions or ("float32", "bfloat16"):
-        base = load_text_base(precision=precision, attention="sdpa")
+        base = load_text_base(precision=precision, attention="auto")
         adapters = [_adapter(base, seed) for seed in range(max(ADAPTERS))]
         bank = Bank(base, [base.attach(LoRAConfig())], 2**28)
         for seed, adapter in enumerate(adapters):
@@ -75,7 +75,7 @@ def _peft(base: TextBase, precision: Precision, adapters: list[Adapter]) -> Any:
     """PEFT's model with all of the adapters."""
     from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
 
-    plain: Any = load_text_base(precision=precision, attention="sdpa", device=base.device).model
+    plain: Any = load_text_base(precision=precision, attention="auto", device=base.device).model
     config, kind = LoRAConfig(), base.attach(LoRAConfig())
     own = LoraConfig(r=config.rank, lora_alpha=int(config.alpha), target_modules=list(config.targets))
     with warnings.catch_warnings():

@@ -1,9 +1,11 @@
 """Which rows of which waiting calls go into the next forward pass. No threads, no torch."""
 
-from collections import deque
+from bisect import insort
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
+
+ROW_SECONDS = 0.005
 
 
 class Waiting(Protocol):
@@ -12,6 +14,10 @@ class Waiting(Protocol):
     @property
     def key(self) -> str:
         """Its adapter."""
+
+    @property
+    def began(self) -> float:
+        """When it came, in seconds."""
 
     @property
     def lengths(self) -> Sequence[int]:
@@ -25,47 +31,61 @@ C = TypeVar("C", bound=Waiting)
 
 
 @dataclass
+class _Entry(Generic[C]):
+    due: float
+    call: C
+    done: int = 0
+
+
+@dataclass
 class Batcher(Generic[C]):
-    """Calls in the order of their coming. A batch holds at most `tokens` tokens (but at least one row), `rows` rows and `adapters`
-    adapters. Every call that waits gets its share of a batch before any gets more, so a large call delays others by a batch, not by
-    all of its rows."""
+    """A call of n rows has its turn as if it had come n · `ROW_SECONDS` later than it did: equal calls in the order of their
+    coming, small ones before large ones that came shortly before, and no call is put off for ever.
+
+    A batch holds at most `tokens` tokens (but at least one row), `rows` rows and `adapters` adapters.
+    """
 
     tokens: int
     rows: int
     adapters: int
-    _calls: deque[tuple[C, int]] = field(default_factory=deque)
+    _entries: list[_Entry[C]] = field(default_factory=list)
 
     def add(self, call: C) -> None:
-        self._calls.append((call, 0))
+        insort(self._entries, _Entry(call.began + ROW_SECONDS * len(call.lengths), call), key=lambda entry: entry.due)
 
     def remove(self, call: C) -> None:
-        self._calls = deque((other, done) for other, done in self._calls if other is not call)
+        self._entries = [entry for entry in self._entries if entry.call is not call]
 
     def __len__(self) -> int:
         """Rows that wait."""
-        return sum(len(call.lengths) - done for call, done in self._calls)
+        return sum(len(entry.call.lengths) - entry.done for entry in self._entries)
 
     def full(self) -> bool:
-        """A batch would leave something behind."""
-        lengths = [length for call, done in self._calls for length in call.lengths[done:]]
-        return len(lengths) >= self.rows or sum(lengths) >= self.tokens
+        """Another row would not go into the next batch."""
+        rows = tokens = 0
+        for entry in self._entries:
+            rows, tokens = rows + len(entry.call.lengths) - entry.done, tokens + sum(entry.call.lengths[entry.done :])
+            if rows >= self.rows or tokens >= self.tokens:
+                return True
+        return False
 
     def next(self) -> list[tuple[C, range]]:
         """Take a batch: calls, and which of their rows. Calls that nobody waits for any more are dropped."""
-        calls = [(call, done) for call, done in self._calls if call.waits()]
-        taken = [0] * len(calls)
+        batch: list[tuple[C, range]] = []
+        left: list[_Entry[C]] = []
         keys: set[str] = set()
         tokens = rows = 0
-        share = max(1, self.rows // max(1, len(calls)))
-        for most in (share, self.rows):
-            for i, (call, done) in enumerate(calls):
-                if call.key not in keys and len(keys) == self.adapters:
-                    continue
-                while taken[i] < most and done + taken[i] < len(call.lengths):
-                    length = call.lengths[done + taken[i]]
-                    if rows == self.rows or (rows and tokens + length > self.tokens):
-                        break
-                    taken[i], tokens, rows = taken[i] + 1, tokens + length, rows + 1
-                    keys.add(call.key)
-        self._calls = deque((c, done + n) for (c, done), n in zip(calls, taken, strict=True) if done + n < len(c.lengths))
-        return [(c, range(done, done + n)) for (c, done), n in zip(calls, taken, strict=True) if n]
+        for entry in self._entries:
+            if not entry.call.waits():
+                continue
+            first, lengths = entry.done, entry.call.lengths
+            if entry.call.key in keys or len(keys) < self.adapters:
+                while entry.done < len(lengths) and rows < self.rows and (not rows or tokens + lengths[entry.done] <= self.tokens):
+                    tokens, rows, entry.done = tokens + lengths[entry.done], rows + 1, entry.done + 1
+            if entry.done > first:
+                keys.add(entry.call.key)
+                batch.append((entry.call, range(first, entry.done)))
+            if entry.done < len(lengths):
+                left.append(entry)
+        self._entries = left
+        return batch
