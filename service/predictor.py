@@ -102,7 +102,7 @@ class _Call:
         return not self.future.done()
 
     def fail(self, error: BaseException) -> None:
-        if self.future.set_running_or_notify_cancel():
+        if not self.future.done() and self.future.set_running_or_notify_cancel():
             self.future.set_exception(error)
 
 
@@ -242,6 +242,7 @@ class InProcessPredictor:
             while True:
                 self._changed.wait_for(lambda: len(self._batcher) or self._forgotten or (self._closing and not self._coming))
                 for key in self._forgotten:
+                    self._shelf.drop(key)  # where it may have gone since
                     if key in self._bank:
                         self._bank.take(key)
                 self._forgotten.clear()
