@@ -134,7 +134,7 @@ class Bank:
                 break
             else:
                 raise ValueError(f"a batch needs more than the bank's {self.slots} adapters")
-        slot = self._free.pop()
+        slot = self._free[-1]  # taken once all of it is there
         for name, leaf in self._leaves.items():
             leaf[slot].zero_()
             if name in adapter.leaves:
@@ -142,7 +142,7 @@ class Bank:
         shapes = {name: leaf.shape for name, leaf in adapter.leaves.items()}
         head = (adapter.weight.to(self.base.device), adapter.bias.to(self.base.device))
         self._held[slot] = _Slot(shapes, *head, adapter.labels, adapter.initialization)
-        self._resident[key] = slot
+        self._resident[key] = self._free.pop()
         return gone
 
     def _holds(self, name: str, leaf: Tensor) -> bool:

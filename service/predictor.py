@@ -9,7 +9,7 @@ import math
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -178,6 +178,8 @@ class InProcessPredictor:
 
     def _prepare(self, call: _Call) -> None:
         try:
+            if not call.waits():
+                raise CancelledError
             if not call.ids:
                 call.ids, cut = self.base.encode(call.texts)
                 call.truncated = [i for i, was_cut in enumerate(cut) if was_cut]

@@ -73,10 +73,15 @@ def standalone(data_dir: Path) -> Iterator[str]:
 
 
 def _remove_left_behind(data_dir: Path) -> None:
-    """The folder of the socket that the last run on `data_dir` used, if it was killed before it could."""
-    folder = Path((url_of(data_dir) or "").removeprefix("unix://")).parent
+    """The folder of the socket that the last run on `data_dir` used, if it was killed before it could. Not one that is answered on:
+    the data folder may be a copy of another one."""
+    url = url_of(data_dir) or ""
+    folder = Path(url.removeprefix("unix://")).parent
     if folder.name.startswith(_SOCKETS) and folder.parent == Path(tempfile.gettempdir()):
-        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            redis.Redis.from_url(url).ping()
+        except redis.RedisError:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def url_of(data_dir: Path) -> str | None:

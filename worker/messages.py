@@ -46,10 +46,9 @@ class JobRecipe(BaseModel):
 
     @property
     def kin(self) -> str:
-        """Jobs that agree in it may run in one pass: the same initialization and precision, steps or none, rows within a factor of
-        two."""
-        steps = "steps" if self.steps is None or self.steps else "none"
-        return f"{self.initialization_digest[:32]}/{self.precision}/{steps}/{len(self.taught).bit_length()}"
+        """Jobs that agree in it may run in one pass, which then takes little longer than any of them wants: the same
+        initialization, precision and steps asked for, rows within a factor of two."""
+        return f"{self.initialization_digest[:32]}/{self.precision}/{self.steps}/{len(self.taught).bit_length()}"
 
 
 class Outcome(BaseModel):

@@ -56,6 +56,8 @@ class Runtime:
         are about unknown where there are several.
         """
         init = self._initialization(recipes)
+        if len(recipes) > 1 and not all(map(self.together, recipes)):
+            raise ValueError("jobs that are walked through in parts, or get augmented views, cannot share a pass")
         began = time.perf_counter()
         pairs = []
         for recipe in recipes:

@@ -29,6 +29,7 @@ class WorkerSettings(BaseSettings):
     lease_seconds: int = Field(default=4, ge=2, description="how long a silent worker keeps a job")
     attempts: int = Field(default=3, ge=1, description="workers a job may cost before it fails")
     jobs_together: int = Field(default=8, ge=1, description="most jobs of one pass")
+    pass_rows: int = Field(default=256, ge=1, description="most examples of one pass of several jobs")
     job_seconds: float = Field(default=120, gt=0, description="deadline of one inner loop")
     erase_seconds: float = Field(
         default=30, ge=0, description="after a deletion, until the append-only file is written anew without it"

@@ -35,11 +35,11 @@ class _CacheRefused(Exception):
 
 
 class Progress:
-    """Of one job: the support losses so far, and whether its claim is lost (deleted, or taken over)."""
+    """Of one job: the support losses so far, whether its claim is lost (deleted, or taken over), and whether it has ended."""
 
     def __init__(self) -> None:
         self.losses: list[float] = []
-        self.lost = threading.Event()
+        self.lost, self.ended = threading.Event(), threading.Event()
 
 
 def _of(claim: Claim) -> AbstractContextManager[None]:
@@ -90,16 +90,18 @@ class Hands:
         return self.records.claim(tenant, adapter_id, lease_ms=lease_ms, attempts=self.settings.attempts, worker=self.name)
 
     def _mates(self, claim: Claim) -> list[Claim]:
-        """Jobs that can run in one pass with this one. All at their first attempt: what cost a worker before may cost another one,
-        and must not cost it others' jobs."""
-        if claim.attempt > 1 or not self.runtime.together(claim.recipe):
+        """Jobs that can run in one pass with this one. All at their first attempt, and not the only one: what cost a worker before
+        may cost another one, and must not cost it others' jobs."""
+        fit = self.settings.pass_rows // 2 ** len(claim.recipe.taught).bit_length()
+        most = min(self.settings.jobs_together, fit) - 1
+        if most < 1 or claim.attempt > 1 or self.settings.attempts == 1 or not self.runtime.together(claim.recipe):
             return []
         mates: list[Claim] = []
         try:
-            for tenant, adapter_id in self.records.waiting(claim.recipe.kin, self.settings.jobs_together - 1):
+            for tenant, adapter_id in self.records.waiting(claim.recipe.kin, most):
                 mate = self._claim(tenant, adapter_id)
                 mates += [] if mate is None else [mate]
-        except redis.RedisError as error:  # those that are held already are not left alone
+        except Exception as error:  # whatever it is, those that are held already are not left alone
             log.warning("no more jobs for this pass: %s", type(error).__name__)
         return mates
 
@@ -111,10 +113,17 @@ class Hands:
                 if claim.before:
                     with _of(claim):
                         self._discard(claim, claim.before)
-            results = self._adapted(jobs)
-            for (claim, progress), result in zip(jobs, results, strict=True):
-                with _of(claim):
-                    self._end_one(claim, progress, result)
+            problems: list[Exception] = []
+            for (claim, progress), result in zip(jobs, self._adapted(jobs), strict=True):
+                try:
+                    with _of(claim):
+                        self._end_one(claim, progress, result)
+                except Exception as error:  # the others of the pass must not be left as they are for it
+                    problems.append(error)
+                finally:
+                    progress.ended.set()
+            if problems:
+                raise problems[0]
 
     def _end_one(self, claim: Claim, progress: Progress, result: "Product | Outcome | Exception") -> None:
         try:
@@ -152,31 +161,39 @@ class Hands:
             log.warning("not handed back (%s): the claim no longer holds", reason)
 
     def _adapted(self, jobs: list[tuple[Claim, Progress]]) -> "list[Product | Outcome | Exception]":
-        """In one pass, or where that fails one by one, so that every job gets an error of its own: for each its product, its
-        failure, or ClaimLost or Stopping."""
-        if len(jobs) > 1:
-            try:
-                made = self.runtime.adapt_together([claim.recipe for claim, _ in jobs], **self._while_held(jobs))
-                log.info("%d jobs in one pass", len(jobs))
-                return [
-                    self._failed(job, each) if isinstance(each, MetatrainError) else each
-                    for job, each in zip(jobs, made, strict=True)
-                ]
-            except (ClaimLost, Stopping) as stop:
-                return [stop] * len(jobs)
-            except Exception as error:
-                log.warning("%d jobs fail in one pass (%s) and are done one by one", len(jobs), type(error).__name__)
-        results: list[Product | Outcome | Exception] = []
-        for claim, progress in jobs:
-            progress.losses.clear()
-            with _of(claim):
-                try:
-                    results.append(self.runtime.adapt(claim.recipe, **self._while_held([(claim, progress)])))
-                except (ClaimLost, Stopping) as stop:
-                    results.append(stop)
-                except Exception as error:
-                    results.append(self._failed((claim, progress), error))
+        """In one pass those that can be, or where that fails one by one, so that every job gets an error of its own: for each its
+        product, its failure, or ClaimLost or Stopping."""
+        together = [number for number, (claim, _) in enumerate(jobs) if self.runtime.together(claim.recipe)]
+        results = self._in_one_pass(jobs, together) if len(together) > 1 else {}
+        return [results[number] if number in results else self._alone(job) for number, job in enumerate(jobs)]
+
+    def _in_one_pass(self, jobs: list[tuple[Claim, Progress]], which: list[int]) -> "dict[int, Product | Outcome | Exception]":
+        """By number, without those that are to be done alone: all where the pass fails, and who had no time beside the others."""
+        chosen = [jobs[number] for number in which]
+        try:
+            made = self.runtime.adapt_together([claim.recipe for claim, _ in chosen], **self._while_held(chosen))
+        except (ClaimLost, Stopping) as stop:
+            return dict.fromkeys(which, stop)
+        except Exception as error:
+            log.warning("%d jobs fail in one pass (%s) and are done one by one", len(which), type(error).__name__)
+            return {}
+        log.info("%d jobs in one pass", len(which))
+        results: dict[int, Product | Outcome | Exception] = {}
+        for number, job, each in zip(which, chosen, made, strict=True):
+            if not isinstance(each, DeadlineExceeded):
+                results[number] = self._failed(job, each) if isinstance(each, MetatrainError) else each
         return results
+
+    def _alone(self, job: tuple[Claim, Progress]) -> "Product | Outcome | Exception":
+        claim, progress = job
+        progress.losses.clear()
+        with _of(claim):
+            try:
+                return self.runtime.adapt(claim.recipe, **self._while_held([job]))
+            except (ClaimLost, Stopping) as stop:
+                return stop
+            except Exception as error:
+                return self._failed(job, error)
 
     def _while_held(self, jobs: list[tuple[Claim, Progress]]) -> dict[str, Any]:
         """The deadline, and an `on_step` that stops the pass where no job is held any more, or the worker was told to stop more
@@ -258,12 +275,11 @@ class Hands:
         """Keep the lease and publish the support loss from a thread while the block runs; note when the claim is lost."""
         progress, lease_ms = Progress(), self.settings.lease_seconds * 1000
         losses = progress.losses
-        done = threading.Event()
 
         def beat() -> None:
             reported = 0
             next_lease = time.monotonic() + lease_ms / 3000
-            while not done.wait(0.05):
+            while not progress.ended.wait(0.05):
                 if len(losses) == reported and time.monotonic() < next_lease:
                     continue
                 reported, next_lease = len(losses), time.monotonic() + lease_ms / 3000
@@ -280,5 +296,5 @@ class Hands:
         try:
             yield progress
         finally:
-            done.set()
+            progress.ended.set()
             thread.join()

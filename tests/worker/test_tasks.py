@@ -14,6 +14,7 @@ import torch
 from metatrain.artifact import adapter_from_bytes
 from metatrain.base.text import TextBase
 from metatrain.baselines import lora_from_zero
+from metatrain.errors import DeadlineExceeded
 from tests.conftest import RedisServer
 from worker.errors import SettingsError, WeightsMissing
 from worker.logs import Lines, LogFormat
@@ -313,7 +314,7 @@ def waiting(hands: Hands, tiny: TextBase, count: int, **changes: object) -> list
         support = [(f"{text} {'now ' * (n % 3)}", label) for text, label in SUPPORT]
         if n % 2:
             support[-1] = (support[-1][0], "third")
-        recipes.append(recipe(tiny, support=tuple(support), seed=n, steps=2 + n % 3, **changes))
+        recipes.append(recipe(tiny, support=tuple(support), seed=n, **changes))
         hands.records.accept("t", f"a{n}", recipes[-1], 60_000, ())
     return recipes
 
@@ -404,3 +405,60 @@ def test_told_to_stop_all_of_a_pass_are_handed_back(hands: Hands, tiny: TextBase
     assert [statuses(hands, n) for n in range(3)] == ["queued"] * 3
     assert hands.records.counts().get("dead") is None
     assert {record.attempt for n in range(3) if (record := hands.records.get("t", f"a{n}")) is not None} == {0}
+
+
+def test_a_mate_too_large_for_one_pass_runs_alone(hands: Hands, tiny: TextBase, caplog: pytest.LogCaptureFixture) -> None:
+    """Its support set is walked through in parts, which a pass of several has not."""
+    caplog.set_level("INFO")
+    init = lora_from_zero(tiny)
+    init = replace(init, inner=init.inner.model_copy(update={"rows_per_step": 5}))
+    runtime = Runtime(tiny, {"lora-from-zero": init})
+    recipes = [recipe(tiny, initialization_digest=init.digest, support=SUPPORT, seed=n) for n in range(2)]
+    longer = (*SUPPORT, ("order a book", "order"), ("close it", "close"), ("send money", "close"))
+    recipes.append(recipe(tiny, initialization_digest=init.digest, support=longer))
+    assert len({job.kin for job in recipes}) == 1
+    for n, job in enumerate(recipes):
+        hands.records.accept("t", f"a{n}", job, 60_000, ())
+    Hands("w", WorkerSettings(), hands.records, hands.store, runtime).run("t", "a0")
+    assert [statuses(hands, n) for n in range(3)] == ["ready"] * 3 and "2 jobs in one pass" in caplog.text
+    record = hands.records.get("t", "a2")
+    assert record is not None and record.digest == weights_digest(runtime.adapt(recipes[2]).content)
+    with pytest.raises(ValueError, match="cannot share a pass"):
+        runtime.adapt_together([recipes[0], recipes[2]])
+
+
+def test_who_had_no_time_beside_others_gets_it_alone(hands: Hands, tiny: TextBase) -> None:
+    class Crowded(Runtime):
+        def adapt_together(self, recipes: Any, **how: Any) -> Any:
+            made = super().adapt_together(recipes, **how)
+            return made if len(made) == 1 else [made[0], DeadlineExceeded("too late"), made[2]]
+
+    waiting(hands, tiny, 3)
+    crowded = Crowded(tiny, {"lora-from-zero": lora_from_zero(tiny)})
+    Hands("w", WorkerSettings(), hands.records, hands.store, crowded).run("t", "a0")
+    assert [statuses(hands, n) for n in range(3)] == ["ready"] * 3
+
+
+@pytest.mark.parametrize("settings", [WorkerSettings(attempts=1), WorkerSettings(jobs_together=1), WorkerSettings(pass_rows=15)])
+def test_jobs_run_alone_where_a_lost_worker_would_end_them_or_so_it_is_set(
+    hands: Hands, tiny: TextBase, settings: WorkerSettings
+) -> None:
+    waiting(hands, tiny, 2)
+    Hands("w", settings, hands.records, hands.store, hands.runtime).run("t", "a0")
+    assert [statuses(hands, n) for n in range(2)] == ["ready", "queued"]
+
+
+def test_trouble_with_one_job_of_a_pass_leaves_none_of_the_others(hands: Hands, tiny: TextBase, redis_client: Any) -> None:
+    """One whose record nobody can read, and one whose commit is refused by the server."""
+
+    class Refused(Records):
+        def commit(self, claim: Claim, outcome: Outcome) -> Kept | None:
+            if claim.adapter_id == "a1":
+                raise redis.exceptions.ResponseError("no")
+            return super().commit(claim, outcome)
+
+    waiting(hands, tiny, 4)
+    redis_client.hset("qs:t:adapter:a3", "recipe", '{"of": "a later version"}')
+    with pytest.raises(redis.exceptions.ResponseError):
+        Hands("w", WorkerSettings(), Refused(redis_client), hands.store, hands.runtime).run("t", "a0")
+    assert [redis_client.hget(f"qs:t:adapter:a{n}", "status") for n in range(4)] == [b"ready", b"running", b"ready", b"running"]
