@@ -10,7 +10,7 @@ may keep it elsewhere.
 
 from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 import torch
@@ -25,11 +25,9 @@ from metatrain.heads import ABSENT
 
 
 @dataclass(frozen=True)
-class Packed:
-    """An adapter as the bank takes it: `leaves` folded, with its numbers of virtual tokens; `weight` [C, D] and `bias` [C] of its
-    head over the temperature, float32; its C labels; and the digest of its initialization."""
+class PackedHead:
+    """`weight` [C, D] and `bias` [C] over the temperature, float32; the C labels; and the digest of the initialization."""
 
-    leaves: dict[str, Tensor]
     weight: Tensor
     bias: Tensor
     labels: tuple[str, ...]
@@ -37,7 +35,22 @@ class Packed:
 
     @property
     def nbytes(self) -> int:
-        return sum(leaf.nbytes for leaf in (*self.leaves.values(), self.weight, self.bias))
+        return self.weight.nbytes + self.bias.nbytes
+
+    def on(self, device: torch.device) -> "PackedHead":
+        return replace(self, weight=self.weight.to(device), bias=self.bias.to(device))
+
+
+@dataclass(frozen=True)
+class Packed:
+    """An adapter as the bank takes it: `leaves` folded, with its numbers of virtual tokens, and its head."""
+
+    leaves: dict[str, Tensor]
+    head: PackedHead
+
+    @property
+    def nbytes(self) -> int:
+        return self.head.nbytes + sum(leaf.nbytes for leaf in self.leaves.values())
 
 
 def pack(adapter: Adapter, base: TextBase) -> Packed:
@@ -46,8 +59,10 @@ def pack(adapter: Adapter, base: TextBase) -> Packed:
     leaves = {name: leaf.to(base.dtype) for name, leaf in kind.fold(adapter.delta).items()}
     leaves |= {name: torch.tensor(float(count), dtype=base.dtype) for name, count in kind.counts.items()}
     about = adapter.metadata
-    head = about.scale * adapter.weight, about.scale * adapter.bias
-    return Packed(leaves, *head, about.labels, about.initialization_digest)
+    return Packed(
+        leaves,
+        PackedHead(about.scale * adapter.weight, about.scale * adapter.bias, about.labels, about.initialization_digest),
+    )
 
 
 @dataclass(frozen=True)
@@ -55,14 +70,7 @@ class _Slot:
     """What a slot holds beside its place in the leaves: which of them it uses, how much of each, and its head on the device."""
 
     shapes: dict[str, torch.Size]
-    weight: Tensor
-    bias: Tensor
-    labels: tuple[str, ...]
-    initialization: str
-
-    @property
-    def head_bytes(self) -> int:
-        return self.weight.nbytes + self.bias.nbytes
+    head: PackedHead
 
 
 class Bank:
@@ -112,7 +120,7 @@ class Bank:
     @property
     def nbytes(self) -> int:
         """What is allocated on the device."""
-        return sum(leaf.nbytes for leaf in self._leaves.values()) + sum(slot.head_bytes for slot in self._held.values())
+        return sum(leaf.nbytes for leaf in self._leaves.values()) + sum(slot.head.nbytes for slot in self._held.values())
 
     def put(self, key: str, adapter: Packed, keep: Collection[str] = ()) -> dict[str, Packed]:
         """Make `adapter` resident under `key`. Returns what had to go for it, which is none of `keep`; heads of `keep` alone may
@@ -140,8 +148,7 @@ class Bank:
             if name in adapter.leaves:
                 leaf[slot][_last(adapter.leaves[name].shape)] = adapter.leaves[name].to(leaf.device)
         shapes = {name: leaf.shape for name, leaf in adapter.leaves.items()}
-        head = (adapter.weight.to(self.base.device), adapter.bias.to(self.base.device))
-        self._held[slot] = _Slot(shapes, *head, adapter.labels, adapter.initialization)
+        self._held[slot] = _Slot(shapes, adapter.head.on(self.base.device))
         self._resident[key] = self._free.pop()
         return gone
 
@@ -150,8 +157,8 @@ class Bank:
         return room is not None and len(leaf.shape) == len(room) and all(map(int.__le__, leaf.shape, room))
 
     def _heads_are_too_many(self, adapter: Packed) -> bool:
-        taken = sum(slot.head_bytes for slot in self._held.values())
-        return bool(taken) and taken + adapter.weight.nbytes + adapter.bias.nbytes > self._heads_may
+        taken = sum(slot.head.nbytes for slot in self._held.values())
+        return bool(taken) and taken + adapter.head.nbytes > self._heads_may
 
     def take(self, key: str) -> Packed:
         """Remove an adapter and return it, on the CPU. Raises KeyError."""
@@ -159,11 +166,11 @@ class Bank:
         held = self._held.pop(slot)
         self._free.append(slot)
         leaves = {name: self._leaves[name][slot][_last(shape)].to("cpu", copy=True) for name, shape in held.shapes.items()}
-        return Packed(leaves, held.weight.cpu(), held.bias.cpu(), held.labels, held.initialization)
+        return Packed(leaves, held.head.on(torch.device("cpu")))
 
     def labels(self, key: str) -> tuple[str, ...]:
         """The labels of a resident adapter. Raises KeyError."""
-        return self._held[self._resident[key]].labels
+        return self._held[self._resident[key]].head.labels
 
     @torch.no_grad()
     def probabilities(self, keys: Sequence[str], ids: Sequence[Sequence[int]]) -> list[list[float]]:
@@ -173,7 +180,7 @@ class Bank:
         by_base_model: dict[str, dict[int, list[int]]] = {}
         for row, key in enumerate(keys):
             slot = self._resident[key]
-            model = self._held[slot].initialization
+            model = self._held[slot].head.initialization
             rows_of = by_base_model.setdefault(model if model in self._updates else "", {})
             rows_of.setdefault(slot, []).append(row)
         answers: list[list[float]] = [[] for _ in keys]
@@ -181,16 +188,16 @@ class Bank:
             rows = [row for own in rows_of.values() for row in own]
             slots = [slot for slot, own in rows_of.items() for _ in own]
             features = self._features(slots, [ids[row] for row in rows], self._updates.get(model, {}))
-            most = max(len(self._held[slot].labels) for slot in rows_of)
+            most = max(len(self._held[slot].head.labels) for slot in rows_of)
             logits = features.new_full((len(rows), most), ABSENT)
             done = 0
             for slot, own in rows_of.items():  # padding heads to the largest would move more bytes than these products do
-                held, part = self._held[slot], slice(done, done + len(own))
-                logits[part, : len(held.labels)] = torch.addmm(held.bias, features[part], held.weight.T)
+                head, part = self._held[slot].head, slice(done, done + len(own))
+                logits[part, : len(head.labels)] = torch.addmm(head.bias, features[part], head.weight.T)
                 done += len(own)
             shares = torch.softmax(logits, dim=-1).tolist()
             for row, slot, found in zip(rows, slots, shares, strict=True):
-                answers[row] = found[: len(self._held[slot].labels)]
+                answers[row] = found[: len(self._held[slot].head.labels)]
         return answers
 
     def _features(self, slots: Sequence[int], ids: Sequence[Sequence[int]], updated: Mapping[str, Tensor]) -> Tensor:

@@ -27,7 +27,7 @@ from metatrain.base.text import TextBase, TokenBatch
 from metatrain.deltas import DeltaKind
 from metatrain.errors import AdaptationError, DeadlineExceeded
 from metatrain.heads import Head, linear_from_prototypes
-from metatrain.inner import InnerConfig, rate, trajectory
+from metatrain.inner import InnerConfig, late, rate, trajectory
 from metatrain.objectives import cross_entropy, leave_one_out, leave_one_out_accuracy, supervised_contrastive
 from metatrain.optimizers import Optimizer
 from metatrain.problem import Leaves, Outer, distance, stack
@@ -272,22 +272,18 @@ def adapt_each(
                 chosen[t] = {name: leaf[t] for name, leaf in point.phi.items()}
         if point.step < point.of and time.monotonic() > deadline:
             break
-    late = [None if own is not None else _late(point.step, of) for own, of in zip(chosen, tasks.own_steps, strict=True)]
+    too_late = [None if own is not None else late(point.step, of) for own, of in zip(chosen, tasks.own_steps, strict=True)]
     each = [{name: leaf[t] for name, leaf in point.phi.items()} if own is None else own for t, own in enumerate(chosen)]
     phi = {name: torch.stack([own[name] for own in each]) for name in point.phi}
     with torch.no_grad():
         adapted = tasks.adapted(phi, outer, point.step, exact=False)
     ended: list[Ended | DeadlineExceeded] = []
-    for t, (too_late, own_losses) in enumerate(zip(late, losses, strict=True)):
+    for t, (missed, own_losses) in enumerate(zip(too_late, losses, strict=True)):
         delta = {name: leaf[t] for name, leaf in adapted.delta.items()}
         classes = int(adapted.head.present[t].sum())
         head = adapted.head.weight[t, :classes].detach(), adapted.head.bias[t, :classes].detach()
-        ended.append(too_late or Ended(delta, *head, tuple(own_losses)))
+        ended.append(missed or Ended(delta, *head, tuple(own_losses)))
     return ended
-
-
-def _late(step: int, of: int) -> DeadlineExceeded:
-    return DeadlineExceeded(f"the inner loop passed its deadline after {step} of {of} steps")
 
 
 _NO_SECOND_DERIVATIVE = 'it needs a base model loaded with attention="eager": fused attention has no second derivative'

@@ -14,7 +14,7 @@ Finn et al. 2017 (arXiv:1703.03400), alg. 1; rates as in Li et al. 2017 (arXiv:1
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -29,7 +29,6 @@ from metatrain.optimizers import Optimizer, OptimizerName, State
 from metatrain.problem import Leaves, Outer, Tasks
 
 Order = Literal["first", "second"]
-OnStep = Callable[[int, float], None]
 _MOST_PARTS = 4
 
 
@@ -142,23 +141,25 @@ def adapt(
     steps: int | None = None,
     order: Order = "first",
     deadline: float = math.inf,
-    on_step: OnStep | None = None,
 ) -> Point:
     """Run the inner loop to its end: `steps` of it, or as many as the tasks take.
 
     Gradients flow from the result to whatever of `outer` requires them; with order="first" the g_k are constants (FOMAML) while
     everything else is kept, with order="second" they are differentiated too. Where nothing requires a gradient (serving) no outer
-    graph is built. `deadline` is on `time.monotonic`, looked at between steps. `on_step(k, mean support loss before step k)`.
+    graph is built. `deadline` is on `time.monotonic`, looked at between steps.
 
     Raises NonFinite for a loss that is not a number, DeadlineExceeded, ValueError for order="second" on tasks that have no second
     derivative, and what the tasks raise.
     """
     for point in trajectory(tasks, outer, optimizer, steps=steps, order=order):
-        if point.step > 0 and on_step is not None:
-            on_step(point.step - 1, float(point.losses[-1].mean()))
         if point.step < point.of and time.monotonic() > deadline:
-            raise DeadlineExceeded(f"the inner loop passed its deadline after {point.step} of {point.of} steps")
+            raise late(point.step, point.of)
     return point
+
+
+def late(step: int, of: int) -> DeadlineExceeded:
+    """What became of a task that was still at its steps when the deadline came."""
+    return DeadlineExceeded(f"the inner loop passed its deadline after {step} of {of} steps")
 
 
 def trajectory(

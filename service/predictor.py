@@ -84,6 +84,7 @@ class _Call:
     future: "Future[Answer]" = field(default_factory=Future)
     began: float = field(default_factory=time.perf_counter)
     ids: list[list[int]] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)
     truncated: list[int] = field(default_factory=list)
     adapter: Packed | None = None
     found: dict[int, list[float]] = field(default_factory=dict)
@@ -93,10 +94,6 @@ class _Call:
     @property
     def key(self) -> str:
         return self.wanted.key
-
-    @property
-    def lengths(self) -> list[int]:
-        return [len(row) for row in self.ids]
 
     def waits(self) -> bool:
         return not self.future.done()
@@ -182,6 +179,7 @@ class InProcessPredictor:
                 raise CancelledError
             if not call.ids:
                 call.ids, cut = self.base.encode(call.texts)
+                call.lengths = [len(row) for row in call.ids]
                 call.truncated = [i for i, was_cut in enumerate(cut) if was_cut]
                 call.seconds["tokenize"] = time.perf_counter() - call.began
             self._find(call)

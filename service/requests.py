@@ -7,13 +7,13 @@ import time
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import ServiceError, problem
+from service.errors import ClientGone, ServiceError, problem
 from service.metrics import Metrics
 from worker.logs import fields, places
 
 log = logging.getLogger(__name__)
 _METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
-_NONE = 499
+_NONE = ClientGone.status
 """The status of a request that had no answer: its client went before."""
 _USABLE = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 

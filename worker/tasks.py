@@ -125,13 +125,16 @@ class Hands:
             if problems:
                 raise problems[0]
 
-    def _end_one(self, claim: Claim, progress: Progress, result: "Product | Outcome | Exception") -> None:
+    def _end_one(self, claim: Claim, progress: Progress, result: "Product | Exception") -> None:
         try:
-            if isinstance(result, Exception):
+            if isinstance(result, ClaimLost | Stopping):
                 raise result
+            if isinstance(result, Exception):
+                outcome = self._failed(result, progress)
             if progress.lost.is_set():
                 raise ClaimLost
-            outcome = result if isinstance(result, Outcome) else self._stored(claim, result, progress)
+            if not isinstance(result, Exception):
+                outcome = self._stored(claim, result, progress)
             kept = self._until_back(lambda: self.records.commit(claim, outcome), progress)
         except ClaimLost:
             self._lost(claim)
@@ -160,14 +163,14 @@ class Hands:
         else:
             log.warning("not handed back (%s): the claim no longer holds", reason)
 
-    def _adapted(self, jobs: list[tuple[Claim, Progress]]) -> "list[Product | Outcome | Exception]":
+    def _adapted(self, jobs: list[tuple[Claim, Progress]]) -> "list[Product | Exception]":
         """In one pass those that can be, or where that fails one by one, so that every job gets an error of its own: for each its
-        product, its failure, or ClaimLost or Stopping."""
+        product, or why there is none."""
         together = [number for number, (claim, _) in enumerate(jobs) if self.runtime.together(claim.recipe)]
         results = self._in_one_pass(jobs, together) if len(together) > 1 else {}
         return [results[number] if number in results else self._alone(job) for number, job in enumerate(jobs)]
 
-    def _in_one_pass(self, jobs: list[tuple[Claim, Progress]], which: list[int]) -> "dict[int, Product | Outcome | Exception]":
+    def _in_one_pass(self, jobs: list[tuple[Claim, Progress]], which: list[int]) -> "dict[int, Product | Exception]":
         """By number, without those that are to be done alone: all where the pass fails, and who had no time beside the others."""
         chosen = [jobs[number] for number in which]
         try:
@@ -178,22 +181,16 @@ class Hands:
             log.warning("%d jobs fail in one pass (%s) and are done one by one", len(which), type(error).__name__)
             return {}
         log.info("%d jobs in one pass", len(which))
-        results: dict[int, Product | Outcome | Exception] = {}
-        for number, job, each in zip(which, chosen, made, strict=True):
-            if not isinstance(each, DeadlineExceeded):
-                results[number] = self._failed(job, each) if isinstance(each, MetatrainError) else each
-        return results
+        return {number: each for number, each in zip(which, made, strict=True) if not isinstance(each, DeadlineExceeded)}
 
-    def _alone(self, job: tuple[Claim, Progress]) -> "Product | Outcome | Exception":
+    def _alone(self, job: tuple[Claim, Progress]) -> "Product | Exception":
         claim, progress = job
         progress.losses.clear()
         with _of(claim):
             try:
                 return self.runtime.adapt(claim.recipe, **self._while_held([job]))
-            except (ClaimLost, Stopping) as stop:
-                return stop
             except Exception as error:
-                return self._failed(job, error)
+                return error
 
     def _while_held(self, jobs: list[tuple[Claim, Progress]]) -> dict[str, Any]:
         """The deadline, and an `on_step` that stops the pass where no job is held any more, or the worker was told to stop more
@@ -209,17 +206,15 @@ class Hands:
 
         return {"deadline": time.monotonic() + self.settings.job_seconds, "on_step": on_step}
 
-    def _failed(self, job: tuple[Claim, Progress], error: Exception) -> Outcome:
-        claim, progress = job
+    def _failed(self, error: Exception, progress: Progress) -> Outcome:
         losses = tuple(progress.losses)
-        with _of(claim):
-            if not isinstance(error, MetatrainError):
-                # Its message may quote the support set, so only the type leaves the worker's log of this traceback.
-                log.error("internal error\n%s", places(error))
-                return Outcome(status="failed", error=f"internal error: {type(error).__name__}", support_loss=losses)
-            log.warning("%s, the reason is in the record", type(error).__name__)  # and not here: it may quote an input
-            limit = f" (JOB_SECONDS is {self.settings.job_seconds:g})" if isinstance(error, DeadlineExceeded) else ""
-            return Outcome(status="failed", error=f"{error}{limit}", support_loss=losses)
+        if not isinstance(error, MetatrainError):
+            # Its message may quote the support set, so only the type leaves the worker's log of this traceback.
+            log.error("internal error\n%s", places(error))
+            return Outcome(status="failed", error=f"internal error: {type(error).__name__}", support_loss=losses)
+        log.warning("%s, the reason is in the record", type(error).__name__)  # and not here: it may quote an input
+        limit = f" (JOB_SECONDS is {self.settings.job_seconds:g})" if isinstance(error, DeadlineExceeded) else ""
+        return Outcome(status="failed", error=f"{error}{limit}", support_loss=losses)
 
     def _stored(self, claim: Claim, product: Product, progress: Progress) -> Outcome:
         began = time.perf_counter()

@@ -139,7 +139,7 @@ def test_the_least_recently_used_goes_down_as_it_came_and_what_a_batch_needs_sta
     with pytest.raises(ValueError, match="more than the bank's 2 adapters"):
         bank.put("e", packed["e"], keep=["a", "d"])
     assert _same(bank.take("a"), packed["a"]) and len(bank) == 1
-    assert bank.labels("d") == packed["d"].labels
+    assert bank.labels("d") == packed["d"].head.labels
 
 
 def test_large_heads_take_slots_from_others_but_never_from_their_own_batch(tiny: TextBase) -> None:
@@ -168,9 +168,9 @@ def test_a_delta_that_the_bank_was_not_made_for_is_refused(tiny: TextBase) -> No
 
 
 def _same(left: Packed, right: Packed) -> bool:
-    tensors = [{**each.leaves, "weight": each.weight, "bias": each.bias} for each in (left, right)]
+    tensors = [{**each.leaves, "weight": each.head.weight, "bias": each.head.bias} for each in (left, right)]
     return (
         tensors[0].keys() == tensors[1].keys()
         and all(torch.equal(tensors[0][name], tensors[1][name]) for name in tensors[0])
-        and (left.labels, left.initialization) == (right.labels, right.initialization)
+        and (left.head.labels, left.head.initialization) == (right.head.labels, right.head.initialization)
     )
