@@ -3,11 +3,14 @@
 Four data sets, five class splits each, 5-way 1-shot and 5-shot, 600 episodes a split; training on that split's training classes
 alone, stopped by its validation classes. Frozen prototypes, ProtoNet-LoRA, MAML-LoRA (first order, cross-entropy on a linear head)
 and ours (the inner loop of the default recipe); the first and the last also with the label words among the examples, at 1-shot,
-which the published rows do not look at. Resumes by split and method; `--set`, `--split` and `--method` share the work between
-processes.
+which the published rows do not look at. Some fifteen core-hours in float32: it resumes by split and method from
+`results/parts/intents.json`, which is kept with the results, trains only what is not in there, and reports the splits that every
+method has finished. `--set`, `--split` and `--method` share the work between processes.
 """
 
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
@@ -21,7 +24,7 @@ from metatrain.artifact import Initialization, load_initialization
 from metatrain.base.text import TextBase, load_text_base
 from metatrain.baselines import frozen_prototypes
 from metatrain.cli import train_with_progress
-from metatrain.episode import EpisodeSampler, EpisodeShape, manifest_digest
+from metatrain.episode import EpisodeSampler, EpisodeShape
 from metatrain.evaluate import evaluate, evaluate_prototypes, paired_interval
 from metatrain.inner import InnerConfig
 from metatrain.outer_loop import OuterConfig
@@ -39,6 +42,7 @@ from metatrain.taskbatch import Tokenized
 SETS = ("banking77", "clinc150", "hwu64", "liu54")
 SPLITS = ("01", "02", "03", "04", "05")
 SHOTS = (1, 5)
+WAYS, QUERIES = 5, 5
 FROZEN, PROTONET, MAML, OURS = "frozen prototypes", "ProtoNet-LoRA", "MAML-LoRA", "quickstudy"
 FROZEN_WORDS, OURS_WORDS = "frozen prototypes, label words", "quickstudy, label words"
 WITHOUT_WORDS = (FROZEN, PROTONET, MAML, OURS)
@@ -54,6 +58,7 @@ def split_recipe(name: str, split: str, method: str) -> Recipe:
 
     change: dict[str, object] = {
         "name": f"{name}-{split}-{method.split('-')[0].lower()}",
+        "base": recipe.base.model_copy(update={"precision": "auto"}),
         "data": DataSection(train=part("train"), valid=part("valid"), held_out=part("test")),
         "episodes": EpisodesSection(ways=(5, 15), shots=(1, 5), queries=5, near_miss=0.25, rows=400),
         "outer": OuterConfig(steps=60, tasks=4, learning_rate=1e-3, rate_learning_rate=0.02),
@@ -67,37 +72,68 @@ def split_recipe(name: str, split: str, method: str) -> Recipe:
     return recipe.model_copy(update=change)
 
 
+@dataclass(frozen=True)
+class Part:
+    """One method on one class split of one data set."""
+
+    method: str
+    split: str
+    name: str
+
+    @property
+    def shots(self) -> tuple[int, ...]:
+        return SHOTS if self.method in WITHOUT_WORDS else SHOTS[:1]
+
+    @property
+    def trained_as(self) -> str | None:
+        """The method whose training run it needs, if any."""
+        return None if self.method in (FROZEN, FROZEN_WORDS) else OURS if self.method == OURS_WORDS else self.method
+
+
 @click.command()
 @click.option("--data", type=click.Path(path_type=Path, exists=True), required=True)
 @click.option("--episodes", "count", default=600, show_default=True)
 @click.option("--set", "names", type=click.Choice(SETS), multiple=True)
 @click.option("--split", "splits", type=click.Choice(SPLITS), multiple=True)
 @click.option("--method", "methods", type=click.Choice(METHODS), multiple=True)
-def main(data: Path, count: int, names: tuple[str, ...], splits: tuple[str, ...], methods: tuple[str, ...]) -> None:
-    base = load_text_base()
-    tokenized, progress = Tokenized(base), Progress("intents")
-    results: dict[tuple[str, int, str], list[float]] = {}
-    for split in splits or SPLITS:
-        for name in names or SETS:
-            for method in methods or METHODS:
-                init = initialization(base, name, split, method, data)
-                for shots in SHOTS if method in WITHOUT_WORDS else SHOTS[:1]:
-                    words = method not in WITHOUT_WORDS
-                    scores = accuracies(base, tokenized, progress, init, name, split, shots, count, data, words)
-                    results.setdefault((name, shots, method), []).extend(scores)
-    rows = _rows(results, names or SETS, methods or METHODS)
-    _print(rows, names or SETS, methods or METHODS)
-    if not (names or splits or methods):
-        print(f"\nwrote {write('intents', rows, episodes=count, precision=str(base.dtype))}")
+@click.option("--report", is_flag=True, help="Run nothing; write the results of what is finished.")
+def main(data: Path, count: int, names: tuple[str, ...], splits: tuple[str, ...], methods: tuple[str, ...], report: bool) -> None:
+    progress = Progress("intents", kept=True)
+    if not report:
+        base = load_text_base()
+        tokenized = Tokenized(base)
+        for group in ([m for m in METHODS if m != MAML], [MAML]):  # what takes longest last
+            for split in splits or SPLITS:
+                for name in names or SETS:
+                    for method in [m for m in group if m in (methods or METHODS)]:
+                        run(base, tokenized, progress, Part(method, split, name), count, data)
+    rows = _rows(progress, count)
+    _print(rows)
+    if report or not (names or splits or methods):
+        print(f"\nwrote {write('intents', rows, episodes=count)}")
 
 
-def initialization(base: TextBase, name: str, split: str, method: str, data: Path) -> Initialization:
+def run(base: TextBase, tokenized: Tokenized, progress: Progress, part: Part, count: int, data: Path) -> None:
+    """Right answers of each episode of the split's test classes, unless they are there; trains where that has not been done."""
+    init: Initialization | None = None
+    for shots in part.shots:
+        key = _key(part, shots, count)
+        if progress.get(key) is None:
+            init = init or initialization(base, part, data)
+            scores = accuracies(base, tokenized, init, part, shots, count, data)
+            progress.put(key, [round(score * QUERIES * WAYS) for score in scores])
+
+
+def _key(part: Part, shots: int, count: int) -> str:
+    recipe = "" if part.trained_as is None else split_recipe(part.name, part.split, part.trained_as).digest
+    return json.dumps([part.name, part.split, part.method, shots, count, recipe])
+
+
+def initialization(base: TextBase, part: Part, data: Path) -> Initialization:
     """Trained, if it is not there yet."""
-    if method in (FROZEN, FROZEN_WORDS):
+    if part.trained_as is None:
         return frozen_prototypes(base)
-    if method == OURS_WORDS:
-        method = OURS
-    recipe = split_recipe(name, split, method)
+    recipe = split_recipe(part.name, part.split, part.trained_as)
     folder = RUNS / "intents" / recipe.name
     if not (folder / recipe.name / "initialization.json").is_file():
         train_with_progress(recipe, data, folder)
@@ -108,62 +144,62 @@ def initialization(base: TextBase, name: str, split: str, method: str, data: Pat
 
 
 def accuracies(
-    base: TextBase,
-    tokenized: Tokenized,
-    progress: Progress,
-    init: Initialization,
-    name: str,
-    split: str,
-    shots: int,
-    count: int,
-    data: Path,
-    words: bool,
-) -> list[float]:
+    base: TextBase, tokenized: Tokenized, init: Initialization, part: Part, shots: int, count: int, data: Path
+) -> Sequence[float]:
     """Of each episode of the split's test classes."""
-    source = Source(path=f"{name}/full.jsonl.gz", split=Split(file=f"{name}/splits.json", id=split, part="test"))
+    source = Source(path=f"{part.name}/full.jsonl.gz", split=Split(file=f"{part.name}/splits.json", id=part.split, part="test"))
     sampler = EpisodeSampler([source.read(data)], seed=1234)
-    episodes = [sampler.episode(i, EpisodeShape(5, shots, 5)) for i in range(count)]
-    if words:
+    episodes = [sampler.episode(i, EpisodeShape(WAYS, shots, QUERIES)) for i in range(count)]
+    if part.method not in WITHOUT_WORDS:
         episodes = [with_label_words(episode) for episode in episodes]
-    key = json.dumps([name, split, shots, init.digest, str(base.dtype), manifest_digest(episodes)])
-    if progress.get(key) is None:
-        if init.inner.steps_for(len(episodes[0].support), 5) == 0:
-            progress.put(key, evaluate_prototypes(base, init, episodes, tokenized=tokenized))
-        else:
-            with tqdm(total=count, desc=f"{name} {split} {shots}-shot {init.name}", leave=False, disable=None) as bar:
-                progress.put(key, evaluate(base, init, episodes, tokenized=tokenized, progress=bar.update).accuracy)
-    found: list[float] = progress.get(key)
-    return found
+    if init.inner.steps_for(len(episodes[0].support), WAYS) == 0:
+        return evaluate_prototypes(base, init, episodes, tokenized=tokenized)
+    with tqdm(total=count, desc=f"{part.name} {part.split} {shots}-shot {init.name}", leave=False, disable=None) as bar:
+        return evaluate(base, init, episodes, tokenized=tokenized, progress=bar.update).accuracy
 
 
-def _rows(results: dict[tuple[str, int, str], list[float]], names: tuple[str, ...], methods: tuple[str, ...]) -> list[Row]:
+def _rows(progress: Progress, count: int) -> list[Row]:
+    """Over the splits that a method has finished on all four sets; a method that has not finished all five says how many."""
+
+    def answers(method: str, split: str, name: str, shots: int) -> list[float] | None:
+        kept = progress.get(_key(Part(method, split, name), shots, count))
+        return None if kept is None else [right / (QUERIES * WAYS) for right in kept]
+
     rows = []
     for shots in SHOTS:
-        for method in [m for m in methods if (names[0], shots, m) in results]:
-            per_set = [sum(results[name, shots, method]) / len(results[name, shots, method]) for name in names]
-            rows.append(Row(f"mean, 5-way {shots}-shot", method, "accuracy", sum(per_set) / len(per_set), "share"))
-            for name, value in zip(names, per_set, strict=True):
-                rows.append(Row(f"{name}, 5-way {shots}-shot", method, "accuracy", value, "share"))
-                if method != FROZEN and FROZEN in methods:
-                    pair = paired_interval(results[name, shots, method], results[name, shots, FROZEN])
-                    rows.append(Row(f"{name}, 5-way {shots}-shot", method, "over frozen", pair[0], "share"))
-                    rows.append(Row(f"{name}, 5-way {shots}-shot", method, "over frozen, 95 % interval, half", pair[1], "share"))
+        for method in METHODS:
+            done = [split for split in SPLITS if all(answers(method, split, name, shots) is not None for name in SETS)]
+            if not done:
+                continue
+            system = method if len(done) == len(SPLITS) else f"{method} ({len(done)} of {len(SPLITS)} splits)"
+            means = []
+            for name in SETS:
+                case = f"{name}, 5-way {shots}-shot"
+                own = [a for split in done for a in answers(method, split, name, shots) or ()]
+                means.append(sum(own) / len(own))
+                rows.append(Row(case, system, "accuracy", means[-1], "share"))
+                if method != FROZEN:
+                    frozen = [a for split in done for a in answers(FROZEN, split, name, shots) or ()]
+                    over, half = paired_interval(own, frozen)
+                    rows.append(Row(case, system, "over frozen", over, "share"))
+                    rows.append(Row(case, system, "over frozen, 95 % interval, half", half, "share"))
+            rows.append(Row(f"mean, 5-way {shots}-shot", system, "accuracy", sum(means) / len(means), "share"))
     return rows
 
 
-def _print(rows: list[Row], names: tuple[str, ...], methods: tuple[str, ...]) -> None:
+def _print(rows: list[Row]) -> None:
     values = {(row.case, row.system, row.metric): row.value for row in rows}
     for shots in SHOTS:
-        print(f"\n5-way {shots}-shot" + " " * 20 + "".join(f"{name:>22}" for name in (*names, "mean")))
-        for method in [m for m in methods if (f"mean, 5-way {shots}-shot", m, "accuracy") in values]:
+        print(f"\n5-way {shots}-shot" + " " * 40 + "".join(f"{name:>22}" for name in (*SETS, "mean")))
+        for method in dict.fromkeys(row.system for row in rows if row.case == f"mean, 5-way {shots}-shot"):
             cells = []
-            for name in (*names, "mean"):
+            for name in (*SETS, "mean"):
                 case = f"{name}, 5-way {shots}-shot"
                 over = values.get((case, method, "over frozen"))
                 half = values.get((case, method, "over frozen, 95 % interval, half"))
                 extra = "" if over is None or half is None else f" ({100 * over:+.1f} ± {100 * half:.1f})"
                 cells.append(f"{100 * values[case, method, 'accuracy']:.1f}{extra}")
-            print(f"{method:<32}" + "".join(f"{cell:>22}" for cell in cells))
+            print(f"{method:<52}" + "".join(f"{cell:>22}" for cell in cells))
 
 
 if __name__ == "__main__":

@@ -42,11 +42,12 @@ def write(name: str, rows: list[Row], **about: Any) -> Path:
 
 
 class Progress:
-    """Finished parts of a long benchmark, so that it can be stopped and started again."""
+    """Finished parts of a long benchmark, so that it can be stopped and started again. `kept`: beside the results, in version
+    control, for what takes longer than one sitting and does not depend on the machine."""
 
-    def __init__(self, name: str) -> None:
-        self._path = RUNS / f"bench-{name}.json"
-        self._path.parent.mkdir(exist_ok=True)
+    def __init__(self, name: str, *, kept: bool = False) -> None:
+        self._path = RESULTS / "parts" / f"{name}.json" if kept else RUNS / f"bench-{name}.json"
+        self._path.parent.mkdir(parents=True, exist_ok=True)
         self._done: dict[str, Any] = json.loads(self._path.read_text()) if self._path.is_file() else {}
 
     def get(self, key: str) -> Any:
@@ -57,7 +58,8 @@ class Progress:
             self._done |= json.loads(self._path.read_text())
         self._done[key] = value
         temporary = self._path.with_suffix(".new")
-        temporary.write_text(json.dumps(self._done))
+        lines = [f"{json.dumps(key)}:{json.dumps(self._done[key], separators=(',', ':'))}" for key in sorted(self._done)]
+        temporary.write_text("{" + ",\n".join(lines) + "}\n")
         temporary.replace(self._path)
 
 
