@@ -24,7 +24,9 @@ from service.routes import adapters, deployment, predictions
 from service.settings import ServiceSettings
 from service.state import ServiceState
 from worker.app import celery_app
+from worker.messages import queue_name
 from worker.records import Records
+from worker.servers import records_client, weights_client
 from worker.store import WeightStore
 
 log = logging.getLogger(__name__)
@@ -35,10 +37,10 @@ def create_app(settings: ServiceSettings, base: TextBase, initializations: dict[
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        client = redis.Redis.from_url(settings.redis_url, socket_timeout=10, socket_connect_timeout=2)
-        cache = redis.Redis.from_url(settings.weights_url, socket_timeout=10, socket_connect_timeout=2)
-        records = Records(client)
-        jobs = Jobs(records, celery_app(settings.redis_url), settings.redis_url)
+        records = Records(records_client(settings.redis_url, connect_timeout=2), settings.wait_replicas)
+        cache = weights_client(settings.weights_url, connect_timeout=2)
+        queue = queue_name(base.spec.weights_sha256, str(base.dtype).removeprefix("torch."))
+        jobs = Jobs(records, celery_app(settings.redis_url, queue), settings.redis_url)
         store = WeightStore(cache)
         predictor = InProcessPredictor(base, initializations, store, settings)
         metrics = Metrics(records, predictor)

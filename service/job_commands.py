@@ -12,6 +12,7 @@ import redis
 from service.standalone import DEFAULT_DATA_DIR, url_of
 from worker.errors import SettingsError
 from worker.records import Record, Records
+from worker.servers import records_client, weights_client
 from worker.settings import WorkerSettings, read_settings
 from worker.store import WeightStore
 
@@ -98,14 +99,12 @@ def _reach(data_dir: Path) -> tuple[Records, WeightStore]:
     url = url_of(data_dir) if embedded else settings.redis_url
     if url is None:
         sys.exit(nowhere)
-    client = redis.Redis.from_url(url, socket_timeout=10, socket_connect_timeout=3)
+    client = records_client(url)
     try:
         client.ping()
     except redis.RedisError as error:
         sys.exit(nowhere if embedded else f"error: the records are out of reach: {type(error).__name__}")
-    return Records(client), WeightStore(
-        redis.Redis.from_url(settings.cache_url or url, socket_timeout=10, socket_connect_timeout=3)
-    )
+    return Records(client), WeightStore(weights_client(settings.cache_url or url))
 
 
 def _chosen(records: Records, names: tuple[str, ...], everything: bool) -> list[tuple[str, str]]:

@@ -7,7 +7,6 @@ from collections import defaultdict
 from typing import Literal
 
 import redis
-import redis.asyncio
 from celery import Celery
 from kombu.exceptions import OperationalError
 from starlette.concurrency import run_in_threadpool
@@ -15,6 +14,7 @@ from starlette.concurrency import run_in_threadpool
 from worker.logs import current_request, fields
 from worker.messages import ADAPT_TASK, DONE_CHANNEL, IN_TURN, JobRecipe, Status, wake_up
 from worker.records import Record, Records
+from worker.servers import subscriber
 
 log = logging.getLogger(__name__)
 
@@ -22,8 +22,8 @@ log = logging.getLogger(__name__)
 class Jobs:
     """The service's end of the queue. Methods raise `redis.RedisError` where the records are out of reach."""
 
-    def __init__(self, records: Records, queue: Celery, redis_url: str) -> None:
-        self._records, self._queue = records, queue
+    def __init__(self, records: Records, app: Celery, redis_url: str) -> None:
+        self._records, self._app, self.queue = records, app, str(app.conf.task_default_queue)
         self._redis_url = redis_url
         self._waiting: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
         self._listener: asyncio.Task[None] | None = None
@@ -32,21 +32,21 @@ class Jobs:
 
     def start(self, tenant: str, adapter_id: str, recipe: JobRecipe, ttl_ms: int, truncated: tuple[int, ...]) -> Status:
         """Write the record, then wake a worker."""
-        created, status = self._records.accept(tenant, adapter_id, recipe, ttl_ms, truncated, current_request())
+        created, status = self._records.accept(tenant, adapter_id, recipe, ttl_ms, truncated, current_request(), self.queue)
         if created:
-            self._wake(tenant, adapter_id)
+            self._wake(tenant, adapter_id, self.queue)
         return status
 
     def start_again(self, record: Record, why: Literal["evicted", "corrupt"]) -> None:
         """Have an adapter made again whose weights are gone or wrong; does nothing where it was deleted or is being made
         already."""
         if self._records.requeue(record, why):
-            self._wake(record.tenant, record.adapter_id)
+            self._wake(record.tenant, record.adapter_id, record.queue or self.queue)
 
-    def _wake(self, tenant: str, adapter_id: str) -> None:
+    def _wake(self, tenant: str, adapter_id: str, queue: str) -> None:
         """May be lost: the job is in its record, and the reaper repeats what goes unanswered."""
         try:
-            self._queue.send_task(ADAPT_TASK, kwargs=wake_up(tenant, adapter_id), priority=IN_TURN)
+            self._app.send_task(ADAPT_TASK, kwargs=wake_up(tenant, adapter_id), priority=IN_TURN, queue=queue)
         except OperationalError as error:
             with fields(adapter=adapter_id, tenant=tenant):
                 log.warning("wake-up not delivered: %s", type(error).__name__)
@@ -85,7 +85,7 @@ class Jobs:
 
     async def _hear(self) -> None:
         while True:
-            client = redis.asyncio.Redis.from_url(self._redis_url)
+            client = subscriber(self._redis_url)
             try:
                 async with client.pubsub() as channel:
                     await channel.subscribe(DONE_CHANNEL)

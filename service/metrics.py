@@ -104,7 +104,10 @@ class _OfRecords(Collector):
         for status in ("queued", "running"):
             jobs.add_metric([status], counts[f"now_{status}"])
         yield jobs
-        yield GaugeMetricFamily("quickstudy_workers", "Workers that said lately that they are alive", value=workers)
+        alive = GaugeMetricFamily("quickstudy_workers", "Workers that said lately that they are alive", labels=["queue"])
+        for queue, count in workers.items():
+            alive.add_metric([queue], count)
+        yield alive
         ended = CounterMetricFamily("quickstudy_jobs_ended", "Jobs that ended", labels=["outcome"])
         for outcome in ("ready", "failed"):
             ended.add_metric([outcome], counts.get(outcome, 0))

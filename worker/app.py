@@ -14,8 +14,9 @@ from celery.signals import worker_ready, worker_shutting_down
 from kombu.exceptions import OperationalError
 
 from worker.logs import configure, fields, places
-from worker.messages import ADAPT_TASK, FIRST, IN_TURN, QUEUE, wake_up
+from worker.messages import ADAPT_TASK, FIRST, IN_TURN, queue_name, wake_up
 from worker.records import Records
+from worker.servers import broker, records_client, weights_client
 from worker.settings import WorkerSettings
 from worker.store import WeightStore
 
@@ -29,24 +30,26 @@ REAP_EVERY = 1.0
 _NO_CHATTER = ("--without-gossip", "--without-mingle", "--without-heartbeat")
 
 
-def celery_app(redis_url: str) -> Celery:
-    """The queue, for both ends of it. JSON only; no results: what a job gave is in its record.
+def celery_app(redis_url: str, queue: str) -> Celery:
+    """The queues, for both ends of them, `queue` being the one of this process. JSON only; no results: what a job gave is in its
+    record.
 
     Messages are acknowledged early: they are wake-ups, and the reaper announces again whatever its worker did not finish.
     """
-    broker = redis_url.replace("unix://", "redis+socket://", 1)
-    app = Celery("quickstudy", broker=broker)
+    url, options = broker(redis_url)
+    app = Celery("quickstudy", broker=url)
     app.conf.update(
         task_serializer="json",
         accept_content=["json"],
         task_ignore_result=True,
-        task_default_queue=QUEUE,
+        task_default_queue=queue,
         worker_prefetch_multiplier=1,
         worker_send_task_events=False,
         worker_hijack_root_logger=False,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
         broker_transport_options={
+            **options,
             "global_keyprefix": KEY_PREFIX,
             "socket_timeout": 10,
             "socket_connect_timeout": 3,
@@ -58,11 +61,11 @@ def celery_app(redis_url: str) -> Celery:
     return app
 
 
-def oldest_wake_up(client: "redis.Redis") -> tuple[str, str] | None:
-    """(tenant, adapter id) of the wake-up in its turn that has waited longest, else of the longest among those that go first; None
-    where none waits."""
+def oldest_wake_up(client: "redis.Redis", queue: str) -> tuple[str, str] | None:
+    """(tenant, adapter id) of the wake-up in its turn that has waited longest in `queue`, else of the longest among those that go
+    first; None where none waits."""
     for suffix in (f"\x06\x16{IN_TURN}", ""):  # kombu's names for a queue's priorities
-        message = cast(bytes | None, client.lindex(f"{KEY_PREFIX}{QUEUE}{suffix}", -1))
+        message = cast(bytes | None, client.lindex(f"{KEY_PREFIX}{queue}{suffix}", -1))
         if message is not None:
             _, named, _ = json.loads(base64.b64decode(json.loads(message)["body"]))
             return named["tenant"], named["adapter_id"]
@@ -71,10 +74,12 @@ def oldest_wake_up(client: "redis.Redis") -> tuple[str, str] | None:
 
 def _tend(hands: "Hands", client: "redis.Redis", app: Celery) -> None:
     """Announce again what was lost, remove records that have had their time, and deleted text from the append-only file."""
-    for tenant, adapter_id in hands.records.due(oldest=oldest_wake_up(client)):
+    found = {queue: oldest_wake_up(client, queue) for queue in hands.records.queues()}
+    oldest = {queue: job for queue, job in found.items() if job is not None}
+    for tenant, adapter_id, queue in hands.records.due(oldest=oldest):
         with fields(adapter=adapter_id, tenant=tenant):
             log.info("announced again")
-        app.send_task(ADAPT_TASK, kwargs=wake_up(tenant, adapter_id), priority=FIRST)
+        app.send_task(ADAPT_TASK, kwargs=wake_up(tenant, adapter_id), priority=FIRST, queue=queue or app.conf.task_default_queue)
     for tenant, adapter_id, fence in hands.records.retire():
         hands.store.remove(tenant, adapter_id, fence)
     try:
@@ -91,11 +96,13 @@ def run_worker(settings: WorkerSettings) -> None:
     from worker.runtime import load_runtime  # brings torch in; the service imports this module without it
     from worker.tasks import Hands
 
-    client = redis.Redis.from_url(settings.redis_url, socket_timeout=10, socket_connect_timeout=3)
-    cache = redis.Redis.from_url(settings.weights_url, socket_timeout=30, socket_connect_timeout=3)
+    client = records_client(settings.redis_url)
+    cache = weights_client(settings.weights_url, timeout=30)
     name = f"{socket.gethostname()}-{os.getpid()}"
     hands = Hands(name, settings, Records(client), WeightStore(cache), load_runtime(settings))
-    app = celery_app(settings.redis_url)
+    dtype = str(hands.runtime.base.dtype).removeprefix("torch.")
+    queue = queue_name(hands.runtime.base.spec.weights_sha256, dtype)
+    app = celery_app(settings.redis_url, queue)
     app.conf.worker_consumer = "worker.consumer:PromptConsumer"
 
     @app.task(name=ADAPT_TASK)  # type: ignore[untyped-decorator]
@@ -107,7 +114,7 @@ def run_worker(settings: WorkerSettings) -> None:
                 log.error("the job was left as it is\n%s", places(error))
 
     stopping = threading.Event()
-    description = {"device": str(hands.runtime.base.device), "dtype": str(hands.runtime.base.dtype)}
+    description = {"device": str(hands.runtime.base.device), "dtype": dtype, "queue": queue}
 
     def reap() -> None:
         """Say again and again that this worker is alive, and look after the records."""
@@ -141,7 +148,7 @@ def run_worker(settings: WorkerSettings) -> None:
             "--quiet",
             "worker",
             "--pool=solo",
-            f"--queues={QUEUE}",
+            f"--queues={queue}",
             f"--loglevel={settings.log_level}",
             f"--hostname={name}@%h",
             *_NO_CHATTER,

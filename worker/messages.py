@@ -7,7 +7,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from metatrain.data.labels import label_words
 
 ADAPT_TASK = "quickstudy.adapt"
-QUEUE = "quickstudy"
 FIRST, IN_TURN = 0, 3
 """Priorities of wake-ups: what was lost has waited longest, so it goes before what is new."""
 DONE_CHANNEL = "qs:done"
@@ -61,6 +60,11 @@ class Outcome(BaseModel):
     error: str | None = None
     support_loss: tuple[float, ...] = ()
     timings: dict[str, float] = Field(default_factory=dict, description="milliseconds by stage")
+
+
+def queue_name(base_weights_sha256: str, precision: str) -> str:
+    """Workers take the jobs of the base model that they have, in the precision that they run it in."""
+    return f"quickstudy.{base_weights_sha256[:16]}.{precision}"
 
 
 def wake_up(tenant: str, adapter_id: str) -> dict[str, Any]:

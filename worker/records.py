@@ -13,7 +13,10 @@ import hmac
 import json
 import logging
 import secrets
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal, cast
 
 import redis
@@ -34,9 +37,11 @@ _PENDING = "qs:pending"
 _RUNNING = "qs:running"
 _COUNTS = "qs:counts"
 _DEAD = "qs:dead"
+_REPLICATION_MS = 2_000
 _ERASE, _ERASE_LAST = "qs:erase", "qs:erase-last"
 _RETIRE = "qs:retire"
 _FENCE = "qs:fence"
+_QUEUES = "qs:queues"
 _SEQUENCE = "qs:sequence"
 
 
@@ -63,6 +68,7 @@ class Record(BaseModel):
     ttl_ms: int
     attempt: int
     fence: int
+    queue: str = ""
     readapting: bool = False
     pinned: bool = False
     last_error: str | None = None
@@ -89,11 +95,18 @@ class Claim:
     """The fence of the claim before this one, 0 where there was none: weights that it may have left are of no use."""
 
 
-class Records:
-    """The records on one Redis. Every method may raise `redis.RedisError` where it is out of reach."""
+class NotReplicated(redis.RedisError):
+    """A record is written, but on fewer replicas than it should be."""
 
-    def __init__(self, client: "redis.Redis") -> None:
-        self._redis = client
+
+class Records:
+    """The records on one Redis. Every method may raise `redis.RedisError` where it is out of reach.
+
+    `replicas`: so many must have a new record before it counts as accepted, for a master that dies takes with it what only it had.
+    """
+
+    def __init__(self, client: "redis.Redis", replicas: int = 0) -> None:
+        self._redis, self._replicas = client, replicas
         self._accept = client.register_script(scripts.ACCEPT)
         self._claim = client.register_script(scripts.CLAIM)
         self._heartbeat = client.register_script(scripts.HEARTBEAT)
@@ -114,14 +127,22 @@ class Records:
         return bytes.fromhex(_text(self._redis.get("qs:id-key")))
 
     def accept(
-        self, tenant: str, adapter_id: str, recipe: JobRecipe, ttl_ms: int, truncated: tuple[int, ...], request: str = ""
+        self,
+        tenant: str,
+        adapter_id: str,
+        recipe: JobRecipe,
+        ttl_ms: int,
+        truncated: tuple[int, ...],
+        request: str = "",
+        queue: str = "",
     ) -> tuple[bool, Status]:
-        """Write the record before anybody is told of it. Returns (whether there is work to announce, status).
+        """Write the record before anybody is told of it; `queue` is where its wake-ups go. Returns (whether there is work to
+        announce, status).
 
         The same id again is the same job while it is queued, running or ready, its TTL starting anew; after failure or expiry it
-        starts afresh.
+        starts afresh. Raises NotReplicated, and the same call again is the way on.
         """
-        keys = [*_keys(tenant, adapter_id), _index(tenant), _SEQUENCE, _RETIRE]
+        keys = [*_keys(tenant, adapter_id), _index(tenant), _SEQUENCE, _RETIRE, _QUEUES]
         arguments: list[Any] = [
             _member(tenant, adapter_id),
             adapter_id,
@@ -129,7 +150,16 @@ class Records:
             recipe.model_dump_json(exclude_defaults=True),
             json.dumps(truncated),
         ]
-        created, status = self._accept(keys=keys, args=[*arguments, WAKE_AGAIN_MS, RETENTION_MS, request, recipe.kin])
+        arguments += [WAKE_AGAIN_MS, RETENTION_MS, request, recipe.kin, queue]
+        if not self._replicas:
+            created, status = self._accept(keys=keys, args=arguments)
+            return bool(created), cast(Status, _text(status))
+        with self._redis.pipeline(transaction=False) as pipe:  # one connection: WAIT is about what its own has written
+            self._accept(keys=keys, args=arguments, client=pipe)
+            pipe.wait(self._replicas, _REPLICATION_MS)
+            (created, status), reached = pipe.execute()
+        if reached < self._replicas:
+            raise NotReplicated(f"on {reached} of {self._replicas} replicas after {_REPLICATION_MS} ms")
         return bool(created), cast(Status, _text(status))
 
     def requeue(self, record: Record, why: Literal["evicted", "corrupt"]) -> bool:
@@ -261,11 +291,17 @@ class Records:
         fence = self._delete(keys=keys, args=[_member(tenant, adapter_id), adapter_id, DONE_CHANNEL, only])
         return None if fence is None else int(fence)
 
-    def due(self, most: int = 100, *, oldest: tuple[str, str] | None = None) -> list[tuple[str, str]]:
-        """Unfinished jobs that should be announced again: with a lease that ran out, handed back, or never claimed although their
-        wake-up is gone. `oldest`: the job whose wake-up has waited longest, None where none waits."""
-        members = self._due(keys=[_PENDING, _record(*oldest) if oldest else ""], args=[most, WAKE_AGAIN_MS])
-        return [_parts(member) for member in members]
+    def queues(self) -> list[str]:
+        """Every queue that ever had a job."""
+        return sorted(_text(name) for name in cast(set[bytes], self._redis.smembers(_QUEUES)))
+
+    def due(self, most: int = 100, *, oldest: Mapping[str, tuple[str, str]] = MappingProxyType({})) -> list[tuple[str, str, str]]:
+        """(tenant, adapter id, queue) of unfinished jobs that should be announced again: with a lease that ran out, handed back, or
+        never claimed although their wake-up is gone. `oldest`: by queue, the job whose wake-up has waited longest, where one
+        waits. The queue is empty for a job that was accepted before there were several."""
+        keys = [_PENDING, *(_record(*job) for job in oldest.values())]
+        found = self._due(keys=keys, args=[most, WAKE_AGAIN_MS, *oldest])
+        return [(*_parts(member), _text(queue)) for member, queue in zip(found[::2], found[1::2], strict=True)]
 
     def retire(self, most: int = 100) -> list[tuple[str, str, int]]:
         """Remove records whose adapters expired long ago; returns (tenant, adapter id, fence) of them."""
@@ -299,9 +335,11 @@ class Records:
     def retire_worker(self, name: str) -> None:
         self._redis.delete(f"qs:worker:{name}")
 
-    def workers(self) -> int:
-        """How many workers have said so lately."""
-        return sum(1 for _ in self._redis.scan_iter(match="qs:worker:*", count=1000))
+    def workers(self) -> dict[str, int]:
+        """How many workers have said so lately, by queue."""
+        names = list(self._redis.scan_iter(match="qs:worker:*", count=1000))
+        said = cast(list[bytes | None], self._redis.mget(names)) if names else []
+        return dict(Counter(json.loads(each).get("queue", "") for each in said if each is not None))
 
     def _now(self) -> int:
         seconds, microseconds = self._redis.time()

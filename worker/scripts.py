@@ -15,8 +15,8 @@ local c = redis.call('HMGET', KEYS[1], 'fence', 'status')
 local held = c[1] == ARGV[2] and c[2] == 'running'
 """
 
-# KEYS … index, sequence, retire. ARGV member, id, ttl_ms, recipe, truncated, wake_ms, retention_ms, request id, kin. The fence
-# stays: under it there may be weights to remove.
+# KEYS … index, sequence, retire, queues. ARGV member, id, ttl_ms, recipe, truncated, wake_ms, retention_ms, request id, kin, queue.
+# The fence stays: under it there may be weights to remove.
 ACCEPT = (
     _NOW
     + _COUNT
@@ -30,7 +30,8 @@ if not live then
   redis.call('DEL', KEYS[1])
   redis.call('HSET', KEYS[1], 'status', 'queued', 'recipe', ARGV[4], 'truncated', ARGV[5], 'created_at', old[4] or now,
              'queued_at', now, 'attempt', 0, 'fence', old[5] or 0, 'lease_until', 0, 'pinned', old[3] or 0, 'request', ARGV[8],
-             'kin', ARGV[9])
+             'kin', ARGV[9], 'queue', ARGV[10])
+  redis.call('SADD', KEYS[9], ARGV[10])
   if not redis.call('ZSCORE', KEYS[6], ARGV[2]) then redis.call('ZADD', KEYS[6], redis.call('INCR', KEYS[7]), ARGV[2]) end
   redis.call('ZADD', KEYS[2], now + tonumber(ARGV[6]), ARGV[1])
   redis.call('ZREM', KEYS[5], ARGV[1])
@@ -234,25 +235,26 @@ if last >= tonumber(ARGV[1]) then redis.call('SET', KEYS[1], last); return 0 end
 return 1
 """
 
-# KEYS pending, oldest ('' or the record whose wake-up has waited longest). ARGV most, wake_ms. Members that are due, put off so
-# that several reapers do not announce the same ones. Wake-ups are taken in order, so a queued job still has its own if that was
-# sent no earlier than the oldest that waits.
+# KEYS pending, then for each queue in which a wake-up waits the record whose has waited longest. ARGV most, wake_ms, those queues.
+# Members that are due and their queues, one after the other, put off so that several reapers do not announce the same ones.
+# Wake-ups are taken in order, so a queued job still has its own if that was sent no earlier than the oldest of its queue.
 DUE = (
     _NOW
     + """
 local due, lost = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, ARGV[1]), {}
-local since = math.huge
-if KEYS[2] ~= '' then
-  local o = redis.call('HMGET', KEYS[2], 'announced_at', 'queued_at')
-  since = tonumber(o[1] or o[2] or 0)
+local since = {}
+for i = 2, #KEYS do
+  local o = redis.call('HMGET', KEYS[i], 'announced_at', 'queued_at')
+  since[ARGV[i + 1]] = tonumber(o[1] or o[2] or 0)
 end
 for _, member in ipairs(due) do
   redis.call('ZADD', KEYS[1], now + tonumber(ARGV[2]), member)
   local slash = string.find(member, '/', 1, true)
   local record = 'qs:' .. string.sub(member, 1, slash - 1) .. ':adapter:' .. string.sub(member, slash + 1)
-  local r = redis.call('HMGET', record, 'status', 'last_error', 'announced_at', 'queued_at')
-  if r[1] ~= 'queued' or r[2] or tonumber(r[3] or r[4] or 0) < since then
+  local r = redis.call('HMGET', record, 'status', 'last_error', 'announced_at', 'queued_at', 'queue')
+  if r[1] ~= 'queued' or r[2] or tonumber(r[3] or r[4] or 0) < (since[r[5] or ''] or math.huge) then
     table.insert(lost, member)
+    table.insert(lost, r[5] or '')
     if r[1] then redis.call('HSET', record, 'announced_at', now) end
   end
 end

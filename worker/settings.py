@@ -1,15 +1,33 @@
 """Settings of a worker, from the environment, read once. Torch-free; the service builds on them."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import Field, StringConstraints, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from worker.errors import SettingsError
 from worker.logs import LogFormat
+from worker.servers import for_records, for_weights
 
-RedisUrl = Annotated[str, StringConstraints(pattern=r"^(redis|rediss|unix)://.+")]
+_FORMS = "redis://…, rediss://…, unix://… or redis+sentinel://host:port,…/SERVICE"
+
+
+def _records_url(url: str) -> str:
+    if not for_records(url):
+        raise ValueError(f"expected {_FORMS}")
+    return url
+
+
+def _weights_url(url: str) -> str:
+    if not for_weights(url):
+        raise ValueError(f"expected {_FORMS}, or redis+cluster://host:port,…")
+    return url
+
+
+RecordsUrl = Annotated[str, AfterValidator(_records_url)]
+WeightsUrl = Annotated[str, AfterValidator(_weights_url)]
 S = TypeVar("S", bound=BaseSettings)
 
 
@@ -18,8 +36,11 @@ class WorkerSettings(BaseSettings):
 
     model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True)
 
-    redis_url: RedisUrl = Field(default="redis://localhost:6379/0", description="queue and records; must not evict")
-    cache_url: RedisUrl | None = Field(default=None, description="adapter weights; REDIS_URL where unset")
+    redis_url: RecordsUrl = Field(default="redis://localhost:6379/0", description="queue and records; must not evict")
+    cache_url: WeightsUrl | None = Field(default=None, description="adapter weights; REDIS_URL where unset")
+    wait_replicas: int = Field(
+        default=0, ge=0, description="replicas that must have a new record before its 202; 1 or more behind Sentinel"
+    )
     base_model: str = Field(default="sentence-transformers/all-MiniLM-L6-v2", description="hub name or local path")
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
@@ -48,4 +69,5 @@ def read_settings(kind: type[S]) -> S:
     except ValidationError as error:
         problem = error.errors()[0]
         name = str(problem["loc"][0]).upper()
-        raise SettingsError(f"{name}: {problem['msg']}, got {str(problem['input'])[:80]!r}") from error
+        got = re.sub(r"//[^/@]*@", "//…@", str(problem["input"]))  # a URL may have a password
+        raise SettingsError(f"{name}: {problem['msg'].removeprefix('Value error, ')}, got {got[:80]!r}") from None

@@ -50,8 +50,8 @@ def readyz(state: State, response: Response) -> dict[str, object]:
     """Ready to take traffic, or 503 with what is missing."""
     missing: list[str] = []
     try:
-        if state.records.workers() == 0:
-            missing.append("worker")
+        if not state.records.workers().get(state.jobs.queue):
+            missing.append("worker")  # of this base model and precision
     except redis.RedisError:
         missing.append("redis")
     try:

@@ -9,7 +9,7 @@ import redis
 from tests.conftest import RedisServer
 from worker.app import KEY_PREFIX, celery_app, oldest_wake_up
 from worker.errors import WeightsCorrupt, WeightsMissing
-from worker.messages import ADAPT_TASK, DONE_CHANNEL, FIRST, IN_TURN, QUEUE, JobRecipe, Outcome, wake_up
+from worker.messages import ADAPT_TASK, DONE_CHANNEL, FIRST, IN_TURN, JobRecipe, Outcome, wake_up
 from worker.records import Claim, Records, adapter_id
 from worker.store import WeightStore, weights_digest
 
@@ -157,7 +157,7 @@ def test_a_dead_job_that_is_retried_has_its_time_again(records: Records) -> None
     time.sleep(0.31)
     assert claim(records, attempts=1) is None and records.revive("t", "a1")
     records.accept("t", "a2", RECIPE, DAY, ())
-    assert records.due(oldest=("t", "a2")) == [("t", "a1")]  # at once, whatever else waits
+    assert records.due(oldest={"": ("t", "a2")}) == [("t", "a1", "")]  # at once, whatever else waits
     records.commit(claimed(records), Outcome(status="ready", digest="f"))
     record = records.get("t", "a1")
     assert record is not None and record.status == "ready"
@@ -206,7 +206,7 @@ def test_a_job_handed_back_waits_for_another_worker(records: Records) -> None:
     assert not records.heartbeat(first, 1000) and not records.commit(first, Outcome(status="ready", digest="f"))
     record = records.get("t", "a1")
     assert record is not None and (record.status, record.attempt, record.last_error) == ("queued", 1, "because")
-    assert records.due() == [("t", "a1")]
+    assert records.due() == [("t", "a1", "")]
     second = claimed(records)
     assert records.hand_back(second, "again", delay_ms=0, counts=False)
     third = claimed(records)
@@ -260,32 +260,45 @@ def test_due_names_what_was_lost_once_and_only_that(records: Records, redis_clie
     claimed(records, "a1", lease_ms=1)
     claimed(records, "a2", lease_ms=60_000)
     time.sleep(0.005)
-    assert records.due() == [("t", "a1")]
+    assert records.due() == [("t", "a1", "")]
     assert records.due() == []  # put off: another reaper need not repeat it
     for name in ("a4", "a3"):
         redis_client.zadd("qs:pending", {f"t/{name}": 0})  # as if it were time to look at it
     redis_client.hset("qs:t:adapter:a3", "queued_at", 5_000)
     records.accept("t", "a4", RECIPE, DAY, ())
-    assert records.due(oldest=("t", "a3")) == []  # its own wake-up waits, so all later ones do
+    assert records.due(oldest={"": ("t", "a3")}) == []  # its own wake-up waits, so all later ones do
     redis_client.zadd("qs:pending", {"t/a3": 0})
-    assert records.due(oldest=("t", "a4")) == [("t", "a3")]  # a later one waits: its own is gone
+    assert records.due(oldest={"": ("t", "a4")}) == [("t", "a3", "")]  # a later one waits: its own is gone
     redis_client.zadd("qs:pending", {"t/a3": 0})
-    assert records.due(oldest=("t", "a4")) == []  # it has been announced since
+    assert records.due(oldest={"": ("t", "a4")}) == []  # it has been announced since
     redis_client.zadd("qs:pending", {"t/a3": 0})
-    assert records.due(oldest=("t", "deleted")) == []
+    assert records.due(oldest={"": ("t", "deleted")}) == []
     redis_client.zadd("qs:pending", {"t/a3": 0})
-    assert records.due() == [("t", "a3")]  # no wake-up waits
+    assert records.due() == [("t", "a3", "")]  # no wake-up waits
+
+
+def test_each_queue_has_wake_ups_of_its_own(records: Records, redis_client: "redis.Redis") -> None:
+    for name, queue in (("a1", "q"), ("a2", "r"), ("a3", "q")):
+        records.accept("t", name, RECIPE, DAY, (), queue=queue)
+        redis_client.zadd("qs:pending", {f"t/{name}": 0})
+    assert records.queues() == ["q", "r"]
+    assert records.due(oldest={"q": ("t", "a1")}) == [("t", "a2", "r")]  # nothing waits in r
+    record = records.get("t", "a2")
+    assert record is not None and record.queue == "r"
+    for number, queue in enumerate(("q", "q", "r")):
+        records.announce_worker(f"w{number}", {"queue": queue}, 10)
+    assert records.workers() == {"q": 2, "r": 1}
 
 
 def test_the_oldest_wake_up_is_read_from_the_queue_itself(redis_server: RedisServer, redis_client: "redis.Redis") -> None:
     """kombu's own format, which no contract holds still."""
-    app = celery_app(redis_server.url)
-    assert oldest_wake_up(redis_client) is None
+    app = celery_app(redis_server.url, "q")
+    assert oldest_wake_up(redis_client, "q") is None
     for name, priority in (("lost", FIRST), ("a1", IN_TURN), ("a2", IN_TURN)):
         app.send_task(ADAPT_TASK, kwargs=wake_up("t", name), priority=priority)
-    assert oldest_wake_up(redis_client) == ("t", "a1")
-    redis_client.delete(f"{KEY_PREFIX}{QUEUE}\x06\x16{IN_TURN}")
-    assert oldest_wake_up(redis_client) == ("t", "lost")
+    assert oldest_wake_up(redis_client, "q") == ("t", "a1")
+    redis_client.delete(f"{KEY_PREFIX}q\x06\x16{IN_TURN}")
+    assert oldest_wake_up(redis_client, "q") == ("t", "lost")
     app.close()
 
 

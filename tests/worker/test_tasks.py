@@ -216,7 +216,7 @@ def test_a_worker_that_is_told_to_stop_finishes_what_is_short_and_hands_back_wha
         record = hands.records.get("t", f"a{status}")
         assert record is not None and record.status == status
         assert (record.attempt, record.last_error) == ((1, None) if status == "ready" else (0, "its worker was stopped"))
-    assert hands.records.due() == [("t", "aqueued")]  # no message waits for it: the next worker is told at once
+    assert hands.records.due() == [("t", "aqueued", "")]  # no message waits for it: the next worker is told at once
 
 
 def test_the_server_of_records_and_weights_may_be_away_while_a_job_runs(tiny: TextBase, redis_server: RedisServer) -> None:

@@ -1,0 +1,69 @@
+"""URLs of one server and of many; a real Sentinel and a real cluster."""
+
+from pathlib import Path
+
+import pytest
+import redis
+
+from tests.servers import cluster, sentinel, until
+from tests.worker.test_records import DAY, RECIPE
+from worker.app import celery_app, oldest_wake_up
+from worker.errors import SettingsError, WeightsMissing
+from worker.messages import ADAPT_TASK, wake_up
+from worker.records import NotReplicated, Records
+from worker.servers import broker, records_client, weights_client
+from worker.settings import WorkerSettings, read_settings
+from worker.store import WeightStore, weights_digest
+
+CONTENT = b"weights"
+
+
+def test_urls(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert broker("unix:///tmp/r.sock") == ("redis+socket:///tmp/r.sock", {})
+    assert broker("redis://h/1") == ("redis://h/1", {})
+    url, options = broker("redis+sentinel://u:p%40s@one:1,[::1]/queue/2")
+    assert url == "sentinel://u:p%40s@one:1/2;sentinel://u:p%40s@[::1]:26379/2" and options["master_name"] == "queue"
+    monkeypatch.setenv("REDIS_URL", "redis+sentinel://one:1,two:2/queue")
+    monkeypatch.setenv("CACHE_URL", "redis+cluster://one,two")
+    assert read_settings(WorkerSettings).weights_url == "redis+cluster://one,two"
+    for wrong in ("redis+cluster://:secret@one,two", "redis+sentinel://:secret@one", "http://:secret@one"):
+        monkeypatch.setenv("REDIS_URL", wrong)
+        with pytest.raises(SettingsError, match=r"REDIS_URL: expected redis://.*, got ") as error:
+            read_settings(WorkerSettings)
+        assert "secret" not in str(error.value)
+
+
+def test_a_sentinels_master_dies_and_what_was_accepted_lives(tmp_path: Path) -> None:
+    with sentinel(tmp_path, "queue") as (url, master, replica):
+        records, app = Records(records_client(url), replicas=1), celery_app(url, "q")
+        assert records.accept("t", "a1", RECIPE, DAY, (), queue="q") == (True, "queued")
+        app.send_task(ADAPT_TASK, kwargs=wake_up("t", "a1"))
+        master.kill()
+        until(lambda: records.get("t", "a1") is not None)
+        assert replica.client.info("replication")["role"] == "master"
+        with pytest.raises(NotReplicated, match="on 0 of 1 replicas"):  # written, but should this one die too it would be lost
+            records.accept("t", "a2", RECIPE, DAY, (), queue="q")
+        app.send_task(ADAPT_TASK, kwargs=wake_up("t", "a2"))
+        # The first wake-up may have been lost with the master, the second went to the new one.
+        assert oldest_wake_up(records_client(url), "q") in (("t", "a1"), ("t", "a2"))
+        app.close()
+
+
+def test_weights_live_on_a_cluster(tmp_path: Path) -> None:
+    with cluster(tmp_path) as (url, nodes, form):
+        store, digest = WeightStore(weights_client(f"{url},127.0.0.1:1")), weights_digest(CONTENT)
+        with pytest.raises(redis.ConnectionError, match="out of reach"):
+            store.put("t", "a0", 1, CONTENT, 60_000)  # no slot belongs to anybody yet
+        form()
+        for number in range(30):
+            store.put("t", f"a{number}", 1, CONTENT, 60_000)
+        assert min(int(node.client.dbsize()) for node in nodes) > 0
+        assert all(store.get("t", f"a{number}", 1, digest) == CONTENT for number in range(30))
+        assert store.keep("t", "a3", 1, None) and store.has("t", "a3", 1) and store.keep("t", "a3", 1, 1000)
+        store.remove("t", "a3", 1)
+        with pytest.raises(WeightsMissing):
+            store.get("t", "a3", 1, digest)
+        for node in nodes:
+            node.kill()
+        with pytest.raises(redis.RedisError):
+            store.has("t", "a4", 1)
