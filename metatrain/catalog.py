@@ -15,8 +15,8 @@ log = logging.getLogger(__name__)
 SHIPPED = Path(__file__).with_name("initializations")
 
 
-def load_catalog(base: TextBase, extra: Path | None = None) -> dict[str, Initialization]:
-    """Every initialization by name, each of its delta kinds probed on `base` once.
+def load_catalog(base: TextBase, extra: Path | None = None, *, probed: bool = True) -> dict[str, Initialization]:
+    """Every initialization by name, each of its delta kinds probed on `base` once, unless another process has done so.
 
     `extra` is a folder of initialization folders. The shipped ones are left out where `base` is not the model they were trained
     on. Raises ArtifactError or UnsupportedDelta, and ArtifactError for a name used twice.
@@ -30,11 +30,9 @@ def load_catalog(base: TextBase, extra: Path | None = None) -> dict[str, Initial
         if init.name in catalog:
             raise ArtifactError(f"{folder}: an initialization named {init.name!r} is already there")
         catalog[init.name] = init
-    probed: set[DeltaConfig] = set()
-    for init in catalog.values():
-        if init.delta not in probed:
-            probe(base, base.attach(init.delta))
-            probed.add(init.delta)
+    kinds: set[DeltaConfig] = {init.delta for init in catalog.values()} if probed else set()
+    for kind in kinds:
+        probe(base, base.attach(kind))
     return catalog
 
 

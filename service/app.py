@@ -19,6 +19,7 @@ from service.jobs import Jobs
 from service.limits import BodyLimit
 from service.metrics import Metrics
 from service.predictor import InProcessPredictor
+from service.remote_predictor import RemotePredictor
 from service.requests import Requests
 from service.routes import adapters, deployment, predictions
 from service.settings import ServiceSettings
@@ -42,7 +43,11 @@ def create_app(settings: ServiceSettings, base: TextBase, initializations: dict[
         queue = queue_name(base.spec.weights_sha256, str(base.dtype).removeprefix("torch."))
         jobs = Jobs(records, celery_app(settings.redis_url, queue), settings.redis_url)
         store = WeightStore(cache)
-        predictor = InProcessPredictor(base, initializations, store, settings)
+        predictor: RemotePredictor | InProcessPredictor
+        if settings.predictor_url is not None:
+            predictor = RemotePredictor(base, settings.predictor_url)
+        else:
+            predictor = InProcessPredictor(base, initializations, store, settings)
         metrics = Metrics(records, predictor)
         app.state.service = ServiceState(settings, cache, records, store, jobs, base, initializations, predictor, metrics)
         jobs.listen()

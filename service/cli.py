@@ -1,4 +1,4 @@
-"""`quickstudy serve`, `quickstudy worker`, `quickstudy demo`, `quickstudy jobs`."""
+"""`quickstudy serve`, `quickstudy worker`, `quickstudy predictor`, `quickstudy demo`, `quickstudy jobs`."""
 
 import os
 import signal
@@ -59,6 +59,26 @@ def worker() -> None:
     from worker.__main__ import main as run_worker
 
     run_worker()
+
+
+@main.command()
+@click.option("--listen", required=True, metavar="URL", help="unix:///path or tcp://host:port; PREDICTOR_URL of the services.")
+def predictor(listen: str) -> None:
+    """Run the predictor as a process of its own, on CACHE_URL (or REDIS_URL)."""
+    from service.settings import ServiceSettings, predictor_address
+    from worker.settings import read_settings
+
+    try:
+        predictor_address(listen)
+        settings = read_settings(ServiceSettings)
+        configure("predictor", settings.log_level, settings.log_format)
+        from service.serving import run_predictor
+
+        run_predictor(settings, listen)
+    except ValueError as error:
+        sys.exit(f"error: --listen: {error}, got {listen!r}")
+    except SettingsError as error:
+        sys.exit(f"error: {error}")
 
 
 @main.command()

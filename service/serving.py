@@ -1,5 +1,6 @@
 """Runs the application under uvicorn and says where it listens."""
 
+import asyncio
 import logging
 import socket
 import sys
@@ -14,7 +15,11 @@ from metatrain.base.text import TextBase, load_text_base
 from metatrain.catalog import load_catalog
 from metatrain.errors import MetatrainError
 from service.app import create_app
+from service.predictor import InProcessPredictor
+from service.predictor_server import serve
 from service.settings import ServiceSettings
+from worker.servers import weights_client
+from worker.store import WeightStore
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +29,7 @@ def _load(settings: ServiceSettings) -> tuple[TextBase, dict[str, Initialization
         torch.set_num_threads(settings.threads)
     try:
         base = load_text_base(settings.base_model, precision=settings.precision)
-        return base, load_catalog(base, settings.initializations_dir)
+        return base, load_catalog(base, settings.initializations_dir, probed=settings.predictor_url is None)
     except MetatrainError as error:
         sys.exit(f"error: {error}")
 
@@ -52,6 +57,16 @@ def listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         sys.exit(f"error: --host {host} --port {port}: {error.strerror}")
     return listening
+
+
+def run_predictor(settings: ServiceSettings, url: str) -> None:
+    """As `run`, of a predictor alone."""
+    base, initializations = _load(settings.model_copy(update={"predictor_url": None}))
+    store = WeightStore(weights_client(settings.weights_url, connect_timeout=2))
+    try:
+        asyncio.run(serve(InProcessPredictor(base, initializations, store, settings), url))
+    except OSError as error:
+        sys.exit(f"error: --listen {url}: {error.strerror}")
 
 
 def run(settings: ServiceSettings, listening: socket.socket) -> None:

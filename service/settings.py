@@ -1,8 +1,26 @@
 """Settings of the service, from the environment, read once."""
 
-from pydantic import Field
+from typing import Annotated
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, Field
 
 from worker.settings import WorkerSettings
+
+
+def predictor_address(url: str) -> str | tuple[str, int]:
+    """A socket's path, or host and port. Raises ValueError."""
+    parts = urlsplit(url)
+    if parts.scheme == "unix" and parts.path:
+        return parts.path
+    if parts.scheme == "tcp" and parts.hostname and parts.port and parts.path in ("", "/"):
+        return parts.hostname, parts.port
+    raise ValueError("expected unix:///path or tcp://host:port")
+
+
+def _predictor_url(url: str) -> str:
+    predictor_address(url)
+    return url
 
 
 class ServiceSettings(WorkerSettings):
@@ -23,4 +41,8 @@ class ServiceSettings(WorkerSettings):
     batch_rows: int = Field(default=64, ge=1, description="rows of one forward pass")
     batch_tokens: int = Field(default=4096, ge=1, description="tokens of one forward pass")
     batch_wait_ms: float = Field(default=2, ge=0, le=1000, description="longest wait for calls on their way to a batch")
+    predictor_url: Annotated[str, AfterValidator(_predictor_url)] | None = Field(
+        default=None,
+        description="of a predictor in a process of its own: unix:///path or tcp://host:port; in this process where unset",
+    )
     queue_rows: int = Field(default=2048, ge=1, description="inputs that may wait for a prediction; 429 beyond")
