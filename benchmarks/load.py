@@ -115,7 +115,7 @@ def _case(url: str, clients: int, adapters: list[str], law: str, inputs: int, se
     case = f"{clients} clients, {len(adapters)} adapters, {law}, {inputs} inputs a request"
     weights = list(itertools.accumulate(1 / (rank + 1) if law == "zipf" else 1.0 for rank in range(len(adapters))))
     draw = random.Random(clients)
-    answered, refused = asyncio.run(_hammer(url, clients, lambda: draw.choices(adapters, cum_weights=weights)[0], inputs, seconds))
+    answered, refused = asyncio.run(hammer(url, clients, lambda: draw.choices(adapters, cum_weights=weights)[0], inputs, seconds))
     rate = len(answered) * inputs / seconds
     times = sorted(1e3 * took for took in answered)
     p50, p95, p99 = (times[min(len(times) - 1, int(share * len(times)))] for share in (0.5, 0.95, 0.99))
@@ -125,7 +125,8 @@ def _case(url: str, clients: int, adapters: list[str], law: str, inputs: int, se
     return [Row(case, "quickstudy", metric, value, unit) for metric, (value, unit) in found.items()]
 
 
-async def _hammer(url: str, clients: int, choose: Callable[[], str], inputs: int, seconds: float) -> tuple[list[float], int]:
+async def hammer(url: str, clients: int, choose: Callable[[], str], inputs: int, seconds: float) -> tuple[list[float], int]:
+    """Seconds of each request that was answered, and how many were refused; `choose` names the next request's adapter."""
     texts, answered, refused = _texts(), list[float](), 0
 
     async def client(number: int, until: float, kept: list[float]) -> None:

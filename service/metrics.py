@@ -12,7 +12,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from service.predictor import STAGES, Predictor
-from worker.records import RECOVERY_BOUNDS_MS, Records
+from worker.records import JOB_STAGES, RECOVERY_BOUNDS_MS, STAGE_BOUNDS_MS, Records
 
 _COUNTERS = {
     "accepted": "Jobs taken with a 202",
@@ -114,6 +114,7 @@ class _OfRecords(Collector):
         yield ended
         for name, meaning in _COUNTERS.items():
             yield CounterMetricFamily(f"quickstudy_jobs_{name}", meaning, value=counts.get(name, 0))
+        yield _stages(counts)
         total = counts.get("recoveries", 0)
         buckets = [(str(bound / 1000), counts.get(f"recovery_le_{bound}", 0)) for bound in RECOVERY_BOUNDS_MS]
         yield HistogramMetricFamily(
@@ -122,3 +123,15 @@ class _OfRecords(Collector):
             buckets=[*buckets, ("+Inf", total)],
             sum_value=counts.get("recovery_ms", 0) / 1000,
         )
+
+
+def _stages(counts: Mapping[str, int]) -> HistogramMetricFamily:
+    """Of every worker's jobs."""
+    family = HistogramMetricFamily(
+        "quickstudy_adapt_stage_seconds", f"Time of an adaptation in each stage: {', '.join(JOB_STAGES)}", labels=["stage"]
+    )
+    for stage in JOB_STAGES:
+        total = counts.get(f"stage_{stage}_count", 0)
+        buckets = [(str(bound / 1000), counts.get(f"stage_{stage}_le_{bound}", 0)) for bound in STAGE_BOUNDS_MS]
+        family.add_metric([stage], buckets=[*buckets, ("+Inf", total)], sum_value=counts.get(f"stage_{stage}_us", 0) / 1e6)
+    return family

@@ -14,7 +14,7 @@ import json
 import logging
 import secrets
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal, cast
@@ -33,6 +33,8 @@ WAKE_AGAIN_MS = 10_000
 RETENTION_MS = 7 * 24 * 3600 * 1000
 """A record outlives its adapter's expiry by this long, so that a late reader is told `expired` and not `unknown`."""
 RECOVERY_BOUNDS_MS = (1_000, 2_500, 5_000, 10_000, 20_000, 40_000, 80_000, 160_000)
+JOB_STAGES = ("queue", "tokenize", "inner_loop", "inner_step", "store")
+STAGE_BOUNDS_MS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 30_000, 120_000)
 _PENDING = "qs:pending"
 _RUNNING = "qs:running"
 _COUNTS = "qs:counts"
@@ -238,6 +240,16 @@ class Records:
         arguments: list[Any] = [_member(tenant, adapter_id), int(pinned), RETENTION_MS]
         ttl = self._pin(keys=[*_keys(tenant, adapter_id), _RETIRE], args=arguments)
         return None if ttl is None else int(ttl)
+
+    def observe(self, stages_ms: Mapping[str, Sequence[float]]) -> None:
+        """Count milliseconds by stage of a job that has ended: how many, their sum, and how many were within each bound."""
+        with self._redis.pipeline(transaction=False) as pipe:
+            for stage, times in stages_ms.items():
+                for spent in times:
+                    within = [f"_le_{bound}" for bound in STAGE_BOUNDS_MS if spent <= bound]
+                    for what, by in [("_count", 1), ("_us", round(1e3 * spent)), *((name, 1) for name in within)]:
+                        pipe.hincrby(_COUNTS, f"stage_{stage}{what}", by)
+            pipe.execute()
 
     def counts(self) -> dict[str, int]:
         """What has happened since the records began, by name, and how many jobs are `queued` and `running` now."""

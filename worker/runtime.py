@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 
@@ -21,11 +22,12 @@ OnStep = Callable[[dict[int, float]], None]
 
 @dataclass(frozen=True)
 class Product:
-    """An adapter's bytes, the support loss before each step, and milliseconds by stage."""
+    """An adapter's bytes, the support loss before each step, milliseconds by stage, and of each inner step of its pass."""
 
     content: bytes
     support_loss: tuple[float, ...]
     timings: dict[str, float]
+    steps_ms: tuple[float, ...]
 
 
 class Runtime:
@@ -74,12 +76,20 @@ class Runtime:
             seed=recipes[0].seed,
             serving=True,
         )
-        ended = adapt_each(tasks, init.outer(self.base.device), init.inner.update, deadline=deadline, on_step=on_step)
+        ticks = [time.perf_counter()]
+
+        def tick(losses: dict[int, float]) -> None:
+            ticks.append(time.perf_counter())
+            if on_step is not None:
+                on_step(losses)
+
+        ended = adapt_each(tasks, init.outer(self.base.device), init.inner.update, deadline=deadline, on_step=tick)
         made: list[Product | AdaptationError] = []
         timings = {"tokenize": 1e3 * (tokenized - began), "inner_loop": 1e3 * (time.perf_counter() - tokenized)}
+        steps_ms = tuple(1e3 * (over - began) for began, over in pairwise(ticks))
         for recipe, each in zip(recipes, ended, strict=True):
             try:
-                made.append(each if isinstance(each, DeadlineExceeded) else self._product(recipe, init, each, timings))
+                made.append(each if isinstance(each, DeadlineExceeded) else self._product(recipe, init, each, timings, steps_ms))
             except NonFinite as error:
                 made.append(error)
         return made
@@ -94,7 +104,9 @@ class Runtime:
                 raise AdaptationError(f"initialization {recipe.initialization!r} with digest {digest[:12]}… is not on this worker")
         return self.by_digest[recipes[0].initialization_digest]
 
-    def _product(self, recipe: JobRecipe, init: Initialization, ended: Ended, timings: dict[str, float]) -> Product:
+    def _product(
+        self, recipe: JobRecipe, init: Initialization, ended: Ended, timings: dict[str, float], steps_ms: tuple[float, ...]
+    ) -> Product:
         adapter = Adapter(
             AdapterMetadata(
                 initialization_digest=recipe.initialization_digest,
@@ -110,7 +122,7 @@ class Runtime:
         for name, leaf in {**adapter.delta, "head.weight": adapter.weight, "head.bias": adapter.bias}.items():
             if not torch.isfinite(leaf).all():
                 raise NonFinite(f"{name} is not finite after {len(ended.losses)} inner steps")
-        return Product(adapter_to_bytes(adapter), ended.losses, timings)
+        return Product(adapter_to_bytes(adapter), ended.losses, timings, steps_ms[: len(ended.losses)])
 
 
 def load_runtime(settings: WorkerSettings) -> Runtime:

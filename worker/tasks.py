@@ -150,8 +150,17 @@ class Hands:
             self._lost(claim)
             return
         log.info(outcome.status)
+        if not isinstance(result, Exception):
+            self._observe(outcome, result)
         if outcome.status == "ready" and (kept.pinned or kept.ttl_ms != claim.ttl_ms):
             self._keep(claim, kept)
+
+    def _observe(self, outcome: Outcome, product: Product) -> None:
+        stages = {stage: (spent,) for stage, spent in outcome.timings.items()}
+        try:
+            self.records.observe({**stages, "inner_step": product.steps_ms})
+        except redis.RedisError as error:
+            log.warning("the times of a job are not counted: %s", type(error).__name__)
 
     def _lost(self, claim: Claim) -> None:
         self._discard(claim, claim.fence)

@@ -136,6 +136,8 @@ def test_metrics_count_what_happens(service: Served) -> None:
     assert sample(service, "quickstudy_records_up") == 1 and sample(service, "quickstudy_workers") == 1
     assert sample(service, 'quickstudy_jobs{status="queued"}') == sample(service, 'quickstudy_jobs{status="running"}') == 0
     assert sample(service, 'quickstudy_http_requests_total{method="POST",route="/predict",status="200"}') >= 1
+    for stage, least in (("inner_step", 10), ("inner_loop", 1), ("queue", 1), ("store", 1)):
+        assert sample(service, f'quickstudy_adapt_stage_seconds_count{{stage="{stage}"}}') >= least
     assert adapter not in answer.text  # a label for each adapter would grow without end
 
 

@@ -290,6 +290,15 @@ def test_each_queue_has_wake_ups_of_its_own(records: Records, redis_client: "red
     assert records.workers() == {"q": 2, "r": 1}
 
 
+def test_times_are_counted_by_stage(records: Records) -> None:
+    records.observe({"queue": (4.0,), "inner_step": (1.0, 7.5)})
+    records.observe({"inner_step": (60.25,)})
+    counts = records.counts()
+    assert (counts["stage_inner_step_count"], counts["stage_inner_step_us"], counts["stage_queue_us"]) == (3, 68_750, 4_000)
+    bounds = (1, 5, 10, 50, 100)
+    assert [counts.get(f"stage_inner_step_le_{bound}", 0) for bound in bounds] == [1, 1, 2, 2, 3]
+
+
 def test_the_oldest_wake_up_is_read_from_the_queue_itself(redis_server: RedisServer, redis_client: "redis.Redis") -> None:
     """kombu's own format, which no contract holds still."""
     app = celery_app(redis_server.url, "q")

@@ -1,0 +1,270 @@
+"""`make bench-adapt`: from POST to ready, next to the bare inner loop in one process, and to the peers on the same support sets.
+
+5-way 1-, 5- and 10-shot of the shipped task set, and all 77 classes of BANKING77 with 10 examples each (with `--data`; the default
+has trained on that set, so its accuracy there says nothing). At rest: one request after another. At once: 16 clients, each with its
+next support set as soon as it has an adapter. Every request has a support set of its own, so nothing is answered from an adapter
+that is there already. Bare: `worker.runtime` on the same support sets, before the service starts, with the same threads. What is
+above it is HTTP, record, queue and store.
+
+Peers, in one process, loading not counted: PEFT's own LoRA (r=8 on query and value, Adam at 3e-3, ten steps over the whole support
+set, a linear head from prototypes) and SetFit with its defaults on the first support sets (`--setfit`, minutes).
+"""
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from benchmarks.banking import draw
+from benchmarks.record import Row, write
+from benchmarks.systems import setfit
+from metatrain.base.text import load_text_base
+from metatrain.data.jsonl import STARTER, read_jsonl
+from metatrain.episode import EpisodeSampler, EpisodeShape
+from service.client import Client
+from service.demo import served
+from worker.messages import JobRecipe
+from worker.runtime import load_runtime
+from worker.settings import WorkerSettings, read_settings
+
+CLIENTS = 16
+QUERIES = 4
+BARE, PEFT, SETFIT = "bare inner loop", "PEFT, 10 steps of Adam", "SetFit"
+Pairs = list[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Case:
+    """`tasks`: (support, query) pairs, the first of which are for warming up."""
+
+    name: str
+    tasks: list[tuple[Pairs, Pairs]]
+    warm: int
+
+
+def cases(data: Path | None, requests: int) -> list[Case]:
+    found = []
+    for shots in (1, 5, 10):
+        sampler = EpisodeSampler([read_jsonl(STARTER)], seed=99 + shots)
+        drawn = [sampler.episode(i, EpisodeShape(5, shots, QUERIES)) for i in range(3 + requests + 4 * CLIENTS)]
+        named = [tuple([(text, e.labels[c]) for text, c in part] for part in (e.support, e.query)) for e in drawn]
+        found.append(Case(f"5-way {shots}-shot", named, 3))  # type: ignore[arg-type]
+    if data is not None:
+        support, query = draw(data, 10)
+        rng = np.random.default_rng(1)
+        asked = [query[i] for i in rng.permutation(len(query))[:1000]]
+        # The same examples less one, each time another one: another support set of the same size.
+        tasks = [(support[:i] + support[i + 1 :], asked) for i in range(1 + max(3, requests // 10) + CLIENTS)]
+        found.append(Case("77-way 10-shot", tasks, 1))
+    return found
+
+
+def _at_rest(case: Case, requests: int) -> list[tuple[Pairs, Pairs]]:
+    return case.tasks[: case.warm + (requests if case.warm > 1 else max(3, requests // 10))]
+
+
+@click.command()
+@click.option(
+    "--data", type=click.Path(path_type=Path, exists=True), help="The folder of BANKING77; without it 77-way is left out."
+)
+@click.option("--requests", default=30, show_default=True, help="At rest, of each 5-way case.")
+@click.option("--setfit", "setfit_tasks", default=2, show_default=True, help="Support sets of each 5-way case that SetFit gets.")
+@click.option("--apart", nargs=2, type=(str, int), hidden=True)
+def main(data: Path | None, requests: int, setfit_tasks: int, apart: tuple[str, int] | None) -> None:
+    if apart is not None:
+        case = next(c for c in cases(data, requests) if c.name == apart[0])
+        print(json.dumps({BARE: _bare, PEFT: _peft, SETFIT: _setfit}[SYSTEMS[apart[1]]](_at_rest(case, requests), setfit_tasks)))
+        return
+    rows: list[Row] = []
+    own: dict[str, dict[str, list[list[float]]]] = {}
+    every = cases(data, requests)
+    for case in every:
+        for number, system in enumerate(SYSTEMS):
+            if system != SETFIT or (setfit_tasks and case.warm > 1):
+                own.setdefault(case.name, {})[system] = _apart(data, requests, setfit_tasks, case, number)
+    with tempfile.TemporaryDirectory() as folder, served(Path(folder), {"LOG_LEVEL": "WARNING"}) as url:
+        for case in every:
+            ready = _one_by_one(url, case, _at_rest(case, requests))
+            rows += _rows(case, ready, own[case.name], _at_once(url, case))
+    print(f"\nwrote {write('adapt', rows, requests=requests)}")
+
+
+def _apart(data: Path | None, requests: int, setfit_tasks: int, case: Case, system: int) -> list[list[float]]:
+    """[milliseconds, accuracy] of each task, by a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.adapt", "--requests", str(requests), "--setfit", str(setfit_tasks)]
+    command += ["--data", str(data)] if data is not None else []
+    command += ["--apart", case.name, str(system)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise click.ClickException(f"{SYSTEMS[system]}, {case.name}:\n{done.stderr[-2000:]}")
+    found: list[list[float]] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def _recipe(support: Pairs, runtime: Any) -> JobRecipe:
+    init = next(i for i in runtime.by_digest.values() if i.name == "default")
+    size = len(support), len({label for _, label in support})
+    return JobRecipe(
+        initialization=init.name,
+        initialization_digest=init.digest,
+        support=tuple(sorted(support, key=lambda pair: pair[::-1])),
+        steps=None if init.inner.asks(*size) else init.inner.steps_for(*size),
+        seed=0,
+        precision=str(runtime.base.dtype).removeprefix("torch."),
+    )
+
+
+def _bare(tasks: list[tuple[Pairs, Pairs]], _: int) -> list[list[float]]:
+    runtime = load_runtime(read_settings(WorkerSettings))
+
+    def run(support: Pairs, _query: Pairs) -> float:
+        runtime.adapt(_recipe(support, runtime))
+        return float("nan")
+
+    return _timed(run, tasks)
+
+
+def _peft(tasks: list[tuple[Pairs, Pairs]], _: int) -> list[list[float]]:
+    """PEFT as its documentation has it: the model wrapped, one optimizer over what is trainable."""
+    from peft import LoraConfig, get_peft_model
+
+    base = load_text_base()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model: Any = get_peft_model(base.model, LoraConfig(r=8, lora_alpha=16, target_modules=["query", "value"]))
+    start = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+
+    def features(texts: Sequence[str]) -> torch.Tensor:
+        rows = base.tokenizer(list(texts), padding=True, truncation=True, max_length=base.spec.max_length, return_tensors="pt")
+        mask = rows["attention_mask"].unsqueeze(-1)
+        hidden = model(input_ids=rows["input_ids"], attention_mask=rows["attention_mask"]).last_hidden_state.float()
+        return torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)
+
+    def run(support: Pairs, query: Pairs) -> Callable[[], float]:
+        labels = sorted({label for _, label in support})
+        wanted = torch.tensor([labels.index(label) for _, label in support])
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if name in start:
+                    parameter.copy_(start[name])
+            first = features([text for text, _ in support])
+            prototypes = torch.stack([first[wanted == c].mean(0) for c in range(len(labels))])
+        head = torch.nn.Linear(first.shape[1], len(labels))
+        head.weight.data, head.bias.data = 16 * torch.nn.functional.normalize(prototypes, dim=-1), torch.zeros(len(labels))
+        optimizer = torch.optim.Adam([*(p for p in model.parameters() if p.requires_grad), *head.parameters()], lr=3e-3)
+        for _ in range(10):
+            optimizer.zero_grad()
+            loss = torch.nn.functional.cross_entropy(head(features([text for text, _ in support])), wanted)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+
+        @torch.no_grad()
+        def judge() -> float:
+            found = torch.cat([head(features([t for t, _ in query[i : i + 200]])).argmax(-1) for i in range(0, len(query), 200)])
+            return float(np.mean([labels[c] == label for c, (_, label) in zip(found.tolist(), query, strict=True)]))
+
+        return judge
+
+    return _timed(run, tasks)
+
+
+def _setfit(tasks: list[tuple[Pairs, Pairs]], most: int) -> list[list[float]]:
+    found = []
+    for support, query in tasks[:most]:
+        labels = sorted({label for _, label in support})
+        answer = setfit([(text, labels.index(label)) for text, label in support], [text for text, _ in query])
+        right = [labels[c] == label for c, (_, label) in zip(answer.predicted, query, strict=True)]
+        found.append([1e3 * answer.seconds, float(np.mean(right))])
+    return found
+
+
+def _timed(run: Callable[[Pairs, Pairs], float | Callable[[], float]], tasks: list[tuple[Pairs, Pairs]]) -> list[list[float]]:
+    """[milliseconds, accuracy]; what `run` returns is judged after the clock has stopped."""
+    found = []
+    for support, query in tasks:
+        began = time.perf_counter()
+        judge = run(support, query)
+        took = 1e3 * (time.perf_counter() - began)
+        found.append([took, judge() if callable(judge) else judge])
+    return found
+
+
+SYSTEMS = (BARE, PEFT, SETFIT)
+
+
+def _one_by_one(url: str, case: Case, tasks: list[tuple[Pairs, Pairs]]) -> list[list[float]]:
+    """[milliseconds from POST to ready, those of them in the inner loop, accuracy]."""
+    found = []
+    with Client(url, timeout=300) as quickstudy:
+        for support, query in tqdm(tasks, desc=case.name, disable=None):
+            began = time.perf_counter()
+            adapter = quickstudy.adapt(support, wait=120)
+            took = 1e3 * (time.perf_counter() - began)
+            timings = quickstudy.adapter(adapter)["timings"]
+            right = []
+            for start in range(0, len(query), 200):
+                part = query[start : start + 200]
+                predictions = quickstudy.predict(adapter, [text for text, _ in part])
+                right += [p.label == label for p, (_, label) in zip(predictions, part, strict=True)]
+            found.append([took, timings["tokenize"] + timings["inner_loop"], float(np.mean(right))])
+            time.sleep(0.2)
+    return found
+
+
+def _at_once(url: str, case: Case) -> tuple[list[float], float]:
+    """Milliseconds from POST to ready of each of the last support sets, 16 always on their way; adaptations a second."""
+    tasks = case.tasks[-(4 * CLIENTS if case.warm > 1 else CLIENTS) :]
+
+    def adapt(support: Pairs) -> float:
+        with Client(url, timeout=300) as quickstudy:
+            began = time.perf_counter()
+            quickstudy.adapt(support, wait=290)
+            return 1e3 * (time.perf_counter() - began)
+
+    began = time.perf_counter()
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        times = list(pool.map(adapt, [support for support, _ in tasks]))
+    return times, len(tasks) / (time.perf_counter() - began)
+
+
+def _rows(case: Case, ready: list[list[float]], own: dict[str, list[list[float]]], at_once: tuple[list[float], float]) -> list[Row]:
+    bare = [took for took, _ in own[BARE]]
+    above = [took - inner for took, inner, _ in ready]
+    measured = {
+        "POST to ready, at rest": [took for took, _, _ in ready],
+        "of that, the inner loop": [inner for _, inner, _ in ready],
+        "of that, above the inner loop": above,
+        BARE: bare,
+        f"POST to ready, {CLIENTS} at once": at_once[0],
+        **{system: [took for took, _ in own[system]] for system in (PEFT, SETFIT) if system in own},
+    }
+    accuracy = {"POST to ready, at rest": [score for *_, score in ready]}
+    accuracy |= {system: [score for _, score in own[system]] for system in (PEFT, SETFIT) if system in own}
+    rows = []
+    print(f"\n{case.name:<34} {'p50 ms':>9} {'p95 ms':>9} {'accuracy':>9}")
+    for system, values in measured.items():
+        kept = values if system.endswith("at once") or system == SETFIT else values[case.warm :]
+        p50, p95 = statistics.median(kept), sorted(kept)[min(len(kept) - 1, int(0.95 * len(kept)))]
+        right = accuracy.get(system)
+        print(f"{system:<34} {p50:>9.1f} {p95:>9.1f} {'' if right is None else f'{statistics.fmean(right):>9.1%}'}")
+        rows += [Row(case.name, system, "p50", p50, "ms"), Row(case.name, system, "p95", p95, "ms")]
+        rows += [] if right is None else [Row(case.name, system, "accuracy", statistics.fmean(right), "share")]
+    print(f"{CLIENTS} at once: {at_once[1]:.2f} adaptations a second")
+    return [*rows, Row(case.name, f"POST to ready, {CLIENTS} at once", "adaptations a second", at_once[1], "1/s")]
+
+
+if __name__ == "__main__":
+    main()

