@@ -170,7 +170,7 @@ class Client:
                 return
 
     def set_alias(self, alias: str, adapter: Named, **condition: Unpack[AliasCondition]) -> AliasMove:
-        """Have an alias point at an adapter. With `expected`, only where it points there now (None: nowhere), else raises Conflict."""
+        """Have an alias point at an adapter. With `expected`, raises Conflict where it does not point there just before."""
         return self._answer(calls.set_alias(alias, adapter, condition))
 
     def delete_alias(self, alias: str) -> None:
