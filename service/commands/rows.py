@@ -6,8 +6,9 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 import click
 
@@ -77,17 +78,12 @@ def opened(path: str, chosen: Format | None) -> Iterator[Rows]:
         try:
             first = text.readline()
             kind = chosen or _BY_SUFFIX.get(Path(path).suffix.lower()) or _guessed(name, first)
-            lines = _joined(first, text)
+            lines = chain((first,), text)
             yield _json_lines(name, lines) if kind == "jsonl" else _table(name, kind, lines)
         except UnicodeDecodeError:
             raise UnreadableRows(f"{name}: expected UTF-8 text") from None
         finally:
             text.detach()  # standard input is not ours to close
-
-
-def _joined(first: str, rest: IO[str]) -> Iterator[str]:
-    yield first
-    yield from rest
 
 
 def _guessed(name: str, first: str) -> Format:

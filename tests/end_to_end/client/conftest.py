@@ -23,5 +23,5 @@ def service(environment: dict[str, str], tiny: TextBase, tmp_path_factory: pytes
     save_initialization(init, initializations / "default", tiny.attach(init.delta))
     settings = {"INITIALIZATIONS_DIR": str(initializations), "MAX_INPUTS": str(MAX_INPUTS)}
     with served(folder, environment | settings) as running:
-        running.wait_ready()
+        running.wait_ready(180)
         yield running

@@ -59,8 +59,6 @@ def test_adapt_predict_and_what_becomes_of_it(service: Served) -> None:
         score = quickstudy.score(made, [*PAIRS, ("order pizza", "close")])
         assert score.examples == 6 and score.mistakes == (5,) and score.confusion["close"] == {"close": 2, "order": 1}
         assert score.labels["order"].recall == 1
-        used = quickstudy.usage()
-        assert used.tenant == "default" and used.adapters >= 1 and used.predictions >= 1
         quickstudy.delete(made)
         with pytest.raises(NotFound, match="no adapter") as error:
             quickstudy.adapter(made)
@@ -161,13 +159,28 @@ def test_the_same_for_asyncio(service: Served) -> None:
             await quickstudy.pin(second)
             assert (await quickstudy.update(second, name="second")).pinned
             await quickstudy.unpin(second)
-            assert (await quickstudy.usage()).tenant == "default"
             await quickstudy.delete(second)
             with pytest.raises(NotFound):
                 await quickstudy.adapter(second)
             return await quickstudy.wait(first)
 
     assert asyncio.run(walk()).status == "ready"
+
+
+def test_what_is_used_is_counted(service: Served) -> None:
+    with Client(service.url) as quickstudy:
+        made = quickstudy.adapt(PAIRS, seed=10)
+        before = quickstudy.usage()
+        quickstudy.predict(made, ["order pizza", "play a song"])
+        after = quickstudy.usage()
+    assert before.tenant == "default" and before.adapters >= 1 and before.bytes > 0 and before.adaptations >= 1
+    assert after.predictions > before.predictions and set(after.limits) >= {"MAX_ADAPTERS", "MAX_JOBS"}
+
+    async def asked() -> str:
+        async with AsyncClient(service.url) as quickstudy:
+            return (await quickstudy.usage()).tenant
+
+    assert asyncio.run(asked()) == "default"
 
 
 def test_it_knows_every_status() -> None:
