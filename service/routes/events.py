@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Response
-from fastapi.sse import EventSourceResponse, format_sse_event
+from fastapi.responses import StreamingResponse
+from fastapi.sse import format_sse_event
 from starlette.concurrency import run_in_threadpool
 
 from service.errors import InvalidRequest, UnknownAdapter
@@ -50,7 +51,7 @@ class _Event:
 
 @router.get(
     "/adapters/{adapter_id}/events",
-    response_class=EventSourceResponse,
+    response_class=StreamingResponse,
     response_model=None,
     responses={**_ANSWERS, **problems(*OF_ANY_ROUTE, InvalidRequest, UnknownAdapter)},
 )
@@ -72,7 +73,7 @@ async def adapter_events(
     if not _unfinished(step) and seen >= (step.fence, _END):
         return Response(status_code=204)
     headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-    return EventSourceResponse(_stream(tenant, adapter_id, state, seen), headers=headers)
+    return StreamingResponse(_stream(tenant, adapter_id, state, seen), headers=headers, media_type="text/event-stream")
 
 
 async def _stream(tenant: str, adapter_id: str, state: ServiceState, seen: Number) -> AsyncIterator[bytes]:
