@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
@@ -54,6 +54,7 @@ def predict(
             for part, answer in _answered(client, adapter, rows, column, wanted):
                 write(part, answer)
                 bar.update(len(part))
+            write([], ())  # of no rows, their columns at least
 
 
 def _answered(client: Client, name: str, rows: Rows, column: str, top_k: int | None) -> Iterator[tuple[list[Entry], Predictions]]:
@@ -82,7 +83,7 @@ def _count(file: str, chosen: Format | None, text_column: str | None) -> int | N
         return sum(1 for line, row in rows.entries if rows.text(line, row, column))
 
 
-def _csv(rows: Rows, top_k: int) -> Callable[[list[Entry], Predictions], None]:
+def _csv(rows: Rows, top_k: int) -> Callable[[list[Entry], Sequence[Prediction]], None]:
     """The input's columns, `label` and `probability`; with more labels, `label_2` and so on. Where the input has one of these
     names, all of them begin with `predicted_`."""
     added = [name if k == 1 else f"{name}_{k}" for k in range(1, top_k + 1) for name in ("label", "probability")]
@@ -90,10 +91,9 @@ def _csv(rows: Rows, top_k: int) -> Callable[[list[Entry], Predictions], None]:
         added = [f"predicted_{name}" for name in added]
     if set(added) & set(rows.columns):
         raise UnreadableRows(f"{rows.name} has columns that the output would have twice: {', '.join(added)}; try --output jsonl")
-    _print_csv([[*rows.columns, *added]])
+    lines = [[*rows.columns, *added]]  # not before there is a first answer
 
-    def write(part: list[Entry], answer: Predictions) -> None:
-        lines = []
+    def write(part: list[Entry], answer: Sequence[Prediction]) -> None:
         for (line, row), prediction in zip(part, answer, strict=True):
             if row.keys() - set(rows.columns):
                 new = ", ".join(sorted(row.keys() - set(rows.columns)))
@@ -102,11 +102,12 @@ def _csv(rows: Rows, top_k: int) -> Callable[[list[Entry], Predictions], None]:
             cells = [cell for label, p in _ranked(prediction) for cell in (label, f"{p:.6g}")]
             lines.append([*own, *cells, *[""] * (len(added) - len(cells))])
         _print_csv(lines)
+        lines.clear()
 
     return write
 
 
-def _jsonl(part: list[Entry], answer: Predictions) -> None:
+def _jsonl(part: list[Entry], answer: Sequence[Prediction]) -> None:
     """Each row as it came, with `prediction`."""
     for (_, row), prediction in zip(part, answer, strict=True):
         found = {"label": prediction.label, "probability": prediction.probability, "probabilities": dict(_ranked(prediction))}

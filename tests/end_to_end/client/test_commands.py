@@ -62,8 +62,7 @@ def test_the_walk_of_the_readme(service: Served, tmp_path: Path) -> None:
     assert walk.count(".venv/bin/quickstudy ") == 2
     environment = {**os.environ, "QUICKSTUDY_URL": service.url, "PYTHONPATH": str(ROOT)}
     subprocess.run(["bash", "-euo", "pipefail", "-c", walk], cwd=tmp_path, env=environment, check=True, timeout=120)
-    rows = list(csv.DictReader((tmp_path / "answers.csv").open(encoding="utf-8", newline="")))
-    asked = list(csv.DictReader(QUESTIONS.open(encoding="utf-8", newline="")))
+    rows, asked = (list(csv.DictReader(path.read_text("utf-8").splitlines())) for path in (tmp_path / "answers.csv", QUESTIONS))
     assert [{name: row[name] for name in ("id", "text", "branch")} for row in rows] == asked
     assert list(rows[0]) == ["id", "text", "branch", "label", "probability"]
     assert {row["label"] for row in rows} <= LABELS and all(1 / 5 <= float(row["probability"]) <= 1 for row in rows)
@@ -211,7 +210,10 @@ def test_exit_code_3_is_out_of_reach() -> None:
 def test_exit_code_4_is_not_authorised(service: Served) -> None:
     key = "qs_0123456789ab_" + "s" * 43
     done = run(service.url, "status", QUICKSTUDY_API_KEY=key)
-    assert done.exit_code == 4 and key not in done.output
+    assert done.exit_code == 4 and done.stderr.startswith("error: ") and key not in done.output
+    with serving(problem(403, "the key has not the scope adapt")) as server:
+        done = run(server.url, "adapters", "delete", "a1", QUICKSTUDY_API_KEY=key)
+    assert done.exit_code == 4 and done.stderr == "error: the key has not the scope adapt\n"
 
 
 def test_help_loads_nothing_that_it_does_not_need() -> None:
