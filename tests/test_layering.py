@@ -1,6 +1,7 @@
 """Arrows go one way: service → worker → metatrain; and what a light process needs brings no torch."""
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -37,6 +38,26 @@ def test_imports_follow_the_arrows(package: str) -> None:
 def test_light_modules_bring_no_torch(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+SERVER_SIDE = ("torch", "transformers", "numpy", "pydantic", "redis", "celery", "kombu", "fastapi", "uvicorn", "prometheus_client")
+
+
+@pytest.mark.parametrize(
+    ("run", "absent"),
+    [
+        ("import service.client", (*SERVER_SIDE, "click", "tqdm")),
+        ("import service.cli; service.cli.main(['status'])", SERVER_SIDE),
+        ("import service.cli; service.cli.main(['predict', 'a1', '--text', 'a'])", SERVER_SIDE),
+        ("import service.cli; service.cli.main(['adapt', 'service/examples/library_examples.csv'])", SERVER_SIDE),
+    ],
+)
+def test_a_client_needs_nothing_of_a_server(run: str, absent: tuple[str, ...]) -> None:
+    """Nobody listens on port 1: exit code 3 says that a command came as far as asking."""
+    code = f"import sys; sys.modules.update(dict.fromkeys({absent})); {run}"
+    environment = {**os.environ, "QUICKSTUDY_URL": "http://127.0.0.1:1"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, check=False, capture_output=True, text=True)
+    assert done.returncode == (3 if "cli" in run else 0), done.stderr
 
 
 def test_nothing_reads_pickles() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints, overload
 
-from service.client.errors import NotUnderstood
+from service.client.errors import NotUnderstood, row_of
 
 T = TypeVar("T")
 Status = Literal["queued", "running", "ready", "failed", "evicted", "expired"]
@@ -30,6 +30,11 @@ class Notice:
 
     field: str
     message: str
+
+    @property
+    def row(self) -> int | None:
+        """The position of the example that is meant, where it is one."""
+        return row_of(self.field)
 
 
 @dataclass(frozen=True)
@@ -196,7 +201,7 @@ class Usage:
 
 @dataclass(frozen=True)
 class Readiness:
-    """Whether the service takes traffic; true or false as such."""
+    """Whether the service takes traffic, and what it has not that it needs, as far as it says; true or false as such."""
 
     ready: bool
     missing: tuple[str, ...] = ()

@@ -164,6 +164,10 @@ def usage(tenant: str | None) -> Call[Usage]:
     return Call("GET", "/usage", _as(Usage), params={} if tenant is None else {"tenant": tenant})
 
 
+def ready() -> Call[None]:
+    return Call("GET", "/readyz", _nothing)
+
+
 def name_of(name: Named) -> str:
     return name if isinstance(name, str) else name.adapter_id
 

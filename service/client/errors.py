@@ -71,8 +71,7 @@ class Invalid(QuickstudyError):
     @property
     def row(self) -> int | None:
         """The position of the example or input that is wrong, where it is one."""
-        found = _ROW.match(self.field or "")
-        return int(found[2]) if found else None
+        return row_of(self.field or "")
 
     def too_many(self, field: str) -> bool:
         """Whether less of `field` at once may be accepted."""
@@ -106,6 +105,12 @@ class RateLimited(QuickstudyError):
 
 class Unavailable(QuickstudyError):
     pass
+
+
+def row_of(field: str) -> int | None:
+    """The position of the example or input that a field path like `support[3].label` begins with, if it does."""
+    found = _ROW.match(field)
+    return int(found[2]) if found else None
 
 
 _BY_STATUS: dict[int, type[QuickstudyError]] = {

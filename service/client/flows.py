@@ -120,13 +120,11 @@ def predicted(name: Named, inputs: Sequence[str], top_k: int | None, size: PartS
 def readiness() -> Flow[Readiness]:
     """One attempt; who is out of reach is not ready."""
 
-    def read(content: Any) -> Readiness:
-        missing = content.get("missing", ()) if isinstance(content, dict) else ()
-        return Readiness(not missing, tuple(str(part) for part in missing))
-
-    call = Call("GET", "/readyz", read)
-    reply = yield call
+    reply = yield calls.ready()
     assert reply is not None
     if isinstance(reply, httpx.TransportError):
         return Readiness(False, ("service",))
-    return call.answer(reply) if reply.is_success or reply.status_code == 503 else Readiness(False, (f"HTTP {reply.status_code}",))
+    if reply.is_success:
+        return Readiness(True)
+    missing = error_of(reply).problem.get("missing")
+    return Readiness(False, tuple(map(str, missing)) if isinstance(missing, list) else ())

@@ -97,7 +97,7 @@ def _show_dry_run(found: DryRun, lines: list[int], as_json: bool) -> None:
     if found.truncated:
         click.echo(f"cut to the base model's maximum length: lines {', '.join(str(lines[i]) for i in found.truncated)}")
     for notice in found.warnings:
-        click.echo(f"{notice.field}: {notice.message}")
+        click.echo(f"{notice.field if notice.row is None else f'line {lines[notice.row]}'}: {notice.message}")
 
 
 def _steps(steps: int | None) -> str:

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from itertools import islice
@@ -49,7 +50,8 @@ def predict(
         column = rows.text_column(text_column)
         form: Output = output or ("jsonl" if rows.format == "jsonl" else "csv")
         write = _csv(rows, top_k or 1) if form == "csv" else _jsonl
-        with tqdm(total=total, unit="row", desc="predicting", disable=None) as bar:
+        hidden = True if sys.stdout.isatty() else None  # among the rows on a terminal it would be noise
+        with tqdm(total=total, unit="row", desc="predicting", disable=hidden) as bar:
             wanted = top_k if form == "jsonl" else top_k or 1
             for part, answer in _answered(client, adapter, rows, column, wanted):
                 write(part, answer)
@@ -109,9 +111,11 @@ def _csv(rows: Rows, top_k: int) -> Callable[[list[Entry], Sequence[Prediction]]
 
 def _jsonl(part: list[Entry], answer: Sequence[Prediction]) -> None:
     """Each row as it came, with `prediction`."""
+    lines = []
     for (_, row), prediction in zip(part, answer, strict=True):
         found = {"label": prediction.label, "probability": prediction.probability, "probabilities": dict(_ranked(prediction))}
-        click.echo(json.dumps({**row, "prediction": found}, ensure_ascii=False))
+        lines.append(json.dumps({**row, "prediction": found}, ensure_ascii=False) + "\n")
+    click.echo("".join(lines), nl=False)
 
 
 def _ranked(prediction: Prediction) -> list[tuple[str, float]]:

@@ -131,10 +131,11 @@ def _json_lines(name: str, lines: Iterator[str]) -> Rows:
                 continue
             try:
                 row = json.loads(line)
-            except ValueError:
+                json.dumps(row, ensure_ascii=False).encode()  # escapes may stand for halves of characters, which cannot be sent
+            except (ValueError, RecursionError):
                 row = None
             if not isinstance(row, dict):
-                raise UnreadableRows(f"{name}, line {number}: expected a JSON object")
+                raise UnreadableRows(f"{name}, line {number}: expected a JSON object of Unicode text")
             yield number, row
 
     every = entries()

@@ -32,4 +32,4 @@ def status(client: Client, as_json: bool) -> None:
         print_table(("", "used", "most"), [(name, own, usage.limits.get(name) or "no limit") for name, own in used.items()])
         click.echo(f"{usage.adaptations} adaptations, {usage.predictions} predictions")
     if not ready:
-        raise Failed(f"not ready: {', '.join(ready.missing)} missing")
+        raise Failed(f"the service is not ready; missing: {', '.join(ready.missing) or 'it does not say what'}")

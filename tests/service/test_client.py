@@ -4,9 +4,12 @@ import asyncio
 import json
 import socket
 import time
+from itertools import pairwise
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from service.client import (
     AsyncClient,
@@ -24,6 +27,7 @@ from service.client import (
     Unauthorised,
     Unavailable,
 )
+from service.client.events import EventStream
 from tests.service.scripted import ADAPTER, MADE, Reply, problem, serving
 
 KEY = "qs_0123456789ab_secretsecretsecretsecretsecretsecretsecret1"
@@ -120,6 +124,13 @@ def test_nobody_there() -> None:
             assert time.monotonic() - began >= 0.1  # one more attempt
             assert not quickstudy.ready() and quickstudy.ready().missing == ("service",)
     assert "password" not in str(error.value) and error.value.status is None
+
+
+def test_what_is_missing_is_said() -> None:
+    replies = (problem(503, missing=["worker", "cache"]), Reply(200, {"status": "ready"}), problem(500))
+    with serving(*replies) as server, Client(server.url) as quickstudy:
+        states = [quickstudy.ready(), quickstudy.ready(), quickstudy.ready()]
+    assert [(bool(state), state.missing) for state in states] == [(False, ("worker", "cache")), (True, ()), (False, ())]
 
 
 def test_an_answer_that_takes_too_long_is_not_asked_for_again() -> None:
@@ -221,6 +232,16 @@ def test_events_go_on_where_they_were_lost() -> None:
     assert events[:3] == [StatusEvent("7-0", "running", 1), StepEvent("7-1", 1, 1.0), StepEvent("7-2", 2, 0.5)]
     assert isinstance(events[3], EndEvent) and events[3].adapter.labels == tuple(LABELS) and len(events) == 4
     assert [asked.headers.get("last-event-id") for asked in server.asked] == [None, None, "7-1", "7-9"]
+
+
+@given(cuts=st.lists(st.integers(0, 200), max_size=6))
+def test_events_are_the_same_however_they_arrive(cuts: list[int]) -> None:
+    whole = b": alive\n\n" + RUNNING.replace(b"\n", b"\r\n") + FIRST + SECOND
+    stream, found = EventStream(), list[tuple[str, str, str]]()
+    for start, end in pairwise([0, *sorted(cut for cut in cuts if cut < len(whole)), len(whole)]):
+        found += stream.feed(whole[start:end])
+    assert [(identity, kind) for identity, kind, _ in found] == [("7-0", "status"), ("7-1", "step"), ("7-2", "step")]
+    assert json.loads(found[2][2]) == {"step": 2, "support_loss": 0.5}
 
 
 def test_events_go_on_for_asyncio_too() -> None:

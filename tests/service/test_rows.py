@@ -1,9 +1,12 @@
 """Rows of CSV, TSV and JSON Lines."""
 
+import csv
 import io
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from service.commands.rows import Format, UnreadableRows, opened
 
@@ -69,6 +72,8 @@ def test_columns_are_chosen_by_name(tmp_path: Path) -> None:
         ("a.csv", b"text,label\n" + b"a,x\n" * 5000 + b"\xff,x\n", "expected UTF-8 text"),
         ("a.jsonl", b'{"text": "a", "label": "x"}\n[1]\n', "line 2: expected a JSON object"),
         ("a.jsonl", b'{"text": "a", "label": "x"}\n{"text": \n', "line 2: expected a JSON object"),
+        ("a.jsonl", b'{"text": "a\\ud800", "label": "x"}\n', "line 1: expected a JSON object of Unicode text"),
+        ("a.jsonl", b'{"text": ' + b"[" * 100_000, "line 1: expected a JSON object"),
         ("a.jsonl", b'{"text": "a", "label": 3}\n', "line 1: expected a text as 'label', got 3"),
         ("a.jsonl", b"\n\n", "no rows"),
         ("a.txt", b"what,is\tthis\n", "say with --format whether it is csv, tsv or jsonl"),
@@ -82,3 +87,17 @@ def test_what_is_wrong_is_named_with_its_line(tmp_path: Path, name: str, content
     with pytest.raises(UnreadableRows) as error:
         examples(path)
     assert said in error.value.message and str(path) in error.value.message
+
+
+CELL = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), max_size=20)
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv"])
+@given(rows=st.lists(st.tuples(CELL, CELL), min_size=1, max_size=5))
+def test_what_is_written_is_read(kind: Format, rows: list[tuple[str, str]]) -> None:
+    buffer = io.StringIO()
+    csv.writer(buffer, delimiter="\t" if kind == "tsv" else ",", quoting=csv.QUOTE_ALL).writerows([("text", "label"), *rows])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(buffer.getvalue().encode())))
+        with opened("-", kind) as found:
+            assert [(row["text"], row["label"]) for _, row in found.entries] == rows
