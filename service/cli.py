@@ -15,7 +15,18 @@ from worker.errors import SettingsError
 from worker.logs import configure
 
 
-@click.group()
+class Commands(click.Group):
+    def invoke(self, ctx: click.Context) -> Any:
+        """Where only the client is installed, the other commands say what is missing."""
+        try:
+            return super().invoke(ctx)
+        except ModuleNotFoundError as error:
+            if (error.name or "").split(".")[0] in ("service", "worker", "metatrain"):
+                raise
+            raise click.ClickException(f"{error.name} is not installed; this command needs quickstudy[embedded]") from None
+
+
+@click.group(cls=Commands)
 def main() -> None:
     """Few-shot adaptation as a service."""
 

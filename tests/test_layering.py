@@ -57,7 +57,13 @@ def test_a_client_needs_nothing_of_a_server(run: str, absent: tuple[str, ...]) -
     code = f"import sys; sys.modules.update(dict.fromkeys({absent})); {run}"
     environment = {**os.environ, "QUICKSTUDY_URL": "http://127.0.0.1:1"}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, check=False, capture_output=True, text=True)
-    assert done.returncode == (3 if "cli" in run else 0), done.stderr
+    assert done.returncode == (3 if "main" in run else 0), done.stderr
+
+
+def test_a_command_that_needs_more_says_so() -> None:
+    code = "import sys; sys.modules.update(redis=None); import service.cli; service.cli.main(['jobs', 'dead'])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr == "Error: redis is not installed; this command needs quickstudy[embedded]\n"
 
 
 def test_nothing_reads_pickles() -> None:

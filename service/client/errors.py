@@ -154,7 +154,7 @@ def _seconds(header: str | None) -> float | None:
     """Of `Retry-After`, which is a number of seconds or a date; None where it is neither."""
     if header is None:
         return None
-    if header.strip().isdigit():
+    if header.isascii() and header.isdecimal():
         return float(header)
     try:
         return max(0.0, parsedate_to_datetime(header).timestamp() - time.time())

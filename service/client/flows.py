@@ -61,7 +61,7 @@ def ended(name: Named, deadline: float, seconds: float, retries: Retries) -> Flo
         left = deadline - time.monotonic()
         if left <= 0:
             raise late(adapter.adapter_id, adapter.status, seconds)
-        yield Pause(min(left, _POLL_MOST_SECONDS, _POLL_SECONDS * 1.2**attempt))
+        yield Pause(min(left, _POLL_MOST_SECONDS, _POLL_SECONDS * (1 + attempt / 5)))
     raise AssertionError("unreachable")
 
 

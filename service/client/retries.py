@@ -30,7 +30,8 @@ class Retries:
             return None
         if error.retry_after is not None:
             return error.retry_after if error.retry_after <= _PATIENCE_SECONDS else None
-        return min(_MOST_SECONDS, _FIRST_SECONDS * 2.0**attempt) * (1 - self.chance() / 2)
+        doubled = _FIRST_SECONDS * 2.0 ** min(attempt, 10)
+        return min(_MOST_SECONDS, doubled) * (1 - self.chance() / 2)
 
     def _passes(self, error: QuickstudyError, repeatable: bool) -> bool:
         if isinstance(error, OutOfReach):

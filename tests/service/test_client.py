@@ -7,6 +7,7 @@ import time
 from itertools import pairwise
 from typing import Any
 
+import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -27,7 +28,9 @@ from service.client import (
     Unauthorised,
     Unavailable,
 )
+from service.client.errors import error_of
 from service.client.events import EventStream
+from service.client.retries import Retries
 from tests.service.scripted import ADAPTER, MADE, Reply, problem, serving
 
 KEY = "qs_0123456789ab_secretsecretsecretsecretsecretsecretsecret1"
@@ -71,6 +74,25 @@ def test_retry_after_is_kept_to() -> None:
     ):
         quickstudy.adapter("a1")
     assert error.value.retry_after == 3600
+
+
+def test_pauses_double_up_to_ten_seconds_less_some_by_chance() -> None:
+    error = Unavailable(503, {})
+    assert [Retries(10_000, lambda: 0.0).pause(attempt, error) for attempt in (0, 1, 2, 5, 6, 9_999)] == [
+        0.2,
+        0.4,
+        0.8,
+        6.4,
+        10,
+        10,
+    ]
+    assert Retries(3, lambda: 1.0).pause(2, error) == 0.4 and Retries(3).pause(3, error) is None
+
+
+@pytest.mark.parametrize("header", ["soon", "-1", "1.5", "²"])
+def test_a_retry_after_that_is_none_is_passed_over(header: str) -> None:
+    answer = httpx.Response(503, headers={b"Retry-After": header.encode()})
+    assert error_of(answer).retry_after is None
 
 
 def test_patience_ends() -> None:
