@@ -194,8 +194,8 @@ def test_a_key_is_of_one_request(service: Served, adapter: str) -> None:
     more = {"support": [{"input": "order a taxi", "label": "order"}]}
     assert service.http.post(f"/adapters/{adapter}/examples", json=more, headers=headers).status_code == 422
     assert adapt(service, {**BODY, "options": {"seed": 1}}).status_code == 200  # without the key
-    for wrong in ("", "é".encode("latin-1"), "x" * 256):
-        refused = service.http.post("/adapt", json=BODY, headers=[("Idempotency-Key", wrong)])
+    for wrong in (b"", "é".encode("latin-1"), b"x" * 256):
+        refused = service.http.post("/adapt", json=BODY, headers={b"Idempotency-Key": wrong})
         assert refused.status_code == 422 and refused.json()["errors"][0]["field"].lower() == "idempotency-key"
     assert "order 66" not in service.log.read_text()
 
@@ -280,8 +280,8 @@ def test_more_examples_than_a_call_may_have_inputs_are_scored_in_parts(environme
             began = time.monotonic()
             service.process.terminate()
             events += reader
-        service.process.wait(30)
-        assert time.monotonic() - began < 15
+            assert time.monotonic() - began < 3
+        service.process.wait(60)
         assert events[0][1:] == ("status", {"status": "queued", "attempt": 0})
 
 
