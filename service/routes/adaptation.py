@@ -45,8 +45,8 @@ async def adapt(request: AdaptRequest, how: Annotated[Handling, Depends()]) -> A
     check_adapt(request, how.state.settings)
     init = initialization(request.initialization, how.state)
     notes = Notes(request.name, None if request.tags is None else tuple(request.tags))
-    content = f"/adapt {request.model_dump_json()}"
-    return await taken(Order(_pairs(request.support), (), init, request.options, request.ttl_seconds, notes, content), how)
+    order = Order(_pairs(request.support), (), init, request.options, request.ttl_seconds, notes, "/adapt", request)
+    return await taken(order, how)
 
 
 @router.post(
@@ -69,9 +69,8 @@ async def add_examples(
     check_notes(request.name, request.tags)
     check_ttl(request.ttl_seconds, how.state.settings)
     notes = Notes(request.name, None if request.tags is None else tuple(request.tags), parent=adapter_id)
-    content = f"/adapters/{adapter_id}/examples {request.model_dump_json(exclude_unset=True)}"
-    before = parent.recipe.support
-    return await taken(Order(_pairs(request.support), before, init, options, request.ttl_seconds, notes, content), how)
+    before, path = parent.recipe.support, f"/adapters/{adapter_id}/examples"
+    return await taken(Order(_pairs(request.support), before, init, options, request.ttl_seconds, notes, path, request), how)
 
 
 def _pairs(examples: list[Example]) -> list[tuple[str, str]]:

@@ -341,6 +341,21 @@ def test_events_end_without_an_end_where_the_adapter_is_deleted(service: Served)
     service.wait_ready()
 
 
+@pytest.mark.long
+def test_a_stream_that_has_nothing_to_say_says_that_it_is_alive(service: Served) -> None:
+    (worker,) = [child for child in service.family() if "worker" in child.cmdline()]
+    worker.suspend()
+    try:
+        adapter = service.http.post("/adapt", json={**BODY, "options": {"steps": 60, "seed": 403}}).json()["adapter_id"]
+        with service.http.stream("GET", f"/adapters/{adapter}/events") as stream:
+            began = time.monotonic()
+            comment = next(line for line in stream.iter_lines() if line.startswith(":"))
+        assert comment == ": alive" and 14 < time.monotonic() - began < 17
+    finally:
+        worker.resume()
+    service.wait_ready()
+
+
 def test_many_streams_do_not_hold_up_the_service(service: Served) -> None:
     adapter = service.http.post("/adapt", json={**BODY, "options": {"steps": 100, "seed": 402}}).json()["adapter_id"]
     found: list[list[tuple[str, str, Any]]] = []
