@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 from fastapi import Header, Query, Response
+from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 
 from metatrain.artifact import Initialization
@@ -25,8 +26,8 @@ _IMBALANCE = 5
 
 @dataclass(frozen=True)
 class Order:
-    """What is to be adapted: the (input, label) pairs of the request, and those that they stand beside. `content` tells requests
-    apart that come with the same Idempotency-Key."""
+    """What is to be adapted: the (input, label) pairs of the request, and those that they stand beside. `path` and `body` tell
+    requests apart that come with the same Idempotency-Key."""
 
     own: Pairs
     before: Pairs
@@ -34,7 +35,8 @@ class Order:
     options: Options
     ttl_seconds: int | None
     notes: Notes
-    content: str
+    path: str
+    body: BaseModel
 
 
 @dataclass
@@ -118,7 +120,8 @@ def _accepted(order: Order, job: _Job, how: Handling) -> tuple[str, Status, set[
     """The adapter, its status, and which pairs were cut."""
     state, tenant = how.state, how.tenant
     if how.idempotency_key is not None:
-        first = state.idempotency.first(job.secret, tenant, how.idempotency_key, order.content, job.identity)
+        request = f"{order.path} {order.body.model_dump_json(exclude_unset=True)}"
+        first = state.idempotency.first(job.secret, tenant, how.idempotency_key, request, job.identity)
         # The same request may give another adapter where an initialization was replaced meanwhile.
         record = state.records.get(tenant, first) if first != job.identity else None
         if record is not None:

@@ -29,6 +29,42 @@ _HEADERS: dict[int, dict[str, Any]] = {
     429: _RETRY_AFTER,
     503: _RETRY_AFTER,
 }
+_THE_ADAPTER = {"adapter_id": "$response.body#/adapter_id"}
+_INPUTS = {"inputs": ["order pizza", "play a song"]}
+_OF_AN_ADAPTER = (
+    "get_adapter",
+    "change_adapter",
+    "delete_adapter",
+    "adapter_events",
+    "add_examples",
+    "pin_adapter",
+    "unpin_adapter",
+)
+TO_THE_ADAPTER: dict[str, Any] = {
+    **{
+        name: {"operationId": name, "parameters": _THE_ADAPTER}
+        for name in (
+            "get_adapter",
+            "delete_adapter",
+            "change_adapter",
+            "adapter_events",
+            "pin_adapter",
+            "unpin_adapter",
+            "add_examples",
+        )
+    },
+    "predict": {"operationId": "predict", "requestBody": {**_THE_ADAPTER, **_INPUTS}},
+    "set_alias": {"operationId": "set_alias", "requestBody": _THE_ADAPTER},
+}
+"""Links of answers that name an adapter: what can be asked for with it."""
+TO_THE_ALIAS: dict[str, Any] = {
+    **{
+        name: {"operationId": name, "parameters": {"alias": "$response.body#/alias"}}
+        for name in ("get_alias", "delete_alias", "set_alias")
+    },
+    "predict": {"operationId": "predict", "requestBody": {"adapter_id": "$response.body#/alias", **_INPUTS}},
+    "delete_adapter": {"operationId": "delete_adapter", "parameters": _THE_ADAPTER},
+}
 _REQUEST_ID = {"X-Request-ID": {"description": "as it came, or made here", "schema": {"type": "string"}}}
 
 
@@ -67,10 +103,11 @@ def describe(app: FastAPI, settings: ServiceSettings, initializations: list[str]
             schemas |= {**problem.pop("$defs"), "Problem": problem}
             _limit(schemas, settings)
             _name_initializations(schemas["AdaptRequest"]["properties"]["initialization"], initializations)
-            for path in document["paths"].values():
-                for operation in path.values():
-                    for response in operation["responses"].values():
-                        response["headers"] = {**response.get("headers", {}), **_REQUEST_ID}
+            for operation in (operation for path in document["paths"].values() for operation in path.values()):
+                for response in operation["responses"].values():
+                    response["headers"] = {**response.get("headers", {}), **_REQUEST_ID}
+                for parameter in operation.get("parameters", ()):
+                    _not_nullable(parameter["schema"])
             app.openapi_schema = document
         return app.openapi_schema
 
@@ -92,6 +129,12 @@ def _limit(schemas: dict[str, Any], settings: ServiceSettings) -> None:
     for name in ("AdaptRequest", "ExamplesRequest", "AdapterChanges"):
         _not_null(schemas[name], "name")["pattern"] = _TEXT
         _not_null(schemas[name], "tags")["items"]["pattern"] = _TEXT
+
+
+def _not_nullable(schema: dict[str, Any]) -> None:
+    """A query or a header has no null: it is there or not."""
+    if "anyOf" in schema:
+        schema |= next(kind for kind in schema.pop("anyOf") if kind != {"type": "null"})
 
 
 def _not_null(schema: dict[str, Any], name: str) -> dict[str, Any]:

@@ -2,11 +2,18 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
 from worker.messages import Status
 
+
+def _whole(value: object) -> object:
+    """JSON knows one kind of number: 3.0 is 3."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 Text = Annotated[str, StringConstraints(strict=True)]
+Integer = Annotated[int, Field(strict=True), BeforeValidator(_whole)]
 AdapterId = Annotated[
     str,
     StringConstraints(strict=True, max_length=64, pattern=r"^[a-z0-9]+$"),
@@ -63,10 +70,10 @@ class Example(_Body):
 
 
 class Options(_Body):
-    steps: int | None = Field(
-        default=None, strict=True, ge=0, le=100, description="inner steps; the initialization's own where absent"
+    steps: Annotated[Integer, Field(ge=0, le=100)] | None = Field(
+        default=None, description="inner steps; the initialization's own where absent"
     )
-    seed: int = Field(default=0, strict=True, ge=0, lt=2**31, description="order of minibatches of a large support set")
+    seed: Integer = Field(default=0, ge=0, lt=2**31, description="order of minibatches of a large support set")
     label_words: bool = Field(
         default=False,
         strict=True,
@@ -81,7 +88,7 @@ class AdaptRequest(_Body):
     support: list[Example] = Field(description="a handful of labelled examples, one label each")
     initialization: Text = "default"
     options: Options = Options()
-    ttl_seconds: int | None = Field(default=None, strict=True, ge=1, description="how long the adapter is kept")
+    ttl_seconds: Annotated[Integer, Field(ge=1)] | None = Field(default=None, description="how long the adapter is kept")
     name: Name | None = Field(default=None, description="absent leaves the name that it has")
     tags: Tags | None = Field(default=None, description="absent leaves the tags that it has")
 
@@ -91,7 +98,7 @@ class ExamplesRequest(_Body):
 
     support: list[Example] = Field(description="further examples, beside those of the adapter")
     options: Options = Field(default=Options(), description="each that is absent is as the adapter has it")
-    ttl_seconds: int | None = Field(default=None, strict=True, ge=1, description="how long the new adapter is kept")
+    ttl_seconds: Annotated[Integer, Field(ge=1)] | None = Field(default=None, description="how long the new adapter is kept")
     name: Name | None = Field(default=None, description="of the new adapter")
     tags: Tags | None = Field(default=None, description="of the new adapter")
 
@@ -145,7 +152,9 @@ class PredictRequest(_Body):
 
     adapter_id: AliasName = Field(description="an adapter's id, or an alias")
     inputs: list[Text]
-    top_k: int | None = Field(default=None, strict=True, ge=1, description="only so many labels, the most probable ones first")
+    top_k: Annotated[Integer, Field(ge=1)] | None = Field(
+        default=None, description="only so many labels, the most probable ones first"
+    )
 
 
 class Prediction(BaseModel):

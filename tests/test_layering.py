@@ -14,7 +14,7 @@ FOREIGN = {
     "metatrain": {"redis", "celery", "kombu", "fastapi", "starlette", "uvicorn", "httpx"},
     "worker": {"fastapi", "starlette", "httpx"},
 }
-TORCH_FREE = ["worker.messages", "worker.records", "worker.store", "service.client"]
+TORCH_FREE = ["worker.messages", "worker.records", "worker.aliases", "worker.notes", "worker.store", "service.client"]
 
 
 def imported_packages(path: Path) -> set[str]:

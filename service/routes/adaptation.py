@@ -9,20 +9,28 @@ from service.auth import needs
 from service.errors import KeyUsedOtherwise, UnknownAdapter
 from service.intake import Handling, Order, initialization, steps_of, taken
 from service.limits import check_adapt, check_notes, check_support, check_ttl
-from service.openapi import OF_A_BODY, OF_ANY_ROUTE, Responses, problems
+from service.openapi import OF_A_BODY, OF_ANY_ROUTE, TO_THE_ADAPTER, Responses, problems
 from service.schemas import AdaptAnswer, AdapterId, AdaptRequest, DryRunAnswer, Example, ExamplesRequest, Options
 from service.state import ServiceState
 from worker.notes import Notes
 from worker.records import Record
 
 router = APIRouter(tags=["adapters"], dependencies=[Depends(needs("adapt"))])
-_ACCEPTED: Responses = {
-    200: {"model": AdaptAnswer | DryRunAnswer, "description": "The adapter is ready; or, of a dry run, what would be"},
-    202: {"model": AdaptAnswer, "description": "The job is on record, and will end as ready or failed"},
-}
 _LOCATION = {"Location": {"description": "of the adapter", "schema": {"type": "string"}}}
-for _response in _ACCEPTED.values():
-    _response["headers"] = _LOCATION
+_ACCEPTED: Responses = {
+    200: {
+        "model": AdaptAnswer | DryRunAnswer,
+        "description": "The adapter is ready; or, of a dry run, what would be",
+        "headers": _LOCATION,
+        "links": TO_THE_ADAPTER,
+    },
+    202: {
+        "model": AdaptAnswer,
+        "description": "The job is on record, and will end as ready or failed",
+        "headers": _LOCATION,
+        "links": TO_THE_ADAPTER,
+    },
+}
 
 
 @router.post(
@@ -37,8 +45,8 @@ async def adapt(request: AdaptRequest, how: Annotated[Handling, Depends()]) -> A
     check_adapt(request, how.state.settings)
     init = initialization(request.initialization, how.state)
     notes = Notes(request.name, None if request.tags is None else tuple(request.tags))
-    content = f"/adapt {request.model_dump_json()}"
-    return await taken(Order(_pairs(request.support), (), init, request.options, request.ttl_seconds, notes, content), how)
+    order = Order(_pairs(request.support), (), init, request.options, request.ttl_seconds, notes, "/adapt", request)
+    return await taken(order, how)
 
 
 @router.post(
@@ -61,9 +69,8 @@ async def add_examples(
     check_notes(request.name, request.tags)
     check_ttl(request.ttl_seconds, how.state.settings)
     notes = Notes(request.name, None if request.tags is None else tuple(request.tags), parent=adapter_id)
-    content = f"/adapters/{adapter_id}/examples {request.model_dump_json(exclude_unset=True)}"
-    before = parent.recipe.support
-    return await taken(Order(_pairs(request.support), before, init, options, request.ttl_seconds, notes, content), how)
+    before, path = parent.recipe.support, f"/adapters/{adapter_id}/examples"
+    return await taken(Order(_pairs(request.support), before, init, options, request.ttl_seconds, notes, path, request), how)
 
 
 def _pairs(examples: list[Example]) -> list[tuple[str, str]]:

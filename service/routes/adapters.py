@@ -36,7 +36,6 @@ def list_adapters(
     found: list[AdapterView] = []
     following, left = (None if cursor is None else int(cursor)), _LOOKED_AT
     while len(found) < limit and left > 0:
-        # With filters in larger parts than are wanted, but the cursor must not go past what is returned.
         records, following = state.records.page(tenant, min(limit - len(found), left), following)
         left -= len(records)
         found += (view(record, state) for record in _chosen(records, status, tag, name, state))

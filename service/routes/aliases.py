@@ -7,7 +7,7 @@ from fastapi import APIRouter, Depends, Query
 from service.auth import needs
 from service.errors import AliasMoved, InvalidRequest, UnknownAdapter, UnknownAlias
 from service.limits import check_alias
-from service.openapi import OF_A_BODY, OF_ANY_ROUTE, problems
+from service.openapi import OF_A_BODY, OF_ANY_ROUTE, TO_THE_ALIAS, problems
 from service.schemas import AliasMove, AliasName, AliasPage, AliasTarget, AliasView
 from service.state import State, Tenant
 from worker.aliases import Alias
@@ -40,7 +40,7 @@ def get_alias(alias: AliasName, state: State, tenant: Tenant) -> AliasView:
 @router.put(
     "/aliases/{alias}",
     dependencies=[Depends(needs("adapt"))],
-    responses=problems(*OF_ANY_ROUTE, *OF_A_BODY, UnknownAdapter, AliasMoved),
+    responses={200: {"links": TO_THE_ALIAS}, **problems(*OF_ANY_ROUTE, *OF_A_BODY, UnknownAdapter, AliasMoved)},
 )
 def set_alias(alias: AliasName, target: AliasTarget, state: State, tenant: Tenant) -> AliasMove:
     """Have an alias point at an adapter. In one step: every prediction is of the adapter before or of this one. With `expected`,

@@ -36,8 +36,17 @@ event: step
 data: {"step": 1, "support_loss": 0.41}
 id: 7-1
 """
+_ITEM = {
+    "type": "object",
+    "required": ["id", "event", "data"],
+    "properties": {
+        "id": {"type": "string", "pattern": "^[0-9]+-[0-9]+$"},
+        "event": {"type": "string", "enum": ["status", "step", "end"]},
+        "data": {"type": "string", "contentMediaType": "application/json"},
+    },
+}
 _ANSWERS: Responses = {
-    200: {"description": "The stream", "content": {"text/event-stream": {"schema": {"type": "string"}, "example": _STREAM}}},
+    200: {"description": "The stream", "content": {"text/event-stream": {"itemSchema": _ITEM, "example": _STREAM}}},
     204: {"description": "`Last-Event-ID` was that of the end: there is nothing more, and no need to come again"},
 }
 
