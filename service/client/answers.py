@@ -244,8 +244,8 @@ def _read(kind: Any, value: Any, where: str) -> Any:
         return _read_object(cast(type, kind), value, where)
     if origin in (Union, types.UnionType):
         return _read_either(arguments, value, where)
-    if origin is Literal and value in arguments:
-        return value
+    if origin is Literal and isinstance(value, str):
+        return value  # a later service may have others
     if origin is tuple and isinstance(value, list):
         return tuple(_read(arguments[0], entry, f"{where}[{i}]") for i, entry in enumerate(value))
     if origin is dict and isinstance(value, Mapping):

@@ -31,6 +31,11 @@ class QuickstudyError(Exception):
         super().__init__(str(problem.get("detail") or problem.get("title") or f"HTTP {status}"))
         self.status, self.problem, self.retry_after = status, dict(problem), retry_after
 
+    @property
+    def type(self) -> str | None:
+        """The problem's type, as in `/problems/adapter-in-use`: what to decide by where a class says too little."""
+        return self.problem.get("type")
+
 
 class OutOfReach(QuickstudyError):
     pass

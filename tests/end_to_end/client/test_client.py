@@ -105,8 +105,9 @@ def test_aliases_are_moved_under_conditions(service: Served) -> None:
         answer = quickstudy.predict("voices", [text for text, _ in PAIRS] * 5)
         assert answer.alias == "voices" and answer.adapter_id == second.adapter_id and len(answer) == 25
         assert {entry.alias: entry.adapter_id for entry in quickstudy.aliases()} == {"voices": second.adapter_id}
-        with pytest.raises(Conflict, match="voices"):
+        with pytest.raises(Conflict, match="voices") as in_use:
             quickstudy.delete(second)
+        assert in_use.value.type == "/problems/adapter-in-use"
         quickstudy.delete_alias("voices")
         with pytest.raises(NotFound):
             quickstudy.predict("voices", "order pizza")
