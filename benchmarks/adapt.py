@@ -213,7 +213,7 @@ def _one_by_one(url: str, case: Case, tasks: list[tuple[Pairs, Pairs]]) -> list[
             began = time.perf_counter()
             adapter = quickstudy.adapt(support, wait=120)
             took = 1e3 * (time.perf_counter() - began)
-            timings = quickstudy.adapter(adapter)["timings"]
+            timings = quickstudy.adapter(adapter).timings
             right = []
             for start in range(0, len(query), 200):
                 part = query[start : start + 200]

@@ -80,7 +80,7 @@ def _served(episodes: list[Episode], name: str) -> tuple[list[float], list[float
             began = time.perf_counter()
             adapter = quickstudy.adapt(support_of(episode), initialization=name)
             ready.append(1e3 * (time.perf_counter() - began))
-            timings = quickstudy.adapter(adapter)["timings"]
+            timings = quickstudy.adapter(adapter).timings
             inner.append(timings["tokenize"] + timings["inner_loop"])
             queue.append(timings["queue"])
             time.sleep(0.2)

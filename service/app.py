@@ -14,16 +14,19 @@ from starlette.exceptions import HTTPException
 
 from metatrain.artifact import Initialization
 from metatrain.base.text import TextBase
-from service.errors import InvalidRequest, ServiceError, Unavailable, problem
+from service.errors import InvalidRequest, MethodNotAllowed, ServiceError, Unavailable, UnknownPath, problem
+from service.idempotency import IdempotencyKeys
 from service.jobs import Jobs
 from service.limits import BodyLimit
 from service.metrics import Metrics
+from service.openapi import describe, operation_id
 from service.predictor import InProcessPredictor
 from service.remote_predictor import RemotePredictor
 from service.requests import Requests
-from service.routes import adapters, deployment, predictions
+from service.routes import adaptation, adapters, aliases, deployment, events, predictions, scores
 from service.settings import ServiceSettings
 from service.state import ServiceState
+from worker.aliases import Aliases
 from worker.app import celery_app
 from worker.messages import queue_name
 from worker.records import Records
@@ -38,7 +41,8 @@ def create_app(settings: ServiceSettings, base: TextBase, initializations: dict[
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        records = Records(records_client(settings.redis_url, connect_timeout=2), settings.wait_replicas)
+        client = records_client(settings.redis_url, connect_timeout=2)
+        records = Records(client, settings.wait_replicas)
         cache = weights_client(settings.weights_url, connect_timeout=2)
         queue = queue_name(base.spec.weights_sha256, str(base.dtype).removeprefix("torch."))
         jobs = Jobs(records, celery_app(settings.redis_url, queue), settings.redis_url)
@@ -49,15 +53,35 @@ def create_app(settings: ServiceSettings, base: TextBase, initializations: dict[
         else:
             predictor = InProcessPredictor(base, initializations, store, settings)
         metrics = Metrics(records, predictor)
-        app.state.service = ServiceState(settings, cache, records, store, jobs, base, initializations, predictor, metrics)
+        app.state.service = ServiceState(
+            settings=settings,
+            cache=cache,
+            records=records,
+            aliases=Aliases(client),
+            idempotency=IdempotencyKeys(client),
+            store=store,
+            jobs=jobs,
+            base=base,
+            initializations=initializations,
+            predictor=predictor,
+            metrics=metrics,
+        )
         jobs.listen()
         yield
         await jobs.close()
         predictor.close()
 
-    app = FastAPI(title="Quickstudy", summary="Few-shot adaptation as a service", version="0.1.0", lifespan=lifespan)
-    for routes in (adapters, predictions, deployment):
+    app = FastAPI(
+        title="Quickstudy",
+        summary="Few-shot adaptation as a service",
+        version="0.1.0",
+        lifespan=lifespan,
+        redirect_slashes=False,  # one path a resource
+        generate_unique_id_function=operation_id,
+    )
+    for routes in (adaptation, adapters, events, aliases, predictions, scores, deployment):
         app.include_router(routes.router)
+    describe(app, settings, list(initializations))
     app.add_middleware(BodyLimit, most=settings.max_body_bytes)
     app.add_middleware(Requests)
     app.add_exception_handler(ServiceError, _service_error)
@@ -77,7 +101,7 @@ async def _validation_error(request: Request, error: Exception) -> JSONResponse:
     """The first problem of a body or query, as a field path like `support[3].label`."""
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
-    path = [str(part) if isinstance(part, str) else f"[{part}]" for part in first["loc"][1:]]
+    path = [_printable(part) if isinstance(part, str) else f"[{part}]" for part in first["loc"][1:]]
     field = re.sub(r"\.\[", "[", ".".join(path)) or "body"
     if first["type"] == "json_invalid":
         detail = first.get("ctx", {}).get("error", "malformed JSON")
@@ -88,11 +112,33 @@ async def _validation_error(request: Request, error: Exception) -> JSONResponse:
     return problem(InvalidRequest(field, expected, "nothing" if first["type"] == "missing" else first["input"]))
 
 
-async def _http_error(_request: Request, error: Exception) -> JSONResponse:
+def _printable(name: str) -> str:
+    """A field's name comes from outside: it may be long, or no text that can be encoded."""
+    shown = name.encode("utf-8", "backslashreplace").decode()
+    return shown if len(shown) <= 80 else shown[:77] + "…"
+
+
+async def _http_error(request: Request, error: Exception) -> JSONResponse:
+    """What the framework raises by itself."""
     assert isinstance(error, HTTPException)
+    method, path = request.method, request.url.path
+    if error.status_code == 404:
+        return problem(UnknownPath(f"nothing is at {path}"))
+    if error.status_code == 405:
+        return problem(MethodNotAllowed(f"{path} takes no {method}", headers={"Allow": _allowed(request, error)}))
+    if error.status_code == 400:  # a body that is no JSON in another way than syntax
+        return problem(InvalidRequest("body", "valid JSON", "something that cannot be read"))
     wrapped = ServiceError(str(error.detail), headers=dict(error.headers or {}))
     wrapped.status, wrapped.title = error.status_code, str(error.detail)
     return problem(wrapped)
+
+
+def _allowed(request: Request, error: HTTPException) -> str:
+    """All methods of the path: the framework names those of one route."""
+    documented = request.app.openapi()["paths"].get(getattr(request.scope.get("route"), "path_format", ""))
+    if documented is None:
+        return (error.headers or {}).get("Allow", "")
+    return ", ".join(sorted(method.upper() for method in documented))
 
 
 async def _redis_error(request: Request, error: Exception) -> JSONResponse:

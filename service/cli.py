@@ -1,20 +1,32 @@
-"""`quickstudy serve`, `quickstudy worker`, `quickstudy predictor`, `quickstudy demo`, `quickstudy jobs`."""
+"""`quickstudy`: the commands that run a service, and by name those that are in modules of their own."""
 
+import importlib
 import os
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
-from service.job_commands import jobs
 from service.standalone import DEFAULT_DATA_DIR, StandaloneError, standalone
 from service.tether import tie_to_parent
 from worker.errors import SettingsError
 from worker.logs import configure
 
 
-@click.group()
+class Commands(click.Group):
+    def invoke(self, ctx: click.Context) -> Any:
+        """Where only the client is installed, the other commands say what is missing."""
+        try:
+            return super().invoke(ctx)
+        except ModuleNotFoundError as error:
+            if (error.name or "").split(".")[0] in ("service", "worker", "metatrain"):
+                raise
+            raise click.ClickException(f"{error.name} is not installed; this command needs quickstudy[embedded]") from None
+
+
+@click.group(cls=Commands)
 def main() -> None:
     """Few-shot adaptation as a service."""
 
@@ -89,7 +101,33 @@ def demo() -> None:
     sys.exit(run())
 
 
-main.add_command(jobs)
+class Elsewhere(click.Command):
+    """A command whose module is loaded when it runs, so that `--help` and the others do not wait for what it needs, nor need it."""
+
+    def __init__(self, name: str, module: str, short_help: str) -> None:
+        super().__init__(name, short_help=short_help)
+        self.module = module
+
+    @property
+    def itself(self) -> click.Command:
+        command: click.Command = getattr(importlib.import_module(self.module), str(self.name))
+        return command
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        return self.itself.make_context(info_name, args, parent, **extra)
+
+
+for command in (
+    Elsewhere("adapt", "service.commands.adapt", "Learn from the labelled rows of a file."),
+    Elsewhere("predict", "service.commands.predict", "Label the rows of a file."),
+    Elsewhere("adapters", "service.commands.adapters", "What the service has, and what becomes of it."),
+    Elsewhere("alias", "service.commands.alias", "Names that point at adapters, and may be moved."),
+    Elsewhere("status", "service.commands.status", "Whether the service is ready, and what it has."),
+    Elsewhere("jobs", "service.job_commands", "Jobs that no worker could finish."),
+):
+    main.add_command(command)
 
 
 if __name__ == "__main__":

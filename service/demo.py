@@ -12,11 +12,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 from tqdm import tqdm
 
-from service.client import Client, QuickstudyError
+from service.client import Adaptation, Adapter, Client, QuickstudyError
+from service.progress import AdaptProgress
 
 EXAMPLES = Path(__file__).with_name("examples") / "support_desk.jsonl"
 START_SECONDS = 120.0
@@ -37,7 +37,7 @@ def run() -> int:
         with tempfile.TemporaryDirectory(prefix="quickstudy-demo-") as data, served(Path(data)) as url, Client(url) as quickstudy:
             print(f"\nserving on {url}; POST /adapt with {len(support)} examples of {len({label for _, label in support})} intents")
             began = time.perf_counter()
-            adapter = quickstudy.adapt(support, on_progress=_Progress())
+            adapter = quickstudy.adapt(support, on_progress=AdaptProgress())
             seconds = time.perf_counter() - began
             right = _show(quickstudy, adapter, query)
             _compare(quickstudy, support, query, right, seconds, quickstudy.adapter(adapter))
@@ -47,7 +47,7 @@ def run() -> int:
     return 0
 
 
-def _show(quickstudy: Client, adapter: str, query: Pairs) -> int:
+def _show(quickstudy: Client, adapter: Adaptation, query: Pairs) -> int:
     predictions = quickstudy.predict(adapter, [text for text, _ in query])
     print(f"\nPOST /predict with {len(query)} inputs that it has not seen:\n")
     right = 0
@@ -59,7 +59,7 @@ def _show(quickstudy: Client, adapter: str, query: Pairs) -> int:
     return right
 
 
-def _compare(quickstudy: Client, support: Pairs, query: Pairs, right: int, seconds: float, state: dict[str, Any]) -> None:
+def _compare(quickstudy: Client, support: Pairs, query: Pairs, right: int, seconds: float, state: Adapter) -> None:
     print(f"\n{'on the same examples':<28} {'accuracy':>9} {'POST to ready':>15}")
     print(f"{'default (meta-learned)':<28} {right / len(query):>9.1%} {seconds:>13.2f} s")
     for name, title, words in (
@@ -73,26 +73,8 @@ def _compare(quickstudy: Client, support: Pairs, query: Pairs, right: int, secon
         predictions = quickstudy.predict(adapter, [text for text, _ in query])
         hits = sum(p.label == label for p, (_, label) in zip(predictions, query, strict=True))
         print(f"{title:<28} {hits / len(query):>9.1%} {took:>13.2f} s")
-    stages = ", ".join(f"{stage.replace('_', ' ')} {ms:.0f}" for stage, ms in state["timings"].items())
+    stages = ", ".join(f"{stage.replace('_', ' ')} {ms:.0f}" for stage, ms in state.timings.items())
     print(f"\nof the default's time, in milliseconds: {stages}")
-
-
-class _Progress:
-    """A bar over the inner steps."""
-
-    def __init__(self) -> None:
-        self._bar: tqdm[Any] | None = None
-
-    def __call__(self, state: dict[str, Any]) -> None:
-        if self._bar is None:
-            self._bar = tqdm(total=state["steps"], unit="step", desc="adapting", disable=None)
-        self._bar.total = state["steps"]  # known at the end alone where the support set decides
-        losses = state["support_loss"]
-        self._bar.update(len(losses) - self._bar.n)
-        if losses:
-            self._bar.set_postfix(support_loss=f"{losses[-1]:.3f}")
-        if state["status"] not in ("queued", "running"):
-            self._bar.close()
 
 
 @contextmanager

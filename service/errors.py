@@ -1,24 +1,37 @@
 """Errors as problem documents (RFC 9457).
 
-ServiceError            status, title
+ServiceError            status, kind (the last part of the document's `type`), title
 ├── InvalidRequest      422  names the field, what was expected, what came
+├── KeyUsedOtherwise    422  an Idempotency-Key that came with another request before
+├── Unauthorized        401  WWW-Authenticate
+├── Forbidden           403  names the scope that is missing
 ├── UnknownAdapter      404
+├── UnknownAlias        404
+├── UnknownPath         404
+├── MethodNotAllowed    405  Allow
 ├── AdapterNotReady     409  with the adapter's status, and the reason where it failed
+├── AdapterInUse        409  names the aliases that point at it
+├── AliasMoved          409  with where the alias points now
 ├── BodyTooLarge        413
 ├── ClientGone          499  which nobody reads, but the log
 ├── Overloaded          429  Retry-After
+├── QuotaExceeded       429  Retry-After; names the limit, how much it is and how much is used
 └── Unavailable         503  Retry-After
+    └── NotReady        503  of /readyz; names what is missing
 """
 
 from typing import Any
 
 from fastapi.responses import JSONResponse
 
+from worker.logs import current_request
+
 
 class ServiceError(Exception):
     """Root of the tree; `detail` is what the user reads, `extra` goes into the document beside it."""
 
     status = 500
+    kind = "internal-error"
     title = "Internal error"
 
     def __init__(self, detail: str, *, headers: dict[str, str] | None = None, **extra: Any) -> None:
@@ -27,7 +40,7 @@ class ServiceError(Exception):
 
 
 class InvalidRequest(ServiceError):
-    status, title = 422, "Invalid request"
+    status, kind, title = 422, "invalid-request", "Invalid request"
 
     def __init__(self, field: str, expected: str, got: Any) -> None:
         shown = repr(got) if len(repr(got)) <= 80 else repr(got)[:77] + "…"
@@ -36,39 +49,81 @@ class InvalidRequest(ServiceError):
         )
 
 
+class KeyUsedOtherwise(ServiceError):
+    status, kind, title = 422, "idempotency-key-used-otherwise", "Idempotency-Key used for another request"
+
+
+class Unauthorized(ServiceError):
+    status, kind, title = 401, "unauthorized", "Unauthorized"
+
+
+class Forbidden(ServiceError):
+    status, kind, title = 403, "forbidden", "Forbidden"
+
+
 class UnknownAdapter(ServiceError):
-    status, title = 404, "Unknown adapter"
+    status, kind, title = 404, "unknown-adapter", "Unknown adapter"
+
+
+class UnknownAlias(ServiceError):
+    status, kind, title = 404, "unknown-alias", "Unknown alias"
+
+
+class UnknownPath(ServiceError):
+    status, kind, title = 404, "unknown-path", "Unknown path"
+
+
+class MethodNotAllowed(ServiceError):
+    status, kind, title = 405, "method-not-allowed", "Method not allowed"
 
 
 class AdapterNotReady(ServiceError):
-    status, title = 409, "Adapter not ready"
+    status, kind, title = 409, "adapter-not-ready", "Adapter not ready"
+
+
+class AdapterInUse(ServiceError):
+    status, kind, title = 409, "adapter-in-use", "Adapter in use"
+
+
+class AliasMoved(ServiceError):
+    status, kind, title = 409, "alias-moved", "The alias points elsewhere"
 
 
 class BodyTooLarge(ServiceError):
-    status, title = 413, "Body too large"
+    status, kind, title = 413, "body-too-large", "Body too large"
 
 
 class ClientGone(ServiceError):
-    status, title = 499, "The client went before the answer"
+    status, kind, title = 499, "client-gone", "The client went before the answer"
 
     def __init__(self) -> None:
         super().__init__("the client went before the answer")
 
 
 class Overloaded(ServiceError):
-    status, title = 429, "Too many inputs are waiting"
+    status, kind, title = 429, "overloaded", "Too many inputs are waiting"
 
     def __init__(self, detail: str, retry_after: int) -> None:
         super().__init__(detail, headers={"Retry-After": str(min(60, max(1, retry_after)))})
 
 
-class Unavailable(ServiceError):
-    status, title = 503, "Temporarily unavailable"
+class QuotaExceeded(ServiceError):
+    status, kind, title = 429, "quota-exceeded", "Quota exceeded"
 
-    def __init__(self, detail: str, retry_after: int = 2) -> None:
-        super().__init__(detail, headers={"Retry-After": str(retry_after)})
+
+class Unavailable(ServiceError):
+    status, kind, title = 503, "unavailable", "Temporarily unavailable"
+
+    def __init__(self, detail: str, retry_after: int = 2, **extra: Any) -> None:
+        super().__init__(detail, headers={"Retry-After": str(retry_after)}, **extra)
+
+
+class NotReady(Unavailable):
+    status, kind, title = 503, "not-ready", "Not ready"
 
 
 def problem(error: ServiceError) -> JSONResponse:
-    body = {"type": "about:blank", "title": error.title, "status": error.status, "detail": error.detail, **error.extra}
+    """Within a request, so that the document carries its id."""
+    body = {"type": f"/problems/{error.kind}", "title": error.title, "status": error.status, "detail": error.detail}
+    body |= {"request_id": current_request(), **error.extra}
     return JSONResponse(body, error.status, headers=error.headers, media_type="application/problem+json")

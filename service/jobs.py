@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 from collections import defaultdict
+from collections.abc import Iterator
 from typing import Literal
 
 import redis
@@ -13,6 +14,7 @@ from starlette.concurrency import run_in_threadpool
 
 from worker.logs import current_request, fields
 from worker.messages import ADAPT_TASK, DONE_CHANNEL, IN_TURN, JobRecipe, Status, wake_up
+from worker.notes import Notes
 from worker.records import Record, Records
 from worker.servers import subscriber
 
@@ -30,9 +32,11 @@ class Jobs:
         self.stopping = False
         """Set when the service is told to stop: then nobody is kept waiting."""
 
-    def start(self, tenant: str, adapter_id: str, recipe: JobRecipe, ttl_ms: int, truncated: tuple[int, ...]) -> Status:
+    def start(
+        self, tenant: str, adapter_id: str, recipe: JobRecipe, ttl_ms: int, truncated: tuple[int, ...], notes: Notes = Notes()
+    ) -> Status:
         """Write the record, then wake a worker."""
-        created, status = self._records.accept(tenant, adapter_id, recipe, ttl_ms, truncated, current_request(), self.queue)
+        created, status = self._records.accept(tenant, adapter_id, recipe, ttl_ms, truncated, current_request(), self.queue, notes)
         if created:
             self._wake(tenant, adapter_id, self.queue)
         return status
@@ -53,12 +57,9 @@ class Jobs:
 
     async def wait(self, tenant: str, adapter_id: str, seconds: float) -> Record | None:
         """The record as soon as its job has ended or was deleted, or as it is after `seconds` or when the service stops."""
-        ended = asyncio.Event()
-        member = f"{tenant}/{adapter_id}"
-        self._waiting[member].add(ended)
         loop = asyncio.get_running_loop()
         deadline = loop.time() + seconds
-        try:
+        with self.hearing(tenant, adapter_id) as ended:
             while True:
                 ended.clear()  # before looking, so that an end between the look and the wait is not missed
                 record = await run_in_threadpool(self._records.get, tenant, adapter_id)
@@ -68,6 +69,14 @@ class Jobs:
                 # Looks again each second all the same: a publication is lost while the subscription reconnects.
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(ended.wait(), min(left, 1.0))
+
+    @contextlib.contextmanager
+    def hearing(self, tenant: str, adapter_id: str) -> Iterator[asyncio.Event]:
+        """An event that is set whenever the adapter's job ends or it is deleted, while the block runs."""
+        ended, member = asyncio.Event(), f"{tenant}/{adapter_id}"
+        self._waiting[member].add(ended)
+        try:
+            yield ended
         finally:
             self._waiting[member].discard(ended)
             if not self._waiting[member]:

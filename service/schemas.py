@@ -1,19 +1,67 @@
-"""The shapes of HTTP bodies. Limits that are settings are checked in `limits`."""
+"""The shapes of HTTP bodies. Limits that are settings are checked in `limits`, and shown in the OpenAPI by `openapi`."""
 
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
 from worker.messages import Status
 
+
+def _whole(value: object) -> object:
+    """JSON knows one kind of number: 3.0 is 3."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 Text = Annotated[str, StringConstraints(strict=True)]
+Integer = Annotated[int, Field(strict=True), BeforeValidator(_whole)]
+AdapterId = Annotated[
+    str,
+    StringConstraints(strict=True, max_length=64, pattern=r"^[a-z0-9]+$"),
+    Field(examples=["a3f0c1d2e4b5a69788776655443322110ffeeddcc"]),
+]
+AliasName = Annotated[
+    str, StringConstraints(strict=True, pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$"), Field(examples=["support-desk.production"])
+]
+Name = Annotated[Text, Field(max_length=100, examples=["support desk"], description="what people call it; no part of its id")]
+Tag = Annotated[Text, Field(max_length=64, examples=["english"])]
+Tags = Annotated[list[Tag], Field(max_length=16, description="no part of its id")]
+
+_ID, _DIGEST = "a3f0c1d2e4b5a69788776655443322110ffeeddcc", "9c0d" * 16
+_SUPPORT = [
+    {"input": "My card was swallowed by the machine", "label": "card_lost"},
+    {"input": "Somebody took my wallet with the card", "label": "card_lost"},
+    {"input": "Which currencies can I hold?", "label": "currencies"},
+    {"input": "Do you support euros?", "label": "currencies"},
+]
+
+Missing = Literal["worker", "redis", "cache", "predictor"]
 
 
-AdapterId = Annotated[str, StringConstraints(strict=True, max_length=64, pattern=r"^[a-z0-9]+$")]
+def _example(**content: Any) -> ConfigDict:
+    return ConfigDict(json_schema_extra={"examples": [content]})
 
 
 class _Body(BaseModel):
     model_config = ConfigDict(extra="forbid")
+
+
+class FieldProblem(BaseModel):
+    field: str
+    expected: str
+    got: str
+
+
+class Problem(BaseModel):
+    """What went wrong (RFC 9457). Some types have further members; docs/api.md names them."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str = Field(description="a relative URI, one for each kind of problem", examples=["/problems/invalid-request"])
+    title: str
+    status: int
+    detail: str = Field(description="for people: its wording may change")
+    request_id: str = Field(description="as in X-Request-ID, and in the service's log")
+    errors: list[FieldProblem] | None = Field(default=None, description="of an invalid request")
 
 
 class Example(_Body):
@@ -22,10 +70,10 @@ class Example(_Body):
 
 
 class Options(_Body):
-    steps: int | None = Field(
-        default=None, strict=True, ge=0, le=100, description="inner steps; the initialization's own where absent"
+    steps: Annotated[Integer, Field(ge=0, le=100)] | None = Field(
+        default=None, description="inner steps; the initialization's own where absent"
     )
-    seed: int = Field(default=0, strict=True, ge=0, lt=2**31, description="order of minibatches of a large support set")
+    seed: Integer = Field(default=0, ge=0, lt=2**31, description="order of minibatches of a large support set")
     label_words: bool = Field(
         default=False,
         strict=True,
@@ -35,21 +83,78 @@ class Options(_Body):
 
 
 class AdaptRequest(_Body):
+    model_config = _example(support=_SUPPORT, options={"label_words": True}, name="support desk", tags=["english"])
+
     support: list[Example] = Field(description="a handful of labelled examples, one label each")
     initialization: Text = "default"
     options: Options = Options()
-    ttl_seconds: int | None = Field(default=None, strict=True, ge=1, description="how long the adapter is kept")
+    ttl_seconds: Annotated[Integer, Field(ge=1)] | None = Field(default=None, description="how long the adapter is kept")
+    name: Name | None = Field(default=None, description="absent leaves the name that it has")
+    tags: Tags | None = Field(default=None, description="absent leaves the tags that it has")
+
+
+class ExamplesRequest(_Body):
+    model_config = _example(support=_SUPPORT[:1], name="support desk, second round")
+
+    support: list[Example] = Field(description="further examples, beside those of the adapter")
+    options: Options = Field(default=Options(), description="each that is absent is as the adapter has it")
+    ttl_seconds: Annotated[Integer, Field(ge=1)] | None = Field(default=None, description="how long the new adapter is kept")
+    name: Name | None = Field(default=None, description="of the new adapter")
+    tags: Tags | None = Field(default=None, description="of the new adapter")
 
 
 class AdaptAnswer(BaseModel):
+    model_config = _example(adapter_id=_ID, status="ready", truncated=[])
+
     adapter_id: str
     status: Status
-    truncated: list[int] = Field(description="positions of examples that were cut to the base model's maximum length")
+    truncated: list[int] = Field(
+        description="positions of examples of the request that were cut to the base model's maximum length"
+    )
+
+
+class Warned(BaseModel):
+    field: str
+    message: str
+
+
+class DryRunAnswer(BaseModel):
+    """What a request would give; nothing was written."""
+
+    model_config = _example(
+        adapter_id=_ID,
+        status="new",
+        examples=4,
+        labels={"card_lost": 2, "currencies": 2},
+        steps=2,
+        truncated=[],
+        warnings=[{"field": "support[3].input", "message": "the same example as support[1]"}],
+    )
+
+    adapter_id: str
+    status: Literal["new"] | Status
+    examples: int
+    labels: dict[str, int] = Field(description="examples of each label")
+    steps: int | None = Field(description="null where the support set decides")
+    truncated: list[int]
+    warnings: list[Warned]
+
+
+class AdapterChanges(_Body):
+    model_config = _example(name="support desk", tags=["english", "production"])
+
+    name: Name | None = Field(default=None, description="null takes it away, absent leaves it")
+    tags: Tags = Field(default=[], description="all of them; absent leaves them")
 
 
 class PredictRequest(_Body):
-    adapter_id: AdapterId
+    model_config = _example(adapter_id="support-desk.production", inputs=["the cash machine ate my card"], top_k=1)
+
+    adapter_id: AliasName = Field(description="an adapter's id, or an alias")
     inputs: list[Text]
+    top_k: Annotated[Integer, Field(ge=1)] | None = Field(
+        default=None, description="only so many labels, the most probable ones first"
+    )
 
 
 class Prediction(BaseModel):
@@ -58,15 +163,92 @@ class Prediction(BaseModel):
 
 
 class PredictAnswer(BaseModel):
+    model_config = _example(
+        adapter_id=_ID,
+        alias="support-desk.production",
+        digest=_DIGEST,
+        predictions=[{"label": "card_lost", "probabilities": {"card_lost": 0.97}}],
+        truncated=[],
+    )
+
     adapter_id: str
+    alias: str | None = Field(default=None, description="where one was asked for")
     digest: str = Field(description="sha256 of the adapter's weights")
     predictions: list[Prediction] = Field(description="in the order of the inputs")
     truncated: list[int] = Field(description="positions of inputs that were cut to the base model's maximum length")
 
 
+class ScoreRequest(_Body):
+    model_config = _example(examples=_SUPPORT[:2])
+
+    examples: list[Example] = Field(description="inputs with their true labels, which the adapter must know")
+
+
+class LabelScore(BaseModel):
+    precision: float = Field(description="0 where it was never predicted")
+    recall: float = Field(description="0 where no example has it")
+    f1: float
+    examples: int
+
+
+class ScoreAnswer(BaseModel):
+    model_config = _example(
+        adapter_id=_ID,
+        digest=_DIGEST,
+        examples=2,
+        accuracy=0.5,
+        macro_f1=1 / 3,
+        labels={
+            "card_lost": {"precision": 1.0, "recall": 0.5, "f1": 2 / 3, "examples": 2},
+            "currencies": {"precision": 0.0, "recall": 0.0, "f1": 0.0, "examples": 0},
+        },
+        confusion={"card_lost": {"card_lost": 1, "currencies": 1}},
+        mistakes=[1],
+    )
+
+    adapter_id: str
+    digest: str = Field(description="sha256 of the adapter's weights")
+    examples: int
+    accuracy: float
+    macro_f1: float = Field(description="the mean f1 of `labels`")
+    labels: dict[str, LabelScore] = Field(description="those that examples have or that were predicted")
+    confusion: dict[str, dict[str, int]] = Field(description="true label: predicted label: how often")
+    mistakes: list[int] = Field(description="positions of examples that were labelled otherwise")
+
+
 class AdapterView(BaseModel):
+    model_config = _example(
+        adapter_id=_ID,
+        status="ready",
+        name="support desk",
+        tags=["english"],
+        parent=None,
+        initialization="default",
+        initialization_digest="5e1f" * 16,
+        labels=["card_lost", "currencies"],
+        examples=4,
+        steps=2,
+        seed=0,
+        label_words=True,
+        precision="float32",
+        attempt=1,
+        support_loss=[0.41, 0.18],
+        truncated=[],
+        timings={"queue": 4.1, "tokenize": 0.6, "inner_loop": 180.2, "store": 1.2},
+        digest=_DIGEST,
+        error=None,
+        last_error=None,
+        pinned=False,
+        recovery_ms=None,
+        created_at=1795651200.0,
+        expires_at=1796256000.0,
+    )
+
     adapter_id: str
     status: Status
+    name: str | None
+    tags: list[str]
+    parent: str | None = Field(description="the adapter whose examples this one goes on from")
     initialization: str
     initialization_digest: str
     labels: list[str]
@@ -89,8 +271,42 @@ class AdapterView(BaseModel):
 
 
 class AdapterPage(BaseModel):
+    model_config = _example(adapters=[], next_cursor=None)
+
     adapters: list[AdapterView] = Field(description="newest first")
-    next_cursor: str | None
+    next_cursor: str | None = Field(description="of the next page; null at the end")
+
+
+class AliasTarget(_Body):
+    model_config = _example(adapter_id=_ID, expected=None)
+
+    adapter_id: AdapterId
+    expected: AdapterId | None = Field(
+        default=None, description="where the alias must point now; null: nowhere; absent: anywhere or nowhere"
+    )
+
+
+class AliasMove(BaseModel):
+    model_config = _example(alias="support-desk.production", adapter_id=_ID, previous=None)
+
+    alias: str
+    adapter_id: str
+    previous: str | None = Field(description="where it pointed before; null: nowhere")
+
+
+class AliasView(BaseModel):
+    model_config = _example(alias="support-desk.production", adapter_id=_ID, updated_at=1795651200.0)
+
+    alias: str
+    adapter_id: str
+    updated_at: float = Field(description="Unix time in seconds")
+
+
+class AliasPage(BaseModel):
+    model_config = _example(aliases=[], next_cursor=None)
+
+    aliases: list[AliasView] = Field(description="in the order of their names")
+    next_cursor: str | None = Field(description="of the next page; null at the end")
 
 
 class InitializationView(BaseModel):
@@ -111,4 +327,19 @@ class InitializationView(BaseModel):
 
 
 class InitializationList(BaseModel):
+    model_config = _example(initializations=[])
+
     initializations: list[InitializationView]
+
+
+class Alive(BaseModel):
+    model_config = _example(status="alive")
+
+    status: Literal["alive"]
+
+
+class Readiness(BaseModel):
+    model_config = _example(status="ready", missing=[])
+
+    status: Literal["ready"]
+    missing: list[Missing] = Field(description="empty; the problem of a 503 has the same member")

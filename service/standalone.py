@@ -17,8 +17,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import redis
-
 log = logging.getLogger(__name__)
 DEFAULT_DATA_DIR = "~/.local/share/quickstudy"
 EMBEDDED_MEMORY = "1gb"
@@ -75,6 +73,8 @@ def standalone(data_dir: Path) -> Iterator[str]:
 def _remove_left_behind(data_dir: Path) -> None:
     """The folder of the socket that the last run on `data_dir` used, if it was killed before it could. Not one that is answered on:
     the data folder may be a copy of another one."""
+    import redis  # half a second, and no part of a client's installation: not for who only asks what `quickstudy` can do
+
     url = url_of(data_dir) or ""
     folder = Path(url.removeprefix("unix://")).parent
     if folder.name.startswith(_SOCKETS) and folder.parent == Path(tempfile.gettempdir()):
@@ -165,6 +165,8 @@ def _server_command(data_dir: Path, socket: Path) -> list[str]:
 
 
 def _wait_for(url: str, server: _Child, seconds: float = 30.0) -> None:
+    import redis
+
     client = redis.Redis.from_url(url)
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:

@@ -9,10 +9,12 @@ from redis import Redis
 from metatrain.artifact import Initialization
 from metatrain.base.text import TextBase
 from service.auth import tenant
+from service.idempotency import IdempotencyKeys
 from service.jobs import Jobs
 from service.metrics import Metrics
 from service.predictor import Predictor
 from service.settings import ServiceSettings
+from worker.aliases import Aliases
 from worker.records import Records
 from worker.store import WeightStore
 
@@ -22,6 +24,8 @@ class ServiceState:
     settings: ServiceSettings
     cache: Redis
     records: Records
+    aliases: Aliases
+    idempotency: IdempotencyKeys
     store: WeightStore
     jobs: Jobs
     base: TextBase

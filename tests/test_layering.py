@@ -1,6 +1,7 @@
 """Arrows go one way: service → worker → metatrain; and what a light process needs brings no torch."""
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ FOREIGN = {
     "metatrain": {"redis", "celery", "kombu", "fastapi", "starlette", "uvicorn", "httpx"},
     "worker": {"fastapi", "starlette", "httpx"},
 }
-TORCH_FREE = ["worker.messages", "worker.records", "worker.store", "service.client"]
+TORCH_FREE = ["worker.messages", "worker.records", "worker.aliases", "worker.notes", "worker.store", "service.client"]
 
 
 def imported_packages(path: Path) -> set[str]:
@@ -37,6 +38,32 @@ def test_imports_follow_the_arrows(package: str) -> None:
 def test_light_modules_bring_no_torch(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+SERVER_SIDE = ("torch", "transformers", "numpy", "pydantic", "redis", "celery", "kombu", "fastapi", "uvicorn", "prometheus_client")
+
+
+@pytest.mark.parametrize(
+    ("run", "absent"),
+    [
+        ("import service.client", (*SERVER_SIDE, "click", "tqdm")),
+        ("import service.cli; service.cli.main(['status'])", SERVER_SIDE),
+        ("import service.cli; service.cli.main(['predict', 'a1', '--text', 'a'])", SERVER_SIDE),
+        ("import service.cli; service.cli.main(['adapt', 'service/examples/library_examples.csv'])", SERVER_SIDE),
+    ],
+)
+def test_a_client_needs_nothing_of_a_server(run: str, absent: tuple[str, ...]) -> None:
+    """Nobody listens on port 1: exit code 3 says that a command came as far as asking."""
+    code = f"import sys; sys.modules.update(dict.fromkeys({absent})); {run}"
+    environment = {**os.environ, "QUICKSTUDY_URL": "http://127.0.0.1:1"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, check=False, capture_output=True, text=True)
+    assert done.returncode == (3 if "main" in run else 0), done.stderr
+
+
+def test_a_command_that_needs_more_says_so() -> None:
+    code = "import sys; sys.modules.update(redis=None); import service.cli; service.cli.main(['jobs', 'dead'])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr == "Error: redis is not installed; this command needs quickstudy[embedded]\n"
 
 
 def test_nothing_reads_pickles() -> None:

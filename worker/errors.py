@@ -5,6 +5,7 @@ WorkerError
 ├── WeightsCorrupt  the cache has other bytes than the record's digest says
 ├── ClaimLost       somebody else holds the job now, or it was deleted
 ├── Stopping        the worker was told to stop and gives the job back
+├── AdapterAliased  aliases point at the adapter that was to be deleted
 └── SettingsError   an environment variable with a value that cannot be used
 """
 
@@ -27,6 +28,12 @@ class ClaimLost(WorkerError):
 
 class Stopping(WorkerError):
     pass
+
+
+class AdapterAliased(WorkerError):
+    def __init__(self, aliases: list[str]) -> None:
+        super().__init__(f"aliases point at it: {', '.join(aliases)}")
+        self.aliases = aliases
 
 
 class SettingsError(WorkerError):

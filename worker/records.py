@@ -23,8 +23,11 @@ import redis
 from pydantic import BaseModel, ConfigDict
 
 from worker import scripts
+from worker.aliases import alias_keys
+from worker.errors import AdapterAliased
 from worker.logs import fields
 from worker.messages import DONE_CHANNEL, JobRecipe, Outcome, Status
+from worker.notes import Notes
 
 log = logging.getLogger(__name__)
 ID_FORMAT = 1
@@ -45,6 +48,16 @@ _RETIRE = "qs:retire"
 _FENCE = "qs:fence"
 _QUEUES = "qs:queues"
 _SEQUENCE = "qs:sequence"
+
+
+@dataclass(frozen=True)
+class Step:
+    """How far a job is: what changes while it runs, without its recipe."""
+
+    status: Status
+    attempt: int
+    fence: int
+    support_loss: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -79,6 +92,9 @@ class Record(BaseModel):
     digest: str | None = None
     error: str | None = None
     timings: dict[str, float] = {}
+    name: str | None = None
+    tags: tuple[str, ...] = ()
+    parent: str | None = None
 
 
 @dataclass(frozen=True)
@@ -119,6 +135,7 @@ class Records:
         self._requeue = client.register_script(scripts.REQUEUE)
         self._revive = client.register_script(scripts.REVIVE)
         self._pin = client.register_script(scripts.PIN)
+        self._annotate = client.register_script(scripts.ANNOTATE)
         self._erased = client.register_script(scripts.ERASED)
         self._erasing: int | None = None
         self._due = client.register_script(scripts.DUE)
@@ -137,12 +154,14 @@ class Records:
         truncated: tuple[int, ...],
         request: str = "",
         queue: str = "",
+        notes: Notes = Notes(),
     ) -> tuple[bool, Status]:
         """Write the record before anybody is told of it; `queue` is where its wake-ups go. Returns (whether there is work to
         announce, status).
 
         The same id again is the same job while it is queued, running or ready, its TTL starting anew; after failure or expiry it
-        starts afresh. Raises NotReplicated, and the same call again is the way on.
+        starts afresh. Its notes stay either way, but for those that are given. Raises NotReplicated, and the same call again is the
+        way on.
         """
         keys = [*_keys(tenant, adapter_id), _index(tenant), _SEQUENCE, _RETIRE, _QUEUES]
         arguments: list[Any] = [
@@ -152,7 +171,7 @@ class Records:
             recipe.model_dump_json(exclude_defaults=True),
             json.dumps(truncated),
         ]
-        arguments += [WAKE_AGAIN_MS, RETENTION_MS, request, recipe.kin, queue]
+        arguments += [WAKE_AGAIN_MS, RETENTION_MS, request, recipe.kin, queue, *notes.flat()]
         if not self._replicas:
             created, status = self._accept(keys=keys, args=arguments)
             return bool(created), cast(Status, _text(status))
@@ -241,6 +260,10 @@ class Records:
         ttl = self._pin(keys=[*_keys(tenant, adapter_id), _RETIRE], args=arguments)
         return None if ttl is None else int(ttl)
 
+    def annotate(self, tenant: str, adapter_id: str, notes: Notes) -> bool:
+        """False where there is no record."""
+        return bool(self._annotate(keys=[_record(tenant, adapter_id)], args=notes.flat()))
+
     def observe(self, stages_ms: Mapping[str, Sequence[float]]) -> None:
         """Count milliseconds by stage of a job that has ended: how many, their sum, and how many were within each bound."""
         with self._redis.pipeline(transaction=False) as pipe:
@@ -264,16 +287,16 @@ class Records:
     def get(self, tenant: str, adapter_id: str) -> Record | None:
         """The record, with `expired` in place of `ready` once its time is over; None where there is none."""
         raw = cast(dict[bytes, bytes], self._redis.hgetall(_record(tenant, adapter_id)))
-        if not raw:
+        return _read(tenant, adapter_id, raw, self._now()) if raw else None
+
+    def step(self, tenant: str, adapter_id: str) -> Step | None:
+        """How far a job is, for who looks again and again; None where there is no record."""
+        wanted = ["status", "attempt", "fence", "support_loss"]
+        raw = cast(list[bytes | None], self._redis.hmget(_record(tenant, adapter_id), wanted))
+        if raw[0] is None:
             return None
-        fields: dict[str, Any] = {_text(key): _text(value) for key, value in raw.items()}
-        for key in ("truncated", "support_loss", "timings"):
-            fields[key] = json.loads(fields.get(key) or ("{}" if key == "timings" else "[]"))
-        fields["recipe"] = json.loads(fields["recipe"])
-        over = fields.get("pinned") != "1" and int(fields["expires_at"]) <= self._now()
-        if fields["status"] == "ready" and over:
-            fields["status"] = "expired"
-        return Record.model_validate({**fields, "tenant": tenant, "adapter_id": adapter_id})
+        status, attempt, fence, losses = (_text(value or b"") for value in raw)
+        return Step(cast(Status, status), int(attempt), int(fence), tuple(json.loads(losses or "[]")))
 
     def page(self, tenant: str, limit: int, before: int | None) -> tuple[list[Record], int | None]:
         """Records of a tenant, newest first, and the cursor of the next page (None at the end)."""
@@ -287,20 +310,25 @@ class Records:
             )
             if not rows:
                 return found, None
-            for raw, score in rows:
-                record = self.get(tenant, _text(raw))
+            with self._redis.pipeline(transaction=False) as pipe:
+                for raw, _ in rows:
+                    pipe.hgetall(_record(tenant, _text(raw)))
+                contents, now = pipe.execute(), self._now()
+            for (raw, score), content in zip(rows, contents, strict=True):
                 cursor = int(score)
-                if record is None:
-                    self._redis.zrem(index, raw)
+                if content:
+                    found.append(_read(tenant, _text(raw), content, now))
                 else:
-                    found.append(record)
+                    self._redis.zrem(index, raw)
         return found, cursor
 
     def delete(self, tenant: str, adapter_id: str, *, only: Literal["", "dead", "over"] = "") -> int | None:
-        """Remove the record, support text and all; `only` if it is dead, or its time is over. Returns its fence, None where
-        there was no such record."""
-        keys = [*_keys(tenant, adapter_id), _index(tenant), _RETIRE, _ERASE, _ERASE_LAST]
+        """Remove the record, support text and all; `only` if it is dead, or its time is over, and then with the aliases that
+        point at it. Returns its fence, None where there was no such record. Raises AdapterAliased where aliases point at it."""
+        keys = [*_keys(tenant, adapter_id), _index(tenant), _RETIRE, _ERASE, _ERASE_LAST, *alias_keys(tenant, adapter_id)]
         fence = self._delete(keys=keys, args=[_member(tenant, adapter_id), adapter_id, DONE_CHANNEL, only])
+        if isinstance(fence, list):
+            raise AdapterAliased(sorted(map(_text, fence)))
         return None if fence is None else int(fence)
 
     def queues(self) -> list[str]:
@@ -363,6 +391,18 @@ def adapter_id(key: bytes, tenant: str, recipe: JobRecipe) -> str:
     identity = recipe.model_dump(mode="json", exclude={"initialization"}, exclude_defaults=True)
     content = json.dumps([ID_FORMAT, tenant, identity], sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return "a" + hmac.new(key, content.encode(), hashlib.sha256).hexdigest()[:40]
+
+
+def _read(tenant: str, adapter_id: str, raw: dict[bytes, bytes], now: int) -> Record:
+    """As it is stored → as it is at `now`."""
+    fields: dict[str, Any] = {_text(key): _text(value) for key, value in raw.items()}
+    for key in ("truncated", "support_loss", "timings", "tags"):
+        fields[key] = json.loads(fields.get(key) or ("{}" if key == "timings" else "[]"))
+    fields["recipe"] = json.loads(fields["recipe"])
+    over = fields.get("pinned") != "1" and int(fields["expires_at"]) <= now
+    if fields["status"] == "ready" and over:
+        fields["status"] = "expired"
+    return Record.model_validate({**fields, "tenant": tenant, "adapter_id": adapter_id})
 
 
 def _keys(tenant: str, adapter_id: str) -> list[str]:

@@ -15,11 +15,21 @@ local c = redis.call('HMGET', KEYS[1], 'fence', 'status')
 local held = c[1] == ARGV[2] and c[2] == 'running'
 """
 
-# KEYS … index, sequence, retire, queues. ARGV member, id, ttl_ms, recipe, truncated, wake_ms, retention_ms, request id, kin, queue.
-# The fence stays: under it there may be weights to remove.
+# ARGV from a number on are notes: field, value, field, value …; an empty value takes the note away.
+_NOTE = """
+local function note(from)
+  for i = from, #ARGV, 2 do
+    if ARGV[i + 1] == '' then redis.call('HDEL', KEYS[1], ARGV[i]) else redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) end
+  end
+end
+"""
+
+# KEYS … index, sequence, retire, queues. ARGV member, id, ttl_ms, recipe, truncated, wake_ms, retention_ms, request id, kin, queue,
+# notes. The fence stays: under it there may be weights to remove.
 ACCEPT = (
     _NOW
     + _COUNT
+    + _NOTE
     + """
 local old = redis.call('HMGET', KEYS[1], 'status', 'expires_at', 'pinned', 'created_at', 'fence')
 local status, pinned = old[1], old[3] == '1'
@@ -27,17 +37,22 @@ local expire_at = now + tonumber(ARGV[3])
 local live = status == 'queued' or status == 'running' or (status == 'ready' and (pinned or tonumber(old[2]) > now))
 if not live then
   count('accepted')  -- the first write: refused where memory is short
+  local kept = redis.call('HMGET', KEYS[1], 'name', 'tags', 'parent')
   redis.call('DEL', KEYS[1])
   redis.call('HSET', KEYS[1], 'status', 'queued', 'recipe', ARGV[4], 'truncated', ARGV[5], 'created_at', old[4] or now,
              'queued_at', now, 'attempt', 0, 'fence', old[5] or 0, 'lease_until', 0, 'pinned', old[3] or 0, 'request', ARGV[8],
              'kin', ARGV[9], 'queue', ARGV[10])
   redis.call('SADD', KEYS[9], ARGV[10])
+  for i, field in ipairs({'name', 'tags', 'parent'}) do
+    if kept[i] then redis.call('HSET', KEYS[1], field, kept[i]) end
+  end
   if not redis.call('ZSCORE', KEYS[6], ARGV[2]) then redis.call('ZADD', KEYS[6], redis.call('INCR', KEYS[7]), ARGV[2]) end
   redis.call('ZADD', KEYS[2], now + tonumber(ARGV[6]), ARGV[1])
   redis.call('ZREM', KEYS[5], ARGV[1])
   status = 'queued'
 end
 redis.call('HSET', KEYS[1], 'ttl_ms', ARGV[3], 'expires_at', expire_at)
+note(11)
 if not pinned then redis.call('ZADD', KEYS[8], expire_at + tonumber(ARGV[7]), ARGV[1]) end
 return {live and 0 or 1, status}
 """
@@ -154,17 +169,24 @@ return 1
 """
 )
 
-# KEYS … index, retire, erase, erase-last. ARGV member, id, channel, only if it is 'dead' or 'over' (its time in `qs:retire` has
-# come; '': always). Returns the fence, whose weights the caller removes; nil: unknown, or not so. `qs:erase` says since when the
-# append-only file holds text that was deleted, `qs:erase-last` when the last of it was.
+# KEYS … index, retire, erase, erase-last, aliases that point at it, targets, names (see `worker.aliases`). ARGV member, id,
+# channel, only if it is 'dead' or 'over' (its time in `qs:retire` has come; '': always). Returns the fence, whose weights the
+# caller removes; nil: unknown, or not so; with '', the aliases that point at it where there are any. `qs:erase` says since when
+# the append-only file holds text that was deleted, `qs:erase-last` when the last of it was.
 DELETE = (
     _NOW
     + _COUNT
     + """
 if ARGV[4] == 'dead' and not redis.call('ZSCORE', KEYS[5], ARGV[1]) then return nil end
 if ARGV[4] == 'over' and tonumber(redis.call('ZSCORE', KEYS[7], ARGV[1]) or now + 1) > now then return nil end
+local aliases = redis.call('SMEMBERS', KEYS[10])
+if ARGV[4] == '' and #aliases > 0 then return aliases end
 local fence = redis.call('HGET', KEYS[1], 'fence')
-redis.call('DEL', KEYS[1])
+redis.call('DEL', KEYS[1], KEYS[10])
+for _, alias in ipairs(aliases) do
+  redis.call('HDEL', KEYS[11], alias)
+  redis.call('ZREM', KEYS[12], alias)
+end
 redis.call('ZREM', KEYS[2], ARGV[1])
 redis.call('ZREM', KEYS[3], ARGV[1])
 redis.call('ZREM', KEYS[5], ARGV[1])
@@ -226,6 +248,43 @@ if ARGV[2] ~= '1' then redis.call('ZADD', KEYS[6], now + tonumber(ttl) + tonumbe
 return ttl
 """
 )
+
+# ARGV notes. 0: unknown.
+ANNOTATE = (
+    _NOTE
+    + """
+if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
+note(1)
+return 1
+"""
+)
+
+# KEYS aliases of the adapter, targets, names, its record. ARGV alias, adapter id, expected ('*': wherever it points; '': nowhere),
+# the key of an adapter's aliases without its id. Moves an alias. Returns what happened, and where it pointed before.
+POINT = (
+    _NOW
+    + """
+local was = redis.call('HGET', KEYS[2], ARGV[1])
+local before = was and string.match(was, '^%w+') or ''
+if redis.call('EXISTS', KEYS[4]) == 0 then return {'unknown', before} end
+if ARGV[3] ~= '*' and ARGV[3] ~= before then return {'moved', before} end
+if was then redis.call('SREM', ARGV[4] .. before, ARGV[1]) end
+redis.call('HSET', KEYS[2], ARGV[1], ARGV[2] .. ' ' .. now)
+redis.call('ZADD', KEYS[3], 0, ARGV[1])
+redis.call('SADD', KEYS[1], ARGV[1])
+return {'set', before}
+"""
+)
+
+# KEYS targets, names. ARGV alias, the key of an adapter's aliases without its id. 0: unknown.
+UNPOINT = """
+local was = redis.call('HGET', KEYS[1], ARGV[1])
+if not was then return 0 end
+redis.call('SREM', ARGV[2] .. string.match(was, '^%w+'), ARGV[1])
+redis.call('HDEL', KEYS[1], ARGV[1])
+redis.call('ZREM', KEYS[2], ARGV[1])
+return 1
+"""
 
 # KEYS erase, erase-last. ARGV when the file was begun that is there now. What was deleted later is still in it.
 ERASED = """

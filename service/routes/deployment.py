@@ -1,16 +1,20 @@
 """`GET /initializations`, `/metrics`, `/healthz`, `/readyz`: what this deployment has, and whether it can take traffic."""
 
 import redis
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Depends, Response
 from prometheus_client import generate_latest
 
-from service.schemas import InitializationList, InitializationView
+from service.auth import needs, tenant
+from service.errors import NotReady
+from service.openapi import OF_ANY_ROUTE, problems
+from service.schemas import Alive, InitializationList, InitializationView, Missing, Readiness
 from service.state import State
 
 router = APIRouter(tags=["deployment"])
+_METRIC = "quickstudy_workers 1.0"
 
 
-@router.get("/initializations")
+@router.get("/initializations", dependencies=[Depends(tenant)], responses=problems(*OF_ANY_ROUTE))
 def initializations(state: State) -> InitializationList:
     """What this deployment can adapt from."""
     views = [
@@ -33,22 +37,27 @@ def initializations(state: State) -> InitializationList:
     return InitializationList(initializations=sorted(views, key=lambda view: view.name))
 
 
-@router.get("/metrics", response_class=Response)
+@router.get(
+    "/metrics",
+    response_class=Response,
+    dependencies=[Depends(needs("admin"))],
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}, "example": _METRIC}}}, **problems(*OF_ANY_ROUTE)},
+)
 def metrics(state: State) -> Response:
     """Counts and times, for Prometheus."""
     return Response(generate_latest(state.metrics.registry), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 @router.get("/healthz")
-async def healthz() -> dict[str, str]:
+async def healthz() -> Alive:
     """The process is alive."""
-    return {"status": "alive"}
+    return Alive(status="alive")
 
 
-@router.get("/readyz", responses={503: {}})
-def readyz(state: State, response: Response) -> dict[str, object]:
-    """Ready to take traffic, or 503 with what is missing."""
-    missing: list[str] = []
+@router.get("/readyz", responses=problems(NotReady))
+def readyz(state: State) -> Readiness:
+    """Ready to take traffic, or 503 with what is `missing`."""
+    missing: list[Missing] = []
     try:
         if not state.records.workers().get(state.jobs.queue):
             missing.append("worker")  # of this base model and precision
@@ -61,6 +70,5 @@ def readyz(state: State, response: Response) -> dict[str, object]:
     if not state.predictor.alive():
         missing.append("predictor")
     if missing:
-        response.status_code = 503
-        response.headers["Retry-After"] = "2"
-    return {"status": "ready" if not missing else "not ready", "missing": missing}
+        raise NotReady(f"missing: {', '.join(missing)}", missing=missing)
+    return Readiness(status="ready", missing=[])

@@ -1,90 +1,49 @@
 """`POST /predict`."""
 
-import asyncio
-import logging
-from typing import Literal
-
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 from starlette.concurrency import run_in_threadpool
 
-from metatrain.errors import MetatrainError
-from service.errors import AdapterNotReady, ClientGone, Unavailable, UnknownAdapter
+from service.answering import answered
+from service.auth import needs
+from service.errors import AdapterNotReady, Overloaded, UnknownAdapter
 from service.limits import check_predict
-from service.predictor import Answer, Wanted
+from service.openapi import OF_A_BODY, OF_ANY_ROUTE, problems
+from service.predictor import Answer
 from service.schemas import PredictAnswer, Prediction, PredictRequest
 from service.state import ServiceState, State, Tenant
-from worker.errors import WeightsCorrupt, WeightsMissing
-from worker.logs import fields
+from worker.aliases import is_adapter_id
 from worker.records import Record
 
-log = logging.getLogger(__name__)
-router = APIRouter(tags=["predictions"])
-_TRIES = 3
-_ANSWER_SECONDS = 60.0
+router = APIRouter(tags=["predictions"], dependencies=[Depends(needs("predict"))])
 
 
-@router.post("/predict", responses={404: {}, 409: {}, 413: {}, 422: {}, 429: {}, 503: {}})
+@router.post("/predict", responses=problems(*OF_ANY_ROUTE, *OF_A_BODY, UnknownAdapter, AdapterNotReady, Overloaded))
 async def predict(request: PredictRequest, connection: Request, response: Response, state: State, tenant: Tenant) -> PredictAnswer:
     """Label inputs with an adapter. Never answers with the bare base model in an adapter's place. The answer's `Server-Timing`
     has the milliseconds of each stage."""
     check_predict(request, state.settings)
-    record = await run_in_threadpool(state.records.get, tenant, request.adapter_id)
-    for _ in range(_TRIES):
-        if record is not None and record.readapting:
-            record = await state.jobs.wait(tenant, request.adapter_id, state.settings.readapt_wait_seconds)
-        ready = _ready(record, request.adapter_id)
-        try:
-            answer = await _answer(ready, request, connection, state)
-            state.metrics.predicted(answer.seconds)
-            response.headers["Server-Timing"] = ", ".join(f"{stage};dur={1e3 * s:.2f}" for stage, s in answer.seconds.items())
-            return _view(request.adapter_id, ready, answer)
-        except (WeightsMissing, WeightsCorrupt) as error:
-            with fields(adapter=ready.adapter_id, tenant=ready.tenant):
-                log.info("%s", error)
-            why: Literal["evicted", "corrupt"] = "corrupt" if isinstance(error, WeightsCorrupt) else "evicted"
-            await run_in_threadpool(state.jobs.start_again, ready, why)
-        record = await run_in_threadpool(state.records.get, tenant, request.adapter_id)
-    raise Unavailable(f"adapter {request.adapter_id} is evicted faster than it is made; the cache is too small")
+    alias = None if is_adapter_id(request.adapter_id) else request.adapter_id
+    identity = request.adapter_id if alias is None else await run_in_threadpool(_target, alias, state, tenant)
+    record, [answer] = await answered(identity, [request.inputs], connection, state, tenant)
+    response.headers["Server-Timing"] = ", ".join(f"{stage};dur={1e3 * s:.2f}" for stage, s in answer.seconds.items())
+    return _view(record, alias, answer, request.top_k)
 
 
-async def _answer(ready: Record, request: PredictRequest, connection: Request, state: ServiceState) -> Answer:
-    """Raises WeightsMissing, WeightsCorrupt where the weights are not on the device, nor in memory or cache."""
-    wanted = Wanted(ready.tenant, ready.adapter_id, ready.fence, str(ready.digest))
-    answer = asyncio.wrap_future(state.predictor.submit(wanted, request.inputs))
-    gone = asyncio.ensure_future(_gone(connection))
-    try:
-        await asyncio.wait((answer, gone), timeout=_ANSWER_SECONDS, return_when=asyncio.FIRST_COMPLETED)
-        if answer.done():
-            return answer.result()
-        raise ClientGone if gone.done() else Unavailable(f"no prediction within {_ANSWER_SECONDS:.0f} s")
-    except MetatrainError as error:
-        raise AdapterNotReady(f"this service cannot use adapter {ready.adapter_id}: {error}", adapter_status="ready") from error
-    finally:
-        answer.cancel()  # gives up its place in the queue
-        gone.cancel()
+def _target(alias: str, state: ServiceState, tenant: str) -> str:
+    found = state.aliases.get(tenant, alias)
+    if found is None:
+        raise UnknownAdapter(f"no adapter and no alias {alias}")
+    return found.adapter_id
 
 
-async def _gone(connection: Request) -> None:
-    """Until the client hangs up."""
-    while (await connection.receive())["type"] != "http.disconnect":
-        pass
-
-
-def _ready(record: Record | None, identity: str) -> Record:
-    if record is None:
-        raise UnknownAdapter(f"no adapter {identity}")
-    if record.readapting:
-        raise Unavailable(f"adapter {identity} was evicted and is being made again")
-    if record.status == "failed":
-        raise AdapterNotReady(f"adapter {identity} failed: {record.error}", adapter_status="failed", reason=record.error)
-    if record.status != "ready":
-        raise AdapterNotReady(f"adapter {identity} is {record.status}", adapter_status=record.status)
-    return record
-
-
-def _view(identity: str, record: Record, answer: Answer) -> PredictAnswer:
+def _view(record: Record, alias: str | None, answer: Answer, top_k: int | None) -> PredictAnswer:
     predictions = []
     for row in answer.probabilities:
         best = max(range(len(row)), key=row.__getitem__)
-        predictions.append(Prediction(label=answer.labels[best], probabilities=dict(zip(answer.labels, row, strict=True))))
-    return PredictAnswer(adapter_id=identity, digest=str(record.digest), predictions=predictions, truncated=answer.truncated)
+        columns = range(len(row)) if top_k is None else sorted(range(len(row)), key=row.__getitem__, reverse=True)[:top_k]
+        predictions.append(
+            Prediction(label=answer.labels[best], probabilities={answer.labels[column]: row[column] for column in columns})
+        )
+    return PredictAnswer(
+        adapter_id=record.adapter_id, alias=alias, digest=str(record.digest), predictions=predictions, truncated=answer.truncated
+    )

@@ -7,7 +7,6 @@ from typing import Any
 import httpx
 import pytest
 
-from service.client import Client, QuickstudyError
 from tests.end_to_end.conftest import Served
 
 SUPPORT = [
@@ -341,22 +340,6 @@ def test_bodies_that_are_no_json_or_too_large(service: Served) -> None:
     assert response.status_code == 404 and response.headers["content-type"] == "application/problem+json"
     response = service.http.get("/adapters", params={"cursor": "zzz"})
     assert response.status_code == 422 and response.json()["errors"][0]["field"] == "cursor"
-
-
-def test_the_client_does_the_same(service: Served) -> None:
-    with Client(service.url) as quickstudy:
-        states: list[str] = []
-        pairs = [(e["input"], e["label"]) for e in SUPPORT]
-        adapter = quickstudy.adapt(pairs, initialization="lora-from-zero", seed=9, on_progress=lambda s: states.append(s["status"]))
-        assert states[-1] == "ready"
-        assert [p.label for p in quickstudy.predict(adapter, ["order pizza", "play a song"])] == ["order", "play"]
-        quickstudy.delete(adapter)
-        with pytest.raises(QuickstudyError, match="no adapter") as error:
-            quickstudy.predict(adapter, ["order pizza"])
-        assert error.value.status == 404
-        with pytest.raises(QuickstudyError, match="initialization: expected one of"):
-            quickstudy.adapt(pairs, initialization="nope")
-        assert quickstudy.ready() and len(quickstudy.initializations()) == 4
 
 
 def test_no_example_is_in_the_log(service: Served) -> None:

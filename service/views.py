@@ -1,0 +1,43 @@
+"""Records as HTTP shows them."""
+
+from service.schemas import AdapterView
+from service.state import ServiceState
+from worker.messages import Status
+from worker.records import Record
+
+
+def status_of(record: Record, state: ServiceState) -> Status:
+    """The record's status, with `evicted` in place of `ready` where the cache no longer has the weights."""
+    if record.status == "ready" and not state.store.has(record.tenant, record.adapter_id, record.fence):
+        return "evicted"
+    return record.status
+
+
+def view(record: Record, state: ServiceState) -> AdapterView:
+    taken = len(record.support_loss) if record.status in ("ready", "expired") else None
+    return AdapterView(
+        adapter_id=record.adapter_id,
+        status=status_of(record, state),
+        name=record.name,
+        tags=list(record.tags),
+        parent=record.parent,
+        initialization=record.recipe.initialization,
+        initialization_digest=record.recipe.initialization_digest,
+        labels=list(record.recipe.labels),
+        examples=len(record.recipe.support),
+        steps=taken if record.recipe.steps is None else record.recipe.steps,
+        seed=record.recipe.seed,
+        label_words=record.recipe.label_words,
+        precision=record.recipe.precision,
+        attempt=record.attempt,
+        support_loss=list(record.support_loss),
+        truncated=list(record.truncated),
+        timings=record.timings,
+        digest=record.digest,
+        error=record.error,
+        last_error=record.last_error,
+        pinned=record.pinned,
+        recovery_ms=record.recovery_ms,
+        created_at=record.created_at / 1000,
+        expires_at=None if record.pinned else record.expires_at / 1000,
+    )

@@ -1,0 +1,27 @@
+"""One embedded service for all that ask it by the client: the tiny model, a `default` to adapt from, a small limit on inputs."""
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from metatrain.artifact import save_initialization
+from metatrain.base.text import TextBase
+from metatrain.baselines import lora_from_zero
+from tests.end_to_end.conftest import Served, served
+
+MAX_INPUTS = 20
+
+
+@pytest.fixture(scope="package")
+def service(environment: dict[str, str], tiny: TextBase, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    folder = tmp_path_factory.mktemp("client")
+    initializations = Path(shutil.copytree(environment["INITIALIZATIONS_DIR"], folder / "initializations"))
+    init = replace(lora_from_zero(tiny), name="default")
+    save_initialization(init, initializations / "default", tiny.attach(init.delta))
+    settings = {"INITIALIZATIONS_DIR": str(initializations), "MAX_INPUTS": str(MAX_INPUTS)}
+    with served(folder, environment | settings) as running:
+        running.wait_ready(180)
+        yield running

@@ -1,0 +1,191 @@
+"""Both clients drive everything that the service can do."""
+
+import asyncio
+import time
+from typing import get_args
+
+import pytest
+
+from service.client import (
+    Adapter,
+    AsyncClient,
+    Client,
+    Conflict,
+    EndEvent,
+    Event,
+    Invalid,
+    NotFound,
+    NotReady,
+    Prediction,
+    Status,
+    StatusEvent,
+    StepEvent,
+)
+from tests.end_to_end.client.conftest import MAX_INPUTS
+from tests.end_to_end.conftest import Served
+from worker import messages
+
+PAIRS = [
+    ("close my account", "close"),
+    ("please close account", "close"),
+    ("order pizza", "order"),
+    ("order pizza now please", "order"),
+    ("play a song", "play"),
+]
+
+
+def test_adapt_predict_and_what_becomes_of_it(service: Served) -> None:
+    with Client(service.url) as quickstudy:
+        assert quickstudy.ready() and quickstudy.ready().missing == ()
+        assert [init.name for init in quickstudy.initializations()] == sorted(
+            ["asking", "contrastive", "default", "frozen-prototypes", "lora-from-zero"]
+        )
+        dry = quickstudy.dry_run(PAIRS, seed=1, name="voices")
+        assert dry.status == "new" and dry.labels == {"close": 2, "order": 2, "play": 1} and dry.steps == 10
+        assert any("play" in notice.message for notice in dry.warnings)
+        made = quickstudy.adapt(PAIRS, seed=1, name="voices", tags=["spoken", "test"], ttl_seconds=600)
+        assert made.status == "ready" and made.adapter_id == dry.adapter_id
+        state = quickstudy.adapter(made)
+        assert state.name == "voices" and state.tags == ("spoken", "test") and state.labels == ("close", "order", "play")
+        assert len(state.support_loss) == state.steps == 10 and state.parent is None
+        assert [entry.adapter_id for entry in quickstudy.adapters(tag="spoken", status="ready")] == [made.adapter_id]
+        assert quickstudy.update(made, name=None, tags=["spoken"]).name is None
+        quickstudy.pin(made)
+        assert quickstudy.adapter(made).expires_at is None
+        quickstudy.unpin(made)
+        one = quickstudy.predict(made, "order pizza")
+        assert isinstance(one, Prediction) and one.label == "order" and one.probability == max(one.probabilities.values())
+        two = quickstudy.predict(made, "order pizza", top_k=2).probabilities
+        assert list(two.values()) == pytest.approx(sorted(one.probabilities.values(), reverse=True)[:2])
+        score = quickstudy.score(made, [*PAIRS, ("order pizza", "close")])
+        assert score.examples == 6 and score.mistakes == (5,) and score.confusion["close"] == {"close": 2, "order": 1}
+        assert score.labels["order"].recall == 1
+        quickstudy.delete(made)
+        with pytest.raises(NotFound, match="no adapter") as error:
+            quickstudy.adapter(made)
+        assert error.value.status == 404 and error.value.problem["status"] == 404
+
+
+def test_any_number_of_inputs_goes_in_parts(service: Served) -> None:
+    with Client(service.url) as quickstudy:
+        made = quickstudy.adapt(PAIRS, seed=2)
+        texts = [text for text, _ in PAIRS] * 11
+        assert len(texts) > 2 * MAX_INPUTS
+        predictions = quickstudy.predict(made, texts)
+        assert [prediction.label for prediction in predictions] == [label for _, label in PAIRS] * 11
+        assert len(predictions) == len(texts) and predictions[-1].label == "play"
+        with pytest.raises(Invalid, match=r"^inputs\[54\]: expected a text that is not empty") as error:
+            quickstudy.predict(made, [*texts[:54], " "])
+        assert error.value.row == 54
+        with pytest.raises(Invalid, match="inputs: expected 1 to 20 texts, got '0 texts'"):
+            quickstudy.predict(made, [])
+
+
+def test_events_are_those_of_the_job(service: Served) -> None:
+    told: list[Event] = []
+    with Client(service.url) as quickstudy:
+        made = quickstudy.adapt(PAIRS, seed=3, on_progress=told.append)
+        again = list(quickstudy.events(made))
+    for events in (told, again):
+        steps = [event for event in events if isinstance(event, StepEvent)]
+        assert [event.step for event in steps] == list(range(1, 11))
+        assert isinstance(events[-1], EndEvent) and events[-1].adapter.status == "ready"
+        assert [event.support_loss for event in steps] == list(events[-1].adapter.support_loss)
+    assert isinstance(told[0], StatusEvent)
+
+
+def test_aliases_are_moved_under_conditions(service: Served) -> None:
+    with Client(service.url) as quickstudy:
+        first, second = quickstudy.adapt(PAIRS, seed=4), quickstudy.adapt(PAIRS, seed=5)
+        assert quickstudy.set_alias("voices", first, expected=None).previous is None
+        with pytest.raises(Conflict) as error:
+            quickstudy.set_alias("voices", second, expected=second)
+        assert not isinstance(error.value, NotReady)
+        assert quickstudy.set_alias("voices", second, expected=first).previous == first.adapter_id
+        answer = quickstudy.predict("voices", [text for text, _ in PAIRS] * 5)
+        assert answer.alias == "voices" and answer.adapter_id == second.adapter_id and len(answer) == 25
+        assert {entry.alias: entry.adapter_id for entry in quickstudy.aliases()} == {"voices": second.adapter_id}
+        with pytest.raises(Conflict, match="voices") as in_use:
+            quickstudy.delete(second)
+        assert in_use.value.type == "/problems/adapter-in-use"
+        quickstudy.delete_alias("voices")
+        with pytest.raises(NotFound):
+            quickstudy.predict("voices", "order pizza")
+
+
+def test_an_adapter_grows(service: Served) -> None:
+    with Client(service.url) as quickstudy:
+        parent = quickstudy.adapt(PAIRS, seed=6, label_words=True)
+        grown = quickstudy.add_examples(parent, [("stop the music", "stop"), ("stop it please", "stop")], name="grown")
+        state = quickstudy.adapter(grown)
+        assert state.parent == parent.adapter_id and state.examples == 7 and state.label_words and state.name == "grown"
+        with pytest.raises(Invalid) as error:
+            quickstudy.add_examples(parent, [("play a song", "stop")])
+        assert error.value.field == "support[0].label" and error.value.row == 0
+
+
+def test_errors_say_what_is_wrong(service: Served) -> None:
+    with Client(service.url) as quickstudy:
+        with pytest.raises(Invalid, match="initialization: expected one of") as error:
+            quickstudy.adapt(PAIRS, initialization="nope")
+        assert error.value.field == "initialization" and error.value.row is None
+        made = quickstudy.adapt(PAIRS, seed=7, steps=100, wait=0)
+        assert made.status in ("queued", "running")
+        with pytest.raises(NotReady) as late:
+            quickstudy.wait(made, 0)
+        assert late.value.adapter_status in ("queued", "running")
+        assert quickstudy.wait(made).status == "ready"
+
+
+def test_the_same_for_asyncio(service: Served) -> None:
+    async def walk() -> Adapter:
+        async with AsyncClient(service.url) as quickstudy:
+            assert await quickstudy.ready() and len(await quickstudy.initializations()) == 5
+            assert (await quickstudy.dry_run(PAIRS, seed=8)).status == "new"
+            told: list[Event] = []
+            first, second = await asyncio.gather(
+                quickstudy.adapt(PAIRS, seed=8, tags=["async"], on_progress=told.append), quickstudy.adapt(PAIRS, seed=9)
+            )
+            assert isinstance(told[-1], EndEvent) and [event async for event in quickstudy.events(first)][-1] == told[-1]
+            one = await quickstudy.predict(first, "play a song")
+            assert one.label == "play"
+            several = await quickstudy.predict(first, ["close my account", "order pizza"] * 15, top_k=1)
+            assert [prediction.label for prediction in several] == ["close", "order"] * 15
+            assert (await quickstudy.score(first, PAIRS)).accuracy == 1
+            assert [entry.adapter_id async for entry in quickstudy.adapters(tag="async")] == [first.adapter_id]
+            grown = await quickstudy.add_examples(first, [("stop", "stop")])
+            assert (await quickstudy.adapter(grown)).parent == first.adapter_id
+            await quickstudy.set_alias("async", second)
+            assert [entry.alias async for entry in quickstudy.aliases()] == ["async"]
+            await quickstudy.delete_alias("async")
+            await quickstudy.pin(second)
+            assert (await quickstudy.update(second, name="second")).pinned
+            await quickstudy.unpin(second)
+            await quickstudy.delete(second)
+            with pytest.raises(NotFound):
+                await quickstudy.adapter(second)
+            return await quickstudy.wait(first)
+
+    assert asyncio.run(walk()).status == "ready"
+
+
+def test_what_is_used_is_counted(service: Served) -> None:
+    with Client(service.url) as quickstudy:
+        made = quickstudy.adapt(PAIRS, seed=10)
+        before = quickstudy.usage()
+        quickstudy.predict(made, ["order pizza", "play a song"])
+        deadline = time.monotonic() + 10
+        while (after := quickstudy.usage()).predictions < before.predictions + 2 and time.monotonic() < deadline:
+            time.sleep(0.1)  # counts are written down every second
+    assert before.tenant == "default" and before.adapters >= 1 and before.bytes > 0 and before.adaptations >= 1
+    assert after.predictions == before.predictions + 2 and set(after.limits) >= {"MAX_ADAPTERS", "MAX_JOBS"}
+
+    async def asked() -> str:
+        async with AsyncClient(service.url) as quickstudy:
+            return (await quickstudy.usage()).tenant
+
+    assert asyncio.run(asked()) == "default"
+
+
+def test_it_knows_every_status() -> None:
+    assert get_args(Status) == get_args(messages.Status)

@@ -1,0 +1,122 @@
+"""The service against its own OpenAPI, by requests that fit it and requests that do not, alone and one after the other: no answer
+of 5xx, none that is not documented, no schema that an answer breaks."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+import requests
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from schemathesis import GenerationMode
+from schemathesis.core.transport import Response
+from schemathesis.generation.stateful.state_machine import APIStateMachine
+
+from tests.end_to_end.conftest import Served, served
+from tests.end_to_end.test_service import BODY, identity
+
+# Two labels and one label per input, a label that the adapter has, an alias that is no id: rules that no schema can say.
+MORE_THAN_THE_SCHEMA = {"adapt", "add_examples", "score_adapter"}
+CONFIG: dict[str, Any] = {
+    "checks": {
+        "negative_data_rejection": {"expected-statuses": [400, 401, 403, 404, 405, 409, 413, 422, 429]},
+    },
+    "phases": {"stateful": {"inference": {"algorithms": []}}},  # the links that the document has
+}
+GENERATED = settings(deadline=None, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+
+
+@pytest.fixture(scope="module")
+def keys() -> dict[str, str]:
+    """Headers of every request."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def described(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with served(tmp_path_factory.mktemp("contract"), {**environment, "MAX_WAIT_SECONDS": "10"}) as service:
+        service.wait_ready()
+        yield service
+
+
+def schema_of(service: Served, keys: dict[str, str]) -> Any:
+    config = schemathesis.Config.from_dict(CONFIG)
+    return schemathesis.openapi.from_url(f"{service.url}/openapi.json", config=config, headers=dict(keys))
+
+
+def audit(answers: Counter[tuple[str, int]], service: Served, least: int) -> None:
+    """Enough was asked, all kinds of answers came, and nothing went wrong inside."""
+    assert sum(answers.values()) >= least, answers
+    assert not {key: count for key, count in answers.items() if key[1] >= 500}
+    assert "ERROR" not in service.log.read_text()
+    assert service.http.get("/readyz").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("examples", "least"), [(10, 300), pytest.param(100, 3_000, marks=pytest.mark.long)], ids=["short", "long"]
+)
+def test_every_answer_is_as_it_is_described(described: Served, keys: dict[str, str], examples: int, least: int) -> None:
+    adapter = identity(described, BODY)
+    answers: Counter[tuple[str, int]] = Counter()
+    session = requests.Session()
+
+    def hold(case: Any) -> None:
+        given_id = str((case.path_parameters or {}).get("adapter_id", ""))
+        if case.meta.generation.mode is GenerationMode.POSITIVE and len(given_id) % 2:
+            case.path_parameters["adapter_id"] = adapter  # else nearly all would be 404
+        name = case.operation.definition.raw["operationId"]
+        excluded = [schemathesis.checks.positive_data_acceptance] if name in MORE_THAN_THE_SCHEMA else []
+        response = case.call_and_validate(session=session, headers=dict(keys), excluded_checks=excluded, timeout=30)
+        answers[name, response.status_code] += 1
+
+    for result in schema_of(described, keys).get_all_operations():
+        operation = result.ok()
+        for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE):
+            if mode is GenerationMode.POSITIVE or operation.definition.raw.get("parameters") or operation.body:
+                drawn = settings(GENERATED, max_examples=examples, derandomize=examples < 50)
+                drawn(given(case=operation.as_strategy(generation_mode=mode))(hold))()
+        if operation.definition.raw["operationId"] == "delete_adapter":
+            assert identity(described, BODY) == adapter
+    session.close()
+    audit(answers, described, least)
+    assert {status for _, status in answers} >= {200, 204, 404, 422}
+
+
+@pytest.mark.parametrize(("runs", "least"), [(12, 60), pytest.param(200, 1_000, marks=pytest.mark.long)], ids=["short", "long"])
+def test_what_one_answer_names_the_next_call_takes(described: Served, keys: dict[str, str], runs: int, least: int) -> None:
+    answers: Counter[tuple[str, int]] = Counter()
+    base: type[APIStateMachine] = schema_of(described, keys).as_state_machine()
+
+    class Calls(base):  # type: ignore[valid-type, misc]
+        def setup(self) -> None:
+            """Each run begins with nothing, so that what it draws does not depend on those before."""
+            for alias in described.http.get("/aliases", params={"limit": 200}, headers=keys).json()["aliases"]:
+                described.http.delete(f"/aliases/{alias['alias']}", headers=keys)
+            for view in described.http.get("/adapters", params={"limit": 200}, headers=keys).json()["adapters"]:
+                assert described.http.delete(f"/adapters/{view['adapter_id']}", headers=keys).status_code == 204
+
+        def get_call_kwargs(self, case: Any) -> dict[str, Any]:
+            return {"headers": {**keys, "Prefer": "wait=10"}, "timeout": 30}
+
+        def after_call(self, response: Response, case: Any) -> None:
+            answers[case.operation.definition.raw["operationId"], response.status_code] += 1
+            super().after_call(response, case)
+
+        def validate_response(self, response: Response, case: Any, additional_checks: Any = None, **kwargs: Any) -> None:
+            case.validate_response(response, excluded_checks=[schemathesis.checks.positive_data_acceptance], recorder=self.recorder)
+
+    Calls.run(settings=settings(GENERATED, max_examples=runs, stateful_step_count=12, derandomize=runs < 100))
+    audit(answers, described, least)
+
+
+def test_an_integer_may_be_written_with_a_point(described: Served) -> None:
+    body = {**BODY, "options": {"steps": 3.0}, "ttl_seconds": 60.0}
+    answer = httpx.post(f"{described.url}/adapt", params={"dry_run": "true"}, json=body)
+    assert answer.status_code == 200 and answer.json()["steps"] == 3
+    for wrong in ("3.5", '"3"', "true", "1e400", "NaN"):
+        content = json.dumps({**BODY, "options": {"steps": 3}}).replace('"steps": 3', f'"steps": {wrong}')
+        refused = described.http.post("/adapt", content=content, headers={"content-type": "application/json"})
+        assert refused.status_code == 422 and refused.json()["errors"][0]["field"] == "options.steps", wrong

@@ -1,0 +1,104 @@
+"""Aliases against a real server: moved at once, by who knew where they pointed, and never left without an adapter."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import redis
+
+from tests.worker.test_records import DAY, RECIPE, claimed
+from worker.aliases import Aliases, Moved, is_adapter_id, is_alias
+from worker.errors import AdapterAliased
+from worker.messages import Outcome
+from worker.notes import Notes
+from worker.records import Records
+
+
+@pytest.fixture
+def records(redis_client: "redis.Redis") -> Records:
+    found = Records(redis_client)
+    for identity in ("a1", "a2"):
+        found.accept("t", identity, RECIPE, DAY, ())
+    return found
+
+
+@pytest.fixture
+def aliases(redis_client: "redis.Redis", records: Records) -> Aliases:
+    return Aliases(redis_client)
+
+
+def test_an_alias_points_where_it_was_last_put(aliases: Aliases) -> None:
+    assert aliases.get("t", "live") is None and not aliases.remove("t", "live")
+    assert aliases.point("t", "live", "a1") == Moved("set", None)
+    assert aliases.point("t", "live", "a2") == Moved("set", "a1")
+    assert aliases.point("t", "live", "a2") == Moved("set", "a2")
+    assert aliases.point("t", "live", "unknown") == Moved("unknown", "a2")
+    assert aliases.point("u", "live", "a1") == Moved("unknown", None)  # another tenant's adapter
+    found = aliases.get("t", "live")
+    assert found is not None and found.adapter_id == "a2" and found.updated_at > 1_600_000_000_000
+    assert aliases.of("t", "a1") == [] and aliases.of("t", "a2") == ["live"]
+    assert aliases.get("u", "live") is None
+    assert aliases.remove("t", "live") and aliases.of("t", "a2") == [] and aliases.page("t", 9, None) == ([], None)
+
+
+def test_it_moves_only_from_where_it_was_expected(aliases: Aliases) -> None:
+    assert aliases.point("t", "live", "a1", "a2") == Moved("moved", None)
+    assert aliases.point("t", "live", "a1", None) == Moved("set", None)
+    assert aliases.point("t", "live", "a2", None) == Moved("moved", "a1")
+    assert aliases.point("t", "live", "a2", "a1") == Moved("set", "a1")
+    with ThreadPoolExecutor(8) as pool:
+        verdicts = list(pool.map(lambda _: aliases.point("t", "live", "a1", "a2").verdict, range(40)))
+    assert verdicts.count("set") == 1 and verdicts.count("moved") == 39
+
+
+def test_pages_are_in_order(aliases: Aliases) -> None:
+    names = [f"n{i:02}" for i in range(7)] + ["n.x", "n-x", "n_x"]
+    for name in names:
+        aliases.point("t", name, "a1")
+    seen: list[str] = []
+    cursor: str | None = None
+    while True:
+        page, cursor = aliases.page("t", 3, cursor)
+        seen += [alias.alias for alias in page]
+        if cursor is None:
+            break
+    assert seen == sorted(names) and aliases.of("t", "a1") == sorted(names)
+
+
+def test_no_adapter_goes_from_under_its_aliases(aliases: Aliases, records: Records, redis_client: "redis.Redis") -> None:
+    aliases.point("t", "live", "a1")
+    aliases.point("t", "test", "a1")
+    with pytest.raises(AdapterAliased, match="live, test") as refused:
+        records.delete("t", "a1")
+    assert refused.value.aliases == ["live", "test"] and records.get("t", "a1") is not None
+    aliases.point("t", "live", "a2")
+    records.commit(claimed(records), Outcome(status="ready", digest="f"))
+    redis_client.zadd("qs:retire", {"t/a1": 1})
+    assert [identity for _, identity, _ in records.retire()] == ["a1"]  # its time is over: what points at it goes with it
+    assert aliases.get("t", "test") is None and [alias.alias for alias in aliases.page("t", 9, None)[0]] == ["live"]
+    assert aliases.remove("t", "live") and records.delete("t", "a2") is not None
+    assert not list(redis_client.scan_iter("qs:t:alias*"))
+
+
+@pytest.mark.parametrize("name", ["a", "live", "a.b-c_d", "0", "a" + "0" * 39, "b" + "0" * 40])
+def test_what_may_be_an_alias(name: str) -> None:
+    assert is_alias(name)
+
+
+@pytest.mark.parametrize("name", ["", "-a", "A", "a b", "a/b", "ä", "x" * 64, "a" + "0" * 40, "live\n"])
+def test_what_may_not(name: str) -> None:
+    assert not is_alias(name) and is_adapter_id(name) == (len(name) == 41)
+
+
+def test_notes_outlive_a_new_start_and_change_alone(records: Records) -> None:
+    records.accept("t", "a3", RECIPE, DAY, (), notes=Notes("one", ("x", "y"), "a1"))
+    record = records.get("t", "a3")
+    assert record is not None and (record.name, record.tags, record.parent) == ("one", ("x", "y"), "a1")
+    records.accept("t", "a3", RECIPE, DAY, (), notes=Notes(tags=("z",)))
+    records.commit(claimed(records, "a3"), Outcome(status="failed", error="because"))
+    records.accept("t", "a3", RECIPE, DAY, ())
+    record = records.get("t", "a3")
+    assert record is not None and (record.status, record.name, record.tags) == ("queued", "one", ("z",))
+    assert records.annotate("t", "a3", Notes(name="", tags=())) and not records.annotate("t", "never", Notes("x"))
+    record = records.get("t", "a3")
+    assert record is not None and (record.name, record.tags, record.parent) == (None, (), "a1")
+    assert records.get("t", "never") is None

@@ -1,0 +1,101 @@
+"""Names that point at adapters and can be moved from one to another at once. Torch-free.
+
+`qs:TENANT:alias-targets` says for each alias where it points and since when, `qs:TENANT:alias-names` keeps them in order for pages,
+`qs:TENANT:aliases-of:ID` which point at an adapter: none is deleted under one by request, and none outlives its adapter.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Any, cast
+
+import redis
+
+from worker import scripts
+
+_ALIAS = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+_ADAPTER_ID = re.compile(r"a[0-9a-f]{40}")
+
+
+@dataclass(frozen=True)
+class Alias:
+    """Where a name points; `updated_at` in ms."""
+
+    alias: str
+    adapter_id: str
+    updated_at: int
+
+
+@dataclass(frozen=True)
+class Moved:
+    """What became of a move: `set`, `unknown` where there is no such adapter, `moved` where the alias does not point where it was
+    expected to; and where it pointed before."""
+
+    verdict: str
+    previous: str | None
+
+
+def is_adapter_id(text: str) -> bool:
+    return _ADAPTER_ID.fullmatch(text) is not None
+
+
+def is_alias(text: str) -> bool:
+    """Whether it may name an alias: nothing that looks like an adapter's id does."""
+    return _ALIAS.fullmatch(text) is not None and not is_adapter_id(text)
+
+
+class Aliases:
+    """The aliases on one Redis, beside the records. Every method may raise `redis.RedisError` where it is out of reach."""
+
+    def __init__(self, client: "redis.Redis") -> None:
+        self._redis = client
+        self._point = client.register_script(scripts.POINT)
+        self._unpoint = client.register_script(scripts.UNPOINT)
+
+    def get(self, tenant: str, alias: str) -> Alias | None:
+        found = cast(bytes | None, self._redis.hget(_targets(tenant), alias))
+        return None if found is None else _read(alias, found)
+
+    def point(self, tenant: str, alias: str, adapter_id: str, expected: str | None = "*") -> Moved:
+        """Have an alias point at an adapter, in one step with the question where it points now: `*` is anywhere, None nowhere."""
+        keys = [*alias_keys(tenant, adapter_id), f"qs:{tenant}:adapter:{adapter_id}"]
+        verdict, before = self._point(keys=keys, args=[alias, adapter_id, expected or "", _of(tenant, "")])
+        return Moved(verdict.decode(), before.decode() or None)
+
+    def remove(self, tenant: str, alias: str) -> bool:
+        """False where there is no such alias."""
+        return bool(self._unpoint(keys=[_targets(tenant), _names(tenant)], args=[alias, _of(tenant, "")]))
+
+    def of(self, tenant: str, adapter_id: str) -> list[str]:
+        """Which point at an adapter."""
+        return sorted(name.decode() for name in cast(set[bytes], self._redis.smembers(_of(tenant, adapter_id))))
+
+    def page(self, tenant: str, limit: int, after: str | None) -> tuple[list[Alias], str | None]:
+        """Aliases of a tenant by name, and the cursor of the next page (None at the end)."""
+        start = "-" if after is None else f"({after}"
+        names = cast(list[bytes], self._redis.zrangebylex(_names(tenant), start, "+", start=0, num=limit + 1))
+        chosen = [name.decode() for name in names[:limit]]
+        targets: list[Any] = cast(list[Any], self._redis.hmget(_targets(tenant), chosen)) if chosen else []
+        found = [_read(name, target) for name, target in zip(chosen, targets, strict=True) if target is not None]
+        return found, chosen[-1] if len(names) > limit else None
+
+
+def alias_keys(tenant: str, adapter_id: str) -> list[str]:
+    """What scripts that touch an adapter's aliases are given."""
+    return [_of(tenant, adapter_id), _targets(tenant), _names(tenant)]
+
+
+def _of(tenant: str, adapter_id: str) -> str:
+    return f"qs:{tenant}:aliases-of:{adapter_id}"
+
+
+def _targets(tenant: str) -> str:
+    return f"qs:{tenant}:alias-targets"
+
+
+def _names(tenant: str) -> str:
+    return f"qs:{tenant}:alias-names"
+
+
+def _read(alias: str, found: bytes) -> Alias:
+    adapter_id, since = found.decode().split(" ")
+    return Alias(alias, adapter_id, int(since))
