@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 
 from metatrain.artifact import Initialization
 from metatrain.base.text import TextBase
+from service.auth import Authentication, Door
 from service.errors import InvalidRequest, ServiceError, Unavailable, problem
 from service.jobs import Jobs
 from service.limits import BodyLimit
@@ -24,6 +25,7 @@ from service.routes import adapters, deployment, predictions
 from service.settings import ServiceSettings
 from service.state import ServiceState
 from worker.app import celery_app
+from worker.keys import Keys
 from worker.records import Records
 from worker.store import WeightStore
 
@@ -42,7 +44,8 @@ def create_app(settings: ServiceSettings, base: TextBase, initializations: dict[
         store = WeightStore(cache)
         predictor = InProcessPredictor(base, initializations, store, settings)
         metrics = Metrics(records, predictor)
-        app.state.service = ServiceState(settings, cache, records, store, jobs, base, initializations, predictor, metrics)
+        door = Door(Keys(client), open_allowed=settings.allow_without_keys)
+        app.state.service = ServiceState(settings, cache, records, store, jobs, base, initializations, predictor, metrics, door)
         jobs.listen()
         yield
         await jobs.close()
@@ -52,6 +55,7 @@ def create_app(settings: ServiceSettings, base: TextBase, initializations: dict[
     for routes in (adapters, predictions, deployment):
         app.include_router(routes.router)
     app.add_middleware(BodyLimit, most=settings.max_body_bytes)
+    app.add_middleware(Authentication)
     app.add_middleware(Requests)
     app.add_exception_handler(ServiceError, _service_error)
     app.add_exception_handler(RequestValidationError, _validation_error)

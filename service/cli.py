@@ -1,4 +1,4 @@
-"""`quickstudy serve`, `quickstudy worker`, `quickstudy demo`, `quickstudy jobs`."""
+"""`quickstudy serve`, `quickstudy worker`, `quickstudy demo`, `quickstudy jobs`, `quickstudy keys`."""
 
 import os
 import signal
@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from service.job_commands import jobs
+from service.key_commands import keys
 from service.standalone import DEFAULT_DATA_DIR, StandaloneError, standalone
 from service.tether import tie_to_parent
 from worker.errors import SettingsError
@@ -25,8 +26,9 @@ def main() -> None:
 @click.option(
     "--data-dir", type=click.Path(path_type=Path), default=DEFAULT_DATA_DIR, show_default=True, help="Of the embedded server."
 )
+@click.option("--without-keys", is_flag=True, help="Be open on any --host until the first API key is made.")
 @click.option("--tied", type=int, metavar="PID", help="Stop when process PID, which started this one, is gone.")
-def serve(host: str, port: int, data_dir: Path, tied: int | None) -> None:
+def serve(host: str, port: int, data_dir: Path, without_keys: bool, tied: int | None) -> None:
     """Serve HTTP. With REDIS_URL unset, also run an embedded Redis-compatible server and one worker."""
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # service and worker share the cores; longer spinning costs both half
     if tied is not None:
@@ -36,6 +38,7 @@ def serve(host: str, port: int, data_dir: Path, tied: int | None) -> None:
 
     try:
         settings = read_settings(ServiceSettings)
+        settings = settings.model_copy(update={"allow_without_keys": True}) if without_keys else settings
         configure("service", settings.log_level, settings.log_format)
         from service.serving import listen, run  # brings torch in, which takes seconds: a wrong setting is told before
 
@@ -70,6 +73,7 @@ def demo() -> None:
 
 
 main.add_command(jobs)
+main.add_command(keys)
 
 
 if __name__ == "__main__":

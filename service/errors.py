@@ -2,11 +2,14 @@
 
 ServiceError            status, title
 ├── InvalidRequest      422  names the field, what was expected, what came
+├── Unauthenticated     401  the same for a key that is missing, unknown, revoked or expired
+├── MissingScope        403  names the scope
 ├── UnknownAdapter      404
 ├── AdapterNotReady     409  with the adapter's status, and the reason where it failed
 ├── BodyTooLarge        413
 ├── ClientGone          499  which nobody reads, but the log
 ├── Overloaded          429  Retry-After
+├── QuotaExceeded       429  Retry-After; names the limit, the most it allows, and what is used
 └── Unavailable         503  Retry-After
 """
 
@@ -36,6 +39,21 @@ class InvalidRequest(ServiceError):
         )
 
 
+class Unauthenticated(ServiceError):
+    status, title = 401, "No valid API key"
+
+    def __init__(self) -> None:
+        detail = "expected a valid API key, as Authorization: Bearer KEY"
+        super().__init__(detail, headers={"WWW-Authenticate": "Bearer"})
+
+
+class MissingScope(ServiceError):
+    status, title = 403, "The API key lacks a scope"
+
+    def __init__(self, scope: str) -> None:
+        super().__init__(f"expected an API key with the scope {scope}", scope=scope)
+
+
 class UnknownAdapter(ServiceError):
     status, title = 404, "Unknown adapter"
 
@@ -60,6 +78,14 @@ class Overloaded(ServiceError):
 
     def __init__(self, detail: str, retry_after: int) -> None:
         super().__init__(detail, headers={"Retry-After": str(min(60, max(1, retry_after)))})
+
+
+class QuotaExceeded(ServiceError):
+    status, title = 429, "A limit of this tenant is reached"
+
+    def __init__(self, limit: str, most: int, used: int, retry_after: int) -> None:
+        detail = f"{limit}: expected at most {most}, used are {used}"
+        super().__init__(detail, headers={"Retry-After": str(retry_after)}, limit=limit, most=most, used=used)
 
 
 class Unavailable(ServiceError):

@@ -14,6 +14,7 @@ from metatrain.base.text import TextBase, load_text_base
 from metatrain.catalog import load_catalog
 from metatrain.errors import MetatrainError
 from service.app import create_app
+from service.binding import BindingRefused, opened
 from service.settings import ServiceSettings
 
 log = logging.getLogger(__name__)
@@ -56,8 +57,12 @@ def listen(host: str, port: int) -> socket.socket:
 
 def run(settings: ServiceSettings, listening: socket.socket) -> None:
     """Serve until SIGINT or SIGTERM; requests that have begun are answered first. Exits with one line and status 1 where the base
-    model or an initialization cannot be loaded."""
+    model or an initialization cannot be loaded, or the address is one that an open service must not be on."""
     host, port = listening.getsockname()[:2]
+    try:
+        settings = opened(settings, host)
+    except BindingRefused as error:
+        sys.exit(f"error: {error}")
     log.info("starting on http://%s:%d (docs at /docs)", f"[{host}]" if ":" in host else host, port)
     app = create_app(settings, *_load(settings))
     config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=20, timeout_keep_alive=30)

@@ -8,6 +8,7 @@ from worker.settings import WorkerSettings
 class ServiceSettings(WorkerSettings):
     """The worker's settings (both ends must agree on them) and the service's own."""
 
+    allow_without_keys: bool = Field(default=False, description="be open on any address until the first API key is made")
     max_body_bytes: int = Field(default=8_000_000, ge=1_000, description="of a request; 413 beyond")
     max_examples: int = Field(default=2_000, ge=2, description="in a support set")
     max_labels: int = Field(default=200, ge=2)

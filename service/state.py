@@ -8,7 +8,7 @@ from redis import Redis
 
 from metatrain.artifact import Initialization
 from metatrain.base.text import TextBase
-from service.auth import tenant
+from service.auth import Door, tenant
 from service.jobs import Jobs
 from service.metrics import Metrics
 from service.predictor import Predictor
@@ -28,6 +28,7 @@ class ServiceState:
     initializations: dict[str, Initialization]
     predictor: Predictor
     metrics: Metrics
+    door: Door
 
 
 def state_of(request: Request) -> ServiceState:

@@ -5,6 +5,8 @@ WorkerError
 ├── WeightsCorrupt  the cache has other bytes than the record's digest says
 ├── ClaimLost       somebody else holds the job now, or it was deleted
 ├── Stopping        the worker was told to stop and gives the job back
+├── InvalidKey      a tenant, name or life that no API key can have
+├── LimitReached    a tenant has all that a limit allows
 └── SettingsError   an environment variable with a value that cannot be used
 """
 
@@ -27,6 +29,19 @@ class ClaimLost(WorkerError):
 
 class Stopping(WorkerError):
     pass
+
+
+class InvalidKey(WorkerError):
+    def __init__(self, field: str, expected: str, got: object) -> None:
+        super().__init__(f"{field}: expected {expected}, got {got!r}")
+
+
+class LimitReached(WorkerError):
+    """`limit`: the setting's name; `most`: its value; `used`: what the tenant has."""
+
+    def __init__(self, limit: str, most: int, used: int) -> None:
+        super().__init__(f"{limit} is {most}, used are {used}")
+        self.limit, self.most, self.used = limit, most, used
 
 
 class SettingsError(WorkerError):

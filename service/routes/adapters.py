@@ -3,10 +3,11 @@
 from collections import Counter
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Query, Response
+from fastapi import APIRouter, Depends, Header, Query, Response
 from starlette.concurrency import run_in_threadpool
 
 from metatrain.artifact import Initialization
+from service.auth import needs
 from service.errors import InvalidRequest, UnknownAdapter
 from service.limits import check_adapt, prefer_wait
 from service.schemas import AdaptAnswer, AdapterId, AdapterPage, AdapterView, AdaptRequest
@@ -17,7 +18,12 @@ from worker.records import Record, adapter_id
 router = APIRouter(tags=["adapters"])
 
 
-@router.post("/adapt", status_code=202, responses={200: {"model": AdaptAnswer}, 422: {}, 413: {}, 503: {}})
+@router.post(
+    "/adapt",
+    status_code=202,
+    dependencies=[Depends(needs("adapt"))],
+    responses={200: {"model": AdaptAnswer}, 422: {}, 413: {}, 503: {}},
+)
 async def adapt(
     request: AdaptRequest,
     response: Response,
@@ -117,7 +123,7 @@ def list_adapters(
     )
 
 
-@router.delete("/adapters/{identity}", status_code=204, responses={404: {}})
+@router.delete("/adapters/{identity}", status_code=204, dependencies=[Depends(needs("adapt"))], responses={404: {}})
 def delete_adapter(identity: AdapterId, state: State, tenant: Tenant) -> None:
     """Delete weights, record and support text, and cancel what runs. A later POST starts afresh."""
     record = state.records.get(tenant, identity)
@@ -132,13 +138,13 @@ def delete_adapter(identity: AdapterId, state: State, tenant: Tenant) -> None:
         state.predictor.forget(tenant, record.digest)
 
 
-@router.put("/adapters/{identity}/pin", status_code=204, responses={404: {}})
+@router.put("/adapters/{identity}/pin", status_code=204, dependencies=[Depends(needs("adapt"))], responses={404: {}})
 def pin_adapter(identity: AdapterId, state: State, tenant: Tenant) -> None:
     """Keep an adapter: it does not expire, and its weights are not evicted."""
     _pin(identity, state, tenant, pinned=True)
 
 
-@router.delete("/adapters/{identity}/pin", status_code=204, responses={404: {}})
+@router.delete("/adapters/{identity}/pin", status_code=204, dependencies=[Depends(needs("adapt"))], responses={404: {}})
 def unpin_adapter(identity: AdapterId, state: State, tenant: Tenant) -> None:
     """Let an adapter expire again; its TTL starts anew."""
     _pin(identity, state, tenant, pinned=False)

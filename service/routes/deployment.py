@@ -1,16 +1,17 @@
 """`GET /initializations`, `/metrics`, `/healthz`, `/readyz`: what this deployment has, and whether it can take traffic."""
 
 import redis
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Depends, Response
 from prometheus_client import generate_latest
 
+from service.auth import access, needs
 from service.schemas import InitializationList, InitializationView
 from service.state import State
 
 router = APIRouter(tags=["deployment"])
 
 
-@router.get("/initializations")
+@router.get("/initializations", dependencies=[Depends(access)])
 def initializations(state: State) -> InitializationList:
     """What this deployment can adapt from."""
     views = [
@@ -33,7 +34,7 @@ def initializations(state: State) -> InitializationList:
     return InitializationList(initializations=sorted(views, key=lambda view: view.name))
 
 
-@router.get("/metrics", response_class=Response)
+@router.get("/metrics", response_class=Response, dependencies=[Depends(needs("admin"))])
 def metrics(state: State) -> Response:
     """Counts and times, for Prometheus."""
     return Response(generate_latest(state.metrics.registry), media_type="text/plain; version=0.0.4; charset=utf-8")

@@ -4,10 +4,11 @@ import asyncio
 import logging
 from typing import Literal
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from metatrain.errors import MetatrainError
+from service.auth import needs
 from service.errors import AdapterNotReady, ClientGone, Unavailable, UnknownAdapter
 from service.limits import check_predict
 from service.predictor import Answer, Wanted
@@ -23,7 +24,7 @@ _TRIES = 3
 _ANSWER_SECONDS = 60.0
 
 
-@router.post("/predict", responses={404: {}, 409: {}, 413: {}, 422: {}, 429: {}, 503: {}})
+@router.post("/predict", dependencies=[Depends(needs("predict"))], responses={404: {}, 409: {}, 413: {}, 422: {}, 429: {}, 503: {}})
 async def predict(request: PredictRequest, connection: Request, response: Response, state: State, tenant: Tenant) -> PredictAnswer:
     """Label inputs with an adapter. Never answers with the bare base model in an adapter's place. The answer's `Server-Timing`
     has the milliseconds of each stage."""
