@@ -8,7 +8,7 @@ header carries its metadata as JSON. No pickle is read or written.
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -185,6 +185,14 @@ def adapter_to_bytes(adapter: Adapter) -> bytes:
     """The same adapter gives the same bytes, so their digest is the digest of the weights."""
     tensors = {f"delta.{n}": t for n, t in adapter.delta.items()} | {"head.weight": adapter.weight, "head.bias": adapter.bias}
     return save(_contiguous(tensors), metadata={_METADATA_KEY: _canonical_json(adapter.metadata.model_dump(mode="json")).decode()})
+
+
+def adapter_bytes_at_most(init: Initialization, labels: Sequence[str], hidden: int) -> int:
+    """What the bytes of an adapter from `init` with these labels, on features of `hidden` numbers, cannot be more than."""
+    numbers = sum(leaf.numel() for leaf in init.theta.values()) + len(labels) * (hidden + 1)
+    names = sum(len(name) + 200 for name in init.theta) + 500  # a leaf's line in the header, and the head's two
+    described = _canonical_json([init.delta.model_dump(mode="json"), list(labels)])
+    return 4 * numbers + names + 2 * len(described)  # JSON in JSON: what is escaped takes twice as much
 
 
 def adapter_metadata(content: bytes) -> AdapterMetadata:

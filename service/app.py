@@ -12,22 +12,26 @@ from fastapi.responses import JSONResponse
 from kombu.exceptions import OperationalError
 from starlette.exceptions import HTTPException
 
-from metatrain.artifact import Initialization
+from metatrain.artifact import Initialization, adapter_bytes_at_most
 from metatrain.base.text import TextBase
 from service.auth import Authentication, Door
-from service.errors import InvalidRequest, ServiceError, Unavailable, problem
+from service.errors import InvalidRequest, QuotaExceeded, ServiceError, Unavailable, problem
 from service.jobs import Jobs
 from service.limits import BodyLimit
+from service.meter import Meter
 from service.metrics import Metrics
 from service.predictor import InProcessPredictor
 from service.requests import Requests
-from service.routes import adapters, deployment, predictions
+from service.routes import adapters, deployment, predictions, usage
 from service.settings import ServiceSettings
 from service.state import ServiceState
 from worker.app import celery_app
+from worker.errors import LimitReached
 from worker.keys import Keys
+from worker.messages import JobRecipe
 from worker.records import Records
 from worker.store import WeightStore
+from worker.usage import Usage
 
 log = logging.getLogger(__name__)
 
@@ -35,29 +39,38 @@ log = logging.getLogger(__name__)
 def create_app(settings: ServiceSettings, base: TextBase, initializations: dict[str, Initialization]) -> FastAPI:
     """The application around a loaded base model. Redis may come later, and go."""
 
+    def size_of(recipe: JobRecipe) -> int:
+        return adapter_bytes_at_most(initializations[recipe.initialization], recipe.labels, base.hidden_size)
+
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         client = redis.Redis.from_url(settings.redis_url, socket_timeout=10, socket_connect_timeout=2)
         cache = redis.Redis.from_url(settings.weights_url, socket_timeout=10, socket_connect_timeout=2)
         records = Records(client)
-        jobs = Jobs(records, celery_app(settings.redis_url), settings.redis_url)
+        jobs = Jobs(records, celery_app(settings.redis_url), settings.redis_url, settings.limits, size_of)
         store = WeightStore(cache)
         predictor = InProcessPredictor(base, initializations, store, settings)
         metrics = Metrics(records, predictor)
         door = Door(Keys(client), open_allowed=settings.allow_without_keys)
-        app.state.service = ServiceState(settings, cache, records, store, jobs, base, initializations, predictor, metrics, door)
+        meter = Meter(Usage(client), settings.max_requests_a_minute)
+        app.state.service = ServiceState(
+            settings, cache, records, store, jobs, base, initializations, predictor, metrics, door, meter
+        )
         jobs.listen()
+        meter.begin()
         yield
         await jobs.close()
+        await meter.close()
         predictor.close()
 
     app = FastAPI(title="Quickstudy", summary="Few-shot adaptation as a service", version="0.1.0", lifespan=lifespan)
-    for routes in (adapters, predictions, deployment):
+    for routes in (adapters, predictions, usage, deployment):
         app.include_router(routes.router)
     app.add_middleware(BodyLimit, most=settings.max_body_bytes)
     app.add_middleware(Authentication)
     app.add_middleware(Requests)
     app.add_exception_handler(ServiceError, _service_error)
+    app.add_exception_handler(LimitReached, _limit_reached)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)
     for away in (redis.RedisError, OperationalError):
@@ -68,6 +81,11 @@ def create_app(settings: ServiceSettings, base: TextBase, initializations: dict[
 async def _service_error(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, ServiceError)
     return problem(error)
+
+
+async def _limit_reached(_request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, LimitReached)
+    return problem(QuotaExceeded(error))
 
 
 async def _validation_error(request: Request, error: Exception) -> JSONResponse:

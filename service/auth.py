@@ -18,13 +18,16 @@ from starlette.concurrency import run_in_threadpool
 from starlette.types import ASGIApp, Receive, Send
 from starlette.types import Scope as AsgiScope
 
-from service.errors import MissingScope, ServiceError, Unauthenticated, Unavailable, problem
+from service.errors import MissingScope, QuotaExceeded, ServiceError, Unauthenticated, Unavailable, problem
+from worker.errors import LimitReached
 from worker.keys import DEFAULT_TENANT, KEY_SECONDS, SCOPES, Key, Keys, Scope, parts, proves
 from worker.logs import fields
 
 log = logging.getLogger(__name__)
 PUBLIC = frozenset({"/healthz", "/readyz", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"})
 PUBLIC_BELOW = "/problems/"
+UNMETERED = frozenset({"/metrics"})
+"""Not a tenant's own: no limit of requests holds for it."""
 _bearer = HTTPBearer(auto_error=False, bearerFormat="qs_ID_SECRET", description="As `quickstudy keys create` shows it.")
 
 
@@ -90,7 +93,8 @@ class Door:
 
 
 class Authentication:
-    """ASGI middleware: nothing but `PUBLIC` paths is answered without a valid key, and no body is read before."""
+    """ASGI middleware: nothing but `PUBLIC` paths is answered without a valid key, or beyond the tenant's requests of a minute, and
+    no body is read before."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -100,18 +104,22 @@ class Authentication:
             await self.app(scope, receive, send)
             return
         headers = [value for name, value in scope["headers"] if name == b"authorization"]
+        service = scope["app"].state.service
         try:
-            access = await scope["app"].state.service.door.admit(headers)
+            access = await service.door.admit(headers)
+            scope.setdefault("state", {})["access"] = access
+            if scope["path"] not in UNMETERED:
+                await service.meter.request(access.tenant)
         except ServiceError as error:
             await problem(error)(scope, receive, send)
-            return
+        except LimitReached as reached:
+            await problem(QuotaExceeded(reached))(scope, receive, send)
         except redis.RedisError as error:
-            log.warning("keys are out of reach: %s", type(error).__name__)
+            log.warning("the records are out of reach: %s", type(error).__name__)
             await problem(Unavailable("the records are out of reach"))(scope, receive, send)
-            return
-        scope.setdefault("state", {})["access"] = access
-        with fields(tenant=access.tenant, key=access.key):
-            await self.app(scope, receive, send)
+        else:
+            with fields(tenant=access.tenant, key=access.key):
+                await self.app(scope, receive, send)
 
 
 async def access(request: Request, _documented: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> Access:

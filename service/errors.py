@@ -17,6 +17,8 @@ from typing import Any
 
 from fastapi.responses import JSONResponse
 
+from worker.errors import LimitReached
+
 
 class ServiceError(Exception):
     """Root of the tree; `detail` is what the user reads, `extra` goes into the document beside it."""
@@ -83,9 +85,9 @@ class Overloaded(ServiceError):
 class QuotaExceeded(ServiceError):
     status, title = 429, "A limit of this tenant is reached"
 
-    def __init__(self, limit: str, most: int, used: int, retry_after: int) -> None:
-        detail = f"{limit}: expected at most {most}, used are {used}"
-        super().__init__(detail, headers={"Retry-After": str(retry_after)}, limit=limit, most=most, used=used)
+    def __init__(self, reached: LimitReached) -> None:
+        headers = {"Retry-After": str(reached.retry_after)}
+        super().__init__(str(reached), headers=headers, limit=reached.limit, most=reached.most, used=reached.used)
 
 
 class Unavailable(ServiceError):

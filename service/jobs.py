@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 from collections import defaultdict
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import redis
@@ -22,17 +23,24 @@ log = logging.getLogger(__name__)
 class Jobs:
     """The service's end of the queue. Methods raise `redis.RedisError` where the records are out of reach."""
 
-    def __init__(self, records: Records, queue: Celery, redis_url: str) -> None:
+    def __init__(
+        self, records: Records, queue: Celery, redis_url: str, limits: Mapping[str, int], size_of: Callable[[JobRecipe], int]
+    ) -> None:
+        """`limits` of a tenant, as `Records.accept` takes them; `size_of`: what a recipe's weights take at most, in bytes."""
         self._records, self._queue = records, queue
         self._redis_url = redis_url
+        self._limits, self._size_of = limits, size_of
         self._waiting: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
         self._listener: asyncio.Task[None] | None = None
         self.stopping = False
         """Set when the service is told to stop: then nobody is kept waiting."""
 
     def start(self, tenant: str, adapter_id: str, recipe: JobRecipe, ttl_ms: int, truncated: tuple[int, ...]) -> Status:
-        """Write the record, then wake a worker."""
-        created, status = self._records.accept(tenant, adapter_id, recipe, ttl_ms, truncated, current_request())
+        """Write the record, then wake a worker. Raises LimitReached."""
+        size = self._size_of(recipe)
+        created, status = self._records.accept(
+            tenant, adapter_id, recipe, ttl_ms, truncated, current_request(), size=size, limits=self._limits
+        )
         if created:
             self._wake(tenant, adapter_id)
         return status

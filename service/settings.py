@@ -3,6 +3,7 @@
 from pydantic import Field
 
 from worker.settings import WorkerSettings
+from worker.usage import LIMITS
 
 
 class ServiceSettings(WorkerSettings):
@@ -25,3 +26,12 @@ class ServiceSettings(WorkerSettings):
     batch_tokens: int = Field(default=4096, ge=1, description="tokens of one forward pass")
     batch_wait_ms: float = Field(default=2, ge=0, le=1000, description="longest wait for calls on their way to a batch")
     queue_rows: int = Field(default=2048, ge=1, description="inputs that may wait for a prediction; 429 beyond")
+    max_adapters: int = Field(default=0, ge=0, description="records of a tenant, whatever their status; 0: no limit")
+    max_adapter_bytes: int = Field(default=0, ge=0, description="of a tenant's weights that are ready or being made; 0: no limit")
+    max_jobs: int = Field(default=0, ge=0, description="unfinished jobs of a tenant; 0: no limit")
+    max_requests_a_minute: int = Field(default=0, ge=0, description="of a tenant, by the clock's minute; 0: no limit")
+
+    @property
+    def limits(self) -> dict[str, int]:
+        """Of a tenant, by the names of their variables."""
+        return {name: getattr(self, name.lower()) for name in LIMITS}

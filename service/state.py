@@ -10,6 +10,7 @@ from metatrain.artifact import Initialization
 from metatrain.base.text import TextBase
 from service.auth import Door, tenant
 from service.jobs import Jobs
+from service.meter import Meter
 from service.metrics import Metrics
 from service.predictor import Predictor
 from service.settings import ServiceSettings
@@ -29,6 +30,7 @@ class ServiceState:
     predictor: Predictor
     metrics: Metrics
     door: Door
+    meter: Meter
 
 
 def state_of(request: Request) -> ServiceState:

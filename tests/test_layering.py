@@ -13,7 +13,7 @@ FOREIGN = {
     "metatrain": {"redis", "celery", "kombu", "fastapi", "starlette", "uvicorn", "httpx"},
     "worker": {"fastapi", "starlette", "httpx"},
 }
-TORCH_FREE = ["worker.messages", "worker.records", "worker.store", "worker.keys", "service.client"]
+TORCH_FREE = ["worker.messages", "worker.records", "worker.store", "worker.keys", "worker.usage", "service.client"]
 
 
 def imported_packages(path: Path) -> set[str]:

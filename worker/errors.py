@@ -34,14 +34,15 @@ class Stopping(WorkerError):
 class InvalidKey(WorkerError):
     def __init__(self, field: str, expected: str, got: object) -> None:
         super().__init__(f"{field}: expected {expected}, got {got!r}")
+        self.expected = expected
 
 
 class LimitReached(WorkerError):
-    """`limit`: the setting's name; `most`: its value; `used`: what the tenant has."""
+    """`limit`: the setting's name; `most`: its value; `used`: what the tenant has; `retry_after`: seconds."""
 
-    def __init__(self, limit: str, most: int, used: int) -> None:
-        super().__init__(f"{limit} is {most}, used are {used}")
-        self.limit, self.most, self.used = limit, most, used
+    def __init__(self, limit: str, most: int, used: int, *, retry_after: int) -> None:
+        super().__init__(f"{limit}: expected at most {most}, used are {used}")
+        self.limit, self.most, self.used, self.retry_after = limit, most, used, retry_after
 
 
 class SettingsError(WorkerError):

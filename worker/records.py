@@ -13,13 +13,16 @@ import hmac
 import json
 import logging
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal, cast
 
 import redis
 from pydantic import BaseModel, ConfigDict
 
 from worker import scripts
+from worker.errors import LimitReached
 from worker.logs import fields
 from worker.messages import DONE_CHANNEL, JobRecipe, Outcome, Status
 
@@ -30,6 +33,8 @@ WAKE_AGAIN_MS = 10_000
 RETENTION_MS = 7 * 24 * 3600 * 1000
 """A record outlives its adapter's expiry by this long, so that a late reader is told `expired` and not `unknown`."""
 RECOVERY_BOUNDS_MS = (1_000, 2_500, 5_000, 10_000, 20_000, 40_000, 80_000, 160_000)
+_JOB_SECONDS, _ROOM_SECONDS = 2, 60
+"""When to ask again that met the limit of jobs, which end by themselves; of adapters or bytes, which somebody deletes."""
 _PENDING = "qs:pending"
 _RUNNING = "qs:running"
 _COUNTS = "qs:counts"
@@ -114,12 +119,22 @@ class Records:
         return bytes.fromhex(_text(self._redis.get("qs:id-key")))
 
     def accept(
-        self, tenant: str, adapter_id: str, recipe: JobRecipe, ttl_ms: int, truncated: tuple[int, ...], request: str = ""
+        self,
+        tenant: str,
+        adapter_id: str,
+        recipe: JobRecipe,
+        ttl_ms: int,
+        truncated: tuple[int, ...],
+        request: str = "",
+        *,
+        size: int = 0,
+        limits: Mapping[str, int] = MappingProxyType({}),
     ) -> tuple[bool, Status]:
         """Write the record before anybody is told of it. Returns (whether there is work to announce, status).
 
         The same id again is the same job while it is queued, running or ready, its TTL starting anew; after failure or expiry it
-        starts afresh.
+        starts afresh. `limits`: of the tenant, by name, 0 for none; `size`: most bytes that the weights will have, which count from
+        now on. Raises LimitReached for a new job that would pass one.
         """
         keys = [*_keys(tenant, adapter_id), _index(tenant), _SEQUENCE, _RETIRE]
         arguments: list[Any] = [
@@ -129,8 +144,12 @@ class Records:
             recipe.model_dump_json(exclude_defaults=True),
             json.dumps(truncated),
         ]
-        created, status = self._accept(keys=keys, args=[*arguments, WAKE_AGAIN_MS, RETENTION_MS, request, recipe.kin])
-        return bool(created), cast(Status, _text(status))
+        arguments += [WAKE_AGAIN_MS, RETENTION_MS, request, recipe.kin, json.dumps(dict(limits)), size]
+        created, said, *refused = self._accept(keys=keys, args=arguments)
+        if refused:
+            limit = _text(said)
+            raise LimitReached(limit, *map(int, refused), retry_after=_JOB_SECONDS if limit == "MAX_JOBS" else _ROOM_SECONDS)
+        return bool(created), cast(Status, _text(said))
 
     def requeue(self, record: Record, why: Literal["evicted", "corrupt"]) -> bool:
         """Start a ready job again because its weights are gone or wrong, which is counted; its TTL goes on. False where the
@@ -184,6 +203,7 @@ class Records:
         flat: list[Any] = [part for pair in fields.items() for part in pair]
         bounds = json.dumps(RECOVERY_BOUNDS_MS)
         arguments: list[Any] = [_member(claim.tenant, claim.adapter_id), claim.fence, DONE_CHANNEL, bounds, outcome.digest or ""]
+        arguments.append(outcome.size)
         answer = self._commit(keys=_keys(claim.tenant, claim.adapter_id), args=[*arguments, *flat])
         return None if answer is None else Kept(int(answer[0]), _text(answer[1]) == "1")
 

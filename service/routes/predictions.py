@@ -37,6 +37,7 @@ async def predict(request: PredictRequest, connection: Request, response: Respon
         try:
             answer = await _answer(ready, request, connection, state)
             state.metrics.predicted(answer.seconds)
+            state.meter.predicted(tenant, len(request.inputs))
             response.headers["Server-Timing"] = ", ".join(f"{stage};dur={1e3 * s:.2f}" for stage, s in answer.seconds.items())
             return _view(request.adapter_id, ready, answer)
         except (WeightsMissing, WeightsCorrupt) as error:

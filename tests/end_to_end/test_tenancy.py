@@ -4,6 +4,7 @@ import json
 import re
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -114,13 +115,16 @@ WHO = {
     "both": ("acme", "adapt", "predict"),
     "revoked": ("acme", "admin"),
     "expired": ("acme", "admin"),
+    "many": ("initech", "adapt"),
+    "often": ("hooli", "predict"),
 }
 
 
 @pytest.fixture(scope="module")
 def tenancy(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tenancy]:
     folder = tmp_path_factory.mktemp("tenancy")
-    with served(folder, {**environment, "LOG_LEVEL": "DEBUG"}) as running:
+    limits = {"MAX_ADAPTERS": "12", "MAX_REQUESTS_A_MINUTE": "500"}
+    with served(folder, {**environment, **limits, "LOG_LEVEL": "DEBUG"}) as running:
         running.wait_ready()
         own = Tenancy(running, folder / "data", {"forged": f"qs_{'0' * 12}_{'a' * 43}"}, {})
         own.open_answers = {
@@ -205,6 +209,59 @@ def test_the_same_request_of_two_tenants_is_two_adapters(tenancy: Tenancy) -> No
     listed = [adapter["adapter_id"] for adapter in tenancy.ask("other", "GET", "/adapters").json()["adapters"]]
     assert own not in listed and other not in listed
     assert tenancy.ask("own", "POST", "/predict", {"adapter_id": own, "inputs": ["order a pizza"]}).status_code == 200
+
+
+def test_requests_that_come_together_do_not_pass_a_limit(tenancy: Tenancy) -> None:
+    def post(seed: int) -> httpx.Response:
+        return tenancy.ask("many", "POST", "/adapt", {**BODY, "options": {"seed": seed}}, headers={"Prefer": "wait=30"})
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(post, range(20)))
+    taken = [seed for seed, answer in enumerate(answers) if answer.status_code == 200]
+    refused = [answer for answer in answers if answer.status_code != 200]
+    assert len(taken) == 12 and {answer.status_code for answer in refused} == {429}
+    assert refused[0].headers["content-type"] == "application/problem+json" and int(refused[0].headers["Retry-After"]) >= 1
+    assert {name: refused[0].json()[name] for name in ("limit", "most", "used")} == {
+        "limit": "MAX_ADAPTERS",
+        "most": 12,
+        "used": 12,
+    }
+    assert post(taken[0]).status_code == 200  # it is there already
+    usage = tenancy.ask("many", "GET", "/usage").json()
+    assert (usage["tenant"], usage["adapters"], usage["jobs"], usage["adaptations"]) == ("initech", 12, 0, 12)
+    content = sum(len(adapter["labels"]) for adapter in tenancy.ask("many", "GET", "/adapters").json()["adapters"])
+    assert content == 24 and usage["bytes"] % 12 == 0 and usage["bytes"] > 12 * 4 * 2 * 33  # all alike, and more than their heads
+    assert tenancy.ask("many", "DELETE", f"/adapters/{answers[taken[1]].json()['adapter_id']}").status_code == 204
+    after = tenancy.ask("many", "GET", "/usage").json()
+    assert after["adapters"] == 11 and after["bytes"] == usage["bytes"] * 11 // 12
+    assert post(99).status_code == 200
+
+
+def test_requests_of_a_minute_are_limited_for_their_tenant_alone(tenancy: Tenancy) -> None:
+    def get(_: int) -> httpx.Response:
+        return tenancy.ask("often", "GET", "/adapters")
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(get, range(1_010)))
+    refused = next(answer for answer in answers if answer.status_code == 429)
+    assert refused.json()["limit"] == "MAX_REQUESTS_A_MINUTE" and refused.json()["used"] == refused.json()["most"] == 500
+    assert 1 <= int(refused.headers["Retry-After"]) <= 60
+    assert sum(answer.status_code == 200 for answer in answers) in (500, 1000)  # the minute may turn meanwhile
+    assert tenancy.ask("own", "GET", "/adapters").status_code == 200
+
+
+def test_usage_is_ones_own_and_anothers_with_admin_alone(tenancy: Tenancy) -> None:
+    adapter = tenancy.adapter("own", seed=5)
+    before = tenancy.ask("predict", "GET", "/usage").json()
+    assert tenancy.ask("predict", "POST", "/predict", {"adapter_id": adapter, "inputs": ["a", "b", "c"]}).status_code == 200
+    after = tenancy.ask("predict", "GET", "/usage").json()
+    assert after["predictions"] == before["predictions"] + 3 and after["tenant"] == "acme"
+    assert after["limits"] == {"MAX_ADAPTERS": 12, "MAX_ADAPTER_BYTES": 0, "MAX_JOBS": 0, "MAX_REQUESTS_A_MINUTE": 500}
+    assert tenancy.ask("other", "GET", "/usage", params={"tenant": "acme"}).json()["predictions"] == after["predictions"]
+    refused = tenancy.ask("both", "GET", "/usage", params={"tenant": "globex"})
+    assert refused.status_code == 403 and refused.json()["scope"] == "admin"
+    assert tenancy.ask("both", "GET", "/usage", params={"tenant": "acme"}).status_code == 200
+    assert tenancy.ask("own", "GET", "/usage", params={"tenant": "a/b"}).status_code == 422
 
 
 def test_a_key_is_asked_for_before_anything_else(tenancy: Tenancy) -> None:
