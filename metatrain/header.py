@@ -1,6 +1,6 @@
 """What a safetensors file says of itself, checked before anything of a size that it states is made.
 
-    8 bytes: H, little-endian │ H bytes: {name: {"dtype", "shape", "data_offsets": [begin, end]}, …, "__metadata__"?: {…}} │ numbers
+8 bytes: H, little-endian │ H bytes: {name: {"dtype", "shape", "data_offsets": [begin, end]}, …, "__metadata__"?: {…}} │ numbers
 """
 
 import json
