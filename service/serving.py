@@ -10,12 +10,14 @@ import uvicorn
 from fastapi import FastAPI
 
 from metatrain.artifact import Initialization
+from metatrain.base.source import Hub
 from metatrain.base.text import TextBase, load_text_base
 from metatrain.catalog import load_catalog
 from metatrain.errors import MetatrainError
 from service.app import create_app
 from service.binding import BindingRefused, opened
 from service.settings import ServiceSettings
+from worker.errors import SettingsError
 
 log = logging.getLogger(__name__)
 
@@ -24,9 +26,10 @@ def _load(settings: ServiceSettings) -> tuple[TextBase, dict[str, Initialization
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     try:
-        base = load_text_base(settings.base_model, precision=settings.precision)
+        hub = Hub(reachable=not settings.air_gapped, token=settings.hub_token)
+        base = load_text_base(settings.base_model, precision=settings.precision, hub=hub)
         return base, load_catalog(base, settings.initializations_dir)
-    except MetatrainError as error:
+    except (MetatrainError, SettingsError) as error:
         sys.exit(f"error: {error}")
 
 
