@@ -70,24 +70,25 @@ class Door:
         return Access(cast(Key, key).tenant, cast(Key, key).scopes, identity)
 
     async def _open(self) -> bool:
-        if time.monotonic() >= self._open_until:
+        began = time.monotonic()  # before it is read: what happens in between counts from here
+        if began >= self._open_until:
             if await run_in_threadpool(self._keys.any):
                 self._open_allowed = False  # for good: not even the loss of all records opens this process again
             else:
-                self._open_until = time.monotonic() + KEY_SECONDS
+                self._open_until = began + KEY_SECONDS
         return self._open_allowed
 
     async def _key(self, identity: str) -> Key | None:
         """One that holds."""
+        began = time.monotonic()
         until, key = self._known.get(identity, (0.0, None))
-        if time.monotonic() < until:
+        if began < until:
             return key
-        began = time.monotonic()  # before it is read: what is revoked in between counts from here
         found, now = await run_in_threadpool(self._keys.find, identity)
+        self._open_allowed = self._open_allowed and found is None
         if found is None or not found.holds(now):
             self._known.pop(identity, None)
             return None
-        self._open_allowed = False
         self._known[identity] = (began + KEY_SECONDS, found)
         return found
 

@@ -48,10 +48,6 @@ class Key(BaseModel):
         """Neither revoked nor expired."""
         return self.revoked_at is None and (self.expires_at is None or now < self.expires_at)
 
-    def allows(self, scope: Scope) -> bool:
-        """`admin` has the other scopes too."""
-        return scope in self.scopes or "admin" in self.scopes
-
 
 class Keys:
     """The keys on one Redis. Every method may raise `redis.RedisError` where it is out of reach."""

@@ -51,6 +51,12 @@ def test_a_service_is_open_until_the_first_key_and_never_again(redis_client: "re
     asked(life())
 
 
+def test_admin_has_the_other_scopes() -> None:
+    admin, predict = Access("t", ("admin",)), Access("t", ("predict",))
+    assert admin.allows("adapt") and admin.allows("predict") and admin.allows("admin")
+    assert predict.allows("predict") and not predict.allows("adapt") and not predict.allows("admin")
+
+
 def test_the_first_key_closes_a_service_that_nobody_has_shown_it_to(redis_client: "redis.Redis") -> None:
     keys = Keys(redis_client)
 

@@ -53,10 +53,3 @@ def test_a_tenant_whose_redis_keys_could_be_anothers_is_refused(redis_client: "r
 )
 def test_what_has_not_the_form_of_a_key_is_none(presented: str) -> None:
     assert parts(presented) is None
-
-
-def test_admin_has_the_other_scopes(redis_client: "redis.Redis") -> None:
-    keys = Keys(redis_client)
-    admin, predict = keys.create("t", "", ["admin"])[2], keys.create("t", "", ["predict"])[2]
-    assert admin.allows("adapt") and admin.allows("predict") and admin.allows("admin")
-    assert predict.allows("predict") and not predict.allows("adapt") and not predict.allows("admin")
