@@ -28,6 +28,7 @@ lint: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python .ci/audit.py
 
 # A first initialization of one's own, on the task set that ships with the package, and a report on it: a few minutes.
 train-starter: .venv/report

@@ -1,4 +1,5 @@
-"""Initializations and adapters, to and from disk and bytes. Loading is strict: names, shapes, dtypes, finiteness, digests.
+"""Initializations and adapters, to and from disk and bytes. Loading is strict: names, shapes, dtypes, finiteness, digests; and what
+a file says of itself is checked before anything of a size that it states is read or made.
 
 An initialization is a folder: θ as PEFT's own two files, `inner_lr.safetensors`, `base_update.safetensors` where parameters of
 the base model were learned too, and `initialization.json` with everything else. An adapter is one safetensors byte string whose
@@ -8,7 +9,7 @@ header carries its metadata as JSON. No pickle is read or written.
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -23,12 +24,15 @@ from metatrain.base.text import BaseSpec, TextBase
 from metatrain.classification import HEAD_LEAVES
 from metatrain.deltas import DeltaConfig, DeltaKind
 from metatrain.deltas.peft_files import essentials, from_peft, in_peft, peft_config, peft_shapes, to_peft
-from metatrain.errors import ArtifactError
+from metatrain.errors import ArtifactError, BaseModelError
+from metatrain.header import Header, Leaf, check_described, check_extent, header_bytes, read_header, shown
 from metatrain.inner import InnerConfig
 from metatrain.problem import Outer
 
 FORMAT_VERSION: Literal[2] = 2
 _BASE_UPDATE = "base_update.safetensors"
+_MOST_JSON_BYTES = 16_000_000
+_MOST_STEPS = 1_000  # of rates by step
 _METADATA_KEY = "quickstudy"  # one key: safetensors does not keep several in order, and the bytes are digested
 
 
@@ -42,7 +46,7 @@ class InitializationFile(BaseModel):
     base: BaseSpec
     delta: DeltaConfig
     inner: InnerConfig
-    scale: float = Field(gt=0, description="s, the inverse softmax temperature of the cosine logits")
+    scale: float = Field(gt=0, allow_inf_nan=False, description="s, the inverse softmax temperature of the cosine logits")
     algorithm: str
     weights_sha256: dict[str, str]
     provenance: dict[str, Any] = Field(default_factory=dict)
@@ -121,7 +125,7 @@ def load_initialization(folder: Path, base: TextBase) -> Initialization:
     if not path.is_file():
         raise ArtifactError(f"{folder}: no initialization.json there")
     try:
-        described = InitializationFile.model_validate_json(path.read_bytes())
+        described = InitializationFile.model_validate_json(_read(path, _MOST_JSON_BYTES))
     except ValidationError as error:
         raise ArtifactError(f"{path}: {first_problem(error)}") from error
     expected_base, found_base = described.base.model_dump(exclude={"model"}), base.spec.model_dump(exclude={"model"})
@@ -130,14 +134,13 @@ def load_initialization(folder: Path, base: TextBase) -> Initialization:
             raise ArtifactError(
                 f"{path}: base.{key} is {expected!r}, the resident base model {base.spec.model} has {found_base[key]!r}"
             )
-    kind = base.attach(described.delta)
+    kind = _attached(base, described.delta, str(path))
     for name in described.weights_sha256.keys() - {_weights_file(kind), "inner_lr.safetensors", _BASE_UPDATE}:
-        raise ArtifactError(f"{path}: weights_sha256: expected no file {name!r}")
-    theta = _read_weights(folder, _weights_file(kind), described.weights_sha256)
-    rates = _read_weights(folder, "inner_lr.safetensors", described.weights_sha256)
-    check_leaves(theta, peft_shapes(kind) if in_peft(kind) else kind.shapes, f"{folder}/{_weights_file(kind)}")
-    _check_rates(rates, kind, f"{folder}/inner_lr.safetensors")
-    update = _read_base_update(folder, described.weights_sha256, base)
+        raise ArtifactError(f"{path}: weights_sha256: expected no file {shown(repr(name))}")
+    shapes = peft_shapes(kind) if in_peft(kind) else kind.shapes
+    theta = _read_weights(folder / _weights_file(kind), described.weights_sha256, lambda _: shapes)
+    rates = _read_weights(folder / "inner_lr.safetensors", described.weights_sha256, lambda found: _rate_shapes(found, kind))
+    update = _read_base_update(folder / _BASE_UPDATE, described.weights_sha256, base)
     for name, rate in rates.items():
         if (rate < 0).any():
             raise ArtifactError(f"{folder}/inner_lr.safetensors: {name}: expected rates of at least 0, got {float(rate.min())}")
@@ -167,7 +170,7 @@ class AdapterMetadata(BaseModel):
     initialization_digest: str
     base_weights_sha256: str
     delta: DeltaConfig
-    scale: float = Field(gt=0)
+    scale: float = Field(gt=0, allow_inf_nan=False)
     labels: tuple[str, ...] = Field(min_length=1)
 
 
@@ -187,46 +190,32 @@ def adapter_to_bytes(adapter: Adapter) -> bytes:
     return save(_contiguous(tensors), metadata={_METADATA_KEY: _canonical_json(adapter.metadata.model_dump(mode="json")).decode()})
 
 
+def adapter_bytes_at_most(init: Initialization, labels: Sequence[str], hidden: int) -> int:
+    """What the bytes of an adapter from `init` with these labels, on features of `hidden` numbers, cannot be more than."""
+    numbers = sum(leaf.numel() for leaf in init.theta.values()) + len(labels) * (hidden + 1)
+    names = sum(len(name) + 200 for name in init.theta) + 500  # a leaf's line in the header, and the head's two
+    described = _canonical_json([init.delta.model_dump(mode="json"), list(labels)])
+    return 4 * numbers + names + 2 * len(described)  # JSON in JSON: what is escaped takes twice as much
+
+
 def adapter_metadata(content: bytes) -> AdapterMetadata:
     """The header alone. Raises ArtifactError."""
-    try:
-        header = dict(json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")]))
-    except (ValueError, TypeError) as error:
-        raise ArtifactError(f"adapter: not a safetensors file: {error}") from error
-    try:
-        return AdapterMetadata.model_validate_json(header.get("__metadata__", {}).get(_METADATA_KEY, "null"))
-    except ValidationError as error:
-        raise ArtifactError(f"adapter: header: {first_problem(error)}") from error
+    return _metadata(_header(content, "adapter"))
 
 
 def adapter_from_bytes(content: bytes, base: TextBase) -> Adapter:
     """Strict inverse of `adapter_to_bytes` for `base`. Raises ArtifactError."""
-    metadata = adapter_metadata(content)
-    tensors = _load_safetensors(content, "adapter")
+    header = _header(content, "adapter")
+    metadata = _metadata(header)
     if metadata.base_weights_sha256 != base.spec.weights_sha256:
-        raise ArtifactError(
-            f"adapter: made for base weights {metadata.base_weights_sha256}, resident are {base.spec.weights_sha256}"
-        )
-    kind, classes = base.attach(metadata.delta), len(metadata.labels)
+        made_for = shown(metadata.base_weights_sha256)
+        raise ArtifactError(f"adapter: made for base weights {made_for}, resident are {base.spec.weights_sha256}")
+    kind, classes = _attached(base, metadata.delta, "adapter: header"), len(metadata.labels)
     shapes = {f"delta.{n}": s for n, s in kind.shapes.items()}
-    check_leaves(tensors, {**shapes, "head.weight": (classes, base.hidden_size), "head.bias": (classes,)}, "adapter")
+    check_described(header.leaves, {**shapes, "head.weight": (classes, base.hidden_size), "head.bias": (classes,)}, "adapter")
+    tensors = _loaded(content, header, "adapter")
     delta = {n.removeprefix("delta."): t for n, t in tensors.items() if n.startswith("delta.")}
     return Adapter(metadata, delta, tensors["head.weight"], tensors["head.bias"])
-
-
-def check_leaves(found: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]], where: str) -> None:
-    """Exactly the expected names, each float32, of its shape and finite. Raises ArtifactError naming the first leaf that is not."""
-    for name in sorted(expected.keys() - found.keys()):
-        raise ArtifactError(f"{where}: leaf {name} is missing")
-    for name in sorted(found.keys() - expected.keys()):
-        raise ArtifactError(f"{where}: leaf {name} is not expected")
-    for name, leaf in found.items():
-        if leaf.dtype != torch.float32:
-            raise ArtifactError(f"{where}: leaf {name}: expected dtype torch.float32, got {leaf.dtype}")
-        if tuple(leaf.shape) != expected[name]:
-            raise ArtifactError(f"{where}: leaf {name}: expected shape {list(expected[name])}, got {list(leaf.shape)}")
-        if not torch.isfinite(leaf).all():
-            raise ArtifactError(f"{where}: leaf {name}: expected finite numbers, got NaN or infinity")
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -262,58 +251,101 @@ def _keys(loc: tuple[int | str, ...]) -> list[str]:
     )
 
 
-def _read_weights(folder: Path, name: str, digests: Mapping[str, str]) -> dict[str, Tensor]:
-    path = folder / name
+def _read_weights(
+    path: Path, digests: Mapping[str, str], expected: Callable[[Mapping[str, Leaf]], Mapping[str, tuple[int, ...]]]
+) -> dict[str, Tensor]:
+    """The leaves of a file of this digest; `expected`: their shapes, by those that the file says it has. No more of it is read than
+    its header, until that says what is expected."""
     if not path.is_file():
-        raise ArtifactError(f"{folder}: {name} is missing")
-    content = path.read_bytes()
-    if _sha256(content) != digests.get(name):
-        raise ArtifactError(f"{path}: sha256 is {_sha256(content)}, initialization.json says {digests.get(name)}")
-    return _load_safetensors(content, str(path))
+        raise ArtifactError(f"{path.parent}: {path.name} is missing")
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        first = file.read(8)
+        header = read_header(file.read(header_bytes(first, size, str(path))), str(path))
+        check_described(header.leaves, expected(header.leaves), str(path))
+        check_extent(header, size, str(path))
+        file.seek(0)
+        content = file.read(size)
+    if _sha256(content) != digests.get(path.name):
+        raise ArtifactError(f"{path}: sha256 is {_sha256(content)}, initialization.json says {shown(str(digests.get(path.name)))}")
+    return _loaded(content, header, str(path))
 
 
-def _read_base_update(folder: Path, digests: Mapping[str, str], base: TextBase) -> dict[str, Tensor]:
+def _read_base_update(path: Path, digests: Mapping[str, str], base: TextBase) -> dict[str, Tensor]:
     """Parameters of `base`, each of its own shape; none where the initialization has none."""
-    path = folder / _BASE_UPDATE
-    if _BASE_UPDATE not in digests:
+    if path.name not in digests:
         if path.exists():
             raise ArtifactError(f"{path}: expected no such file, initialization.json does not name it")
         return {}
-    update = _read_weights(folder, _BASE_UPDATE, digests)
+    shapes = {name: tuple(parameter.shape) for name, parameter in base.model.named_parameters()}
+    update = _read_weights(path, digests, lambda found: {name: shape for name, shape in shapes.items() if name in found})
     if not update:
         raise ArtifactError(f"{path}: expected at least one parameter, got none")
-    shapes = {name: tuple(parameter.shape) for name, parameter in base.model.named_parameters()}
-    check_leaves(update, {name: shape for name, shape in shapes.items() if name in update}, str(path))
     return update
 
 
-def _load_safetensors(content: bytes, where: str) -> dict[str, Tensor]:
+def _header(content: bytes, where: str) -> Header:
+    return read_header(content[8 : 8 + header_bytes(content[:8], len(content), where)], where)
+
+
+def _metadata(header: Header) -> AdapterMetadata:
     try:
-        return load(content)
+        metadata = AdapterMetadata.model_validate_json(header.metadata.get(_METADATA_KEY, "null"))
+    except ValidationError as error:
+        raise ArtifactError(f"adapter: header: {first_problem(error)}") from error
+    if len(set(metadata.labels)) < len(metadata.labels):
+        raise ArtifactError("adapter: header: labels: expected each once")
+    return metadata
+
+
+def _attached(base: TextBase, config: DeltaConfig, where: str) -> DeltaKind:
+    try:
+        return base.attach(config)
+    except BaseModelError as error:
+        raise ArtifactError(f"{where}: delta: {shown(str(error))}") from error
+
+
+def _loaded(content: bytes, header: Header, where: str) -> dict[str, Tensor]:
+    """The leaves of a file whose header is checked already, each finite."""
+    check_extent(header, len(content), where)
+    try:
+        leaves = load(content)
     except (SafetensorError, ValueError) as error:
         raise ArtifactError(f"{where}: not a safetensors file: {error}") from error
+    for name, leaf in leaves.items():
+        if not torch.isfinite(leaf).all():
+            raise ArtifactError(f"{where}: leaf {name}: expected finite numbers, got NaN or infinity")
+    return leaves
+
+
+def _read(path: Path, most: int) -> bytes:
+    with path.open("rb") as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise ArtifactError(f"{path}: expected at most {most} bytes, got {path.stat().st_size}")
+    return content
 
 
 def _weights_file(kind: DeltaKind) -> str:
     return "adapter_model.safetensors" if in_peft(kind) else "delta.safetensors"
 
 
-def _check_rates(rates: Mapping[str, Tensor], kind: DeltaKind, where: str) -> None:
+def _rate_shapes(found: Mapping[str, Leaf], kind: DeltaKind) -> dict[str, tuple[int, ...]]:
     """Of each leaf and step [S], or of each parameter and step [S, *leaf], the same S for all."""
-    steps = max((leaf.shape[0] for leaf in rates.values() if leaf.dim()), default=1)
-    expected: dict[str, tuple[int, ...]] = dict.fromkeys((*kind.shapes, *HEAD_LEAVES), (steps,))
+    steps = max((leaf.shape[0] for leaf in found.values() if leaf.shape), default=1)
+    expected: dict[str, tuple[int, ...]] = dict.fromkeys((*kind.shapes, *HEAD_LEAVES), (min(steps, _MOST_STEPS),))
     for name, shape in kind.shapes.items():
-        if name in rates and rates[name].dim() > 1:
-            expected[name] = (steps, *shape)
-    check_leaves(rates, expected, where)
+        if name in found and len(found[name].shape) > 1:
+            expected[name] = (min(steps, _MOST_STEPS), *shape)
+    return expected
 
 
 def _check_peft_config(path: Path, kind: DeltaKind) -> None:
     if not path.is_file():
         raise ArtifactError(f"{path.parent}: adapter_config.json is missing")
     try:
-        stated = dict(json.loads(path.read_bytes()))
-    except (ValueError, TypeError) as error:
+        stated = dict(json.loads(_read(path, _MOST_JSON_BYTES)))
+    except (ValueError, TypeError, RecursionError) as error:
         raise ArtifactError(f"{path}: expected a JSON object: {error}") from error
     expected = essentials(kind)
     for key, value in expected.items():

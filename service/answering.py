@@ -34,8 +34,9 @@ async def answered(
         ready = _ready(record, identity)
         try:
             answers = [await _answer(ready, part, connection, state) for part in parts]
-            for answer in answers:
+            for part, answer in zip(parts, answers, strict=True):
                 state.metrics.predicted(answer.seconds)
+                state.meter.predicted(tenant, len(part))
             return ready, answers
         except (WeightsMissing, WeightsCorrupt) as error:
             with fields(adapter=ready.adapter_id, tenant=ready.tenant):

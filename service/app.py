@@ -12,26 +12,31 @@ from fastapi.responses import JSONResponse
 from kombu.exceptions import OperationalError
 from starlette.exceptions import HTTPException
 
-from metatrain.artifact import Initialization
+from metatrain.artifact import Initialization, adapter_bytes_at_most
 from metatrain.base.text import TextBase
-from service.errors import InvalidRequest, MethodNotAllowed, ServiceError, Unavailable, UnknownPath, problem
+from service.auth import Authentication, Door
+from service.errors import InvalidRequest, MethodNotAllowed, QuotaExceeded, ServiceError, Unavailable, UnknownPath, problem
 from service.idempotency import IdempotencyKeys
 from service.jobs import Jobs
 from service.limits import BodyLimit
+from service.meter import Meter
 from service.metrics import Metrics
 from service.openapi import describe, operation_id
 from service.predictor import InProcessPredictor
 from service.remote_predictor import RemotePredictor
 from service.requests import Requests
-from service.routes import adaptation, adapters, aliases, deployment, events, predictions, scores
+from service.routes import adaptation, adapters, aliases, deployment, events, predictions, scores, usage
 from service.settings import ServiceSettings
 from service.state import ServiceState
 from worker.aliases import Aliases
 from worker.app import celery_app
-from worker.messages import queue_name
+from worker.errors import LimitReached
+from worker.keys import Keys
+from worker.messages import JobRecipe, queue_name
 from worker.records import Records
 from worker.servers import records_client, weights_client
 from worker.store import WeightStore
+from worker.usage import Usage
 
 log = logging.getLogger(__name__)
 
@@ -39,13 +44,16 @@ log = logging.getLogger(__name__)
 def create_app(settings: ServiceSettings, base: TextBase, initializations: dict[str, Initialization]) -> FastAPI:
     """The application around a loaded base model. Redis may come later, and go."""
 
+    def size_of(recipe: JobRecipe) -> int:
+        return adapter_bytes_at_most(initializations[recipe.initialization], recipe.labels, base.hidden_size)
+
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         client = records_client(settings.redis_url, connect_timeout=2)
         records = Records(client, settings.wait_replicas)
         cache = weights_client(settings.weights_url, connect_timeout=2)
         queue = queue_name(base.spec.weights_sha256, str(base.dtype).removeprefix("torch."))
-        jobs = Jobs(records, celery_app(settings.redis_url, queue), settings.redis_url)
+        jobs = Jobs(records, celery_app(settings.redis_url, queue), settings.redis_url, settings.limits, size_of)
         store = WeightStore(cache)
         predictor: RemotePredictor | InProcessPredictor
         if settings.predictor_url is not None:
@@ -53,6 +61,7 @@ def create_app(settings: ServiceSettings, base: TextBase, initializations: dict[
         else:
             predictor = InProcessPredictor(base, initializations, store, settings)
         metrics = Metrics(records, predictor)
+        meter = Meter(Usage(client), settings.max_requests_a_minute)
         app.state.service = ServiceState(
             settings=settings,
             cache=cache,
@@ -65,10 +74,14 @@ def create_app(settings: ServiceSettings, base: TextBase, initializations: dict[
             initializations=initializations,
             predictor=predictor,
             metrics=metrics,
+            door=Door(Keys(client), open_allowed=settings.allow_without_keys),
+            meter=meter,
         )
         jobs.listen()
+        meter.begin()
         yield
         await jobs.close()
+        await meter.close()
         predictor.close()
 
     app = FastAPI(
@@ -79,12 +92,14 @@ def create_app(settings: ServiceSettings, base: TextBase, initializations: dict[
         redirect_slashes=False,  # one path a resource
         generate_unique_id_function=operation_id,
     )
-    for routes in (adaptation, adapters, events, aliases, predictions, scores, deployment):
+    for routes in (adaptation, adapters, events, aliases, predictions, scores, usage, deployment):
         app.include_router(routes.router)
     describe(app, settings, list(initializations))
     app.add_middleware(BodyLimit, most=settings.max_body_bytes)
+    app.add_middleware(Authentication)
     app.add_middleware(Requests)
     app.add_exception_handler(ServiceError, _service_error)
+    app.add_exception_handler(LimitReached, _limit_reached)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)
     for away in (redis.RedisError, OperationalError):
@@ -95,6 +110,11 @@ def create_app(settings: ServiceSettings, base: TextBase, initializations: dict[
 async def _service_error(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, ServiceError)
     return problem(error)
+
+
+async def _limit_reached(_request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, LimitReached)
+    return problem(QuotaExceeded(error))
 
 
 async def _validation_error(request: Request, error: Exception) -> JSONResponse:

@@ -37,8 +37,9 @@ def main() -> None:
 @click.option(
     "--data-dir", type=click.Path(path_type=Path), default=DEFAULT_DATA_DIR, show_default=True, help="Of the embedded server."
 )
+@click.option("--without-keys", is_flag=True, help="Be open on any --host until the first API key is made.")
 @click.option("--tied", type=int, metavar="PID", help="Stop when process PID, which started this one, is gone.")
-def serve(host: str, port: int, data_dir: Path, tied: int | None) -> None:
+def serve(host: str, port: int, data_dir: Path, without_keys: bool, tied: int | None) -> None:
     """Serve HTTP. With REDIS_URL unset, also run an embedded Redis-compatible server and one worker."""
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # service and worker share the cores; longer spinning costs both half
     if tied is not None:
@@ -48,6 +49,7 @@ def serve(host: str, port: int, data_dir: Path, tied: int | None) -> None:
 
     try:
         settings = read_settings(ServiceSettings)
+        settings = settings.model_copy(update={"allow_without_keys": True}) if without_keys else settings
         configure("service", settings.log_level, settings.log_format)
         from service.serving import listen, run  # brings torch in, which takes seconds: a wrong setting is told before
 
@@ -126,6 +128,7 @@ for command in (
     Elsewhere("alias", "service.commands.alias", "Names that point at adapters, and may be moved."),
     Elsewhere("status", "service.commands.status", "Whether the service is ready, and what it has."),
     Elsewhere("jobs", "service.job_commands", "Jobs that no worker could finish."),
+    Elsewhere("keys", "service.key_commands", "API keys: who may ask, as whom, for what and until when."),
 ):
     main.add_command(command)
 

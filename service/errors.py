@@ -3,8 +3,8 @@
 ServiceError            status, kind (the last part of the document's `type`), title
 ├── InvalidRequest      422  names the field, what was expected, what came
 ├── KeyUsedOtherwise    422  an Idempotency-Key that came with another request before
-├── Unauthorized        401  WWW-Authenticate
-├── Forbidden           403  names the scope that is missing
+├── Unauthenticated     401  the same for a key that is missing, unknown, revoked or expired
+├── MissingScope        403  names the scope
 ├── UnknownAdapter      404
 ├── UnknownAlias        404
 ├── UnknownPath         404
@@ -15,7 +15,7 @@ ServiceError            status, kind (the last part of the document's `type`), t
 ├── BodyTooLarge        413
 ├── ClientGone          499  which nobody reads, but the log
 ├── Overloaded          429  Retry-After
-├── QuotaExceeded       429  Retry-After; names the limit, how much it is and how much is used
+├── QuotaExceeded       429  Retry-After; names the limit, the most it allows, and what is used
 └── Unavailable         503  Retry-After
     └── NotReady        503  of /readyz; names what is missing
 """
@@ -24,6 +24,7 @@ from typing import Any
 
 from fastapi.responses import JSONResponse
 
+from worker.errors import LimitReached
 from worker.logs import current_request
 
 
@@ -53,12 +54,19 @@ class KeyUsedOtherwise(ServiceError):
     status, kind, title = 422, "idempotency-key-used-otherwise", "Idempotency-Key used for another request"
 
 
-class Unauthorized(ServiceError):
-    status, kind, title = 401, "unauthorized", "Unauthorized"
+class Unauthenticated(ServiceError):
+    status, kind, title = 401, "unauthenticated", "No valid API key"
+
+    def __init__(self) -> None:
+        detail = "expected a valid API key, as Authorization: Bearer KEY"
+        super().__init__(detail, headers={"WWW-Authenticate": "Bearer"})
 
 
-class Forbidden(ServiceError):
-    status, kind, title = 403, "forbidden", "Forbidden"
+class MissingScope(ServiceError):
+    status, kind, title = 403, "missing-scope", "The API key lacks a scope"
+
+    def __init__(self, scope: str) -> None:
+        super().__init__(f"expected an API key with the scope {scope}", scope=scope)
 
 
 class UnknownAdapter(ServiceError):
@@ -108,7 +116,11 @@ class Overloaded(ServiceError):
 
 
 class QuotaExceeded(ServiceError):
-    status, kind, title = 429, "quota-exceeded", "Quota exceeded"
+    status, kind, title = 429, "quota-exceeded", "A limit of this tenant is reached"
+
+    def __init__(self, reached: LimitReached) -> None:
+        headers = {"Retry-After": str(reached.retry_after)}
+        super().__init__(str(reached), headers=headers, limit=reached.limit, most=reached.most, used=reached.used)
 
 
 class Unavailable(ServiceError):

@@ -1,30 +1,18 @@
 """`quickstudy jobs`: the jobs that used up their attempts, read and changed beside the records, whether a service runs or not."""
 
 import json
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import click
-import redis
 
-from service.standalone import DEFAULT_DATA_DIR, url_of
-from worker.errors import SettingsError
+from service.reach import on_data_dir, reach
 from worker.records import Record, Records
-from worker.servers import records_client, weights_client
-from worker.settings import WorkerSettings, read_settings
-from worker.store import WeightStore
 
 
 @click.group()
-@click.option(
-    "--data-dir",
-    type=click.Path(path_type=Path),
-    default=DEFAULT_DATA_DIR,
-    show_default=True,
-    help="Of the embedded server, where REDIS_URL is unset.",
-)
+@on_data_dir
 @click.pass_context
 def jobs(context: click.Context, data_dir: Path) -> None:
     """Jobs that no worker could finish."""
@@ -36,7 +24,7 @@ def jobs(context: click.Context, data_dir: Path) -> None:
 @click.pass_obj
 def dead(data_dir: Path, as_json: bool) -> None:
     """List them, the latest first, with the reason. Nothing of their examples is shown."""
-    found = _reach(data_dir)[0].dead()
+    found = reach(data_dir)[0].dead()
     if as_json:
         click.echo(json.dumps([_described(record) for record in found], indent=2))
         return
@@ -60,7 +48,7 @@ def _names_jobs(command: Callable[..., None]) -> Callable[..., None]:
 @click.pass_obj
 def retry(data_dir: Path, names: tuple[str, ...], everything: bool) -> None:
     """Let them wait again, with all their attempts."""
-    records, _ = _reach(data_dir)
+    records, _ = reach(data_dir)
     _with_each(records, names, everything, records.revive, "waits again")
 
 
@@ -69,7 +57,7 @@ def retry(data_dir: Path, names: tuple[str, ...], everything: bool) -> None:
 @click.pass_obj
 def drop(data_dir: Path, names: tuple[str, ...], everything: bool) -> None:
     """Delete them, examples and all."""
-    records, store = _reach(data_dir)
+    records, store = reach(data_dir)
 
     def delete(tenant: str, identity: str) -> bool:
         fence = records.delete(tenant, identity, only="dead")
@@ -86,25 +74,6 @@ def _with_each(records: Records, names: tuple[str, ...], everything: bool, act: 
         if not act(tenant, identity):
             sys.exit(f"error: {tenant}/{identity} is not a dead job")
         click.echo(f"{tenant}/{identity} {done}")
-
-
-def _reach(data_dir: Path) -> tuple[Records, WeightStore]:
-    """The records that the environment names, or those of the embedded server that runs on `data_dir`."""
-    try:
-        settings = read_settings(WorkerSettings)
-    except SettingsError as error:
-        sys.exit(f"error: {error}")
-    embedded = not os.environ.get("REDIS_URL")
-    nowhere = f"error: REDIS_URL is not set, and no quickstudy runs on --data-dir {data_dir}"
-    url = url_of(data_dir) if embedded else settings.redis_url
-    if url is None:
-        sys.exit(nowhere)
-    client = records_client(url)
-    try:
-        client.ping()
-    except redis.RedisError as error:
-        sys.exit(nowhere if embedded else f"error: the records are out of reach: {type(error).__name__}")
-    return Records(client), WeightStore(weights_client(settings.cache_url or url))
 
 
 def _chosen(records: Records, names: tuple[str, ...], everything: bool) -> list[tuple[str, str]]:

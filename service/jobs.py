@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Literal
 
 import redis
@@ -24,9 +24,13 @@ log = logging.getLogger(__name__)
 class Jobs:
     """The service's end of the queue. Methods raise `redis.RedisError` where the records are out of reach."""
 
-    def __init__(self, records: Records, app: Celery, redis_url: str) -> None:
+    def __init__(
+        self, records: Records, app: Celery, redis_url: str, limits: Mapping[str, int], size_of: Callable[[JobRecipe], int]
+    ) -> None:
+        """`limits` of a tenant, as `Records.accept` takes them; `size_of`: what a recipe's weights take at most, in bytes."""
         self._records, self._app, self.queue = records, app, str(app.conf.task_default_queue)
         self._redis_url = redis_url
+        self._limits, self._size_of = limits, size_of
         self._waiting: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
         self._listener: asyncio.Task[None] | None = None
         self.stopping = False
@@ -35,8 +39,19 @@ class Jobs:
     def start(
         self, tenant: str, adapter_id: str, recipe: JobRecipe, ttl_ms: int, truncated: tuple[int, ...], notes: Notes = Notes()
     ) -> Status:
-        """Write the record, then wake a worker."""
-        created, status = self._records.accept(tenant, adapter_id, recipe, ttl_ms, truncated, current_request(), self.queue, notes)
+        """Write the record, then wake a worker. Raises LimitReached."""
+        created, status = self._records.accept(
+            tenant,
+            adapter_id,
+            recipe,
+            ttl_ms,
+            truncated,
+            request=current_request(),
+            queue=self.queue,
+            notes=notes,
+            size=self._size_of(recipe),
+            limits=self._limits,
+        )
         if created:
             self._wake(tenant, adapter_id, self.queue)
         return status

@@ -8,18 +8,18 @@ from fastapi.routing import APIRoute
 
 from service.errors import (
     BodyTooLarge,
-    Forbidden,
     InvalidRequest,
+    MissingScope,
     QuotaExceeded,
     ServiceError,
-    Unauthorized,
+    Unauthenticated,
     Unavailable,
 )
 from service.schemas import Problem
 from service.settings import ServiceSettings
 
 Responses = dict[int | str, dict[str, Any]]
-OF_ANY_ROUTE: tuple[type[ServiceError], ...] = (Unauthorized, Forbidden, QuotaExceeded, Unavailable, ServiceError)
+OF_ANY_ROUTE: tuple[type[ServiceError], ...] = (Unauthenticated, MissingScope, QuotaExceeded, Unavailable, ServiceError)
 """Of routes that take keys. `needs` and `Tenant` raise the first three."""
 OF_A_BODY = (InvalidRequest, BodyTooLarge)
 _TEXT = r"^[^\u0000]*\S[^\u0000]*$"

@@ -59,5 +59,8 @@ class Requests:
                 route = getattr(scope.get("route"), "path", "unknown")  # the template: no ids among the labels
                 metrics: Metrics = scope["app"].state.service.metrics
                 metrics.answered(method, route, status, spent)
-                with fields(method=scope["method"], path=scope["path"], status=status, milliseconds=round(1e3 * spent, 1)):
+                access = scope.get("state", {}).get("access")
+                whose = {"tenant": access.tenant, "key": access.key} if access else {}
+                about = {"method": scope["method"], "path": scope["path"], "status": status}
+                with fields(**about, milliseconds=round(1e3 * spent, 1), **whose):
                     log.info("answered")

@@ -343,3 +343,14 @@ class Readiness(BaseModel):
 
     status: Literal["ready"]
     missing: list[Missing] = Field(description="empty; the problem of a 503 has the same member")
+
+
+class UsageView(BaseModel):
+    tenant: str
+    adapters: int = Field(description="that there is a record of, whatever its status")
+    bytes: int = Field(description="of weights that are ready, and most that those being made will have")
+    jobs: int = Field(description="that are queued or running")
+    requests_this_minute: int = Field(description="by the clock of the records")
+    adaptations: int = Field(description="jobs taken, since the records began")
+    predictions: int = Field(description="inputs answered, since the records began")
+    limits: dict[str, int] = Field(description="by the name of the setting; 0: none")

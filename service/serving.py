@@ -11,13 +11,16 @@ import uvicorn
 from fastapi import FastAPI
 
 from metatrain.artifact import Initialization
+from metatrain.base.source import Hub
 from metatrain.base.text import TextBase, load_text_base
 from metatrain.catalog import load_catalog
 from metatrain.errors import MetatrainError
 from service.app import create_app
+from service.binding import BindingRefused, opened
 from service.predictor import InProcessPredictor
 from service.predictor_server import serve
 from service.settings import ServiceSettings
+from worker.errors import SettingsError
 from worker.servers import weights_client
 from worker.store import WeightStore
 
@@ -28,9 +31,10 @@ def _load(settings: ServiceSettings) -> tuple[TextBase, dict[str, Initialization
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     try:
-        base = load_text_base(settings.base_model, precision=settings.precision)
+        hub = Hub(reachable=not settings.air_gapped, token=settings.hub_token)
+        base = load_text_base(settings.base_model, precision=settings.precision, hub=hub)
         return base, load_catalog(base, settings.initializations_dir, probed=settings.predictor_url is None)
-    except MetatrainError as error:
+    except (MetatrainError, SettingsError) as error:
         sys.exit(f"error: {error}")
 
 
@@ -71,8 +75,12 @@ def run_predictor(settings: ServiceSettings, url: str) -> None:
 
 def run(settings: ServiceSettings, listening: socket.socket) -> None:
     """Serve until SIGINT or SIGTERM; requests that have begun are answered first. Exits with one line and status 1 where the base
-    model or an initialization cannot be loaded."""
+    model or an initialization cannot be loaded, or the address is one that an open service must not be on."""
     host, port = listening.getsockname()[:2]
+    try:
+        settings = opened(settings, host)
+    except BindingRefused as error:
+        sys.exit(f"error: {error}")
     log.info("starting on http://%s:%d (docs at /docs)", f"[{host}]" if ":" in host else host, port)
     app = create_app(settings, *_load(settings))
     config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=20, timeout_keep_alive=30)

@@ -6,6 +6,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, Field
 
 from worker.settings import WorkerSettings
+from worker.usage import LIMITS
 
 
 def predictor_address(url: str) -> str | tuple[str, int]:
@@ -26,6 +27,7 @@ def _predictor_url(url: str) -> str:
 class ServiceSettings(WorkerSettings):
     """The worker's settings (both ends must agree on them) and the service's own."""
 
+    allow_without_keys: bool = Field(default=False, description="be open on any address until the first API key is made")
     max_body_bytes: int = Field(default=8_000_000, ge=1_000, description="of a request; 413 beyond")
     max_examples: int = Field(default=2_000, ge=2, description="in a support set")
     max_labels: int = Field(default=200, ge=2)
@@ -46,3 +48,12 @@ class ServiceSettings(WorkerSettings):
         description="of a predictor in a process of its own: unix:///path or tcp://host:port; in this process where unset",
     )
     queue_rows: int = Field(default=2048, ge=1, description="inputs that may wait for a prediction; 429 beyond")
+    max_adapters: int = Field(default=0, ge=0, description="records of a tenant, whatever their status; 0: no limit")
+    max_adapter_bytes: int = Field(default=0, ge=0, description="of a tenant's weights that are ready or being made; 0: no limit")
+    max_jobs: int = Field(default=0, ge=0, description="unfinished jobs of a tenant; 0: no limit")
+    max_requests_a_minute: int = Field(default=0, ge=0, description="of a tenant, by the clock's minute; 0: no limit")
+
+    @property
+    def limits(self) -> dict[str, int]:
+        """Of a tenant, by the names of their variables."""
+        return {name: getattr(self, name.lower()) for name in LIMITS}

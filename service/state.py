@@ -8,9 +8,10 @@ from redis import Redis
 
 from metatrain.artifact import Initialization
 from metatrain.base.text import TextBase
-from service.auth import tenant
+from service.auth import Door, tenant
 from service.idempotency import IdempotencyKeys
 from service.jobs import Jobs
+from service.meter import Meter
 from service.metrics import Metrics
 from service.predictor import Predictor
 from service.settings import ServiceSettings
@@ -32,6 +33,8 @@ class ServiceState:
     initializations: dict[str, Initialization]
     predictor: Predictor
     metrics: Metrics
+    door: Door
+    meter: Meter
 
 
 def state_of(request: Request) -> ServiceState:

@@ -1,4 +1,4 @@
-"""The code in the documentation runs."""
+"""The code in the documentation runs, and the tests that it names are there."""
 
 import re
 from pathlib import Path
@@ -15,3 +15,13 @@ BLOCKS = [
 def test_the_code_of_a_page_runs(page: str, code: str, capsys: pytest.CaptureFixture[str]) -> None:
     exec(compile(code, page, "exec"), {"__name__": page})
     assert re.fullmatch(r"query loss after one inner step: \d+\.\d\d\n", capsys.readouterr().out)
+
+
+def test_each_line_of_the_threat_model_names_a_test_that_is_there() -> None:
+    page = (DOCS / "security.md").read_text()
+    rows = [line for line in page.partition("## What could be tried")[2].splitlines() if line.startswith("| ")][1:]
+    assert len(rows) > 20
+    for row in rows:
+        named = re.search(r"`(tests/[a-z_/]+\.py)::(test_[a-z_0-9]+)` \|$", row)
+        assert named is not None, row
+        assert f"def {named[2]}(" in (DOCS.parent / named[1]).read_text(), row

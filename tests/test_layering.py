@@ -14,7 +14,8 @@ FOREIGN = {
     "metatrain": {"redis", "celery", "kombu", "fastapi", "starlette", "uvicorn", "httpx"},
     "worker": {"fastapi", "starlette", "httpx"},
 }
-TORCH_FREE = ["worker.messages", "worker.records", "worker.aliases", "worker.notes", "worker.store", "service.client"]
+TORCH_FREE = [f"worker.{name}" for name in ("messages", "records", "aliases", "notes", "store", "keys", "usage", "servers")]
+TORCH_FREE += ["service.client"]
 
 
 def imported_packages(path: Path) -> set[str]:

@@ -18,7 +18,7 @@ def main() -> None:
 
     try:
         run_worker(settings)
-    except MetatrainError as error:
+    except (MetatrainError, SettingsError) as error:
         sys.exit(f"error: {error}")
 
 

@@ -6,6 +6,8 @@ WorkerError
 ├── ClaimLost       somebody else holds the job now, or it was deleted
 ├── Stopping        the worker was told to stop and gives the job back
 ├── AdapterAliased  aliases point at the adapter that was to be deleted
+├── InvalidKey      a tenant, name or life that no API key can have
+├── LimitReached    a tenant has all that a limit allows
 └── SettingsError   an environment variable with a value that cannot be used
 """
 
@@ -34,6 +36,20 @@ class AdapterAliased(WorkerError):
     def __init__(self, aliases: list[str]) -> None:
         super().__init__(f"aliases point at it: {', '.join(aliases)}")
         self.aliases = aliases
+
+
+class InvalidKey(WorkerError):
+    def __init__(self, field: str, expected: str, got: object) -> None:
+        super().__init__(f"{field}: expected {expected}, got {got!r}")
+        self.expected = expected
+
+
+class LimitReached(WorkerError):
+    """`limit`: the setting's name; `most`: its value; `used`: what the tenant has; `retry_after`: seconds."""
+
+    def __init__(self, limit: str, most: int, used: int, *, retry_after: int) -> None:
+        super().__init__(f"{limit}: expected at most {most}, used are {used}")
+        self.limit, self.most, self.used, self.retry_after = limit, most, used, retry_after
 
 
 class SettingsError(WorkerError):

@@ -57,6 +57,7 @@ class Outcome(BaseModel):
 
     status: Literal["ready", "failed"]
     digest: str | None = None
+    size: int = Field(default=0, description="bytes of the weights")
     error: str | None = None
     support_loss: tuple[float, ...] = ()
     timings: dict[str, float] = Field(default_factory=dict, description="milliseconds by stage")

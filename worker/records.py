@@ -14,7 +14,7 @@ import json
 import logging
 import secrets
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal, cast
@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict
 
 from worker import scripts
 from worker.aliases import alias_keys
-from worker.errors import AdapterAliased
+from worker.errors import AdapterAliased, LimitReached
 from worker.logs import fields
 from worker.messages import DONE_CHANNEL, JobRecipe, Outcome, Status
 from worker.notes import Notes
@@ -38,6 +38,8 @@ RETENTION_MS = 7 * 24 * 3600 * 1000
 RECOVERY_BOUNDS_MS = (1_000, 2_500, 5_000, 10_000, 20_000, 40_000, 80_000, 160_000)
 JOB_STAGES = ("queue", "tokenize", "inner_loop", "inner_step", "store")
 STAGE_BOUNDS_MS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 30_000, 120_000)
+_JOB_SECONDS, _ROOM_SECONDS = 2, 60
+"""When to ask again that met the limit of jobs, which end by themselves; of adapters or bytes, which somebody deletes."""
 _PENDING = "qs:pending"
 _RUNNING = "qs:running"
 _COUNTS = "qs:counts"
@@ -153,15 +155,19 @@ class Records:
         ttl_ms: int,
         truncated: tuple[int, ...],
         request: str = "",
+        *,
         queue: str = "",
         notes: Notes = Notes(),
+        size: int = 0,
+        limits: Mapping[str, int] = MappingProxyType({}),
     ) -> tuple[bool, Status]:
         """Write the record before anybody is told of it; `queue` is where its wake-ups go. Returns (whether there is work to
         announce, status).
 
         The same id again is the same job while it is queued, running or ready, its TTL starting anew; after failure or expiry it
-        starts afresh. Its notes stay either way, but for those that are given. Raises NotReplicated, and the same call again is the
-        way on.
+        starts afresh. Its notes stay either way, but for those that are given. `limits`: of the tenant, by name, 0 for none;
+        `size`: most bytes that the weights will have, which count from now on. Raises LimitReached for a new job that would pass
+        one, and NotReplicated, where the same call again is the way on.
         """
         keys = [*_keys(tenant, adapter_id), _index(tenant), _SEQUENCE, _RETIRE, _QUEUES]
         arguments: list[Any] = [
@@ -171,17 +177,24 @@ class Records:
             recipe.model_dump_json(exclude_defaults=True),
             json.dumps(truncated),
         ]
-        arguments += [WAKE_AGAIN_MS, RETENTION_MS, request, recipe.kin, queue, *notes.flat()]
+        arguments += [WAKE_AGAIN_MS, RETENTION_MS, request, recipe.kin, queue, json.dumps(dict(limits)), size, *notes.flat()]
+        created, said, *refused = self._replicated(lambda pipe: self._accept(keys=keys, args=arguments, client=pipe))
+        if refused:
+            limit = _text(said)
+            raise LimitReached(limit, *map(int, refused), retry_after=_JOB_SECONDS if limit == "MAX_JOBS" else _ROOM_SECONDS)
+        return bool(created), cast(Status, _text(said))
+
+    def _replicated(self, write: Callable[["redis.Redis"], Any]) -> Any:
+        """The answer to `write`, once its replicas have it."""
         if not self._replicas:
-            created, status = self._accept(keys=keys, args=arguments)
-            return bool(created), cast(Status, _text(status))
+            return write(self._redis)
         with self._redis.pipeline(transaction=False) as pipe:  # one connection: WAIT is about what its own has written
-            self._accept(keys=keys, args=arguments, client=pipe)
+            write(pipe)
             pipe.wait(self._replicas, _REPLICATION_MS)
-            (created, status), reached = pipe.execute()
+            answer, reached = pipe.execute()
         if reached < self._replicas:
             raise NotReplicated(f"on {reached} of {self._replicas} replicas after {_REPLICATION_MS} ms")
-        return bool(created), cast(Status, _text(status))
+        return answer
 
     def requeue(self, record: Record, why: Literal["evicted", "corrupt"]) -> bool:
         """Start a ready job again because its weights are gone or wrong, which is counted; its TTL goes on. False where the
@@ -235,6 +248,7 @@ class Records:
         flat: list[Any] = [part for pair in fields.items() for part in pair]
         bounds = json.dumps(RECOVERY_BOUNDS_MS)
         arguments: list[Any] = [_member(claim.tenant, claim.adapter_id), claim.fence, DONE_CHANNEL, bounds, outcome.digest or ""]
+        arguments.append(outcome.size)
         answer = self._commit(keys=_keys(claim.tenant, claim.adapter_id), args=[*arguments, *flat])
         return None if answer is None else Kept(int(answer[0]), _text(answer[1]) == "1")
 

@@ -9,6 +9,7 @@ from itertools import pairwise
 import torch
 
 from metatrain.artifact import Adapter, AdapterMetadata, Initialization, adapter_to_bytes
+from metatrain.base.source import Hub
 from metatrain.base.text import TextBase, load_text_base
 from metatrain.catalog import load_catalog
 from metatrain.classification import Classification, Ended, adapt_each
@@ -126,8 +127,9 @@ class Runtime:
 
 
 def load_runtime(settings: WorkerSettings) -> Runtime:
-    """The base model and every initialization of the settings, probed. Raises MetatrainError."""
+    """The base model and every initialization of the settings, probed. Raises MetatrainError, and SettingsError."""
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    base = load_text_base(settings.base_model, precision=settings.precision)
+    hub = Hub(reachable=not settings.air_gapped, token=settings.hub_token)
+    base = load_text_base(settings.base_model, precision=settings.precision, hub=hub)
     return Runtime(base, load_catalog(base, settings.initializations_dir))

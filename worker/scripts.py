@@ -4,6 +4,10 @@ KEYS[1] is the record, KEYS[2] `qs:pending` (unfinished jobs by when the reaper 
 (claimed jobs by the end of their lease), KEYS[4] `qs:counts` (what has happened so far, for `/metrics`), KEYS[5] `qs:dead` (jobs
 that used up their attempts, by when); what else a script touches follows. ARGV[1] is the member, `tenant/adapter_id`.
 
+What a tenant has is counted in the same steps, under keys that begin as its records' do: `…:unfinished`, its unfinished jobs;
+`…:weighed`, adapters whose weights are counted, by when they expire (never, while they are pinned or made), each with its size in
+`bytes` of the record; `…:usage`, sums. What is in no set gives nothing back, so nothing is counted twice.
+
 A server without memory refuses a script's first write if that could need some, and none after it: so all but ACCEPT begin with a
 removal, and jobs can end, wait or be deleted there.
 """
@@ -24,20 +28,52 @@ local function note(from)
 end
 """
 
+_TENANT = """
+local slash = string.find(ARGV[1], '/', 1, true)
+local own, id = 'qs:' .. string.sub(ARGV[1], 1, slash - 1), string.sub(ARGV[1], slash + 1)
+local function size_of(which) return tonumber(redis.call('HGET', own .. ':adapter:' .. which, 'bytes') or 0) end
+local function unweigh(which)
+  local size = size_of(which)
+  if redis.call('ZREM', own .. ':weighed', which) == 1 then redis.call('HINCRBY', own .. ':usage', 'bytes', -size) end
+end
+local function weigh(size, expires)
+  unweigh(id)
+  redis.call('HSET', KEYS[1], 'bytes', size)
+  redis.call('HINCRBY', own .. ':usage', 'bytes', size)
+  redis.call('ZADD', own .. ':weighed', expires, id)
+end
+local function finished() redis.call('SREM', own .. ':unfinished', id) end
+local function unfinished() redis.call('SADD', own .. ':unfinished', id) end
+"""
+
 # KEYS … index, sequence, retire, queues. ARGV member, id, ttl_ms, recipe, truncated, wake_ms, retention_ms, request id, kin, queue,
-# notes. The fence stays: under it there may be weights to remove.
+# limits as JSON (0: none), most bytes that the weights will have, notes. The fence stays: under it there may be weights to remove.
+# What is there already is not new: nothing limits it. Returns 1 or 0, status; or -1, the limit, the most it allows, what is used,
+# where nothing was done.
 ACCEPT = (
     _NOW
     + _COUNT
     + _NOTE
+    + _TENANT
     + """
 local old = redis.call('HMGET', KEYS[1], 'status', 'expires_at', 'pinned', 'created_at', 'fence')
 local status, pinned = old[1], old[3] == '1'
 local expire_at = now + tonumber(ARGV[3])
 local live = status == 'queued' or status == 'running' or (status == 'ready' and (pinned or tonumber(old[2]) > now))
 if not live then
+  local expired, freed = redis.call('ZRANGEBYSCORE', own .. ':weighed', '-inf', now), 0
+  for _, which in ipairs(expired) do freed = freed + size_of(which) end
+  local limits, size, more = cjson.decode(ARGV[11]), tonumber(ARGV[12]), redis.call('ZSCORE', KEYS[6], ARGV[2]) and 0 or 1
+  local bytes = tonumber(redis.call('HGET', own .. ':usage', 'bytes') or 0) - freed
+  for _, each in ipairs({{'MAX_ADAPTERS', redis.call('ZCARD', KEYS[6]), more}, {'MAX_ADAPTER_BYTES', bytes, size},
+                         {'MAX_JOBS', redis.call('SCARD', own .. ':unfinished'), 1}}) do
+    local most = limits[each[1]] or 0
+    if most > 0 and each[3] > 0 and each[2] + each[3] > most then return {-1, each[1], most, each[2]} end
+  end
   count('accepted')  -- the first write: refused where memory is short
   local kept = redis.call('HMGET', KEYS[1], 'name', 'tags', 'parent')
+  for _, which in ipairs(expired) do unweigh(which) end
+  unweigh(id)
   redis.call('DEL', KEYS[1])
   redis.call('HSET', KEYS[1], 'status', 'queued', 'recipe', ARGV[4], 'truncated', ARGV[5], 'created_at', old[4] or now,
              'queued_at', now, 'attempt', 0, 'fence', old[5] or 0, 'lease_until', 0, 'pinned', old[3] or 0, 'request', ARGV[8],
@@ -49,10 +85,14 @@ if not live then
   if not redis.call('ZSCORE', KEYS[6], ARGV[2]) then redis.call('ZADD', KEYS[6], redis.call('INCR', KEYS[7]), ARGV[2]) end
   redis.call('ZADD', KEYS[2], now + tonumber(ARGV[6]), ARGV[1])
   redis.call('ZREM', KEYS[5], ARGV[1])
+  weigh(size, '+inf')
+  unfinished()
+  redis.call('HINCRBY', own .. ':usage', 'adaptations', 1)
   status = 'queued'
 end
 redis.call('HSET', KEYS[1], 'ttl_ms', ARGV[3], 'expires_at', expire_at)
-note(11)
+note(13)
+if status == 'ready' and not pinned then redis.call('ZADD', own .. ':weighed', 'XX', expire_at, id) end
 if not pinned then redis.call('ZADD', KEYS[8], expire_at + tonumber(ARGV[7]), ARGV[1]) end
 return {live and 0 or 1, status}
 """
@@ -100,20 +140,24 @@ return 1
 """
 )
 
-# ARGV member, fence, channel, recovery bounds in ms as JSON, digest ('': none), field, value, field, value … Ends the job. Returns
-# its TTL in ms and whether it is pinned, as they are now; nil where the claim does not hold. Said twice, it is done once.
+# ARGV member, fence, channel, recovery bounds in ms as JSON, digest ('': none), bytes of the weights, field, value, field,
+# value … Ends the job. Returns its TTL in ms and whether it is pinned, as they are now; nil where the claim does not hold. Said
+# twice, it is done once.
 COMMIT = (
     _NOW
     + _COUNT
+    + _TENANT
     + _HELD
     + """
-local r = redis.call('HMGET', KEYS[1], 'digest', 'ttl_ms', 'pinned')
+local r = redis.call('HMGET', KEYS[1], 'digest', 'ttl_ms', 'pinned', 'expires_at')
 local same = (c[2] == 'ready' and r[1] == ARGV[5]) or (c[2] == 'failed' and ARGV[5] == '')
 if c[1] == ARGV[2] and same then return {r[2], r[3] or '0'} end
 if not held then count('refused_commits'); return nil end
 redis.call('ZREM', KEYS[2], ARGV[1])
 redis.call('ZREM', KEYS[3], ARGV[1])
-for i = 6, #ARGV, 2 do
+finished()
+if ARGV[5] == '' then unweigh(id) else weigh(tonumber(ARGV[6]), r[3] == '1' and '+inf' or r[4]) end
+for i = 7, #ARGV, 2 do
   redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1])
   if ARGV[i] == 'status' then count(ARGV[i + 1]) end
 end
@@ -150,12 +194,15 @@ return 1
 GIVE_UP = (
     _NOW
     + _COUNT
+    + _TENANT
     + """
 local r = redis.call('HMGET', KEYS[1], 'status', 'lease_until', 'last_error', 'attempt')
 local free = r[1] == 'queued' or (r[1] == 'running' and tonumber(r[2]) < now)
 if free and tonumber(r[4]) >= tonumber(ARGV[4]) then
   redis.call('ZREM', KEYS[2], ARGV[1])
   redis.call('ZREM', KEYS[3], ARGV[1])
+  finished()
+  unweigh(id)
   if r[1] == 'running' then count('lost_workers') end
   local why = ARGV[3]
   if r[1] == 'queued' and r[3] then why = why .. '; the last one ended with: ' .. r[3] end
@@ -176,12 +223,15 @@ return 1
 DELETE = (
     _NOW
     + _COUNT
+    + _TENANT
     + """
 if ARGV[4] == 'dead' and not redis.call('ZSCORE', KEYS[5], ARGV[1]) then return nil end
 if ARGV[4] == 'over' and tonumber(redis.call('ZSCORE', KEYS[7], ARGV[1]) or now + 1) > now then return nil end
 local aliases = redis.call('SMEMBERS', KEYS[10])
 if ARGV[4] == '' and #aliases > 0 then return aliases end
 local fence = redis.call('HGET', KEYS[1], 'fence')
+finished()
+unweigh(id)
 redis.call('DEL', KEYS[1], KEYS[10])
 for _, alias in ipairs(aliases) do
   redis.call('HDEL', KEYS[11], alias)
@@ -202,16 +252,20 @@ return fence
 """
 )
 
-# ARGV member, fence, wake_ms, what is counted. A ready job whose weights are gone starts again, if it is still that very one.
+# ARGV member, fence, wake_ms, what is counted. A ready job whose weights are gone starts again, if it is still that very one. They
+# count on meanwhile.
 REQUEUE = (
     _NOW
     + _COUNT
+    + _TENANT
     + """
 local r = redis.call('HMGET', KEYS[1], 'status', 'fence')
 if r[1] ~= 'ready' or r[2] ~= ARGV[2] then return 0 end
 redis.call('HDEL', KEYS[1], 'announced_at')
 redis.call('HSET', KEYS[1], 'status', 'queued', 'queued_at', now, 'attempt', 0, 'lease_until', 0, 'readapting', 1)
 redis.call('ZADD', KEYS[2], now + tonumber(ARGV[3]), ARGV[1])
+weigh(size_of(id), '+inf')
+unfinished()
 count('recomputed'); count(ARGV[4])
 return 1
 """
@@ -222,6 +276,7 @@ return 1
 REVIVE = (
     _NOW
     + _COUNT
+    + _TENANT
     + """
 if redis.call('ZREM', KEYS[5], ARGV[1]) == 0 then return 0 end
 local over = now + tonumber(redis.call('HGET', KEYS[1], 'ttl_ms'))
@@ -229,6 +284,8 @@ redis.call('HSET', KEYS[1], 'status', 'queued', 'queued_at', now, 'attempt', 0, 
            'expires_at', over)
 redis.call('HDEL', KEYS[1], 'error')
 redis.call('ZADD', KEYS[2], now, ARGV[1])
+weigh(size_of(id), '+inf')
+unfinished()
 if redis.call('HGET', KEYS[1], 'pinned') ~= '1' then redis.call('ZADD', KEYS[6], over + tonumber(ARGV[2]), ARGV[1]) end
 count('revived')
 return 1
@@ -239,12 +296,15 @@ return 1
 # the TTL in ms; nil: unknown.
 PIN = (
     _NOW
+    + _TENANT
     + """
 local ttl = redis.call('HGET', KEYS[1], 'ttl_ms')
 if not ttl then return nil end
+local ready = redis.call('HGET', KEYS[1], 'status') == 'ready'
 redis.call('ZREM', KEYS[6], ARGV[1])
 redis.call('HSET', KEYS[1], 'pinned', ARGV[2], 'expires_at', now + tonumber(ttl))
 if ARGV[2] ~= '1' then redis.call('ZADD', KEYS[6], now + tonumber(ttl) + tonumber(ARGV[3]), ARGV[1]) end
+if ready then weigh(size_of(id), ARGV[2] == '1' and '+inf' or now + tonumber(ttl)) end  -- anew, if it had expired
 return ttl
 """
 )

@@ -42,6 +42,8 @@ class WorkerSettings(BaseSettings):
         default=0, ge=0, description="replicas that must have a new record before its 202; 1 or more behind Sentinel"
     )
     base_model: str = Field(default="sentence-transformers/all-MiniLM-L6-v2", description="hub name or local path")
+    hub_token_file: Path | None = Field(default=None, description="file with a token of the model hub, for models not public")
+    air_gapped: bool = Field(default=False, description="never ask the model hub: a folder, a wheel or its cache has the model")
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     log_format: LogFormat = "text"
@@ -60,6 +62,19 @@ class WorkerSettings(BaseSettings):
     @property
     def weights_url(self) -> str:
         return self.cache_url or self.redis_url
+
+    @property
+    def hub_token(self) -> str | None:
+        """What HUB_TOKEN_FILE holds; not a field, so that it is in no account of the settings. Raises SettingsError."""
+        if self.hub_token_file is None:
+            return None
+        try:
+            token = self.hub_token_file.read_text().strip()
+        except (OSError, ValueError) as error:
+            raise SettingsError(f"HUB_TOKEN_FILE: {self.hub_token_file} cannot be read: {type(error).__name__}") from None
+        if not token or not token.isascii() or not token.isprintable():
+            raise SettingsError(f"HUB_TOKEN_FILE: expected one line with a token in {self.hub_token_file}")
+        return token
 
 
 def read_settings(kind: type[S]) -> S:

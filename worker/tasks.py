@@ -230,7 +230,8 @@ class Hands:
         self._store(claim, product.content, progress)
         timings = {"queue": float(claim.waited_ms), **product.timings, "store": 1e3 * (time.perf_counter() - began)}
         digest = weights_digest(product.content)
-        return Outcome(status="ready", digest=digest, support_loss=product.support_loss, timings=timings)
+        size = len(product.content)
+        return Outcome(status="ready", digest=digest, size=size, support_loss=product.support_loss, timings=timings)
 
     def _store(self, claim: Claim, content: bytes, progress: Progress) -> None:
         """Raises _CacheRefused: an attempt where the cache says no, none where it stays out of reach; and ClaimLost."""

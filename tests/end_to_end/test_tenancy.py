@@ -1,0 +1,312 @@
+"""Every route by every kind of key, on a service that logs all it can. A new route without a row here fails."""
+
+import json
+import re
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import httpx
+import pytest
+from click.testing import CliRunner
+from fastapi.routing import iter_route_contexts
+
+from service.app import create_app
+from service.auth import PUBLIC
+from service.cli import main
+from service.settings import ServiceSettings
+from tests.end_to_end.conftest import Served, served
+from worker.keys import KEY_SECONDS
+
+SUPPORT = [
+    {"input": "please close the account now", "label": "close"},
+    {"input": "close my card", "label": "close"},
+    {"input": "order a pizza today", "label": "order"},
+    {"input": "order the pizza", "label": "order"},
+]
+BODY: dict[str, Any] = {"support": SUPPORT, "initialization": "lora-from-zero"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a route takes: `scope` ("": any key's; None: no key), a body, what it answers its own tenant, and what another one's key
+    gets where the route names an adapter or alias."""
+
+    scope: str | None
+    body: Any = None
+    own: tuple[int, ...] = (200,)
+    other: tuple[int, ...] = (404,)
+    before: tuple[str, str, Any] | None = None
+
+
+ALIASED = ("PUT", "/aliases/mine", {"adapter_id": "{id}"})
+ROWS = {
+    ("POST", "/adapt"): Row("adapt", BODY, (200, 202), (200, 202)),
+    ("GET", "/adapters"): Row("", other=(200,)),
+    ("GET", "/adapters/{}"): Row(""),
+    ("PATCH", "/adapters/{}"): Row("adapt", {"name": "a name"}),
+    ("DELETE", "/adapters/{}"): Row("adapt", own=(204,)),
+    ("PUT", "/adapters/{}/pin"): Row("adapt", own=(204,)),
+    ("DELETE", "/adapters/{}/pin"): Row("adapt", own=(204,)),
+    ("GET", "/adapters/{}/events"): Row(""),
+    ("POST", "/adapters/{}/examples"): Row("adapt", {"support": [{"input": "close it", "label": "close"}]}, (200, 202)),
+    ("POST", "/adapters/{}/score"): Row("predict", {"examples": [{"input": "close it", "label": "close"}]}),
+    ("POST", "/predict"): Row("predict", {"adapter_id": "{id}", "inputs": ["order a pizza"]}),
+    ("GET", "/aliases"): Row("", other=(200,)),
+    ("GET", "/aliases/{}"): Row("", before=ALIASED),
+    ("PUT", "/aliases/{}"): Row("adapt", {"adapter_id": "{id}"}),
+    ("DELETE", "/aliases/{}"): Row("adapt", own=(204,), before=ALIASED),
+    ("GET", "/initializations"): Row("", other=(200,)),
+    ("GET", "/usage"): Row("", other=(200,)),
+    ("GET", "/metrics"): Row("admin", other=(200,)),
+    ("GET", "/healthz"): Row(None),
+    ("GET", "/readyz"): Row(None),
+    ("GET", "/docs"): Row(None),
+    ("GET", "/docs/oauth2-redirect"): Row(None),
+    ("GET", "/redoc"): Row(None),
+    ("GET", "/openapi.json"): Row(None),
+}
+
+
+def routes() -> list[tuple[str, str]]:
+    """(method, template) of every route of the application; each template's parameters as {}."""
+    app = create_app(ServiceSettings(), cast(Any, None), {})
+    found: list[tuple[str, str]] = []
+    for route in iter_route_contexts(app.routes):
+        assert route.path is not None and route.methods, f"{route}: not a route that this table can have a row for"
+        found += [(method, re.sub(r"\{[^}]*\}", "{}", route.path)) for method in sorted(set(route.methods) - {"HEAD"})]
+    return found
+
+
+@dataclass
+class Tenancy:
+    """A service with the keys of two tenants, by what they are."""
+
+    service: Served
+    data_dir: Path
+    keys: dict[str, str]
+    ids: dict[str, str]
+    open_answers: dict[str, int] = field(default_factory=dict)
+
+    def key(self, *arguments: str) -> dict[str, Any]:
+        done = CliRunner().invoke(main, ["keys", "--data-dir", str(self.data_dir), "create", "--json", *arguments])
+        assert done.exit_code == 0, done.output
+        made: dict[str, Any] = json.loads(done.stdout)
+        return made
+
+    def ask(self, who: str, method: str, path: str, body: Any = None, **more: Any) -> httpx.Response:
+        headers = {"Authorization": f"Bearer {self.keys[who]}"} if who else {}
+        return self.service.http.request(method, path, json=body, headers={**headers, **more.pop("headers", {})}, **more)
+
+    def adapter(self, who: str, seed: int = 0) -> str:
+        answer = self.ask(who, "POST", "/adapt", {**BODY, "options": {"seed": seed}}, headers={"Prefer": "wait=30"})
+        assert answer.status_code == 200, answer.text
+        return str(answer.json()["adapter_id"])
+
+
+WHO = {
+    "own": ("acme", "admin"),
+    "other": ("globex", "admin"),
+    "adapt": ("acme", "adapt"),
+    "predict": ("acme", "predict"),
+    "both": ("acme", "adapt", "predict"),
+    "revoked": ("acme", "admin"),
+    "expired": ("acme", "admin"),
+    "many": ("initech", "adapt"),
+    "often": ("hooli", "predict"),
+}
+
+
+@pytest.fixture(scope="module")
+def tenancy(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tenancy]:
+    folder = tmp_path_factory.mktemp("tenancy")
+    limits = {"MAX_ADAPTERS": "12", "MAX_REQUESTS_A_MINUTE": "500"}
+    with served(folder, {**environment, **limits, "LOG_LEVEL": "DEBUG"}) as running:
+        running.wait_ready()
+        own = Tenancy(running, folder / "data", {"forged": f"qs_{'0' * 12}_{'a' * 43}"}, {})
+        own.open_answers = {
+            "no key": own.ask("", "GET", "/adapters").status_code,
+            "admin": own.ask("", "GET", "/metrics").status_code,
+            "forged": own.ask("forged", "GET", "/adapters").status_code,
+        }
+        for who, (tenant, *scopes) in WHO.items():
+            life = ("--expires", "1s") if who == "expired" else ()
+            made = own.key("--tenant", tenant, "--name", who, *life, *(part for scope in scopes for part in ("--scope", scope)))
+            own.keys[who], own.ids[who] = made["key"], made["id"]
+        assert own.ask("revoked", "GET", "/adapters").status_code == 200
+        done = CliRunner().invoke(main, ["keys", "--data-dir", str(own.data_dir), "revoke", own.ids["revoked"]])
+        assert done.exit_code == 0, done.output
+        time.sleep(KEY_SECONDS + 0.1)
+        yield own
+
+
+def test_an_open_service_is_the_default_tenants_and_knows_no_forged_key(tenancy: Tenancy) -> None:
+    assert tenancy.open_answers == {"no key": 200, "admin": 200, "forged": 401}
+
+
+def test_every_route_has_a_row() -> None:
+    assert set(routes()) <= ROWS.keys()
+
+
+@pytest.mark.parametrize(("method", "template"), routes(), ids=lambda part: str(part))
+def test_a_route_by_every_kind_of_key(tenancy: Tenancy, method: str, template: str) -> None:
+    row = ROWS[method, template]
+    adapter = tenancy.adapter("own", seed=1)
+    path = template.replace("/aliases/{}", "/aliases/mine").replace("{}", adapter)
+
+    def filled(body: Any) -> Any:
+        return json.loads(json.dumps(body).replace("{id}", adapter))
+
+    if row.before is not None:
+        assert tenancy.ask("own", row.before[0], row.before[1], filled(row.before[2])).status_code == 200
+    refusals = [tenancy.ask(who, method, path, filled(row.body)) for who in ("", "forged", "revoked", "expired")]
+    if row.scope is None:
+        assert path in PUBLIC and {answer.status_code for answer in refusals} == {200}
+        return
+    problems = [{**answer.json(), "request_id": ""} for answer in refusals]
+    assert all(answer.status_code == 401 and answer.headers["WWW-Authenticate"] == "Bearer" for answer in refusals)
+    assert all(problem == problems[0] for problem in problems)  # which of them it is, is not said
+    wrong = {"adapt": "predict", "predict": "adapt", "admin": "both"}.get(row.scope)
+    if wrong is not None:
+        answer = tenancy.ask(wrong, method, path, filled(row.body))
+        assert answer.status_code == 403 and answer.json()["scope"] == row.scope
+    answer = tenancy.ask("other", method, path, filled(row.body))
+    assert answer.status_code in row.other, answer.text
+    assert answer.status_code == 404 or adapter not in answer.text
+    answer = tenancy.ask("own" if row.scope == "admin" else row.scope or "predict", method, path, filled(row.body))
+    assert answer.status_code in row.own, answer.text
+
+
+def test_anothers_adapter_and_one_that_never_was_get_the_same_answer(tenancy: Tenancy) -> None:
+    adapter = tenancy.adapter("own", seed=2)
+    nowhere = "a" + "0" * (len(adapter) - 1)
+    for method, path, body in (
+        ("GET", "/adapters/{id}", None),
+        ("DELETE", "/adapters/{id}", None),
+        ("PUT", "/adapters/{id}/pin", None),
+        ("POST", "/predict", {"adapter_id": "{id}", "inputs": ["order a pizza"]}),
+    ):
+        answers = [
+            tenancy.ask("other", method, path.replace("{id}", which), json.loads(json.dumps(body).replace("{id}", which)))
+            for which in (adapter, nowhere)
+        ]
+        assert [answer.status_code for answer in answers] == [404, 404]
+        said = [
+            {**answer.json(), "detail": answer.json()["detail"].replace(which, ""), "request_id": ""}
+            for answer, which in zip(answers, (adapter, nowhere), strict=True)
+        ]
+        assert said[0] == said[1]
+    assert tenancy.ask("own", "GET", f"/adapters/{adapter}").json()["status"] == "ready"
+
+
+def test_the_same_request_of_two_tenants_is_two_adapters(tenancy: Tenancy) -> None:
+    own, other = tenancy.adapter("own", seed=3), tenancy.adapter("other", seed=3)
+    assert own != other
+    assert tenancy.ask("other", "DELETE", f"/adapters/{other}").status_code == 204
+    listed = [adapter["adapter_id"] for adapter in tenancy.ask("other", "GET", "/adapters").json()["adapters"]]
+    assert own not in listed and other not in listed
+    assert tenancy.ask("own", "POST", "/predict", {"adapter_id": own, "inputs": ["order a pizza"]}).status_code == 200
+
+
+def test_requests_that_come_together_do_not_pass_a_limit(tenancy: Tenancy) -> None:
+    def post(seed: int) -> httpx.Response:
+        return tenancy.ask("many", "POST", "/adapt", {**BODY, "options": {"seed": seed}}, headers={"Prefer": "wait=30"})
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(post, range(20)))
+    taken = [seed for seed, answer in enumerate(answers) if answer.status_code == 200]
+    refused = [answer for answer in answers if answer.status_code != 200]
+    assert len(taken) == 12 and {answer.status_code for answer in refused} == {429}
+    assert refused[0].headers["content-type"] == "application/problem+json" and int(refused[0].headers["Retry-After"]) >= 1
+    assert {name: refused[0].json()[name] for name in ("limit", "most", "used")} == {
+        "limit": "MAX_ADAPTERS",
+        "most": 12,
+        "used": 12,
+    }
+    assert post(taken[0]).status_code == 200  # it is there already
+    usage = tenancy.ask("many", "GET", "/usage").json()
+    assert (usage["tenant"], usage["adapters"], usage["jobs"], usage["adaptations"]) == ("initech", 12, 0, 12)
+    content = sum(len(adapter["labels"]) for adapter in tenancy.ask("many", "GET", "/adapters").json()["adapters"])
+    assert content == 24 and usage["bytes"] % 12 == 0 and usage["bytes"] > 12 * 4 * 2 * 33  # all alike, and more than their heads
+    assert tenancy.ask("many", "DELETE", f"/adapters/{answers[taken[1]].json()['adapter_id']}").status_code == 204
+    after = tenancy.ask("many", "GET", "/usage").json()
+    assert after["adapters"] == 11 and after["bytes"] == usage["bytes"] * 11 // 12
+    assert post(99).status_code == 200
+
+
+def test_requests_of_a_minute_are_limited_for_their_tenant_alone(tenancy: Tenancy) -> None:
+    def get(_: int) -> httpx.Response:
+        return tenancy.ask("often", "GET", "/adapters")
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(get, range(1_010)))
+    refused = next(answer for answer in answers if answer.status_code == 429)
+    assert refused.json()["limit"] == "MAX_REQUESTS_A_MINUTE" and refused.json()["used"] == refused.json()["most"] == 500
+    assert 1 <= int(refused.headers["Retry-After"]) <= 60
+    assert sum(answer.status_code == 200 for answer in answers) in (500, 1000)  # the minute may turn meanwhile
+    assert tenancy.ask("own", "GET", "/adapters").status_code == 200
+
+
+def test_usage_is_ones_own_and_anothers_with_admin_alone(tenancy: Tenancy) -> None:
+    adapter = tenancy.adapter("own", seed=5)
+    before = tenancy.ask("predict", "GET", "/usage").json()
+    assert tenancy.ask("predict", "POST", "/predict", {"adapter_id": adapter, "inputs": ["a", "b", "c"]}).status_code == 200
+    after = tenancy.ask("predict", "GET", "/usage").json()
+    assert after["predictions"] == before["predictions"] + 3 and after["tenant"] == "acme"
+    assert after["limits"] == {"MAX_ADAPTERS": 12, "MAX_ADAPTER_BYTES": 0, "MAX_JOBS": 0, "MAX_REQUESTS_A_MINUTE": 500}
+    assert tenancy.ask("other", "GET", "/usage", params={"tenant": "acme"}).json()["predictions"] == after["predictions"]
+    refused = tenancy.ask("both", "GET", "/usage", params={"tenant": "globex"})
+    assert refused.status_code == 403 and refused.json()["scope"] == "admin"
+    assert tenancy.ask("both", "GET", "/usage", params={"tenant": "acme"}).status_code == 200
+    assert tenancy.ask("own", "GET", "/usage", params={"tenant": "a/b"}).status_code == 422
+
+
+def test_a_key_is_asked_for_before_anything_else(tenancy: Tenancy) -> None:
+    http = tenancy.service.http
+    headers = {"content-type": "application/json"}
+    assert http.post("/adapt", content=b"{nope", headers=headers).status_code == 401
+    assert http.post("/adapt", content=b"x" * 200_000, headers=headers).status_code == 401  # and not 413: it is not read
+    assert http.get("/adapters", params={"limit": "many"}).status_code == 401
+    assert http.get("/nowhere").status_code == 401 and http.get("/healthz/").status_code == 401
+    assert http.get("/adapters", params={"key": tenancy.keys["own"]}).status_code == 401  # in the header, nowhere else
+
+
+def test_the_commands_say_what_is_wrong_and_show_no_secret(tenancy: Tenancy) -> None:
+    def run(*arguments: str) -> tuple[int, str]:
+        done = CliRunner().invoke(main, ["keys", "--data-dir", str(tenancy.data_dir), *arguments])
+        return done.exit_code, done.output + (str(done.exception.code) if isinstance(done.exception, SystemExit) else "")
+
+    code, listed = run("list")
+    assert code == 0 and [line.split()[0] for line in listed.splitlines()][: len(WHO)] == list(tenancy.ids.values())
+    states = {who: next(line for line in listed.splitlines() if tenancy.ids[who] in line).split()[2] for who in WHO}
+    assert states == dict.fromkeys(WHO, "valid") | {"revoked": "revoked", "expired": "expired"}
+    described = json.loads(run("list", "--json")[1])
+    assert {"id", "tenant", "name", "scopes", "state", "created_at", "expires_at", "revoked_at"} == described[0].keys()
+    assert not any(key[16:] in listed for key in tenancy.keys.values())
+    code, said = run("create", "--tenant", "Acme")
+    assert code == 1 and "error: --tenant: expected 1 to 63 lowercase letters" in said
+    code, said = run("create", "--expires", "soon")
+    assert code == 1 and "error: --expires: expected a number and s, m, h or d, got 'soon'" in said
+    assert run("create", "--scope", "root")[0] == 2
+    code, said = run("revoke", tenancy.keys["own"])
+    assert code == 1 and tenancy.keys["own"] not in said  # a whole key by mistake
+    assert run("revoke", "0" * 12)[0] == 1
+
+
+def test_no_key_and_no_input_is_in_a_log_or_on_disk(tenancy: Tenancy) -> None:
+    adapter = tenancy.adapter("own", seed=4)
+    assert tenancy.ask("own", "POST", "/predict", {"adapter_id": adapter, "inputs": ["sing a very secret song"]}).status_code == 200
+    tenancy.ask("own", "POST", "/adapt", {**BODY, "support": [{"input": "sing a very secret song", "label": 7}]})
+    tenancy.ask("forged", "POST", "/adapt", BODY)
+    logs = tenancy.service.log.read_text() + (tenancy.data_dir / "redis.log").read_text()
+    assert " DEBUG service " in logs and " DEBUG worker " in logs and f"key={tenancy.ids['own']}" in logs and "tenant=acme" in logs
+    secrets = [key.removeprefix("qs_")[13:] for key in tenancy.keys.values()]
+    for text in [*secrets, *(example["input"] for example in SUPPORT), "secret song"]:
+        assert text not in logs
+    files = [path for path in tenancy.data_dir.rglob("*") if path.is_file()]
+    assert len(files) > 2
+    for path in files:
+        assert not any(secret.encode() in path.read_bytes() for secret in secrets), path

@@ -1,0 +1,90 @@
+"""Where a base model comes from, in a process of its own that notes whoever reaches for the network."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from worker.errors import SettingsError
+from worker.settings import WorkerSettings
+
+ROOT = Path(__file__).resolve().parents[2]
+TOKEN = "hf_aTokenThatIsInNoLog0123456789"
+PROGRAM = """
+import json, logging, socket, sys
+
+reached = []
+
+def watch(event, arguments):
+    if event == "socket.getaddrinfo" or (event == "socket.connect" and arguments[0].family != socket.AF_UNIX):
+        reached.append(event)
+        raise OSError("no network here")
+
+logging.basicConfig(level="DEBUG")
+sys.addaudithook(watch)
+
+from metatrain.base.source import Hub, locate
+from metatrain.errors import BaseModelError
+from worker.runtime import load_runtime
+from worker.settings import WorkerSettings
+
+settings = WorkerSettings(air_gapped=True)
+found = {"initializations": len(load_runtime(settings).by_digest), "reached": list(reached)}
+for name, hub in (("air-gapped", Hub(reachable=False, token=settings.hub_token)), ("asked", Hub(token=settings.hub_token))):
+    reached.clear()
+    try:
+        locate("nobody/no-such-model", hub)
+    except BaseModelError as error:
+        found[name] = [str(error), len(reached)]
+found["shown"] = repr(hub) + repr(settings)
+print("FOUND", json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def seen(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str]:
+    """(what the program found, all that it wrote)"""
+    folder = tmp_path_factory.mktemp("hub")
+    (folder / "token").write_text(TOKEN + "\n")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")} | {
+        "BASE_MODEL": str(tiny_folder),
+        "HF_HOME": str(folder),
+        "HUB_TOKEN_FILE": str(folder / "token"),
+        "PRECISION": "float32",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=240
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    line = next(line for line in done.stdout.splitlines() if line.startswith("FOUND "))
+    return json.loads(line.removeprefix("FOUND ")), done.stdout + done.stderr
+
+
+def test_air_gapped_nothing_reaches_for_the_network(seen: tuple[dict[str, Any], str]) -> None:
+    found = seen[0]
+    assert found["initializations"] == 2 and found["reached"] == []
+    message, reached = found["air-gapped"]
+    assert "the hub is not to be asked (AIR_GAPPED); copy the model to a folder" in message and reached == 0
+    message, reached = found["asked"]
+    assert "the hub did not give it" in message and reached > 0  # so the watch sees who reaches
+
+
+def test_the_hubs_token_is_in_no_log_and_no_message(seen: tuple[dict[str, Any], str]) -> None:
+    found, written = seen
+    assert "DEBUG" in written and TOKEN not in written and TOKEN not in json.dumps(found)
+
+
+@pytest.mark.parametrize("content", [None, "", "two\nlines", "\x00", "é"])
+def test_a_token_file_that_has_none_is_named(tmp_path: Path, content: str | None) -> None:
+    path = tmp_path / "token"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(SettingsError, match="HUB_TOKEN_FILE: ") as error:
+        _ = WorkerSettings(hub_token_file=path).hub_token
+    assert str(path) in str(error.value) and "lines" not in str(error.value)
+    path.write_text(f" {TOKEN}\n")
+    assert WorkerSettings(hub_token_file=path).hub_token == TOKEN

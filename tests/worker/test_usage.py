@@ -1,0 +1,187 @@
+"""What a tenant has is what its records say, and limits hold for those who come together."""
+
+import random
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import redis
+
+from metatrain.artifact import Adapter, AdapterMetadata, Initialization, adapter_bytes_at_most, adapter_to_bytes
+from metatrain.base.text import TextBase
+from metatrain.baselines import frozen_prototypes, lora_from_zero
+from tests.conftest import RedisServer
+from tests.worker.test_records import DAY, RECIPE
+from worker.errors import LimitReached
+from worker.messages import Outcome
+from worker.records import Claim, Records
+from worker.usage import Usage, Used
+
+ESTIMATE = 100
+
+
+def claimed(records: Records, tenant: str, identity: str, attempts: int = 3) -> Claim | None:
+    return records.claim(tenant, identity, lease_ms=60_000, attempts=attempts, worker="w")
+
+
+def ready(records: Records, tenant: str, identity: str, size: int) -> None:
+    claim = claimed(records, tenant, identity)
+    assert claim is not None and records.commit(claim, Outcome(status="ready", digest=f"d{size}", size=size))
+
+
+def test_bytes_are_counted_where_they_are_committed_and_given_back(redis_client: "redis.Redis") -> None:
+    records, usage = Records(redis_client), Usage(redis_client)
+
+    def used() -> tuple[int, int, int]:
+        own = usage.of("t")
+        return own.adapters, own.bytes, own.jobs
+
+    records.accept("t", "a1", RECIPE, DAY, (), size=ESTIMATE)
+    assert used() == (1, ESTIMATE, 1)
+    ready(records, "t", "a1", 80)
+    assert used() == (1, 80, 0)
+    records.accept("t", "a1", RECIPE, DAY, (), size=ESTIMATE)  # it is there
+    assert used() == (1, 80, 0)
+    records.accept("t", "a2", RECIPE, DAY, (), size=ESTIMATE)
+    failing = claimed(records, "t", "a2")
+    assert failing is not None and used() == (2, 180, 1) and records.commit(failing, Outcome(status="failed", error="because"))
+    assert used() == (2, 80, 0)  # its record is there, with its examples
+    record = records.get("t", "a1")
+    assert record is not None and records.requeue(record, "evicted") and used() == (2, 80, 1)  # made again: it counts on
+    ready(records, "t", "a1", 90)
+    assert used() == (2, 90, 0)
+    records.accept("t", "a3", RECIPE, 20, (), size=ESTIMATE)
+    time.sleep(0.03)
+    assert used() == (3, 190, 1)  # one that is being made counts, whatever its time
+    ready(records, "t", "a3", 70)
+    assert used() == (3, 90, 0)  # it has expired meanwhile
+    records.pin("t", "a1", True)
+    records.accept("t", "a1", RECIPE, 1, ())
+    time.sleep(0.01)
+    assert used() == (3, 90, 0)  # pinned bytes count
+    records.pin("t", "a1", False)
+    time.sleep(0.01)
+    assert used() == (3, 0, 0)
+    records.accept("t", "a3", RECIPE, DAY, (), size=ESTIMATE)  # afresh
+    assert used() == (3, ESTIMATE, 1)
+    records.delete("t", "a3")
+    records.delete("t", "a3")
+    assert used() == (2, 0, 0)
+    records.accept("t", "a4", RECIPE, DAY, (), size=ESTIMATE)
+    assert claimed(records, "t", "a4", attempts=0) is None and used() == (3, 0, 0)  # dead
+    assert records.revive("t", "a4") and used() == (3, ESTIMATE, 1)
+    assert usage.of("t").adaptations == 5 and usage.of("u") == Used(0, 0, 0, 0, 0, 0)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_after_anything_usage_is_what_the_records_say(redis_client: "redis.Redis", seed: int) -> None:
+    records, usage, draw = Records(redis_client), Usage(redis_client), random.Random(seed)
+    names = [(tenant, f"a{n}") for tenant in ("t", "u") for n in range(4)]
+    sizes: dict[tuple[str, str], int] = {}
+
+    def accept(tenant: str, identity: str) -> None:
+        if records.accept(tenant, identity, RECIPE, draw.choice((1, DAY, DAY)), (), size=ESTIMATE)[0]:
+            sizes[tenant, identity] = ESTIMATE
+
+    def end(tenant: str, identity: str) -> None:
+        claim = claimed(records, tenant, identity, attempts=draw.choice((0, 3, 3, 3)))
+        if claim is None:
+            return
+        size = draw.randrange(1, ESTIMATE)
+        well = draw.random() < 0.7
+        outcome = Outcome(status="ready", digest=f"d{size}", size=size) if well else Outcome(status="failed", error="because")
+        if draw.random() < 0.2:
+            records.hand_back(claim, "because", delay_ms=0, counts=True)
+        elif records.commit(claim, outcome) and well:
+            sizes[tenant, identity] = size
+            records.commit(claim, outcome)
+
+    def again(tenant: str, identity: str) -> None:
+        record = records.get(tenant, identity)
+        if record is not None and record.status == "ready":
+            records.requeue(record, "evicted")
+
+    acts: list[Callable[[str, str], object]] = [
+        accept,
+        accept,
+        end,
+        end,
+        end,
+        again,
+        records.revive,
+        records.delete,
+        lambda tenant, identity: records.pin(tenant, identity, draw.random() < 0.5),
+    ]
+    for step in range(250):
+        draw.choice(acts)(*draw.choice(names))
+        if step % 10:
+            continue
+        time.sleep(0.002)
+        for tenant in ("t", "u"):
+            held = {n: r for n in names if n[0] == tenant and (r := records.get(*n)) is not None}
+            counted = {n: r for n, r in held.items() if r.status in ("queued", "running", "ready")}
+            unfinished = sum(r.status != "ready" for r in counted.values())
+            own = usage.of(tenant)
+            assert (own.adapters, own.bytes, own.jobs) == (len(held), sum(sizes[n] for n in counted), unfinished)
+
+
+@pytest.mark.parametrize(("limit", "most"), [("MAX_ADAPTERS", 5), ("MAX_ADAPTER_BYTES", 5 * ESTIMATE + 99), ("MAX_JOBS", 5)])
+def test_those_who_come_together_do_not_pass_a_limit(redis_server: RedisServer, limit: str, most: int) -> None:
+    def ask(number: int) -> "tuple[bool, str] | LimitReached":
+        records = Records(redis.Redis.from_url(redis_server.url))
+        try:
+            return records.accept("t", f"a{number}", RECIPE, DAY, (), size=ESTIMATE, limits={limit: most})
+        except LimitReached as reached:
+            return reached
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(ask, range(24)))
+    refusals = [answer for answer in answers if isinstance(answer, LimitReached)]
+    assert len(refusals) == 19
+    assert {(each.limit, each.most, each.used) for each in refusals} == {(limit, most, most // 100 * 100 if most > 5 else 5)}
+    records = Records(redis.Redis.from_url(redis_server.url))
+    there = next(number for number, answer in enumerate(answers) if not isinstance(answer, LimitReached))
+    assert records.accept("t", f"a{there}", RECIPE, DAY, (), size=ESTIMATE, limits={limit: most}) == (False, "queued")
+    assert records.accept("u", f"a{there}", RECIPE, DAY, (), size=ESTIMATE, limits={limit: most}) == (True, "queued")
+    counts = records.counts()
+    assert (
+        counts["accepted"] == 6 and records.get("t", next(f"a{n}" for n in range(24) if ask(n) in refusals or n == 0)) is not None
+    )
+
+
+def test_requests_of_a_minute(redis_client: "redis.Redis") -> None:
+    usage = Usage(redis_client)
+    for _ in range(2):  # the minute may turn once
+        try:
+            for _ in range(7):
+                usage.take_requests("t", 1, 3)
+        except LimitReached as reached:
+            assert (reached.limit, reached.most, reached.used) == ("MAX_REQUESTS_A_MINUTE", 3, 3)
+            assert 1 <= reached.retry_after <= 60
+            break
+    else:
+        raise AssertionError("seven requests of two minutes with three each")
+    usage.take_requests("u", 1, 3)
+    usage.add_predictions("u", 5)
+    usage.add_predictions("u", 2)
+    assert usage.of("u").predictions == 7 and usage.of("u").requests_this_minute in (0, 1)
+
+
+def test_the_reserved_bytes_are_at_least_those_of_the_weights(tiny: TextBase) -> None:
+    def content(init: Initialization, labels: tuple[str, ...]) -> bytes:
+        import torch
+
+        metadata = AdapterMetadata(
+            initialization_digest=init.digest,
+            base_weights_sha256=tiny.spec.weights_sha256,
+            delta=init.delta,
+            scale=init.scale,
+            labels=labels,
+        )
+        return adapter_to_bytes(Adapter(metadata, init.theta, torch.zeros(len(labels), 32), torch.zeros(len(labels))))
+
+    for init in (lora_from_zero(tiny), frozen_prototypes(tiny)):
+        for labels in (("a", "b"), ('"' * 200, "\\" * 200, "\x01" * 200, "é" * 200), tuple(f"label {n}" for n in range(200))):
+            size, most = len(content(init, labels)), adapter_bytes_at_most(init, labels, tiny.hidden_size)
+            assert size <= most <= size + 40_000
