@@ -10,7 +10,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
 .PHONY: demo serve test test-long lint train-starter train-default search-inner bench-transfer bench-intents bench-banking \
-	bench-predict bench-load bench-ready bench-metagrad bench-papers faults plots clean
+	bench-predict bench-load bench-stored bench-adapt bench-metagrad bench-papers faults plots clean
 
 demo: .venv/embedded
 	$(BIN)/quickstudy demo
@@ -56,8 +56,13 @@ bench-predict: .venv/dev
 bench-load: .venv/embedded
 	$(BIN)/python -m benchmarks.load
 
-bench-ready: .venv/embedded
-	$(BIN)/python -m benchmarks.ready
+# With the folder of BANKING77 at $(DATA), its 77 classes too. SetFit takes most of the time: ADAPT_FLAGS=--setfit=0 leaves it out.
+bench-adapt: .venv/bench
+	$(BIN)/python -m benchmarks.adapt $(if $(wildcard $(DATA)/banking77),--data $(DATA)) $(ADAPT_FLAGS)
+
+# 100,000 adapters in Redis: some 6 GB of memory.
+bench-stored: .venv/embedded
+	$(BIN)/python -m benchmarks.stored
 
 # On a machine at rest; resumes.
 bench-metagrad: .venv/bench
