@@ -13,7 +13,10 @@ def _whole(value: object) -> object:
 
 
 Text = Annotated[str, StringConstraints(strict=True)]
-Integer = Annotated[int, Field(strict=True), BeforeValidator(_whole)]
+# Limits before the validator: after it they would be checked, but not documented.
+Count = Annotated[int, Field(strict=True, ge=1), BeforeValidator(_whole)]
+Steps = Annotated[int, Field(strict=True, ge=0, le=100), BeforeValidator(_whole)]
+Seed = Annotated[int, Field(strict=True, ge=0, lt=2**31), BeforeValidator(_whole)]
 AdapterId = Annotated[
     str,
     StringConstraints(strict=True, max_length=64, pattern=r"^[a-z0-9]+$"),
@@ -70,10 +73,8 @@ class Example(_Body):
 
 
 class Options(_Body):
-    steps: Annotated[Integer, Field(ge=0, le=100)] | None = Field(
-        default=None, description="inner steps; the initialization's own where absent"
-    )
-    seed: Integer = Field(default=0, ge=0, lt=2**31, description="order of minibatches of a large support set")
+    steps: Steps | None = Field(default=None, description="inner steps; the initialization's own where absent")
+    seed: Seed = Field(default=0, description="order of minibatches of a large support set")
     label_words: bool = Field(
         default=False,
         strict=True,
@@ -88,7 +89,7 @@ class AdaptRequest(_Body):
     support: list[Example] = Field(description="a handful of labelled examples, one label each")
     initialization: Text = "default"
     options: Options = Options()
-    ttl_seconds: Annotated[Integer, Field(ge=1)] | None = Field(default=None, description="how long the adapter is kept")
+    ttl_seconds: Count | None = Field(default=None, description="how long the adapter is kept")
     name: Name | None = Field(default=None, description="absent leaves the name that it has")
     tags: Tags | None = Field(default=None, description="absent leaves the tags that it has")
 
@@ -98,7 +99,7 @@ class ExamplesRequest(_Body):
 
     support: list[Example] = Field(description="further examples, beside those of the adapter")
     options: Options = Field(default=Options(), description="each that is absent is as the adapter has it")
-    ttl_seconds: Annotated[Integer, Field(ge=1)] | None = Field(default=None, description="how long the new adapter is kept")
+    ttl_seconds: Count | None = Field(default=None, description="how long the new adapter is kept")
     name: Name | None = Field(default=None, description="of the new adapter")
     tags: Tags | None = Field(default=None, description="of the new adapter")
 
@@ -152,9 +153,7 @@ class PredictRequest(_Body):
 
     adapter_id: AliasName = Field(description="an adapter's id, or an alias")
     inputs: list[Text]
-    top_k: Annotated[Integer, Field(ge=1)] | None = Field(
-        default=None, description="only so many labels, the most probable ones first"
-    )
+    top_k: Count | None = Field(default=None, description="only so many labels, the most probable ones first")
 
 
 class Prediction(BaseModel):

@@ -5,13 +5,12 @@ import json
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from tests.end_to_end.conftest import Served, served
+from tests.end_to_end.conftest import Served
 from tests.end_to_end.test_service import BODY, SUPPORT, adapt, identity, predict
 
 
@@ -256,35 +255,6 @@ def test_scores_agree_with_predictions(service: Served, adapter: str) -> None:
     assert service.http.post("/adapters/a0/score", json={"examples": examples}).status_code == 404
 
 
-def test_more_examples_than_a_call_may_have_inputs_are_scored_in_parts(environment: dict[str, str], tmp_path: Path) -> None:
-    with served(tmp_path, {**environment, "MAX_INPUTS": "4"}) as service:
-        service.wait_ready()
-        adapter = identity(service, BODY)
-        scored = service.http.post(f"/adapters/{adapter}/score", json={"examples": SUPPORT * 5}).json()
-        assert scored["examples"] == 25 and scored["accuracy"] == 1.0
-        shown = service.http.get("/openapi.json").json()["components"]["schemas"]
-        assert shown["PredictRequest"]["properties"]["inputs"]["maxItems"] == 4
-        # A stream is open when the service is told to stop.
-        service.http.post("/adapt", json={**BODY, "options": {"steps": 100, "seed": 8}})
-        for child in service.family():
-            if "worker" in child.cmdline():
-                child.suspend()
-        queued = service.http.post("/adapt", json={**BODY, "options": {"steps": 100, "seed": 9}}).json()["adapter_id"]
-        events: list[tuple[str, str, Any]] = []
-        with httpx.stream("GET", f"{service.url}/adapters/{queued}/events", timeout=60) as stream:
-            reader = parsed(stream)
-            events.append(next(reader))
-            for child in service.family():
-                if "worker" in child.cmdline():
-                    child.resume()
-            began = time.monotonic()
-            service.process.terminate()
-            events += reader
-            assert time.monotonic() - began < 3
-        service.process.wait(60)
-        assert events[0][1:] == ("status", {"status": "queued", "attempt": 0})
-
-
 def parsed(stream: httpx.Response) -> Iterator[tuple[str, str, Any]]:
     """(id, event, data) of each event."""
     own: dict[str, str] = {}
@@ -395,12 +365,25 @@ def test_the_description_is_complete(service: Served) -> None:
     support = schemas["AdaptRequest"]["properties"]["support"]
     assert (support["minItems"], support["maxItems"]) == (2, 50)  # MAX_EXAMPLES of this service
     assert schemas["Example"]["properties"]["label"]["maxLength"] == 200
+    limits = {(name, field): schemas[name]["properties"][field] for name, field in WHOLE}
+    numbers = {key: {**own, **own.get("anyOf", [{}])[0]} for key, own in limits.items()}
+    assert {key: [own.get(bound) for bound in BOUNDS] for key, own in numbers.items()} == WHOLE
     assert schemas["AdaptRequest"]["properties"]["initialization"]["enum"] == [
         "asking",
         "contrastive",
         "frozen-prototypes",
         "lora-from-zero",
     ]
+
+
+BOUNDS = ("type", "minimum", "maximum", "exclusiveMaximum")
+WHOLE = {
+    ("Options", "steps"): ["integer", 0, 100, None],
+    ("Options", "seed"): ["integer", 0, None, 2**31],
+    ("AdaptRequest", "ttl_seconds"): ["integer", 1, 90 * 24 * 3600, None],
+    ("ExamplesRequest", "ttl_seconds"): ["integer", 1, 90 * 24 * 3600, None],
+    ("PredictRequest", "top_k"): ["integer", 1, None, None],
+}
 
 
 def has_example(content: dict[str, Any], schemas: dict[str, Any]) -> bool:

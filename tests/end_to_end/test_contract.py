@@ -16,7 +16,7 @@ from schemathesis.core.transport import Response
 from schemathesis.generation.stateful.state_machine import APIStateMachine
 
 from tests.end_to_end.conftest import Served, served
-from tests.end_to_end.test_service import BODY, identity
+from tests.end_to_end.test_service import BODY, SUPPORT, identity
 
 # Two labels and one label per input, a label that the adapter has, an alias that is no id: rules that no schema can say.
 MORE_THAN_THE_SCHEMA = {"adapt", "add_examples", "score_adapter"}
@@ -37,7 +37,7 @@ def keys() -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def described(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    with served(tmp_path_factory.mktemp("contract"), {**environment, "MAX_WAIT_SECONDS": "10"}) as service:
+    with served(tmp_path_factory.mktemp("contract"), {**environment, "MAX_WAIT_SECONDS": "10", "MAX_INPUTS": "4"}) as service:
         service.wait_ready()
         yield service
 
@@ -120,3 +120,14 @@ def test_an_integer_may_be_written_with_a_point(described: Served) -> None:
         content = json.dumps({**BODY, "options": {"steps": 3}}).replace('"steps": 3', f'"steps": {wrong}')
         refused = described.http.post("/adapt", content=content, headers={"content-type": "application/json"})
         assert refused.status_code == 422 and refused.json()["errors"][0]["field"] == "options.steps", wrong
+
+
+def test_more_examples_than_a_call_may_have_inputs_are_scored_in_parts(described: Served, keys: dict[str, str]) -> None:
+    """Its MAX_INPUTS is 4."""
+    shown = described.http.get("/openapi.json").json()["components"]["schemas"]
+    assert shown["PredictRequest"]["properties"]["inputs"]["maxItems"] == 4
+    path = f"/adapters/{identity(described, BODY)}/score"
+    scored = described.http.post(path, json={"examples": SUPPORT * 5}, headers=keys).json()
+    assert scored["examples"] == 25 and scored["accuracy"] == 1.0
+    examples = [*SUPPORT, {**SUPPORT[0], "label": "play"}]
+    assert described.http.post(path, json={"examples": examples}, headers=keys).json()["mistakes"] == [5]

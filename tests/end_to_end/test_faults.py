@@ -9,6 +9,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 import redis
@@ -268,12 +269,15 @@ def test_told_to_stop_it_answers_who_waits_for_a_job_at_once(environment: dict[s
         service.wait_ready()
         (worker,) = [p for p in service.family() if "worker" in p.cmdline()]
         worker.suspend()
-        with ThreadPoolExecutor(1) as pool:
+        adapter = service.http.post("/adapt", json=BODY).json()["adapter_id"]
+        with ThreadPoolExecutor(2) as pool:
             answer = pool.submit(adapt, service, BODY, wait=50)
+            stream = pool.submit(httpx.get, f"{service.url}/adapters/{adapter}/events", timeout=60)
             time.sleep(0.5)
             service.process.terminate()
-            response = answer.result(10)
+            response, events = answer.result(10), stream.result(10).text
         worker.resume()
+        assert events.count("event: status") == 1 and '"queued"' in events and "event: end" not in events
         assert (response.status_code, response.json()["status"]) == (202, "queued")
         assert service.process.wait(30) == 0
 
