@@ -208,7 +208,7 @@ SYSTEMS = (BARE, PEFT, SETFIT)
 def _one_by_one(url: str, case: Case, tasks: list[tuple[Pairs, Pairs]]) -> list[list[float]]:
     """[milliseconds from POST to ready, those of them in the inner loop, accuracy]."""
     found = []
-    with Client(url, timeout=300) as quickstudy:
+    with Client(url, api_key="", timeout=300) as quickstudy:
         for support, query in tqdm(tasks, desc=case.name, disable=None):
             began = time.perf_counter()
             adapter = quickstudy.adapt(support, wait=120)
@@ -229,7 +229,7 @@ def _at_once(url: str, case: Case) -> tuple[list[float], float]:
     tasks = case.tasks[-(4 * CLIENTS if case.warm > 1 else CLIENTS) :]
 
     def adapt(support: Pairs) -> float:
-        with Client(url, timeout=300) as quickstudy:
+        with Client(url, api_key="", timeout=300) as quickstudy:
             began = time.perf_counter()
             quickstudy.adapt(support, wait=290)
             return 1e3 * (time.perf_counter() - began)

@@ -58,7 +58,7 @@ def main(data: Path, steps: tuple[int, ...], with_setfit: bool) -> None:
         ours = fold_initialization("banking77")
         shutil.copytree(ours, Path(folder) / "initializations" / ours.name)
         settings = {"INITIALIZATIONS_DIR": str(Path(folder) / "initializations")}
-        with served(Path(folder) / "data", settings) as url, Client(url, timeout=300) as quickstudy:
+        with served(Path(folder) / "data", settings) as url, Client(url, api_key="", timeout=300) as quickstudy:
             for shots in SHOTS:
                 support, query = draw(data, shots)
                 systems: list[tuple[str, int | None, bool]] = [

@@ -7,6 +7,7 @@ import redis
 
 from service.settings import ServiceSettings
 from worker.keys import Keys
+from worker.servers import records_client
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +24,7 @@ def opened(settings: ServiceSettings, host: str) -> ServiceSettings:
     """
     if ipaddress.ip_address(host).is_loopback:
         settings = settings.model_copy(update={"allow_without_keys": True})
-    client = redis.Redis.from_url(settings.redis_url, socket_timeout=10, socket_connect_timeout=3)
+    client = records_client(settings.redis_url)
     try:
         if Keys(client).any():
             return settings

@@ -34,7 +34,11 @@ def run() -> int:
     """Returns the exit status: 0 only if every step worked."""
     support, query = read_examples()
     try:
-        with tempfile.TemporaryDirectory(prefix="quickstudy-demo-") as data, served(Path(data)) as url, Client(url) as quickstudy:
+        with (
+            tempfile.TemporaryDirectory(prefix="quickstudy-demo-") as data,
+            served(Path(data)) as url,
+            Client(url, api_key="") as quickstudy,
+        ):
             print(f"\nserving on {url}; POST /adapt with {len(support)} examples of {len({label for _, label in support})} intents")
             began = time.perf_counter()
             adapter = quickstudy.adapt(support, on_progress=AdaptProgress())
@@ -102,7 +106,7 @@ def served(data_dir: Path, settings: Mapping[str, str] = MappingProxyType({})) -
         process = subprocess.Popen(command, env=environment, stdout=output, stderr=output, stdin=subprocess.DEVNULL)
     try:
         with (
-            Client(f"http://127.0.0.1:{port}") as quickstudy,
+            Client(f"http://127.0.0.1:{port}", api_key="") as quickstudy,
             tqdm(desc="starting the service", bar_format="{desc} {elapsed}", disable=None) as bar,
         ):
             deadline = time.monotonic() + START_SECONDS

@@ -345,6 +345,17 @@ class Readiness(BaseModel):
 
 
 class UsageView(BaseModel):
+    model_config = _example(
+        tenant="default",
+        adapters=3,
+        bytes=1_805_652,
+        jobs=1,
+        requests_this_minute=12,
+        adaptations=41,
+        predictions=20_410,
+        limits={"MAX_ADAPTERS": 0, "MAX_ADAPTER_BYTES": 0, "MAX_JOBS": 0, "MAX_REQUESTS_A_MINUTE": 0},
+    )
+
     tenant: str
     adapters: int = Field(description="that there is a record of, whatever its status")
     bytes: int = Field(description="of weights that are ready, and most that those being made will have")

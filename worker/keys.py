@@ -25,7 +25,7 @@ KEY_SECONDS = 1.0
 """How long what was read of a key may be used without looking again."""
 _KEYS = "qs:keys"
 _FORM = re.compile(r"qs_([0-9a-f]{12})_([A-Za-z0-9_-]{43})")
-_TENANT = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+TENANT_PATTERN = r"^[a-z0-9][a-z0-9-]{0,62}$"
 _RESERVED = ("celery", "worker")
 """Not tenants: Redis keys of the queue and of workers begin as theirs would."""
 _NOBODY = "0" * 64
@@ -122,7 +122,7 @@ def proves(key: Key | None, secret: str) -> bool:
 
 def check_tenant(tenant: str) -> None:
     """Raises InvalidKey for a name that no tenant can have."""
-    if not _TENANT.fullmatch(tenant) or tenant in _RESERVED:
+    if not re.fullmatch(TENANT_PATTERN, tenant) or tenant in _RESERVED:
         expected = f"1 to 63 lowercase letters, digits and dashes, the first no dash, and not {' or '.join(_RESERVED)}"
         raise InvalidKey("tenant", expected, tenant)
 

@@ -11,7 +11,7 @@ from service.openapi import OF_ANY_ROUTE, problems
 from service.schemas import UsageView
 from service.state import State
 from worker.errors import InvalidKey
-from worker.keys import check_tenant
+from worker.keys import TENANT_PATTERN, check_tenant
 
 router = APIRouter(tags=["usage"])
 
@@ -20,7 +20,10 @@ router = APIRouter(tags=["usage"])
 async def usage(
     state: State,
     granted: Annotated[Access, Depends(access)],
-    tenant: Annotated[str | None, Query(description="another tenant, with the scope `admin`; one's own where absent")] = None,
+    tenant: Annotated[
+        str | None,
+        Query(pattern=TENANT_PATTERN, description="another tenant, with the scope `admin`; one's own where absent"),
+    ] = None,
 ) -> UsageView:
     """Adapters, bytes and jobs now, requests of this minute, adaptations and predictions so far, and the limits."""
     whose = granted.tenant if tenant is None else tenant

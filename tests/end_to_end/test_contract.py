@@ -2,6 +2,7 @@
 of 5xx, none that is not documented, no schema that an answer breaks."""
 
 import json
+import time
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -10,13 +11,16 @@ import httpx
 import pytest
 import requests
 import schemathesis
+from click.testing import CliRunner
 from hypothesis import HealthCheck, Phase, given, settings
 from schemathesis import GenerationMode
 from schemathesis.core.transport import Response
 from schemathesis.generation.stateful.state_machine import APIStateMachine
 
+from service.cli import main
 from tests.end_to_end.conftest import Served, served
 from tests.end_to_end.test_service import BODY, SUPPORT, identity
+from worker.keys import KEY_SECONDS
 
 # Two labels and one label per input, a label that the adapter has, an alias that is no id: rules that no schema can say.
 MORE_THAN_THE_SCHEMA = {"adapt", "add_examples", "score_adapter"}
@@ -30,21 +34,24 @@ GENERATED = settings(deadline=None, database=None, phases=[Phase.generate], supp
 
 
 @pytest.fixture(scope="module")
-def keys() -> dict[str, str]:
-    """Headers of every request."""
-    return {}
-
-
-@pytest.fixture(scope="module")
 def described(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     with served(tmp_path_factory.mktemp("contract"), {**environment, "MAX_WAIT_SECONDS": "10", "MAX_INPUTS": "4"}) as service:
         service.wait_ready()
         yield service
 
 
-def schema_of(service: Served, keys: dict[str, str]) -> Any:
-    config = schemathesis.Config.from_dict(CONFIG)
-    return schemathesis.openapi.from_url(f"{service.url}/openapi.json", config=config, headers=dict(keys))
+def schema_of(service: Served) -> Any:
+    """Without what it says of keys, for those are not drawn: test_tenancy.py asks every route with every kind of one."""
+    document = service.http.get("/openapi.json").json()
+    for operation in (operation for path in document["paths"].values() for operation in path.values()):
+        operation.pop("security", None)
+    config = schemathesis.Config.from_dict({**CONFIG, "base-url": service.url})
+    return schemathesis.openapi.from_dict(document, config=config)
+
+
+def authorization(service: Served) -> dict[str, str]:
+    """What `service.http` shows: a key, or none while the service is open."""
+    return {name: value for name, value in service.http.headers.items() if name == "authorization"}
 
 
 def audit(answers: Counter[tuple[str, int]], service: Served, least: int) -> None:
@@ -55,11 +62,9 @@ def audit(answers: Counter[tuple[str, int]], service: Served, least: int) -> Non
     assert service.http.get("/readyz").status_code == 200
 
 
-@pytest.mark.parametrize(
-    ("examples", "least"), [(10, 300), pytest.param(100, 3_000, marks=pytest.mark.long)], ids=["short", "long"]
-)
-def test_every_answer_is_as_it_is_described(described: Served, keys: dict[str, str], examples: int, least: int) -> None:
-    adapter = identity(described, BODY)
+def alone(described: Served, examples: int, least: int) -> None:
+    """Each operation by itself."""
+    adapter, keys = identity(described, BODY), authorization(described)
     answers: Counter[tuple[str, int]] = Counter()
     session = requests.Session()
 
@@ -72,7 +77,7 @@ def test_every_answer_is_as_it_is_described(described: Served, keys: dict[str, s
         response = case.call_and_validate(session=session, headers=dict(keys), excluded_checks=excluded, timeout=30)
         answers[name, response.status_code] += 1
 
-    for result in schema_of(described, keys).get_all_operations():
+    for result in schema_of(described).get_all_operations():
         operation = result.ok()
         for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE):
             if mode is GenerationMode.POSITIVE or operation.definition.raw.get("parameters") or operation.body:
@@ -85,18 +90,19 @@ def test_every_answer_is_as_it_is_described(described: Served, keys: dict[str, s
     assert {status for _, status in answers} >= {200, 204, 404, 422}
 
 
-@pytest.mark.parametrize(("runs", "least"), [(12, 60), pytest.param(200, 1_000, marks=pytest.mark.long)], ids=["short", "long"])
-def test_what_one_answer_names_the_next_call_takes(described: Served, keys: dict[str, str], runs: int, least: int) -> None:
+def linked(described: Served, runs: int, least: int) -> None:
+    """What one answer names, the next call takes."""
     answers: Counter[tuple[str, int]] = Counter()
-    base: type[APIStateMachine] = schema_of(described, keys).as_state_machine()
+    keys, excluded = authorization(described), [schemathesis.checks.positive_data_acceptance]
+    base: type[APIStateMachine] = schema_of(described).as_state_machine()
 
     class Calls(base):  # type: ignore[valid-type, misc]
         def setup(self) -> None:
             """Each run begins with nothing, so that what it draws does not depend on those before."""
-            for alias in described.http.get("/aliases", params={"limit": 200}, headers=keys).json()["aliases"]:
-                described.http.delete(f"/aliases/{alias['alias']}", headers=keys)
-            for view in described.http.get("/adapters", params={"limit": 200}, headers=keys).json()["adapters"]:
-                assert described.http.delete(f"/adapters/{view['adapter_id']}", headers=keys).status_code == 204
+            for alias in described.http.get("/aliases", params={"limit": 200}).json()["aliases"]:
+                described.http.delete(f"/aliases/{alias['alias']}")
+            for view in described.http.get("/adapters", params={"limit": 200}).json()["adapters"]:
+                assert described.http.delete(f"/adapters/{view['adapter_id']}").status_code == 204
 
         def get_call_kwargs(self, case: Any) -> dict[str, Any]:
             return {"headers": {**keys, "Prefer": "wait=10"}, "timeout": 30}
@@ -106,10 +112,22 @@ def test_what_one_answer_names_the_next_call_takes(described: Served, keys: dict
             super().after_call(response, case)
 
         def validate_response(self, response: Response, case: Any, additional_checks: Any = None, **kwargs: Any) -> None:
-            case.validate_response(response, excluded_checks=[schemathesis.checks.positive_data_acceptance], recorder=self.recorder)
+            case.validate_response(response, excluded_checks=excluded, recorder=self.recorder)
 
     Calls.run(settings=settings(GENERATED, max_examples=runs, stateful_step_count=12, derandomize=runs < 100))
     audit(answers, described, least)
+
+
+@pytest.mark.parametrize(
+    ("examples", "least"), [(10, 300), pytest.param(100, 3_000, marks=pytest.mark.long)], ids=["short", "long"]
+)
+def test_every_answer_is_as_it_is_described(described: Served, examples: int, least: int) -> None:
+    alone(described, examples, least)
+
+
+@pytest.mark.parametrize(("runs", "least"), [(12, 60), pytest.param(200, 1_000, marks=pytest.mark.long)], ids=["short", "long"])
+def test_what_one_answer_names_the_next_call_takes(described: Served, runs: int, least: int) -> None:
+    linked(described, runs, least)
 
 
 def test_an_integer_may_be_written_with_a_point(described: Served) -> None:
@@ -122,12 +140,25 @@ def test_an_integer_may_be_written_with_a_point(described: Served) -> None:
         assert refused.status_code == 422 and refused.json()["errors"][0]["field"] == "options.steps", wrong
 
 
-def test_more_examples_than_a_call_may_have_inputs_are_scored_in_parts(described: Served, keys: dict[str, str]) -> None:
+def test_more_examples_than_a_call_may_have_inputs_are_scored_in_parts(described: Served) -> None:
     """Its MAX_INPUTS is 4."""
     shown = described.http.get("/openapi.json").json()["components"]["schemas"]
     assert shown["PredictRequest"]["properties"]["inputs"]["maxItems"] == 4
     path = f"/adapters/{identity(described, BODY)}/score"
-    scored = described.http.post(path, json={"examples": SUPPORT * 5}, headers=keys).json()
+    scored = described.http.post(path, json={"examples": SUPPORT * 5}).json()
     assert scored["examples"] == 25 and scored["accuracy"] == 1.0
     examples = [*SUPPORT, {**SUPPORT[0], "label": "play"}]
-    assert described.http.post(path, json={"examples": examples}, headers=keys).json()["mistakes"] == [5]
+    assert described.http.post(path, json={"examples": examples}).json()["mistakes"] == [5]
+
+
+@pytest.mark.parametrize(("examples", "runs"), [(6, 6), pytest.param(60, 100, marks=pytest.mark.long)], ids=["short", "long"])
+def test_with_keys_it_is_as_it_is_described_too(described: Served, examples: int, runs: int) -> None:
+    """The last one here: from the first key on the service is open no more."""
+    command = ["keys", "--data-dir", str(described.log.parent / "data"), "create", "--scope", "admin", "--json"]
+    made = CliRunner().invoke(main, command)
+    assert made.exit_code == 0, made.output
+    described.http.headers["authorization"] = f"Bearer {json.loads(made.stdout)['key']}"
+    time.sleep(KEY_SECONDS + 0.1)
+    assert httpx.get(f"{described.url}/adapters").status_code == 401
+    alone(described, examples, 20 * examples)
+    linked(described, runs, 5 * runs)

@@ -19,7 +19,7 @@ def run_demo(**variables: str) -> "subprocess.CompletedProcess[str]":
 
 
 def test_the_demo_adapts_predicts_and_compares() -> None:
-    done = run_demo()
+    done = run_demo(QUICKSTUDY_API_KEY="of-another-service")
     assert done.returncode == 0, done.stderr
     support, query = read_examples()
     assert sum(line.endswith("right") or "WRONG, is " in line for line in done.stdout.splitlines()) == len(query) == 48
