@@ -15,7 +15,7 @@ from starlette.concurrency import run_in_threadpool
 from worker.logs import current_request, fields
 from worker.messages import ADAPT_TASK, DONE_CHANNEL, IN_TURN, JobRecipe, Status, wake_up
 from worker.notes import Notes
-from worker.records import Record, Records
+from worker.records import NotReplicated, Record, Records
 from worker.servers import subscriber
 
 log = logging.getLogger(__name__)
@@ -40,18 +40,22 @@ class Jobs:
         self, tenant: str, adapter_id: str, recipe: JobRecipe, ttl_ms: int, truncated: tuple[int, ...], notes: Notes = Notes()
     ) -> Status:
         """Write the record, then wake a worker. Raises LimitReached."""
-        created, status = self._records.accept(
-            tenant,
-            adapter_id,
-            recipe,
-            ttl_ms,
-            truncated,
-            request=current_request(),
-            queue=self.queue,
-            notes=notes,
-            size=self._size_of(recipe),
-            limits=self._limits,
-        )
+        try:
+            created, status = self._records.accept(
+                tenant,
+                adapter_id,
+                recipe,
+                ttl_ms,
+                truncated,
+                request=current_request(),
+                queue=self.queue,
+                notes=notes,
+                size=self._size_of(recipe),
+                limits=self._limits,
+            )
+        except NotReplicated:
+            self._wake(tenant, adapter_id, self.queue)  # it is written; who asks again must not wait for the reaper
+            raise
         if created:
             self._wake(tenant, adapter_id, self.queue)
         return status
@@ -59,7 +63,7 @@ class Jobs:
     def start_again(self, record: Record, why: Literal["evicted", "corrupt"]) -> None:
         """Have an adapter made again whose weights are gone or wrong; does nothing where it was deleted or is being made
         already."""
-        if self._records.requeue(record, why):
+        if self._records.requeue(record, why, self.queue):
             self._wake(record.tenant, record.adapter_id, record.queue or self.queue)
 
     def _wake(self, tenant: str, adapter_id: str, queue: str) -> None:

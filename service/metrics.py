@@ -80,7 +80,8 @@ class _OfPredictor(Collector):
 
     def collect(self) -> Iterator[Metric]:
         for name, value in self._predictor.gauges().items():
-            yield GaugeMetricFamily(f"quickstudy_predictor_{name}", _GAUGES[name], value=value)
+            if name in _GAUGES:  # a predictor in a process of its own may be of another version
+                yield GaugeMetricFamily(f"quickstudy_predictor_{name}", _GAUGES[name], value=value)
 
 
 class _OfRecords(Collector):

@@ -10,14 +10,17 @@ from typing import Any
 
 from metatrain.base.text import TextBase
 from service import wire
-from service.errors import Unavailable
+from service.errors import Overloaded, Unavailable
 from service.predictor import Answer, Wanted
 from service.settings import predictor_address
 
 log = logging.getLogger(__name__)
 _AGAIN_SECONDS, _OTHER_SECONDS = 0.5, 5.0
 """Until the next attempt, and until the one after a predictor that cannot be used."""
-_BROKEN = (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, ValueError, KeyError)
+_SILENT_SECONDS = 5.0
+"""Gauges come each second: who says nothing for so long is gone, whatever the socket looks like."""
+_UNSENT_BYTES = 16 * 2**20
+"""What may wait for a predictor that does not read."""
 
 
 class RemotePredictor:
@@ -38,6 +41,8 @@ class RemotePredictor:
     def submit(self, wanted: Wanted, texts: Sequence[str]) -> "Future[Answer]":
         if self._writer is None:
             raise Unavailable("the predictor is out of reach")
+        if self._writer.transport.get_write_buffer_size() > _UNSENT_BYTES:
+            raise Overloaded("the predictor does not take what it is sent", 2)
         number, future = next(self._numbers), Future[Answer]()
         self._waiting[number] = future
         future.add_done_callback(lambda done: self._cancel(number) if done.cancelled() else None)
@@ -80,33 +85,35 @@ class RemotePredictor:
                 finally:
                     self._lost()
                     writer.close()
-            except _BROKEN as error:
+            except Exception as error:  # whatever the other end does, the next attempt may find a better one
                 log.log(logging.DEBUG if told else logging.WARNING, "the predictor is out of reach: %s", type(error).__name__)
                 told = True
             await asyncio.sleep(_AGAIN_SECONDS)
 
     async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(wire.line({"about": self._about}))
-        first = json.loads(await reader.readuntil(b"\n"))
+        first = await _line(reader)
         if first["about"] != self._about:
             log.error("the predictor has another base model or precision: %s; this service has %s", first["about"], self._about)
             await asyncio.sleep(_OTHER_SECONDS)
             return
         self._gauges, self._writer = first["gauges"], writer
         while True:
-            self._heard(json.loads(await reader.readuntil(b"\n")))
+            self._heard(await _line(reader))
 
     def _heard(self, document: dict[str, Any]) -> None:
         if "gauges" in document:
             self._gauges = document["gauges"]
             return
-        future = self._waiting.pop(document["answer" if "answer" in document else "error"], None)
+        number = document["answer" if "answer" in document else "error"]
+        found = wire.answer_of(document) if "answer" in document else wire.error_of(document)
+        future = self._waiting.pop(number, None)  # once it is understood: until then the end of the connection ends the call
         if future is None or not future.set_running_or_notify_cancel():
             return
-        if "answer" in document:
-            future.set_result(wire.answer_of(document))
+        if isinstance(found, Answer):
+            future.set_result(found)
         else:
-            future.set_exception(wire.error_of(document))
+            future.set_exception(found)
 
     def _lost(self) -> None:
         self._writer, self._gauges = None, {}
@@ -114,3 +121,7 @@ class RemotePredictor:
         for future in waiting.values():
             if future.set_running_or_notify_cancel():
                 future.set_exception(Unavailable("the predictor went before the answer"))
+
+
+async def _line(reader: asyncio.StreamReader) -> Any:
+    return json.loads(await asyncio.wait_for(reader.readuntil(b"\n"), _SILENT_SECONDS))

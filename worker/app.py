@@ -55,6 +55,7 @@ def celery_app(redis_url: str, queue: str) -> Celery:
             "socket_connect_timeout": 3,
             "unacked_restore_interval": 2,
             "unacked_restore_throttle": 1,
+            "health_check_interval": 2,  # a master that vanished without a word is missed after twice that
         },
         task_publish_retry=False,
     )
@@ -99,9 +100,10 @@ def run_worker(settings: WorkerSettings) -> None:
     client = records_client(settings.redis_url)
     cache = weights_client(settings.weights_url, timeout=30)
     name = f"{socket.gethostname()}-{os.getpid()}"
-    hands = Hands(name, settings, Records(client), WeightStore(cache), load_runtime(settings))
-    dtype = str(hands.runtime.base.dtype).removeprefix("torch.")
-    queue = queue_name(hands.runtime.base.spec.weights_sha256, dtype)
+    runtime = load_runtime(settings)
+    dtype = str(runtime.base.dtype).removeprefix("torch.")
+    queue = queue_name(runtime.base.spec.weights_sha256, dtype)
+    hands = Hands(name, settings, Records(client), WeightStore(cache), runtime, queue)
     app = celery_app(settings.redis_url, queue)
     app.conf.worker_consumer = "worker.consumer:PromptConsumer"
 

@@ -196,20 +196,21 @@ class Records:
             raise NotReplicated(f"on {reached} of {self._replicas} replicas after {_REPLICATION_MS} ms")
         return answer
 
-    def requeue(self, record: Record, why: Literal["evicted", "corrupt"]) -> bool:
-        """Start a ready job again because its weights are gone or wrong, which is counted; its TTL goes on. False where the
-        record is no longer that one: deleted meanwhile, or started again by somebody else.
+    def requeue(self, record: Record, why: Literal["evicted", "corrupt"], queue: str = "") -> bool:
+        """Start a ready job again because its weights are gone or wrong, which is counted; its TTL goes on. `queue`: of a record
+        that has none yet. False where the record is no longer that one: deleted meanwhile, or started again by somebody else.
         """
-        arguments: list[Any] = [_member(record.tenant, record.adapter_id), record.fence, WAKE_AGAIN_MS, why]
+        arguments: list[Any] = [_member(record.tenant, record.adapter_id), record.fence, WAKE_AGAIN_MS, why, queue]
         return bool(self._requeue(keys=_keys(record.tenant, record.adapter_id), args=arguments))
 
-    def claim(self, tenant: str, adapter_id: str, *, lease_ms: int, attempts: int, worker: str) -> Claim | None:
-        """Take a job that is queued, or whose worker let its lease run out; None where there is nothing to take.
+    def claim(self, tenant: str, adapter_id: str, *, lease_ms: int, attempts: int, worker: str, queue: str = "") -> Claim | None:
+        """Take a job that is queued, or whose worker let its lease run out; None where there is nothing to take, or it is of
+        another queue.
 
         A job that has used up its `attempts` ends as failed here.
         """
         keys = _keys(tenant, adapter_id)
-        answer = self._claim(keys=[*keys, _FENCE], args=[_member(tenant, adapter_id), lease_ms, attempts, worker])
+        answer = self._claim(keys=[*keys, _FENCE], args=[_member(tenant, adapter_id), lease_ms, attempts, worker, queue])
         verdict = _text(answer[0])
         if verdict == "capped":
             reason = f"no worker finished this job in {attempts} attempt{'s' if attempts > 1 else ''}"
@@ -223,15 +224,10 @@ class Records:
         return Claim(tenant, adapter_id, fence, recipe, waited, ttl, attempt, _text(answer[6]), before)
 
     def waiting(self, kin: str, most: int) -> list[tuple[str, str]]:
-        """(tenant, adapter id) of jobs of a kin that wait for their first attempt, those that have waited longest first, from the
-        hundred next ones. To be claimed like any other: somebody else may be faster."""
-        members = cast(list[bytes], self._redis.zrange(_PENDING, 0, 99)) if most else []
-        with self._redis.pipeline(transaction=False) as pipe:
-            for member in members:
-                pipe.hmget(_record(*_parts(member)), "status", "attempt", "kin")
-            states = pipe.execute()
-        wanted = [b"queued", b"0", kin.encode()]
-        return [_parts(member) for member, state in zip(members, states, strict=True) if state == wanted][:most]
+        """(tenant, adapter id) of jobs of a kin that wait for their first attempt, those that have waited longest first. To be
+        claimed like any other: somebody else may be faster."""
+        members = cast(list[bytes], self._redis.zrange(f"qs:waiting:{kin}", 0, most - 1)) if most else []
+        return [_parts(member) for member in members]
 
     def heartbeat(self, claim: Claim, lease_ms: int, support_loss: list[float] | None = None) -> bool:
         """Extend the lease, and report the support loss so far; False where the claim no longer holds."""
@@ -279,13 +275,15 @@ class Records:
         return bool(self._annotate(keys=[_record(tenant, adapter_id)], args=notes.flat()))
 
     def observe(self, stages_ms: Mapping[str, Sequence[float]]) -> None:
-        """Count milliseconds by stage of a job that has ended: how many, their sum, and how many were within each bound."""
+        """Count milliseconds by stage of jobs that have ended: how many, their sum, and how many were within each bound."""
+        sums: Counter[str] = Counter()
+        for stage, times in stages_ms.items():
+            sums[f"stage_{stage}_count"] += len(times)
+            sums[f"stage_{stage}_us"] += round(1e3 * sum(times))
+            sums.update(f"stage_{stage}_le_{bound}" for spent in times for bound in STAGE_BOUNDS_MS if spent <= bound)
         with self._redis.pipeline(transaction=False) as pipe:
-            for stage, times in stages_ms.items():
-                for spent in times:
-                    within = [f"_le_{bound}" for bound in STAGE_BOUNDS_MS if spent <= bound]
-                    for what, by in [("_count", 1), ("_us", round(1e3 * spent)), *((name, 1) for name in within)]:
-                        pipe.hincrby(_COUNTS, f"stage_{stage}{what}", by)
+            for name, by in sums.items():
+                pipe.hincrby(_COUNTS, name, by)
             pipe.execute()
 
     def counts(self) -> dict[str, int]:

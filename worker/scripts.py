@@ -2,7 +2,8 @@
 
 KEYS[1] is the record, KEYS[2] `qs:pending` (unfinished jobs by when the reaper should look at them), KEYS[3] `qs:running`
 (claimed jobs by the end of their lease), KEYS[4] `qs:counts` (what has happened so far, for `/metrics`), KEYS[5] `qs:dead` (jobs
-that used up their attempts, by when); what else a script touches follows. ARGV[1] is the member, `tenant/adapter_id`.
+that used up their attempts, by when); what else a script touches follows. `qs:waiting:KIN` has the jobs of a kin that wait for a
+first attempt, by since when. ARGV[1] is the member, `tenant/adapter_id`.
 
 What a tenant has is counted in the same steps, under keys that begin as its records' do: `…:unfinished`, its unfinished jobs;
 `…:weighed`, adapters whose weights are counted, by when they expire (never, while they are pinned or made), each with its size in
@@ -79,6 +80,7 @@ if not live then
              'queued_at', now, 'attempt', 0, 'fence', old[5] or 0, 'lease_until', 0, 'pinned', old[3] or 0, 'request', ARGV[8],
              'kin', ARGV[9], 'queue', ARGV[10])
   redis.call('SADD', KEYS[9], ARGV[10])
+  redis.call('ZADD', 'qs:waiting:' .. ARGV[9], now, ARGV[1])
   for i, field in ipairs({'name', 'tags', 'parent'}) do
     if kept[i] then redis.call('HSET', KEYS[1], field, kept[i]) end
   end
@@ -98,21 +100,25 @@ return {live and 0 or 1, status}
 """
 )
 
-# KEYS … fence. ARGV member, lease_ms, attempt cap, worker.
+# KEYS … fence. ARGV member, lease_ms, attempt cap, worker, queue. A fence is never below the time in ms, so that a new master,
+# which may not know the last ones that its predecessor gave out, gives out none of them again.
 CLAIM = (
     _NOW
     + _COUNT
     + """
-local r = redis.call('HMGET', KEYS[1], 'status', 'lease_until', 'attempt', 'heard_at', 'fence')
+local r = redis.call('HMGET', KEYS[1], 'status', 'lease_until', 'attempt', 'heard_at', 'fence', 'queue', 'kin')
 if not r[1] then redis.call('ZREM', KEYS[2], ARGV[1]); return {'gone'} end
 if r[1] ~= 'queued' and not (r[1] == 'running' and tonumber(r[2]) < now) then return {'taken'} end
+if r[6] and r[6] ~= ARGV[5] then return {'taken'} end  -- it is for workers of another base model or precision
 if tonumber(r[3]) >= tonumber(ARGV[3]) then return {'capped'} end
 redis.call('ZREM', KEYS[3], ARGV[1])
 if r[1] == 'running' then  -- its worker fell silent
   count('lost_workers')
   redis.call('HSETNX', KEYS[1], 'lost_at', r[4] or r[2])
 end
-local fence = redis.call('INCR', KEYS[6])
+local fence = string.format('%.0f', math.max(tonumber(redis.call('GET', KEYS[6]) or 0) + 1, now))
+redis.call('SET', KEYS[6], fence)
+if r[7] then redis.call('ZREM', 'qs:waiting:' .. r[7], ARGV[1]) end
 local attempt = redis.call('HINCRBY', KEYS[1], 'attempt', 1)
 redis.call('HSET', KEYS[1], 'status', 'running', 'fence', fence, 'lease_until', now + tonumber(ARGV[2]), 'worker', ARGV[4],
            'support_loss', '[]', 'heard_at', now)
@@ -229,7 +235,8 @@ if ARGV[4] == 'dead' and not redis.call('ZSCORE', KEYS[5], ARGV[1]) then return 
 if ARGV[4] == 'over' and tonumber(redis.call('ZSCORE', KEYS[7], ARGV[1]) or now + 1) > now then return nil end
 local aliases = redis.call('SMEMBERS', KEYS[10])
 if ARGV[4] == '' and #aliases > 0 then return aliases end
-local fence = redis.call('HGET', KEYS[1], 'fence')
+local fence, kin = unpack(redis.call('HMGET', KEYS[1], 'fence', 'kin'))
+if kin then redis.call('ZREM', 'qs:waiting:' .. kin, ARGV[1]) end
 finished()
 unweigh(id)
 redis.call('DEL', KEYS[1], KEYS[10])
@@ -252,8 +259,8 @@ return fence
 """
 )
 
-# ARGV member, fence, wake_ms, what is counted. A ready job whose weights are gone starts again, if it is still that very one. They
-# count on meanwhile.
+# ARGV member, fence, wake_ms, what is counted, queue (for a record from before there were several). A ready job whose weights are
+# gone starts again, if it is still that very one. They count on meanwhile.
 REQUEUE = (
     _NOW
     + _COUNT
@@ -262,6 +269,9 @@ REQUEUE = (
 local r = redis.call('HMGET', KEYS[1], 'status', 'fence')
 if r[1] ~= 'ready' or r[2] ~= ARGV[2] then return 0 end
 redis.call('HDEL', KEYS[1], 'announced_at')
+local kin = redis.call('HGET', KEYS[1], 'kin')
+if kin then redis.call('ZADD', 'qs:waiting:' .. kin, now, ARGV[1]) end
+if redis.call('HSETNX', KEYS[1], 'queue', ARGV[5]) == 1 then redis.call('SADD', 'qs:queues', ARGV[5]) end
 redis.call('HSET', KEYS[1], 'status', 'queued', 'queued_at', now, 'attempt', 0, 'lease_until', 0, 'readapting', 1)
 redis.call('ZADD', KEYS[2], now + tonumber(ARGV[3]), ARGV[1])
 weigh(size_of(id), '+inf')

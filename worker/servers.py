@@ -4,7 +4,7 @@
     redis+sentinel://[user:password@]host:port,host:port/SERVICE[/db]
     redis+cluster://[user:password@]host:port,host:port          CACHE_URL alone: a job's scripts want all of its keys on one server
 
-User and password are the servers'; Sentinels that want one of their own are not supported.
+User and password are the servers'; Sentinels that want one of their own, and TLS to Sentinels or a cluster, are not supported.
 """
 
 import re
@@ -17,14 +17,18 @@ import redis
 import redis.asyncio
 import redis.asyncio.sentinel
 import redis.sentinel
+from redis.asyncio.retry import Retry as AsyncRetry
+from redis.backoff import NoBackoff
 from redis.cluster import ClusterNode, RedisCluster
 from redis.exceptions import ClusterError, RedisClusterException
+from redis.retry import Retry
 
 _SINGLE = r"(redis|rediss|unix)://.+"
 _NODE = r"(?:[^,:/@\s]+|\[[0-9a-fA-F:]+\])(?::\d+)?"
 _LOGIN = r"(?:(?P<user>[^:@/]*):(?P<password>[^@/]*)@)?"
-_SENTINEL = rf"redis\+sentinel://{_LOGIN}(?P<nodes>{_NODE}(?:,{_NODE})*)/(?P<service>[^/]+)(?:/(?P<db>\d+))?"
+_SENTINEL = rf"redis\+sentinel://{_LOGIN}(?P<nodes>{_NODE}(?:,{_NODE})*)/(?P<service>[^/?#]+)(?:/(?P<db>\d+))?"
 _CLUSTER = rf"redis\+cluster://{_LOGIN}(?P<nodes>{_NODE}(?:,{_NODE})*)/?"
+_ASKED = {"socket_timeout": 2.0, "socket_connect_timeout": 1.0}
 _PORTS = {"sentinel": 26379, "cluster": 6379}
 
 
@@ -66,20 +70,21 @@ def records_client(url: str, *, timeout: float = 10, connect_timeout: float = 3)
     """A client of queue and records; of whichever server is the master now, behind Sentinel. Connects at first use."""
     timeouts = {"socket_timeout": timeout, "socket_connect_timeout": connect_timeout}
     if (many := _parsed("sentinel", url)) is not None:
-        return cast(redis.Redis, _master(redis.sentinel.Sentinel, many, timeouts))
+        return cast(redis.Redis, _master(redis.sentinel.Sentinel, Retry, many, timeouts))
     return redis.Redis.from_url(url, **timeouts)
 
 
 def subscriber(url: str) -> "redis.asyncio.Redis":
     """An asynchronous client for `pubsub`."""
     if (many := _parsed("sentinel", url)) is not None:
-        found = _master(redis.asyncio.sentinel.Sentinel, many, {"socket_connect_timeout": 3.0})
+        found = _master(redis.asyncio.sentinel.Sentinel, AsyncRetry, many, {"socket_connect_timeout": 3.0})
         return cast(redis.asyncio.Redis, found)
     return redis.asyncio.Redis.from_url(url)
 
 
-def _master(sentinel: Any, many: _Many, timeouts: dict[str, float]) -> Any:
-    asked = sentinel(many.nodes, sentinel_kwargs={"socket_timeout": 3.0, "socket_connect_timeout": 3.0})
+def _master(sentinel: Any, retry: Any, many: _Many, timeouts: dict[str, float]) -> Any:
+    # Once each: redis-py would try a Sentinel that is gone ten times before it asks the next one.
+    asked = sentinel(many.nodes, sentinel_kwargs={**_ASKED, "retry": retry(NoBackoff(), 0)})
     return asked.master_for(many.service, db=many.db, **many.login, **timeouts)
 
 
@@ -97,7 +102,7 @@ def broker(url: str) -> tuple[str, dict[str, Any]]:
         login = f"{user}:{password}@" if password else ""
         hosts = (f"[{host}]" if ":" in host else host for host, _ in many.nodes)
         urls = [f"sentinel://{login}{host}:{port}/{many.db}" for host, (_, port) in zip(hosts, many.nodes, strict=True)]
-        return ";".join(urls), {"master_name": many.service, "sentinel_kwargs": {"socket_timeout": 3, "socket_connect_timeout": 3}}
+        return ";".join(urls), {"master_name": many.service, "sentinel_kwargs": {**_ASKED, "retry": Retry(NoBackoff(), 0)}}
     return url.replace("unix://", "redis+socket://", 1), {}
 
 

@@ -84,5 +84,5 @@ def read_settings(kind: type[S]) -> S:
     except ValidationError as error:
         problem = error.errors()[0]
         name = str(problem["loc"][0]).upper()
-        got = re.sub(r"//[^/@]*@", "//…@", str(problem["input"]))  # a URL may have a password
+        got = re.sub(r"//.*@", "//…@", str(problem["input"]))  # a URL may have a password
         raise SettingsError(f"{name}: {problem['msg'].removeprefix('Value error, ')}, got {got[:80]!r}") from None

@@ -70,6 +70,7 @@ class Hands:
     records: Records
     store: WeightStore
     runtime: Runtime
+    queue: str = ""
 
     def __post_init__(self) -> None:
         self.draining = Draining(self.settings.drain_seconds)
@@ -87,7 +88,9 @@ class Hands:
 
     def _claim(self, tenant: str, adapter_id: str) -> Claim | None:
         lease_ms = self.settings.lease_seconds * 1000
-        return self.records.claim(tenant, adapter_id, lease_ms=lease_ms, attempts=self.settings.attempts, worker=self.name)
+        return self.records.claim(
+            tenant, adapter_id, lease_ms=lease_ms, attempts=self.settings.attempts, worker=self.name, queue=self.queue
+        )
 
     def _mates(self, claim: Claim) -> list[Claim]:
         """Jobs that can run in one pass with this one. All at their first attempt, and not the only one: what cost a worker before
@@ -114,18 +117,21 @@ class Hands:
                     with _of(claim):
                         self._discard(claim, claim.before)
             problems: list[Exception] = []
+            made: list[tuple[Outcome, Product]] = []
             for (claim, progress), result in zip(jobs, self._adapted(jobs), strict=True):
                 try:
                     with _of(claim):
-                        self._end_one(claim, progress, result)
+                        made += self._end_one(claim, progress, result)
                 except Exception as error:  # the others of the pass must not be left as they are for it
                     problems.append(error)
                 finally:
                     progress.ended.set()
-            if problems:
-                raise problems[0]
+        self._observe(made)
+        if problems:
+            raise problems[0]
 
-    def _end_one(self, claim: Claim, progress: Progress, result: "Product | Exception") -> None:
+    def _end_one(self, claim: Claim, progress: Progress, result: "Product | Exception") -> list[tuple[Outcome, Product]]:
+        """The job's outcome and product, where it ended with one."""
         try:
             if isinstance(result, ClaimLost | Stopping):
                 raise result
@@ -138,29 +144,32 @@ class Hands:
             kept = self._until_back(lambda: self.records.commit(claim, outcome), progress)
         except ClaimLost:
             self._lost(claim)
-            return
+            return []
         except Stopping:
             self._hand_back(claim, progress, "its worker was stopped", delay_ms=0, counts=False)
-            return
+            return []
         except _CacheRefused as refusal:
             self._discard(claim, claim.fence)
             self._hand_back(claim, progress, str(refusal), delay_ms=_AGAIN_MS, counts=refusal.counts)
-            return
+            return []
         if kept is None:
             self._lost(claim)
-            return
+            return []
         log.info(outcome.status)
-        if not isinstance(result, Exception):
-            self._observe(outcome, result)
         if outcome.status == "ready" and (kept.pinned or kept.ttl_ms != claim.ttl_ms):
             self._keep(claim, kept)
+        return [] if isinstance(result, Exception) else [(outcome, result)]
 
-    def _observe(self, outcome: Outcome, product: Product) -> None:
-        stages = {stage: (spent,) for stage, spent in outcome.timings.items()}
+    def _observe(self, made: list[tuple[Outcome, Product]]) -> None:
+        """After the last of a pass, whose steps are counted once: those of the job that took most."""
+        if not made:
+            return
+        stages = {stage: [outcome.timings[stage] for outcome, _ in made] for stage in made[0][0].timings}
+        steps = max((product.steps_ms for _, product in made), key=len)
         try:
-            self.records.observe({**stages, "inner_step": product.steps_ms})
+            self.records.observe({**stages, "inner_step": steps})
         except redis.RedisError as error:
-            log.warning("the times of a job are not counted: %s", type(error).__name__)
+            log.warning("the times of %d jobs are not counted: %s", len(made), type(error).__name__)
 
     def _lost(self, claim: Claim) -> None:
         self._discard(claim, claim.fence)

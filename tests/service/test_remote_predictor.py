@@ -16,6 +16,7 @@ from metatrain.artifact import Initialization
 from metatrain.base.text import TextBase
 from metatrain.baselines import frozen_prototypes, lora_from_zero
 from metatrain.errors import ArtifactError
+from service import wire
 from service.errors import Overloaded, Unavailable
 from service.predictor import InProcessPredictor, Wanted
 from service.remote_predictor import RemotePredictor
@@ -54,9 +55,10 @@ async def connected(base: TextBase, url: str) -> AsyncIterator[RemotePredictor]:
     await until(remote.alive)
     yield remote
     remote.close()
+    await asyncio.sleep(0.1)
 
 
-async def until(true: Callable[[], bool], seconds: float = 90) -> None:
+async def until(true: Callable[[], bool], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < deadline
@@ -111,51 +113,108 @@ def test_answers_and_errors_are_those_of_the_predictor_in_process(
     assert (tmp_path / "predictor.sock").stat().st_mode & 0o777 == 0o600
 
 
-def test_it_goes_and_comes_back_and_answers_what_it_had(
+def test_told_to_stop_it_answers_what_it_has_and_takes_no_more(
     tiny: TextBase, catalog: list[Initialization], redis_server: RedisServer, environment: dict[str, str], tmp_path: Path
 ) -> None:
+    """Callers that never pause, and one connection that never reads, do not keep it."""
     store = WeightStore(weights_client(redis_server.url))
     wanted, url = put(tiny, store, catalog[0], 1), f"unix://{tmp_path}/predictor.sock"
-    variables = {**environment, "REDIS_URL": redis_server.url}
 
     async def ask() -> None:
-        with predictor(url, variables, tmp_path / "log") as first:
+        with predictor(url, {**environment, "REDIS_URL": redis_server.url}, tmp_path / "log") as process:
             async with connected(tiny, url) as remote:
-                calls = [asyncio.wrap_future(remote.submit(wanted, TEXTS * 16)) for _ in range(8)]
-                await asyncio.sleep(0.05)
-                first.send_signal(signal.SIGTERM)
-                answers = await asyncio.gather(*calls)
-                assert [len(answer.probabilities) for answer in answers] == [64] * 8
+                _, deaf = await asyncio.open_unix_connection(f"{tmp_path}/predictor.sock")
+                deaf.write(wire.line({"about": wire.about(tiny)}))
+                for number in range(200):
+                    deaf.write(wire.line(wire.call(number, wanted, TEXTS * 40)))
+                answered, refused = 0, 0
+
+                async def call_on() -> None:
+                    nonlocal answered, refused
+                    while True:
+                        try:
+                            answer = await asyncio.wrap_future(remote.submit(wanted, TEXTS * 4))
+                            assert len(answer.probabilities) == 16
+                            answered += 1
+                        except (Unavailable, Overloaded):
+                            refused += 1
+                            return
+
+                callers = [asyncio.create_task(call_on()) for _ in range(8)]
+                await until(lambda: answered > 20)
+                began = time.monotonic()
+                process.send_signal(signal.SIGTERM)
+                await asyncio.wait_for(asyncio.gather(*callers), 20)
+                assert refused == 8
+                await until(lambda: process.poll() is not None, 20)
+                assert process.returncode == 0 and time.monotonic() - began < 20
                 await until(lambda: not remote.alive())
                 with pytest.raises(Unavailable, match="out of reach"):
                     remote.submit(wanted, TEXTS)
-                with predictor(url, variables, tmp_path / "log") as second:
-                    await until(remote.alive)
-                    call = remote.submit(wanted, TEXTS * 500)
-                    await asyncio.sleep(0)
-                    second.kill()
-                    with pytest.raises(Unavailable, match="went before"):
-                        await asyncio.wrap_future(call)
+                deaf.close()
+
+    asyncio.run(ask())
+    assert "Traceback" not in (tmp_path / "log").read_text()
+
+
+@asynccontextmanager
+async def pretender(path: Path, says: bytes) -> AsyncIterator[list[asyncio.StreamWriter]]:
+    """Says something to whoever connects, and then nothing any more. Yields who has."""
+    writers: list[asyncio.StreamWriter] = []
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
+        writer.write(says)
+        await reader.read()
+
+    server = await asyncio.start_unix_server(handle, str(path))
+    yield writers
+    server.close()
+    for writer in writers:
+        writer.close()
+    await asyncio.sleep(0.1)
+
+
+@pytest.mark.parametrize("odd", [b"1\n", b'{"answer": 0}\n', b"not json\n"], ids=["number", "half", "noise"])
+def test_after_an_odd_line_it_connects_again(tiny: TextBase, odd: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "predictor.sock"
+
+    async def ask() -> None:
+        async with pretender(path, wire.line({"about": wire.about(tiny), "gauges": {}}) + odd) as connections:
+            remote = RemotePredictor(tiny, f"unix://{path}")
+            await until(lambda: len(connections) >= 3, 10)
+            remote.close()
 
     asyncio.run(ask())
 
 
-def test_another_base_model_is_refused(
-    tiny64: TextBase, redis_server: RedisServer, environment: dict[str, str], tmp_path: Path
-) -> None:
-    url = f"unix://{tmp_path}/predictor.sock"
+def test_one_that_falls_silent_is_left_and_its_calls_end(tiny: TextBase, tmp_path: Path) -> None:
+    path = tmp_path / "predictor.sock"
 
     async def ask() -> None:
-        remote = RemotePredictor(tiny64, url)
-        await until(lambda: "predictor on" in (tmp_path / "log").read_text())
-        await asyncio.sleep(1.5)
-        assert not remote.alive()
-        remote.close()
+        hello = wire.line({"about": wire.about(tiny), "gauges": {}})
+        async with pretender(path, hello), connected(tiny, f"unix://{path}") as remote:
+            call = asyncio.wrap_future(remote.submit(Wanted("t", "a1", 7, "0" * 64), TEXTS))
+            with pytest.raises(Unavailable, match="went before"):
+                await asyncio.wait_for(call, 8)
 
-    with predictor(url, {**environment, "REDIS_URL": redis_server.url}, tmp_path / "log"):
-        asyncio.run(ask())
+    asyncio.run(ask())
 
 
+def test_another_base_model_is_refused(tiny: TextBase, tiny64: TextBase, tmp_path: Path) -> None:
+    path = tmp_path / "predictor.sock"
+
+    async def ask() -> None:
+        async with pretender(path, wire.line({"about": wire.about(tiny), "gauges": {}})):
+            remote = RemotePredictor(tiny64, f"unix://{path}")
+            await asyncio.sleep(1)
+            assert not remote.alive()
+            remote.close()
+
+    asyncio.run(ask())
+
+
+@pytest.mark.long
 def test_services_predict_through_it(redis_server: RedisServer, environment: dict[str, str], tmp_path: Path) -> None:
     url = f"unix://{tmp_path}/predictor.sock"
     variables = {**environment, "REDIS_URL": redis_server.url, "PREDICTOR_URL": url}

@@ -290,6 +290,34 @@ def test_each_queue_has_wake_ups_of_its_own(records: Records, redis_client: "red
     assert records.workers() == {"q": 2, "r": 1}
 
 
+def test_a_fence_never_comes_again_though_a_new_master_lost_the_counter(records: Records, redis_client: "redis.Redis") -> None:
+    records.accept("t", "a1", RECIPE, DAY, ())
+    first = claimed(records)
+    redis_client.delete("qs:fence")  # its last writes were not replicated, nor was the claim
+    redis_client.hset("qs:t:adapter:a1", mapping={"status": "queued", "fence": 0})
+    second = claimed(records)
+    assert second.fence > first.fence
+    assert not records.heartbeat(first, 10_000) and records.heartbeat(second, 10_000)
+
+
+def test_a_worker_of_another_queue_takes_nothing(records: Records) -> None:
+    records.accept("t", "a1", RECIPE, DAY, (), queue="q")
+    assert records.claim("t", "a1", lease_ms=10_000, attempts=3, worker="w", queue="r") is None
+    assert records.waiting(RECIPE.kin, 5) == [("t", "a1")]
+    claim = records.claim("t", "a1", lease_ms=10_000, attempts=3, worker="w", queue="q")
+    assert claim is not None and records.waiting(RECIPE.kin, 5) == []
+
+
+def test_a_record_from_before_there_were_queues_gets_one(records: Records, redis_client: "redis.Redis") -> None:
+    records.accept("t", "a1", RECIPE, DAY, ())
+    redis_client.hdel("qs:t:adapter:a1", "queue")
+    assert records.commit(claimed(records), Outcome(status="ready", digest="f"))
+    record = records.get("t", "a1")
+    assert record is not None and record.queue == "" and records.requeue(record, "evicted", "q")
+    assert records.claim("t", "a1", lease_ms=10_000, attempts=3, worker="w", queue="r") is None
+    assert "q" in records.queues()
+
+
 def test_times_are_counted_by_stage(records: Records) -> None:
     records.observe({"queue": (4.0,), "inner_step": (1.0, 7.5)})
     records.observe({"inner_step": (60.25,)})
