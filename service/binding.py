@@ -1,7 +1,10 @@
-"""Who may reach a service that asks for no key: this machine alone, unless it is said otherwise."""
+"""Where a service listens, and who may reach one that asks for no key: this machine alone, unless it is said otherwise. Torch-
+free."""
 
 import ipaddress
 import logging
+import socket
+import sys
 
 import redis
 
@@ -42,3 +45,15 @@ def opened(settings: ServiceSettings, host: str) -> ServiceSettings:
         )
     log.warning("there is no API key: whoever comes is tenant default with every scope, until `quickstudy keys create`")
     return settings
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Exits with one line and status 1 where the port is taken."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # asyncio turns Nagle off only where it is told TCP
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host, port))
+    except OSError as error:
+        sys.exit(f"error: --host {host} --port {port}: {error.strerror}")
+    return listening

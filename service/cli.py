@@ -51,15 +51,19 @@ def serve(host: str, port: int, data_dir: Path, without_keys: bool, tied: int | 
         settings = read_settings(ServiceSettings)
         settings = settings.model_copy(update={"allow_without_keys": True}) if without_keys else settings
         configure("service", settings.log_level, settings.log_format)
-        from service.serving import listen, run  # brings torch in, which takes seconds: a wrong setting is told before
+        from service.binding import listen
 
         listening = listen(host, port)
         if os.environ.get("REDIS_URL"):
+            from service.serving import run  # brings torch in, which takes seconds: what is wrong so far is told before
+
             run(settings, listening)
             return
         # SIGTERM between here and uvicorn's own handlers must unwind the block below too.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
         with standalone(data_dir.expanduser()) as url:
+            from service.serving import run  # while the worker, too, loads what it needs
+
             run(settings.model_copy(update={"redis_url": url}), listening)
     except (SettingsError, StandaloneError) as error:
         sys.exit(f"error: {error}")

@@ -51,18 +51,6 @@ class _Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """Exits with one line and status 1 where the port is taken."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # asyncio turns Nagle off only where it is told TCP
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listening.bind((host, port))
-    except OSError as error:
-        sys.exit(f"error: --host {host} --port {port}: {error.strerror}")
-    return listening
-
-
 def run_predictor(settings: ServiceSettings, url: str) -> None:
     """As `run`, of a predictor alone."""
     base, initializations = _load(settings.model_copy(update={"predictor_url": None}))

@@ -8,9 +8,9 @@ import pytest
 import redis
 
 from service.auth import Access, Door
-from service.binding import BindingRefused, opened
+from service.binding import BindingRefused, listen, opened
 from service.errors import Unauthenticated
-from service.serving import listen, run
+from service.serving import run
 from service.settings import ServiceSettings
 from tests.conftest import RedisServer
 from worker.keys import KEY_SECONDS, SCOPES, Keys
