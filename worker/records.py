@@ -26,7 +26,7 @@ from worker import scripts
 from worker.aliases import alias_keys
 from worker.errors import AdapterAliased, LimitReached
 from worker.logs import fields
-from worker.messages import DONE_CHANNEL, JobRecipe, Outcome, Status
+from worker.messages import DONE_CHANNEL, JobRecipe, Outcome, RecipeSummary, Status
 from worker.notes import Notes
 
 log = logging.getLogger(__name__)
@@ -40,6 +40,8 @@ JOB_STAGES = ("queue", "tokenize", "inner_loop", "inner_step", "store")
 STAGE_BOUNDS_MS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 30_000, 120_000)
 _JOB_SECONDS, _ROOM_SECONDS = 2, 60
 """When to ask again that met the limit of jobs, which end by themselves; of adapters or bytes, which somebody deletes."""
+_LEAST_READ = 50
+"""Records that a page with a filter reads at once: few may be wanted."""
 _PENDING = "qs:pending"
 _RUNNING = "qs:running"
 _COUNTS = "qs:counts"
@@ -71,14 +73,15 @@ class Kept:
 
 
 class Record(BaseModel):
-    """One adapter's account, as stored; `status` is of the record alone (the cache decides about `evicted`). Times in ms."""
+    """One adapter's account, as stored, but for its recipe (`Records.recipe`); `status` is of the record alone (the cache decides
+    about `evicted`). Times in ms."""
 
     model_config = ConfigDict(frozen=True)
 
     tenant: str
     adapter_id: str
     status: Status
-    recipe: JobRecipe
+    summary: RecipeSummary
     truncated: tuple[int, ...]
     created_at: int
     expires_at: int
@@ -97,6 +100,9 @@ class Record(BaseModel):
     name: str | None = None
     tags: tuple[str, ...] = ()
     parent: str | None = None
+
+
+_READ = [name for name in Record.model_fields if name not in ("tenant", "adapter_id")]
 
 
 @dataclass(frozen=True)
@@ -177,7 +183,8 @@ class Records:
             recipe.model_dump_json(exclude_defaults=True),
             json.dumps(truncated),
         ]
-        arguments += [WAKE_AGAIN_MS, RETENTION_MS, request, recipe.kin, queue, json.dumps(dict(limits)), size, *notes.flat()]
+        arguments += [WAKE_AGAIN_MS, RETENTION_MS, request, recipe.kin, queue, json.dumps(dict(limits)), size]
+        arguments += [recipe.summary.model_dump_json(), *notes.flat()]
         created, said, *refused = self._replicated(lambda pipe: self._accept(keys=keys, args=arguments, client=pipe))
         if refused:
             limit = _text(said)
@@ -300,8 +307,25 @@ class Records:
 
     def get(self, tenant: str, adapter_id: str) -> Record | None:
         """The record, with `expired` in place of `ready` once its time is over; None where there is none."""
-        raw = cast(dict[bytes, bytes], self._redis.hgetall(_record(tenant, adapter_id)))
-        return _read(tenant, adapter_id, raw, self._now()) if raw else None
+        content = cast(list[bytes | None], self._redis.hmget(_record(tenant, adapter_id), _READ))
+        return self._record_of(tenant, adapter_id, content, self._now())
+
+    def recipe(self, tenant: str, adapter_id: str) -> JobRecipe | None:
+        """What the adapter is made from, every example's text; None where there is no record."""
+        content = cast(bytes | None, self._redis.hget(_record(tenant, adapter_id), "recipe"))
+        return None if content is None else JobRecipe.model_validate_json(content)
+
+    def _record_of(self, tenant: str, adapter_id: str, content: list[bytes | None], now: int) -> Record | None:
+        """From the values of `_READ`."""
+        raw = {name: _text(value) for name, value in zip(_READ, content, strict=True) if value is not None}
+        if "status" not in raw:
+            return None
+        if "summary" not in raw:  # it was accepted before there were summaries
+            recipe = self.recipe(tenant, adapter_id)
+            if recipe is None:
+                return None
+            raw["summary"] = recipe.summary.model_dump_json()
+        return _read(tenant, adapter_id, raw, now)
 
     def step(self, tenant: str, adapter_id: str) -> Step | None:
         """How far a job is, for who looks again and again; None where there is no record."""
@@ -312,28 +336,35 @@ class Records:
         status, attempt, fence, losses = (_text(value or b"") for value in raw)
         return Step(cast(Status, status), int(attempt), int(fence), tuple(json.loads(losses or "[]")))
 
-    def page(self, tenant: str, limit: int, before: int | None) -> tuple[list[Record], int | None]:
-        """Records of a tenant, newest first, and the cursor of the next page (None at the end)."""
+    def page(
+        self, tenant: str, limit: int, before: int | None, wanted: Callable[[Record], bool] | None = None, most: int = 1000
+    ) -> tuple[list[Record], int | None]:
+        """Records of a tenant, newest first, and the cursor of the next page (None at the end). `wanted` chooses among them; then
+        there may be fewer than `limit` before the end, once `most` were looked at."""
         found: list[Record] = []
-        index, cursor = _index(tenant), before
-        while len(found) < limit:
+        index, cursor, left = _index(tenant), before, most
+        while len(found) < limit and left > 0:
+            number = limit - len(found) if wanted is None else min(left, max(_LEAST_READ, limit - len(found)))
             top: str | float = "+inf" if cursor is None else f"({cursor}"
             rows = cast(
                 list[tuple[bytes, float]],
-                self._redis.zrevrangebyscore(index, top, "-inf", start=0, num=limit - len(found), withscores=True),
+                self._redis.zrevrangebyscore(index, top, "-inf", start=0, num=number, withscores=True),
             )
             if not rows:
                 return found, None
             with self._redis.pipeline(transaction=False) as pipe:
                 for raw, _ in rows:
-                    pipe.hgetall(_record(tenant, _text(raw)))
+                    pipe.hmget(_record(tenant, _text(raw)), _READ)
                 contents, now = pipe.execute(), self._now()
             for (raw, score), content in zip(rows, contents, strict=True):
-                cursor = int(score)
-                if content:
-                    found.append(_read(tenant, _text(raw), content, now))
-                else:
+                if len(found) == limit:
+                    break
+                cursor, left = int(score), left - 1
+                record = self._record_of(tenant, _text(raw), content, now)
+                if record is None:
                     self._redis.zrem(index, raw)
+                elif wanted is None or wanted(record):
+                    found.append(record)
         return found, cursor
 
     def delete(self, tenant: str, adapter_id: str, *, only: Literal["", "dead", "over"] = "") -> int | None:
@@ -407,12 +438,12 @@ def adapter_id(key: bytes, tenant: str, recipe: JobRecipe) -> str:
     return "a" + hmac.new(key, content.encode(), hashlib.sha256).hexdigest()[:40]
 
 
-def _read(tenant: str, adapter_id: str, raw: dict[bytes, bytes], now: int) -> Record:
+def _read(tenant: str, adapter_id: str, raw: Mapping[str, str], now: int) -> Record:
     """As it is stored → as it is at `now`."""
-    fields: dict[str, Any] = {_text(key): _text(value) for key, value in raw.items()}
+    fields: dict[str, Any] = dict(raw)
     for key in ("truncated", "support_loss", "timings", "tags"):
         fields[key] = json.loads(fields.get(key) or ("{}" if key == "timings" else "[]"))
-    fields["recipe"] = json.loads(fields["recipe"])
+    fields["summary"] = json.loads(fields["summary"])
     over = fields.get("pinned") != "1" and int(fields["expires_at"]) <= now
     if fields["status"] == "ready" and over:
         fields["status"] = "expired"

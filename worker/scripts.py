@@ -6,7 +6,8 @@ that used up their attempts, by when); what else a script touches follows. ARGV[
 
 What a tenant has is counted in the same steps, under keys that begin as its records' do: `…:unfinished`, its unfinished jobs;
 `…:weighed`, adapters whose weights are counted, by when they expire (never, while they are pinned or made), each with its size in
-`bytes` of the record; `…:usage`, sums. What is in no set gives nothing back, so nothing is counted twice.
+`bytes` of the record; `…:usage`, sums, among them of the records' `example_bytes`. What is in no set, or has no such field, gives
+nothing back, so nothing is counted twice.
 
 A server without memory refuses a script's first write if that could need some, and none after it: so all but ACCEPT begin with a
 removal, and jobs can end, wait or be deleted there.
@@ -42,21 +43,25 @@ local function weigh(size, expires)
   redis.call('HINCRBY', own .. ':usage', 'bytes', size)
   redis.call('ZADD', own .. ':weighed', expires, id)
 end
+local function forget_examples()
+  local size = redis.call('HGET', KEYS[1], 'example_bytes')
+  if size then redis.call('HINCRBY', own .. ':usage', 'example_bytes', -size) end
+end
 local function finished() redis.call('SREM', own .. ':unfinished', id) end
 local function unfinished() redis.call('SADD', own .. ':unfinished', id) end
 """
 
 # KEYS … index, sequence, retire, queues. ARGV member, id, ttl_ms, recipe, truncated, wake_ms, retention_ms, request id, kin, queue,
-# limits as JSON (0: none), most bytes that the weights will have, notes. The fence stays: under it there may be weights to remove.
-# What is there already is not new: nothing limits it. Returns 1 or 0, status; or -1, the limit, the most it allows, what is used,
-# where nothing was done.
+# limits as JSON (0: none), most bytes that the weights will have, what is shown of the recipe, notes. The fence stays: under it
+# there may be weights to remove. What is there already is not new: nothing limits it. Returns 1 or 0,
+# status; or -1, the limit, the most it allows, what is used, where nothing was done.
 ACCEPT = (
     _NOW
     + _COUNT
     + _NOTE
     + _TENANT
     + """
-local old = redis.call('HMGET', KEYS[1], 'status', 'expires_at', 'pinned', 'created_at', 'fence')
+local old = redis.call('HMGET', KEYS[1], 'status', 'expires_at', 'pinned', 'created_at', 'fence', 'example_bytes')
 local status, pinned = old[1], old[3] == '1'
 local expire_at = now + tonumber(ARGV[3])
 local live = status == 'queued' or status == 'running' or (status == 'ready' and (pinned or tonumber(old[2]) > now))
@@ -64,8 +69,10 @@ if not live then
   local expired, freed = redis.call('ZRANGEBYSCORE', own .. ':weighed', '-inf', now), 0
   for _, which in ipairs(expired) do freed = freed + size_of(which) end
   local limits, size, more = cjson.decode(ARGV[11]), tonumber(ARGV[12]), redis.call('ZSCORE', KEYS[6], ARGV[2]) and 0 or 1
-  local bytes = tonumber(redis.call('HGET', own .. ':usage', 'bytes') or 0) - freed
+  local sums = redis.call('HMGET', own .. ':usage', 'bytes', 'example_bytes')
+  local bytes, examples = tonumber(sums[1] or 0) - freed, tonumber(sums[2] or 0)
   for _, each in ipairs({{'MAX_ADAPTERS', redis.call('ZCARD', KEYS[6]), more}, {'MAX_ADAPTER_BYTES', bytes, size},
+                         {'MAX_EXAMPLE_BYTES', examples, #ARGV[4] - tonumber(old[6] or 0)},
                          {'MAX_JOBS', redis.call('SCARD', own .. ':unfinished'), 1}}) do
     local most = limits[each[1]] or 0
     if most > 0 and each[3] > 0 and each[2] + each[3] > most then return {-1, each[1], most, each[2]} end
@@ -74,7 +81,10 @@ if not live then
   local kept = redis.call('HMGET', KEYS[1], 'name', 'tags', 'parent')
   for _, which in ipairs(expired) do unweigh(which) end
   unweigh(id)
+  forget_examples()
   redis.call('DEL', KEYS[1])
+  redis.call('HINCRBY', own .. ':usage', 'example_bytes', #ARGV[4])
+  redis.call('HSET', KEYS[1], 'example_bytes', #ARGV[4], 'summary', ARGV[13])
   redis.call('HSET', KEYS[1], 'status', 'queued', 'recipe', ARGV[4], 'truncated', ARGV[5], 'created_at', old[4] or now,
              'queued_at', now, 'attempt', 0, 'fence', old[5] or 0, 'lease_until', 0, 'pinned', old[3] or 0, 'request', ARGV[8],
              'kin', ARGV[9], 'queue', ARGV[10])
@@ -91,7 +101,7 @@ if not live then
   status = 'queued'
 end
 redis.call('HSET', KEYS[1], 'ttl_ms', ARGV[3], 'expires_at', expire_at)
-note(13)
+note(14)
 if status == 'ready' and not pinned then redis.call('ZADD', own .. ':weighed', 'XX', expire_at, id) end
 if not pinned then redis.call('ZADD', KEYS[8], expire_at + tonumber(ARGV[7]), ARGV[1]) end
 return {live and 0 or 1, status}
@@ -232,6 +242,7 @@ if ARGV[4] == '' and #aliases > 0 then return aliases end
 local fence = redis.call('HGET', KEYS[1], 'fence')
 finished()
 unweigh(id)
+forget_examples()
 redis.call('DEL', KEYS[1], KEYS[10])
 for _, alias in ipairs(aliases) do
   redis.call('HDEL', KEYS[11], alias)

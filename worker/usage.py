@@ -10,7 +10,7 @@ import redis
 
 from worker.errors import LimitReached
 
-LIMITS = ("MAX_ADAPTERS", "MAX_ADAPTER_BYTES", "MAX_JOBS", "MAX_REQUESTS_A_MINUTE")
+LIMITS = ("MAX_ADAPTERS", "MAX_ADAPTER_BYTES", "MAX_EXAMPLE_BYTES", "MAX_JOBS", "MAX_REQUESTS_A_MINUTE")
 
 # ARGV tenant. What has expired and is not given back yet does not count.
 _USED = """
@@ -19,10 +19,10 @@ local expired = 0
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', own .. ':weighed', '-inf', t[1] * 1000 + math.floor(t[2] / 1000))) do
   expired = expired + (redis.call('HGET', own .. ':adapter:' .. id, 'bytes') or 0)
 end
-local sums = redis.call('HMGET', own .. ':usage', 'bytes', 'adaptations', 'predictions')
+local sums = redis.call('HMGET', own .. ':usage', 'bytes', 'example_bytes', 'adaptations', 'predictions')
 local requests = redis.call('GET', own .. ':requests:' .. math.floor(t[1] / 60))
-return {redis.call('ZCARD', own .. ':adapters'), (sums[1] or 0) - expired, redis.call('SCARD', own .. ':unfinished'),
-        tonumber(requests or 0), tonumber(sums[2] or 0), tonumber(sums[3] or 0)}
+return {redis.call('ZCARD', own .. ':adapters'), (sums[1] or 0) - expired, tonumber(sums[2] or 0),
+        redis.call('SCARD', own .. ':unfinished'), tonumber(requests or 0), tonumber(sums[3] or 0), tonumber(sums[4] or 0)}
 """
 
 # ARGV tenant, how many, the most of a minute (0: no limit). Returns how many were counted before and the seconds that the minute
@@ -41,10 +41,12 @@ return {}
 @dataclass(frozen=True)
 class Used:
     """`adapters`: records, whatever their status; `bytes`: of weights that are ready, and the most that those being made will have;
-    `jobs`: unfinished; `adaptations` (jobs taken) and `predictions` (inputs answered) since the records began."""
+    `example_bytes`: of the records' examples; `jobs`: unfinished; `adaptations` (jobs taken) and `predictions` (inputs answered)
+    since the records began."""
 
     adapters: int
     bytes: int
+    example_bytes: int
     jobs: int
     requests_this_minute: int
     adaptations: int

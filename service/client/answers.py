@@ -197,6 +197,7 @@ class Usage:
     adaptations: int
     predictions: int
     limits: dict[str, int]
+    example_bytes: int = 0
 
 
 @dataclass(frozen=True)

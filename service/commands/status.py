@@ -26,6 +26,7 @@ def status(client: Client, as_json: bool) -> None:
         used = {
             "MAX_ADAPTERS": usage.adapters,
             "MAX_ADAPTER_BYTES": usage.bytes,
+            "MAX_EXAMPLE_BYTES": usage.example_bytes,
             "MAX_JOBS": usage.jobs,
             "MAX_REQUESTS_A_MINUTE": usage.requests_this_minute,
         }

@@ -1,6 +1,6 @@
 """`GET /adapters`, `GET`, `PATCH` and `DELETE /adapters/{adapter_id}`, `PUT` and `DELETE /adapters/{adapter_id}/pin`."""
 
-from collections.abc import Iterator
+from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query
@@ -18,8 +18,6 @@ from worker.notes import Notes
 from worker.records import Record
 
 router = APIRouter(tags=["adapters"])
-_LOOKED_AT = 1000
-"""Most records that one call with filters goes through."""
 
 
 @router.get("/adapters", responses=problems(*OF_ANY_ROUTE, InvalidRequest))
@@ -33,24 +31,15 @@ def list_adapters(
     name: Annotated[str | None, Query(max_length=100, description="only those of just this name")] = None,
 ) -> AdapterPage:
     """Adapters, newest first. With filters a page may be short, or empty, before the end: go on while there is a `next_cursor`."""
-    found: list[AdapterView] = []
-    following, left = (None if cursor is None else int(cursor)), _LOOKED_AT
-    while len(found) < limit and left > 0:
-        records, following = state.records.page(tenant, min(limit - len(found), left), following)
-        left -= len(records)
-        found += (view(record, state) for record in _chosen(records, status, tag, name, state))
-        if following is None:
-            break
-    return AdapterPage(adapters=found, next_cursor=None if following is None else str(following))
+    wanted = None if (status, tag, name) == (None, None, None) else partial(_wanted, status=status, tag=tag, name=name, state=state)
+    found, following = state.records.page(tenant, limit, None if cursor is None else int(cursor), wanted)
+    views = [view(record, state) for record in found]
+    return AdapterPage(adapters=views, next_cursor=None if following is None else str(following))
 
 
-def _chosen(
-    records: list[Record], status: Status | None, tag: str | None, name: str | None, state: ServiceState
-) -> Iterator[Record]:
-    for record in records:
-        noted = (tag is None or tag in record.tags) and (name is None or name == record.name)
-        if noted and (status is None or status == status_of(record, state)):
-            yield record
+def _wanted(record: Record, *, status: Status | None, tag: str | None, name: str | None, state: ServiceState) -> bool:
+    noted = (tag is None or tag in record.tags) and (name is None or name == record.name)
+    return noted and (status is None or status == status_of(record, state))
 
 
 @router.get("/adapters/{adapter_id}", responses=problems(*OF_ANY_ROUTE, InvalidRequest, UnknownAdapter))

@@ -20,6 +20,7 @@ from service.cli import main
 from service.settings import ServiceSettings
 from tests.end_to_end.conftest import Served, served
 from worker.keys import KEY_SECONDS
+from worker.usage import LIMITS
 
 SUPPORT = [
     {"input": "please close the account now", "label": "close"},
@@ -235,6 +236,13 @@ def test_requests_that_come_together_do_not_pass_a_limit(tenancy: Tenancy) -> No
     after = tenancy.ask("many", "GET", "/usage").json()
     assert after["adapters"] == 11 and after["bytes"] == usage["bytes"] * 11 // 12
     assert post(99).status_code == 200
+    keyed = {"Idempotency-Key": "the twelfth"}
+    for seed in (100, 101):  # neither has used the key up
+        body = {**BODY, "options": {"seed": seed}}
+        assert tenancy.ask("many", "POST", "/adapt", body, headers=keyed).status_code == 429
+    assert tenancy.ask("many", "DELETE", f"/adapters/{answers[taken[2]].json()['adapter_id']}").status_code == 204
+    assert tenancy.ask("many", "POST", "/adapt", {**BODY, "options": {"seed": 102}}, headers=keyed).status_code in (200, 202)
+    assert tenancy.ask("many", "POST", "/adapt", body, headers=keyed).status_code == 422
 
 
 def test_requests_of_a_minute_are_limited_for_their_tenant_alone(tenancy: Tenancy) -> None:
@@ -256,7 +264,7 @@ def test_usage_is_ones_own_and_anothers_with_admin_alone(tenancy: Tenancy) -> No
     assert tenancy.ask("predict", "POST", "/predict", {"adapter_id": adapter, "inputs": ["a", "b", "c"]}).status_code == 200
     after = tenancy.ask("predict", "GET", "/usage").json()
     assert after["predictions"] == before["predictions"] + 3 and after["tenant"] == "acme"
-    assert after["limits"] == {"MAX_ADAPTERS": 12, "MAX_ADAPTER_BYTES": 0, "MAX_JOBS": 0, "MAX_REQUESTS_A_MINUTE": 500}
+    assert after["limits"] == {**dict.fromkeys(LIMITS, 0), "MAX_ADAPTERS": 12, "MAX_REQUESTS_A_MINUTE": 500}
     assert tenancy.ask("other", "GET", "/usage", params={"tenant": "acme"}).json()["predictions"] == after["predictions"]
     refused = tenancy.ask("both", "GET", "/usage", params={"tenant": "globex"})
     assert refused.status_code == 403 and refused.json()["scope"] == "admin"

@@ -10,7 +10,8 @@ from tests.conftest import RedisServer
 from worker.app import KEY_PREFIX, celery_app, oldest_wake_up
 from worker.errors import WeightsCorrupt, WeightsMissing
 from worker.messages import ADAPT_TASK, DONE_CHANNEL, FIRST, IN_TURN, JobRecipe, Outcome, wake_up
-from worker.records import Claim, Records, adapter_id
+from worker.notes import Notes
+from worker.records import Claim, Record, Records, adapter_id
 from worker.store import WeightStore, weights_digest
 
 RECIPE = JobRecipe(
@@ -360,6 +361,43 @@ def test_pages_are_newest_first_and_complete(records: Records) -> None:
     assert seen == ["a6", "a5", "a4", "a2", "a1", "a0"]
 
 
+def test_a_page_of_few_that_are_wanted_goes_through_many_and_misses_none(records: Records) -> None:
+    for i in range(120):
+        records.accept("t", f"a{i}", RECIPE, DAY, (), notes=Notes(name="it" if i % 7 == 0 else "other"))
+
+    def wanted(record: Record) -> bool:
+        looked.append(record.adapter_id)
+        return record.name == "it"
+
+    seen: list[str] = []
+    cursor: int | None = None
+    for _ in range(30):
+        looked: list[str] = []
+        page, cursor = records.page("t", 2, cursor, wanted, most=60)
+        seen += [record.adapter_id for record in page]
+        assert len(page) <= 2 and len(looked) <= 60
+        if cursor is None:
+            break
+    assert seen == [f"a{i}" for i in range(119, -1, -1) if i % 7 == 0]
+    assert records.page("t", 2, None, lambda record: record.adapter_id == "a0", most=60)[0] == []
+
+
+def test_examples_are_read_only_where_they_are_needed(records: Records, redis_client: "redis.Redis") -> None:
+    """A support set may have millions of bytes, and there are pages of 200."""
+    large = RECIPE.model_copy(update={"support": tuple((f"{i} {'x' * 2_000}", f"label {i % 3}") for i in range(500))})
+    for i in range(10):
+        records.accept("t", f"a{i}", large, DAY, ())
+    sent = int(redis_client.info("stats")["total_net_output_bytes"])
+    page, _ = records.page("t", 10, None)
+    first = records.get("t", "a0")
+    assert int(redis_client.info("stats")["total_net_output_bytes"]) - sent < 50_000
+    assert first is not None and len(page) == 10 and page[-1] == first
+    assert (first.summary.examples, first.summary.labels) == (500, ("label 0", "label 1", "label 2"))
+    redis_client.hdel("qs:t:adapter:a0", "summary")  # as of before there were any
+    assert records.get("t", "a0") == first and records.page("t", 10, None)[0] == page
+    assert records.recipe("t", "a0") == large and records.recipe("t", "never") is None
+
+
 def test_the_end_of_a_job_is_published(records: Records, redis_client: "redis.Redis") -> None:
     channel = cast(Any, redis_client).pubsub()
     channel.subscribe(DONE_CHANNEL)
@@ -378,7 +416,7 @@ def test_records_survive_a_killed_server(redis_server: RedisServer) -> None:
     redis_server.stop()
     redis_server.start()
     record = Records(client).get("t", "a1")
-    assert record is not None and record.recipe == RECIPE
+    assert record is not None and record.summary == RECIPE.summary and Records(client).recipe("t", "a1") == RECIPE
     client.close()
 
 

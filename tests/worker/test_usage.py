@@ -19,6 +19,7 @@ from worker.records import Claim, Records
 from worker.usage import Usage, Used
 
 ESTIMATE = 100
+EXAMPLES = len(RECIPE.model_dump_json(exclude_defaults=True))
 
 
 def claimed(records: Records, tenant: str, identity: str, attempts: int = 3) -> Claim | None:
@@ -71,7 +72,7 @@ def test_bytes_are_counted_where_they_are_committed_and_given_back(redis_client:
     records.accept("t", "a4", RECIPE, DAY, (), size=ESTIMATE)
     assert claimed(records, "t", "a4", attempts=0) is None and used() == (3, 0, 0)  # dead
     assert records.revive("t", "a4") and used() == (3, ESTIMATE, 1)
-    assert usage.of("t").adaptations == 5 and usage.of("u") == Used(0, 0, 0, 0, 0, 0)
+    assert usage.of("t").adaptations == 5 and usage.of("u") == Used(0, 0, 0, 0, 0, 0, 0)
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -124,6 +125,7 @@ def test_after_anything_usage_is_what_the_records_say(redis_client: "redis.Redis
             unfinished = sum(r.status != "ready" for r in counted.values())
             own = usage.of(tenant)
             assert (own.adapters, own.bytes, own.jobs) == (len(held), sum(sizes[n] for n in counted), unfinished)
+            assert own.example_bytes == len(held) * EXAMPLES
 
 
 @pytest.mark.parametrize(("limit", "most"), [("MAX_ADAPTERS", 5), ("MAX_ADAPTER_BYTES", 5 * ESTIMATE + 99), ("MAX_JOBS", 5)])
@@ -148,6 +150,28 @@ def test_those_who_come_together_do_not_pass_a_limit(redis_server: RedisServer, 
     assert (
         counts["accepted"] == 6 and records.get("t", next(f"a{n}" for n in range(24) if ask(n) in refusals or n == 0)) is not None
     )
+
+
+def test_examples_count_until_their_record_is_gone(redis_client: "redis.Redis") -> None:
+    records, usage = Records(redis_client), Usage(redis_client)
+    limits = {"MAX_EXAMPLE_BYTES": 2 * EXAMPLES}
+    for identity in ("a1", "a2"):
+        records.accept("t", identity, RECIPE, DAY, (), limits=limits)
+    failing = claimed(records, "t", "a1")
+    assert failing is not None and records.commit(failing, Outcome(status="failed", error="because"))
+    assert usage.of("t").example_bytes == 2 * EXAMPLES
+    with pytest.raises(LimitReached) as refused:
+        records.accept("t", "a3", RECIPE, DAY, (), limits=limits)
+    assert (refused.value.limit, refused.value.used) == ("MAX_EXAMPLE_BYTES", 2 * EXAMPLES) and refused.value.retry_after == 60
+    assert records.accept("t", "a1", RECIPE, DAY, (), limits=limits) == (True, "queued")  # no more examples than before
+    assert records.delete("t", "a2") is not None and usage.of("t").example_bytes == EXAMPLES
+    records.accept("t", "a3", RECIPE, 1, (), limits=limits)
+    ready(records, "t", "a3", 1)
+    redis_client.zadd("qs:retire", {"t/a3": 1})
+    assert len(records.retire()) == 1 and usage.of("t").example_bytes == EXAMPLES
+    redis_client.hdel("qs:t:adapter:a1", "example_bytes")  # as of before they were counted
+    redis_client.hset("qs:t:usage", "example_bytes", 0)
+    assert records.delete("t", "a1") is not None and usage.of("t").example_bytes == 0
 
 
 def test_requests_of_a_minute(redis_client: "redis.Redis") -> None:
