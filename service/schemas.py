@@ -364,17 +364,26 @@ class UsageView(BaseModel):
     model_config = _example(
         tenant="default",
         adapters=3,
+        aliases=1,
         bytes=1_805_652,
         example_bytes=2_391,
         jobs=1,
         requests_this_minute=12,
         adaptations=41,
         predictions=20_410,
-        limits={"MAX_ADAPTERS": 0, "MAX_ADAPTER_BYTES": 0, "MAX_EXAMPLE_BYTES": 0, "MAX_JOBS": 0, "MAX_REQUESTS_A_MINUTE": 0},
+        limits={
+            "MAX_ADAPTERS": 0,
+            "MAX_ADAPTER_BYTES": 0,
+            "MAX_EXAMPLE_BYTES": 0,
+            "MAX_JOBS": 0,
+            "MAX_ALIASES": 1000,
+            "MAX_REQUESTS_A_MINUTE": 0,
+        },
     )
 
     tenant: str
     adapters: int = Field(description="that there is a record of, whatever its status")
+    aliases: int
     bytes: int = Field(description="of weights that are ready, and most that those being made will have")
     example_bytes: int = Field(description="of the examples in records, whatever their status")
     jobs: int = Field(description="that are queued or running")

@@ -11,6 +11,7 @@ from typing import Any, cast
 import redis
 
 from worker import scripts
+from worker.errors import ROOM_SECONDS, LimitReached
 
 _ALIAS = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _ADAPTER_ID = re.compile(r"a[0-9a-f]{40}")
@@ -55,10 +56,13 @@ class Aliases:
         found = cast(bytes | None, self._redis.hget(_targets(tenant), alias))
         return None if found is None else _read(alias, found)
 
-    def point(self, tenant: str, alias: str, adapter_id: str, expected: str | None = "*") -> Moved:
-        """Have an alias point at an adapter, in one step with the question where it points now: `*` is anywhere, None nowhere."""
+    def point(self, tenant: str, alias: str, adapter_id: str, expected: str | None = "*", most: int = 0) -> Moved:
+        """Have an alias point at an adapter, in one step with the question where it points now: `*` is anywhere, None nowhere.
+        Raises LimitReached where the tenant would have more than `most` aliases (0: no limit)."""
         keys = [*alias_keys(tenant, adapter_id), f"qs:{tenant}:adapter:{adapter_id}"]
-        verdict, before = self._point(keys=keys, args=[alias, adapter_id, expected or "", _of(tenant, "")])
+        verdict, before, *used = self._point(keys=keys, args=[alias, adapter_id, expected or "", _of(tenant, ""), most])
+        if used:
+            raise LimitReached("MAX_ALIASES", most, *map(int, used), retry_after=ROOM_SECONDS)
         return Moved(verdict.decode(), before.decode() or None)
 
     def remove(self, tenant: str, alias: str) -> bool:

@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict
 
 from worker import scripts
 from worker.aliases import alias_keys
-from worker.errors import AdapterAliased, LimitReached
+from worker.errors import JOB_SECONDS, ROOM_SECONDS, AdapterAliased, AdapterExpired, LimitReached
 from worker.logs import fields
 from worker.messages import DONE_CHANNEL, JobRecipe, Outcome, RecipeSummary, Status
 from worker.notes import Notes
@@ -38,8 +38,6 @@ RETENTION_MS = 7 * 24 * 3600 * 1000
 RECOVERY_BOUNDS_MS = (1_000, 2_500, 5_000, 10_000, 20_000, 40_000, 80_000, 160_000)
 JOB_STAGES = ("queue", "tokenize", "inner_loop", "inner_step", "store")
 STAGE_BOUNDS_MS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 30_000, 120_000)
-_JOB_SECONDS, _ROOM_SECONDS = 2, 60
-"""When to ask again that met the limit of jobs, which end by themselves; of adapters or bytes, which somebody deletes."""
 _LEAST_READ = 50
 """Records that a page with a filter reads at once: few may be wanted."""
 _PENDING = "qs:pending"
@@ -50,6 +48,7 @@ _REPLICATION_MS = 2_000
 _ERASE, _ERASE_LAST = "qs:erase", "qs:erase-last"
 _RETIRE = "qs:retire"
 _FENCE = "qs:fence"
+_WORKERS, _DESCRIPTIONS = "qs:workers", "qs:worker-descriptions"
 _QUEUES = "qs:queues"
 _SEQUENCE = "qs:sequence"
 
@@ -142,6 +141,7 @@ class Records:
         self._delete = client.register_script(scripts.DELETE)
         self._requeue = client.register_script(scripts.REQUEUE)
         self._revive = client.register_script(scripts.REVIVE)
+        self._announce = client.register_script(scripts.ANNOUNCE)
         self._pin = client.register_script(scripts.PIN)
         self._annotate = client.register_script(scripts.ANNOTATE)
         self._erased = client.register_script(scripts.ERASED)
@@ -188,7 +188,7 @@ class Records:
         created, said, *refused = self._replicated(lambda pipe: self._accept(keys=keys, args=arguments, client=pipe))
         if refused:
             limit = _text(said)
-            raise LimitReached(limit, *map(int, refused), retry_after=_JOB_SECONDS if limit == "MAX_JOBS" else _ROOM_SECONDS)
+            raise LimitReached(limit, *map(int, refused), retry_after=JOB_SECONDS if limit == "MAX_JOBS" else ROOM_SECONDS)
         return bool(created), cast(Status, _text(said))
 
     def _replicated(self, write: Callable[["redis.Redis"], Any]) -> Any:
@@ -276,10 +276,17 @@ class Records:
         return bool(self._revive(keys=keys, args=[_member(tenant, adapter_id), RETENTION_MS]))
 
     def pin(self, tenant: str, adapter_id: str, pinned: bool) -> int | None:
-        """Keep an adapter from expiring, or have its TTL start anew. Returns that TTL in ms, None where there is no record."""
+        """Keep an adapter from expiring, or have its TTL start anew. Returns that TTL in ms, None where there is no record.
+        Raises AdapterExpired where its time is over already."""
         arguments: list[Any] = [_member(tenant, adapter_id), int(pinned), RETENTION_MS]
         ttl = self._pin(keys=[*_keys(tenant, adapter_id), _RETIRE], args=arguments)
+        if ttl == -1:
+            raise AdapterExpired(adapter_id)
         return None if ttl is None else int(ttl)
+
+    def unfinished(self, tenant: str) -> int:
+        """How many jobs of a tenant are queued or running."""
+        return self._redis.scard(f"qs:{tenant}:unfinished")
 
     def annotate(self, tenant: str, adapter_id: str, notes: Notes) -> bool:
         """False where there is no record."""
@@ -415,15 +422,18 @@ class Records:
 
     def announce_worker(self, name: str, description: dict[str, Any], seconds: int) -> None:
         """Say that a worker is alive, for `seconds`."""
-        self._redis.set(f"qs:worker:{name}", json.dumps(description), ex=seconds)
+        self._announce(keys=[_WORKERS, _DESCRIPTIONS], args=[name, json.dumps(description), 1000 * seconds])
 
     def retire_worker(self, name: str) -> None:
-        self._redis.delete(f"qs:worker:{name}")
+        with self._redis.pipeline() as pipe:
+            pipe.zrem(_WORKERS, name)
+            pipe.hdel(_DESCRIPTIONS, name)
+            pipe.execute()
 
     def workers(self) -> dict[str, int]:
         """How many workers have said so lately, by queue."""
-        names = list(self._redis.scan_iter(match="qs:worker:*", count=1000))
-        said = cast(list[bytes | None], self._redis.mget(names)) if names else []
+        names = cast(list[bytes], self._redis.zrangebyscore(_WORKERS, f"({self._now()}", "+inf"))
+        said = cast(list[bytes | None], self._redis.hmget(_DESCRIPTIONS, names)) if names else []
         return dict(Counter(json.loads(each).get("queue", "") for each in said if each is not None))
 
     def _now(self) -> int:

@@ -47,6 +47,7 @@ local function forget_examples()
   local size = redis.call('HGET', KEYS[1], 'example_bytes')
   if size then redis.call('HINCRBY', own .. ':usage', 'example_bytes', -size) end
 end
+local function expired() return redis.call('ZRANGEBYSCORE', own .. ':weighed', '-inf', now, 'LIMIT', 0, 1000) end
 local function finished() redis.call('SREM', own .. ':unfinished', id) end
 local function unfinished() redis.call('SADD', own .. ':unfinished', id) end
 """
@@ -66,8 +67,8 @@ local status, pinned = old[1], old[3] == '1'
 local expire_at = now + tonumber(ARGV[3])
 local live = status == 'queued' or status == 'running' or (status == 'ready' and (pinned or tonumber(old[2]) > now))
 if not live then
-  local expired, freed = redis.call('ZRANGEBYSCORE', own .. ':weighed', '-inf', now), 0
-  for _, which in ipairs(expired) do freed = freed + size_of(which) end
+  local over, freed = expired(), 0
+  for _, which in ipairs(over) do freed = freed + size_of(which) end
   local limits, size, more = cjson.decode(ARGV[11]), tonumber(ARGV[12]), redis.call('ZSCORE', KEYS[6], ARGV[2]) and 0 or 1
   local sums = redis.call('HMGET', own .. ':usage', 'bytes', 'example_bytes')
   local bytes, examples = tonumber(sums[1] or 0) - freed, tonumber(sums[2] or 0)
@@ -75,11 +76,14 @@ if not live then
                          {'MAX_EXAMPLE_BYTES', examples, #ARGV[4] - tonumber(old[6] or 0)},
                          {'MAX_JOBS', redis.call('SCARD', own .. ':unfinished'), 1}}) do
     local most = limits[each[1]] or 0
-    if most > 0 and each[3] > 0 and each[2] + each[3] > most then return {-1, each[1], most, each[2]} end
+    if most > 0 and each[3] > 0 and each[2] + each[3] > most then
+      for _, which in ipairs(over) do unweigh(which) end  -- there may be more of them, for who comes next
+      return {-1, each[1], most, each[2]}
+    end
   end
   count('accepted')  -- the first write: refused where memory is short
   local kept = redis.call('HMGET', KEYS[1], 'name', 'tags', 'parent')
-  for _, which in ipairs(expired) do unweigh(which) end
+  for _, which in ipairs(over) do unweigh(which) end
   unweigh(id)
   forget_examples()
   redis.call('DEL', KEYS[1])
@@ -303,19 +307,20 @@ return 1
 """
 )
 
-# KEYS … retire. ARGV member, '1' or '0', retention_ms. Pinned, an adapter does not expire; unpinned, its TTL starts anew. Returns
-# the TTL in ms; nil: unknown.
+# KEYS … retire. ARGV member, '1' or '0', retention_ms. Pinned, an adapter does not expire; unpinned, its TTL starts anew. One that
+# has expired stays so: its bytes are given back. Returns the TTL in ms; -1: expired; nil: unknown.
 PIN = (
     _NOW
     + _TENANT
     + """
-local ttl = redis.call('HGET', KEYS[1], 'ttl_ms')
+local r = redis.call('HMGET', KEYS[1], 'ttl_ms', 'status', 'pinned', 'expires_at')
+local ttl, ready = r[1], r[2] == 'ready'
 if not ttl then return nil end
-local ready = redis.call('HGET', KEYS[1], 'status') == 'ready'
+if ready and r[3] ~= '1' and tonumber(r[4]) <= now then return -1 end
 redis.call('ZREM', KEYS[6], ARGV[1])
 redis.call('HSET', KEYS[1], 'pinned', ARGV[2], 'expires_at', now + tonumber(ttl))
 if ARGV[2] ~= '1' then redis.call('ZADD', KEYS[6], now + tonumber(ttl) + tonumber(ARGV[3]), ARGV[1]) end
-if ready then weigh(size_of(id), ARGV[2] == '1' and '+inf' or now + tonumber(ttl)) end  -- anew, if it had expired
+if ready then weigh(size_of(id), ARGV[2] == '1' and '+inf' or now + tonumber(ttl)) end
 return ttl
 """
 )
@@ -331,7 +336,8 @@ return 1
 )
 
 # KEYS aliases of the adapter, targets, names, its record. ARGV alias, adapter id, expected ('*': wherever it points; '': nowhere),
-# the key of an adapter's aliases without its id. Moves an alias. Returns what happened, and where it pointed before.
+# the key of an adapter's aliases without its id, the most aliases that there may be (0: no limit). Moves an alias. Returns what
+# happened, where it pointed before, and how many aliases there are where there may be no more.
 POINT = (
     _NOW
     + """
@@ -339,6 +345,8 @@ local was = redis.call('HGET', KEYS[2], ARGV[1])
 local before = was and string.match(was, '^%w+') or ''
 if redis.call('EXISTS', KEYS[4]) == 0 then return {'unknown', before} end
 if ARGV[3] ~= '*' and ARGV[3] ~= before then return {'moved', before} end
+local most, used = tonumber(ARGV[5]), redis.call('HLEN', KEYS[2])
+if not was and most > 0 and used >= most then return {'full', before, used} end
 if was then redis.call('SREM', ARGV[4] .. before, ARGV[1]) end
 redis.call('HSET', KEYS[2], ARGV[1], ARGV[2] .. ' ' .. now)
 redis.call('ZADD', KEYS[3], 0, ARGV[1])
@@ -356,6 +364,34 @@ redis.call('HDEL', KEYS[1], ARGV[1])
 redis.call('ZREM', KEYS[2], ARGV[1])
 return 1
 """
+
+# ARGV the tenant and a slash. Gives back what has expired, up to a thousand adapters of it a call. Returns what `worker.usage.Used`
+# has, in its order.
+USED = (
+    _NOW
+    + _TENANT
+    + """
+for _, which in ipairs(expired()) do unweigh(which) end
+local sums = redis.call('HMGET', own .. ':usage', 'bytes', 'example_bytes', 'adaptations', 'predictions')
+local requests = redis.call('GET', own .. ':requests:' .. math.floor(t[1] / 60))
+return {redis.call('ZCARD', own .. ':adapters'), redis.call('HLEN', own .. ':alias-targets'), tonumber(sums[1] or 0),
+        tonumber(sums[2] or 0), redis.call('SCARD', own .. ':unfinished'), tonumber(requests or 0), tonumber(sums[3] or 0),
+        tonumber(sums[4] or 0)}
+"""
+)
+
+# KEYS workers by the end of their announcement, descriptions. ARGV name, description, ms that it holds. Those that fell silent go.
+ANNOUNCE = (
+    _NOW
+    + """
+for _, name in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now)) do
+  redis.call('ZREM', KEYS[1], name)
+  redis.call('HDEL', KEYS[2], name)
+end
+redis.call('ZADD', KEYS[1], now + tonumber(ARGV[3]), ARGV[1])
+redis.call('HSET', KEYS[2], ARGV[1], ARGV[2])
+"""
+)
 
 # KEYS erase, erase-last. ARGV when the file was begun that is there now. What was deleted later is still in it.
 ERASED = """

@@ -198,6 +198,7 @@ class Usage:
     predictions: int
     limits: dict[str, int]
     example_bytes: int = 0
+    aliases: int = 0
 
 
 @dataclass(frozen=True)

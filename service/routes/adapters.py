@@ -6,13 +6,13 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Query
 
 from service.auth import needs
-from service.errors import AdapterInUse, InvalidRequest, UnknownAdapter
+from service.errors import AdapterInUse, AdapterNotReady, InvalidRequest, UnknownAdapter
 from service.limits import check_notes
 from service.openapi import OF_A_BODY, OF_ANY_ROUTE, problems
 from service.schemas import AdapterChanges, AdapterId, AdapterPage, AdapterView
 from service.state import ServiceState, State, Tenant
 from service.views import status_of, view
-from worker.errors import AdapterAliased
+from worker.errors import AdapterAliased, AdapterExpired
 from worker.messages import Status
 from worker.notes import Notes
 from worker.records import Record
@@ -80,7 +80,7 @@ def delete_adapter(adapter_id: AdapterId, state: State, tenant: Tenant) -> None:
         state.store.remove(tenant, adapter_id, record.fence)
         fence = state.records.delete(tenant, adapter_id)
     except AdapterAliased as error:
-        raise AdapterInUse(f"adapter {adapter_id}: {error}", aliases=error.aliases) from error
+        raise AdapterInUse(f"adapter {adapter_id}: {error}", aliases=error.aliases, aliases_total=error.number) from error
     if fence is not None:
         state.store.remove(tenant, adapter_id, fence)
     if record.digest is not None:
@@ -91,10 +91,10 @@ def delete_adapter(adapter_id: AdapterId, state: State, tenant: Tenant) -> None:
     "/adapters/{adapter_id}/pin",
     status_code=204,
     dependencies=[Depends(needs("adapt"))],
-    responses=problems(*OF_ANY_ROUTE, *OF_A_BODY, UnknownAdapter),
+    responses=problems(*OF_ANY_ROUTE, *OF_A_BODY, UnknownAdapter, AdapterNotReady),
 )
 def pin_adapter(adapter_id: AdapterId, state: State, tenant: Tenant) -> None:
-    """Keep an adapter: it does not expire, and its weights are not evicted."""
+    """Keep an adapter: it does not expire, and its weights are not evicted. One that has expired is not kept: adapt anew."""
     _pin(adapter_id, state, tenant, pinned=True)
 
 
@@ -102,7 +102,7 @@ def pin_adapter(adapter_id: AdapterId, state: State, tenant: Tenant) -> None:
     "/adapters/{adapter_id}/pin",
     status_code=204,
     dependencies=[Depends(needs("adapt"))],
-    responses=problems(*OF_ANY_ROUTE, InvalidRequest, UnknownAdapter),
+    responses=problems(*OF_ANY_ROUTE, InvalidRequest, UnknownAdapter, AdapterNotReady),
 )
 def unpin_adapter(adapter_id: AdapterId, state: State, tenant: Tenant) -> None:
     """Let an adapter expire again; its TTL starts anew."""
@@ -110,7 +110,10 @@ def unpin_adapter(adapter_id: AdapterId, state: State, tenant: Tenant) -> None:
 
 
 def _pin(adapter_id: str, state: ServiceState, tenant: str, *, pinned: bool) -> None:
-    ttl_ms = state.records.pin(tenant, adapter_id, pinned)
+    try:
+        ttl_ms = state.records.pin(tenant, adapter_id, pinned)
+    except AdapterExpired as error:
+        raise AdapterNotReady(f"adapter {adapter_id} is expired: adapt anew", adapter_status="expired") from error
     if ttl_ms is None:
         raise UnknownAdapter(f"no adapter {adapter_id}")
     record = _known(adapter_id, state, tenant)

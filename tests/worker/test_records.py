@@ -8,7 +8,7 @@ import redis
 
 from tests.conftest import RedisServer
 from worker.app import KEY_PREFIX, celery_app, oldest_wake_up
-from worker.errors import WeightsCorrupt, WeightsMissing
+from worker.errors import AdapterExpired, WeightsCorrupt, WeightsMissing
 from worker.messages import ADAPT_TASK, DONE_CHANNEL, FIRST, IN_TURN, JobRecipe, Outcome, wake_up
 from worker.notes import Notes
 from worker.records import Claim, Record, Records, adapter_id
@@ -252,6 +252,10 @@ def test_a_pinned_adapter_does_not_expire(records: Records, redis_client: "redis
     record = records.get("t", "a1")
     assert record is not None and not record.pinned and record.status == "expired"
     assert redis_client.zscore("qs:retire", "t/a1") is not None
+    for pinned in (True, False):  # its bytes are given back: to have it again it must be accepted
+        with pytest.raises(AdapterExpired):
+            records.pin("t", "a1", pinned)
+    assert records.get("t", "a1") == record and redis_client.zscore("qs:retire", "t/a1") is not None
 
 
 def test_due_names_what_was_lost_once_and_only_that(records: Records, redis_client: "redis.Redis") -> None:
@@ -289,6 +293,13 @@ def test_each_queue_has_wake_ups_of_its_own(records: Records, redis_client: "red
     for number, queue in enumerate(("q", "q", "r")):
         records.announce_worker(f"w{number}", {"queue": queue}, 10)
     assert records.workers() == {"q": 2, "r": 1}
+    records.retire_worker("w0")
+    records.announce_worker("w1", {"queue": "r"}, 10)
+    assert records.workers() == {"r": 2}
+    redis_client.zadd("qs:workers", {"w1": 1})  # silent since
+    assert records.workers() == {"r": 1}
+    records.announce_worker("w2", {"queue": "r"}, 10)
+    assert redis_client.hkeys("qs:worker-descriptions") == [b"w2"]
 
 
 def test_times_are_counted_by_stage(records: Records) -> None:
