@@ -54,8 +54,8 @@ local function unfinished() redis.call('SADD', own .. ':unfinished', id) end
 
 # KEYS … index, sequence, retire, queues. ARGV member, id, ttl_ms, recipe, truncated, wake_ms, retention_ms, request id, kin, queue,
 # limits as JSON (0: none), most bytes that the weights will have, what is shown of the recipe, notes. The fence stays: under it
-# there may be weights to remove. What is there already is not new: nothing limits it. Returns 1 or 0,
-# status; or -1, the limit, the most it allows, what is used, where nothing was done.
+# there may be weights to remove. What is there already is not new: nothing limits it. Returns 1 or 0, status; or -1, the limit, the
+# most it allows, what is used, where nothing was done.
 ACCEPT = (
     _NOW
     + _COUNT
@@ -334,36 +334,6 @@ note(1)
 return 1
 """
 )
-
-# KEYS aliases of the adapter, targets, names, its record. ARGV alias, adapter id, expected ('*': wherever it points; '': nowhere),
-# the key of an adapter's aliases without its id, the most aliases that there may be (0: no limit). Moves an alias. Returns what
-# happened, where it pointed before, and how many aliases there are where there may be no more.
-POINT = (
-    _NOW
-    + """
-local was = redis.call('HGET', KEYS[2], ARGV[1])
-local before = was and string.match(was, '^%w+') or ''
-if redis.call('EXISTS', KEYS[4]) == 0 then return {'unknown', before} end
-if ARGV[3] ~= '*' and ARGV[3] ~= before then return {'moved', before} end
-local most, used = tonumber(ARGV[5]), redis.call('HLEN', KEYS[2])
-if not was and most > 0 and used >= most then return {'full', before, used} end
-if was then redis.call('SREM', ARGV[4] .. before, ARGV[1]) end
-redis.call('HSET', KEYS[2], ARGV[1], ARGV[2] .. ' ' .. now)
-redis.call('ZADD', KEYS[3], 0, ARGV[1])
-redis.call('SADD', KEYS[1], ARGV[1])
-return {'set', before}
-"""
-)
-
-# KEYS targets, names. ARGV alias, the key of an adapter's aliases without its id. 0: unknown.
-UNPOINT = """
-local was = redis.call('HGET', KEYS[1], ARGV[1])
-if not was then return 0 end
-redis.call('SREM', ARGV[2] .. string.match(was, '^%w+'), ARGV[1])
-redis.call('HDEL', KEYS[1], ARGV[1])
-redis.call('ZREM', KEYS[2], ARGV[1])
-return 1
-"""
 
 # ARGV the tenant and a slash. Gives back what has expired, up to a thousand adapters of it a call. Returns what `worker.usage.Used`
 # has, in its order.
