@@ -18,19 +18,32 @@ class IdempotencyKeys:
     def __init__(self, client: "redis.Redis") -> None:
         self._redis = client
 
-    def first(self, secret: bytes, tenant: str, key: str, request: str, adapter_id: str) -> str:
-        """The adapter of the first request that came with the key: `adapter_id` where this is the first. Raises
+    def first(self, secret: bytes, tenant: str, key: str, request: str) -> str | None:
+        """The adapter of the first request that came with the key and was accepted; None where there was none. Raises
         KeyUsedOtherwise where that was another request."""
+        return _adapter(cast(bytes | None, self._redis.get(_name(secret, tenant, key))), _digest(secret, request))
+
+    def keep(self, secret: bytes, tenant: str, key: str, request: str, adapter_id: str) -> None:
+        """Have the key stand for a request that was accepted, unless it stands for one already. Raises KeyUsedOtherwise where
+        that is another request: of two that come at once one is the first."""
         digest = _digest(secret, request)
-        name = f"qs:{tenant}:idempotency:{_digest(secret, key)}"
-        # One command, so of two that come at once one is the first.
-        before = cast(bytes | None, self._redis.set(name, f"{digest} {adapter_id}", nx=True, get=True, ex=KEPT_SECONDS))
-        if before is None:
-            return adapter_id
-        its_digest, its_adapter = before.decode().split(" ")
-        if its_digest != digest:
-            raise KeyUsedOtherwise("Idempotency-Key: another request came with this key within the last 24 hours")
-        return its_adapter
+        content = f"{digest} {adapter_id}"
+        before = self._redis.set(_name(secret, tenant, key), content, nx=True, get=True, ex=KEPT_SECONDS)
+        _adapter(cast(bytes | None, before), digest)
+
+
+def _name(secret: bytes, tenant: str, key: str) -> str:
+    return f"qs:{tenant}:idempotency:{_digest(secret, key)}"
+
+
+def _adapter(kept: bytes | None, digest: str) -> str | None:
+    """Raises KeyUsedOtherwise where what is kept has another digest."""
+    if kept is None:
+        return None
+    its_digest, its_adapter = kept.decode().split(" ")
+    if its_digest != digest:
+        raise KeyUsedOtherwise("Idempotency-Key: another request came with this key within the last 24 hours")
+    return its_adapter
 
 
 def _digest(secret: bytes, text: str) -> str:

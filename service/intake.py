@@ -119,15 +119,19 @@ def _resolved(order: Order, state: ServiceState, tenant: str) -> _Job:
 def _accepted(order: Order, job: _Job, how: Handling) -> tuple[str, Status, set[tuple[str, str]]]:
     """The adapter, its status, and which pairs were cut."""
     state, tenant = how.state, how.tenant
-    if how.idempotency_key is not None:
+    key, request = how.idempotency_key, ""
+    if key is not None:
         request = f"{order.path} {order.body.model_dump_json(exclude_unset=True)}"
-        first = state.idempotency.first(job.secret, tenant, how.idempotency_key, request, job.identity)
+        first = state.idempotency.first(job.secret, tenant, key, request)
         # The same request may give another adapter where an initialization was replaced meanwhile.
-        record = state.records.get(tenant, first) if first != job.identity else None
-        if record is not None:
-            return first, status_of(record, state), _cut(record.recipe, record.truncated)
+        if first is not None and first != job.identity:
+            record, recipe = state.records.get(tenant, first), state.records.recipe(tenant, first)
+            if record is not None and recipe is not None:
+                return first, status_of(record, state), _cut(recipe, record.truncated)
     ttl_ms = 1000 * (order.ttl_seconds or state.settings.default_ttl_seconds)
     status = state.jobs.start(tenant, job.identity, job.recipe, ttl_ms, job.truncated, order.notes)
+    if key is not None:  # only now: a request that was refused has not used its key up
+        state.idempotency.keep(job.secret, tenant, key, request, job.identity)
     if status == "ready":
         status = _kept(tenant, job.identity, ttl_ms, state)
     return job.identity, status, _cut(job.recipe, job.truncated)

@@ -94,9 +94,9 @@ def _described(record: Record) -> dict[str, object]:
     return {
         "job": f"{record.tenant}/{record.adapter_id}",
         "attempts": record.attempt,
-        "initialization": record.recipe.initialization,
-        "examples": len(record.recipe.support),
-        "labels": len(record.recipe.labels),
+        "initialization": record.summary.initialization,
+        "examples": record.summary.examples,
+        "labels": len(record.summary.labels),
         "reason": record.error,
         "created_at": record.created_at / 1000,
     }

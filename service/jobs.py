@@ -12,6 +12,7 @@ from celery import Celery
 from kombu.exceptions import OperationalError
 from starlette.concurrency import run_in_threadpool
 
+from worker.errors import JOB_SECONDS, LimitReached
 from worker.logs import current_request, fields
 from worker.messages import ADAPT_TASK, DONE_CHANNEL, IN_TURN, JobRecipe, Status, wake_up
 from worker.notes import Notes
@@ -62,7 +63,10 @@ class Jobs:
 
     def start_again(self, record: Record, why: Literal["evicted", "corrupt"]) -> None:
         """Have an adapter made again whose weights are gone or wrong; does nothing where it was deleted or is being made
-        already."""
+        already. Raises LimitReached, by what is counted before: several at once may pass it together."""
+        most, used = self._limits.get("MAX_JOBS", 0), self._records.unfinished(record.tenant)
+        if 0 < most <= used:
+            raise LimitReached("MAX_JOBS", most, used, retry_after=JOB_SECONDS)
         if self._records.requeue(record, why, self.queue):
             self._wake(record.tenant, record.adapter_id, record.queue or self.queue)
 

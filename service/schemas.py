@@ -1,8 +1,9 @@
 """The shapes of HTTP bodies. Limits that are settings are checked in `limits`, and shown in the OpenAPI by `openapi`."""
 
+from itertools import islice
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 
 from worker.messages import Status
 
@@ -27,7 +28,7 @@ AliasName = Annotated[
 ]
 Name = Annotated[Text, Field(max_length=100, examples=["support desk"], description="what people call it; no part of its id")]
 Tag = Annotated[Text, Field(max_length=64, examples=["english"])]
-Tags = Annotated[list[Tag], Field(max_length=16, description="no part of its id")]
+Tags = Annotated[list[Tag], Field(fail_fast=True, max_length=16, description="no part of its id")]
 
 _ID, _DIGEST = "a3f0c1d2e4b5a69788776655443322110ffeeddcc", "9c0d" * 16
 _SUPPORT = [
@@ -45,7 +46,19 @@ def _example(**content: Any) -> ConfigDict:
 
 
 class _Body(BaseModel):
+    """One error is told, so no more are collected: a body at its limit has room for a million. Hence fail_fast of lists too."""
+
     model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_unknown_field(cls, body: object) -> object:
+        """Of the fields that it does not know the first alone, to be refused by name."""
+        if not isinstance(body, dict):
+            return body
+        fields = cls.model_fields
+        unknown = [name for name in islice(body, len(fields) + 1) if name not in fields][:1]
+        return {name: body[name] for name in (*fields, *unknown) if name in body}
 
 
 class FieldProblem(BaseModel):
@@ -83,10 +96,13 @@ class Options(_Body):
     )
 
 
+Examples = Annotated[list[Example], Field(fail_fast=True)]
+
+
 class AdaptRequest(_Body):
     model_config = _example(support=_SUPPORT, options={"label_words": True}, name="support desk", tags=["english"])
 
-    support: list[Example] = Field(description="a handful of labelled examples, one label each")
+    support: Examples = Field(description="a handful of labelled examples, one label each")
     initialization: Text = "default"
     options: Options = Options()
     ttl_seconds: Count | None = Field(default=None, description="how long the adapter is kept")
@@ -97,7 +113,7 @@ class AdaptRequest(_Body):
 class ExamplesRequest(_Body):
     model_config = _example(support=_SUPPORT[:1], name="support desk, second round")
 
-    support: list[Example] = Field(description="further examples, beside those of the adapter")
+    support: Examples = Field(description="further examples, beside those of the adapter")
     options: Options = Field(default=Options(), description="each that is absent is as the adapter has it")
     ttl_seconds: Count | None = Field(default=None, description="how long the new adapter is kept")
     name: Name | None = Field(default=None, description="of the new adapter")
@@ -152,7 +168,7 @@ class PredictRequest(_Body):
     model_config = _example(adapter_id="support-desk.production", inputs=["the cash machine ate my card"], top_k=1)
 
     adapter_id: AliasName = Field(description="an adapter's id, or an alias")
-    inputs: list[Text]
+    inputs: Annotated[list[Text], Field(fail_fast=True)]
     top_k: Count | None = Field(default=None, description="only so many labels, the most probable ones first")
 
 
@@ -180,7 +196,7 @@ class PredictAnswer(BaseModel):
 class ScoreRequest(_Body):
     model_config = _example(examples=_SUPPORT[:2])
 
-    examples: list[Example] = Field(description="inputs with their true labels, which the adapter must know")
+    examples: Examples = Field(description="inputs with their true labels, which the adapter must know")
 
 
 class LabelScore(BaseModel):
@@ -348,17 +364,28 @@ class UsageView(BaseModel):
     model_config = _example(
         tenant="default",
         adapters=3,
+        aliases=1,
         bytes=1_805_652,
+        example_bytes=2_391,
         jobs=1,
         requests_this_minute=12,
         adaptations=41,
         predictions=20_410,
-        limits={"MAX_ADAPTERS": 0, "MAX_ADAPTER_BYTES": 0, "MAX_JOBS": 0, "MAX_REQUESTS_A_MINUTE": 0},
+        limits={
+            "MAX_ADAPTERS": 0,
+            "MAX_ADAPTER_BYTES": 0,
+            "MAX_EXAMPLE_BYTES": 0,
+            "MAX_JOBS": 0,
+            "MAX_ALIASES": 1000,
+            "MAX_REQUESTS_A_MINUTE": 0,
+        },
     )
 
     tenant: str
     adapters: int = Field(description="that there is a record of, whatever its status")
+    aliases: int
     bytes: int = Field(description="of weights that are ready, and most that those being made will have")
+    example_bytes: int = Field(description="of the examples in records, whatever their status")
     jobs: int = Field(description="that are queued or running")
     requests_this_minute: int = Field(description="by the clock of the records")
     adaptations: int = Field(description="jobs taken, since the records began")

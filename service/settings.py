@@ -50,7 +50,9 @@ class ServiceSettings(WorkerSettings):
     queue_rows: int = Field(default=2048, ge=1, description="inputs that may wait for a prediction; 429 beyond")
     max_adapters: int = Field(default=0, ge=0, description="records of a tenant, whatever their status; 0: no limit")
     max_adapter_bytes: int = Field(default=0, ge=0, description="of a tenant's weights that are ready or being made; 0: no limit")
+    max_example_bytes: int = Field(default=0, ge=0, description="of the examples in a tenant's records; 0: no limit")
     max_jobs: int = Field(default=0, ge=0, description="unfinished jobs of a tenant; 0: no limit")
+    max_aliases: int = Field(default=1000, ge=0, description="of a tenant; 0: no limit")
     max_requests_a_minute: int = Field(default=0, ge=0, description="of a tenant, by the clock's minute; 0: no limit")
 
     @property

@@ -10,10 +10,38 @@ from typing import Any, cast
 
 import redis
 
-from worker import scripts
+from worker.errors import ROOM_SECONDS, LimitReached
 
 _ALIAS = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _ADAPTER_ID = re.compile(r"a[0-9a-f]{40}")
+
+# KEYS aliases of the adapter, targets, names, its record. ARGV alias, adapter id, expected ('*': wherever it points; '': nowhere),
+# the key of an adapter's aliases without its id, the most aliases that there may be (0: no limit). Moves an alias. Returns what
+# happened, where it pointed before, and how many aliases there are where there may be no more.
+_POINT = """
+local was = redis.call('HGET', KEYS[2], ARGV[1])
+local before = was and string.match(was, '^%w+') or ''
+if redis.call('EXISTS', KEYS[4]) == 0 then return {'unknown', before} end
+if ARGV[3] ~= '*' and ARGV[3] ~= before then return {'moved', before} end
+local most, used = tonumber(ARGV[5]), redis.call('HLEN', KEYS[2])
+if not was and most > 0 and used >= most then return {'full', before, used} end
+local t = redis.call('TIME')
+if was then redis.call('SREM', ARGV[4] .. before, ARGV[1]) end
+redis.call('HSET', KEYS[2], ARGV[1], ARGV[2] .. ' ' .. t[1] * 1000 + math.floor(t[2] / 1000))
+redis.call('ZADD', KEYS[3], 0, ARGV[1])
+redis.call('SADD', KEYS[1], ARGV[1])
+return {'set', before}
+"""
+
+# KEYS targets, names. ARGV alias, the key of an adapter's aliases without its id. 0: unknown.
+_UNPOINT = """
+local was = redis.call('HGET', KEYS[1], ARGV[1])
+if not was then return 0 end
+redis.call('SREM', ARGV[2] .. string.match(was, '^%w+'), ARGV[1])
+redis.call('HDEL', KEYS[1], ARGV[1])
+redis.call('ZREM', KEYS[2], ARGV[1])
+return 1
+"""
 
 
 @dataclass(frozen=True)
@@ -48,17 +76,20 @@ class Aliases:
 
     def __init__(self, client: "redis.Redis") -> None:
         self._redis = client
-        self._point = client.register_script(scripts.POINT)
-        self._unpoint = client.register_script(scripts.UNPOINT)
+        self._point = client.register_script(_POINT)
+        self._unpoint = client.register_script(_UNPOINT)
 
     def get(self, tenant: str, alias: str) -> Alias | None:
         found = cast(bytes | None, self._redis.hget(_targets(tenant), alias))
         return None if found is None else _read(alias, found)
 
-    def point(self, tenant: str, alias: str, adapter_id: str, expected: str | None = "*") -> Moved:
-        """Have an alias point at an adapter, in one step with the question where it points now: `*` is anywhere, None nowhere."""
+    def point(self, tenant: str, alias: str, adapter_id: str, expected: str | None = "*", most: int = 0) -> Moved:
+        """Have an alias point at an adapter, in one step with the question where it points now: `*` is anywhere, None nowhere.
+        Raises LimitReached where the tenant would have more than `most` aliases (0: no limit)."""
         keys = [*alias_keys(tenant, adapter_id), f"qs:{tenant}:adapter:{adapter_id}"]
-        verdict, before = self._point(keys=keys, args=[alias, adapter_id, expected or "", _of(tenant, "")])
+        verdict, before, *used = self._point(keys=keys, args=[alias, adapter_id, expected or "", _of(tenant, ""), most])
+        if used:
+            raise LimitReached("MAX_ALIASES", most, *map(int, used), retry_after=ROOM_SECONDS)
         return Moved(verdict.decode(), before.decode() or None)
 
     def remove(self, tenant: str, alias: str) -> bool:

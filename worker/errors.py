@@ -6,10 +6,15 @@ WorkerError
 ├── ClaimLost       somebody else holds the job now, or it was deleted
 ├── Stopping        the worker was told to stop and gives the job back
 ├── AdapterAliased  aliases point at the adapter that was to be deleted
+├── AdapterExpired  the adapter that was to be kept has expired
 ├── InvalidKey      a tenant, name or life that no API key can have
 ├── LimitReached    a tenant has all that a limit allows
 └── SettingsError   an environment variable with a value that cannot be used
 """
+
+JOB_SECONDS, ROOM_SECONDS = 2, 60
+"""When to ask again that met the limit of jobs, which end by themselves; of what somebody deletes."""
+_ALIASES_NAMED = 20
 
 
 class WorkerError(Exception):
@@ -33,9 +38,16 @@ class Stopping(WorkerError):
 
 
 class AdapterAliased(WorkerError):
+    """`aliases`: the first of them; `number`: how many there are."""
+
     def __init__(self, aliases: list[str]) -> None:
-        super().__init__(f"aliases point at it: {', '.join(aliases)}")
-        self.aliases = aliases
+        self.aliases, self.number = aliases[:_ALIASES_NAMED], len(aliases)
+        more = f" and {self.number - _ALIASES_NAMED} more" if self.number > _ALIASES_NAMED else ""
+        super().__init__(f"aliases point at it: {', '.join(self.aliases)}{more}")
+
+
+class AdapterExpired(WorkerError):
+    pass
 
 
 class InvalidKey(WorkerError):

@@ -15,6 +15,21 @@ DONE_CHANNEL = "qs:done"
 Status = Literal["queued", "running", "ready", "failed", "evicted", "expired"]
 
 
+class RecipeSummary(BaseModel):
+    """What is shown of a recipe: all but its examples' texts, which may be millions of bytes."""
+
+    model_config = ConfigDict(frozen=True)
+
+    initialization: str
+    initialization_digest: str
+    labels: tuple[str, ...]
+    examples: int
+    steps: int | None
+    seed: int
+    label_words: bool
+    precision: str
+
+
 class JobRecipe(BaseModel):
     """What to adapt: everything that determines the weights, as it is kept in the record.
 
@@ -37,6 +52,11 @@ class JobRecipe(BaseModel):
     def labels(self) -> tuple[str, ...]:
         """The labels in the order of the head's rows."""
         return tuple(sorted({label for _, label in self.support}))
+
+    @property
+    def summary(self) -> RecipeSummary:
+        own = {name: getattr(self, name) for name in RecipeSummary.model_fields if name != "examples"}
+        return RecipeSummary(**own, examples=len(self.support))
 
     @property
     def taught(self) -> tuple[tuple[str, str], ...]:

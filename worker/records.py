@@ -24,9 +24,9 @@ from pydantic import BaseModel, ConfigDict
 
 from worker import scripts
 from worker.aliases import alias_keys
-from worker.errors import AdapterAliased, LimitReached
+from worker.errors import JOB_SECONDS, ROOM_SECONDS, AdapterAliased, AdapterExpired, LimitReached
 from worker.logs import fields
-from worker.messages import DONE_CHANNEL, JobRecipe, Outcome, Status
+from worker.messages import DONE_CHANNEL, JobRecipe, Outcome, RecipeSummary, Status
 from worker.notes import Notes
 
 log = logging.getLogger(__name__)
@@ -38,8 +38,8 @@ RETENTION_MS = 7 * 24 * 3600 * 1000
 RECOVERY_BOUNDS_MS = (1_000, 2_500, 5_000, 10_000, 20_000, 40_000, 80_000, 160_000)
 JOB_STAGES = ("queue", "tokenize", "inner_loop", "inner_step", "store")
 STAGE_BOUNDS_MS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 30_000, 120_000)
-_JOB_SECONDS, _ROOM_SECONDS = 2, 60
-"""When to ask again that met the limit of jobs, which end by themselves; of adapters or bytes, which somebody deletes."""
+_LEAST_READ = 50
+"""Records that a page with a filter reads at once: few may be wanted."""
 _PENDING = "qs:pending"
 _RUNNING = "qs:running"
 _COUNTS = "qs:counts"
@@ -48,6 +48,7 @@ _REPLICATION_MS = 2_000
 _ERASE, _ERASE_LAST = "qs:erase", "qs:erase-last"
 _RETIRE = "qs:retire"
 _FENCE = "qs:fence"
+_WORKERS, _DESCRIPTIONS = "qs:workers", "qs:worker-descriptions"
 _QUEUES = "qs:queues"
 _SEQUENCE = "qs:sequence"
 
@@ -71,14 +72,15 @@ class Kept:
 
 
 class Record(BaseModel):
-    """One adapter's account, as stored; `status` is of the record alone (the cache decides about `evicted`). Times in ms."""
+    """One adapter's account, as stored, but for its recipe (`Records.recipe`); `status` is of the record alone (the cache decides
+    about `evicted`). Times in ms."""
 
     model_config = ConfigDict(frozen=True)
 
     tenant: str
     adapter_id: str
     status: Status
-    recipe: JobRecipe
+    summary: RecipeSummary
     truncated: tuple[int, ...]
     created_at: int
     expires_at: int
@@ -97,6 +99,9 @@ class Record(BaseModel):
     name: str | None = None
     tags: tuple[str, ...] = ()
     parent: str | None = None
+
+
+_READ = [name for name in Record.model_fields if name not in ("tenant", "adapter_id")]
 
 
 @dataclass(frozen=True)
@@ -136,6 +141,7 @@ class Records:
         self._delete = client.register_script(scripts.DELETE)
         self._requeue = client.register_script(scripts.REQUEUE)
         self._revive = client.register_script(scripts.REVIVE)
+        self._announce = client.register_script(scripts.ANNOUNCE)
         self._pin = client.register_script(scripts.PIN)
         self._annotate = client.register_script(scripts.ANNOTATE)
         self._erased = client.register_script(scripts.ERASED)
@@ -177,11 +183,12 @@ class Records:
             recipe.model_dump_json(exclude_defaults=True),
             json.dumps(truncated),
         ]
-        arguments += [WAKE_AGAIN_MS, RETENTION_MS, request, recipe.kin, queue, json.dumps(dict(limits)), size, *notes.flat()]
+        arguments += [WAKE_AGAIN_MS, RETENTION_MS, request, recipe.kin, queue, json.dumps(dict(limits)), size]
+        arguments += [recipe.summary.model_dump_json(), *notes.flat()]
         created, said, *refused = self._replicated(lambda pipe: self._accept(keys=keys, args=arguments, client=pipe))
         if refused:
             limit = _text(said)
-            raise LimitReached(limit, *map(int, refused), retry_after=_JOB_SECONDS if limit == "MAX_JOBS" else _ROOM_SECONDS)
+            raise LimitReached(limit, *map(int, refused), retry_after=JOB_SECONDS if limit == "MAX_JOBS" else ROOM_SECONDS)
         return bool(created), cast(Status, _text(said))
 
     def _replicated(self, write: Callable[["redis.Redis"], Any]) -> Any:
@@ -265,10 +272,17 @@ class Records:
         return bool(self._revive(keys=keys, args=[_member(tenant, adapter_id), RETENTION_MS]))
 
     def pin(self, tenant: str, adapter_id: str, pinned: bool) -> int | None:
-        """Keep an adapter from expiring, or have its TTL start anew. Returns that TTL in ms, None where there is no record."""
+        """Keep an adapter from expiring, or have its TTL start anew. Returns that TTL in ms, None where there is no record.
+        Raises AdapterExpired where its time is over already."""
         arguments: list[Any] = [_member(tenant, adapter_id), int(pinned), RETENTION_MS]
         ttl = self._pin(keys=[*_keys(tenant, adapter_id), _RETIRE], args=arguments)
+        if ttl == -1:
+            raise AdapterExpired(adapter_id)
         return None if ttl is None else int(ttl)
+
+    def unfinished(self, tenant: str) -> int:
+        """How many jobs of a tenant are queued or running."""
+        return self._redis.scard(f"qs:{tenant}:unfinished")
 
     def annotate(self, tenant: str, adapter_id: str, notes: Notes) -> bool:
         """False where there is no record."""
@@ -298,8 +312,25 @@ class Records:
 
     def get(self, tenant: str, adapter_id: str) -> Record | None:
         """The record, with `expired` in place of `ready` once its time is over; None where there is none."""
-        raw = cast(dict[bytes, bytes], self._redis.hgetall(_record(tenant, adapter_id)))
-        return _read(tenant, adapter_id, raw, self._now()) if raw else None
+        content = cast(list[bytes | None], self._redis.hmget(_record(tenant, adapter_id), _READ))
+        return self._record_of(tenant, adapter_id, content, self._now())
+
+    def recipe(self, tenant: str, adapter_id: str) -> JobRecipe | None:
+        """What the adapter is made from, every example's text; None where there is no record."""
+        content = cast(bytes | None, self._redis.hget(_record(tenant, adapter_id), "recipe"))
+        return None if content is None else JobRecipe.model_validate_json(content)
+
+    def _record_of(self, tenant: str, adapter_id: str, content: list[bytes | None], now: int) -> Record | None:
+        """From the values of `_READ`."""
+        raw = {name: _text(value) for name, value in zip(_READ, content, strict=True) if value is not None}
+        if "status" not in raw:
+            return None
+        if "summary" not in raw:  # it was accepted before there were summaries
+            recipe = self.recipe(tenant, adapter_id)
+            if recipe is None:
+                return None
+            raw["summary"] = recipe.summary.model_dump_json()
+        return _read(tenant, adapter_id, raw, now)
 
     def step(self, tenant: str, adapter_id: str) -> Step | None:
         """How far a job is, for who looks again and again; None where there is no record."""
@@ -310,28 +341,35 @@ class Records:
         status, attempt, fence, losses = (_text(value or b"") for value in raw)
         return Step(cast(Status, status), int(attempt), int(fence), tuple(json.loads(losses or "[]")))
 
-    def page(self, tenant: str, limit: int, before: int | None) -> tuple[list[Record], int | None]:
-        """Records of a tenant, newest first, and the cursor of the next page (None at the end)."""
+    def page(
+        self, tenant: str, limit: int, before: int | None, wanted: Callable[[Record], bool] | None = None, most: int = 1000
+    ) -> tuple[list[Record], int | None]:
+        """Records of a tenant, newest first, and the cursor of the next page (None at the end). `wanted` chooses among them; then
+        there may be fewer than `limit` before the end, once `most` were looked at."""
         found: list[Record] = []
-        index, cursor = _index(tenant), before
-        while len(found) < limit:
+        index, cursor, left = _index(tenant), before, most
+        while len(found) < limit and left > 0:
+            number = limit - len(found) if wanted is None else min(left, max(_LEAST_READ, limit - len(found)))
             top: str | float = "+inf" if cursor is None else f"({cursor}"
             rows = cast(
                 list[tuple[bytes, float]],
-                self._redis.zrevrangebyscore(index, top, "-inf", start=0, num=limit - len(found), withscores=True),
+                self._redis.zrevrangebyscore(index, top, "-inf", start=0, num=number, withscores=True),
             )
             if not rows:
                 return found, None
             with self._redis.pipeline(transaction=False) as pipe:
                 for raw, _ in rows:
-                    pipe.hgetall(_record(tenant, _text(raw)))
+                    pipe.hmget(_record(tenant, _text(raw)), _READ)
                 contents, now = pipe.execute(), self._now()
             for (raw, score), content in zip(rows, contents, strict=True):
-                cursor = int(score)
-                if content:
-                    found.append(_read(tenant, _text(raw), content, now))
-                else:
+                if len(found) == limit:
+                    break
+                cursor, left = int(score), left - 1
+                record = self._record_of(tenant, _text(raw), content, now)
+                if record is None:
                     self._redis.zrem(index, raw)
+                elif wanted is None or wanted(record):
+                    found.append(record)
         return found, cursor
 
     def delete(self, tenant: str, adapter_id: str, *, only: Literal["", "dead", "over"] = "") -> int | None:
@@ -382,15 +420,18 @@ class Records:
 
     def announce_worker(self, name: str, description: dict[str, Any], seconds: int) -> None:
         """Say that a worker is alive, for `seconds`."""
-        self._redis.set(f"qs:worker:{name}", json.dumps(description), ex=seconds)
+        self._announce(keys=[_WORKERS, _DESCRIPTIONS], args=[name, json.dumps(description), 1000 * seconds])
 
     def retire_worker(self, name: str) -> None:
-        self._redis.delete(f"qs:worker:{name}")
+        with self._redis.pipeline() as pipe:
+            pipe.zrem(_WORKERS, name)
+            pipe.hdel(_DESCRIPTIONS, name)
+            pipe.execute()
 
     def workers(self) -> dict[str, int]:
         """How many workers have said so lately, by queue."""
-        names = list(self._redis.scan_iter(match="qs:worker:*", count=1000))
-        said = cast(list[bytes | None], self._redis.mget(names)) if names else []
+        names = cast(list[bytes], self._redis.zrangebyscore(_WORKERS, f"({self._now()}", "+inf"))
+        said = cast(list[bytes | None], self._redis.hmget(_DESCRIPTIONS, names)) if names else []
         return dict(Counter(json.loads(each).get("queue", "") for each in said if each is not None))
 
     def _now(self) -> int:
@@ -405,12 +446,12 @@ def adapter_id(key: bytes, tenant: str, recipe: JobRecipe) -> str:
     return "a" + hmac.new(key, content.encode(), hashlib.sha256).hexdigest()[:40]
 
 
-def _read(tenant: str, adapter_id: str, raw: dict[bytes, bytes], now: int) -> Record:
+def _read(tenant: str, adapter_id: str, raw: Mapping[str, str], now: int) -> Record:
     """As it is stored → as it is at `now`."""
-    fields: dict[str, Any] = {_text(key): _text(value) for key, value in raw.items()}
+    fields: dict[str, Any] = dict(raw)
     for key in ("truncated", "support_loss", "timings", "tags"):
         fields[key] = json.loads(fields.get(key) or ("{}" if key == "timings" else "[]"))
-    fields["recipe"] = json.loads(fields["recipe"])
+    fields["summary"] = json.loads(fields["summary"])
     over = fields.get("pinned") != "1" and int(fields["expires_at"]) <= now
     if fields["status"] == "ready" and over:
         fields["status"] = "expired"

@@ -7,7 +7,8 @@ first attempt, by since when. ARGV[1] is the member, `tenant/adapter_id`.
 
 What a tenant has is counted in the same steps, under keys that begin as its records' do: `…:unfinished`, its unfinished jobs;
 `…:weighed`, adapters whose weights are counted, by when they expire (never, while they are pinned or made), each with its size in
-`bytes` of the record; `…:usage`, sums. What is in no set gives nothing back, so nothing is counted twice.
+`bytes` of the record; `…:usage`, sums, among them of the records' `example_bytes`. What is in no set, or has no such field, gives
+nothing back, so nothing is counted twice.
 
 A server without memory refuses a script's first write if that could need some, and none after it: so all but ACCEPT begin with a
 removal, and jobs can end, wait or be deleted there.
@@ -43,39 +44,52 @@ local function weigh(size, expires)
   redis.call('HINCRBY', own .. ':usage', 'bytes', size)
   redis.call('ZADD', own .. ':weighed', expires, id)
 end
+local function forget_examples()
+  local size = redis.call('HGET', KEYS[1], 'example_bytes')
+  if size then redis.call('HINCRBY', own .. ':usage', 'example_bytes', -size) end
+end
+local function expired() return redis.call('ZRANGEBYSCORE', own .. ':weighed', '-inf', now, 'LIMIT', 0, 1000) end
 local function finished() redis.call('SREM', own .. ':unfinished', id) end
 local function unfinished() redis.call('SADD', own .. ':unfinished', id) end
 """
 
 # KEYS … index, sequence, retire, queues. ARGV member, id, ttl_ms, recipe, truncated, wake_ms, retention_ms, request id, kin, queue,
-# limits as JSON (0: none), most bytes that the weights will have, notes. The fence stays: under it there may be weights to remove.
-# What is there already is not new: nothing limits it. Returns 1 or 0, status; or -1, the limit, the most it allows, what is used,
-# where nothing was done.
+# limits as JSON (0: none), most bytes that the weights will have, what is shown of the recipe, notes. The fence stays: under it
+# there may be weights to remove. What is there already is not new: nothing limits it. Returns 1 or 0, status; or -1, the limit, the
+# most it allows, what is used, where nothing was done.
 ACCEPT = (
     _NOW
     + _COUNT
     + _NOTE
     + _TENANT
     + """
-local old = redis.call('HMGET', KEYS[1], 'status', 'expires_at', 'pinned', 'created_at', 'fence')
+local old = redis.call('HMGET', KEYS[1], 'status', 'expires_at', 'pinned', 'created_at', 'fence', 'example_bytes')
 local status, pinned = old[1], old[3] == '1'
 local expire_at = now + tonumber(ARGV[3])
 local live = status == 'queued' or status == 'running' or (status == 'ready' and (pinned or tonumber(old[2]) > now))
 if not live then
-  local expired, freed = redis.call('ZRANGEBYSCORE', own .. ':weighed', '-inf', now), 0
-  for _, which in ipairs(expired) do freed = freed + size_of(which) end
+  local over, freed = expired(), 0
+  for _, which in ipairs(over) do freed = freed + size_of(which) end
   local limits, size, more = cjson.decode(ARGV[11]), tonumber(ARGV[12]), redis.call('ZSCORE', KEYS[6], ARGV[2]) and 0 or 1
-  local bytes = tonumber(redis.call('HGET', own .. ':usage', 'bytes') or 0) - freed
+  local sums = redis.call('HMGET', own .. ':usage', 'bytes', 'example_bytes')
+  local bytes, examples = tonumber(sums[1] or 0) - freed, tonumber(sums[2] or 0)
   for _, each in ipairs({{'MAX_ADAPTERS', redis.call('ZCARD', KEYS[6]), more}, {'MAX_ADAPTER_BYTES', bytes, size},
+                         {'MAX_EXAMPLE_BYTES', examples, #ARGV[4] - tonumber(old[6] or 0)},
                          {'MAX_JOBS', redis.call('SCARD', own .. ':unfinished'), 1}}) do
     local most = limits[each[1]] or 0
-    if most > 0 and each[3] > 0 and each[2] + each[3] > most then return {-1, each[1], most, each[2]} end
+    if most > 0 and each[3] > 0 and each[2] + each[3] > most then
+      for _, which in ipairs(over) do unweigh(which) end  -- there may be more of them, for who comes next
+      return {-1, each[1], most, each[2]}
+    end
   end
   count('accepted')  -- the first write: refused where memory is short
   local kept = redis.call('HMGET', KEYS[1], 'name', 'tags', 'parent')
-  for _, which in ipairs(expired) do unweigh(which) end
+  for _, which in ipairs(over) do unweigh(which) end
   unweigh(id)
+  forget_examples()
   redis.call('DEL', KEYS[1])
+  redis.call('HINCRBY', own .. ':usage', 'example_bytes', #ARGV[4])
+  redis.call('HSET', KEYS[1], 'example_bytes', #ARGV[4], 'summary', ARGV[13])
   redis.call('HSET', KEYS[1], 'status', 'queued', 'recipe', ARGV[4], 'truncated', ARGV[5], 'created_at', old[4] or now,
              'queued_at', now, 'attempt', 0, 'fence', old[5] or 0, 'lease_until', 0, 'pinned', old[3] or 0, 'request', ARGV[8],
              'kin', ARGV[9], 'queue', ARGV[10])
@@ -93,7 +107,7 @@ if not live then
   status = 'queued'
 end
 redis.call('HSET', KEYS[1], 'ttl_ms', ARGV[3], 'expires_at', expire_at)
-note(13)
+note(14)
 if status == 'ready' and not pinned then redis.call('ZADD', own .. ':weighed', 'XX', expire_at, id) end
 if not pinned then redis.call('ZADD', KEYS[8], expire_at + tonumber(ARGV[7]), ARGV[1]) end
 return {live and 0 or 1, status}
@@ -239,6 +253,7 @@ local fence, kin = unpack(redis.call('HMGET', KEYS[1], 'fence', 'kin'))
 if kin then redis.call('ZREM', 'qs:waiting:' .. kin, ARGV[1]) end
 finished()
 unweigh(id)
+forget_examples()
 redis.call('DEL', KEYS[1], KEYS[10])
 for _, alias in ipairs(aliases) do
   redis.call('HDEL', KEYS[11], alias)
@@ -302,19 +317,20 @@ return 1
 """
 )
 
-# KEYS … retire. ARGV member, '1' or '0', retention_ms. Pinned, an adapter does not expire; unpinned, its TTL starts anew. Returns
-# the TTL in ms; nil: unknown.
+# KEYS … retire. ARGV member, '1' or '0', retention_ms. Pinned, an adapter does not expire; unpinned, its TTL starts anew. One that
+# has expired stays so: its bytes are given back. Returns the TTL in ms; -1: expired; nil: unknown.
 PIN = (
     _NOW
     + _TENANT
     + """
-local ttl = redis.call('HGET', KEYS[1], 'ttl_ms')
+local r = redis.call('HMGET', KEYS[1], 'ttl_ms', 'status', 'pinned', 'expires_at')
+local ttl, ready = r[1], r[2] == 'ready'
 if not ttl then return nil end
-local ready = redis.call('HGET', KEYS[1], 'status') == 'ready'
+if ready and r[3] ~= '1' and tonumber(r[4]) <= now then return -1 end
 redis.call('ZREM', KEYS[6], ARGV[1])
 redis.call('HSET', KEYS[1], 'pinned', ARGV[2], 'expires_at', now + tonumber(ttl))
 if ARGV[2] ~= '1' then redis.call('ZADD', KEYS[6], now + tonumber(ttl) + tonumber(ARGV[3]), ARGV[1]) end
-if ready then weigh(size_of(id), ARGV[2] == '1' and '+inf' or now + tonumber(ttl)) end  -- anew, if it had expired
+if ready then weigh(size_of(id), ARGV[2] == '1' and '+inf' or now + tonumber(ttl)) end
 return ttl
 """
 )
@@ -329,32 +345,33 @@ return 1
 """
 )
 
-# KEYS aliases of the adapter, targets, names, its record. ARGV alias, adapter id, expected ('*': wherever it points; '': nowhere),
-# the key of an adapter's aliases without its id. Moves an alias. Returns what happened, and where it pointed before.
-POINT = (
+# ARGV the tenant and a slash. Gives back what has expired, up to a thousand adapters of it a call. Returns what `worker.usage.Used`
+# has, in its order.
+USED = (
     _NOW
+    + _TENANT
     + """
-local was = redis.call('HGET', KEYS[2], ARGV[1])
-local before = was and string.match(was, '^%w+') or ''
-if redis.call('EXISTS', KEYS[4]) == 0 then return {'unknown', before} end
-if ARGV[3] ~= '*' and ARGV[3] ~= before then return {'moved', before} end
-if was then redis.call('SREM', ARGV[4] .. before, ARGV[1]) end
-redis.call('HSET', KEYS[2], ARGV[1], ARGV[2] .. ' ' .. now)
-redis.call('ZADD', KEYS[3], 0, ARGV[1])
-redis.call('SADD', KEYS[1], ARGV[1])
-return {'set', before}
+for _, which in ipairs(expired()) do unweigh(which) end
+local sums = redis.call('HMGET', own .. ':usage', 'bytes', 'example_bytes', 'adaptations', 'predictions')
+local requests = redis.call('GET', own .. ':requests:' .. math.floor(t[1] / 60))
+return {redis.call('ZCARD', own .. ':adapters'), redis.call('HLEN', own .. ':alias-targets'), tonumber(sums[1] or 0),
+        tonumber(sums[2] or 0), redis.call('SCARD', own .. ':unfinished'), tonumber(requests or 0), tonumber(sums[3] or 0),
+        tonumber(sums[4] or 0)}
 """
 )
 
-# KEYS targets, names. ARGV alias, the key of an adapter's aliases without its id. 0: unknown.
-UNPOINT = """
-local was = redis.call('HGET', KEYS[1], ARGV[1])
-if not was then return 0 end
-redis.call('SREM', ARGV[2] .. string.match(was, '^%w+'), ARGV[1])
-redis.call('HDEL', KEYS[1], ARGV[1])
-redis.call('ZREM', KEYS[2], ARGV[1])
-return 1
+# KEYS workers by the end of their announcement, descriptions. ARGV name, description, ms that it holds. Those that fell silent go.
+ANNOUNCE = (
+    _NOW
+    + """
+for _, name in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now)) do
+  redis.call('ZREM', KEYS[1], name)
+  redis.call('HDEL', KEYS[2], name)
+end
+redis.call('ZADD', KEYS[1], now + tonumber(ARGV[3]), ARGV[1])
+redis.call('HSET', KEYS[2], ARGV[1], ARGV[2])
 """
+)
 
 # KEYS erase, erase-last. ARGV when the file was begun that is there now. What was deleted later is still in it.
 ERASED = """

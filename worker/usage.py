@@ -8,22 +8,10 @@ from typing import Any
 
 import redis
 
+from worker import scripts
 from worker.errors import LimitReached
 
-LIMITS = ("MAX_ADAPTERS", "MAX_ADAPTER_BYTES", "MAX_JOBS", "MAX_REQUESTS_A_MINUTE")
-
-# ARGV tenant. What has expired and is not given back yet does not count.
-_USED = """
-local own, t = 'qs:' .. ARGV[1], redis.call('TIME')
-local expired = 0
-for _, id in ipairs(redis.call('ZRANGEBYSCORE', own .. ':weighed', '-inf', t[1] * 1000 + math.floor(t[2] / 1000))) do
-  expired = expired + (redis.call('HGET', own .. ':adapter:' .. id, 'bytes') or 0)
-end
-local sums = redis.call('HMGET', own .. ':usage', 'bytes', 'adaptations', 'predictions')
-local requests = redis.call('GET', own .. ':requests:' .. math.floor(t[1] / 60))
-return {redis.call('ZCARD', own .. ':adapters'), (sums[1] or 0) - expired, redis.call('SCARD', own .. ':unfinished'),
-        tonumber(requests or 0), tonumber(sums[2] or 0), tonumber(sums[3] or 0)}
-"""
+LIMITS = ("MAX_ADAPTERS", "MAX_ADAPTER_BYTES", "MAX_EXAMPLE_BYTES", "MAX_JOBS", "MAX_ALIASES", "MAX_REQUESTS_A_MINUTE")
 
 # ARGV tenant, how many, the most of a minute (0: no limit). Returns how many were counted before and the seconds that the minute
 # goes on, with nothing done, where there would be more.
@@ -41,10 +29,13 @@ return {}
 @dataclass(frozen=True)
 class Used:
     """`adapters`: records, whatever their status; `bytes`: of weights that are ready, and the most that those being made will have;
-    `jobs`: unfinished; `adaptations` (jobs taken) and `predictions` (inputs answered) since the records began."""
+    `example_bytes`: of the records' examples; `jobs`: unfinished; `adaptations` (jobs taken) and `predictions` (inputs answered)
+    since the records began."""
 
     adapters: int
+    aliases: int
     bytes: int
+    example_bytes: int
     jobs: int
     requests_this_minute: int
     adaptations: int
@@ -56,12 +47,13 @@ class Usage:
 
     def __init__(self, client: "redis.Redis") -> None:
         self._redis = client
-        self._used = client.register_script(_USED)
+        self._used = client.register_script(scripts.USED)
         self._take = client.register_script(_TAKE)
 
     def of(self, tenant: str) -> Used:
-        """All of it, as of one moment."""
-        return Used(*map(int, self._used(args=[tenant])))
+        """All of it, as of one moment; of more than a thousand adapters that expired since somebody looked, bytes of some count
+        still."""
+        return Used(*map(int, self._used(args=[f"{tenant}/"])))
 
     def take_requests(self, tenant: str, number: int, most: int = 0) -> None:
         """Count requests of this minute. Raises LimitReached, and counts none, where there would be more than `most` (0: no

@@ -197,6 +197,8 @@ class Usage:
     adaptations: int
     predictions: int
     limits: dict[str, int]
+    example_bytes: int = 0
+    aliases: int = 0
 
 
 @dataclass(frozen=True)

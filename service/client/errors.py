@@ -20,7 +20,7 @@ from typing import Any, Self
 
 import httpx
 
-_LASTING = ("MAX_ADAPTERS", "MAX_ADAPTER_BYTES")
+_LASTING = ("MAX_ADAPTERS", "MAX_ADAPTER_BYTES", "MAX_EXAMPLE_BYTES", "MAX_ALIASES")
 _ROW = re.compile(r"\b(support|inputs|examples)\[(\d+)\]")
 
 

@@ -26,7 +26,9 @@ def status(client: Client, as_json: bool) -> None:
         used = {
             "MAX_ADAPTERS": usage.adapters,
             "MAX_ADAPTER_BYTES": usage.bytes,
+            "MAX_EXAMPLE_BYTES": usage.example_bytes,
             "MAX_JOBS": usage.jobs,
+            "MAX_ALIASES": usage.aliases,
             "MAX_REQUESTS_A_MINUTE": usage.requests_this_minute,
         }
         print_table(("", "used", "most"), [(name, own, usage.limits.get(name) or "no limit") for name, own in used.items()])

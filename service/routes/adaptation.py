@@ -12,8 +12,8 @@ from service.limits import check_adapt, check_notes, check_support, check_ttl
 from service.openapi import OF_A_BODY, OF_ANY_ROUTE, TO_THE_ADAPTER, Responses, problems
 from service.schemas import AdaptAnswer, AdapterId, AdaptRequest, DryRunAnswer, Example, ExamplesRequest, Options
 from service.state import ServiceState
+from worker.messages import JobRecipe
 from worker.notes import Notes
-from worker.records import Record
 
 router = APIRouter(tags=["adapters"], dependencies=[Depends(needs("adapt"))])
 _LOCATION = {"Location": {"description": "of the adapter", "schema": {"type": "string"}}}
@@ -60,16 +60,16 @@ async def add_examples(
 ) -> AdaptAnswer | DryRunAnswer:
     """A new adapter from this one's examples and further ones, with its initialization and options unless others are given. This
     one stays as it is."""
-    parent = await run_in_threadpool(how.state.records.get, how.tenant, adapter_id)
+    parent = await run_in_threadpool(how.state.records.recipe, how.tenant, adapter_id)
     if parent is None:
         raise UnknownAdapter(f"no adapter {adapter_id}")
-    init = initialization(parent.recipe.initialization, how.state)
+    init = initialization(parent.initialization, how.state)
     options = _options(parent, request.options, how.state)
-    check_support(request.support, options, how.state.settings, parent.recipe.support)
+    check_support(request.support, options, how.state.settings, parent.support)
     check_notes(request.name, request.tags)
     check_ttl(request.ttl_seconds, how.state.settings)
     notes = Notes(request.name, None if request.tags is None else tuple(request.tags), parent=adapter_id)
-    before, path = parent.recipe.support, f"/adapters/{adapter_id}/examples"
+    before, path = parent.support, f"/adapters/{adapter_id}/examples"
     return await taken(Order(_pairs(request.support), before, init, options, request.ttl_seconds, notes, path, request), how)
 
 
@@ -77,11 +77,10 @@ def _pairs(examples: list[Example]) -> list[tuple[str, str]]:
     return [(example.input, example.label) for example in examples]
 
 
-def _options(parent: Record, given: Options, state: ServiceState) -> Options:
+def _options(parent: JobRecipe, given: Options, state: ServiceState) -> Options:
     """The parent's, but for those that are given. A number of steps that its initialization chose for its examples is chosen anew
     for more of them."""
-    recipe = parent.recipe
-    own = Options(seed=recipe.seed, label_words=recipe.label_words)
-    if recipe.steps != steps_of(recipe.support, own, initialization(recipe.initialization, state)):
-        own = own.model_copy(update={"steps": recipe.steps})
+    own = Options(seed=parent.seed, label_words=parent.label_words)
+    if parent.steps != steps_of(parent.support, own, initialization(parent.initialization, state)):
+        own = own.model_copy(update={"steps": parent.steps})
     return own.model_copy(update={name: getattr(given, name) for name in given.model_fields_set})

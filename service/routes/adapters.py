@@ -1,25 +1,23 @@
 """`GET /adapters`, `GET`, `PATCH` and `DELETE /adapters/{adapter_id}`, `PUT` and `DELETE /adapters/{adapter_id}/pin`."""
 
-from collections.abc import Iterator
+from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query
 
 from service.auth import needs
-from service.errors import AdapterInUse, InvalidRequest, UnknownAdapter
+from service.errors import AdapterInUse, AdapterNotReady, InvalidRequest, UnknownAdapter
 from service.limits import check_notes
 from service.openapi import OF_A_BODY, OF_ANY_ROUTE, problems
 from service.schemas import AdapterChanges, AdapterId, AdapterPage, AdapterView
 from service.state import ServiceState, State, Tenant
 from service.views import status_of, view
-from worker.errors import AdapterAliased
+from worker.errors import AdapterAliased, AdapterExpired
 from worker.messages import Status
 from worker.notes import Notes
 from worker.records import Record
 
 router = APIRouter(tags=["adapters"])
-_LOOKED_AT = 1000
-"""Most records that one call with filters goes through."""
 
 
 @router.get("/adapters", responses=problems(*OF_ANY_ROUTE, InvalidRequest))
@@ -33,24 +31,15 @@ def list_adapters(
     name: Annotated[str | None, Query(max_length=100, description="only those of just this name")] = None,
 ) -> AdapterPage:
     """Adapters, newest first. With filters a page may be short, or empty, before the end: go on while there is a `next_cursor`."""
-    found: list[AdapterView] = []
-    following, left = (None if cursor is None else int(cursor)), _LOOKED_AT
-    while len(found) < limit and left > 0:
-        records, following = state.records.page(tenant, min(limit - len(found), left), following)
-        left -= len(records)
-        found += (view(record, state) for record in _chosen(records, status, tag, name, state))
-        if following is None:
-            break
-    return AdapterPage(adapters=found, next_cursor=None if following is None else str(following))
+    wanted = None if (status, tag, name) == (None, None, None) else partial(_wanted, status=status, tag=tag, name=name, state=state)
+    found, following = state.records.page(tenant, limit, None if cursor is None else int(cursor), wanted)
+    views = [view(record, state) for record in found]
+    return AdapterPage(adapters=views, next_cursor=None if following is None else str(following))
 
 
-def _chosen(
-    records: list[Record], status: Status | None, tag: str | None, name: str | None, state: ServiceState
-) -> Iterator[Record]:
-    for record in records:
-        noted = (tag is None or tag in record.tags) and (name is None or name == record.name)
-        if noted and (status is None or status == status_of(record, state)):
-            yield record
+def _wanted(record: Record, *, status: Status | None, tag: str | None, name: str | None, state: ServiceState) -> bool:
+    noted = (tag is None or tag in record.tags) and (name is None or name == record.name)
+    return noted and (status is None or status == status_of(record, state))
 
 
 @router.get("/adapters/{adapter_id}", responses=problems(*OF_ANY_ROUTE, InvalidRequest, UnknownAdapter))
@@ -91,7 +80,7 @@ def delete_adapter(adapter_id: AdapterId, state: State, tenant: Tenant) -> None:
         state.store.remove(tenant, adapter_id, record.fence)
         fence = state.records.delete(tenant, adapter_id)
     except AdapterAliased as error:
-        raise AdapterInUse(f"adapter {adapter_id}: {error}", aliases=error.aliases) from error
+        raise AdapterInUse(f"adapter {adapter_id}: {error}", aliases=error.aliases, aliases_total=error.number) from error
     if fence is not None:
         state.store.remove(tenant, adapter_id, fence)
     if record.digest is not None:
@@ -102,10 +91,10 @@ def delete_adapter(adapter_id: AdapterId, state: State, tenant: Tenant) -> None:
     "/adapters/{adapter_id}/pin",
     status_code=204,
     dependencies=[Depends(needs("adapt"))],
-    responses=problems(*OF_ANY_ROUTE, *OF_A_BODY, UnknownAdapter),
+    responses=problems(*OF_ANY_ROUTE, *OF_A_BODY, UnknownAdapter, AdapterNotReady),
 )
 def pin_adapter(adapter_id: AdapterId, state: State, tenant: Tenant) -> None:
-    """Keep an adapter: it does not expire, and its weights are not evicted."""
+    """Keep an adapter: it does not expire, and its weights are not evicted. One that has expired is not kept: adapt anew."""
     _pin(adapter_id, state, tenant, pinned=True)
 
 
@@ -113,7 +102,7 @@ def pin_adapter(adapter_id: AdapterId, state: State, tenant: Tenant) -> None:
     "/adapters/{adapter_id}/pin",
     status_code=204,
     dependencies=[Depends(needs("adapt"))],
-    responses=problems(*OF_ANY_ROUTE, InvalidRequest, UnknownAdapter),
+    responses=problems(*OF_ANY_ROUTE, InvalidRequest, UnknownAdapter, AdapterNotReady),
 )
 def unpin_adapter(adapter_id: AdapterId, state: State, tenant: Tenant) -> None:
     """Let an adapter expire again; its TTL starts anew."""
@@ -121,7 +110,10 @@ def unpin_adapter(adapter_id: AdapterId, state: State, tenant: Tenant) -> None:
 
 
 def _pin(adapter_id: str, state: ServiceState, tenant: str, *, pinned: bool) -> None:
-    ttl_ms = state.records.pin(tenant, adapter_id, pinned)
+    try:
+        ttl_ms = state.records.pin(tenant, adapter_id, pinned)
+    except AdapterExpired as error:
+        raise AdapterNotReady(f"adapter {adapter_id} is expired: adapt anew", adapter_status="expired") from error
     if ttl_ms is None:
         raise UnknownAdapter(f"no adapter {adapter_id}")
     record = _known(adapter_id, state, tenant)

@@ -47,7 +47,7 @@ def set_alias(alias: AliasName, target: AliasTarget, state: State, tenant: Tenan
     only if it points there now, so that of two who move it at once one is told. The alias does not keep the adapter: pin it."""
     check_alias(alias)
     expected = target.expected if "expected" in target.model_fields_set else "*"
-    moved = state.aliases.point(tenant, alias, target.adapter_id, expected)
+    moved = state.aliases.point(tenant, alias, target.adapter_id, expected, state.settings.max_aliases)
     if moved.verdict == "unknown":
         raise UnknownAdapter(f"no adapter {target.adapter_id}")
     if moved.verdict == "moved":

@@ -30,7 +30,7 @@ async def score_adapter(
     record = await run_in_threadpool(state.records.get, tenant, adapter_id)
     if record is None:
         raise UnknownAdapter(f"no adapter {adapter_id}")
-    known = set(record.recipe.labels)
+    known = set(record.summary.labels)
     for i, example in enumerate(request.examples):
         if example.label not in known:
             raise InvalidRequest(f"examples[{i}].label", "one of the adapter's labels", example.label)

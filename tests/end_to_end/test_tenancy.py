@@ -20,6 +20,7 @@ from service.cli import main
 from service.settings import ServiceSettings
 from tests.end_to_end.conftest import Served, served
 from worker.keys import KEY_SECONDS
+from worker.usage import LIMITS
 
 SUPPORT = [
     {"input": "please close the account now", "label": "close"},
@@ -123,7 +124,7 @@ WHO = {
 @pytest.fixture(scope="module")
 def tenancy(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tenancy]:
     folder = tmp_path_factory.mktemp("tenancy")
-    limits = {"MAX_ADAPTERS": "12", "MAX_REQUESTS_A_MINUTE": "500"}
+    limits = {"MAX_ADAPTERS": "12", "MAX_ALIASES": "5", "MAX_REQUESTS_A_MINUTE": "500"}
     with served(folder, {**environment, **limits, "LOG_LEVEL": "DEBUG"}) as running:
         running.wait_ready()
         own = Tenancy(running, folder / "data", {"forged": f"qs_{'0' * 12}_{'a' * 43}"}, {})
@@ -235,6 +236,13 @@ def test_requests_that_come_together_do_not_pass_a_limit(tenancy: Tenancy) -> No
     after = tenancy.ask("many", "GET", "/usage").json()
     assert after["adapters"] == 11 and after["bytes"] == usage["bytes"] * 11 // 12
     assert post(99).status_code == 200
+    keyed = {"Idempotency-Key": "the twelfth"}
+    for seed in (100, 101):  # neither has used the key up
+        body = {**BODY, "options": {"seed": seed}}
+        assert tenancy.ask("many", "POST", "/adapt", body, headers=keyed).status_code == 429
+    assert tenancy.ask("many", "DELETE", f"/adapters/{answers[taken[2]].json()['adapter_id']}").status_code == 204
+    assert tenancy.ask("many", "POST", "/adapt", {**BODY, "options": {"seed": 102}}, headers=keyed).status_code in (200, 202)
+    assert tenancy.ask("many", "POST", "/adapt", body, headers=keyed).status_code == 422
 
 
 def test_requests_of_a_minute_are_limited_for_their_tenant_alone(tenancy: Tenancy) -> None:
@@ -250,13 +258,35 @@ def test_requests_of_a_minute_are_limited_for_their_tenant_alone(tenancy: Tenanc
     assert tenancy.ask("own", "GET", "/adapters").status_code == 200
 
 
+def test_aliases_are_limited(tenancy: Tenancy) -> None:
+    adapter = tenancy.adapter("other", seed=6)
+    there = tenancy.ask("other", "GET", "/usage").json()["aliases"]
+    answers = [tenancy.ask("other", "PUT", f"/aliases/n{n}", {"adapter_id": adapter}) for n in range(6 - there)]
+    assert [answer.status_code for answer in answers] == [200] * (5 - there) + [429]
+    assert (answers[-1].json()["limit"], answers[-1].json()["used"], answers[-1].headers["Retry-After"]) == ("MAX_ALIASES", 5, "60")
+    refused = tenancy.ask("other", "DELETE", f"/adapters/{adapter}")
+    assert refused.status_code == 409 and refused.json()["aliases_total"] == len(refused.json()["aliases"]) == 5 - there
+    for n in range(5 - there):
+        assert tenancy.ask("other", "DELETE", f"/aliases/n{n}").status_code == 204
+
+
+def test_an_expired_adapter_is_not_brought_back_by_pinning_it(tenancy: Tenancy) -> None:
+    body = {**BODY, "options": {"seed": 7}, "ttl_seconds": 1}
+    adapter = tenancy.ask("other", "POST", "/adapt", body, headers={"Prefer": "wait=30"}).json()["adapter_id"]
+    time.sleep(1.1)
+    for method in ("PUT", "DELETE"):
+        refused = tenancy.ask("other", method, f"/adapters/{adapter}/pin")
+        assert refused.status_code == 409 and refused.json()["adapter_status"] == "expired"
+    assert tenancy.ask("other", "GET", f"/adapters/{adapter}").json()["status"] == "expired"
+
+
 def test_usage_is_ones_own_and_anothers_with_admin_alone(tenancy: Tenancy) -> None:
     adapter = tenancy.adapter("own", seed=5)
     before = tenancy.ask("predict", "GET", "/usage").json()
     assert tenancy.ask("predict", "POST", "/predict", {"adapter_id": adapter, "inputs": ["a", "b", "c"]}).status_code == 200
     after = tenancy.ask("predict", "GET", "/usage").json()
     assert after["predictions"] == before["predictions"] + 3 and after["tenant"] == "acme"
-    assert after["limits"] == {"MAX_ADAPTERS": 12, "MAX_ADAPTER_BYTES": 0, "MAX_JOBS": 0, "MAX_REQUESTS_A_MINUTE": 500}
+    assert after["limits"] == {**dict.fromkeys(LIMITS, 0), "MAX_ADAPTERS": 12, "MAX_ALIASES": 5, "MAX_REQUESTS_A_MINUTE": 500}
     assert tenancy.ask("other", "GET", "/usage", params={"tenant": "acme"}).json()["predictions"] == after["predictions"]
     refused = tenancy.ask("both", "GET", "/usage", params={"tenant": "globex"})
     assert refused.status_code == 403 and refused.json()["scope"] == "admin"

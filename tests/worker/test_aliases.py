@@ -7,7 +7,7 @@ import redis
 
 from tests.worker.test_records import DAY, RECIPE, claimed
 from worker.aliases import Aliases, Moved, is_adapter_id, is_alias
-from worker.errors import AdapterAliased
+from worker.errors import AdapterAliased, LimitReached
 from worker.messages import Outcome
 from worker.notes import Notes
 from worker.records import Records
@@ -38,6 +38,25 @@ def test_an_alias_points_where_it_was_last_put(aliases: Aliases) -> None:
     assert aliases.of("t", "a1") == [] and aliases.of("t", "a2") == ["live"]
     assert aliases.get("u", "live") is None
     assert aliases.remove("t", "live") and aliases.of("t", "a2") == [] and aliases.page("t", 9, None) == ([], None)
+
+
+def test_there_are_no_more_than_may_be(aliases: Aliases) -> None:
+    for name in ("one", "two"):
+        aliases.point("t", name, "a1", most=2)
+    with pytest.raises(LimitReached) as refused:
+        aliases.point("t", "three", "a1", most=2)
+    assert (refused.value.limit, refused.value.most, refused.value.used) == ("MAX_ALIASES", 2, 2)
+    assert aliases.point("t", "two", "a2", most=2) == Moved("set", "a1")  # it is there already
+    assert aliases.remove("t", "one") and aliases.point("t", "three", "a1", most=2) == Moved("set", None)
+    assert aliases.point("t", "four", "a1") == Moved("set", None)
+
+
+def test_an_adapter_of_many_aliases_names_some(aliases: Aliases, records: Records) -> None:
+    for number in range(30):
+        aliases.point("t", f"n{number:02}", "a1")
+    with pytest.raises(AdapterAliased, match=r"n18, n19 and 10 more$") as refused:
+        records.delete("t", "a1")
+    assert refused.value.aliases == [f"n{number:02}" for number in range(20)] and refused.value.number == 30
 
 
 def test_it_moves_only_from_where_it_was_expected(aliases: Aliases) -> None:

@@ -8,9 +8,10 @@ import redis
 
 from tests.conftest import RedisServer
 from worker.app import KEY_PREFIX, celery_app, oldest_wake_up
-from worker.errors import WeightsCorrupt, WeightsMissing
+from worker.errors import AdapterExpired, WeightsCorrupt, WeightsMissing
 from worker.messages import ADAPT_TASK, DONE_CHANNEL, FIRST, IN_TURN, JobRecipe, Outcome, wake_up
-from worker.records import Claim, Records, adapter_id
+from worker.notes import Notes
+from worker.records import Claim, Record, Records, adapter_id
 from worker.store import WeightStore, weights_digest
 
 RECIPE = JobRecipe(
@@ -251,6 +252,10 @@ def test_a_pinned_adapter_does_not_expire(records: Records, redis_client: "redis
     record = records.get("t", "a1")
     assert record is not None and not record.pinned and record.status == "expired"
     assert redis_client.zscore("qs:retire", "t/a1") is not None
+    for pinned in (True, False):  # its bytes are given back: to have it again it must be accepted
+        with pytest.raises(AdapterExpired):
+            records.pin("t", "a1", pinned)
+    assert records.get("t", "a1") == record and redis_client.zscore("qs:retire", "t/a1") is not None
 
 
 def test_due_names_what_was_lost_once_and_only_that(records: Records, redis_client: "redis.Redis") -> None:
@@ -288,6 +293,13 @@ def test_each_queue_has_wake_ups_of_its_own(records: Records, redis_client: "red
     for number, queue in enumerate(("q", "q", "r")):
         records.announce_worker(f"w{number}", {"queue": queue}, 10)
     assert records.workers() == {"q": 2, "r": 1}
+    records.retire_worker("w0")
+    records.announce_worker("w1", {"queue": "r"}, 10)
+    assert records.workers() == {"r": 2}
+    redis_client.zadd("qs:workers", {"w1": 1})  # silent since
+    assert records.workers() == {"r": 1}
+    records.announce_worker("w2", {"queue": "r"}, 10)
+    assert redis_client.hkeys("qs:worker-descriptions") == [b"w2"]
 
 
 def test_a_fence_never_comes_again_though_a_new_master_lost_the_counter(records: Records, redis_client: "redis.Redis") -> None:
@@ -388,6 +400,43 @@ def test_pages_are_newest_first_and_complete(records: Records) -> None:
     assert seen == ["a6", "a5", "a4", "a2", "a1", "a0"]
 
 
+def test_a_page_of_few_that_are_wanted_goes_through_many_and_misses_none(records: Records) -> None:
+    for i in range(120):
+        records.accept("t", f"a{i}", RECIPE, DAY, (), notes=Notes(name="it" if i % 7 == 0 else "other"))
+
+    def wanted(record: Record) -> bool:
+        looked.append(record.adapter_id)
+        return record.name == "it"
+
+    seen: list[str] = []
+    cursor: int | None = None
+    for _ in range(30):
+        looked: list[str] = []
+        page, cursor = records.page("t", 2, cursor, wanted, most=60)
+        seen += [record.adapter_id for record in page]
+        assert len(page) <= 2 and len(looked) <= 60
+        if cursor is None:
+            break
+    assert seen == [f"a{i}" for i in range(119, -1, -1) if i % 7 == 0]
+    assert records.page("t", 2, None, lambda record: record.adapter_id == "a0", most=60)[0] == []
+
+
+def test_examples_are_read_only_where_they_are_needed(records: Records, redis_client: "redis.Redis") -> None:
+    """A support set may have millions of bytes, and there are pages of 200."""
+    large = RECIPE.model_copy(update={"support": tuple((f"{i} {'x' * 2_000}", f"label {i % 3}") for i in range(500))})
+    for i in range(10):
+        records.accept("t", f"a{i}", large, DAY, ())
+    sent = int(redis_client.info("stats")["total_net_output_bytes"])
+    page, _ = records.page("t", 10, None)
+    first = records.get("t", "a0")
+    assert int(redis_client.info("stats")["total_net_output_bytes"]) - sent < 50_000
+    assert first is not None and len(page) == 10 and page[-1] == first
+    assert (first.summary.examples, first.summary.labels) == (500, ("label 0", "label 1", "label 2"))
+    redis_client.hdel("qs:t:adapter:a0", "summary")  # as of before there were any
+    assert records.get("t", "a0") == first and records.page("t", 10, None)[0] == page
+    assert records.recipe("t", "a0") == large and records.recipe("t", "never") is None
+
+
 def test_the_end_of_a_job_is_published(records: Records, redis_client: "redis.Redis") -> None:
     channel = cast(Any, redis_client).pubsub()
     channel.subscribe(DONE_CHANNEL)
@@ -406,7 +455,7 @@ def test_records_survive_a_killed_server(redis_server: RedisServer) -> None:
     redis_server.stop()
     redis_server.start()
     record = Records(client).get("t", "a1")
-    assert record is not None and record.recipe == RECIPE
+    assert record is not None and record.summary == RECIPE.summary and Records(client).recipe("t", "a1") == RECIPE
     client.close()
 
 

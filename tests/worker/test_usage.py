@@ -1,5 +1,6 @@
 """What a tenant has is what its records say, and limits hold for those who come together."""
 
+import contextlib
 import random
 import time
 from collections.abc import Callable
@@ -13,12 +14,13 @@ from metatrain.base.text import TextBase
 from metatrain.baselines import frozen_prototypes, lora_from_zero
 from tests.conftest import RedisServer
 from tests.worker.test_records import DAY, RECIPE
-from worker.errors import LimitReached
+from worker.errors import AdapterExpired, LimitReached
 from worker.messages import Outcome
 from worker.records import Claim, Records
 from worker.usage import Usage, Used
 
 ESTIMATE = 100
+EXAMPLES = len(RECIPE.model_dump_json(exclude_defaults=True))
 
 
 def claimed(records: Records, tenant: str, identity: str, attempts: int = 3) -> Claim | None:
@@ -71,7 +73,7 @@ def test_bytes_are_counted_where_they_are_committed_and_given_back(redis_client:
     records.accept("t", "a4", RECIPE, DAY, (), size=ESTIMATE)
     assert claimed(records, "t", "a4", attempts=0) is None and used() == (3, 0, 0)  # dead
     assert records.revive("t", "a4") and used() == (3, ESTIMATE, 1)
-    assert usage.of("t").adaptations == 5 and usage.of("u") == Used(0, 0, 0, 0, 0, 0)
+    assert usage.of("t").adaptations == 5 and usage.of("u") == Used(0, 0, 0, 0, 0, 0, 0, 0)
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -102,6 +104,10 @@ def test_after_anything_usage_is_what_the_records_say(redis_client: "redis.Redis
         if record is not None and record.status == "ready":
             records.requeue(record, "evicted")
 
+    def pin(tenant: str, identity: str) -> None:
+        with contextlib.suppress(AdapterExpired):
+            records.pin(tenant, identity, draw.random() < 0.5)
+
     acts: list[Callable[[str, str], object]] = [
         accept,
         accept,
@@ -111,7 +117,7 @@ def test_after_anything_usage_is_what_the_records_say(redis_client: "redis.Redis
         again,
         records.revive,
         records.delete,
-        lambda tenant, identity: records.pin(tenant, identity, draw.random() < 0.5),
+        pin,
     ]
     for step in range(250):
         draw.choice(acts)(*draw.choice(names))
@@ -124,6 +130,7 @@ def test_after_anything_usage_is_what_the_records_say(redis_client: "redis.Redis
             unfinished = sum(r.status != "ready" for r in counted.values())
             own = usage.of(tenant)
             assert (own.adapters, own.bytes, own.jobs) == (len(held), sum(sizes[n] for n in counted), unfinished)
+            assert own.example_bytes == len(held) * EXAMPLES
 
 
 @pytest.mark.parametrize(("limit", "most"), [("MAX_ADAPTERS", 5), ("MAX_ADAPTER_BYTES", 5 * ESTIMATE + 99), ("MAX_JOBS", 5)])
@@ -147,6 +154,44 @@ def test_those_who_come_together_do_not_pass_a_limit(redis_server: RedisServer, 
     assert records.counts()["accepted"] == 6
     there_are = {number for number in range(24) if records.get("t", f"a{number}") is not None}
     assert there_are == {number for number, answer in enumerate(answers) if not isinstance(answer, LimitReached)}
+
+
+def test_examples_count_until_their_record_is_gone(redis_client: "redis.Redis") -> None:
+    records, usage = Records(redis_client), Usage(redis_client)
+    limits = {"MAX_EXAMPLE_BYTES": 2 * EXAMPLES}
+    for identity in ("a1", "a2"):
+        records.accept("t", identity, RECIPE, DAY, (), limits=limits)
+    failing = claimed(records, "t", "a1")
+    assert failing is not None and records.commit(failing, Outcome(status="failed", error="because"))
+    assert usage.of("t").example_bytes == 2 * EXAMPLES
+    with pytest.raises(LimitReached) as refused:
+        records.accept("t", "a3", RECIPE, DAY, (), limits=limits)
+    assert (refused.value.limit, refused.value.used) == ("MAX_EXAMPLE_BYTES", 2 * EXAMPLES) and refused.value.retry_after == 60
+    assert records.accept("t", "a1", RECIPE, DAY, (), limits=limits) == (True, "queued")  # no more examples than before
+    assert records.delete("t", "a2") is not None and usage.of("t").example_bytes == EXAMPLES
+    records.accept("t", "a3", RECIPE, 1, (), limits=limits)
+    ready(records, "t", "a3", 1)
+    redis_client.zadd("qs:retire", {"t/a3": 1})
+    assert len(records.retire()) == 1 and usage.of("t").example_bytes == EXAMPLES
+    redis_client.hdel("qs:t:adapter:a1", "example_bytes")  # as of before they were counted
+    redis_client.hset("qs:t:usage", "example_bytes", 0)
+    assert records.delete("t", "a1") is not None and usage.of("t").example_bytes == 0
+
+
+def test_what_has_expired_is_given_back_in_parts_and_is_not_walked_again(redis_client: "redis.Redis") -> None:
+    records, usage = Records(redis_client), Usage(redis_client)
+    records.accept("t", "a1", RECIPE, DAY, (), size=7)
+    names = [f"e{n}" for n in range(2_500)]
+    with redis_client.pipeline() as pipe:
+        for name in names:
+            pipe.hset(f"qs:t:adapter:{name}", "bytes", 2)
+        pipe.zadd("qs:t:weighed", dict.fromkeys(names, 1))
+        pipe.hincrby("qs:t:usage", "bytes", 5_000)
+        pipe.execute()
+    assert [usage.of("t").bytes for _ in range(2)] == [3_007, 1_007]
+    with pytest.raises(LimitReached):
+        records.accept("t", "a2", RECIPE, DAY, (), size=7, limits={"MAX_ADAPTER_BYTES": 13})
+    assert redis_client.zcard("qs:t:weighed") == 1 and usage.of("t").bytes == 7
 
 
 def test_requests_of_a_minute(redis_client: "redis.Redis") -> None:

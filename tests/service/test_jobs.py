@@ -1,0 +1,30 @@
+"""The service's end of the queue, on a real server."""
+
+import pytest
+import redis
+
+from service.jobs import Jobs
+from tests.conftest import RedisServer
+from tests.worker.test_records import DAY, RECIPE
+from tests.worker.test_usage import ready
+from worker.app import celery_app
+from worker.errors import LimitReached
+from worker.records import Records
+
+
+def test_adapters_are_made_again_only_where_there_is_room_for_jobs(redis_server: RedisServer, redis_client: "redis.Redis") -> None:
+    records = Records(redis_client)
+    jobs = Jobs(records, celery_app(redis_server.url, "q"), redis_server.url, {"MAX_JOBS": 2}, lambda recipe: 1)
+    for identity in ("a1", "a2", "a3"):
+        assert jobs.start("t", identity, RECIPE, DAY, ()) == "queued"
+        ready(records, "t", identity, 1)
+    evicted = [record for identity in ("a1", "a2", "a3") if (record := records.get("t", identity)) is not None]
+    for record in evicted[:2]:
+        jobs.start_again(record, "evicted")
+    with pytest.raises(LimitReached) as refused:
+        jobs.start_again(evicted[2], "evicted")
+    assert (refused.value.limit, refused.value.most, refused.value.used) == ("MAX_JOBS", 2, 2)
+    ready(records, "t", "a1", 1)
+    jobs.start_again(evicted[2], "evicted")
+    last = records.get("t", "a3")
+    assert last is not None and last.status == "queued" and last.readapting

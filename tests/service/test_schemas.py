@@ -1,0 +1,48 @@
+"""A body is refused at the first thing that is wrong, however much of it there is."""
+
+import json
+import time
+import tracemalloc
+from typing import Any
+
+import pytest
+from pydantic import BaseModel, ValidationError
+
+from service.schemas import AdapterChanges, AdaptRequest, ExamplesRequest, PredictRequest, ScoreRequest
+
+MANY = 200_000
+EXAMPLE = {"input": "close it", "label": "close"}
+
+
+@pytest.mark.parametrize(
+    ("model", "body", "place"),
+    [
+        (AdaptRequest, {"support": [1] * MANY}, ("support", 0)),
+        (AdaptRequest, {"support": [EXAMPLE, {}, *[1] * MANY]}, ("support", 1, "input")),
+        (AdaptRequest, {"support": [EXAMPLE], **dict.fromkeys(map(str, range(MANY)))}, ("0",)),
+        (AdaptRequest, {"support": [{**EXAMPLE, **dict.fromkeys(map(str, range(MANY)))}]}, ("support", 0, "0")),
+        (AdaptRequest, {"support": [EXAMPLE], "options": dict.fromkeys(map(str, range(MANY)))}, ("options", "0")),
+        (AdaptRequest, {"support": [EXAMPLE], "tags": [1] * MANY}, ("tags", 0)),
+        (ExamplesRequest, {"support": [None] * MANY}, ("support", 0)),
+        (ScoreRequest, {"examples": [EXAMPLE, *[[]] * MANY]}, ("examples", 1)),
+        (PredictRequest, {"adapter_id": "live", "inputs": ["text", *[1] * MANY]}, ("inputs", 1)),
+        (AdapterChanges, {"tags": ["x", *[1] * MANY]}, ("tags", 1)),
+    ],
+)
+def test_a_wrong_body_near_the_limit_is_refused_at_once(model: type[BaseModel], body: Any, place: tuple[str | int, ...]) -> None:
+    content = json.loads(json.dumps(body))
+    tracemalloc.start()
+    began = time.process_time()
+    with pytest.raises(ValidationError) as refused:
+        model.model_validate(content)
+    spent, memory = time.process_time() - began, tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    errors = refused.value.errors()
+    assert errors[0]["loc"] == place and len(errors) <= 2  # an example without both of its texts has two
+    assert spent < 0.5 and memory < 1_000_000
+
+
+def test_what_is_no_object_is_refused_as_such() -> None:
+    for body in ([], "text", None, [EXAMPLE] * 3):
+        with pytest.raises(ValidationError, match="valid dictionary"):
+            AdaptRequest.model_validate(body)
