@@ -52,8 +52,9 @@ class ServiceSettings(WorkerSettings):
     max_adapter_bytes: int = Field(default=0, ge=0, description="of a tenant's weights that are ready or being made; 0: no limit")
     max_jobs: int = Field(default=0, ge=0, description="unfinished jobs of a tenant; 0: no limit")
     max_requests_a_minute: int = Field(default=0, ge=0, description="of a tenant, by the clock's minute; 0: no limit")
+    max_streams: int = Field(default=100, ge=0, description="streams and waits of a tenant open in this process; 0: no limit")
 
     @property
     def limits(self) -> dict[str, int]:
-        """Of a tenant, by the names of their variables."""
+        """Of a tenant over all replicas, by the names of their variables."""
         return {name: getattr(self, name.lower()) for name in LIMITS}
