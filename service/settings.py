@@ -47,7 +47,9 @@ class ServiceSettings(WorkerSettings):
         default=None,
         description="of a predictor in a process of its own: unix:///path or tcp://host:port; in this process where unset",
     )
-    queue_rows: int = Field(default=2048, ge=1, description="inputs that may wait for a prediction; 429 beyond")
+    queue_rows: int = Field(
+        default=2048, ge=1, description="inputs that may wait for a prediction, half of them one tenant's beside others; 429 beyond"
+    )
     max_adapters: int = Field(default=0, ge=0, description="records of a tenant, whatever their status; 0: no limit")
     max_adapter_bytes: int = Field(default=0, ge=0, description="of a tenant's weights that are ready or being made; 0: no limit")
     max_jobs: int = Field(default=0, ge=0, description="unfinished jobs of a tenant; 0: no limit")

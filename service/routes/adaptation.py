@@ -13,6 +13,7 @@ from service.limits import check_adapt, check_notes, check_support, check_ttl, p
 from service.openapi import OF_A_BODY, OF_ANY_ROUTE, TO_THE_ADAPTER, Responses, problems
 from service.schemas import AdaptAnswer, AdapterId, AdaptRequest, DryRunAnswer, Example, ExamplesRequest, Options
 from service.state import ServiceState
+from service.views import known
 from worker.notes import Notes
 from worker.records import Record
 
@@ -71,9 +72,7 @@ async def add_examples(
 ) -> AdaptAnswer | DryRunAnswer:
     """A new adapter from this one's examples and further ones, with its initialization and options unless others are given. This
     one stays as it is."""
-    parent = await run_in_threadpool(how.state.records.get, how.tenant, adapter_id)
-    if parent is None:
-        raise UnknownAdapter(f"no adapter {adapter_id}")
+    parent = await run_in_threadpool(known, adapter_id, how.state, how.tenant)
     init = initialization(parent.recipe.initialization, how.state)
     options = _options(parent, request.options, how.state)
     check_support(request.support, options, how.state.settings, parent.recipe.support)

@@ -1,7 +1,6 @@
 """Streams and waits of a service without a worker, where each job stays queued and each stream open."""
 
 import json
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -10,47 +9,12 @@ from typing import Any
 import httpx
 import pytest
 import redis
-import uvicorn
 
 from metatrain.base.text import TextBase
-from metatrain.baselines import lora_from_zero
-from service.app import create_app
 from service.routes import events
-from service.serving import listen
-from service.settings import ServiceSettings
 from tests.conftest import RedisServer
+from tests.service.workerless import BODY, LATE, queued, running
 from worker.keys import KEY_SECONDS, Keys
-
-BODY: dict[str, Any] = {
-    "support": [{"input": "close my card", "label": "close"}, {"input": "order a pizza", "label": "order"}],
-    "initialization": "lora-from-zero",
-    "options": {"steps": 0},
-}
-LATE = 10.0
-
-
-@contextmanager
-def running(tiny: TextBase, redis_server: RedisServer, **settings: Any) -> Iterator[httpx.Client]:
-    init = lora_from_zero(tiny)
-    made = ServiceSettings(redis_url=redis_server.url, allow_without_keys=True, **settings)
-    server = uvicorn.Server(uvicorn.Config(create_app(made, tiny, {init.name: init}), log_config=None, access_log=False))
-    listening = listen("127.0.0.1", 0)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
-    thread.start()
-    try:
-        while thread.is_alive() and not server.started:
-            time.sleep(0.01)
-        with httpx.Client(base_url=f"http://127.0.0.1:{listening.getsockname()[1]}", timeout=LATE) as http:
-            yield http
-    finally:
-        server.should_exit = True
-        thread.join()
-
-
-def queued(http: httpx.Client, **more: Any) -> str:
-    answer = http.post("/adapt", json=BODY, **more)
-    assert answer.status_code == 202, answer.text
-    return str(answer.json()["adapter_id"])
 
 
 @contextmanager
