@@ -10,9 +10,10 @@ from fastapi import Request
 from starlette.concurrency import run_in_threadpool
 
 from metatrain.errors import MetatrainError
-from service.errors import AdapterNotReady, ClientGone, Unavailable, UnknownAdapter
+from service.errors import AdapterNotReady, ClientGone, Unavailable
 from service.predictor import Answer, Wanted
 from service.state import ServiceState
+from service.views import there
 from worker.errors import WeightsCorrupt, WeightsMissing
 from worker.logs import fields
 from worker.records import Record
@@ -27,16 +28,19 @@ async def answered(
 ) -> tuple[Record, list[Answer]]:
     """The record of the adapter and an answer to each part, all with the same weights. One part after the other: more than one
     call's worth of inputs waits like one call. Raises UnknownAdapter, AdapterNotReady, Overloaded, Unavailable, ClientGone."""
-    record = await run_in_threadpool(state.records.get, tenant, identity)
+    record, counted = await run_in_threadpool(state.records.get, tenant, identity), 0
     for _ in range(_TRIES):
         if record is not None and record.readapting:
             record = await state.jobs.wait(tenant, identity, state.settings.readapt_wait_seconds)
         ready = _ready(record, identity)
         try:
-            answers = [await _answer(ready, part, connection, state) for part in parts]
-            for part, answer in zip(parts, answers, strict=True):
-                state.metrics.predicted(answer.seconds)
-                state.meter.predicted(tenant, len(part))
+            answers: list[Answer] = []
+            for part in parts:
+                answers.append(await _answer(ready, part, connection, state))
+                state.metrics.predicted(answers[-1].seconds)
+                if len(answers) > counted:  # each part once, however often they are begun again, and also where a later one fails
+                    counted = len(answers)
+                    state.meter.predicted(tenant, len(part))
             return ready, answers
         except (WeightsMissing, WeightsCorrupt) as error:
             with fields(adapter=ready.adapter_id, tenant=ready.tenant):
@@ -71,8 +75,7 @@ async def _gone(connection: Request) -> None:
 
 
 def _ready(record: Record | None, identity: str) -> Record:
-    if record is None:
-        raise UnknownAdapter(f"no adapter {identity}")
+    record = there(identity, record)
     if record.readapting:
         raise Unavailable(f"adapter {identity} was evicted and is being made again")
     if record.status == "failed":

@@ -28,6 +28,7 @@ from service.requests import Requests
 from service.routes import adaptation, adapters, aliases, deployment, events, predictions, scores, usage
 from service.settings import ServiceSettings
 from service.state import ServiceState
+from service.streams import Streams
 from worker.aliases import Aliases
 from worker.app import celery_app
 from worker.errors import LimitReached
@@ -76,6 +77,7 @@ def create_app(settings: ServiceSettings, base: TextBase, initializations: dict[
             metrics=metrics,
             door=Door(Keys(client), open_allowed=settings.allow_without_keys),
             meter=meter,
+            streams=Streams(settings.max_streams),
         )
         jobs.listen()
         meter.begin()

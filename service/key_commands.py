@@ -3,6 +3,8 @@
 import json
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -44,12 +46,11 @@ def create(data_dir: Path, tenant: str, name: str, scopes: tuple[Scope, ...], ex
     lives_ms = None if expires is None else _milliseconds(expires)
     store = _keys(data_dir)
     try:
-        first = not store.any()
-        identity, whole, key = store.create(tenant, name, scopes, lives_ms=lives_ms)
+        with _in_reach("the key is not made"):
+            first = not store.any()
+            identity, whole, key = store.create(tenant, name, scopes, lives_ms=lives_ms)
     except InvalidKey as error:
         sys.exit(f"error: --{error}")
-    except redis.RedisError as error:
-        sys.exit(f"error: the key is not made: {type(error).__name__}")
     click.echo(json.dumps({"key": whole, **_described(identity, key, key.created_at)}, indent=2) if as_json else whole)
     if not as_json:
         until = "" if key.expires_at is None else f", until {_day(key.expires_at)}"
@@ -64,7 +65,8 @@ def create(data_dir: Path, tenant: str, name: str, scopes: tuple[Scope, ...], ex
 def list_keys(data_dir: Path, as_json: bool) -> None:
     """Every key ever made, the oldest first, without its secret."""
     store = _keys(data_dir)
-    found, now = store.list(), store.now()
+    with _in_reach("the keys are not listed"):
+        found, now = store.list(), store.now()
     if as_json:
         click.echo(json.dumps([_described(identity, key, now) for identity, key in found], indent=2))
         return
@@ -84,13 +86,25 @@ def revoke(data_dir: Path, identity: str) -> None:
     """End a key, by the id that `keys list` shows."""
     if not re.fullmatch(r"[0-9a-f]{12}", identity):
         sys.exit("error: ID: expected the 12 characters that `quickstudy keys list` shows")  # and not shown: it may be a whole key
-    if not _keys(data_dir).revoke(identity):
+    store = _keys(data_dir)
+    with _in_reach("the key is not revoked"):
+        known = store.revoke(identity)
+    if not known:
         sys.exit(f"error: ID: there is no key {identity}")
     click.echo(f"{identity} is revoked; it stops working within {KEY_SECONDS:g} s")
 
 
 def _keys(data_dir: Path) -> Keys:
     return Keys(reach_redis(data_dir)[0])
+
+
+@contextmanager
+def _in_reach(otherwise: str) -> Iterator[None]:
+    """Exits with one line where the records go, or refuse, in the middle."""
+    try:
+        yield
+    except redis.RedisError as error:
+        sys.exit(f"error: {otherwise}: {type(error).__name__}")
 
 
 def _milliseconds(time: str) -> int:

@@ -24,12 +24,13 @@ class Meter:
         self._predictions: Counter[str] = Counter()
         self._flushing: asyncio.Task[None] | None = None
 
-    async def request(self, tenant: str) -> None:
-        """Count one. Raises LimitReached, and redis.RedisError where there is a limit and the records are out of reach."""
+    async def request(self, tenant: str, number: int = 1) -> None:
+        """Count so many. Raises LimitReached, with none counted, and redis.RedisError where there is a limit and the records are
+        out of reach."""
         if self._most:
-            await run_in_threadpool(self._usage.take_requests, tenant, 1, self._most)
+            await run_in_threadpool(self._usage.take_requests, tenant, number, self._most)
         else:
-            self._requests[tenant] += 1
+            self._requests[tenant] += number
 
     def predicted(self, tenant: str, inputs: int) -> None:
         """Count inputs that were answered."""

@@ -33,26 +33,15 @@ _THE_ADAPTER = {"adapter_id": "$response.body#/adapter_id"}
 _INPUTS = {"inputs": ["order pizza", "play a song"]}
 _OF_AN_ADAPTER = (
     "get_adapter",
-    "change_adapter",
     "delete_adapter",
+    "change_adapter",
     "adapter_events",
-    "add_examples",
     "pin_adapter",
     "unpin_adapter",
+    "add_examples",
 )
 TO_THE_ADAPTER: dict[str, Any] = {
-    **{
-        name: {"operationId": name, "parameters": _THE_ADAPTER}
-        for name in (
-            "get_adapter",
-            "delete_adapter",
-            "change_adapter",
-            "adapter_events",
-            "pin_adapter",
-            "unpin_adapter",
-            "add_examples",
-        )
-    },
+    **{name: {"operationId": name, "parameters": _THE_ADAPTER} for name in _OF_AN_ADAPTER},
     "predict": {"operationId": "predict", "requestBody": {**_THE_ADAPTER, **_INPUTS}},
     "set_alias": {"operationId": "set_alias", "requestBody": _THE_ADAPTER},
 }
@@ -93,7 +82,7 @@ def _shown(error: type[ServiceError]) -> dict[str, Any]:
 
 
 def describe(app: FastAPI, settings: ServiceSettings, initializations: list[str]) -> None:
-    """Have the application's document show the limits of `settings`, and what can be adapted from."""
+    """Have the application's document show the limits of `settings`. `initializations`: what can be adapted from."""
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
@@ -102,7 +91,7 @@ def describe(app: FastAPI, settings: ServiceSettings, initializations: list[str]
             problem = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
             schemas |= {**problem.pop("$defs"), "Problem": problem}
             _limit(schemas, settings)
-            _name_initializations(schemas["AdaptRequest"]["properties"]["initialization"], initializations)
+            _show_initialization(schemas["AdaptRequest"]["properties"]["initialization"], initializations)
             for operation in (operation for path in document["paths"].values() for operation in path.values()):
                 for response in operation["responses"].values():
                     response["headers"] = {**response.get("headers", {}), **_REQUEST_ID}
@@ -143,7 +132,8 @@ def _not_null(schema: dict[str, Any], name: str) -> dict[str, Any]:
     return first
 
 
-def _name_initializations(schema: dict[str, Any], names: list[str]) -> None:
-    schema["enum"] = sorted(names)
+def _show_initialization(schema: dict[str, Any], names: list[str]) -> None:
+    """Only by example: the document is public, and which there are is for those with a key to know."""
+    schema |= {"description": "one of those that `GET /initializations` lists", "examples": ["default"]}
     if schema["default"] not in names:
         del schema["default"]

@@ -8,6 +8,7 @@ import logging
 import math
 import threading
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -51,6 +52,11 @@ class Answer:
     probabilities: list[list[float]]
     truncated: list[int]
     seconds: Mapping[str, float]
+
+    @property
+    def best(self) -> list[str]:
+        """Each text's most probable label."""
+        return [self.labels[max(range(len(row)), key=row.__getitem__)] for row in self.probabilities]
 
 
 class Predictor(Protocol):
@@ -120,6 +126,7 @@ class InProcessPredictor:
         self._loaders = ThreadPoolExecutor(_LOADERS, thread_name_prefix="load")  # a slow cache must not keep others from tokenizing
         self._changed = threading.Condition()  # guards what follows, and the batcher
         self._unanswered = self._coming = 0  # rows, and calls on their way to the batcher
+        self._unanswered_of = Counter[str]()  # rows, by tenant
         self._forgotten: list[str] = []
         self._closing = False
         self._rows_a_second = 100.0
@@ -129,14 +136,11 @@ class InProcessPredictor:
     def submit(self, wanted: Wanted, texts: Sequence[str]) -> "Future[Answer]":
         call = _Call(wanted, texts)
         with self._changed:
-            if self._unanswered and self._unanswered + len(texts) > self._settings.queue_rows:
-                raise Overloaded(
-                    f"{self._unanswered} inputs are waiting for a prediction, and QUEUE_ROWS is {self._settings.queue_rows}",
-                    math.ceil(self._unanswered / self._rows_a_second),
-                )
+            self._check_room(wanted.tenant, len(texts))
             self._unanswered += len(texts)
+            self._unanswered_of[wanted.tenant] += len(texts)
             self._coming += 1
-        call.future.add_done_callback(lambda _: self._answered(len(texts)))
+        call.future.add_done_callback(lambda _: self._answered(wanted.tenant, len(texts)))
         self._tokenizers.submit(self._prepare, call)
         return call.future
 
@@ -169,9 +173,23 @@ class InProcessPredictor:
         self._tokenizers.shutdown()
         self._loaders.shutdown()
 
-    def _answered(self, rows: int) -> None:
+    def _check_room(self, tenant: str, rows: int) -> None:
+        """All of the queue is a tenant's that is alone in it, half of it one's beside whom others wait. Whoever has nothing in it
+        may put one call there, however large."""
+        most, all_of_them, own = self._settings.queue_rows, self._unanswered, self._unanswered_of[tenant]
+        if all_of_them and all_of_them + rows > most:
+            said = f"{all_of_them} inputs are waiting for a prediction, and QUEUE_ROWS is {most}"
+            raise Overloaded(said, math.ceil(all_of_them / self._rows_a_second))
+        if own and own < all_of_them and own + rows > most // 2:
+            said = f"{own} inputs of this tenant are waiting for a prediction, beside others' half of QUEUE_ROWS, which is {most}"
+            raise Overloaded(said, math.ceil(all_of_them / self._rows_a_second))
+
+    def _answered(self, tenant: str, rows: int) -> None:
         with self._changed:
             self._unanswered -= rows
+            self._unanswered_of[tenant] -= rows
+            if not self._unanswered_of[tenant]:
+                del self._unanswered_of[tenant]
 
     def _prepare(self, call: _Call) -> None:
         try:

@@ -47,15 +47,18 @@ class ServiceSettings(WorkerSettings):
         default=None,
         description="of a predictor in a process of its own: unix:///path or tcp://host:port; in this process where unset",
     )
-    queue_rows: int = Field(default=2048, ge=1, description="inputs that may wait for a prediction; 429 beyond")
+    queue_rows: int = Field(
+        default=2048, ge=1, description="inputs that may wait for a prediction, half of them one tenant's beside others; 429 beyond"
+    )
     max_adapters: int = Field(default=0, ge=0, description="records of a tenant, whatever their status; 0: no limit")
     max_adapter_bytes: int = Field(default=0, ge=0, description="of a tenant's weights that are ready or being made; 0: no limit")
     max_example_bytes: int = Field(default=0, ge=0, description="of the examples in a tenant's records; 0: no limit")
     max_jobs: int = Field(default=0, ge=0, description="unfinished jobs of a tenant; 0: no limit")
     max_aliases: int = Field(default=1000, ge=0, description="of a tenant; 0: no limit")
     max_requests_a_minute: int = Field(default=0, ge=0, description="of a tenant, by the clock's minute; 0: no limit")
+    max_streams: int = Field(default=100, ge=0, description="streams and waits of a tenant open in this process; 0: no limit")
 
     @property
     def limits(self) -> dict[str, int]:
-        """Of a tenant, by the names of their variables."""
+        """Of a tenant over all replicas, by the names of their variables."""
         return {name: getattr(self, name.lower()) for name in LIMITS}

@@ -15,6 +15,7 @@ from service.meter import Meter
 from service.metrics import Metrics
 from service.predictor import Predictor
 from service.settings import ServiceSettings
+from service.streams import Streams
 from worker.aliases import Aliases
 from worker.records import Records
 from worker.store import WeightStore
@@ -35,6 +36,7 @@ class ServiceState:
     metrics: Metrics
     door: Door
     meter: Meter
+    streams: Streams
 
 
 def state_of(request: Request) -> ServiceState:

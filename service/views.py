@@ -1,9 +1,26 @@
 """Records as HTTP shows them."""
 
+from typing import TypeVar
+
+from service.errors import UnknownAdapter
 from service.schemas import AdapterView
 from service.state import ServiceState
 from worker.messages import Status
 from worker.records import Record
+
+T = TypeVar("T")
+
+
+def known(adapter_id: str, state: ServiceState, tenant: str) -> Record:
+    """Raises UnknownAdapter where the tenant has no such adapter."""
+    return there(adapter_id, state.records.get(tenant, adapter_id))
+
+
+def there(adapter_id: str, found: T | None) -> T:
+    """Raises UnknownAdapter where nothing was found."""
+    if found is None:
+        raise UnknownAdapter(f"no adapter {adapter_id}")
+    return found
 
 
 def status_of(record: Record, state: ServiceState) -> Status:

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from service.errors import ClientGone, ServiceError
+
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 BLOCKS = [
     (page.name, code) for page in sorted(DOCS.glob("*.md")) for code in re.findall(r"```python\n(.*?)```", page.read_text(), re.S)
@@ -25,3 +27,15 @@ def test_each_line_of_the_threat_model_names_a_test_that_is_there() -> None:
         named = re.search(r"`(tests/[a-z_/]+\.py)::(test_[a-z_0-9]+)` \|$", row)
         assert named is not None, row
         assert f"def {named[2]}(" in (DOCS.parent / named[1]).read_text(), row
+
+
+def kinds(error: type[ServiceError]) -> set[type[ServiceError]]:
+    return {error}.union(*map(kinds, error.__subclasses__()))
+
+
+def test_the_page_of_the_api_has_every_problem_type_with_its_status_and_no_other() -> None:
+    page = (DOCS / "api.md").read_text().partition("## Problems")[2].partition("## ")[0]
+    listed = re.findall(r"^\| `/problems/([a-z-]+)` \| ([0-9]{3}) \|", page, re.M)
+    assert sorted(listed) == sorted(
+        (error.kind, str(error.status)) for error in kinds(ServiceError) - {ClientGone}
+    )  # nobody reads it

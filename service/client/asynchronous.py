@@ -25,7 +25,7 @@ from service.client.answers import (
 )
 from service.client.calls import AdapterFilters, AdaptOptions, AliasCondition, Call, Changes, LearnOptions, Named, Pairs
 from service.client.connection import Connection
-from service.client.events import POLL_SECONDS, EndEvent, Event, Reading
+from service.client.events import EndEvent, Event, Reading
 from service.client.flows import Flow, Pause, Reply
 
 T = TypeVar("T")
@@ -75,17 +75,23 @@ class AsyncClient:
         return await self._answer(calls.dry_run(support, options))
 
     async def wait(self, adapter: Named, seconds: float = 30.0, on_progress: Callable[[Event], None] | None = None) -> Adapter:
+        deadline = time.monotonic() + seconds
         if on_progress is None:
-            return await self._run(flows.ended(adapter, time.monotonic() + seconds, seconds, self._retries))
-        async with aclosing(self.events(adapter, within=seconds)) as events:
+            there = await self._run(flows.ended(adapter, deadline, seconds, self._retries))
+            if there is not None:
+                return there
+        async with aclosing(self._events(Reading(adapter, self._retries, seconds, deadline))) as events:
             async for event in events:
-                on_progress(event)
+                if on_progress is not None:
+                    on_progress(event)
                 if isinstance(event, EndEvent):
                     return flows.ready(event.adapter)
         raise AssertionError("unreachable")
 
-    async def events(self, adapter: Named, *, within: float | None = None) -> AsyncGenerator[Event, None]:
-        reading = Reading(adapter, self._retries, within)
+    def events(self, adapter: Named, *, within: float | None = None) -> AsyncGenerator[Event, None]:
+        return self._events(Reading(adapter, self._retries, within))
+
+    async def _events(self, reading: Reading) -> AsyncGenerator[Event, None]:
         while not reading.ended and not reading.polls:
             came: httpx.Response | httpx.TransportError
             try:
@@ -101,9 +107,10 @@ class AsyncClient:
             if not reading.ended:
                 await asyncio.sleep(reading.pause(came))
         while not reading.ended:
-            for item in reading.state(await self._answer(reading.poll())):
+            for item in reading.state(await self._answer(reading.poll(), reading.deadline)):
                 yield item
-            await asyncio.sleep(POLL_SECONDS)
+            if not reading.ended:
+                await asyncio.sleep(reading.between_looks())
 
     @overload  # a string is a sequence of strings too, and is not meant as one
     async def predict(self, adapter: Named, inputs: str, *, top_k: int | None = None) -> Prediction: ...  # type: ignore[overload-overlap]
@@ -171,13 +178,13 @@ class AsyncClient:
         self, call: Callable[[float], Call[Adaptation]], wait: float, on_progress: Callable[[Event], None] | None
     ) -> Adaptation:
         deadline = time.monotonic() + wait
-        answer = await self._answer(call(0.0 if on_progress else wait))
+        answer = await self._answer(call(0.0 if on_progress else wait), deadline if wait > 0 else None)
         if wait <= 0 or (answer.status == "ready" and on_progress is None):
             return answer
         return flows.made(answer, await self.wait(answer, max(0.0, deadline - time.monotonic()), on_progress))
 
-    async def _answer(self, call: Call[T]) -> T:
-        return await self._run(flows.answered(call, self._retries))
+    async def _answer(self, call: Call[T], deadline: float | None = None) -> T:
+        return await self._run(flows.answered(call, self._retries, deadline))
 
     async def _run(self, flow: Flow[T]) -> T:
         reply: Reply = None

@@ -24,7 +24,7 @@ from service.client.answers import (
 )
 from service.client.calls import AdapterFilters, AdaptOptions, AliasCondition, Call, Changes, LearnOptions, Named, Pairs
 from service.client.connection import Connection
-from service.client.events import POLL_SECONDS, EndEvent, Event, Reading
+from service.client.events import EndEvent, Event, Reading
 from service.client.flows import Flow, Pause, Reply
 
 T = TypeVar("T")
@@ -87,11 +87,15 @@ class Client:
 
     def wait(self, adapter: Named, seconds: float = 30.0, on_progress: Callable[[Event], None] | None = None) -> Adapter:
         """The adapter, once it is ready. Raises NotReady where it ends otherwise, or not within `seconds`."""
+        deadline = time.monotonic() + seconds
         if on_progress is None:
-            return self._run(flows.ended(adapter, time.monotonic() + seconds, seconds, self._retries))
-        with closing(self.events(adapter, within=seconds)) as events:
+            there = self._run(flows.ended(adapter, deadline, seconds, self._retries))
+            if there is not None:
+                return there
+        with closing(self._events(Reading(adapter, self._retries, seconds, deadline))) as events:
             for event in events:
-                on_progress(event)
+                if on_progress is not None:
+                    on_progress(event)
                 if isinstance(event, EndEvent):
                     return flows.ready(event.adapter)
         raise AssertionError("unreachable")
@@ -99,7 +103,9 @@ class Client:
     def events(self, adapter: Named, *, within: float | None = None) -> Generator[Event, None, None]:
         """Everything that happens to an adapter, from its start to its end; connections that are lost are taken up again where
         they were. Raises NotReady where it has not ended after `within` seconds."""
-        reading = Reading(adapter, self._retries, within)
+        return self._events(Reading(adapter, self._retries, within))
+
+    def _events(self, reading: Reading) -> Generator[Event, None, None]:
         while not reading.ended and not reading.polls:
             came: httpx.Response | httpx.TransportError
             try:
@@ -114,8 +120,9 @@ class Client:
             if not reading.ended:
                 time.sleep(reading.pause(came))
         while not reading.ended:
-            yield from reading.state(self._answer(reading.poll()))
-            time.sleep(POLL_SECONDS)
+            yield from reading.state(self._answer(reading.poll(), reading.deadline))
+            if not reading.ended:
+                time.sleep(reading.between_looks())
 
     @overload  # a string is a sequence of strings too, and is not meant as one
     def predict(self, adapter: Named, inputs: str, *, top_k: int | None = None) -> Prediction: ...  # type: ignore[overload-overlap]
@@ -192,13 +199,13 @@ class Client:
         self, call: Callable[[float], Call[Adaptation]], wait: float, on_progress: Callable[[Event], None] | None
     ) -> Adaptation:
         deadline = time.monotonic() + wait
-        answer = self._answer(call(0.0 if on_progress else wait))
+        answer = self._answer(call(0.0 if on_progress else wait), deadline if wait > 0 else None)
         if wait <= 0 or (answer.status == "ready" and on_progress is None):
             return answer
         return flows.made(answer, self.wait(answer, max(0.0, deadline - time.monotonic()), on_progress))
 
-    def _answer(self, call: Call[T]) -> T:
-        return self._run(flows.answered(call, self._retries))
+    def _answer(self, call: Call[T], deadline: float | None = None) -> T:
+        return self._run(flows.answered(call, self._retries, deadline))
 
     def _run(self, flow: Flow[T]) -> T:
         reply: Reply = None

@@ -64,6 +64,13 @@ class AliasCondition(TypedDict, total=False):
     """Where the alias must point just before; None: nowhere."""
 
 
+class NoName(ValueError):
+    """What cannot name an adapter, nor an alias."""
+
+    def __init__(self) -> None:
+        super().__init__("expected an adapter's id or an alias, got nothing that can be one")
+
+
 @dataclass(frozen=True)
 class Call(Generic[T]):
     method: str
@@ -199,10 +206,10 @@ def _page(cursor: str | None) -> dict[str, str | int]:
 
 
 def _segment(name: Named) -> str:
-    """One segment of a path. Raises ValueError for what would be another path."""
+    """One segment of a path. Raises NoName for what would be another path."""
     own = name_of(name)
     if own in ("", ".", ".."):
-        raise ValueError(f"expected an adapter's id or an alias, got {own!r}")
+        raise NoName
     return quote(own, safe="")
 
 

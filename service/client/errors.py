@@ -60,7 +60,8 @@ class Conflict(QuickstudyError):
 class NotReady(Conflict):
     @property
     def adapter_status(self) -> str:
-        """`queued`, `running`, `failed` (the problem's `reason` says why), `evicted` or `expired`."""
+        """`queued`, `running`, `failed` (the problem's `reason` says why), `evicted` or `expired`; `unknown` where time was up
+        before the service said."""
         return str(self.problem.get("adapter_status"))
 
 

@@ -11,13 +11,13 @@ import httpx
 from service.client import calls, flows
 from service.client.answers import IN_FLIGHT, Adapter, Status, read_as
 from service.client.calls import Call, Named
-from service.client.errors import NotFound, NotUnderstood, QuickstudyError, Unavailable, error_of, out_of_reach
+from service.client.errors import NotFound, NotUnderstood, QuickstudyError, RateLimited, Unavailable, error_of, out_of_reach
 from service.client.retries import Retries
 
 _SILENCE_SECONDS = 45.0
 """Three of the service's signs of life; then the connection is taken for dead."""
-POLL_SECONDS = 0.05
-"""Between two looks at a state."""
+_POLL_SECONDS, _POLL_MOST_SECONDS = 0.05, 1.0
+"""Between two looks at a state: the first ones, and the last."""
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,13 @@ Event = StatusEvent | StepEvent | EndEvent
 class Reading:
     """What is known of one adapter's events so far: where to go on after a lost connection, and whether it is worth it.
 
-    `within` seconds from its making are the most that it may take.
+    `within` seconds, from its making unless they end at `deadline`, are the most that it may take.
     """
 
-    def __init__(self, name: Named, retries: Retries, within: float | None) -> None:
+    def __init__(self, name: Named, retries: Retries, within: float | None, deadline: float | None = None) -> None:
         self._name, self._retries, self._within = name, retries, within
-        self._deadline = None if within is None else time.monotonic() + within
+        self.deadline = time.monotonic() + within if deadline is None and within is not None else deadline
+        self._looks = 0
         self._call = calls.events(name)
         self._attempt = 0
         self._last_id: str | None = None
@@ -73,14 +74,15 @@ class Reading:
         headers = dict(self._call.headers)
         if self._last_id is not None:
             headers["Last-Event-ID"] = self._last_id
-        left = _SILENCE_SECONDS if self._deadline is None else max(0.01, min(_SILENCE_SECONDS, self._deadline - time.monotonic()))
+        left = _SILENCE_SECONDS if self.deadline is None else max(0.01, min(_SILENCE_SECONDS, self.deadline - time.monotonic()))
         timeout = httpx.Timeout(10.0, read=left)
         return {"method": self._call.method, "url": self._call.path, "headers": headers, "timeout": timeout}
 
     def feed(self, chunk: bytes) -> Iterator[Event]:
         """The events that a piece of the stream completes. Raises NotReady past the deadline."""
+        self._attempt = 0  # the service is there, whatever it says
         for identity, kind, data in self._stream.feed(chunk):
-            self._attempt, self._last_id = 0, identity
+            self._last_id = identity
             event = _event(identity, kind, data)
             if event is None:
                 continue
@@ -108,11 +110,19 @@ class Reading:
         if isinstance(error, NotFound) and self._last_id is None:
             self.polls = True  # whether the adapter or its events are not there, its state tells
             return 0.0
+        if isinstance(error, RateLimited) and error.limit == "MAX_STREAMS":
+            self.polls = True
+            return 0.0
         pause = self._retries.pause(self._attempt, error)
         self._attempt += 1
         if pause is None:
             raise error
-        return pause
+        return self._in_time(pause)
+
+    def between_looks(self) -> float:
+        """Seconds until the next look at the state."""
+        self._looks += 1
+        return self._in_time(min(_POLL_MOST_SECONDS, _POLL_SECONDS * (1 + self._looks / 5)))
 
     def poll(self) -> Call[Adapter]:
         return calls.adapter(self._name)
@@ -133,8 +143,11 @@ class Reading:
             return
         self._check_deadline()
 
+    def _in_time(self, pause: float) -> float:
+        return pause if self.deadline is None else min(pause, max(0.0, self.deadline - time.monotonic()))
+
     def _check_deadline(self) -> None:
-        if not self.ended and self._deadline is not None and time.monotonic() >= self._deadline:
+        if not self.ended and self.deadline is not None and time.monotonic() >= self.deadline:
             raise flows.late(calls.name_of(self._name), self._status, self._within or 0.0)
 
 

@@ -16,7 +16,6 @@ from service.client.errors import Invalid, NotFound, NotReady, QuickstudyError, 
 from service.client.retries import NEVER_SENT, Retries
 
 T = TypeVar("T")
-_POLL_SECONDS, _POLL_MOST_SECONDS = 0.05, 1.0
 
 
 @dataclass(frozen=True)
@@ -29,8 +28,9 @@ Reply = httpx.Response | httpx.TransportError | None
 Flow = Generator[Call[Any] | Pause, Reply, T]
 
 
-def answered(call: Call[T], retries: Retries) -> Flow[T]:
-    """A call's answer, after as many attempts as it may take. Raises QuickstudyError."""
+def answered(call: Call[T], retries: Retries, deadline: float | None = None) -> Flow[T]:
+    """A call's answer, after as many attempts as it may take. Raises QuickstudyError: NotReady where the next attempt would be past
+    the deadline."""
     lost = False
     for attempt in count():
         reply = yield call
@@ -48,21 +48,22 @@ def answered(call: Call[T], retries: Retries) -> Flow[T]:
         pause = retries.pause(attempt, error, repeatable=call.repeatable)
         if pause is None:
             raise error
-        yield Pause(pause)
+        left = pause if deadline is None else max(0.0, deadline - time.monotonic())
+        yield Pause(min(pause, left))
+        if pause > left:
+            raise NotReady(409, {**error.problem, "detail": f"not ready in time: {error}", "adapter_status": "unknown"}) from error
     raise AssertionError("unreachable")
 
 
-def ended(name: Named, deadline: float, seconds: float, retries: Retries) -> Flow[Adapter]:
-    """The adapter once it is ready, by asking again and again. Raises NotReady where it ends otherwise, or not by the deadline."""
-    for attempt in count():
-        adapter = yield from answered(calls.adapter(name), retries)
-        if adapter.status not in IN_FLIGHT:
-            return ready(adapter)
-        left = deadline - time.monotonic()
-        if left <= 0:
-            raise late(adapter.adapter_id, adapter.status, seconds)
-        yield Pause(min(left, _POLL_MOST_SECONDS, _POLL_SECONDS * (1 + attempt / 5)))
-    raise AssertionError("unreachable")
+def ended(name: Named, deadline: float, seconds: float, retries: Retries) -> Flow[Adapter | None]:
+    """The adapter if it is ready by now, None while its job goes on. Raises NotReady where it ended otherwise, or goes on past the
+    deadline."""
+    adapter = yield from answered(calls.adapter(name), retries, deadline)
+    if adapter.status not in IN_FLIGHT:
+        return ready(adapter)
+    if time.monotonic() >= deadline:
+        raise late(adapter.adapter_id, adapter.status, seconds)
+    return None
 
 
 def ready(adapter: Adapter) -> Adapter:

@@ -3,16 +3,17 @@
 import functools
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Concatenate, ParamSpec
 
 import click
 
 from service.client import Client, OutOfReach, QuickstudyError, Unauthorised
+from service.client.calls import NoName
 
 P = ParamSpec("P")
-REFUSED, OUT_OF_REACH, NOT_AUTHORISED = 1, 3, 4
-"""Exit codes beside 0 and click's own 2 for wrong usage."""
+REFUSED, WRONG_USAGE, OUT_OF_REACH, NOT_AUTHORISED = 1, 2, 3, 4
+"""Exit codes beside 0; click's own for wrong usage is the same."""
 
 
 class Failed(click.ClickException):
@@ -39,6 +40,7 @@ def asks(command: Callable[Concatenate[Client, P], None]) -> Callable[P, None]:
     )
     @functools.wraps(command)
     def asking(*arguments: P.args, **options: P.kwargs) -> None:
+        _check_text(options)
         try:
             client = Client(str(options.pop("url")))
         except ValueError as error:
@@ -48,10 +50,28 @@ def asks(command: Callable[Concatenate[Client, P], None]) -> Callable[P, None]:
                 command(client, *arguments, **options)
         except QuickstudyError as error:
             raise failed(error) from None
+        except NoName as error:
+            raise Failed(str(error), WRONG_USAGE) from None
         except KeyboardInterrupt:
             sys.exit(130)
 
     return asking
+
+
+def _check_text(options: Mapping[str, Any]) -> None:
+    """Raises Failed for an argument whose bytes are no text; the name of a file may be any. Its value is not shown."""
+    for name, value in options.items():
+        for part in (value if isinstance(value, tuple) else (value,)) if name != "file" else ():
+            if isinstance(part, str) and not _encodes(part):
+                raise Failed(f"{name}: expected text in UTF-8", WRONG_USAGE)
+
+
+def _encodes(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def failed(error: QuickstudyError, where: str = "") -> Failed:

@@ -1,5 +1,6 @@
 """`POST /adapt` and `POST /adapters/{adapter_id}/examples`: from labelled examples to an adapter."""
 
+from collections.abc import AsyncIterator
 from typing import Annotated
 
 from fastapi import APIRouter, Depends
@@ -8,14 +9,25 @@ from starlette.concurrency import run_in_threadpool
 from service.auth import needs
 from service.errors import KeyUsedOtherwise, UnknownAdapter
 from service.intake import Handling, Order, initialization, steps_of, taken
-from service.limits import check_adapt, check_notes, check_support, check_ttl
+from service.limits import check_adapt, check_notes, check_support, check_ttl, prefer_wait
 from service.openapi import OF_A_BODY, OF_ANY_ROUTE, TO_THE_ADAPTER, Responses, problems
 from service.schemas import AdaptAnswer, AdapterId, AdaptRequest, DryRunAnswer, Example, ExamplesRequest, Options
 from service.state import ServiceState
+from service.views import there
 from worker.messages import JobRecipe
 from worker.notes import Notes
 
-router = APIRouter(tags=["adapters"], dependencies=[Depends(needs("adapt"))])
+
+async def _place(how: Annotated[Handling, Depends()]) -> AsyncIterator[None]:
+    """Of a request that waits, among those that its tenant may keep open; before anything is put on record."""
+    if prefer_wait(how.prefer, how.state.settings.max_wait_seconds) and not how.dry_run:
+        with how.state.streams.one(how.tenant):
+            yield
+    else:
+        yield
+
+
+router = APIRouter(tags=["adapters"], dependencies=[Depends(needs("adapt")), Depends(_place)])
 _LOCATION = {"Location": {"description": "of the adapter", "schema": {"type": "string"}}}
 _ACCEPTED: Responses = {
     200: {
@@ -60,9 +72,7 @@ async def add_examples(
 ) -> AdaptAnswer | DryRunAnswer:
     """A new adapter from this one's examples and further ones, with its initialization and options unless others are given. This
     one stays as it is."""
-    parent = await run_in_threadpool(how.state.records.recipe, how.tenant, adapter_id)
-    if parent is None:
-        raise UnknownAdapter(f"no adapter {adapter_id}")
+    parent = there(adapter_id, await run_in_threadpool(how.state.records.recipe, how.tenant, adapter_id))
     init = initialization(parent.initialization, how.state)
     options = _options(parent, request.options, how.state)
     check_support(request.support, options, how.state.settings, parent.support)

@@ -11,7 +11,7 @@ from service.limits import check_notes
 from service.openapi import OF_A_BODY, OF_ANY_ROUTE, problems
 from service.schemas import AdapterChanges, AdapterId, AdapterPage, AdapterView
 from service.state import ServiceState, State, Tenant
-from service.views import status_of, view
+from service.views import known, status_of, there, view
 from worker.errors import AdapterAliased, AdapterExpired
 from worker.messages import Status
 from worker.notes import Notes
@@ -45,7 +45,7 @@ def _wanted(record: Record, *, status: Status | None, tag: str | None, name: str
 @router.get("/adapters/{adapter_id}", responses=problems(*OF_ANY_ROUTE, InvalidRequest, UnknownAdapter))
 def get_adapter(adapter_id: AdapterId, state: State, tenant: Tenant) -> AdapterView:
     """Status, support loss by step, timings and digest of one adapter."""
-    return view(_known(adapter_id, state, tenant), state)
+    return view(known(adapter_id, state, tenant), state)
 
 
 @router.patch(
@@ -60,7 +60,7 @@ def change_adapter(adapter_id: AdapterId, changes: AdapterChanges, state: State,
     notes = Notes((changes.name or "") if "name" in given else None, tuple(changes.tags) if "tags" in given else None)
     if not state.records.annotate(tenant, adapter_id, notes):
         raise UnknownAdapter(f"no adapter {adapter_id}")
-    return view(_known(adapter_id, state, tenant), state)
+    return view(known(adapter_id, state, tenant), state)
 
 
 @router.delete(
@@ -72,7 +72,7 @@ def change_adapter(adapter_id: AdapterId, changes: AdapterChanges, state: State,
 def delete_adapter(adapter_id: AdapterId, state: State, tenant: Tenant) -> None:
     """Delete weights, record and support text, and cancel what runs. A later POST starts afresh. Refused while aliases point at
     it."""
-    record = _known(adapter_id, state, tenant)
+    record = known(adapter_id, state, tenant)
     try:
         if aliases := state.aliases.of(tenant, adapter_id):
             raise AdapterAliased(aliases)
@@ -111,17 +111,8 @@ def unpin_adapter(adapter_id: AdapterId, state: State, tenant: Tenant) -> None:
 
 def _pin(adapter_id: str, state: ServiceState, tenant: str, *, pinned: bool) -> None:
     try:
-        ttl_ms = state.records.pin(tenant, adapter_id, pinned)
+        ttl_ms = there(adapter_id, state.records.pin(tenant, adapter_id, pinned))
     except AdapterExpired as error:
         raise AdapterNotReady(f"adapter {adapter_id} is expired: adapt anew", adapter_status="expired") from error
-    if ttl_ms is None:
-        raise UnknownAdapter(f"no adapter {adapter_id}")
-    record = _known(adapter_id, state, tenant)
+    record = known(adapter_id, state, tenant)
     state.store.keep(tenant, adapter_id, record.fence, None if pinned else ttl_ms)
-
-
-def _known(adapter_id: str, state: ServiceState, tenant: str) -> Record:
-    record = state.records.get(tenant, adapter_id)
-    if record is None:
-        raise UnknownAdapter(f"no adapter {adapter_id}")
-    return record

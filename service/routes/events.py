@@ -3,24 +3,32 @@
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Iterator
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Response
+import redis
+from fastapi import APIRouter, Depends, Header, Request, Response
 from fastapi.responses import StreamingResponse
 from fastapi.sse import format_sse_event
 from starlette.concurrency import run_in_threadpool
 
-from service.errors import InvalidRequest, UnknownAdapter
+from service.errors import InvalidRequest, ServiceError, UnknownAdapter
 from service.openapi import OF_ANY_ROUTE, Responses, problems
 from service.schemas import AdapterId
 from service.state import ServiceState, State, Tenant
-from service.views import view
+from service.views import there, view
+from worker.logs import fields
 from worker.records import Step
 
+log = logging.getLogger(__name__)
 router = APIRouter(tags=["adapters"])
 ALIVE_SECONDS = 15.0
+KEY_ASKED_SECONDS = 1.0
+"""Between two times that a stream's key is asked for again."""
+LONGEST_SECONDS = 600.0
+"""A stream's life; who still wants to know comes again, with `Last-Event-ID`."""
 _LOOK_SECONDS = {"running": 0.2, "queued": 0.5}
 """Between two looks at the record; the end of a job is heard of at once."""
 _END, _WAITS = 100_000, 100_001
@@ -58,14 +66,22 @@ class _Event:
     data: dict[str, Any]
 
 
+async def _place(state: State, tenant: Tenant) -> AsyncIterator[None]:
+    """Among the streams that a tenant may keep open, until this one has ended."""
+    with state.streams.one(tenant):
+        yield
+
+
 @router.get(
     "/adapters/{adapter_id}/events",
     response_class=StreamingResponse,
     response_model=None,
+    dependencies=[Depends(_place)],
     responses={**_ANSWERS, **problems(*OF_ANY_ROUTE, InvalidRequest, UnknownAdapter)},
 )
 async def adapter_events(
     adapter_id: AdapterId,
+    connection: Request,
     state: State,
     tenant: Tenant,
     last_event_id: Annotated[
@@ -74,22 +90,43 @@ async def adapter_events(
     ] = None,
 ) -> Response:
     """`status` `{"status", "attempt"}`, `step` `{"step", "support_loss"}`, and in the end `end` with the adapter as `GET` shows it.
-    A stream that ends without `end`: the adapter was deleted, or the service stops; come again with `Last-Event-ID`."""
-    step = await run_in_threadpool(state.records.step, tenant, adapter_id)
-    if step is None:
-        raise UnknownAdapter(f"no adapter {adapter_id}")
+    A stream that ends without `end`: the adapter was deleted, ten minutes are over, the key no longer holds, or the service stops;
+    come again with `Last-Event-ID`."""
+    step = there(adapter_id, await run_in_threadpool(state.records.step, tenant, adapter_id))
     seen = (-1, -1) if last_event_id is None else _parsed(last_event_id)
     if not _unfinished(step) and seen >= (step.fence, _END):
         return Response(status_code=204)
     headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-    return StreamingResponse(_stream(tenant, adapter_id, state, seen), headers=headers, media_type="text/event-stream")
+    authorizations = [value for name, value in connection.headers.raw if name == b"authorization"]
+    stream = _stream(tenant, adapter_id, state, seen, authorizations)
+    return StreamingResponse(stream, headers=headers, media_type="text/event-stream")
 
 
-async def _stream(tenant: str, adapter_id: str, state: ServiceState, seen: Number) -> AsyncIterator[bytes]:
+async def _stream(
+    tenant: str, adapter_id: str, state: ServiceState, seen: Number, authorizations: list[bytes]
+) -> AsyncIterator[bytes]:
+    """Ends where the key, or coming without one, is refused by now, and where the records go out of reach."""
+    try:
+        async with contextlib.aclosing(_told(tenant, adapter_id, state, seen, authorizations)) as told:
+            async for line in told:
+                yield line
+    except ServiceError as error:
+        log.info("a stream ends: %s", error.title)
+    except redis.RedisError as error:
+        with fields(adapter=adapter_id, tenant=tenant):
+            log.warning("a stream ends: the records are out of reach: %s", type(error).__name__)
+
+
+async def _told(
+    tenant: str, adapter_id: str, state: ServiceState, seen: Number, authorizations: list[bytes]
+) -> AsyncGenerator[bytes, None]:
     loop = asyncio.get_running_loop()
-    spoke = loop.time()
+    began = asked = spoke = loop.time()
     with state.jobs.hearing(tenant, adapter_id) as ended:
         while True:
+            if loop.time() - asked >= KEY_ASKED_SECONDS:
+                asked = loop.time()
+                await state.door.admit(authorizations)
             ended.clear()  # before looking, so that an end between the look and the wait is not missed
             step = await run_in_threadpool(state.records.step, tenant, adapter_id)
             if step is None:
@@ -102,7 +139,7 @@ async def _stream(tenant: str, adapter_id: str, state: ServiceState, seen: Numbe
                 if (end := await run_in_threadpool(_end, tenant, adapter_id, state)) is not None:
                     yield _line((step.fence, _END), "end", end)
                 return
-            if state.jobs.stopping:
+            if state.jobs.stopping or loop.time() - began >= LONGEST_SECONDS:
                 return
             if loop.time() - spoke >= ALIVE_SECONDS:
                 spoke = loop.time()

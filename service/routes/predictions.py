@@ -24,7 +24,14 @@ async def predict(request: PredictRequest, connection: Request, response: Respon
     check_predict(request, state.settings)
     alias = None if is_adapter_id(request.adapter_id) else request.adapter_id
     identity = request.adapter_id if alias is None else await run_in_threadpool(_target, alias, state, tenant)
-    record, [answer] = await answered(identity, [request.inputs], connection, state, tenant)
+    try:
+        record, [answer] = await answered(identity, [request.inputs], connection, state, tenant)
+    except UnknownAdapter:
+        # A deployment may have moved the alias, and deleted the adapter before, since the alias was read.
+        now = identity if alias is None else await run_in_threadpool(_target, alias, state, tenant)
+        if now == identity:
+            raise
+        record, [answer] = await answered(now, [request.inputs], connection, state, tenant)
     response.headers["Server-Timing"] = ", ".join(f"{stage};dur={1e3 * s:.2f}" for stage, s in answer.seconds.items())
     return _view(record, alias, answer, request.top_k)
 
@@ -38,12 +45,9 @@ def _target(alias: str, state: ServiceState, tenant: str) -> str:
 
 def _view(record: Record, alias: str | None, answer: Answer, top_k: int | None) -> PredictAnswer:
     predictions = []
-    for row in answer.probabilities:
-        best = max(range(len(row)), key=row.__getitem__)
+    for row, best in zip(answer.probabilities, answer.best, strict=True):
         columns = range(len(row)) if top_k is None else sorted(range(len(row)), key=row.__getitem__, reverse=True)[:top_k]
-        predictions.append(
-            Prediction(label=answer.labels[best], probabilities={answer.labels[column]: row[column] for column in columns})
-        )
+        predictions.append(Prediction(label=best, probabilities={answer.labels[column]: row[column] for column in columns}))
     return PredictAnswer(
         adapter_id=record.adapter_id, alias=alias, digest=str(record.digest), predictions=predictions, truncated=answer.truncated
     )

@@ -10,10 +10,10 @@ from service.auth import needs
 from service.errors import AdapterNotReady, InvalidRequest, Overloaded, UnknownAdapter
 from service.limits import check_score
 from service.openapi import OF_A_BODY, OF_ANY_ROUTE, problems
-from service.predictor import Answer
 from service.schemas import AdapterId, LabelScore, ScoreAnswer, ScoreRequest
 from service.scoring import score
 from service.state import State, Tenant
+from service.views import known
 
 router = APIRouter(tags=["predictions"], dependencies=[Depends(needs("predict"))])
 
@@ -25,19 +25,20 @@ router = APIRouter(tags=["predictions"], dependencies=[Depends(needs("predict"))
 async def score_adapter(
     adapter_id: AdapterId, request: ScoreRequest, connection: Request, state: State, tenant: Tenant
 ) -> ScoreAnswer:
-    """Predict labelled examples and compare: accuracy, F1, confusion, and which were labelled otherwise."""
+    """Predict labelled examples and compare: accuracy, F1, confusion, and which were labelled otherwise. Counts as the predictions
+    that the examples would take, MAX_INPUTS in each."""
     check_score(request, state.settings)
-    record = await run_in_threadpool(state.records.get, tenant, adapter_id)
-    if record is None:
-        raise UnknownAdapter(f"no adapter {adapter_id}")
-    known = set(record.summary.labels)
+    record = await run_in_threadpool(known, adapter_id, state, tenant)
+    labels = set(record.summary.labels)
     for i, example in enumerate(request.examples):
-        if example.label not in known:
+        if example.label not in labels:
             raise InvalidRequest(f"examples[{i}].label", "one of the adapter's labels", example.label)
     texts, most = [example.input for example in request.examples], state.settings.max_inputs
     parts = [texts[start : start + most] for start in range(0, len(texts), most)]
+    if len(parts) > 1:
+        await state.meter.request(tenant, len(parts) - 1)  # the first has been counted, as any request is
     record, answers = await answered(adapter_id, parts, connection, state, tenant)
-    found = score([example.label for example in request.examples], [label for answer in answers for label in _labels(answer)])
+    found = score([example.label for example in request.examples], [label for answer in answers for label in answer.best])
     return ScoreAnswer(
         adapter_id=adapter_id,
         digest=str(record.digest),
@@ -48,7 +49,3 @@ async def score_adapter(
         confusion=found.confusion,
         mistakes=found.mistakes,
     )
-
-
-def _labels(answer: Answer) -> list[str]:
-    return [answer.labels[max(range(len(row)), key=row.__getitem__)] for row in answer.probabilities]

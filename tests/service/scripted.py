@@ -79,6 +79,7 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in reply.headers.items():
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(body) + (reply.end != "whole")))
+        self.send_header("Connection", "close")  # so that no client sends its next request where nobody reads
         self.end_headers()
         self.wfile.write(body)
         self.wfile.flush()

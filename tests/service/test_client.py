@@ -306,6 +306,41 @@ def test_waiting_ends_in_time_and_says_how_a_job_failed() -> None:
     assert error.value.adapter_status == "failed" and error.value.problem["adapter_id"] == "a1"
 
 
+BUSY_FOR_LONG = problem(429, "enough for now", {"Retry-After": "30"})
+QUEUED = Reply(202, {**MADE, "status": "queued"})
+GOING_ON = Reply(200, {**ADAPTER, "status": "running", "digest": None})
+
+
+@pytest.mark.parametrize(
+    "replies",
+    [(BUSY_FOR_LONG,), (QUEUED, BUSY_FOR_LONG), (QUEUED, GOING_ON, BUSY_FOR_LONG)],
+    ids=["adapt", "state", "events"],
+)
+def test_no_refusal_outlasts_the_time_that_was_given(replies: tuple[Reply, ...]) -> None:
+    async def adapt(url: str) -> None:
+        async with AsyncClient(url) as quickstudy:
+            await quickstudy.adapt(PAIRS, wait=0.3)
+
+    for asynchronous in (False, True):
+        began = time.monotonic()
+        with serving(*replies) as server, Client(server.url) as quickstudy, pytest.raises(NotReady):
+            if asynchronous:
+                asyncio.run(adapt(server.url))
+            else:
+                quickstudy.adapt(PAIRS, wait=0.3)
+        assert 0.3 <= time.monotonic() - began < 3
+
+
+def test_waiting_follows_the_events_and_looks_at_the_state_where_there_are_too_many_streams() -> None:
+    with serving(QUEUED, GOING_ON, Reply(200, RUNNING + END)) as server, Client(server.url) as quickstudy:
+        assert quickstudy.adapt(PAIRS).status == "ready"
+    assert [asked.path for asked in server.asked] == ["/adapt", "/adapters/a1", "/adapters/a1/events"]
+    many = problem(429, headers={"Retry-After": "5"}, limit="MAX_STREAMS")
+    with serving(QUEUED, GOING_ON, many, GOING_ON, Reply(200, ADAPTER)) as server, Client(server.url) as quickstudy:
+        began = time.monotonic()
+        assert quickstudy.adapt(PAIRS).status == "ready" and time.monotonic() - began < 3
+
+
 def test_pages_follow_one_another() -> None:
     after = (("a1", "a1"), ("a2", "a2"), ("a3", None))
     pages = [{"adapters": [{**ADAPTER, "adapter_id": name}], "next_cursor": following} for name, following in after]

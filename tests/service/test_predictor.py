@@ -148,6 +148,23 @@ def test_who_cancels_gives_up_the_place_and_more_than_the_queue_takes_is_refused
     assert predictor.gauges()["waiting_inputs"] == 0
 
 
+def test_a_tenant_has_half_of_the_queue_while_others_wait(
+    tiny: TextBase, catalog: dict[str, Initialization], store: WeightStore, predictor: InProcessPredictor
+) -> None:
+    """Of 400 rows; a call of 150 takes many passes of 8."""
+    own = put(tiny, store, next(iter(catalog.values())), 0)
+    store.put("other", own.adapter_id, own.fence, store.get(own.tenant, own.adapter_id, own.fence, own.digest), DAY)
+    other = replace(own, tenant="other")
+    answers = [predictor.submit(own, ["order pizza"] * 150), predictor.submit(other, ["order pizza"] * 100)]
+    with pytest.raises(Overloaded, match="150 inputs of this tenant are waiting") as refused:
+        predictor.submit(own, ["order"] * 60)
+    assert refused.value.status == 429 and int(refused.value.headers["Retry-After"]) >= 1
+    answers += [predictor.submit(own, ["order"] * 50), predictor.submit(other, ["order"] * 80)]
+    assert [len(answer.result(20).probabilities) for answer in answers] == [150, 100, 50, 80]
+    answers = [predictor.submit(own, ["order pizza"] * 150) for _ in range(2)]  # alone, more than half
+    assert [len(answer.result(20).probabilities) for answer in answers] == [150, 150]
+
+
 Calls = st.lists(
     st.tuples(st.integers(0, 11), st.lists(st.sampled_from(["order pizza", "play music now", "a", "the late train"]), min_size=1)),
     min_size=1,

@@ -202,6 +202,26 @@ def test_exit_code_2_is_wrong_usage(wrong: tuple[object, ...]) -> None:
     assert run("http://localhost:9", *wrong).exit_code == 2
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ("adapters", "show", ""),
+        ("adapters", "events", ".."),
+        ("adapters", "delete", "a1", "secret\udcff"),
+        ("adapters", "list", "--name", "secret\udcff"),
+        ("adapt", QUESTIONS, "--tag", "secret\udcff"),
+        ("predict", "a1", "--text", "secret\udcff"),
+        ("alias", "delete", "."),
+        ("status", "--url", "http://secret\udcff"),
+    ],
+)
+def test_an_argument_that_no_service_could_be_asked_with_is_one_line_without_it(wrong: tuple[object, ...]) -> None:
+    with serving() as server:
+        done = run(server.url, *wrong)
+    assert done.exit_code == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert "secret" not in done.output and not server.asked
+
+
 def test_exit_code_3_is_out_of_reach() -> None:
     done = run(f"http://127.0.0.1:{free_port()}", "status")
     assert done.exit_code == 3 and re.match(r"error: http://127.0.0.1:\d+ is out of reach: ", done.stderr)

@@ -1,0 +1,55 @@
+"""A service without a worker, where each job stays queued until the test ends it."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+import uvicorn
+
+from metatrain.base.text import TextBase
+from metatrain.baselines import lora_from_zero
+from service.app import create_app
+from service.serving import listen
+from service.settings import ServiceSettings
+from service.state import ServiceState
+from tests.conftest import RedisServer
+
+BODY: dict[str, Any] = {
+    "support": [{"input": "close my card", "label": "close"}, {"input": "order a pizza", "label": "order"}],
+    "initialization": "lora-from-zero",
+    "options": {"steps": 0},
+}
+LATE = 10.0
+
+
+@contextmanager
+def running(
+    tiny: TextBase, redis_server: RedisServer, change: Callable[[ServiceState], ServiceState] = lambda state: state, **settings: Any
+) -> Iterator[httpx.Client]:
+    """A client of a service that runs in this process; `change` may put other parts into it."""
+    init = lora_from_zero(tiny)
+    made = ServiceSettings(redis_url=redis_server.url, allow_without_keys=True, **settings)
+    app = create_app(made, tiny, {init.name: init})
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False))
+    listening = listen("127.0.0.1", 0)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    thread.start()
+    try:
+        while thread.is_alive() and not server.started:
+            time.sleep(0.01)
+        app.state.service = change(app.state.service)
+        with httpx.Client(base_url=f"http://127.0.0.1:{listening.getsockname()[1]}", timeout=LATE) as http:
+            yield http
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+def queued(http: httpx.Client, seed: int = 0, **more: Any) -> str:
+    """The id of an adapter that nobody makes."""
+    answer = http.post("/adapt", json={**BODY, "options": {"steps": 0, "seed": seed}}, **more)
+    assert answer.status_code == 202, answer.text
+    return str(answer.json()["adapter_id"])
