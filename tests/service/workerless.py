@@ -12,7 +12,7 @@ import uvicorn
 from metatrain.base.text import TextBase
 from metatrain.baselines import lora_from_zero
 from service.app import create_app
-from service.serving import listen
+from service.binding import listen
 from service.settings import ServiceSettings
 from service.state import ServiceState
 from tests.conftest import RedisServer
