@@ -154,8 +154,8 @@ def test_more_examples_than_a_call_may_have_inputs_are_scored_in_parts(described
     assert described.http.post(path, json={"examples": examples}).json()["mistakes"] == [5]
 
 
-@pytest.mark.parametrize(("examples", "runs"), [(6, 6), pytest.param(60, 100, marks=pytest.mark.long)], ids=["short", "long"])
-def test_with_keys_it_is_as_it_is_described_too(described: Served, examples: int, runs: int) -> None:
+@pytest.mark.long
+def test_with_keys_it_is_as_it_is_described_too(described: Served) -> None:
     """The last one here: from the first key on the service is open no more."""
     command = ["keys", "--data-dir", str(described.log.parent / "data"), "create", "--scope", "admin", "--json"]
     made = CliRunner().invoke(main, command)
@@ -163,5 +163,5 @@ def test_with_keys_it_is_as_it_is_described_too(described: Served, examples: int
     described.http.headers["authorization"] = f"Bearer {json.loads(made.stdout)['key']}"
     time.sleep(KEY_SECONDS + 0.1)
     assert httpx.get(f"{described.url}/adapters").status_code == 401
-    alone(described, examples, 20 * examples)
-    linked(described, runs, 5 * runs)
+    alone(described, 60, 1_500)
+    linked(described, 100, 500)

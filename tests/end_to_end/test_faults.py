@@ -115,6 +115,7 @@ def jobs(environment: dict[str, str], data: Path, *arguments: str) -> "subproces
     )
 
 
+@pytest.mark.long
 def test_a_support_set_that_kills_its_workers_ends_as_dead_and_can_be_retried_or_dropped(
     environment: dict[str, str], tmp_path: Path
 ) -> None:
@@ -151,6 +152,7 @@ def test_a_support_set_that_kills_its_workers_ends_as_dead_and_can_be_retried_or
         assert jobs(environment, data, "dead").stdout == "no dead jobs\n"
 
 
+@pytest.mark.long
 def test_after_delete_no_text_is_left_in_files_or_logs(environment: dict[str, str], tmp_path: Path) -> None:
     texts = [example["input"].encode() for example in SUPPORT]
 

@@ -12,8 +12,8 @@ from service.predictor import STAGES, Answer, Predictor, Wanted
 from service.state import ServiceState
 from tests.conftest import RedisServer
 from tests.service.workerless import BODY, queued, running
+from tests.worker.test_usage import ready
 from worker.aliases import Alias, Aliases
-from worker.messages import Outcome
 from worker.records import Records
 
 
@@ -67,8 +67,7 @@ def test_parts_of_a_score_are_counted_as_they_are_answered(tiny: TextBase, redis
 
     with running(tiny, redis_server, tiring, max_inputs=2) as http:
         adapter = queued(http)
-        claim = records.claim("default", adapter, lease_ms=10_000, attempts=1, worker="w")
-        assert claim is not None and records.commit(claim, Outcome(status="ready", digest="f"))
+        ready(records, "default", adapter, 1)
         assert http.post(f"/adapters/{adapter}/score", json={"examples": BODY["support"] * 2}).status_code == 429
         assert http.get("/usage").json()["predictions"] == 2
 

@@ -24,7 +24,10 @@ EXAMPLES = len(RECIPE.model_dump_json(exclude_defaults=True))
 
 
 def claimed(records: Records, tenant: str, identity: str, attempts: int = 3) -> Claim | None:
-    return records.claim(tenant, identity, lease_ms=60_000, attempts=attempts, worker="w")
+    """By a worker of the job's queue."""
+    record = records.get(tenant, identity)
+    queue = "" if record is None else record.queue
+    return records.claim(tenant, identity, lease_ms=60_000, attempts=attempts, worker="w", queue=queue)
 
 
 def ready(records: Records, tenant: str, identity: str, size: int) -> None:
