@@ -81,7 +81,8 @@ class TextBase:
         self.dtype, self.device = parameter.dtype, parameter.device
         self.hidden_size = int(cast(Any, model.config).hidden_size)
         self._attached: dict[Any, DeltaKind] = {}
-        self._hooked: set[tuple[str, str]] = set()
+        # (kind, site) of the hooks there are, kept with them: on a second TextBase of one model a delta would act twice.
+        self._hooked: set[tuple[str, str]] = vars(model).setdefault("_quickstudy_hooked", set())
         self._upper: dict[int, nn.Module | None] = {}
         self._cutting = threading.Lock()
         self._attaching = threading.Lock()

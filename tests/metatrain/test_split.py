@@ -1,6 +1,8 @@
 """A base model cut below the delta: the same numbers for less work."""
 
+import copy
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -8,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from metatrain.base.text import TextBase, TokenBatch
+from metatrain.base.text import TextBase, TokenBatch, load_text_base
 from metatrain.deltas import LoRAConfig
 from metatrain.errors import UnsupportedDelta
 from metatrain.problem import stack
@@ -107,6 +109,18 @@ def test_two_threads_cut_one_model(tiny: TextBase) -> None:
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda _: base.features(None, base.prefix(rows, lora)), range(8)))
     assert all(torch.equal(features, found[0]) for features in found)
+
+
+def test_a_delta_acts_once_however_many_bases_are_made_of_one_model(tiny_folder: Path) -> None:
+    first = load_text_base(str(tiny_folder), precision="float32", device=torch.device("cpu"))
+    lora = first.attach(UPPER)
+    delta = lora.fold(stack(lora.initial(torch.Generator().manual_seed(0), b_std=0.3), 1))
+    before = first.features(delta, batch(first))
+    for model in (first.model, copy.deepcopy(first.model)):
+        second = TextBase(model, first.tokenizer, first.spec, attention="sdpa")
+        second.attach(UPPER)
+        assert torch.equal(second.features(delta, batch(second)), before)
+    assert torch.equal(first.features(delta, batch(first)), before)
 
 
 def test_a_layer_that_is_not_there_is_named(tiny: TextBase) -> None:
