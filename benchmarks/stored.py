@@ -1,6 +1,6 @@
 """`make bench-stored`: many adapters in Redis, few on the device: memory, and what a prediction then costs.
 
-100,000 adapters of the shipped `frozen-prototypes` (a head alone) and, as many as `--lora-gb` hold, of `default` (LoRA), each with
+100,000 adapters of the shipped `frozen-prototypes` (48 KB each) and, as many as `--lora-gb` hold, of `default` (LoRA), each with
 weights, record and id of its own. They are written as a worker writes them, claim and commit included, from a few hundred real
 adaptations whose heads are shifted a little, for adapting 100,000 support sets would take hours and measure something else. Then a
 service answers 8 clients of 16 inputs each: over 64 adapters, which stay on the device, over as many as the device has room for
