@@ -123,7 +123,7 @@ def _recipe(support: Pairs, runtime: Any) -> JobRecipe:
         support=tuple(sorted(support, key=lambda pair: pair[::-1])),
         steps=None if init.inner.asks(*size) else init.inner.steps_for(*size),
         seed=0,
-        precision=str(runtime.base.dtype).removeprefix("torch."),
+        precision=runtime.base.precision,
     )
 
 

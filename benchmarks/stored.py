@@ -72,7 +72,7 @@ def _adaptations(runtime: Runtime, name: str) -> list[tuple[JobRecipe, bytes]]:
         for number in range(start, start + 8):
             episode = sampler.episode(number, EpisodeShape(5, 1, 1))
             support = sorted(((text, episode.labels[c]) for text, c in episode.support), key=lambda pair: pair[::-1])
-            precision = str(runtime.base.dtype).removeprefix("torch.")
+            precision = runtime.base.precision
             recipes.append(
                 JobRecipe(
                     initialization=name,

@@ -53,7 +53,7 @@ def create_app(settings: ServiceSettings, base: TextBase, initializations: dict[
         client = records_client(settings.redis_url, connect_timeout=2)
         records = Records(client, settings.wait_replicas)
         cache = weights_client(settings.weights_url, connect_timeout=2)
-        queue = queue_name(base.spec.weights_sha256, str(base.dtype).removeprefix("torch."))
+        queue = queue_name(base.spec.weights_sha256, base.precision)
         jobs = Jobs(records, celery_app(settings.redis_url, queue), settings.redis_url, settings.limits, size_of)
         store = WeightStore(cache)
         predictor: RemotePredictor | InProcessPredictor

@@ -109,7 +109,7 @@ def _resolved(order: Order, state: ServiceState, tenant: str) -> _Job:
         steps=steps_of(support, order.options, order.init),
         seed=order.options.seed,
         label_words=order.options.label_words,
-        precision=str(state.base.dtype).removeprefix("torch."),
+        precision=state.base.precision,
     )
     cut = state.base.encode([text for text, _ in support])[1]
     secret = state.records.id_key()

@@ -34,7 +34,7 @@ _ERRORS: dict[str, Callable[[str], Exception]] = {
 
 def about(base: TextBase) -> dict[str, Any]:
     """What both ends must agree on: how they speak, and the base model, for adapters of one mean nothing on another."""
-    return {"format": FORMAT, "base_weights_sha256": base.spec.weights_sha256, "precision": str(base.dtype).removeprefix("torch.")}
+    return {"format": FORMAT, "base_weights_sha256": base.spec.weights_sha256, "precision": base.precision}
 
 
 def line(document: dict[str, Any]) -> bytes:

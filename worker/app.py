@@ -101,8 +101,7 @@ def run_worker(settings: WorkerSettings) -> None:
     cache = weights_client(settings.weights_url, timeout=30)
     name = f"{socket.gethostname()}-{os.getpid()}"
     runtime = load_runtime(settings)
-    dtype = str(runtime.base.dtype).removeprefix("torch.")
-    queue = queue_name(runtime.base.spec.weights_sha256, dtype)
+    queue = queue_name(runtime.base.spec.weights_sha256, runtime.base.precision)
     hands = Hands(name, settings, Records(client), WeightStore(cache), runtime, queue)
     app = celery_app(settings.redis_url, queue)
     app.conf.worker_consumer = "worker.consumer:PromptConsumer"
@@ -116,7 +115,7 @@ def run_worker(settings: WorkerSettings) -> None:
                 log.error("the job was left as it is\n%s", places(error))
 
     stopping = threading.Event()
-    description = {"device": str(hands.runtime.base.device), "dtype": dtype, "queue": queue}
+    description = {"device": str(hands.runtime.base.device), "dtype": runtime.base.precision, "queue": queue}
 
     def reap() -> None:
         """Say again and again that this worker is alive, and look after the records."""

@@ -96,10 +96,11 @@ class Runtime:
         return made
 
     def _initialization(self, recipes: Sequence[JobRecipe]) -> Initialization:
-        dtype = str(self.base.dtype).removeprefix("torch.")
         for recipe in recipes:
-            if recipe.precision != dtype:
-                raise AdaptationError(f"the job asks for {recipe.precision}, this worker runs {dtype}; set PRECISION on both ends")
+            if recipe.precision != self.base.precision:
+                raise AdaptationError(
+                    f"the job asks for {recipe.precision}, this worker runs {self.base.precision}; set PRECISION on both ends"
+                )
             digest = recipe.initialization_digest
             if digest not in self.by_digest:
                 raise AdaptationError(f"initialization {recipe.initialization!r} with digest {digest[:12]}… is not on this worker")

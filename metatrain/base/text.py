@@ -91,6 +91,11 @@ class TextBase:
             embeddings.register_forward_hook(_add_noise)
 
     @property
+    def precision(self) -> str:
+        """Of the base model, as recipes and adapters name it: `float32`, `bfloat16`."""
+        return str(self.dtype).removeprefix("torch.")
+
+    @property
     def mask_token(self) -> int:
         """What stands for a masked token: the mask token, or the unknown token of a tokenizer without one."""
         token = self.tokenizer.mask_token_id
