@@ -18,8 +18,9 @@ demo: .venv/embedded
 serve: .venv/embedded
 	exec $(BIN)/quickstudy serve --port $(PORT) --tied $$PPID
 
+# Two files of tests at a time, one thread each.
 test: .venv/dev
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-long: .venv/dev
 	$(BIN)/python -m pytest -m long

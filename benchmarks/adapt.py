@@ -7,7 +7,8 @@ that is there already. Bare: `worker.runtime` on the same support sets, before t
 above it is HTTP, record, queue and store.
 
 Peers, in one process, loading not counted: PEFT's own LoRA (r=8 on query and value, Adam at 3e-3, ten steps over the whole support
-set, a linear head from prototypes) and SetFit with its defaults on the first support sets (`--setfit`, minutes).
+set, a linear head from prototypes; one support set of 77 classes, minutes) and SetFit with its defaults on the first support sets
+(`--setfit`, minutes). Half an hour in all.
 """
 
 import json
@@ -48,11 +49,25 @@ Pairs = list[tuple[str, str]]
 
 @dataclass(frozen=True)
 class Case:
-    """`tasks`: (support, query) pairs, the first of which are for warming up."""
+    """`tasks`: (support, query) pairs, the first `warm` of which are for warming up. `long`: a peer takes minutes for each."""
 
     name: str
     tasks: list[tuple[Pairs, Pairs]]
     warm: int
+    long: bool = False
+
+    def at_rest(self, requests: int) -> list[tuple[Pairs, Pairs]]:
+        return self.tasks[: self.warm + (max(3, requests // 10) if self.long else requests)]
+
+    def of(self, system: str, requests: int, setfit: int) -> list[tuple[Pairs, Pairs]]:
+        """Those that a system of its own process gets."""
+        if system == SETFIT:
+            return [] if self.long else self.tasks[:setfit]
+        return self.tasks[self.warm : self.warm + 1] if system == PEFT and self.long else self.at_rest(requests)
+
+    def cold(self, system: str) -> int:
+        """How many of a system's times were for warming up."""
+        return 0 if system == SETFIT or (system == PEFT and self.long) else self.warm
 
 
 def cases(data: Path | None, requests: int) -> list[Case]:
@@ -68,12 +83,8 @@ def cases(data: Path | None, requests: int) -> list[Case]:
         asked = [query[i] for i in rng.permutation(len(query))[:1000]]
         # The same examples less one, each time another one: another support set of the same size.
         tasks = [(support[:i] + support[i + 1 :], asked) for i in range(1 + max(3, requests // 10) + CLIENTS)]
-        found.append(Case("77-way 10-shot", tasks, 1))
+        found.append(Case("77-way 10-shot", tasks, 1, long=True))
     return found
-
-
-def _at_rest(case: Case, requests: int) -> list[tuple[Pairs, Pairs]]:
-    return case.tasks[: case.warm + (requests if case.warm > 1 else max(3, requests // 10))]
 
 
 @click.command()
@@ -85,19 +96,20 @@ def _at_rest(case: Case, requests: int) -> list[tuple[Pairs, Pairs]]:
 @click.option("--apart", nargs=2, type=(str, int), hidden=True)
 def main(data: Path | None, requests: int, setfit_tasks: int, apart: tuple[str, int] | None) -> None:
     if apart is not None:
-        case = next(c for c in cases(data, requests) if c.name == apart[0])
-        print(json.dumps({BARE: _bare, PEFT: _peft, SETFIT: _setfit}[SYSTEMS[apart[1]]](_at_rest(case, requests), setfit_tasks)))
+        case, system = next(c for c in cases(data, requests) if c.name == apart[0]), SYSTEMS[apart[1]]
+        print(json.dumps({BARE: _bare, PEFT: _peft, SETFIT: _setfit}[system](case.of(system, requests, setfit_tasks))))
         return
     rows: list[Row] = []
     own: dict[str, dict[str, list[list[float]]]] = {}
     every = cases(data, requests)
     for case in every:
         for number, system in enumerate(SYSTEMS):
-            if system != SETFIT or (setfit_tasks and case.warm > 1):
+            if count := len(case.of(system, requests, setfit_tasks)):
+                print(f"{case.name}, {system}: {count} support sets", file=sys.stderr, flush=True)
                 own.setdefault(case.name, {})[system] = _apart(data, requests, setfit_tasks, case, number)
     with tempfile.TemporaryDirectory() as folder, served(Path(folder), {"LOG_LEVEL": "WARNING"}) as url:
         for case in every:
-            ready = _one_by_one(url, case, _at_rest(case, requests))
+            ready = _one_by_one(url, case, case.at_rest(requests))
             rows += _rows(case, ready, own[case.name], _at_once(url, case))
     print(f"\nwrote {write('adapt', rows, requests=requests)}")
 
@@ -127,7 +139,7 @@ def _recipe(support: Pairs, runtime: Any) -> JobRecipe:
     )
 
 
-def _bare(tasks: list[tuple[Pairs, Pairs]], _: int) -> list[list[float]]:
+def _bare(tasks: list[tuple[Pairs, Pairs]]) -> list[list[float]]:
     runtime = load_runtime(read_settings(WorkerSettings))
 
     def run(support: Pairs, _query: Pairs) -> float:
@@ -137,7 +149,7 @@ def _bare(tasks: list[tuple[Pairs, Pairs]], _: int) -> list[list[float]]:
     return _timed(run, tasks)
 
 
-def _peft(tasks: list[tuple[Pairs, Pairs]], _: int) -> list[list[float]]:
+def _peft(tasks: list[tuple[Pairs, Pairs]]) -> list[list[float]]:
     """PEFT as its documentation has it: the model wrapped, one optimizer over what is trainable."""
     from peft import LoraConfig, get_peft_model
 
@@ -181,9 +193,9 @@ def _peft(tasks: list[tuple[Pairs, Pairs]], _: int) -> list[list[float]]:
     return _timed(run, tasks)
 
 
-def _setfit(tasks: list[tuple[Pairs, Pairs]], most: int) -> list[list[float]]:
+def _setfit(tasks: list[tuple[Pairs, Pairs]]) -> list[list[float]]:
     found = []
-    for support, query in tasks[:most]:
+    for support, query in tasks:
         labels = sorted({label for _, label in support})
         answer = setfit([(text, labels.index(label)) for text, label in support], [text for text, _ in query])
         right = [labels[c] == label for c, (_, label) in zip(answer.predicted, query, strict=True)]
@@ -226,7 +238,7 @@ def _one_by_one(url: str, case: Case, tasks: list[tuple[Pairs, Pairs]]) -> list[
 
 def _at_once(url: str, case: Case) -> tuple[list[float], float]:
     """Milliseconds from POST to ready of each of the last support sets, 16 always on their way; adaptations a second."""
-    tasks = case.tasks[-(4 * CLIENTS if case.warm > 1 else CLIENTS) :]
+    tasks = case.tasks[-(CLIENTS if case.long else 4 * CLIENTS) :]
 
     def adapt(support: Pairs) -> float:
         with Client(url, api_key="", timeout=300) as quickstudy:
@@ -256,7 +268,7 @@ def _rows(case: Case, ready: list[list[float]], own: dict[str, list[list[float]]
     rows = []
     print(f"\n{case.name:<34} {'p50 ms':>9} {'p95 ms':>9} {'accuracy':>9}")
     for system, values in measured.items():
-        kept = values if system.endswith("at once") or system == SETFIT else values[case.warm :]
+        kept = values if system.endswith("at once") else values[case.cold(system) :]
         p50, p95 = statistics.median(kept), sorted(kept)[min(len(kept) - 1, int(0.95 * len(kept)))]
         right = accuracy.get(system)
         print(f"{system:<34} {p50:>9.1f} {p95:>9.1f} {'' if right is None else f'{statistics.fmean(right):>9.1%}'}")

@@ -4,7 +4,7 @@ that starts as prototypes): every mode of ours, TorchOpt's functional SGD and a 
 All meet the same tasks, of the shipped task set. Each cell is a process of its own with one thread: seconds of processor time a
 task (median of its runs after the first; one run where that takes over a minute), peak memory above the loaded model, and the
 relative error and cosine of θ's meta-gradient against our unrolled one in float32. The peers take one task at a time, as they do.
-Resumes.
+bfloat16 is measured where the processor has it. Resumes.
 """
 
 import json
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from benchmarks.record import RUNS, Progress, Row, write
+from metatrain.base.precision import resolve
 from metatrain.base.text import Attention, TextBase, load_text_base
 from metatrain.classification import HEAD_LEAVES, Classification
 from metatrain.data.jsonl import STARTER, read_jsonl
@@ -189,10 +190,13 @@ def main(cell: tuple[str, int, int, str] | None, out: Path | None) -> None:
         return
     progress, folder = Progress("metagrad"), RUNS / "metagrad"
     folder.mkdir(exist_ok=True)
+    has_bfloat16 = resolve("auto", torch.device("cpu")) == torch.bfloat16
     for each in tqdm(cells(), disable=None):
         file = _file(folder, each)
         key = json.dumps(each)
-        if progress.get(key) is None or not file.is_file():
+        if each[-1] == "bfloat16" and not has_bfloat16:
+            progress.put(key, {"failed": "no bfloat16 in this processor"})
+        elif progress.get(key) is None or not file.is_file():
             progress.put(key, _measured_apart(each, file))
     rows = _rows(progress, folder)
     _print(rows)

@@ -3,8 +3,8 @@
 Sinusoids (Finn et al. 2017, §5.1): 5-shot regression, mean squared error after 1 and 10 inner steps. Omniglot (`DATA/omniglot`,
 the split of Vinyals et al. 2016, classes turned by quarters): 5-way 1-shot for every algorithm, 20-way 1-shot for MAML and iMAML;
 a net of four convolutions, batch normalisation by each task's own batch (transductive, as in the papers). 600 test tasks, mean
-and 95 % interval. Every run keeps a checkpoint and goes on from it; `--minutes` bounds one call; a row says how many outer steps
-it got, and one that has not had all of them is marked. A GPU is used where there is one.
+and 95 % interval. Every run keeps a checkpoint and goes on from it; `--minutes` bounds one call, in equal shares for what is not
+finished; a row says how many outer steps it got, and one that has not had all of them is marked. A GPU is used where there is one.
 """
 
 import math
@@ -37,8 +37,10 @@ TESTED = 600
 
 @dataclass(frozen=True)
 class Run:
-    """One row: `tasks(part, step, steps)` gives a meta-batch of the part ("train" or "test") with so many inner steps."""
+    """One row: `tasks(part, step, steps)` gives a meta-batch of the part ("train" or "test") with so many inner steps. Rows of one
+    `training` and system differ in how they are tested."""
 
+    training: str
     case: str
     system: str
     algorithm: Algorithm
@@ -53,14 +55,18 @@ class Run:
 
     @property
     def folder(self) -> Path:
-        return RUNS / "papers" / f"{self.case}-{self.system}".replace(" ", "_").replace(",", "")
+        return RUNS / "papers" / f"{self.training}-{self.system}".replace(" ", "_").replace(",", "")
 
 
 def main_rows(runs: list[Run], minutes: float | None) -> list[Row]:
     rows = []
     until = math.inf if minutes is None else time.monotonic() + 60 * minutes
+    left = [run.folder for run in runs]
     for run in runs:
-        state = trained(run, until)
+        now = time.monotonic()
+        shares = len(set(left)) if run.folder in left else math.inf  # one that was trained for an earlier row gets no more
+        state = trained(run, until if math.isinf(until) else now + max(0.0, until - now) / shares)
+        left = [folder for folder in left if folder != run.folder]
         mean, half = tested(run, state)
         done = state.step >= run.outer.steps
         system = run.system if done else f"{run.system} (unfinished)"
@@ -78,10 +84,10 @@ def main_rows(runs: list[Run], minutes: float | None) -> list[Row]:
 def trained(run: Run, until: float) -> State:
     """As far as its outer steps and the time go."""
     run.folder.mkdir(parents=True, exist_ok=True)
-    file, name = run.folder / CHECKPOINT, f"{run.case}, {run.system}, {run.outer.model_dump_json()}"
+    file, name = run.folder / CHECKPOINT, f"{run.training}, {run.system}, {run.outer.model_dump_json()}"
     state = State.load(file, name) or State.start(run.start)
     saved = time.monotonic()
-    with tqdm(total=run.outer.steps, initial=state.step, desc=f"{run.case}, {run.system}", leave=False, disable=None) as bar:
+    with tqdm(total=run.outer.steps, initial=state.step, desc=f"{run.training}, {run.system}", leave=False, disable=None) as bar:
         while state.step < run.outer.steps and time.monotonic() < until:
             tasks = run.tasks("train", state.step, run.steps)
             outer = Outer.from_leaves(state.leaves).on(tasks.support.x.device)
@@ -128,7 +134,9 @@ def sinusoid_runs() -> list[Run]:
     theta = parameters(net)
     outer = OuterConfig(steps=70_000, tasks=25, learning_rate=1e-3, rate_learning_rate=1e-3, clip=1e9, warmup=0)
     sgd, slow = Optimizer("sgd"), Outer(theta, start_rates(theta, 0.01))
-    base = Run("sinusoid, 5-shot, 1 step", "MAML", MAML(order="second"), tasks, slow, sgd, 1, 1, outer, 1.13, "MSE")
+    base = Run(
+        "sinusoid, 5-shot", "sinusoid, 5-shot, 1 step", "MAML", MAML(order="second"), tasks, slow, sgd, 1, 1, outer, 1.13, "MSE"
+    )
     by_parameter = Outer(theta, {name: torch.full((1, *leaf.shape), 0.01) for name, leaf in theta.items()})
     reptile = Outer(theta, start_rates(theta, 0.02))
     imaml = IMAML(strength=2.0, gradient=Differentiation(mode="implicit", iterations=5, damping=10.0))
@@ -220,7 +228,8 @@ def omniglot_runs(data: Path) -> list[Run]:
         case = f"Omniglot, {ways}-way 1-shot"
         start, sgd = Outer(theta, start_rates(theta, rate)), Optimizer("sgd")
         steps = 1 if ways == 5 else 5
-        maml = Run(case, "MAML", MAML(order="second"), tasks, start, sgd, steps, 3 if ways == 5 else 5, outer, rows[ways][0], "%")
+        later = 3 if ways == 5 else 5
+        maml = Run(case, case, "MAML", MAML(order="second"), tasks, start, sgd, steps, later, outer, rows[ways][0], "%")
         imaml = IMAML(strength=2.0, gradient=Differentiation(mode="implicit", iterations=5, damping=10.0))
         found = [
             maml,

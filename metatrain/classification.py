@@ -94,6 +94,17 @@ class Classification:
         self._begun: tuple[Outer, dict[str, Tensor]] | None = None
         self._still: tuple[Outer, Tensor] | None = None
 
+    def only(self, which: Sequence[int]) -> "Classification | None":
+        """These of the tasks, to go on with from where they are, after `start`; None where they are better left together: features
+        that stand still are there for all of them, and parts or views of support sets are drawn for all at once."""
+        if self.config.moved == "head" or not self._whole:
+            return None
+        own = [self.own_steps[t] for t in which]
+        tasks = Classification(self.base, self.kind, self.config, self.support.only(which), steps=own, serving=self.serving)
+        if self._begun is not None:
+            tasks._begun = self._begun[0], {name: leaf[list(which)] for name, leaf in self._begun[1].items()}
+        return tasks
+
     @property
     def proximal(self) -> float:
         return self.config.proximal
@@ -252,31 +263,38 @@ def adapt_each(
     deadline: float = math.inf,
     on_step: Callable[[dict[int, float]], None] | None = None,
 ) -> list[Ended | DeadlineExceeded]:
-    """Run the inner loop of T support sets in one pass, each to its own number of steps. No task feels its neighbours.
+    """Run the inner loop of T support sets in one pass, each to its own number of steps, after which it leaves the pass. No task
+    feels its neighbours.
 
     `deadline` is on `time.monotonic`, looked at between steps: a task that has not taken all of its own by then has exceeded it.
     `on_step({task: support loss before the step})`, of those that took the step. Raises what the inner loop does, for all of them.
     """
-    chosen: list[dict[str, Tensor] | None] = [None] * tasks.count
-    losses: list[list[float]] = [[] for _ in chosen]
-    for point in trajectory(tasks, outer, optimizer):
+    reached: list[dict[str, Tensor]] = [{} for _ in range(tasks.count)]
+    losses: list[list[float]] = [[] for _ in reached]
+    part, going = tasks, list(range(tasks.count))
+    points = trajectory(tasks, outer, optimizer)
+    while (point := next(points, None)) is not None:
+        took = [(t, place) for place, t in enumerate(going) if point.step <= tasks.own_steps[t]]
+        for t, place in took:
+            reached[t] = {name: leaf[place] for name, leaf in point.phi.items()}
         if point.step:
-            found = enumerate(point.losses[-1].tolist())
-            took = {t: loss for t, loss in found if point.step <= tasks.own_steps[t]}
-            for t, loss in took.items():
+            found = point.losses[-1].tolist()
+            before = {t: found[place] for t, place in took}
+            for t, loss in before.items():
                 losses[t].append(loss)
             if on_step is not None:
-                on_step(took)
-        for t, own in enumerate(tasks.own_steps):
-            if own == point.step:
-                chosen[t] = {name: leaf[t] for name, leaf in point.phi.items()}
-        if point.step < point.of and time.monotonic() > deadline:
+                on_step(before)
+        steps = point.step
+        left = [place for place, t in enumerate(going) if steps < tasks.own_steps[t]]
+        if left and time.monotonic() > deadline:
             break
-    too_late = [None if own is not None else late(point.step, of) for own, of in zip(chosen, tasks.own_steps, strict=True)]
-    each = [{name: leaf[t] for name, leaf in point.phi.items()} if own is None else own for t, own in enumerate(chosen)]
-    phi = {name: torch.stack([own[name] for own in each]) for name in point.phi}
+        if left and len(left) < len(going) and (fewer := part.only(left)) is not None:
+            part, going = fewer, [going[place] for place in left]
+            points = trajectory(part, outer, optimizer, begun=point.only(left))
+    too_late = [late(steps, own) if steps < own else None for own in tasks.own_steps]
+    phi = {name: torch.stack([own[name] for own in reached]) for name in reached[0]}
     with torch.no_grad():
-        adapted = tasks.adapted(phi, outer, point.step, exact=False)
+        adapted = tasks.adapted(phi, outer, steps, exact=False)
     ended: list[Ended | DeadlineExceeded] = []
     for t, (missed, own_losses) in enumerate(zip(too_late, losses, strict=True)):
         delta = {name: leaf[t] for name, leaf in adapted.delta.items()}

@@ -14,8 +14,8 @@ Finn et al. 2017 (arXiv:1703.03400), alg. 1; rates as in Li et al. 2017 (arXiv:1
 
 import math
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 import torch
@@ -125,12 +125,19 @@ class InnerConfig(BaseModel):
 
 @dataclass(frozen=True)
 class Point:
-    """φ after `step` of `of` inner steps, leaves [T, …], and the support loss before each step taken, [T] each."""
+    """φ after `step` of `of` inner steps, leaves [T, …], the support loss before each step taken, [T] each, and the optimizer's
+    state."""
 
     step: int
     of: int
     phi: dict[str, Tensor]
     losses: tuple[Tensor, ...]
+    state: State
+
+    def only(self, which: Sequence[int]) -> "Point":
+        """These of its tasks."""
+        phi, state = ({name: leaf[list(which)] for name, leaf in leaves.items()} for leaves in (self.phi, self.state))
+        return replace(self, phi=phi, losses=tuple(loss[list(which)] for loss in self.losses), state=state)
 
 
 def adapt(
@@ -163,25 +170,31 @@ def late(step: int, of: int) -> DeadlineExceeded:
 
 
 def trajectory(
-    tasks: Tasks, outer: Outer, optimizer: Optimizer, *, steps: int | None = None, order: Order = "first"
+    tasks: Tasks,
+    outer: Outer,
+    optimizer: Optimizer,
+    *,
+    steps: int | None = None,
+    order: Order = "first",
+    begun: Point | None = None,
 ) -> Iterator[Point]:
-    """The inner loop as the points that it passes, φ_0 … φ_K. Arguments and errors as `adapt`."""
+    """The inner loop as the points that it passes, φ_0 … φ_K, or those after `begun`. Arguments and errors as `adapt`."""
     second = order == "second"
     if second and tasks.twice is not None:
         raise ValueError(f'order="second": {tasks.twice}')
     seen = outer if second else outer.detached()
-    phi = tasks.start(outer)
-    of = tasks.steps if steps is None else steps
-    state = optimizer.start(phi)
     serving = not any(t.requires_grad for t in outer.values().values())
-    losses: tuple[Tensor, ...] = ()
-    yield Point(0, of, phi, losses)
-    for step in range(of):
+    if begun is None:
+        phi = tasks.start(outer)  # before `tasks.steps`, which it may settle
+        begun = Point(0, tasks.steps if steps is None else steps, phi, (), optimizer.start(phi))
+        yield begun
+    of, phi, losses, state = begun.of, begun.phi, begun.losses, begun.state
+    for step in range(begun.step, of):
         loss, gradients = support_gradient(tasks, phi, seen, step, graph=second)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not serving):
             phi, state = move(optimizer, phi, state, gradients, outer.rates, step)
         losses = (*losses, loss)
-        yield Point(step + 1, of, phi, losses)
+        yield Point(step + 1, of, phi, losses, state)
 
 
 def support_gradient(tasks: Tasks, phi: Leaves, outer: Outer, step: int, *, graph: bool) -> tuple[Tensor, dict[str, Tensor]]:

@@ -33,6 +33,13 @@ class Support:
         ids = [self.ids[t * rows + i] for t in range(tasks) for i in index.tolist()]
         return Support(ids, self.labels[:, index.to(self.labels.device)], self.classes)
 
+    def only(self, which: Sequence[int]) -> "Support":
+        """These of the tasks, without the rows that are padding in all of them."""
+        rows = self.labels.shape[1]
+        ids = [row for t in which for row in self.ids[t * rows : (t + 1) * rows]]
+        kept = Support(ids, self.labels[list(which)], self.classes)
+        return kept.columns((kept.labels >= 0).any(0).nonzero()[:, 0])
+
 
 @dataclass(frozen=True)
 class Query:
