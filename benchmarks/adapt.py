@@ -241,9 +241,9 @@ def _at_once(url: str, case: Case) -> tuple[list[float], float]:
     tasks = case.tasks[-(CLIENTS if case.long else 4 * CLIENTS) :]
 
     def adapt(support: Pairs) -> float:
-        with Client(url, api_key="", timeout=300) as quickstudy:
+        with Client(url, api_key="", timeout=1800) as quickstudy:
             began = time.perf_counter()
-            quickstudy.adapt(support, wait=290)
+            quickstudy.adapt(support, wait=1800)
             return 1e3 * (time.perf_counter() - began)
 
     began = time.perf_counter()

@@ -8,15 +8,18 @@ header carries its metadata as JSON. No pickle is read or written.
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
+from safetensors.numpy import save as save_arrays
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -72,7 +75,7 @@ class Initialization:
     provenance: dict[str, Any]
     base_update: dict[str, Tensor] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def digest(self) -> str:
         identity = {
             "format_version": FORMAT_VERSION,
@@ -187,7 +190,15 @@ class Adapter:
 def adapter_to_bytes(adapter: Adapter) -> bytes:
     """The same adapter gives the same bytes, so their digest is the digest of the weights."""
     tensors = {f"delta.{n}": t for n, t in adapter.delta.items()} | {"head.weight": adapter.weight, "head.bias": adapter.bias}
-    return save(_contiguous(tensors), metadata={_METADATA_KEY: _canonical_json(adapter.metadata.model_dump(mode="json")).decode()})
+    metadata = {_METADATA_KEY: _canonical_json(adapter.metadata.model_dump(mode="json")).decode()}
+    return save_arrays({name: tensor.numpy() for name, tensor in _contiguous(tensors).items()}, metadata)
+
+
+def not_finite(leaves: Mapping[str, Tensor]) -> str | None:
+    """The name of a leaf that has a NaN or an infinity; None where all are finite, as they are if their sum is."""
+    if math.isfinite(sum(float(leaf.sum()) for leaf in leaves.values())):
+        return None
+    return next((name for name, leaf in leaves.items() if not torch.isfinite(leaf).all()), None)
 
 
 def adapter_bytes_at_most(init: Initialization, labels: Sequence[str], hidden: int) -> int:
@@ -312,9 +323,8 @@ def _loaded(content: bytes, header: Header, where: str) -> dict[str, Tensor]:
         leaves = load(content)
     except (SafetensorError, ValueError) as error:
         raise ArtifactError(f"{where}: not a safetensors file: {error}") from error
-    for name, leaf in leaves.items():
-        if not torch.isfinite(leaf).all():
-            raise ArtifactError(f"{where}: leaf {name}: expected finite numbers, got NaN or infinity")
+    if (name := not_finite(leaves)) is not None:
+        raise ArtifactError(f"{where}: leaf {name}: expected finite numbers, got NaN or infinity")
     return leaves
 
 

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import torch
 
-from metatrain.artifact import Adapter, AdapterMetadata, Initialization, adapter_to_bytes
+from metatrain.artifact import Adapter, AdapterMetadata, Initialization, adapter_to_bytes, not_finite
 from metatrain.base.source import Hub
 from metatrain.base.text import TextBase, load_text_base
 from metatrain.catalog import load_catalog
@@ -121,9 +121,9 @@ class Runtime:
             ended.weight.cpu(),
             ended.bias.cpu(),
         )
-        for name, leaf in {**adapter.delta, "head.weight": adapter.weight, "head.bias": adapter.bias}.items():
-            if not torch.isfinite(leaf).all():
-                raise NonFinite(f"{name} is not finite after {len(ended.losses)} inner steps")
+        leaves = {**adapter.delta, "head.weight": adapter.weight, "head.bias": adapter.bias}
+        if (name := not_finite(leaves)) is not None:
+            raise NonFinite(f"{name} is not finite after {len(ended.losses)} inner steps")
         return Product(adapter_to_bytes(adapter), ended.losses, timings, steps_ms[: len(ended.losses)])
 
 

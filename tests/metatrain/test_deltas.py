@@ -1,5 +1,6 @@
 """Every delta kind on every kind of encoder: through the probe, through PEFT and back, and differentiated."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -167,7 +168,7 @@ def test_a_leaf_that_is_missing_is_named(tiny: TextBase, tmp_path: Path) -> None
         "none",
         {},
     )
-    short = Initialization(**{**vars(init), "theta": {n: t for n, t in theta.items() if n != gone}})
+    short = replace(init, theta={n: t for n, t in theta.items() if n != gone})
     save_initialization(short, tmp_path, attached)
     with pytest.raises(ArtifactError, match=f"delta.safetensors: leaf {gone} is missing"):
         load_initialization(tmp_path, tiny)
