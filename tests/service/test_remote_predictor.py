@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -80,7 +81,7 @@ def test_answers_and_errors_are_those_of_the_predictor_in_process(
     store = WeightStore(weights_client(redis_server.url))
     adapters = [put(tiny, store, catalog[seed % 2], seed) for seed in range(6)]
     missing = Wanted("t", "a9", 7, "1" * 64)
-    other = put(tiny, store, catalog[0].__class__(**{**catalog[0].__dict__, "scale": 3.0}), 8)
+    other = put(tiny, store, replace(catalog[0], scale=3.0), 8)
     corrupt = Wanted("t", "a1", 7, "0" * 64)
     own = InProcessPredictor(tiny, {init.name: init for init in catalog}, store, ServiceSettings())
     expected = [own.submit(wanted, TEXTS).result(20) for wanted in adapters]
