@@ -111,7 +111,7 @@ def main(data: Path | None, requests: int, setfit_tasks: int, apart: tuple[str, 
         for case in every:
             ready = _one_by_one(url, case, case.at_rest(requests))
             rows += _rows(case, ready, own[case.name], _at_once(url, case))
-    print(f"\nwrote {write('adapt', rows, requests=requests)}")
+    print(f"\nwrote {write('adapt', rows, requests=requests, setfit=setfit_tasks)}")
 
 
 def _apart(data: Path | None, requests: int, setfit_tasks: int, case: Case, system: int) -> list[list[float]]:

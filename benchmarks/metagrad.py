@@ -194,10 +194,9 @@ def main(cell: tuple[str, int, int, str] | None, out: Path | None) -> None:
     for each in tqdm(cells(), disable=None):
         file = _file(folder, each)
         key = json.dumps(each)
-        if each[-1] == "bfloat16" and not has_bfloat16:
-            progress.put(key, {"failed": "no bfloat16 in this processor"})
-        elif progress.get(key) is None or not file.is_file():
-            progress.put(key, _measured_apart(each, file))
+        if progress.get(key) is None or not file.is_file():
+            missing = each[-1] == "bfloat16" and not has_bfloat16
+            progress.put(key, {"failed": "no bfloat16 in this processor"} if missing else _measured_apart(each, file))
     rows = _rows(progress, folder)
     _print(rows)
     print(f"\nwrote {write('metagrad', rows, processor_threads=1)}")

@@ -57,16 +57,27 @@ class Run:
     def folder(self) -> Path:
         return RUNS / "papers" / f"{self.training}-{self.system}".replace(" ", "_").replace(",", "")
 
+    @property
+    def identity(self) -> str:
+        """What its checkpoint belongs to."""
+        return f"{self.training}, {self.system}, {self.outer.model_dump_json()}"
+
+    def reached(self) -> State:
+        """Where an earlier call left it."""
+        return State.load(self.folder / CHECKPOINT, self.identity) or State.start(self.start)
+
 
 def main_rows(runs: list[Run], minutes: float | None) -> list[Row]:
     rows = []
     until = math.inf if minutes is None else time.monotonic() + 60 * minutes
-    left = [run.folder for run in runs]
+    states = {run.folder: run.reached() for run in runs}
+    left = list(dict.fromkeys(run.folder for run in runs if states[run.folder].step < run.outer.steps))
     for run in runs:
-        now = time.monotonic()
-        shares = len(set(left)) if run.folder in left else math.inf  # one that was trained for an earlier row gets no more
-        state = trained(run, until if math.isinf(until) else now + max(0.0, until - now) / shares)
-        left = [folder for folder in left if folder != run.folder]
+        state = states[run.folder]
+        if run.folder in left:
+            now = time.monotonic()
+            train(run, state, now + max(0.0, until - now) / len(left))
+            left.remove(run.folder)
         mean, half = tested(run, state)
         done = state.step >= run.outer.steps
         system = run.system if done else f"{run.system} (unfinished)"
@@ -81,11 +92,9 @@ def main_rows(runs: list[Run], minutes: float | None) -> list[Row]:
     return rows
 
 
-def trained(run: Run, until: float) -> State:
-    """As far as its outer steps and the time go."""
+def train(run: Run, state: State, until: float) -> None:
+    """On, as far as its outer steps and the time go."""
     run.folder.mkdir(parents=True, exist_ok=True)
-    file, name = run.folder / CHECKPOINT, f"{run.training}, {run.system}, {run.outer.model_dump_json()}"
-    state = State.load(file, name) or State.start(run.start)
     saved = time.monotonic()
     with tqdm(total=run.outer.steps, initial=state.step, desc=f"{run.training}, {run.system}", leave=False, disable=None) as bar:
         while state.step < run.outer.steps and time.monotonic() < until:
@@ -94,10 +103,9 @@ def trained(run: Run, until: float) -> State:
             outer_step(run.outer, state, run.algorithm.meta_gradient(tasks, outer, run.optimizer, state.step))
             bar.update(1)
             if time.monotonic() - saved > 60:
-                state.save(file, name)
+                state.save(run.folder / CHECKPOINT, run.identity)
                 saved = time.monotonic()
-    state.save(file, name)
-    return state
+    state.save(run.folder / CHECKPOINT, run.identity)
 
 
 def tested(run: Run, state: State) -> tuple[float, float]:

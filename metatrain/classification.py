@@ -176,7 +176,9 @@ class Classification:
                 part = cross_entropy(self._head(phi), features, labels, outer.scale)
             total = total + weight * part
         if self.proximal:
-            begin = self._begun[1] if self._begun is not None and self._begun[0] is outer else self.start(outer)
+            # While serving there is one `outer`, whatever copies of it are shown.
+            known = self._begun is not None and (self.serving or self._begun[0] is outer)
+            begin = self._begun[1] if self._begun is not None and known else self.start(outer)
             total = total + 0.5 * self.proximal * distance(phi, begin)
         return total
 

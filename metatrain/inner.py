@@ -178,7 +178,8 @@ def trajectory(
     order: Order = "first",
     begun: Point | None = None,
 ) -> Iterator[Point]:
-    """The inner loop as the points that it passes, φ_0 … φ_K, or those after `begun`. Arguments and errors as `adapt`."""
+    """The inner loop as the points that it passes, φ_0 … φ_K, or those after `begun`, which says how many there are. Arguments and
+    errors as `adapt`."""
     second = order == "second"
     if second and tasks.twice is not None:
         raise ValueError(f'order="second": {tasks.twice}')

@@ -189,7 +189,7 @@ def test_exactly_the_four_files_are_written_and_frozen_prototypes_move_nothing(
 def test_the_digest_survives_the_round_trip_whatever_the_scale(tiny: TextBase, tmp_path: Path) -> None:
     plain = lora_from_zero(tiny)
     for scale in (15.859522819519043, 0.1, 49.0):
-        init = Initialization(**{**vars(plain), "scale": scale})
+        init = replace(plain, scale=scale)
         save_initialization(init, tmp_path / str(scale), tiny.attach(init.delta))
         assert load_initialization(tmp_path / str(scale), tiny).digest == init.digest
 

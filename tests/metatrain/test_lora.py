@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -7,7 +8,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import AutoModel
 
-from metatrain.artifact import Initialization, save_initialization
+from metatrain.artifact import save_initialization
 from metatrain.base.text import BaseSpec, TextBase, load_text_base
 from metatrain.baselines import lora_from_zero
 from metatrain.deltas import LoRA, LoRAConfig, delta_scope
@@ -72,7 +73,7 @@ def test_stock_peft_loads_our_files_with_equal_outputs(tiny_folder: Path, tiny: 
     lora = tiny.attach(LoRAConfig(rank=3, alpha=12, targets=("query", "intermediate.dense")))
     theta = lora.initial(torch.Generator().manual_seed(3), b_std=0.3)
     plain = lora_from_zero(tiny)
-    init = Initialization(**{**vars(plain), "delta": lora.config, "theta": theta, "rates": {}, "name": "x"})
+    init = replace(plain, delta=lora.config, theta=theta, rates={}, name="x")
     save_initialization(init, tmp_path / "x", lora)
     stock = PeftModel.from_pretrained(AutoModel.from_pretrained(tiny_folder), tmp_path / "x").eval()
     batch = tiny.collate(tiny.encode(TEXTS)[0])

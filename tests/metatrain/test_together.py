@@ -102,16 +102,17 @@ def test_no_steps_together_and_never_beside_some(tiny: TextBase) -> None:
         ended(tiny, delta, config, supports, [0, 2])
 
 
-def test_a_task_that_is_done_leaves_the_pass(tiny: TextBase) -> None:
+# Padded to the largest that is left: three tasks of 9 rows, two of 9, one of 6 twice; a head of prototypes then wants all of them.
+@pytest.mark.parametrize(("config", "expected"), [("contrastive", 27 + 18 + 6 + 6 + 27), ("proximal", 27 + 18 + 6 + 6)])
+def test_a_task_that_is_done_leaves_the_pass(tiny: TextBase, config: str, expected: int) -> None:
     supports, rows = [pairs(2, 2, 0), pairs(2, 3, 1), pairs(3, 3, 2)], []
     last: torch.nn.Module = tiny.model.encoder.layer[-1]  # type: ignore[union-attr,index,assignment]
     hook = last.register_forward_pre_hook(lambda _module, inputs: rows.append(inputs[0].shape[0]))
     try:
-        ended(tiny, DELTAS["lora"], CONFIGS["contrastive"], supports, [1, 4, 2])
+        ended(tiny, DELTAS["lora"], CONFIGS[config], supports, [1, 4, 2])
     finally:
         hook.remove()
-    # Padded to the largest that is left: three tasks of 9 rows, two of 9, one of 6 twice; then all of them for their heads.
-    assert sum(rows) == 27 + 18 + 6 + 6 + 27
+    assert sum(rows) == expected
 
 
 def test_a_deadline_is_missed_by_those_who_are_not_done(tiny: TextBase) -> None:
