@@ -13,7 +13,8 @@ def _whole(value: object) -> object:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-Text = Annotated[str, StringConstraints(strict=True)]
+# The pattern is told and not checked here: `limits.py` does, and names the field and what came.
+Text = Annotated[str, StringConstraints(strict=True), Field(json_schema_extra={"pattern": r"^[^\x00]*$"})]
 # Limits before the validator: after it they would be checked, but not documented.
 Count = Annotated[int, Field(strict=True, ge=1), BeforeValidator(_whole)]
 Steps = Annotated[int, Field(strict=True, ge=0, le=100), BeforeValidator(_whole)]
