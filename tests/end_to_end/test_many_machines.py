@@ -61,7 +61,8 @@ def test_a_job_waits_for_a_worker_of_its_precision(environment: dict[str, str], 
     with served(tmp_path / "service", both) as service, worker({**both, "PRECISION": "bfloat16"}, tmp_path / "low.log"):
         until(lambda: "ready" in (tmp_path / "low.log").read_text(), 180)
         until(lambda: service.http.get("/healthz").status_code == 200, 180)
-        assert service.http.get("/readyz").json()["missing"] == ["worker"]
+        not_ready = service.http.get("/readyz")
+        assert not_ready.status_code == 503 and not_ready.json()["missing"] == ["worker"]
         answer = adapt(service, BODY, wait=2)
         assert answer.json()["status"] == "queued"
         with worker(both, tmp_path / "own.log"):
