@@ -60,7 +60,7 @@ class Run:
     @property
     def identity(self) -> str:
         """What its checkpoint belongs to."""
-        return f"{self.training}, {self.system}, {self.outer.model_dump_json()}"
+        return f"{self.training}, {self.system}, {self.outer.model_dump_json(exclude_defaults=True)}"
 
     def reached(self) -> State:
         """Where an earlier call left it."""
@@ -147,13 +147,14 @@ def sinusoid_runs() -> list[Run]:
     )
     by_parameter = Outer(theta, {name: torch.full((1, *leaf.shape), 0.01) for name, leaf in theta.items()})
     reptile = Outer(theta, start_rates(theta, 0.02))
+    plain = outer.model_copy(update={"optimizer": "sgd", "learning_rate": 1.0})
     imaml = IMAML(strength=2.0, gradient=Differentiation(mode="implicit", iterations=5, damping=10.0))
     runs = [
         base,
         replace(base, system="FOMAML", algorithm=MAML(order="first"), paper=None),
         replace(base, system="Meta-SGD", algorithm=MetaSGD(), start=by_parameter, paper=0.90),
         replace(base, system="ANIL", algorithm=ANIL(), tasks=head, paper=None),
-        replace(base, system="Reptile", algorithm=Reptile(), start=reptile, steps=5, paper=None),
+        replace(base, system="Reptile", algorithm=Reptile(), start=reptile, steps=5, outer=plain, paper=None),
         replace(base, system="iMAML", algorithm=imaml, steps=10, paper=None),
     ]
     return [*runs, *(replace(run, case="sinusoid, 5-shot, 10 steps", tested_steps=10, paper=None) for run in runs)]
@@ -196,8 +197,7 @@ class ConvNet(nn.Module):
 
 def omniglot_runs(data: Path) -> list[Run]:
     """Settings of Finn et al. 2017 (appendix A.1), Nichol et al. 2018 (table 6) and Rajeswaran et al. 2019 (appendix); Snell et
-    al. 2017
-    for prototypes, of 60-way training there and of the same ways here."""
+    al. 2017 for prototypes, of 60-way training there and of the same ways here."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     arrays = read_npz(data / "omniglot" / "omniglot28.npz")
     parts = {name: Split(file="omniglot/splits.json", id="vinyals", part=name) for name in ("train", "valid", "test")}
@@ -211,7 +211,7 @@ def omniglot_runs(data: Path) -> list[Run]:
         net, embedding = ConvNet(ways).to(device), ConvNet(0).to(device)
         count = 32 if ways == 5 else 16
 
-        def draw(part: str, step: int, shots: int = 1) -> tuple[Examples, Examples]:
+        def draw(part: str, step: int, shots: int = 1, count: int = count) -> tuple[Examples, Examples]:
             return tuple(  # type: ignore[return-value]
                 Examples((1 - e.x.unsqueeze(2) / 255).to(device), e.y.to(device))
                 for e in samplers[part].tasks(step, EpisodeShape(ways, shots, 1 if part == "train" else 5), count)
@@ -223,8 +223,14 @@ def omniglot_runs(data: Path) -> list[Run]:
         def head(part: str, step: int, steps: int) -> NetTasks:
             return tasks(part, step, steps, ("head.",))
 
-        def ten(part: str, step: int, steps: int) -> NetTasks:
-            return NetTasks(net, *draw(part, step, 10 if part == "train" else 1), classify, steps=steps)
+        def ten_shots(part: str, step: int, steps: int) -> NetTasks:
+            """Ten shots in training, each row once, ten rows a step; the five of a test at every step."""
+            if part == "test":
+                return tasks(part, step, steps)
+            support, query = draw(part, step, shots=10, count=5)
+            order = torch.randperm(10 * ways, generator=torch.Generator().manual_seed(step))
+            shuffled = Examples(support.x[:, order], support.y[:, order])
+            return NetTasks(net, shuffled, query, classify, steps=steps, rows_per_step=10)
 
         def embedded(part: str, step: int, steps: int) -> NetTasks:
             return EmbeddingTasks(embedding, *draw(part, step), steps=0)
@@ -255,6 +261,7 @@ def omniglot_runs(data: Path) -> list[Run]:
             return found
         by_parameter = Outer(theta, {name: torch.full((1, *leaf.shape), 0.4) for name, leaf in theta.items()})
         adam, slow = Optimizer("adam", beta1=0.0), Outer(theta, start_rates(theta, 1e-3))
+        reptile = outer.model_copy(update={"optimizer": "sgd", "learning_rate": 1.0, "steps": 100_000, "tasks": 5})
         return [
             *found,
             replace(maml, system="FOMAML", algorithm=MAML(order="first"), paper=rows[5][1]),
@@ -264,11 +271,12 @@ def omniglot_runs(data: Path) -> list[Run]:
                 maml,
                 system="Reptile",
                 algorithm=Reptile(),
-                tasks=ten,
+                tasks=ten_shots,
                 optimizer=adam,
                 start=slow,
                 steps=5,
                 tested_steps=50,
+                outer=reptile,
                 paper=rows[5][2],
             ),
             replace(

@@ -41,14 +41,25 @@ def regress(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 
 class NetTasks:
     """T tasks of one net. `moved`: beginnings of the names of the parameters that the inner loop moves, all where empty; the others
-    stay θ (ANIL: the last layer moves). Raises ValueError where `moved` names none."""
+    stay θ (ANIL: the last layer moves). `rows_per_step`: inner steps take so many rows of the support set in turn, in the order in
+    which it has them, from the beginning again after its last whole share; all of it where None.
+
+    Raises ValueError where `moved` names none, or the support set has fewer rows than a step is to take."""
 
     twice: str | None = None
     coarse: str | None = None
     proximal = 0.0
 
     def __init__(
-        self, net: nn.Module, support: Examples, query: Examples, loss: Loss, *, steps: int, moved: Sequence[str] = ()
+        self,
+        net: nn.Module,
+        support: Examples,
+        query: Examples,
+        loss: Loss,
+        *,
+        steps: int,
+        moved: Sequence[str] = (),
+        rows_per_step: int | None = None,
     ) -> None:
         self.net, self.support, self.query, self.loss, self.steps = net, support, query, loss, steps
         self.count = support.x.shape[0]
@@ -56,13 +67,21 @@ class NetTasks:
         self.moved = [name for name in names if not moved or name.startswith(tuple(moved))]
         if not self.moved:
             raise ValueError(f"moved: expected the beginning of a parameter's name ({', '.join(names)}), got {', '.join(moved)}")
+        self.rows_per_step = rows_per_step or support.x.shape[1]
+        if self.rows_per_step > support.x.shape[1]:
+            raise ValueError(f"rows_per_step: expected at most the {support.x.shape[1]} rows of a support set, got {rows_per_step}")
 
     def start(self, outer: Outer) -> dict[str, Tensor]:
         theta = stack(outer.theta, self.count)
         return {name: theta[name].view_as(theta[name]) for name in self.moved}
 
     def support_loss(self, phi: Leaves, outer: Outer, step: int) -> Tensor:
-        return self.loss(self.outputs(phi, outer, self.support.x), self.support.y)[0]
+        rows = self._rows(step)
+        return self.loss(self.outputs(phi, outer, self.support.x[:, rows]), self.support.y[:, rows])[0]
+
+    def _rows(self, step: int) -> slice:
+        begin = step % (self.support.x.shape[1] // self.rows_per_step) * self.rows_per_step
+        return slice(begin, begin + self.rows_per_step)
 
     def query_loss(self, phi: Leaves, outer: Outer, step: int, *, exact: bool = True) -> tuple[Tensor, Tensor]:
         return self.loss(self.outputs(phi, outer, self.query.x), self.query.y)
@@ -80,9 +99,8 @@ class NetTasks:
 
 
 class EmbeddingTasks(NetTasks):
-    """Classification by the nearest prototype of the net's outputs: logits −‖f − p_c‖² (Snell et al. 2017, arXiv:1703.05175, eq.
-    2).
-    The support loss is that of each row against the prototypes that it is itself a part of."""
+    """Classification by the nearest prototype of the net's outputs: logits −‖f − p_c‖² (Snell et al. 2017, arXiv:1703.05175,
+    eq. 2). The support loss is that of each row against the prototypes that it is itself a part of."""
 
     def __init__(self, net: nn.Module, support: Examples, query: Examples, *, steps: int) -> None:
         super().__init__(net, support, query, classify, steps=steps)

@@ -1,6 +1,7 @@
-"""The outer loop: one Adam step after another on θ, log α, log s and what it moves of the base model, on tasks of any kind.
+"""The outer loop: one Adam or SGD step after another on θ, log α, log s and what it moves of the base model, on tasks of any kind.
 
-    m ← 0.9 m + 0.1 g,  v ← 0.999 v + 0.001 g²,  leaf ← leaf − η_k m̂ / (√v̂ + 1e-8)          g clipped to a norm over weights
+    Adam    m ← 0.9 m + 0.1 g,  v ← 0.999 v + 0.001 g²,  leaf ← leaf − η_k m̂ / (√v̂ + 1e-8)
+    SGD     leaf ← leaf − η_k g                                                                g clipped to a norm over weights
 
 η_k warms up linearly and falls to zero by a cosine. A step whose gradient is not finite is skipped and counted; a run of them stops
 the training. Kingma and Ba 2015 (arXiv:1412.6980).
@@ -11,7 +12,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -34,6 +35,7 @@ class OuterConfig(BaseModel):
 
     steps: int = Field(default=400, ge=1)
     tasks: int = Field(default=4, ge=1)
+    optimizer: Literal["adam", "sgd"] = Field(default="adam", description="sgd with reptile: the paper's step")
     learning_rate: float = Field(default=1e-3, gt=0)
     rate_learning_rate: float = Field(default=1e-2, gt=0, description="of log α and log s")
     base_learning_rate: float = Field(default=1e-5, gt=0, description="of what base.updated names of the base model")
@@ -123,12 +125,16 @@ def outer_step(config: OuterConfig, state: State, gradient: MetaGradient, why: s
     taken = state.step - state.skipped
     for name, g in gradient.gradients.items():
         g = g.to(state.leaves[name].device) * (shrink if _is_weight(name) else 1.0)
-        m = state.first_moment[name] = 0.9 * state.first_moment[name] + 0.1 * g
-        v = state.second_moment[name] = 0.999 * state.second_moment[name] + 0.001 * g * g
-        move = (m / (1 - 0.9**taken)) / ((v / (1 - 0.999**taken)).sqrt() + 1e-8)
+        move = g if config.optimizer == "sgd" else _adam(state, name, g, taken)
         state.leaves[name] = state.leaves[name] - schedule(config, state.step) * _rate(config, name) * move
         state.average[name] = config.average * state.average[name] + (1 - config.average) * state.leaves[name]
     return norm
+
+
+def _adam(state: State, name: str, gradient: Tensor, taken: int) -> Tensor:
+    m = state.first_moment[name] = 0.9 * state.first_moment[name] + 0.1 * gradient
+    v = state.second_moment[name] = 0.999 * state.second_moment[name] + 0.001 * gradient * gradient
+    return (m / (1 - 0.9**taken)) / ((v / (1 - 0.999**taken)).sqrt() + 1e-8)
 
 
 def not_finite(leaves: Mapping[str, Tensor]) -> MetaGradient:

@@ -15,7 +15,9 @@ from metatrain.errors import NonFinite
 from metatrain.inner import InnerConfig, adapt
 from metatrain.linear_solve import conjugate_gradient, neumann
 from metatrain.metagrad import Differentiation, meta_gradient
+from metatrain.nets import NetTasks, classify
 from metatrain.optimizers import Optimizer
+from metatrain.outer_loop import OuterConfig, State, outer_step
 from metatrain.problem import Outer
 from tests.oracles.problems import Objective, central_difference, directions, net_tasks, quadratic, smooth, text_outer, text_tasks
 
@@ -106,6 +108,31 @@ def test_reptile_goes_to_where_the_tasks_end() -> None:
     tasks, outer = quadratic(steps=2000)
     found = Reptile().meta_gradient(tasks, outer, SGD, 0)
     torch.testing.assert_close(outer.theta["x"] - found.gradients["theta.x"], tasks.center.mean(0))
+
+
+def test_reptile_with_sgd_at_one_lands_where_the_tasks_end() -> None:
+    tasks, outer = net_tasks(steps=3)
+    state = State.start(outer)
+    config = OuterConfig(optimizer="sgd", learning_rate=1.0, warmup=0, clip=1e9)
+    outer_step(config, state, Reptile().meta_gradient(tasks, outer, SGD, 0))
+    for name, leaf in adapt(tasks, outer, SGD).phi.items():
+        torch.testing.assert_close(state.leaves[f"theta.{name}"], leaf.mean(0))
+
+
+def test_rows_in_turn_are_steps_on_the_parts_of_the_support_set() -> None:
+    tasks, outer = net_tasks(steps=5)
+    part = NetTasks(tasks.net, tasks.support, tasks.query, classify, steps=5, rows_per_step=2)
+    phi = part.start(outer)
+    for rows in ((0, 1), (2, 3), (4, 5), (0, 1), (2, 3)):
+        live = {name: leaf.detach().requires_grad_() for name, leaf in phi.items()}
+        outputs = tasks.outputs(live, outer, tasks.support.x[:, rows])
+        loss = classify(outputs, tasks.support.y[:, rows])[0].sum()
+        found = torch.autograd.grad(loss, list(live.values()))
+        phi = {name: leaf - 0.1 * g for (name, leaf), g in zip(live.items(), found, strict=True)}
+    for name, leaf in adapt(part, outer, SGD).phi.items():
+        torch.testing.assert_close(leaf, phi[name])
+    with pytest.raises(ValueError, match="rows_per_step: expected at most the 6 rows"):
+        NetTasks(tasks.net, tasks.support, tasks.query, classify, steps=1, rows_per_step=7)
 
 
 def test_meta_sgd_with_constant_rates_is_maml() -> None:
