@@ -33,6 +33,7 @@ from metatrain.problem import Outer, start_rates
 from metatrain.recipe import Split
 
 TESTED = 600
+PARTS = ("sinusoid", "5-way", "20-way")
 
 
 @dataclass(frozen=True)
@@ -195,7 +196,7 @@ class ConvNet(nn.Module):
         return found
 
 
-def omniglot_runs(data: Path) -> list[Run]:
+def omniglot_runs(data: Path, ways: int) -> list[Run]:
     """Settings of Finn et al. 2017 (appendix A.1), Nichol et al. 2018 (table 6) and Rajeswaran et al. 2019 (appendix); Snell et
     al. 2017 for prototypes, of 60-way training there and of the same ways here."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -206,95 +207,92 @@ def omniglot_runs(data: Path) -> list[Run]:
     samplers = {"train": ArraySampler(training, 0, rotations=True), "test": ArraySampler(arrays.only(classes["test"]), 1)}
     rows = {5: (98.7, 98.3, 97.68, 99.16), 20: (95.8, 89.4, 89.43, 94.46)}
 
-    def runs(ways: int) -> list[Run]:
-        torch.manual_seed(0)
-        net, embedding = ConvNet(ways).to(device), ConvNet(0).to(device)
-        count = 32 if ways == 5 else 16
+    torch.manual_seed(0)
+    net, embedding = ConvNet(ways).to(device), ConvNet(0).to(device)
+    count = 32 if ways == 5 else 16
 
-        def draw(part: str, step: int, shots: int = 1, count: int = count) -> tuple[Examples, Examples]:
-            return tuple(  # type: ignore[return-value]
-                Examples((1 - e.x.unsqueeze(2) / 255).to(device), e.y.to(device))
-                for e in samplers[part].tasks(step, EpisodeShape(ways, shots, 1 if part == "train" else 5), count)
-            )
+    def draw(part: str, step: int, shots: int = 1, count: int = count) -> tuple[Examples, Examples]:
+        return tuple(  # type: ignore[return-value]
+            Examples((1 - e.x.unsqueeze(2) / 255).to(device), e.y.to(device))
+            for e in samplers[part].tasks(step, EpisodeShape(ways, shots, 1 if part == "train" else 5), count)
+        )
 
-        def tasks(part: str, step: int, steps: int, moved: tuple[str, ...] = ()) -> NetTasks:
-            return NetTasks(net, *draw(part, step), classify, steps=steps, moved=moved)
+    def tasks(part: str, step: int, steps: int, moved: tuple[str, ...] = ()) -> NetTasks:
+        return NetTasks(net, *draw(part, step), classify, steps=steps, moved=moved)
 
-        def head(part: str, step: int, steps: int) -> NetTasks:
-            return tasks(part, step, steps, ("head.",))
+    def head(part: str, step: int, steps: int) -> NetTasks:
+        return tasks(part, step, steps, ("head.",))
 
-        def ten_shots(part: str, step: int, steps: int) -> NetTasks:
-            """Ten shots in training, each row once, ten rows a step; the five of a test at every step."""
-            if part == "test":
-                return tasks(part, step, steps)
-            support, query = draw(part, step, shots=10, count=5)
-            order = torch.randperm(10 * ways, generator=torch.Generator().manual_seed(step))
-            shuffled = Examples(support.x[:, order], support.y[:, order])
-            return NetTasks(net, shuffled, query, classify, steps=steps, rows_per_step=10)
+    def ten_shots(part: str, step: int, steps: int) -> NetTasks:
+        """Ten shots in training, each row once, ten rows a step; the five of a test at every step."""
+        if part == "test":
+            return tasks(part, step, steps)
+        support, query = draw(part, step, shots=10, count=5)
+        order = torch.randperm(10 * ways, generator=torch.Generator().manual_seed(step))
+        shuffled = Examples(support.x[:, order], support.y[:, order])
+        return NetTasks(net, shuffled, query, classify, steps=steps, rows_per_step=10)
 
-        def embedded(part: str, step: int, steps: int) -> NetTasks:
-            return EmbeddingTasks(embedding, *draw(part, step), steps=0)
+    def embedded(part: str, step: int, steps: int) -> NetTasks:
+        return EmbeddingTasks(embedding, *draw(part, step), steps=0)
 
-        theta = {name: leaf.cpu() for name, leaf in parameters(net).items()}
-        plain = {name: leaf.cpu() for name, leaf in parameters(embedding).items()}
-        rate = 0.4 if ways == 5 else 0.1
-        outer = OuterConfig(steps=60_000, tasks=count, learning_rate=1e-3, rate_learning_rate=1e-3, clip=1e9, warmup=0)
-        case = f"Omniglot, {ways}-way 1-shot"
-        start, sgd = Outer(theta, start_rates(theta, rate)), Optimizer("sgd")
-        steps = 1 if ways == 5 else 5
-        later = 3 if ways == 5 else 5
-        maml = Run(case, case, "MAML", MAML(order="second"), tasks, start, sgd, steps, later, outer, rows[ways][0], "%")
-        imaml = IMAML(strength=2.0, gradient=Differentiation(mode="implicit", iterations=5, damping=10.0))
-        found = [
+    theta = {name: leaf.cpu() for name, leaf in parameters(net).items()}
+    plain = {name: leaf.cpu() for name, leaf in parameters(embedding).items()}
+    rate = 0.4 if ways == 5 else 0.1
+    outer = OuterConfig(steps=60_000, tasks=count, learning_rate=1e-3, rate_learning_rate=1e-3, clip=1e9, warmup=0)
+    case = f"Omniglot, {ways}-way 1-shot"
+    start, sgd = Outer(theta, start_rates(theta, rate)), Optimizer("sgd")
+    steps = 1 if ways == 5 else 5
+    later = 3 if ways == 5 else 5
+    maml = Run(case, case, "MAML", MAML(order="second"), tasks, start, sgd, steps, later, outer, rows[ways][0], "%")
+    imaml = IMAML(strength=2.0, gradient=Differentiation(mode="implicit", iterations=5, damping=10.0))
+    found = [
+        maml,
+        replace(
             maml,
-            replace(
-                maml,
-                system="iMAML",
-                algorithm=imaml,
-                steps=16,
-                tested_steps=16,
-                paper=rows[ways][3],
-                start=Outer(theta, start_rates(theta, 0.1)),
-            ),
-        ]
-        if ways == 20:
-            return found
-        by_parameter = Outer(theta, {name: torch.full((1, *leaf.shape), 0.4) for name, leaf in theta.items()})
-        adam, slow = Optimizer("adam", beta1=0.0), Outer(theta, start_rates(theta, 1e-3))
-        reptile = outer.model_copy(update={"optimizer": "sgd", "learning_rate": 1.0, "steps": 100_000, "tasks": 5})
-        return [
-            *found,
-            replace(maml, system="FOMAML", algorithm=MAML(order="first"), paper=rows[5][1]),
-            replace(maml, system="Meta-SGD", algorithm=MetaSGD(), start=by_parameter, paper=99.53),
-            replace(maml, system="ANIL", algorithm=ANIL(), tasks=head, paper=None),
-            replace(
-                maml,
-                system="Reptile",
-                algorithm=Reptile(),
-                tasks=ten_shots,
-                optimizer=adam,
-                start=slow,
-                steps=5,
-                tested_steps=50,
-                outer=reptile,
-                paper=rows[5][2],
-            ),
-            replace(
-                maml, system="ProtoNet", algorithm=ProtoNet(), tasks=embedded, start=Outer(plain, {}), tested_steps=0, paper=98.8
-            ),
-        ]
-
-    return [*runs(5), *runs(20)]
+            system="iMAML",
+            algorithm=imaml,
+            steps=16,
+            tested_steps=16,
+            paper=rows[ways][3],
+            start=Outer(theta, start_rates(theta, 0.1)),
+        ),
+    ]
+    if ways == 20:
+        return found
+    by_parameter = Outer(theta, {name: torch.full((1, *leaf.shape), 0.4) for name, leaf in theta.items()})
+    adam, slow = Optimizer("adam", beta1=0.0), Outer(theta, start_rates(theta, 1e-3))
+    reptile = outer.model_copy(update={"optimizer": "sgd", "learning_rate": 1.0, "steps": 100_000, "tasks": 5})
+    return [
+        *found,
+        replace(maml, system="FOMAML", algorithm=MAML(order="first"), paper=rows[5][1]),
+        replace(maml, system="Meta-SGD", algorithm=MetaSGD(), start=by_parameter, paper=99.53),
+        replace(maml, system="ANIL", algorithm=ANIL(), tasks=head, paper=None),
+        replace(
+            maml,
+            system="Reptile",
+            algorithm=Reptile(),
+            tasks=ten_shots,
+            optimizer=adam,
+            start=slow,
+            steps=5,
+            tested_steps=50,
+            outer=reptile,
+            paper=rows[5][2],
+        ),
+        replace(maml, system="ProtoNet", algorithm=ProtoNet(), tasks=embedded, start=Outer(plain, {}), tested_steps=0, paper=98.8),
+    ]
 
 
 @click.command()
 @click.option("--data", type=click.Path(path_type=Path, exists=True), required=True)
 @click.option("--minutes", type=float, help="Stop training after so long, and report what there is; run again to go on.")
-@click.option("--only", type=click.Choice(["sinusoid", "omniglot"]), help="One of the two.")
+@click.option("--only", type=click.Choice(PARTS), help="A part, so that processes can share the work.")
 def main(data: Path, minutes: float | None, only: str | None) -> None:
-    runs = [*(sinusoid_runs() if only != "omniglot" else []), *(omniglot_runs(data) if only != "sinusoid" else [])]
+    found = []
+    for part in (only,) if only else PARTS:
+        found += sinusoid_runs() if part == "sinusoid" else omniglot_runs(data, int(part.removesuffix("-way")))
     print(f"{'':<55} {'result':>17} {'paper':>10} {'outer steps':>15}")
-    rows = main_rows(runs, minutes)
+    rows = main_rows(found, minutes)
     if only is None:
         print(f"\nwrote {write('papers', rows, test_tasks=TESTED)}")
 

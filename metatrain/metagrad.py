@@ -11,9 +11,7 @@
 | auto | | unrolled where its graph fits `memory_mb`, else adjoint; says which in `MetaGradient.mode` |
 | implicit | φ_K alone | exact where φ_K is a minimum of the support loss: −(∂²L_s/∂φ∂outer)ᵀ (∂²L_s/∂φ²)⁻¹ ∂L_q/∂φ |
 
-The adjoint's Hessian-vector products are of the support gradient along γ, the cotangent of g_k: `reverse` over reverse (d⟨g, γ⟩),
-`forward` over reverse (dual numbers), or `central` differences of the gradient, which need first derivatives alone and are not
-exact.
+The adjoint's Hessian-vector products, along γ, the cotangent of g_k, are taken as `product` says (metatrain/curvature.py).
 
 Finn et al. 2017 (arXiv:1703.03400), eq. 1 and §5.2; Griewank and Walther 2000 (Algorithm 799) for checkpoints; Maclaurin et al.
 2015 (arXiv:1502.03492) and MixFlow-MG (Kemaev et al. 2025, arXiv:2505.00793) for the adjoint; Rajeswaran et al. 2019
@@ -22,22 +20,20 @@ Finn et al. 2017 (arXiv:1703.03400), eq. 1 and §5.2; Griewank and Walther 2000 
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
-from torch.autograd import forward_ad
-from torch.utils.checkpoint import checkpoint
 
+from metatrain.curvature import PRODUCTS, Product
 from metatrain.inner import adapt, move, support_gradient, trajectory
+from metatrain.leaves import add, alive, gradients_of, inner, named, part
 from metatrain.linear_solve import Solution, conjugate_gradient, neumann
 from metatrain.optimizers import Optimizer, State
 from metatrain.problem import Leaves, Outer, Tasks
 
 Mode = Literal["first_order", "unrolled", "checkpointed", "adjoint", "implicit", "auto"]
-Product = Literal["reverse", "forward", "central"]
 
 
 class Differentiation(BaseModel):
@@ -168,7 +164,7 @@ def _reverse(procedure: _Procedure, how: Differentiation) -> MetaGradient:
         if point.step == procedure.steps or procedure.weights[point.step]:
             judged = procedure.judge(point.phi, live, point.step)
             total = total + procedure.weights[point.step] * judged[0]
-    return procedure.result(live, _gradients(total, live.values()), judged, point.losses)
+    return procedure.result(live, gradients_of(total, live.values()), judged, point.losses)
 
 
 def _auto(procedure: _Procedure, how: Differentiation) -> MetaGradient:
@@ -200,109 +196,118 @@ def graph_bytes(results: Iterable[Tensor]) -> int:
 
 
 def _checkpointed(procedure: _Procedure, how: Differentiation) -> MetaGradient:
-    """Each run of m steps is a function of tensors that autograd forgets and does again on the way back."""
-    tasks, optimizer, of = procedure.tasks, procedure.optimizer, procedure.steps
-    live = procedure.outer.detached(live=True)
-    phi = tasks.start(live)
-    state = optimizer.start(phi)
-    judged = procedure.judge(phi, live, 0) if procedure.weights[0] or not of else (torch.zeros(()), torch.zeros(()))
-    total = procedure.weights[0] * judged[0]
-    losses: list[Tensor] = []
-    for begin in range(0, of, how.segment):
-        run = partial(_run, procedure, live, range(begin, min(begin + how.segment, of)))
-        phi, state, own, judged, seen = checkpoint(run, phi, state, use_reentrant=False, determinism_check="none")
-        total, losses = total + own, losses + seen
-    return procedure.result(live, _gradients(total, live.values()), judged, losses)
-
-
-def _run(
-    procedure: _Procedure, live: Outer, steps: range, phi: dict[str, Tensor], state: State
-) -> tuple[dict[str, Tensor], State, Tensor, tuple[Tensor, Tensor], list[Tensor]]:
-    """Some inner steps: φ, the optimizer's state, the weighted query losses on the way, the last of them with its accuracy, and the
-    support losses."""
-    total, judged, losses = torch.zeros(()), (torch.zeros(()), torch.zeros(())), []
-    for step in steps:
-        loss, gradients = support_gradient(procedure.tasks, phi, live, step, graph=True)
-        phi, state = move(procedure.optimizer, phi, state, gradients, live.rates, step)
-        losses.append(loss)
-        if procedure.weights[step + 1] or step + 1 == procedure.steps:
-            judged = procedure.judge(phi, live, step + 1)
-            total = total + procedure.weights[step + 1] * judged[0]
-    return phi, state, total, judged, losses
+    """Forward without a graph, keeping every m-th z; then back, the graph of one run of m steps at a time. (torch's own checkpoint
+    would do a step again for the gradient inside it, and once more on the way back.)"""
+    kept, end, losses = _forward(procedure, every=how.segment)
+    back = _Back.start(procedure, *end)
+    judged = back.judge(end[0], procedure.steps)
+    for begin in reversed(range(0, procedure.steps, how.segment)):
+        phi, state = kept.pop()
+        live = procedure.outer.detached(live=True)
+        inputs = {**named("phi", alive(phi)), **named("state", alive(state)), **named("outer", live.values())}
+        moved, after, total = part("phi", inputs), part("state", inputs), torch.zeros(())
+        for step in range(begin, min(begin + how.segment, procedure.steps)):
+            if step > begin and procedure.weights[step]:
+                total = total + procedure.weights[step] * procedure.judge(moved, live, step)[0]
+            gradients = support_gradient(procedure.tasks, moved, live, step, graph=True)[1]
+            moved, after = move(procedure.optimizer, moved, after, gradients, live.rates, step)
+        owed = gradients_of(total + inner(moved, back.phi) + inner(after, back.state), inputs)
+        back.phi, back.state = part("phi", owed), part("state", owed)
+        add(back.found, part("outer", owed))
+        if procedure.weights[begin]:
+            back.judge(phi, begin)
+    return back.result(judged, losses)
 
 
 def _adjoint(procedure: _Procedure, how: Differentiation) -> MetaGradient:
-    """Forward without a graph, keeping z_k; then back, one step's graph at a time."""
-    tasks, optimizer = procedure.tasks, procedure.optimizer
-    still = procedure.outer.detached()
-    visited: list[tuple[dict[str, Tensor], State]] = []
+    """Forward without a graph, keeping every z; then back, one Hessian-vector product a step."""
+    visited, end, losses = _forward(procedure, every=1)
+    back = _Back.start(procedure, *end)
+    judged = back.judge(end[0], procedure.steps)
+    for step in reversed(range(procedure.steps)):
+        phi, state = visited.pop()
+        back.step(how, phi, state, step)
+        if procedure.weights[step]:
+            back.judge(phi, step)
+    return back.result(judged, losses)
+
+
+def _forward(
+    procedure: _Procedure, every: int
+) -> tuple[list[tuple[dict[str, Tensor], State]], tuple[dict[str, Tensor], State], list[Tensor]]:
+    """The inner loop without a graph: z before each `every`-th step, z after the last, and the support losses before each step."""
+    tasks, optimizer, still = procedure.tasks, procedure.optimizer, procedure.outer.detached()
+    kept: list[tuple[dict[str, Tensor], State]] = []
     losses: list[Tensor] = []
     with torch.no_grad():
         phi = {name: leaf.detach() for name, leaf in tasks.start(still).items()}
         state = optimizer.start(phi)
         for step in range(procedure.steps):
-            visited.append((phi, state))
+            if step % every == 0:
+                kept.append((phi, state))
             loss, gradients = support_gradient(tasks, phi, still, step, graph=False)
             losses.append(loss)
             phi, state = move(optimizer, phi, state, gradients, still.rates, step)
-    found = {name: torch.zeros_like(value) for name, value in still.values().items()}
-    adjoint = {name: torch.zeros_like(leaf) for name, leaf in phi.items()}
-    adjoint_state = {name: torch.zeros_like(moment) for name, moment in state.items()}
-    judged = _judge_back(procedure, phi, procedure.steps, adjoint, found)
-    for step in reversed(range(procedure.steps)):
-        phi, state = visited.pop()
-        adjoint, adjoint_state = _step_back(procedure, how, phi, state, step, adjoint, adjoint_state, found)
-        if procedure.weights[step]:
-            _judge_back(procedure, phi, step, adjoint, found)
-    live = procedure.outer.detached(live=True)
-    begin = tasks.start(live)
-    _add(found, _gradients(_inner(begin, adjoint), live.values()))
-    return procedure.result(live, found, judged, losses)
+    return kept, (phi, state), losses
+
+
+@dataclass
+class _Back:
+    """On the way back: λ of φ and of the optimizer's state, and what the outer values have got so far."""
+
+    procedure: _Procedure
+    phi: dict[str, Tensor]
+    state: dict[str, Tensor]
+    found: dict[str, Tensor]
+
+    @classmethod
+    def start(cls, procedure: _Procedure, phi: Leaves, state: Leaves) -> "_Back":
+        return cls(procedure, _zeros(phi), _zeros(state), _zeros(procedure.outer.values()))
+
+    def judge(self, phi: Leaves, step: int) -> tuple[Tensor, Tensor]:
+        """Add what the query loss at φ_step gives."""
+        return _judge_back(self.procedure, phi, step, self.phi, self.found)
+
+    def step(self, how: Differentiation, phi: Leaves, state: Leaves, step: int) -> None:
+        """λ_{k+1} → λ_k, adding to the outer gradient what the step owes to it: of U by autograd on the few leaves it has, of g_k
+        by a Hessian-vector product along γ, the cotangent of g_k."""
+        outer = self.procedure.outer
+        product = PRODUCTS[how.product](self.procedure.tasks, phi, outer, step)
+        inputs = {
+            **named("phi", alive(phi)),
+            **named("state", alive(state)),
+            **named("g", alive(product.gradient)),
+            **named("rates", alive(outer.rates)),
+        }
+        begin, moments, gradients, rates = (part(name, inputs) for name in ("phi", "state", "g", "rates"))
+        moved, after = move(self.procedure.optimizer, begin, moments, gradients, rates, step)
+        back = gradients_of(inner(moved, self.phi) + inner(after, self.state), inputs)
+        add(self.found, {f"rates.{name}": g for name, g in part("rates", back).items()})
+        curvature, mixed = product.along(part("g", back))
+        add(self.found, mixed)
+        self.phi, self.state = part("phi", back), part("state", back)
+        add(self.phi, curvature)
+
+    def result(self, judged: tuple[Tensor, Tensor], losses: Sequence[Tensor]) -> MetaGradient:
+        """With what φ_0 owes to the outer values."""
+        live = self.procedure.outer.detached(live=True)
+        begin = self.procedure.tasks.start(live)
+        add(self.found, gradients_of(inner(begin, self.phi), live.values()))
+        return self.procedure.result(live, self.found, judged, losses)
 
 
 def _judge_back(
     procedure: _Procedure, phi: Leaves, step: int, adjoint: dict[str, Tensor], found: dict[str, Tensor]
 ) -> tuple[Tensor, Tensor]:
     """Add what the query loss at φ_step gives to λ and to the outer gradient."""
-    live, outer = _live(phi), procedure.outer.detached(live=True)
+    live, outer = alive(phi), procedure.outer.detached(live=True)
     judged = procedure.judge(live, outer, step)
     if procedure.weights[step]:
-        both = {**_named("phi", live), **_named("outer", outer.values())}
-        gradients = _gradients(procedure.weights[step] * judged[0], both)
-        _add(adjoint, _part("phi", gradients))
-        _add(found, _part("outer", gradients))
+        both = {**named("phi", live), **named("outer", outer.values())}
+        gradients = gradients_of(procedure.weights[step] * judged[0], both)
+        add(adjoint, part("phi", gradients))
+        add(found, part("outer", gradients))
     return judged[0].detach(), judged[1].detach()
-
-
-def _step_back(
-    procedure: _Procedure,
-    how: Differentiation,
-    phi: Leaves,
-    state: Leaves,
-    step: int,
-    adjoint: Leaves,
-    adjoint_state: Leaves,
-    found: dict[str, Tensor],
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """λ_{k+1} → λ_k, adding to the outer gradient what the step owes to it: of U by autograd on the few leaves it has, of g_k by a
-    Hessian-vector product along γ, the cotangent of g_k."""
-    product = _PRODUCTS[how.product](procedure.tasks, phi, procedure.outer, step)
-    inputs = {
-        **_named("phi", _live(phi)),
-        **_named("state", _live(state)),
-        **_named("g", _live(product.gradient)),
-        **_named("rates", _live(procedure.outer.rates)),
-    }
-    moved, after = move(
-        procedure.optimizer, _part("phi", inputs), _part("state", inputs), _part("g", inputs), _part("rates", inputs), step
-    )
-    back = _gradients(_inner(moved, adjoint) + _inner(after, adjoint_state), inputs)
-    _add(found, {f"rates.{name}": g for name, g in _part("rates", back).items()})
-    curvature, mixed = product.along(_part("g", back))
-    _add(found, mixed)
-    before = _part("phi", back)
-    _add(before, curvature)
-    return before, _part("state", back)
 
 
 def _implicit(procedure: _Procedure, how: Differentiation) -> MetaGradient:
@@ -311,10 +316,9 @@ def _implicit(procedure: _Procedure, how: Differentiation) -> MetaGradient:
     tasks = procedure.tasks
     still = procedure.outer.detached()
     end = adapt(tasks, still, procedure.optimizer, steps=procedure.steps)
-    found = {name: torch.zeros_like(value) for name, value in still.values().items()}
-    v = {name: torch.zeros_like(leaf) for name, leaf in end.phi.items()}
+    found, v = _zeros(still.values()), _zeros(end.phi)
     judged = _judge_back(procedure, end.phi, procedure.steps, v, found)
-    product = _PRODUCTS[how.product](tasks, end.phi, procedure.outer, procedure.steps)
+    product = PRODUCTS[how.product](tasks, end.phi, procedure.outer, procedure.steps)
 
     def hessian(u: Leaves) -> dict[str, Tensor]:
         return {name: h + how.damping * u[name] for name, h in product.along(u)[0].items()}
@@ -324,7 +328,7 @@ def _implicit(procedure: _Procedure, how: Differentiation) -> MetaGradient:
         solution = conjugate_gradient(hessian, v, iterations=how.iterations)
     else:
         solution = neumann(hessian, v, iterations=how.iterations, rate=how.neumann_rate)
-    _add(found, {name: -g for name, g in product.along(solution.x)[1].items()})
+    add(found, {name: -g for name, g in product.along(solution.x)[1].items()})
     return procedure.result(still, found, judged, end.losses, solution.residual)
 
 
@@ -338,122 +342,5 @@ _MODES: dict[Mode, Callable[[_Procedure, Differentiation], MetaGradient]] = {
 }
 
 
-class _Reverse:
-    """d⟨g, γ⟩/dφ by reverse mode over the graph of g, which is kept for several γ."""
-
-    def __init__(self, tasks: Tasks, phi: Leaves, outer: Outer, step: int) -> None:
-        self.phi, self.outer = _live(phi), outer.detached(live=True)
-        _, self.graph = support_gradient(tasks, self.phi, self.outer, step, graph=True)
-        self.gradient = {name: g.detach() for name, g in self.graph.items()}
-
-    def along(self, gamma: Leaves) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """(∂²L/∂φ²) γ, and (∂²L/∂φ∂outer)ᵀ γ by the names of `Outer.values()`."""
-        both = {**_named("phi", self.phi), **_named("outer", self.outer.values())}
-        gradients = _gradients(_inner(self.graph, gamma), both, keep=True)
-        return _part("phi", gradients), _part("outer", gradients)
-
-
-class _Forward:
-    """The tangent of the gradient for φ and outer when φ moves along γ: dual numbers through one backward pass."""
-
-    def __init__(self, tasks: Tasks, phi: Leaves, outer: Outer, step: int) -> None:
-        self.tasks, self.phi, self.outer, self.step = tasks, phi, outer, step
-        self.gradient = support_gradient(tasks, phi, outer.detached(), step, graph=False)[1]
-
-    def along(self, gamma: Leaves) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        outer = self.outer.detached(live=True)
-        with forward_ad.dual_level():
-            dual = {n: _dual(leaf.detach().contiguous().requires_grad_(), gamma[n].contiguous()) for n, leaf in self.phi.items()}
-            gradients = _both_gradients(self.tasks, dual, outer, self.step)
-            tangents = {}
-            for name, g in gradients.items():
-                tangent = _tangent(g)
-                tangents[name] = torch.zeros_like(g) if tangent is None else tangent.detach()
-        return _part("phi", tangents), _part("outer", tangents)
-
-
-class _Central:
-    """(∇L(φ + εγ) − ∇L(φ − εγ)) / 2ε, ε for each task so that εγ is √(rounding unit) times as long as φ: in float32, where an
-    encoder's third derivative is large and rounding small, better than the usual cube root (7e-5 against 2e-2 on MiniLM)."""
-
-    def __init__(self, tasks: Tasks, phi: Leaves, outer: Outer, step: int) -> None:
-        self.tasks, self.phi, self.outer, self.step = tasks, phi, outer, step
-        self.gradient = support_gradient(tasks, phi, outer.detached(), step, graph=False)[1]
-
-    def along(self, gamma: Leaves) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        ends = []
-        epsilon = _length(self.phi).clamp(min=1.0) * torch.finfo(next(iter(gamma.values())).dtype).eps ** 0.5
-        epsilon = epsilon / _length(gamma).clamp(min=1e-30)
-        for sign in (1, -1):
-            moved = {n: (leaf + sign * _over(epsilon, leaf) * gamma[n]).detach() for n, leaf in self.phi.items()}
-            gradients = _both_gradients(
-                self.tasks, _live(moved), self.outer.detached(live=True), self.step, weights=1 / (2 * epsilon)
-            )
-            ends.append({n: g.detach() for n, g in gradients.items()})
-        difference = {n: plus - ends[1][n] for n, plus in ends[0].items()}
-        return _part("phi", difference), _part("outer", difference)
-
-
-_PRODUCTS: dict[Product, Callable[[Tasks, Leaves, Outer, int], "_Reverse | _Forward | _Central"]] = {
-    "reverse": _Reverse,
-    "forward": _Forward,
-    "central": _Central,
-}
-
-
-def _dual(primal: Tensor, tangent: Tensor) -> Tensor:
-    return cast(Tensor, forward_ad.make_dual(primal, tangent))  # type: ignore[no-untyped-call]
-
-
-def _tangent(dual: Tensor) -> Tensor | None:
-    return cast(Tensor | None, forward_ad.unpack_dual(dual).tangent)  # type: ignore[no-untyped-call]
-
-
-def _both_gradients(tasks: Tasks, phi: Leaves, outer: Outer, step: int, weights: Tensor | None = None) -> dict[str, Tensor]:
-    """Of the support losses' sum, or weighted sum, for φ and for the outer values."""
-    with torch.enable_grad():
-        loss = tasks.support_loss(phi, outer, step)
-        total = loss.sum() if weights is None else (weights * loss).sum()
-        return _gradients(total, {**_named("phi", phi), **_named("outer", outer.values())})
-
-
-def _gradients(total: Tensor, of: Leaves, *, keep: bool = False) -> dict[str, Tensor]:
-    """d total / d each; zero where it is not reached."""
-    if not total.requires_grad:
-        return {name: torch.zeros_like(leaf) for name, leaf in of.items()}
-    wanted = {name: leaf for name, leaf in of.items() if leaf.requires_grad}
-    found = torch.autograd.grad(total, list(wanted.values()), allow_unused=True, retain_graph=keep)
-    reached = {name: g for name, g in zip(wanted, found, strict=True) if g is not None}
-    return {name: reached[name] if name in reached else torch.zeros_like(leaf) for name, leaf in of.items()}
-
-
-def _inner(left: Leaves, right: Leaves) -> Tensor:
-    """⟨left, right⟩ over all leaves."""
-    products = [(leaf * right[name]).sum() for name, leaf in left.items()]
-    return torch.stack(products).sum() if products else torch.zeros(())
-
-
-def _length(leaves: Leaves) -> Tensor:
-    """Each task's Euclidean norm over all leaves, [T]."""
-    return torch.stack([leaf.flatten(1).square().sum(1) for leaf in leaves.values()]).sum(0).sqrt()
-
-
-def _over(per_task: Tensor, leaf: Tensor) -> Tensor:
-    return per_task.view(-1, *[1] * (leaf.dim() - 1))
-
-
-def _live(leaves: Leaves) -> dict[str, Tensor]:
-    return {name: leaf.detach().requires_grad_() for name, leaf in leaves.items()}
-
-
-def _named(prefix: str, leaves: Leaves) -> dict[str, Tensor]:
-    return {f"{prefix}:{name}": leaf for name, leaf in leaves.items()}
-
-
-def _part(prefix: str, leaves: Leaves) -> dict[str, Tensor]:
-    return {name.removeprefix(f"{prefix}:"): leaf for name, leaf in leaves.items() if name.startswith(f"{prefix}:")}
-
-
-def _add(into: dict[str, Tensor], more: Leaves) -> None:
-    for name, value in more.items():
-        into[name] = into[name] + value
+def _zeros(leaves: Leaves) -> dict[str, Tensor]:
+    return {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
