@@ -33,11 +33,11 @@ lint: .venv/dev
 
 # A first initialization of one's own, on the task set that ships with the package, and a report on it: a few minutes.
 train-starter: .venv/report
-	$(BIN)/metatrain train metatrain/recipes/starter.yaml --report
+	$(BIN)/metatrain train starter --report
 
 # The default initialization again, from the same data and recipe (see its README).
 train-default: .venv/embedded
-	$(BIN)/metatrain train metatrain/recipes/default.yaml --data $(DATA) --out runs/default
+	$(BIN)/metatrain train default --data $(DATA) --out runs/default
 
 # Accuracy: each trains what it needs (about 6 minutes a fold on a core) and resumes where it was stopped.
 bench-transfer: .venv/bench

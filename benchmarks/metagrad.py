@@ -67,9 +67,10 @@ def cells() -> list[tuple[str, int, int, str]]:
 def operations(name: str, k: int) -> float:
     """Passes over the encoder, a forward pass of the support (or query) rows being one, a backward pass two; first order: K (1 + 2)
     for the inner steps, 1 + 2 for the query, 1 + 2 for the prototypes. A step that is differentiated again costs its forward and
-    backward pass twice more; checkpointing and the adjoint take the step again first."""
-    inner = {"first order": 3, "unrolled": 9, "checkpointed": 12, "adjoint, reverse": 12, "adjoint, forward": 3 + 3 + 6}
-    inner |= {"adjoint, central": 3 + 3 + 6}
+    backward pass twice more; checkpointing and the adjoint by reverse mode take the step again first. Dual numbers and central
+    differences double a step's passes."""
+    inner = {"first order": 3, "unrolled": 9, "checkpointed": 12}
+    inner |= {"adjoint, reverse": 12, "adjoint, forward": 3 + 6, "adjoint, central": 3 + 6}
     return k * inner[name] + 3 + 3
 
 

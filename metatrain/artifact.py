@@ -30,6 +30,7 @@ from metatrain.deltas.peft_files import essentials, from_peft, in_peft, peft_con
 from metatrain.errors import ArtifactError, BaseModelError
 from metatrain.header import Header, Leaf, check_described, check_extent, header_bytes, read_header, shown
 from metatrain.inner import InnerConfig
+from metatrain.invalid import first_problem
 from metatrain.problem import Outer
 
 FORMAT_VERSION: Literal[2] = 2
@@ -130,7 +131,7 @@ def load_initialization(folder: Path, base: TextBase) -> Initialization:
     try:
         described = InitializationFile.model_validate_json(_read(path, _MOST_JSON_BYTES))
     except ValidationError as error:
-        raise ArtifactError(f"{path}: {first_problem(error)}") from error
+        raise ArtifactError(f"{path}: {first_problem(error, InitializationFile)}") from error
     expected_base, found_base = described.base.model_dump(exclude={"model"}), base.spec.model_dump(exclude={"model"})
     for key, expected in expected_base.items():
         if found_base[key] != expected:
@@ -239,29 +240,6 @@ def write_atomically(path: Path, content: bytes) -> None:
     temporary.replace(path)
 
 
-def first_problem(error: ValidationError) -> str:
-    """One line of a pydantic error: the key, what was expected, what came."""
-    problem = error.errors()[0]
-    where = ".".join(_keys(problem["loc"])) or "document"
-    if problem["type"] == "union_tag_invalid":
-        tags, key = problem["ctx"]["expected_tags"], problem["ctx"]["discriminator"].strip("'")
-        key = key if key.isidentifier() and not key.startswith("_") else "kind"
-        return f"{where}.{key}: expected one of {tags}, got {problem['ctx']['tag']!r}"
-    if problem["type"] == "value_error":  # ours, and says itself what came
-        said = str(problem["ctx"]["error"])
-        return f"{where}: {said}" if problem["loc"] else said
-    return f"{where}: {problem['msg']}, got {str(problem['input'])[:80]!r}"
-
-
-def _keys(loc: tuple[int | str, ...]) -> list[str]:
-    """The keys as they stand in a file: of a section that is one of several kinds, pydantic names the kind too."""
-    return (
-        [str(part) for i, part in enumerate(loc) if not (i and loc[i - 1] in ("algorithm", "delta"))]
-        if len(loc) > 2
-        else list(map(str, loc))
-    )
-
-
 def _read_weights(
     path: Path, digests: Mapping[str, str], expected: Callable[[Mapping[str, Leaf]], Mapping[str, tuple[int, ...]]]
 ) -> dict[str, Tensor]:
@@ -303,7 +281,7 @@ def _metadata(header: Header) -> AdapterMetadata:
     try:
         metadata = AdapterMetadata.model_validate_json(header.metadata.get(_METADATA_KEY, "null"))
     except ValidationError as error:
-        raise ArtifactError(f"adapter: header: {first_problem(error)}") from error
+        raise ArtifactError(f"adapter: header: {first_problem(error, AdapterMetadata)}") from error
     if len(set(metadata.labels)) < len(metadata.labels):
         raise ArtifactError("adapter: header: labels: expected each once")
     return metadata

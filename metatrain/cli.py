@@ -14,6 +14,7 @@ from metatrain.errors import MetatrainError
 if TYPE_CHECKING:
     from metatrain.recipe import Recipe
 
+RECIPES = Path(__file__).with_name("recipes")
 DEFAULT_INITIALIZATION = Path(__file__).with_name("initializations") / "default"
 
 
@@ -31,14 +32,17 @@ def main() -> None:
 @click.option("--tensorboard", is_flag=True, help="Write scalars to OUT/tensorboard as it goes.")
 @click.option("--report/--no-report", "with_report", default=False, help="Write OUT/report.html in the end.")
 def train(recipe_file: Path, data: Path, out: Path | None, max_steps: int | None, tensorboard: bool, with_report: bool) -> None:
-    """Meta-train RECIPE_FILE. Run it again to resume.
+    """Meta-train RECIPE_FILE, or a recipe that ships with the package by its name. Run it again to resume.
+
+    To begin with, `metatrain train starter --report`: a few minutes, on the task set that ships too, to runs/starter/report.html.
 
     Several processes share each meta-batch where torchrun starts them: torchrun --nproc-per-node 2 -m metatrain.cli train …
     """
     from metatrain.recipe import read_recipe  # late: `--help` should not wait for torch
 
     try:
-        recipe = read_recipe(recipe_file)
+        shipped = RECIPES / f"{recipe_file}.yaml"
+        recipe = read_recipe(shipped if shipped.is_file() and not recipe_file.exists() else recipe_file)
         folder = out or Path("runs") / recipe.name
         if with_report:
             from metatrain.report import check_installed, write_report

@@ -26,7 +26,6 @@ class Reverse:
     def __init__(self, tasks: Tasks, phi: Leaves, outer: Outer, step: int) -> None:
         self.phi, self.outer = alive(phi), outer.detached(live=True)
         _, self.graph = support_gradient(tasks, self.phi, self.outer, step, graph=True)
-        self.gradient = {name: g.detach() for name, g in self.graph.items()}
 
     def along(self, gamma: Leaves) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """(∂²L/∂φ²) γ, and (∂²L/∂φ∂outer)ᵀ γ by the names of `Outer.values()`."""
@@ -40,7 +39,6 @@ class Forward:
 
     def __init__(self, tasks: Tasks, phi: Leaves, outer: Outer, step: int) -> None:
         self.tasks, self.phi, self.outer, self.step = tasks, phi, outer, step
-        self.gradient = support_gradient(tasks, phi, outer.detached(), step, graph=False)[1]
 
     def along(self, gamma: Leaves) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         outer = self.outer.detached(live=True)
@@ -60,7 +58,6 @@ class Central:
 
     def __init__(self, tasks: Tasks, phi: Leaves, outer: Outer, step: int) -> None:
         self.tasks, self.phi, self.outer, self.step = tasks, phi, outer, step
-        self.gradient = support_gradient(tasks, phi, outer.detached(), step, graph=False)[1]
 
     def along(self, gamma: Leaves) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         ends = []

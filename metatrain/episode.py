@@ -80,13 +80,8 @@ class EpisodeSampler:
         rng = np.random.default_rng([self.seed, index, shape.ways, shape.shots, shape.queries])
         need = shape.shots + shape.queries
         usable = [[c for c, texts in enumerate(d.texts.values()) if len(texts) >= need] for d in self.datasets]
+        assert_enough(self.datasets, shape, "episodes:")
         weights = np.array([len(u) ** self.temperature if len(u) >= shape.ways else 0.0 for u in usable])
-        if not weights.any():
-            best = max(len(u) for u in usable)
-            raise DataError(
-                f"episodes: {shape.ways}-way with {shape.shots} shots and {shape.queries} queries needs {shape.ways} classes of "
-                f"{need} texts; at most {best} classes of one data set have that many"
-            )
         which = int(rng.choice(len(usable), p=weights / weights.sum()))
         dataset, classes = self.datasets[which], np.array(usable[which])
         merged = self.merge > 0 and rng.random() < self.merge and len(classes) >= 2 * shape.ways
@@ -114,6 +109,23 @@ def _alternating(classes: Sequence[Sequence[str]], need: int, rng: np.random.Gen
     """`need` different texts, taken from the classes in turn."""
     drawn = [[texts[i] for i in rng.choice(len(texts), need, replace=False)] for texts in classes]
     return [drawn[i % len(drawn)][i // len(drawn)] for i in range(need)]
+
+
+def assert_enough(datasets: Sequence[Dataset], shape: EpisodeShape, where: str) -> None:
+    """Raises DataError, which begins with `where`, if no data set has as many classes with as many texts as the shape takes."""
+    need = shape.shots + shape.queries
+    best = max(sum(len(texts) >= need for texts in dataset.texts.values()) for dataset in datasets)
+    if best < shape.ways:
+        raise DataError(
+            f"{where} {shape.ways}-way with {shape.shots} shots and {shape.queries} queries needs {shape.ways} classes of "
+            f"{need} texts; at most {best} classes of one data set have that many"
+        )
+
+
+def largest_shapes(ways: tuple[int, int], shots: tuple[int, int], queries: int, rows: int) -> list[EpisodeShape]:
+    """Of what `draw_shape` may draw, the one with the most ways for each number of shots."""
+    most = {k: min(ways[1], rows // (k + queries)) for k in range(shots[0], shots[1] + 1)}
+    return [EpisodeShape(n, k, queries) for k, n in most.items() if n >= ways[0]]
 
 
 def draw_shape(

@@ -7,7 +7,7 @@
 | first_order | nothing of the steps | the g_k taken for constants (FOMAML): all else, the rates' gradient included, is kept |
 | unrolled | the graph of every step | exact, by reverse mode through the loop |
 | checkpointed | z at every m-th step, the graph of m steps at a time | exact: each run of m steps is done again on the way back |
-| adjoint | z of each step | exact: λ_k = (∂z_{k+1}/∂z_k)ᵀ λ_{k+1}, one Hessian-vector product a step |
+| adjoint | z and g of each step | exact: λ_k = (∂z_{k+1}/∂z_k)ᵀ λ_{k+1}, one Hessian-vector product a step |
 | auto | | unrolled where its graph fits `memory_mb`, else adjoint; says which in `MetaGradient.mode` |
 | implicit | φ_K alone | exact where φ_K is a minimum of the support loss: −(∂²L_s/∂φ∂outer)ᵀ (∂²L_s/∂φ²)⁻¹ ∂L_q/∂φ |
 
@@ -202,7 +202,7 @@ def _checkpointed(procedure: _Procedure, how: Differentiation) -> MetaGradient:
     back = _Back.start(procedure, *end)
     judged = back.judge(end[0], procedure.steps)
     for begin in reversed(range(0, procedure.steps, how.segment)):
-        phi, state = kept.pop()
+        phi, state, _ = kept.pop()
         live = procedure.outer.detached(live=True)
         inputs = {**named("phi", alive(phi)), **named("state", alive(state)), **named("outer", live.values())}
         moved, after, total = part("phi", inputs), part("state", inputs), torch.zeros(())
@@ -225,8 +225,8 @@ def _adjoint(procedure: _Procedure, how: Differentiation) -> MetaGradient:
     back = _Back.start(procedure, *end)
     judged = back.judge(end[0], procedure.steps)
     for step in reversed(range(procedure.steps)):
-        phi, state = visited.pop()
-        back.step(how, phi, state, step)
+        phi, state, gradients = visited.pop()
+        back.step(how, phi, state, gradients, step)
         if procedure.weights[step]:
             back.judge(phi, step)
     return back.result(judged, losses)
@@ -234,19 +234,20 @@ def _adjoint(procedure: _Procedure, how: Differentiation) -> MetaGradient:
 
 def _forward(
     procedure: _Procedure, every: int
-) -> tuple[list[tuple[dict[str, Tensor], State]], tuple[dict[str, Tensor], State], list[Tensor]]:
-    """The inner loop without a graph: z before each `every`-th step, z after the last, and the support losses before each step."""
+) -> tuple[list[tuple[dict[str, Tensor], State, dict[str, Tensor]]], tuple[dict[str, Tensor], State], list[Tensor]]:
+    """The inner loop without a graph: φ and the optimizer's state before each `every`-th step, with the gradient that it took; both
+    after the last step; and the support losses before each."""
     tasks, optimizer, still = procedure.tasks, procedure.optimizer, procedure.outer.detached()
-    kept: list[tuple[dict[str, Tensor], State]] = []
+    kept: list[tuple[dict[str, Tensor], State, dict[str, Tensor]]] = []
     losses: list[Tensor] = []
     with torch.no_grad():
         phi = {name: leaf.detach() for name, leaf in tasks.start(still).items()}
         state = optimizer.start(phi)
         for step in range(procedure.steps):
-            if step % every == 0:
-                kept.append((phi, state))
             loss, gradients = support_gradient(tasks, phi, still, step, graph=False)
             losses.append(loss)
+            if step % every == 0:
+                kept.append((phi, state, gradients))
             phi, state = move(optimizer, phi, state, gradients, still.rates, step)
     return kept, (phi, state), losses
 
@@ -268,22 +269,21 @@ class _Back:
         """Add what the query loss at φ_step gives."""
         return _judge_back(self.procedure, phi, step, self.phi, self.found)
 
-    def step(self, how: Differentiation, phi: Leaves, state: Leaves, step: int) -> None:
+    def step(self, how: Differentiation, phi: Leaves, state: Leaves, gradients: Leaves, step: int) -> None:
         """λ_{k+1} → λ_k, adding to the outer gradient what the step owes to it: of U by autograd on the few leaves it has, of g_k
         by a Hessian-vector product along γ, the cotangent of g_k."""
         outer = self.procedure.outer
-        product = PRODUCTS[how.product](self.procedure.tasks, phi, outer, step)
         inputs = {
             **named("phi", alive(phi)),
             **named("state", alive(state)),
-            **named("g", alive(product.gradient)),
+            **named("g", alive(gradients)),
             **named("rates", alive(outer.rates)),
         }
-        begin, moments, gradients, rates = (part(name, inputs) for name in ("phi", "state", "g", "rates"))
-        moved, after = move(self.procedure.optimizer, begin, moments, gradients, rates, step)
+        begin, moments, taken, rates = (part(name, inputs) for name in ("phi", "state", "g", "rates"))
+        moved, after = move(self.procedure.optimizer, begin, moments, taken, rates, step)
         back = gradients_of(inner(moved, self.phi) + inner(after, self.state), inputs)
         add(self.found, {f"rates.{name}": g for name, g in part("rates", back).items()})
-        curvature, mixed = product.along(part("g", back))
+        curvature, mixed = PRODUCTS[how.product](self.procedure.tasks, phi, outer, step).along(part("g", back))
         add(self.found, mixed)
         self.phi, self.state = part("phi", back), part("state", back)
         add(self.phi, curvature)

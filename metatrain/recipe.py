@@ -3,6 +3,7 @@
 import fnmatch
 import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -10,7 +11,6 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from metatrain.algorithms import AlgorithmSection
-from metatrain.artifact import first_problem
 from metatrain.base.precision import Precision
 from metatrain.base.source import DEFAULT_MODEL
 from metatrain.data.hub import read_hub
@@ -20,6 +20,7 @@ from metatrain.deltas import DeltaConfig, LoRAConfig
 from metatrain.episode import Dataset
 from metatrain.errors import DataError, RecipeError
 from metatrain.inner import InnerConfig
+from metatrain.invalid import first_problem
 from metatrain.outer_loop import OuterConfig
 
 
@@ -79,10 +80,11 @@ class Source(_Section):
         if self.split is not None:
             dataset = dataset.only(self.split.labels(data))
         if self.labels:
-            matched = [label for label in dataset.texts if any(fnmatch.fnmatchcase(label, p) for p in self.labels)]
-            if not matched:
-                raise DataError(f"{self.path}: no label matches {', '.join(self.labels)}")
-            dataset = dataset.only(matched)
+            by_pattern = {p: {label for label in dataset.texts if fnmatch.fnmatchcase(label, p)} for p in self.labels}
+            for pattern, labels in by_pattern.items():
+                if not labels:
+                    raise DataError(f"data: labels: no label of {self.path} matches {pattern!r}; it has {_some(dataset.texts)}")
+            dataset = dataset.only([label for label in dataset.texts if any(label in labels for labels in by_pattern.values())])
         return dataset
 
     def _all(self, data: Path) -> Dataset:
@@ -94,6 +96,11 @@ class Source(_Section):
         if {".csv", ".tsv"} & set(Path(self.path).suffixes):
             return read_table(data / self.path, text=text, label=label)
         return read_jsonl(data / self.path)
+
+
+def _some(labels: Iterable[str]) -> str:
+    listed = list(labels)
+    return ", ".join(listed[:5]) + (", …" if len(listed) > 5 else "")
 
 
 class BaseSection(_Section):
@@ -181,7 +188,7 @@ class Recipe(_Section):
         try:
             inner = self.recorded_inner
         except ValidationError as error:
-            raise ValueError(f"inner, as {self.algorithm.name} takes it: {first_problem(error)}") from None
+            raise ValueError(f"inner, as {self.algorithm.name} takes it: {first_problem(error, InnerConfig)}") from None
         if self.delta.kind == "head" and inner.moved != "head" and inner.most_steps:
             raise ValueError('inner.moved: a delta of kind "head" has nothing else to move; expected "head", got "all"')
         return self
@@ -220,6 +227,6 @@ def read_model(path: Path, model: type[Model], what: str) -> Model:
     try:
         return model.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except yaml.YAMLError as error:
-        raise RecipeError(f"{path}: not YAML: {str(error).splitlines()[0]}") from error
+        raise RecipeError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
     except ValidationError as error:
-        raise RecipeError(f"{path}: {first_problem(error)}") from error
+        raise RecipeError(f"{path}: {first_problem(error, model)}") from error

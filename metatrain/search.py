@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from metatrain.artifact import Initialization, first_problem, write_atomically
+from metatrain.artifact import Initialization, write_atomically
 from metatrain.base.text import TextBase, load_text_base
 from metatrain.baselines import SCALE
 from metatrain.classification import HEAD_LEAVES
@@ -27,6 +27,7 @@ from metatrain.episode import Dataset, Episode, EpisodeSampler, EpisodeShape, ma
 from metatrain.errors import RecipeError
 from metatrain.evaluate import evaluate_steps
 from metatrain.inner import InnerConfig
+from metatrain.invalid import first_problem
 from metatrain.probe import probe
 from metatrain.problem import start_rates
 from metatrain.recipe import BaseSection, Source, read_model
@@ -98,7 +99,7 @@ def draw_candidates(space: SearchSpace) -> list[Candidate]:
             config = InnerConfig.model_validate({**inner, "optimizer": optimizer, "steps": 0})
             found.append(Candidate.model_validate({"delta": delta, "inner": config, "rate": rate}))
         except ValidationError as error:
-            problem = first_problem(error)
+            problem = first_problem(error, InnerConfig if error.title == InnerConfig.__name__ else Candidate)
         if len(found) == space.candidates:
             break
     if not found:

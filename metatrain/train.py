@@ -24,7 +24,17 @@ from metatrain.base.text import Attention, TextBase, load_text_base
 from metatrain.classification import HEAD_LEAVES, Classification
 from metatrain.data.overlap import without_overlap
 from metatrain.deltas import DeltaKind
-from metatrain.episode import Dataset, Episode, EpisodeSampler, EpisodeShape, assert_class_disjoint, draw_shape, manifest_digest
+from metatrain.episode import (
+    Dataset,
+    Episode,
+    EpisodeSampler,
+    EpisodeShape,
+    assert_class_disjoint,
+    assert_enough,
+    draw_shape,
+    largest_shapes,
+    manifest_digest,
+)
 from metatrain.errors import DataError, NonFinite, RecipeError
 from metatrain.evaluate import evaluate
 from metatrain.inner import InnerConfig
@@ -36,6 +46,7 @@ from metatrain.processes import ALONE, Processes
 from metatrain.recipe import Recipe
 from metatrain.taskbatch import Tokenized
 
+VALIDATION_QUERIES = 5
 Report = Callable[[dict[str, Any]], None]
 
 
@@ -56,6 +67,7 @@ def train(
     Raises DataError, RecipeError, BaseModelError, NonFinite and NoMetaGradient.
     """
     train_sets, valid_sets, dropped = read_data(recipe, data)
+    assert_episodes(recipe, train_sets, valid_sets)
     base = load_text_base(
         recipe.base.model,
         precision=recipe.base.precision,
@@ -157,6 +169,17 @@ def read_data(recipe: Recipe, data: Path) -> tuple[list[Dataset], list[Dataset],
     return kept, unseen, [f"training: {line}" for line in dropped] + [f"validation: {line}" for line in dropped_valid]
 
 
+def assert_episodes(recipe: Recipe, train_sets: list[Dataset], valid_sets: list[Dataset]) -> None:
+    """Raises DataError where the largest episodes that training may draw, or those of validation, want more than there is."""
+    drawn = recipe.episodes
+    for shape in largest_shapes(drawn.ways, drawn.shots, drawn.queries, drawn.rows):
+        assert_enough(train_sets, shape, "episodes:")
+    for shots in recipe.validation.shots:
+        shape = EpisodeShape(recipe.validation.ways, shots, VALIDATION_QUERIES)
+        for one_set in valid_sets:
+            assert_enough([one_set], shape, f"validation: of data.valid, {one_set.name}:")
+
+
 def class_similarity(tokenized: Tokenized, datasets: list[Dataset], *, texts: int = 16) -> list[NDArray[np.float32]]:
     """Cosine between the base model's class means over the first `texts` texts of each class: [C, C] for each data set."""
     found = []
@@ -173,7 +196,7 @@ def validation_episodes(recipe: Recipe, valid_sets: list[Dataset]) -> list[Episo
     """The same episodes at every validation: an equal number from each validation set, for each number of shots."""
     episodes = []
     for shots in recipe.validation.shots:
-        shape = EpisodeShape(recipe.validation.ways, shots, 5)
+        shape = EpisodeShape(recipe.validation.ways, shots, VALIDATION_QUERIES)
         for number in range(recipe.validation.episodes):
             one_set = valid_sets[number % len(valid_sets)]
             episodes.append(EpisodeSampler([one_set], recipe.seed + 1).episode(number, shape))

@@ -251,7 +251,7 @@ def test_held_out_and_validation_data_stay_out_of_training(tiny_folder: Path, tm
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"inner": {"stepz": 3}}, "inner.stepz: Extra inputs are not permitted, got '3'"),
+        ({"inner": {"stepz": 3}}, "inner.stepz: no such key; expected one of augmentation, "),
         (
             {"algorithm": {"name": "mamml"}},
             "algorithm.name: expected one of 'maml', 'metasgd', 'anil', 'reptile', 'imaml', 'protonet', got 'mamml'",
@@ -265,7 +265,11 @@ def test_held_out_and_validation_data_stay_out_of_training(tiny_folder: Path, tm
         ),
         ({"delta": "lora"}, "delta"),
         ({"delta": None}, "delta"),
-        ({"delta": {"kind": "prefix", "rank": 3}}, "delta.rank: Extra inputs are not permitted, got '3'"),
+        ({"delta": {"kind": "prefix", "rank": 3}}, "delta.rank: no such key; expected one of kind, layers, tokens"),
+        (
+            {"data": {"train": [{"path": "starter", "lables": ["a"]}], "valid": [{"path": "starter"}]}},
+            "data.train.0.lables: no such key; expected one of columns, labels, path, split",
+        ),
         ({"delta": {"kind": "head"}}, 'inner.moved: a delta of kind "head" has nothing else to move; expected "head", got "all"'),
         (
             {"algorithm": {"name": "anil"}, "inner": {"head": "prototypes"}},
@@ -307,6 +311,44 @@ def test_the_command_line_trains_resumes_evaluates_and_fails_in_one_line(tiny_fo
     path.write_text(yaml.safe_dump(content(tiny_folder, validation={"episodes": 2, "ways": 3, "shots": [13]})))
     result = runner.invoke(main, ["train", str(path), "--out", str(tmp_path / "other")])
     assert result.exit_code == 1 and "3-way with 13 shots and 5 queries needs 3 classes of 18 texts; at most 0" in result.output
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"episodes": {"ways": [2, 4], "shots": [1, 30], "queries": 2}},
+            "episodes: 4-way with 13 shots and 2 queries",
+        ),
+        (
+            {"validation": {"ways": 3, "shots": [10]}},
+            "validation: of data.valid, starter_intents: 3-way with 10 shots and 5 queries needs 3 classes of 15 texts",
+        ),
+        (
+            {
+                "data": {
+                    "train": [{"path": "starter", "labels": ["gym_membership/*", "gim_membership/*"]}],
+                    "valid": [{"path": "starter", "labels": ["public_library/*"]}],
+                }
+            },
+            "data: labels: no label of starter matches 'gim_membership/*'; it has gym_membership/freeze_membership, ",
+        ),
+    ],
+)
+def test_data_that_cannot_fill_a_recipe_is_told_before_anything_is_trained(
+    tiny_folder: Path, tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    told: list[dict[str, Any]] = []
+    with pytest.raises(DataError) as error:
+        train(recipe(tiny_folder, **change), Path(), tmp_path / "out", report=told.append)
+    assert str(error.value).startswith(message) and not told and not (tmp_path / "out").exists()
+
+
+def test_shipped_recipes_go_by_name(tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, ["train", "default", "--data", str(tmp_path)])
+    assert result.exit_code == 1 and result.output.startswith(f"error: data: no file at {tmp_path}")
+    result = CliRunner().invoke(main, ["train", "standard"])
+    assert result.exit_code == 1 and result.output == "error: no recipe at standard\n"
 
 
 def test_a_run_that_is_killed_goes_on_with_the_same_bits(tiny_folder: Path, tmp_path: Path) -> None:
