@@ -59,15 +59,13 @@ class Case:
     def at_rest(self, requests: int) -> list[tuple[Pairs, Pairs]]:
         return self.tasks[: self.warm + (max(3, requests // 10) if self.long else requests)]
 
-    def of(self, system: str, requests: int, setfit: int) -> list[tuple[Pairs, Pairs]]:
-        """Those that a system of its own process gets."""
+    def of(self, system: str, requests: int, setfit: int) -> tuple[list[tuple[Pairs, Pairs]], int]:
+        """Those that a system of its own process gets, and how many of them are for warming up."""
         if system == SETFIT:
-            return [] if self.long else self.tasks[:setfit]
-        return self.tasks[self.warm : self.warm + 1] if system == PEFT and self.long else self.at_rest(requests)
-
-    def cold(self, system: str) -> int:
-        """How many of a system's times were for warming up."""
-        return 0 if system == SETFIT or (system == PEFT and self.long) else self.warm
+            return ([] if self.long else self.tasks[:setfit]), 0
+        if system == PEFT and self.long:
+            return self.tasks[self.warm : self.warm + 1], 0
+        return self.at_rest(requests), self.warm
 
 
 def cases(data: Path | None, requests: int) -> list[Case]:
@@ -97,19 +95,20 @@ def cases(data: Path | None, requests: int) -> list[Case]:
 def main(data: Path | None, requests: int, setfit_tasks: int, apart: tuple[str, int] | None) -> None:
     if apart is not None:
         case, system = next(c for c in cases(data, requests) if c.name == apart[0]), SYSTEMS[apart[1]]
-        print(json.dumps({BARE: _bare, PEFT: _peft, SETFIT: _setfit}[system](case.of(system, requests, setfit_tasks))))
+        tasks, warm = case.of(system, requests, setfit_tasks)
+        print(json.dumps({BARE: _bare, PEFT: _peft, SETFIT: _setfit}[system](tasks)[warm:]))
         return
     rows: list[Row] = []
     own: dict[str, dict[str, list[list[float]]]] = {}
     every = cases(data, requests)
     for case in every:
         for number, system in enumerate(SYSTEMS):
-            if count := len(case.of(system, requests, setfit_tasks)):
+            if count := len(case.of(system, requests, setfit_tasks)[0]):
                 print(f"{case.name}, {system}: {count} support sets", file=sys.stderr, flush=True)
                 own.setdefault(case.name, {})[system] = _apart(data, requests, setfit_tasks, case, number)
     with tempfile.TemporaryDirectory() as folder, served(Path(folder), {"LOG_LEVEL": "WARNING"}) as url:
         for case in every:
-            ready = _one_by_one(url, case, case.at_rest(requests))
+            ready = _one_by_one(url, case, case.at_rest(requests))[case.warm :]
             rows += _rows(case, ready, own[case.name], _at_once(url, case))
     print(f"\nwrote {write('adapt', rows, requests=requests, setfit=setfit_tasks)}")
 
@@ -268,8 +267,7 @@ def _rows(case: Case, ready: list[list[float]], own: dict[str, list[list[float]]
     rows = []
     print(f"\n{case.name:<34} {'p50 ms':>9} {'p95 ms':>9} {'accuracy':>9}")
     for system, values in measured.items():
-        kept = values if system.endswith("at once") else values[case.cold(system) :]
-        p50, p95 = statistics.median(kept), sorted(kept)[min(len(kept) - 1, int(0.95 * len(kept)))]
+        p50, p95 = statistics.median(values), sorted(values)[min(len(values) - 1, int(0.95 * len(values)))]
         right = accuracy.get(system)
         print(f"{system:<34} {p50:>9.1f} {p95:>9.1f} {'' if right is None else f'{statistics.fmean(right):>9.1%}'}")
         rows += [Row(case.name, system, "p50", p50, "ms"), Row(case.name, system, "p95", p95, "ms")]
