@@ -24,11 +24,12 @@ from benchmarks.record import RUNS, Row, write
 from metatrain.algorithms import ANIL, IMAML, MAML, Algorithm, MetaSGD, ProtoNet, Reptile
 from metatrain.data.arrays import ArraySampler, read_npz
 from metatrain.episode import EpisodeShape
+from metatrain.errors import NonFinite
 from metatrain.inner import trajectory
 from metatrain.metagrad import Differentiation
 from metatrain.nets import EmbeddingTasks, Examples, NetTasks, classify, parameters, regress
 from metatrain.optimizers import Optimizer
-from metatrain.outer_loop import CHECKPOINT, OuterConfig, State, outer_step
+from metatrain.outer_loop import CHECKPOINT, OuterConfig, State, not_finite, outer_step
 from metatrain.problem import Outer, start_rates
 from metatrain.recipe import Split
 
@@ -84,6 +85,8 @@ def main_rows(runs: list[Run], minutes: float | None) -> list[Row]:
         system = run.system if done else f"{run.system} (unfinished)"
         rows += [Row(run.case, system, "result", mean, run.unit), Row(run.case, system, "95 % interval, half", half, run.unit)]
         rows += [Row(run.case, system, "outer steps", state.step, ""), Row(run.case, system, "of", run.outer.steps, "")]
+        if state.skipped:
+            rows.append(Row(run.case, system, "of them skipped, not finite", state.skipped, ""))
         if run.paper is not None:
             rows.append(Row(run.case, system, "the paper's", run.paper, run.unit))
         beside = "" if run.paper is None else f"{run.paper:>10.2f}"
@@ -99,9 +102,13 @@ def train(run: Run, state: State, until: float) -> None:
     saved = time.monotonic()
     with tqdm(total=run.outer.steps, initial=state.step, desc=f"{run.training}, {run.system}", leave=False, disable=None) as bar:
         while state.step < run.outer.steps and time.monotonic() < until:
-            tasks = run.tasks("train", state.step, run.steps)
+            tasks, why = run.tasks("train", state.step, run.steps), ""
             outer = Outer.from_leaves(state.leaves).on(tasks.support.x.device)
-            outer_step(run.outer, state, run.algorithm.meta_gradient(tasks, outer, run.optimizer, state.step))
+            try:
+                gradient = run.algorithm.meta_gradient(tasks, outer, run.optimizer, state.step)
+            except NonFinite as problem:  # a step that is skipped and counted, as `metatrain train` does
+                gradient, why = not_finite(state.leaves), str(problem)
+            outer_step(run.outer, state, gradient, why)
             bar.update(1)
             if time.monotonic() - saved > 60:
                 state.save(run.folder / CHECKPOINT, run.identity)
