@@ -4,8 +4,8 @@ that starts as prototypes): every mode of ours, TorchOpt's functional SGD and a 
 All meet the same tasks, of the shipped task set. Each cell is two processes with one thread. The first gives seconds of processor
 time a task (median of its runs after the first; one run where that takes over a minute), and the relative error and cosine of θ's
 meta-gradient against our unrolled one in float32. The second gives the peak memory above the loaded model, with an allocator that
-returns at once what is freed: this is what the tensors take, and it would double the time. The peers take one task at a time, as
-they do. bfloat16 is measured where the processor has it. Resumes.
+returns at once what is freed, so that it is what the tensors take; the first does not wait for that. The peers take one task at a
+time, as they do. bfloat16 is measured where the processor has it. Resumes.
 """
 
 import json
@@ -216,7 +216,8 @@ def _measured_apart(cell: tuple[str, int, int, str], file: Path) -> dict[str, fl
     for more, environment in ((["--out", str(file)], {}), ([], returning)):
         done = subprocess.run([*command, *more], capture_output=True, text=True, env={**os.environ, **environment}, check=False)
         if done.returncode:
-            return {"failed": "killed: no memory left" if done.returncode < 0 else done.stderr.strip().splitlines()[-1]}
+            reason = "killed: no memory left" if done.returncode < 0 else done.stderr.strip().splitlines()[-1]
+            return {**found, "failed": reason}
         found |= json.loads(done.stdout.strip().splitlines()[-1])
     return found
 
@@ -229,9 +230,11 @@ def _rows(progress: Progress, folder: Path) -> list[Row]:
         case = f"K={k}, T={count}, {precision}"
         if "failed" in found:
             rows.append(Row(case, system, f"not measured ({found['failed']})", 0.0, ""))
+        if "seconds" not in found:
             continue
         rows.append(Row(case, system, "seconds a task", found["seconds"], "s"))
-        rows.append(Row(case, system, "memory above the model", found["memory"], "MB"))
+        if "memory" in found:
+            rows.append(Row(case, system, "memory above the model", found["memory"], "MB"))
         files = [_file(folder, each) for each in (cell, (REFERENCE, k, count, "float32"))]
         if all(file.is_file() for file in files):
             for metric, value in compare(load_file(files[0]), load_file(files[1])).items():

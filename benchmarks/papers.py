@@ -78,7 +78,9 @@ def main_rows(runs: list[Run], minutes: float | None) -> list[Row]:
         state = states[run.folder]
         if run.folder in left:
             now = time.monotonic()
-            train(run, state, now + max(0.0, until - now) / len(left))
+            stopped = train(run, state, now + max(0.0, until - now) / len(left))
+            if stopped:
+                print(f"{run.training}, {run.system}: {stopped}", flush=True)
             left.remove(run.folder)
         mean, half = tested(run, state)
         done = state.step >= run.outer.steps
@@ -96,10 +98,10 @@ def main_rows(runs: list[Run], minutes: float | None) -> list[Row]:
     return rows
 
 
-def train(run: Run, state: State, until: float) -> None:
-    """On, as far as its outer steps and the time go."""
+def train(run: Run, state: State, until: float) -> str:
+    """On, as far as its outer steps and the time go; why it could not go on, where it could not."""
     run.folder.mkdir(parents=True, exist_ok=True)
-    saved = time.monotonic()
+    saved, stopped = time.monotonic(), ""
     with tqdm(total=run.outer.steps, initial=state.step, desc=f"{run.training}, {run.system}", leave=False, disable=None) as bar:
         while state.step < run.outer.steps and time.monotonic() < until:
             tasks, why = run.tasks("train", state.step, run.steps), ""
@@ -108,12 +110,17 @@ def train(run: Run, state: State, until: float) -> None:
                 gradient = run.algorithm.meta_gradient(tasks, outer, run.optimizer, state.step)
             except NonFinite as problem:  # a step that is skipped and counted, as `metatrain train` does
                 gradient, why = not_finite(state.leaves), str(problem)
-            outer_step(run.outer, state, gradient, why)
+            try:
+                outer_step(run.outer, state, gradient, why)
+            except NonFinite as problem:
+                stopped = str(problem)
+                break
             bar.update(1)
             if time.monotonic() - saved > 60:
                 state.save(run.folder / CHECKPOINT, run.identity)
                 saved = time.monotonic()
     state.save(run.folder / CHECKPOINT, run.identity)
+    return stopped
 
 
 def tested(run: Run, state: State) -> tuple[float, float]:
@@ -235,8 +242,9 @@ def omniglot_runs(data: Path, ways: int) -> list[Run]:
         if part == "test":
             return tasks(part, step, steps)
         support, query = draw(part, step, shots=10, count=5)
-        order = torch.randperm(10 * ways, generator=torch.Generator().manual_seed(step))
-        shuffled = Examples(support.x[:, order], support.y[:, order])
+        order = torch.rand(5, 10 * ways, generator=torch.Generator().manual_seed(step)).argsort(1).to(device)
+        each = torch.arange(5, device=device).unsqueeze(1)
+        shuffled = Examples(support.x[each, order], support.y[each, order])
         return NetTasks(net, shuffled, query, classify, steps=steps, rows_per_step=10)
 
     def embedded(part: str, step: int, steps: int) -> NetTasks:

@@ -41,8 +41,8 @@ def train(recipe_file: Path, data: Path, out: Path | None, max_steps: int | None
     from metatrain.recipe import read_recipe  # late: `--help` should not wait for torch
 
     try:
-        shipped = RECIPES / f"{recipe_file}.yaml"
-        recipe = read_recipe(shipped if shipped.is_file() and not recipe_file.exists() else recipe_file)
+        shipped = {path.stem: path for path in RECIPES.glob("*.yaml")}
+        recipe = read_recipe(recipe_file if recipe_file.is_file() else shipped.get(str(recipe_file), recipe_file))
         folder = out or Path("runs") / recipe.name
         if with_report:
             from metatrain.report import check_installed, write_report

@@ -21,16 +21,17 @@ Product = Literal["reverse", "forward", "central"]
 
 
 class Reverse:
-    """d⟨g, γ⟩/dφ by reverse mode over the graph of g, which is kept for several γ."""
+    """d⟨g, γ⟩/dφ by reverse mode over the graph of g, which is kept until the last γ. `gradient`: g."""
 
     def __init__(self, tasks: Tasks, phi: Leaves, outer: Outer, step: int) -> None:
         self.phi, self.outer = alive(phi), outer.detached(live=True)
         _, self.graph = support_gradient(tasks, self.phi, self.outer, step, graph=True)
+        self.gradient = {name: g.detach() for name, g in self.graph.items()}
 
-    def along(self, gamma: Leaves) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """(∂²L/∂φ²) γ, and (∂²L/∂φ∂outer)ᵀ γ by the names of `Outer.values()`."""
+    def along(self, gamma: Leaves, *, last: bool = False) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """(∂²L/∂φ²) γ, and (∂²L/∂φ∂outer)ᵀ γ by the names of `Outer.values()`. `last`: no other γ follows."""
         both = {**named("phi", self.phi), **named("outer", self.outer.values())}
-        gradients = gradients_of(inner(self.graph, gamma), both, keep=True)
+        gradients = gradients_of(inner(self.graph, gamma), both, keep=not last)
         return part("phi", gradients), part("outer", gradients)
 
 
@@ -40,7 +41,7 @@ class Forward:
     def __init__(self, tasks: Tasks, phi: Leaves, outer: Outer, step: int) -> None:
         self.tasks, self.phi, self.outer, self.step = tasks, phi, outer, step
 
-    def along(self, gamma: Leaves) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def along(self, gamma: Leaves, *, last: bool = False) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         outer = self.outer.detached(live=True)
         with forward_ad.dual_level():
             dual = {n: _dual(leaf.detach().contiguous().requires_grad_(), gamma[n].contiguous()) for n, leaf in self.phi.items()}
@@ -59,7 +60,7 @@ class Central:
     def __init__(self, tasks: Tasks, phi: Leaves, outer: Outer, step: int) -> None:
         self.tasks, self.phi, self.outer, self.step = tasks, phi, outer, step
 
-    def along(self, gamma: Leaves) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def along(self, gamma: Leaves, *, last: bool = False) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         ends = []
         epsilon = length(self.phi).clamp(min=1.0) * torch.finfo(next(iter(gamma.values())).dtype).eps ** 0.5
         epsilon = epsilon / length(gamma).clamp(min=1e-30)

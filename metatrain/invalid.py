@@ -7,7 +7,7 @@ from pydantic import BaseModel, ValidationError
 
 def first_problem(error: ValidationError, of: type[BaseModel]) -> str:
     """One line of a pydantic error about `of`: the key, what was expected, what came."""
-    problem = error.errors()[0]
+    problem = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")  # a key misspelt before the one it then lacks
     where = ".".join(_keys(problem["loc"])) or "document"
     if problem["type"] == "union_tag_invalid":
         tags, key = problem["ctx"]["expected_tags"], problem["ctx"]["discriminator"].strip("'")
@@ -18,7 +18,7 @@ def first_problem(error: ValidationError, of: type[BaseModel]) -> str:
         return f"{where}: {said}" if problem["loc"] else said
     if problem["type"] == "extra_forbidden":
         return f"{where}: no such key; expected one of {', '.join(_keys_beside(of, problem['loc']))}"
-    if problem["type"] == "model_type":
+    if problem["type"] in ("model_type", "model_attributes_type"):
         return f"{where}: expected keys and values, got {str(problem['input'])[:80]!r}"
     return f"{where}: {problem['msg']}, got {str(problem['input'])[:80]!r}"
 

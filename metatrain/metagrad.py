@@ -7,7 +7,7 @@
 | first_order | nothing of the steps | the g_k taken for constants (FOMAML): all else, the rates' gradient included, is kept |
 | unrolled | the graph of every step | exact, by reverse mode through the loop |
 | checkpointed | z at every m-th step, the graph of m steps at a time | exact: each run of m steps is done again on the way back |
-| adjoint | z and g of each step | exact: λ_k = (∂z_{k+1}/∂z_k)ᵀ λ_{k+1}, one Hessian-vector product a step |
+| adjoint | z of each step (g too but with `reverse`) | exact: λ_k = (∂z_{k+1}/∂z_k)ᵀ λ_{k+1}, one Hessian-vector product a step |
 | auto | | unrolled where its graph fits `memory_mb`, else adjoint; says which in `MetaGradient.mode` |
 | implicit | φ_K alone | exact where φ_K is a minimum of the support loss: −(∂²L_s/∂φ∂outer)ᵀ (∂²L_s/∂φ²)⁻¹ ∂L_q/∂φ |
 
@@ -26,7 +26,7 @@ import torch
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
-from metatrain.curvature import PRODUCTS, Product
+from metatrain.curvature import PRODUCTS, Product, Reverse
 from metatrain.inner import adapt, move, support_gradient, trajectory
 from metatrain.leaves import add, alive, gradients_of, inner, named, part
 from metatrain.linear_solve import Solution, conjugate_gradient, neumann
@@ -221,7 +221,7 @@ def _checkpointed(procedure: _Procedure, how: Differentiation) -> MetaGradient:
 
 def _adjoint(procedure: _Procedure, how: Differentiation) -> MetaGradient:
     """Forward without a graph, keeping every z; then back, one Hessian-vector product a step."""
-    visited, end, losses = _forward(procedure, every=1)
+    visited, end, losses = _forward(procedure, every=1, gradients=how.product != "reverse")
     back = _Back.start(procedure, *end)
     judged = back.judge(end[0], procedure.steps)
     for step in reversed(range(procedure.steps)):
@@ -233,10 +233,10 @@ def _adjoint(procedure: _Procedure, how: Differentiation) -> MetaGradient:
 
 
 def _forward(
-    procedure: _Procedure, every: int
+    procedure: _Procedure, *, every: int, gradients: bool = False
 ) -> tuple[list[tuple[dict[str, Tensor], State, dict[str, Tensor]]], tuple[dict[str, Tensor], State], list[Tensor]]:
-    """The inner loop without a graph: φ and the optimizer's state before each `every`-th step, with the gradient that it took; both
-    after the last step; and the support losses before each."""
+    """The inner loop without a graph: φ and the optimizer's state before each `every`-th step, and with `gradients` the one that it
+    takes; both after the last step; and the support losses before each."""
     tasks, optimizer, still = procedure.tasks, procedure.optimizer, procedure.outer.detached()
     kept: list[tuple[dict[str, Tensor], State, dict[str, Tensor]]] = []
     losses: list[Tensor] = []
@@ -244,11 +244,11 @@ def _forward(
         phi = {name: leaf.detach() for name, leaf in tasks.start(still).items()}
         state = optimizer.start(phi)
         for step in range(procedure.steps):
-            loss, gradients = support_gradient(tasks, phi, still, step, graph=False)
+            loss, taken = support_gradient(tasks, phi, still, step, graph=False)
             losses.append(loss)
             if step % every == 0:
-                kept.append((phi, state, gradients))
-            phi, state = move(optimizer, phi, state, gradients, still.rates, step)
+                kept.append((phi, state, taken if gradients else {}))
+            phi, state = move(optimizer, phi, state, taken, still.rates, step)
     return kept, (phi, state), losses
 
 
@@ -271,19 +271,20 @@ class _Back:
 
     def step(self, how: Differentiation, phi: Leaves, state: Leaves, gradients: Leaves, step: int) -> None:
         """λ_{k+1} → λ_k, adding to the outer gradient what the step owes to it: of U by autograd on the few leaves it has, of g_k
-        by a Hessian-vector product along γ, the cotangent of g_k."""
+        by a Hessian-vector product along γ, the cotangent of g_k. `gradients`: g_k, but where the product's own graph has it."""
         outer = self.procedure.outer
+        product = PRODUCTS[how.product](self.procedure.tasks, phi, outer, step)
         inputs = {
             **named("phi", alive(phi)),
             **named("state", alive(state)),
-            **named("g", alive(gradients)),
+            **named("g", alive(product.gradient if isinstance(product, Reverse) else gradients)),
             **named("rates", alive(outer.rates)),
         }
         begin, moments, taken, rates = (part(name, inputs) for name in ("phi", "state", "g", "rates"))
         moved, after = move(self.procedure.optimizer, begin, moments, taken, rates, step)
         back = gradients_of(inner(moved, self.phi) + inner(after, self.state), inputs)
         add(self.found, {f"rates.{name}": g for name, g in part("rates", back).items()})
-        curvature, mixed = PRODUCTS[how.product](self.procedure.tasks, phi, outer, step).along(part("g", back))
+        curvature, mixed = product.along(part("g", back), last=True)
         add(self.found, mixed)
         self.phi, self.state = part("phi", back), part("state", back)
         add(self.phi, curvature)
@@ -328,7 +329,7 @@ def _implicit(procedure: _Procedure, how: Differentiation) -> MetaGradient:
         solution = conjugate_gradient(hessian, v, iterations=how.iterations)
     else:
         solution = neumann(hessian, v, iterations=how.iterations, rate=how.neumann_rate)
-    add(found, {name: -g for name, g in product.along(solution.x)[1].items()})
+    add(found, {name: -g for name, g in product.along(solution.x, last=True)[1].items()})
     return procedure.result(still, found, judged, end.losses, solution.residual)
 
 

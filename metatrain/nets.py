@@ -42,9 +42,10 @@ def regress(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 class NetTasks:
     """T tasks of one net. `moved`: beginnings of the names of the parameters that the inner loop moves, all where empty; the others
     stay θ (ANIL: the last layer moves). `rows_per_step`: inner steps take so many rows of the support set in turn, in the order in
-    which it has them, from the beginning again after its last whole share; all of it where None.
+    which it has them, from the beginning again after its last whole share; all of it where None, as iMAML wants it, whose Hessian
+    would be of a part alone.
 
-    Raises ValueError where `moved` names none, or the support set has fewer rows than a step is to take."""
+    Raises ValueError where `moved` names none, or the support set does not have so many rows."""
 
     twice: str | None = None
     coarse: str | None = None
@@ -67,9 +68,9 @@ class NetTasks:
         self.moved = [name for name in names if not moved or name.startswith(tuple(moved))]
         if not self.moved:
             raise ValueError(f"moved: expected the beginning of a parameter's name ({', '.join(names)}), got {', '.join(moved)}")
-        self.rows_per_step = rows_per_step or support.x.shape[1]
-        if self.rows_per_step > support.x.shape[1]:
-            raise ValueError(f"rows_per_step: expected at most the {support.x.shape[1]} rows of a support set, got {rows_per_step}")
+        self.rows_per_step = support.x.shape[1] if rows_per_step is None else rows_per_step
+        if not 1 <= self.rows_per_step <= support.x.shape[1]:
+            raise ValueError(f"rows_per_step: expected 1 to {support.x.shape[1]}, the rows of a support set, got {rows_per_step}")
 
     def start(self, outer: Outer) -> dict[str, Tensor]:
         theta = stack(outer.theta, self.count)

@@ -83,7 +83,7 @@ class Source(_Section):
             by_pattern = {p: {label for label in dataset.texts if fnmatch.fnmatchcase(label, p)} for p in self.labels}
             for pattern, labels in by_pattern.items():
                 if not labels:
-                    raise DataError(f"data: labels: no label of {self.path} matches {pattern!r}; it has {_some(dataset.texts)}")
+                    raise DataError(f"data: {self.path}: labels: none matches {pattern!r}; it has {_some(dataset.texts)}")
             dataset = dataset.only([label for label in dataset.texts if any(label in labels for labels in by_pattern.values())])
         return dataset
 

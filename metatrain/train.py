@@ -294,7 +294,8 @@ def _sizes(datasets: list[Dataset]) -> dict[str, dict[str, int]]:
 
 
 def _run_digest(recipe: Recipe, base: TextBase, train_sets: list[Dataset], validation: list[Episode]) -> str:
-    """Of all that a run's bits depend on: a checkpoint goes on with these alone."""
+    """Of all that a run's bits depend on: a checkpoint goes on with these alone. Keys at their defaults are no part of it, so that
+    keys that come later leave older runs alone."""
     texts = [[d.name, d.texts] for d in train_sets]
-    content = [recipe.model_dump_json(), base.spec.model_dump(), texts, manifest_digest(validation)]
+    content = [recipe.digest, base.spec.model_dump(), texts, manifest_digest(validation)]
     return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()

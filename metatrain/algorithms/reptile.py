@@ -2,9 +2,10 @@
 
     θ ← θ + ε · (1/T) Σ_t (φ_K,t − θ)
 
-that is, an outer optimizer step on the pseudo-gradient θ − mean φ_K (the paper's plain ε is `outer.optimizer: sgd` at learning rate
-ε, 1 there; Adam takes it too). No query set is looked at, no derivative of the inner loop is taken, and rates and scale cannot be
-learned. After one SGD step it is the gradient of joint training, α ∇L_support(θ).
+that is, an outer optimizer step on the pseudo-gradient θ − mean φ_K. The paper's plain ε is `outer: {optimizer: sgd, learning_rate:
+1, clip: 1e9, warmup: 0}`, but that it falls linearly there and by a cosine here; Adam takes the pseudo-gradient too. No query set
+is looked at, no derivative of the inner loop is taken, and rates and scale cannot be learned. After one SGD step it is the gradient
+of joint training, α ∇L_support(θ).
 
 Nichol, Achiam, Schulman 2018, "On First-Order Meta-Learning Algorithms", arXiv:1803.02999, alg. 2.
 """

@@ -8,7 +8,15 @@ import pytest
 from metatrain.data.jsonl import STARTER, read_jsonl
 from metatrain.data.labels import label_words
 from metatrain.data.overlap import normalized, without_overlap
-from metatrain.episode import Dataset, EpisodeSampler, EpisodeShape, assert_class_disjoint, draw_shape, manifest_digest
+from metatrain.episode import (
+    Dataset,
+    EpisodeSampler,
+    EpisodeShape,
+    assert_class_disjoint,
+    draw_shape,
+    largest_shapes,
+    manifest_digest,
+)
 from metatrain.errors import DataError
 
 
@@ -48,6 +56,9 @@ def test_shapes_are_drawn_again_until_a_task_fits() -> None:
     shapes = [draw_shape(0, i, (2, 50), (1, 10), 3, 100) for i in range(300)]
     assert all(s.ways * (s.shots + s.queries) <= 100 for s in shapes)
     assert max(s.ways for s in shapes) > 20 and max(s.shots for s in shapes) == 10
+    most = {shape.shots: shape for shape in largest_shapes((2, 50), (1, 10), 3, 100)}
+    assert all(s.ways <= most[s.shots].ways for s in shapes) and most[1] == EpisodeShape(25, 1, 3) and most[10].ways == 7
+    assert [s.shots for s in largest_shapes((20, 50), (1, 10), 3, 100)] == [1, 2]
 
 
 def test_near_miss_episodes_take_neighbours() -> None:

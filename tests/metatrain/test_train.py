@@ -251,6 +251,8 @@ def test_held_out_and_validation_data_stay_out_of_training(tiny_folder: Path, tm
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"data": {"trian": []}}, "data.trian: no such key; expected one of attribution, held_out, train, valid"),
+        ({"algorithm": "maml"}, "algorithm: expected keys and values, got 'maml'"),
         ({"inner": {"stepz": 3}}, "inner.stepz: no such key; expected one of augmentation, "),
         (
             {"algorithm": {"name": "mamml"}},
@@ -331,7 +333,7 @@ def test_the_command_line_trains_resumes_evaluates_and_fails_in_one_line(tiny_fo
                     "valid": [{"path": "starter", "labels": ["public_library/*"]}],
                 }
             },
-            "data: labels: no label of starter matches 'gim_membership/*'; it has gym_membership/freeze_membership, ",
+            "data: starter: labels: none matches 'gim_membership/*'; it has gym_membership/freeze_membership, ",
         ),
     ],
 )
@@ -342,6 +344,14 @@ def test_data_that_cannot_fill_a_recipe_is_told_before_anything_is_trained(
     with pytest.raises(DataError) as error:
         train(recipe(tiny_folder, **change), Path(), tmp_path / "out", report=told.append)
     assert str(error.value).startswith(message) and not told and not (tmp_path / "out").exists()
+
+
+def test_a_run_is_of_what_its_recipe_says_and_not_of_keys_at_their_defaults(tiny_folder: Path, tmp_path: Path) -> None:
+    outer = {"steps": 8, "tasks": 2, "warmup": 2}
+    train(recipe(tiny_folder, outer=outer), Path(), tmp_path, max_steps=2)
+    train(recipe(tiny_folder, outer={**outer, "optimizer": "adam"}), Path(), tmp_path, max_steps=3)
+    with pytest.raises(DataError, match="belongs to another recipe"):
+        train(recipe(tiny_folder, outer={**outer, "optimizer": "sgd"}), Path(), tmp_path)
 
 
 def test_shipped_recipes_go_by_name(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from metatrain.linear_solve import conjugate_gradient, neumann
 from metatrain.metagrad import Differentiation, meta_gradient
 from metatrain.nets import NetTasks, classify
 from metatrain.optimizers import Optimizer
-from metatrain.outer_loop import OuterConfig, State, outer_step
+from metatrain.outer_loop import OuterConfig, State, outer_step, schedule
 from metatrain.problem import Outer
 from tests.oracles.problems import Objective, central_difference, directions, net_tasks, quadratic, smooth, text_outer, text_tasks
 
@@ -119,6 +119,20 @@ def test_reptile_with_sgd_at_one_lands_where_the_tasks_end() -> None:
         torch.testing.assert_close(state.leaves[f"theta.{name}"], leaf.mean(0))
 
 
+def test_the_outer_sgd_step_is_its_rate_times_the_clipped_gradient() -> None:
+    tasks, outer = net_tasks(steps=2)
+    config = OuterConfig(optimizer="sgd", steps=10, learning_rate=0.5, rate_learning_rate=0.2, warmup=4, clip=0.1)
+    state = State.start(outer)
+    for step in range(2):
+        before = dict(state.leaves)
+        found = MAML(order="second").meta_gradient(tasks, Outer.from_leaves(before), SGD, step)
+        norm = outer_step(config, state, found)
+        assert norm > 0.1
+        for name, g in found.gradients.items():
+            rate = 0.5 * 0.1 / norm if name.startswith("theta.") else 0.2
+            torch.testing.assert_close(state.leaves[name], before[name] - schedule(config, step + 1) * rate * g)
+
+
 def test_rows_in_turn_are_steps_on_the_parts_of_the_support_set() -> None:
     tasks, outer = net_tasks(steps=5)
     part = NetTasks(tasks.net, tasks.support, tasks.query, classify, steps=5, rows_per_step=2)
@@ -131,8 +145,9 @@ def test_rows_in_turn_are_steps_on_the_parts_of_the_support_set() -> None:
         phi = {name: leaf - 0.1 * g for (name, leaf), g in zip(live.items(), found, strict=True)}
     for name, leaf in adapt(part, outer, SGD).phi.items():
         torch.testing.assert_close(leaf, phi[name])
-    with pytest.raises(ValueError, match="rows_per_step: expected at most the 6 rows"):
-        NetTasks(tasks.net, tasks.support, tasks.query, classify, steps=1, rows_per_step=7)
+    for rows_per_step in (0, 7):
+        with pytest.raises(ValueError, match=f"rows_per_step: expected 1 to 6, .* got {rows_per_step}"):
+            NetTasks(tasks.net, tasks.support, tasks.query, classify, steps=1, rows_per_step=rows_per_step)
 
 
 def test_meta_sgd_with_constant_rates_is_maml() -> None:
