@@ -161,7 +161,6 @@ def sinusoid_runs() -> list[Run]:
         "sinusoid, 5-shot", "sinusoid, 5-shot, 1 step", "MAML", MAML(order="second"), tasks, slow, sgd, 1, 1, outer, 1.13, "MSE"
     )
     by_parameter = Outer(theta, {name: torch.full((1, *leaf.shape), 0.01) for name, leaf in theta.items()})
-    reptile = Outer(theta, start_rates(theta, 0.02))
     plain = outer.model_copy(update={"optimizer": "sgd", "learning_rate": 1.0})
     imaml = IMAML(strength=2.0, gradient=Differentiation(mode="implicit", iterations=5, damping=10.0))
     runs = [
@@ -169,7 +168,7 @@ def sinusoid_runs() -> list[Run]:
         replace(base, system="FOMAML", algorithm=MAML(order="first"), paper=None),
         replace(base, system="Meta-SGD", algorithm=MetaSGD(), start=by_parameter, paper=0.90),
         replace(base, system="ANIL", algorithm=ANIL(), tasks=head, paper=None),
-        replace(base, system="Reptile", algorithm=Reptile(), start=reptile, steps=5, outer=plain, paper=None),
+        replace(base, system="Reptile", algorithm=Reptile(), steps=5, outer=plain, paper=None),
         replace(base, system="iMAML", algorithm=imaml, steps=10, paper=None),
     ]
     return [*runs, *(replace(run, case="sinusoid, 5-shot, 10 steps", tested_steps=10, paper=None) for run in runs)]
