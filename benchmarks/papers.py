@@ -82,7 +82,12 @@ def main_rows(runs: list[Run], minutes: float | None) -> list[Row]:
             if stopped:
                 print(f"{run.training}, {run.system}: {stopped}", flush=True)
             left.remove(run.folder)
-        mean, half = tested(run, state)
+        try:
+            mean, half = tested(run, state)
+        except NonFinite as problem:
+            rows.append(Row(run.case, f"{run.system} (diverged: {problem})", "outer steps", state.step, ""))
+            print(f"{run.case}, {run.system}: {problem}", flush=True)
+            continue
         done = state.step >= run.outer.steps
         system = run.system if done else f"{run.system} (unfinished)"
         rows += [Row(run.case, system, "result", mean, run.unit), Row(run.case, system, "95 % interval, half", half, run.unit)]
