@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from metatrain.inner import support_gradient
-from metatrain.leaves import alive, gradients_of, inner, length, named, part
+from metatrain.leaves import alive, gradients_of, inner, length, named, over, part
 from metatrain.problem import Leaves, Outer, Tasks
 
 Product = Literal["reverse", "forward", "central"]
@@ -65,7 +65,7 @@ class Central:
         epsilon = length(self.phi).clamp(min=1.0) * torch.finfo(next(iter(gamma.values())).dtype).eps ** 0.5
         epsilon = epsilon / length(gamma).clamp(min=1e-30)
         for sign in (1, -1):
-            moved = {n: (leaf + sign * _over(epsilon, leaf) * gamma[n]).detach() for n, leaf in self.phi.items()}
+            moved = {n: (leaf + sign * over(epsilon, leaf) * gamma[n]).detach() for n, leaf in self.phi.items()}
             gradients = _both_gradients(
                 self.tasks, alive(moved), self.outer.detached(live=True), self.step, weights=1 / (2 * epsilon)
             )
@@ -95,7 +95,3 @@ def _both_gradients(tasks: Tasks, phi: Leaves, outer: Outer, step: int, weights:
         loss = tasks.support_loss(phi, outer, step)
         total = loss.sum() if weights is None else (weights * loss).sum()
         return gradients_of(total, {**named("phi", phi), **named("outer", outer.values())})
-
-
-def _over(per_task: Tensor, leaf: Tensor) -> Tensor:
-    return per_task.view(-1, *[1] * (leaf.dim() - 1))

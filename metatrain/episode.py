@@ -18,11 +18,16 @@ class Dataset:
     name: str
     texts: dict[str, tuple[str, ...]]
 
+    @property
+    def some_labels(self) -> str:
+        """The first of its classes, for messages."""
+        return ", ".join([*list(self.texts)[:5], *(["…"] if len(self.texts) > 5 else [])])
+
     def only(self, labels: Sequence[str]) -> "Dataset":
         """The same data set with these classes alone. Raises DataError for one that is not there."""
         missing = [label for label in labels if label not in self.texts]
         if missing:
-            raise DataError(f"{self.name}: no class {missing[0]!r} (has {len(self.texts)}: {', '.join(list(self.texts)[:5])}, …)")
+            raise DataError(f"{self.name}: no class {missing[0]!r} (has {len(self.texts)}: {self.some_labels})")
         return Dataset(self.name, {label: self.texts[label] for label in labels})
 
 

@@ -22,9 +22,19 @@ def inner(left: Leaves, right: Leaves) -> Tensor:
     return torch.stack(products).sum() if products else torch.zeros(())
 
 
+def dot(left: Leaves, right: Leaves) -> Tensor:
+    """Each task's inner product over all leaves, [T]."""
+    return torch.stack([(leaf * right[name]).flatten(1).sum(1) for name, leaf in left.items()]).sum(0)
+
+
 def length(leaves: Leaves) -> Tensor:
     """Each task's Euclidean norm over all leaves, [T]."""
-    return torch.stack([leaf.flatten(1).square().sum(1) for leaf in leaves.values()]).sum(0).sqrt()
+    return dot(leaves, leaves).sqrt()
+
+
+def over(per_task: Tensor, leaf: Tensor) -> Tensor:
+    """[T] as [T, 1, …], to stand beside a leaf."""
+    return per_task.view(-1, *[1] * (leaf.dim() - 1))
 
 
 def alive(leaves: Leaves) -> dict[str, Tensor]:

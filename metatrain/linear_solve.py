@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from metatrain.leaves import dot, over
 from metatrain.problem import Leaves
 
 Product = Callable[[Leaves], dict[str, Tensor]]
@@ -31,18 +32,18 @@ def conjugate_gradient(product: Product, v: Leaves, *, iterations: int, toleranc
     then not positive definite. Every task's best x is kept, so no residual is above that of x = 0, which is 1."""
     x = best = {name: torch.zeros_like(leaf) for name, leaf in v.items()}
     residual, direction = dict(v), dict(v)
-    norm = least = begin = _dot(residual, residual)
+    norm = least = begin = dot(residual, residual)
     going = norm > 0
     for _ in range(iterations):
         applied = product(direction)
-        curvature = _dot(direction, applied)
+        curvature = dot(direction, applied)
         going = going & (norm > tolerance**2 * begin) & (curvature > 0)
         if not going.any():
             break
         length = torch.where(going, norm / curvature.where(going, torch.ones_like(norm)), 0.0)
         x = _plus(x, direction, length)
         residual = _plus(residual, applied, -length)
-        after = _dot(residual, residual)
+        after = dot(residual, residual)
         better = after < least
         best, least = _where(better, x, best), torch.where(better, after, least)
         direction = _plus(residual, direction, torch.where(going, after / norm.where(going, torch.ones_like(norm)), 0.0))
@@ -60,21 +61,16 @@ def neumann(product: Product, v: Leaves, *, iterations: int, rate: float) -> Sol
     x = {name: rate * leaf for name, leaf in total.items()}
     applied = product(x)
     left = {name: leaf - applied[name] for name, leaf in v.items()}
-    return Solution(x, _worst(_dot(left, left), _dot(v, v)))
-
-
-def _dot(left: Leaves, right: Leaves) -> Tensor:
-    """[T]"""
-    return torch.stack([(leaf * right[name]).flatten(1).sum(1) for name, leaf in left.items()]).sum(0)
+    return Solution(x, _worst(dot(left, left), dot(v, v)))
 
 
 def _plus(leaves: Leaves, more: Leaves, factor: Tensor) -> dict[str, Tensor]:
-    return {name: leaf + factor.view(-1, *[1] * (leaf.dim() - 1)) * more[name] for name, leaf in leaves.items()}
+    return {name: leaf + over(factor, leaf) * more[name] for name, leaf in leaves.items()}
 
 
 def _where(chosen: Tensor, leaves: Leaves, others: Leaves) -> dict[str, Tensor]:
     """For each task, by `chosen` [T]."""
-    return {name: torch.where(chosen.view(-1, *[1] * (leaf.dim() - 1)), leaf, others[name]) for name, leaf in leaves.items()}
+    return {name: torch.where(over(chosen, leaf), leaf, others[name]) for name, leaf in leaves.items()}
 
 
 def _worst(left: Tensor, begin: Tensor) -> float:

@@ -3,7 +3,6 @@
 import fnmatch
 import hashlib
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -80,11 +79,13 @@ class Source(_Section):
         if self.split is not None:
             dataset = dataset.only(self.split.labels(data))
         if self.labels:
-            by_pattern = {p: {label for label in dataset.texts if fnmatch.fnmatchcase(label, p)} for p in self.labels}
-            for pattern, labels in by_pattern.items():
-                if not labels:
-                    raise DataError(f"data: {self.path}: labels: none matches {pattern!r}; it has {_some(dataset.texts)}")
-            dataset = dataset.only([label for label in dataset.texts if any(label in labels for labels in by_pattern.values())])
+            matched: set[str] = set()
+            for pattern in self.labels:
+                own = {label for label in dataset.texts if fnmatch.fnmatchcase(label, pattern)}
+                if not own:
+                    raise DataError(f"data: {self.path}: labels: none matches {pattern!r}; it has {dataset.some_labels}")
+                matched |= own
+            dataset = dataset.only([label for label in dataset.texts if label in matched])
         return dataset
 
     def _all(self, data: Path) -> Dataset:
@@ -96,11 +97,6 @@ class Source(_Section):
         if {".csv", ".tsv"} & set(Path(self.path).suffixes):
             return read_table(data / self.path, text=text, label=label)
         return read_jsonl(data / self.path)
-
-
-def _some(labels: Iterable[str]) -> str:
-    listed = list(labels)
-    return ", ".join(listed[:5]) + (", …" if len(listed) > 5 else "")
 
 
 class BaseSection(_Section):
