@@ -3,9 +3,9 @@
 Three folds (`benchmarks.folds`), each trained without the fold's data and tested on it, and far transfer: the published validation
 sets of `text_mix`, which nothing is trained on or chosen by, under the first fold's initialization. Every system meets the same
 episodes; SetFit, which takes most of the time, some of them. Ours is scored after several numbers of steps, and as a request would
-take them ("quickstudy"). Accuracy runs several tasks a pass; seconds are taken on single tasks,
-with `--seconds`, on a machine with nothing else to do (SetFit's are those of its accuracy runs, one task at a time). Resumes;
-`--part` and `--system` share the work between processes.
+take them ("quickstudy"). Accuracy runs several tasks a pass and is kept in `results/parts/transfer.json`, with the results; seconds
+are taken on single tasks, with `--seconds`, on a machine with nothing else to do. Resumes; `--part` and `--system` share the work
+between processes.
 """
 
 import json
@@ -22,19 +22,20 @@ from tqdm import tqdm
 
 from benchmarks.folds import FOLDS, fold_initialization
 from benchmarks.record import Progress, Row, write
-from benchmarks.systems import SETFIT_VERSION, accuracy, linear_probe, setfit, with_label_words
+from benchmarks.systems import SETFIT_VERSION, Answer, accuracy, linear_probe, setfit, with_label_words
 from metatrain.artifact import Initialization, load_initialization
 from metatrain.base.text import TextBase, load_text_base
 from metatrain.baselines import SCALE, frozen_prototypes, lora_from_zero
 from metatrain.data.jsonl import read_jsonl
 from metatrain.episode import Episode, EpisodeSampler, EpisodeShape, manifest_digest
 from metatrain.evaluate import evaluate_steps, own_steps, paired_interval
+from metatrain.recipe import Recipe
 from metatrain.taskbatch import Tokenized
 
 FAR = ("csabstruct", "emobank_genre", "opentrivia", "ukp_debate")
 STEPS = (0, 1, 2, 3, 5, 10)
 SHOTS = {"near": (1, 5, 10), "far": (5, 10)}
-TIMED = 5
+TIMED, TIMED_SETFIT = 5, 2  # single tasks
 FROZEN, PROBE, PLAIN, SETFIT = "frozen prototypes", "linear probe", "plain LoRA from zero", "SetFit"
 SAME_LOOP, OURS = "our inner loop from zero", "quickstudy"
 FROZEN_WORDS, OURS_WORDS = "frozen prototypes, label words", "quickstudy, label words"
@@ -86,10 +87,13 @@ def _setfit_share(shots: int, episodes: int) -> int:
 
 
 class Arena:
-    """Runs systems on the episodes of one part, keeping what is finished."""
+    """Runs systems on the episodes of one part, keeping what is finished: accuracies, and of this machine alone, seconds."""
 
-    def __init__(self, base: TextBase, tokenized: Tokenized, progress: Progress, part: Part, ours: Initialization) -> None:
-        self.base, self.tokenized, self.progress, self.part = base, tokenized, progress, part
+    def __init__(
+        self, base: TextBase, tokenized: Tokenized, accuracies: Progress, seconds: Progress, part: Part, ours: Initialization
+    ) -> None:
+        self.base, self.tokenized, self.part = base, tokenized, part
+        self._accuracies, self._seconds = accuracies, seconds
         self.digest = manifest_digest(part.episodes)
         plain = lora_from_zero(base)
         self.worded = [with_label_words(episode) for episode in part.episodes]
@@ -105,15 +109,21 @@ class Arena:
     def accuracies(self, system: str) -> Scores:
         """Accuracy of each episode, under the system's name, or one for each number of steps where it is tried at several."""
         if system == SETFIT:
-            return {SETFIT: [self._setfit(self.part.episodes[i])[0] for i in self.part.few]}
-        found = self._kept(["accuracy", *self._identity(system)], lambda: self._run(system, self._episodes(system))[0])
+            return {SETFIT: [self._setfit_accuracy(self.part.episodes[i]) for i in self.part.few]}
+        what = self._what(self._identity(system))
+        found = _kept(self._accuracies, what, lambda: self._run(system, self._episodes(system))[0])
         return found | {OURS: self._as_served(found)} if system == OURS else found
+
+    def _setfit_accuracy(self, episode: Episode) -> float:
+        what = [SETFIT, SETFIT_VERSION, manifest_digest([episode])]
+        return _kept(self._accuracies, what, lambda: accuracy(_setfit(episode), episode))
 
     def _as_served(self, by_step: Scores) -> list[float]:
         """Of each episode after the number of steps that a request would take."""
         init = self.initializations[OURS][0]
-        own = self._kept(
-            ["own steps", init.digest, str(self.base.dtype)],
+        own = _kept(
+            self._accuracies,
+            self._what(["own steps", _made_by(init), str(self.base.dtype)]),
             lambda: own_steps(self.base, init, self.part.episodes, tokenized=self.tokenized),
         )
         return [by_step[_after(OURS, steps)][i] for i, steps in enumerate(own)]
@@ -121,7 +131,8 @@ class Arena:
     def seconds(self, system: str) -> Scores:
         """Seconds to adapt single tasks, one at a time, the first of them twice, for nothing is warm at first."""
         if system == SETFIT:
-            return {SETFIT: [self._setfit(self.part.episodes[i])[1] for i in self.part.few]}
+            timed = [self.part.episodes[i] for i in _spread(len(self.part.episodes), TIMED_SETFIT)]
+            return _kept(self._seconds, self._what([SETFIT, SETFIT_VERSION]), lambda: {SETFIT: [_setfit(e).seconds for e in timed]})
         episodes = [self._episodes(system)[i] for i in _spread(len(self.part.episodes), TIMED)]
 
         def measure() -> Scores:
@@ -131,7 +142,7 @@ class Arena:
                     found.setdefault(name, []).append(seconds)
             return {name: values[1:] for name, values in found.items()}
 
-        return self._kept(["seconds", *self._identity(system)], measure)
+        return _kept(self._seconds, self._what(self._identity(system)), measure)
 
     def _episodes(self, system: str) -> list[Episode]:
         return self.worded if system in (FROZEN_WORDS, OURS_WORDS) else self.part.episodes
@@ -153,26 +164,32 @@ class Arena:
         names = {mark: _after(system, mark) if system in (SAME_LOOP, OURS) else system for mark in by_step}
         return {names[m]: list(s.accuracy) for m, s in by_step.items()}, {names[m]: s.seconds_per_task for m, s in by_step.items()}
 
-    def _setfit(self, episode: Episode) -> tuple[float, float]:
-        def run() -> list[float]:
-            answer = setfit(episode.support, [text for text, _ in episode.query])
-            return [accuracy(answer, episode), answer.seconds]
-
-        score, seconds = self._kept([SETFIT, SETFIT_VERSION, manifest_digest([episode])], run)
-        return float(score), float(seconds)
-
     def _identity(self, system: str) -> list[Any]:
         if system == PROBE:
             return [PROBE, str(self.base.dtype)]
         init, marks = self.initializations[system]
-        return [system, init.digest, marks, str(self.base.dtype)]
+        return [system, _made_by(init), marks, str(self.base.dtype)]
 
-    def _kept(self, what: list[Any], make: Callable[[], Kept]) -> Kept:
-        key = json.dumps([self.part.case, self.digest, *what] if what[0] != SETFIT else what)
-        if self.progress.get(key) is None:
-            self.progress.put(key, make())
-        kept: Kept = self.progress.get(key)
-        return kept
+    def _what(self, what: list[Any]) -> list[Any]:
+        return [self.part.case, self.digest, *what]
+
+
+def _kept(progress: Progress, what: list[Any], make: Callable[[], Kept]) -> Kept:
+    key = json.dumps(what)
+    if progress.get(key) is None:
+        progress.put(key, make())
+    kept: Kept = progress.get(key)
+    return kept
+
+
+def _made_by(init: Initialization) -> str:
+    """Its recipe, for training again on another machine may round otherwise; its weights, where it was not trained."""
+    recipe = init.provenance.get("recipe")
+    return init.digest if recipe is None else Recipe.model_validate(recipe).digest
+
+
+def _setfit(episode: Episode) -> Answer:
+    return setfit(episode.support, [text for text, _ in episode.query])
 
 
 def _after(system: str, steps: int) -> str:
@@ -206,10 +223,11 @@ def main(
     seconds: bool,
 ) -> None:
     base = load_text_base()
-    tokenized, progress, rows = Tokenized(base), Progress("transfer"), []
+    tokenized, rows = Tokenized(base), []
+    kept, timed = Progress("transfer", kept=True), Progress("transfer-seconds")
     began = time.strftime("%Y-%m-%d")
     for part in parts(data, names, episodes, far_episodes, setfit_episodes, far_setfit_episodes):
-        arena = Arena(base, tokenized, progress, part, load_initialization(fold_initialization(part.fold), base))
+        arena = Arena(base, tokenized, kept, timed, part, load_initialization(fold_initialization(part.fold), base))
         results: Scores = {}
         times: Scores = {}
         for system in [s for s in systems or SYSTEMS if s != SETFIT or len(part.few) > 1]:
