@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from tqdm import tqdm
 
-from metatrain.errors import MetatrainError
+from metatrain.errors import MetatrainError, RecipeError
 
 if TYPE_CHECKING:
     from metatrain.recipe import Recipe
@@ -41,8 +41,7 @@ def train(recipe_file: Path, data: Path, out: Path | None, max_steps: int | None
     from metatrain.recipe import read_recipe  # late: `--help` should not wait for torch
 
     try:
-        shipped = {path.stem: path for path in RECIPES.glob("*.yaml")}
-        recipe = read_recipe(recipe_file if recipe_file.is_file() else shipped.get(str(recipe_file), recipe_file))
+        recipe = read_recipe(_shipped_or_own(recipe_file))
         folder = out or Path("runs") / recipe.name
         if with_report:
             from metatrain.report import check_installed, write_report
@@ -56,6 +55,15 @@ def train(recipe_file: Path, data: Path, out: Path | None, max_steps: int | None
             click.echo(f"wrote {write_report(recipe, data, folder)}")
     except MetatrainError as error:
         _fail(error)
+
+
+def _shipped_or_own(recipe_file: Path) -> Path:
+    shipped = {path.stem: path for path in sorted(RECIPES.glob("*.yaml"))}
+    if recipe_file.is_file():
+        return recipe_file
+    if str(recipe_file) not in shipped:
+        raise RecipeError(f"no recipe at {recipe_file}; those that ship with the package: {', '.join(shipped)}")
+    return shipped[str(recipe_file)]
 
 
 def train_with_progress(
