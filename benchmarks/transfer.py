@@ -28,7 +28,7 @@ from metatrain.base.text import TextBase, load_text_base
 from metatrain.baselines import SCALE, frozen_prototypes, lora_from_zero
 from metatrain.data.jsonl import read_jsonl
 from metatrain.episode import Episode, EpisodeSampler, EpisodeShape, manifest_digest
-from metatrain.evaluate import evaluate_steps, own_steps, paired_interval
+from metatrain.evaluate import evaluate, evaluate_steps, own_steps, paired_interval
 from metatrain.recipe import Recipe
 from metatrain.taskbatch import Tokenized
 
@@ -160,6 +160,9 @@ class Arena:
             if not marks:
                 return {}, {}
         with tqdm(total=len(episodes), desc=f"{self.part.case}, {system}", leave=False, disable=None) as bar:
+            if marks is None:
+                own = evaluate(self.base, init, episodes, tokenized=self.tokenized, progress=bar.update)
+                return {system: list(own.accuracy)}, {system: own.seconds_per_task}
             by_step = evaluate_steps(self.base, init, episodes, marks, tokenized=self.tokenized, progress=bar.update)
         names = {mark: _after(system, mark) if system in (SAME_LOOP, OURS) else system for mark in by_step}
         return {names[m]: list(s.accuracy) for m, s in by_step.items()}, {names[m]: s.seconds_per_task for m, s in by_step.items()}

@@ -271,6 +271,32 @@ def adapt_each(
     `deadline` is on `time.monotonic`, looked at between steps: a task that has not taken all of its own by then has exceeded it.
     `on_step({task: support loss before the step})`, of those that took the step. Raises what the inner loop does, for all of them.
     """
+    adapted, losses = _walk(tasks, outer, optimizer, deadline, on_step)
+    ended: list[Ended | DeadlineExceeded] = []
+    for t, (own, own_losses) in enumerate(zip(tasks.own_steps, losses, strict=True)):
+        if len(own_losses) < own:
+            ended.append(late(len(own_losses), own))
+            continue
+        delta = {name: leaf[t] for name, leaf in adapted.delta.items()}
+        classes = int(adapted.head.present[t].sum())
+        head = adapted.head.weight[t, :classes].detach(), adapted.head.bias[t, :classes].detach()
+        ended.append(Ended(delta, *head, tuple(own_losses)))
+    return ended
+
+
+def adapted_each(tasks: Classification, outer: Outer, optimizer: Optimizer) -> Adapted:
+    """As `adapt_each`, to be asked with `tasks.judged`."""
+    return _walk(tasks, outer, optimizer, math.inf, None)[0]
+
+
+def _walk(
+    tasks: Classification,
+    outer: Outer,
+    optimizer: Optimizer,
+    deadline: float,
+    on_step: Callable[[dict[int, float]], None] | None,
+) -> tuple[Adapted, list[list[float]]]:
+    """What each task answers with after its own steps, or those that it took before the deadline; its loss before each of them."""
     reached: list[dict[str, Tensor]] = [{} for _ in range(tasks.count)]
     losses: list[list[float]] = [[] for _ in reached]
     part, going = tasks, list(range(tasks.count))
@@ -293,17 +319,9 @@ def adapt_each(
         if left and len(left) < len(going) and (fewer := part.only(left)) is not None:
             part, going = fewer, [going[place] for place in left]
             points = trajectory(part, outer, optimizer, begun=point.only(left))
-    too_late = [late(steps, own) if steps < own else None for own in tasks.own_steps]
     phi = {name: torch.stack([own[name] for own in reached]) for name in reached[0]}
     with torch.no_grad():
-        adapted = tasks.adapted(phi, outer, steps, exact=False)
-    ended: list[Ended | DeadlineExceeded] = []
-    for t, (missed, own_losses) in enumerate(zip(too_late, losses, strict=True)):
-        delta = {name: leaf[t] for name, leaf in adapted.delta.items()}
-        classes = int(adapted.head.present[t].sum())
-        head = adapted.head.weight[t, :classes].detach(), adapted.head.bias[t, :classes].detach()
-        ended.append(missed or Ended(delta, *head, tuple(own_losses)))
-    return ended
+        return tasks.adapted(phi, outer, steps, exact=False), losses
 
 
 _NO_SECOND_DERIVATIVE = 'it needs a base model loaded with attention="eager": fused attention has no second derivative'

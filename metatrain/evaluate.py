@@ -2,18 +2,19 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
 from metatrain.artifact import Initialization
 from metatrain.base.text import TextBase
-from metatrain.classification import Classification
+from metatrain.classification import Classification, adapted_each
 from metatrain.episode import Episode
 from metatrain.heads import linear_from_prototypes
 from metatrain.inner import trajectory
 from metatrain.problem import stack
+from metatrain.support import Query, Support
 from metatrain.taskbatch import Tokenized
 
 
@@ -39,58 +40,63 @@ def evaluate(
     tokenized: Tokenized | None = None,
     progress: Callable[[int], object] = lambda done: None,
 ) -> Scores:
-    """Adapt to each episode's support set (`steps` inner steps, the initialization's own number for its shots where None) and score
-    its queries, `together` episodes in one pass. Episodes of one pass must agree in the number of rows a class."""
-    marks = None if steps is None else (steps,)
-    return next(
-        iter(evaluate_steps(base, init, episodes, marks, together=together, tokenized=tokenized, progress=progress).values())
-    )
+    """Adapt to each episode's support set (`steps` inner steps, the initialization's own number for it where None) and score its
+    queries, `together` episodes in one pass. Episodes of one pass must agree in the number of rows a class."""
+    if steps is not None:
+        marks = (steps,)
+        return evaluate_steps(base, init, episodes, marks, together=together, tokenized=tokenized, progress=progress)[steps]
+    accuracy: list[float] = []
+    seconds = 0.0
+    for support, query in _batches(base, init, episodes, together, tokenized):
+        outer, began = init.outer(base.device), time.perf_counter()
+        tasks = Classification(base, base.attach(init.delta), init.inner, support, query, serving=True)
+        adapted = adapted_each(tasks, outer, init.inner.update)
+        seconds += time.perf_counter() - began
+        with torch.no_grad():
+            accuracy += tasks.judged(adapted, outer)[1].tolist()
+        progress(tasks.count)
+    return Scores(tuple(accuracy), seconds / len(episodes))
 
 
 def evaluate_steps(
     base: TextBase,
     init: Initialization,
     episodes: Sequence[Episode],
-    marks: Sequence[int] | None,
+    marks: Sequence[int],
     *,
     together: int = 8,
     tokenized: Tokenized | None = None,
     progress: Callable[[int], object] = lambda done: None,
 ) -> dict[int, Scores]:
-    """As `evaluate`, scored after each of the inner steps in `marks`, in one walk: {steps: scores}; with None after each episode's
-    own number, {−1: scores}."""
-    kind, outer, tokenized = base.attach(init.delta), init.outer(base.device), tokenized or Tokenized(base)
+    """As `evaluate`, scored after each of the inner steps in `marks`, in one walk: {steps: scores}."""
     accuracy: dict[int, list[float]] = {}
     seconds: dict[int, float] = {}
-    for start in range(0, len(episodes), together):
-        part = episodes[start : start + together]
-        support, query = tokenized.batch(part)
-        query = replace(query, tokens=base.prefix(query.tokens, kind))
-        most = None if marks is None else max(marks)
-        spent, began = 0.0, time.perf_counter()
-        tasks = Classification(base, kind, init.inner, support, query, steps=most, serving=True)
-        own = [0.0] * len(part)
+    for support, query in _batches(base, init, episodes, together, tokenized):
+        outer, spent, began = init.outer(base.device), 0.0, time.perf_counter()
+        tasks = Classification(base, base.attach(init.delta), init.inner, support, query, steps=max(marks), serving=True)
         for point in trajectory(tasks, outer, init.inner.update):
-            if point.step not in (marks or tasks.own_steps):
+            if point.step not in marks:
                 continue
             spent += time.perf_counter() - began
             began = time.perf_counter()
             with torch.no_grad():
                 adapted = tasks.adapted(point.phi, outer, point.step, exact=False)  # not a part of the steps that follow
                 took = time.perf_counter() - began
-                found = tasks.judged(adapted, outer)[1].tolist()
-            if marks:
-                seconds[point.step] = seconds.get(point.step, 0.0) + spent + took
-                accuracy.setdefault(point.step, []).extend(found)
-            else:
-                spent += took
-                own = [score if of == point.step else before for score, before, of in zip(found, own, tasks.own_steps, strict=True)]
+                accuracy.setdefault(point.step, []).extend(tasks.judged(adapted, outer)[1].tolist())
+            seconds[point.step] = seconds.get(point.step, 0.0) + spent + took
             began = time.perf_counter()
-        if not marks:
-            seconds[-1] = seconds.get(-1, 0.0) + spent
-            accuracy.setdefault(-1, []).extend(own)
-        progress(len(part))
+        progress(tasks.count)
     return {mark: Scores(tuple(scores), seconds[mark] / len(episodes)) for mark, scores in accuracy.items()}
+
+
+def _batches(
+    base: TextBase, init: Initialization, episodes: Sequence[Episode], together: int, tokenized: Tokenized | None
+) -> Iterator[tuple[Support, Query]]:
+    """Query rows with what lies below the delta computed already, which no step changes."""
+    kind, tokenized = base.attach(init.delta), tokenized or Tokenized(base)
+    for start in range(0, len(episodes), together):
+        support, query = tokenized.batch(episodes[start : start + together])
+        yield support, replace(query, tokens=base.prefix(query.tokens, kind))
 
 
 @torch.no_grad()
