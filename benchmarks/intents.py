@@ -2,8 +2,8 @@
 
 Four data sets, five class splits each, 5-way 1-shot and 5-shot, 600 episodes a split; training on that split's training classes
 alone, stopped by its validation classes. Frozen prototypes, ProtoNet-LoRA, MAML-LoRA (first order, cross-entropy on a linear head)
-and ours (the inner loop of the default recipe); the first and the last also with the label words among the examples, at 1-shot,
-which the published rows do not look at. Some fifteen core-hours in float32: it resumes by split and method from
+and ours (the inner loop of the default recipe); the first and the last also with the label words among the examples, which the
+published rows do not look at. Some fifteen core-hours in float32: it resumes by split and method from
 `results/parts/intents.json`, which is kept with the results, trains only what is not in there, and reports the splits that every
 method has finished. `--set`, `--split` and `--method` share the work between processes.
 """
@@ -45,7 +45,7 @@ SHOTS = (1, 5)
 WAYS, QUERIES = 5, 5
 FROZEN, PROTONET, MAML, OURS = "frozen prototypes", "ProtoNet-LoRA", "MAML-LoRA", "quickstudy"
 FROZEN_WORDS, OURS_WORDS = "frozen prototypes, label words", "quickstudy, label words"
-WITHOUT_WORDS = (FROZEN, PROTONET, MAML, OURS)
+WITH_WORDS = (FROZEN_WORDS, OURS_WORDS)
 METHODS = (FROZEN, PROTONET, MAML, OURS, FROZEN_WORDS, OURS_WORDS)
 
 
@@ -81,10 +81,6 @@ class Part:
     name: str
 
     @property
-    def shots(self) -> tuple[int, ...]:
-        return SHOTS if self.method in WITHOUT_WORDS else SHOTS[:1]
-
-    @property
     def trained_as(self) -> str | None:
         """The method whose training run it needs, if any."""
         return None if self.method in (FROZEN, FROZEN_WORDS) else OURS if self.method == OURS_WORDS else self.method
@@ -116,7 +112,7 @@ def main(data: Path, count: int, names: tuple[str, ...], splits: tuple[str, ...]
 def run(base: TextBase, tokenized: Tokenized, progress: Progress, part: Part, count: int, data: Path) -> None:
     """Right answers of each episode of the split's test classes, unless they are there; trains where that has not been done."""
     init: Initialization | None = None
-    for shots in part.shots:
+    for shots in SHOTS:
         key = _key(part, shots, count)
         if progress.get(key) is None:
             init = init or initialization(base, part, data)
@@ -150,7 +146,7 @@ def accuracies(
     source = Source(path=f"{part.name}/full.jsonl.gz", split=Split(file=f"{part.name}/splits.json", id=part.split, part="test"))
     sampler = EpisodeSampler([source.read(data)], seed=1234)
     episodes = [sampler.episode(i, EpisodeShape(WAYS, shots, QUERIES)) for i in range(count)]
-    if part.method not in WITHOUT_WORDS:
+    if part.method in WITH_WORDS:
         episodes = [with_label_words(episode) for episode in episodes]
     if init.inner.steps_for(len(episodes[0].support), WAYS) == 0:
         return evaluate_prototypes(base, init, episodes, tokenized=tokenized)
