@@ -59,6 +59,7 @@ def split_recipe(name: str, split: str, method: str) -> Recipe:
     change: dict[str, object] = {
         "name": f"{name}-{split}-{method.split('-')[0].lower()}",
         "base": recipe.base.model_copy(update={"precision": "auto"}),
+        "inner": recipe.inner.model_copy(update={"in_parts": None}),  # five classes are never taken in parts
         "data": DataSection(train=part("train"), valid=part("valid"), held_out=part("test")),
         "episodes": EpisodesSection(ways=(5, 15), shots=(1, 5), queries=5, near_miss=0.25, rows=400),
         "outer": OuterConfig(steps=60, tasks=4, learning_rate=1e-3, rate_learning_rate=0.02),

@@ -82,7 +82,7 @@ class Initialization:
             "format_version": FORMAT_VERSION,
             "base": self.base.model_dump(exclude={"model"}),
             "delta": self.delta.model_dump(),
-            "inner": self.inner.model_dump(exclude=_added_since({"moved", "proximal", "hard_steps"}, self.inner)),
+            "inner": self.inner.model_dump(exclude=_added_since({"moved", "proximal", "hard_steps", "in_parts"}, self.inner)),
             "scale": self.scale,
             "theta": _sha256(save(_contiguous(self.theta))),
             "rates": _sha256(save(_contiguous(self.rates))),

@@ -70,9 +70,11 @@ class Classification:
         anchor: float = 0.0,
         serving: bool = False,
     ) -> None:
+        config = config if serving else config.meta_trained
         self.base, self.kind, self.config, self.support, self.query = base, kind, config, support, query
         self.anchor, self.serving = anchor, serving
         self.count, rows = support.labels.shape
+        self.objective = config.objective_for(rows)
         told = list(steps) if isinstance(steps, Sequence) else [steps] * self.count
         sizes = _sizes(support)
         self.own_steps = tuple(config.steps_for(*size) if own is None else own for own, size in zip(told, sizes, strict=True))
@@ -80,11 +82,11 @@ class Classification:
         if min(self.own_steps) < self.steps and not (serving and min(self.own_steps)):
             raise ValueError(f"tasks of one pass must agree in the number of steps, these take {sorted(set(self.own_steps))}")
         self._asking = [serving and own is None and config.asks(*size) for own, size in zip(told, sizes, strict=True)]
-        self.linear = "cross_entropy" in config.objective  # a linear head is moved along
+        self.linear = "cross_entropy" in self.objective  # a linear head is moved along
         augmentation = augmentation_for(support, config.augmentation)
         if self.steps and not self.linear and not has_partners(support, augmentation):
             raise AdaptationError(
-                f"the inner objective ({' + '.join(config.objective)}) needs two examples of a class or augmented views, or 0 steps"
+                f"the inner objective ({' + '.join(self.objective)}) needs two examples of a class or augmented views, or 0 steps"
             )
         self._rows = rows_by_step(base, kind, support, config.rows_per_step, augmentation, seed)
         self._whole = augmentation is None and rows <= config.rows_per_step  # every step takes the whole support set
@@ -167,7 +169,7 @@ class Classification:
             features = self._features(_delta(phi), tokens, outer)
         assert outer.scale is not None
         total = features.new_zeros(self.count)
-        for name, weight in self.config.objective.items():
+        for name, weight in self.objective.items():
             if name == "leave_one_out":
                 part = leave_one_out(features, labels, self.support.classes, outer.scale)
             elif name == "supervised_contrastive":

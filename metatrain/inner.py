@@ -29,6 +29,7 @@ from metatrain.optimizers import Optimizer, OptimizerName, State
 from metatrain.problem import Leaves, Outer, Tasks
 
 Order = Literal["first", "second"]
+Objective = Annotated[dict[ObjectiveName, Annotated[float, Field(gt=0)]], Field(min_length=1)]  # a mixture, by weights
 _MOST_PARTS = 4
 
 
@@ -44,12 +45,22 @@ class HardSteps(BaseModel):
     steps: int = Field(ge=1, le=100)
 
 
+class InParts(BaseModel):
+    """Of a support set of more than `rows_per_step` rows, which is many classes: the objective, and of how many parts at most each
+    is given the steps of a support set taken whole."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    objective: Objective
+    most: int = Field(default=_MOST_PARTS, ge=1, le=32)
+
+
 class InnerConfig(BaseModel):
     """How an initialization is adapted; recorded in it, so that serving runs the loop it was meta-trained through."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    objective: dict[ObjectiveName, Annotated[float, Field(gt=0)]] = Field(default={"cross_entropy": 1.0}, min_length=1)
+    objective: Objective = {"cross_entropy": 1.0}
     head: Literal["linear", "prototypes"] = "linear"
     head_steps: int = Field(default=0, ge=0, le=1000, description="of the head alone, after an inner loop of at least one step")
     optimizer: OptimizerName = "adam"
@@ -63,8 +74,9 @@ class InnerConfig(BaseModel):
     rows_per_step: int = Field(
         default=128,
         ge=1,
-        description="a larger support set is walked through in seeded parts, with the steps for each (of at most 4)",
+        description=f"a larger support set is walked through in seeded parts, with the steps for each (of at most {_MOST_PARTS})",
     )
+    in_parts: InParts | None = Field(default=None, description="of a larger support set; not while meta-training")
     beta1: float = Field(default=0.9, ge=0, lt=1)
     beta2: float = Field(default=0.999, ge=0, lt=1)
     epsilon: float = Field(default=1e-8, gt=0)
@@ -82,6 +94,10 @@ class InnerConfig(BaseModel):
             raise ValueError('head_steps: expected 0 with head "linear", which moves along with the delta')
         if self.moved == "head" and self.augmentation is not None:
             raise ValueError('augmentation: expected none with moved "head", whose features stand still')
+        if self.moved == "head" and self.in_parts is not None:
+            raise ValueError('in_parts: expected none with moved "head", whose support set is taken whole')
+        if self.head == "linear" and self.in_parts is not None and "cross_entropy" not in self.in_parts.objective:
+            raise ValueError("in_parts.objective: expected cross_entropy among it, by which alone a linear head moves")
         if self.moved == "head" and self.head != "linear":
             raise ValueError('moved: "head" needs head "linear", got "prototypes", which no step moves')
         if self.hard_steps is not None and not 0 < self.most_steps < self.hard_steps.steps:
@@ -99,18 +115,28 @@ class InnerConfig(BaseModel):
     def update(self) -> Optimizer:
         return Optimizer(self.optimizer, self.beta1, self.beta2, self.epsilon)
 
+    @property
+    def meta_trained(self) -> "InnerConfig":
+        """The loop that meta-training and its validation go through: without what is for single requests."""
+        return self.model_copy(update={"hard_steps": None, "in_parts": None})
+
     def steps_for(self, examples: int, classes: int) -> int:
-        """Inner steps for a support set: what is recorded for its mean shots (examples / classes), for each of the first
-        `_MOST_PARTS` parts that it is walked through in: more examples need more steps, but not for ever."""
+        """Inner steps for a support set: what is recorded for its mean shots (examples / classes), for each of the parts that it is
+        walked through in, up to a number of them: more examples need more steps, but not for ever."""
         reached = [shots for shots in self.steps_by_shots if examples >= shots * classes]
         each = self.steps_by_shots[max(reached)] if reached else self.steps
         parts = math.ceil(examples / self.rows_per_step) if self.moved == "all" else 1
-        return each * min(_MOST_PARTS, max(1, parts))
+        most = _MOST_PARTS if self.in_parts is None else self.in_parts.most
+        return each * min(most, max(1, parts))
+
+    def objective_for(self, rows: int) -> Objective:
+        """What a support set of so many rows is taught with."""
+        return self.objective if self.in_parts is None or rows <= self.rows_per_step else self.in_parts.objective
 
     def asks(self, examples: int, classes: int) -> bool:
         """Whether such a support set's own accuracy decides on the steps (`hard_steps`)."""
         hard = self.hard_steps
-        return hard is not None and examples >= hard.shots * classes and self.steps_for(examples, classes) > 0
+        return hard is not None and examples >= hard.shots * classes and 0 < self.steps_for(examples, classes) < hard.steps
 
     @property
     def teaches_one_shot(self) -> bool:

@@ -194,7 +194,7 @@ class Recipe(_Section):
         """The inner loop as the initialization records it: what the algorithm makes of `inner`."""
         own = self.inner.model_dump()
         if self.algorithm.name == "protonet":
-            own |= {"steps": 0, "steps_by_shots": {}, "hard_steps": None}
+            own |= {"steps": 0, "steps_by_shots": {}, "hard_steps": None, "in_parts": None}
         if self.algorithm.name == "anil":
             own |= {"moved": "head"}
         if self.algorithm.name == "imaml":

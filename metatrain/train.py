@@ -207,7 +207,7 @@ def validation_scores(
     base: TextBase, init: Initialization, episodes: list[Episode], shots: tuple[int, ...], tokenized: Tokenized
 ) -> tuple[dict[int, float], dict[str, float]]:
     """Mean accuracy by number of shots, and by data set, after the steps that training goes through."""
-    init = replace(init, inner=init.inner.model_copy(update={"hard_steps": None}))
+    init = replace(init, inner=init.inner.meta_trained)
     by_shots: dict[int, float] = {}
     by_set: dict[str, list[float]] = {}
     for number in shots:

@@ -338,6 +338,10 @@ class InitializationView(BaseModel):
     )
     optimizer: str
     objective: dict[str, float]
+    objective_in_parts: dict[str, float] | None = Field(
+        description="of a support set of more than `rows_per_step` examples, which goes in parts; null: `objective` too"
+    )
+    rows_per_step: int
     temperature: float
     max_length: int
 

@@ -15,7 +15,7 @@ from metatrain.artifact import save_initialization
 from metatrain.base.text import TextBase, load_text_base
 from metatrain.baselines import lora_from_zero
 from metatrain.deltas import LoRA, LoRAConfig
-from metatrain.inner import HardSteps, InnerConfig
+from metatrain.inner import HardSteps, InnerConfig, InParts
 from tests.tiny import save_tiny_model
 
 TARGETS = ("query", "value", "intermediate.dense")
@@ -103,12 +103,14 @@ def pytest_configure() -> None:
 
 def save_contrastive_initializations(folder: Path, tiny: TextBase) -> None:
     """`contrastive`: no steps for one example of each label, three from two on, prototypes refined by two head steps; `asking`: the
-    same, but seven steps for support sets of which half the examples are nearer to another label."""
+    same, but seven steps for support sets of which half the examples are nearer to another label; `parts`: as `contrastive`, but in
+    parts of eight rows with cross-entropy."""
     init = lora_from_zero(tiny)
     content = {"objective": {"supervised_contrastive": 1}, "head": "prototypes", "head_steps": 2, "steps": 3}
     inner = InnerConfig.model_validate({**content, "steps_by_shots": {1: 0, 2: 3}})
     asking = inner.model_copy(update={"hard_steps": HardSteps(shots=3, below=0.5, steps=7)})
-    for name, loop in (("contrastive", inner), ("asking", asking)):
+    parts = inner.model_copy(update={"rows_per_step": 8, "in_parts": InParts(objective={"cross_entropy": 1.0}, most=5)})
+    for name, loop in (("contrastive", inner), ("asking", asking), ("parts", parts)):
         save_initialization(replace(init, name=name, inner=loop), folder / name, tiny.attach(init.delta))
 
 

@@ -181,6 +181,9 @@ class Initialization:
     hard_steps: dict[str, float] | None
     optimizer: str
     objective: dict[str, float]
+    objective_in_parts: dict[str, float] | None
+    """Of a support set of more than `rows_per_step` examples; None: `objective` too."""
+    rows_per_step: int
     temperature: float
     max_length: int
 

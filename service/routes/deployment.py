@@ -4,6 +4,7 @@ import redis
 from fastapi import APIRouter, Depends, Response
 from prometheus_client import generate_latest
 
+from metatrain.inner import Objective
 from service.auth import access, needs
 from service.errors import NotReady
 from service.openapi import OF_ANY_ROUTE, problems
@@ -28,13 +29,19 @@ def initializations(state: State) -> InitializationList:
             steps_by_shots=init.inner.steps_by_shots,
             hard_steps=init.inner.hard_steps.model_dump() if init.inner.hard_steps else None,
             optimizer=init.inner.optimizer,
-            objective={str(name): weight for name, weight in init.inner.objective.items()},
+            objective=_mixture(init.inner.objective),
+            objective_in_parts=_mixture(init.inner.in_parts.objective) if init.inner.in_parts else None,
+            rows_per_step=init.inner.rows_per_step,
             temperature=1.0 / init.scale,
             max_length=init.base.max_length,
         )
         for init in state.initializations.values()
     ]
     return InitializationList(initializations=sorted(views, key=lambda view: view.name))
+
+
+def _mixture(objective: Objective) -> dict[str, float]:
+    return {str(name): weight for name, weight in objective.items()}
 
 
 @router.get(

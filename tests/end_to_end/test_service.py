@@ -101,6 +101,21 @@ def test_a_support_set_that_is_hard_takes_more_steps(service: Served) -> None:
     assert {view["name"]: view["hard_steps"] for view in listed}["asking"] == {"shots": 3, "below": 0.5, "steps": 7}
 
 
+def test_a_support_set_in_parts_takes_its_steps_for_each_with_an_objective_of_its_own(service: Served) -> None:
+    pairs = [
+        (f"{verb} {thing}", verb) for verb in ("close", "order") for thing in ("account", "card", "pizza", "book", "money", "it")
+    ]
+    bodies = {
+        steps: {"support": [{"input": t, "label": c} for t, c in pairs[:rows]], "initialization": "parts"}
+        for steps, rows in ((3, 8), (6, 12))
+    }
+    for steps, body in bodies.items():
+        state = service.http.get(f"/adapters/{identity(service, body)}").json()
+        assert state["steps"] == len(state["support_loss"]) == steps
+    view = next(v for v in service.http.get("/initializations").json()["initializations"] if v["name"] == "parts")
+    assert view["objective_in_parts"] == {"cross_entropy": 1.0} and view["rows_per_step"] == 8
+
+
 def test_a_pinned_adapter_keeps_its_weights(service: Served) -> None:
     body = {**BODY, "options": {"seed": 55}, "ttl_seconds": 2}
     adapter = identity(service, body)
@@ -236,7 +251,7 @@ def test_truncation_is_reported(service: Served) -> None:
 
 def test_initializations_health_and_docs(service: Served) -> None:
     names = [init["name"] for init in service.http.get("/initializations").json()["initializations"]]
-    assert names == ["asking", "contrastive", "frozen-prototypes", "lora-from-zero"]
+    assert names == ["asking", "contrastive", "frozen-prototypes", "lora-from-zero", "parts"]
     assert service.http.get("/healthz").json() == {"status": "alive"}
     assert service.http.get("/readyz").json() == {"status": "ready", "missing": []}
     assert "/adapt" in service.http.get("/openapi.json").json()["paths"]

@@ -155,6 +155,22 @@ def test_a_prototype_inner_loop_with_everything_switched_on_trains_and_records_w
     assert [loaded.inner.steps_for(n, 2) for n in (2, 4, 6)] == [0, 0, 3]
 
 
+def test_what_is_for_single_requests_is_recorded_and_does_not_change_what_is_learned(tiny_folder: Path, tmp_path: Path) -> None:
+    """Neither the steps and the objective of support sets in parts nor more steps for hard ones."""
+    inner = {"objective": {"supervised_contrastive": 1}, "head": "prototypes", "steps": 2, "steps_by_shots": {1: 0, 2: 2}}
+    inner |= {"rows_per_step": 5}
+    more = {"hard_steps": {"shots": 2, "below": 1, "steps": 9}, "in_parts": {"objective": {"cross_entropy": 1}, "most": 9}}
+    episodes = {"ways": [3, 3], "shots": [2, 4], "queries": 2}
+    with_more, without = (
+        train(recipe(tiny_folder, inner=own, episodes=episodes), Path(), tmp_path / name)
+        for name, own in (("more", inner | more), ("less", inner))
+    )
+    assert with_more.inner.in_parts is not None and with_more.inner.meta_trained == without.inner
+    assert all(torch.equal(with_more.theta[n], without.theta[n]) for n in without.theta)
+    assert with_more.digest != without.digest
+    assert with_more.provenance["validation_score"] == without.provenance["validation_score"]
+
+
 def test_training_lowers_the_query_loss(tiny_folder: Path, tmp_path: Path) -> None:
     outer = {"steps": 60, "tasks": 4, "learning_rate": 3e-2}
     validation = {"every": 60, "episodes": 2, "ways": 3, "shots": [1]}

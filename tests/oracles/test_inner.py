@@ -12,7 +12,7 @@ from metatrain.classification import HEAD_LEAVES, Adapted, Classification
 from metatrain.deltas import LoRA
 from metatrain.errors import AdaptationError, DeadlineExceeded, NonFinite
 from metatrain.heads import Head, linear_from_prototypes
-from metatrain.inner import InnerConfig, adapt
+from metatrain.inner import HardSteps, InnerConfig, InParts, Objective, adapt
 from metatrain.objectives import cross_entropy, leave_one_out, supervised_contrastive
 from metatrain.problem import Outer, stack, start_rates
 from metatrain.support import _cut
@@ -42,11 +42,12 @@ def run(
     outer: Outer | None = None,
     steps: int | None = None,
     seed: int = 0,
+    serving: bool = False,
     **more: Any,
 ) -> Run:
     """The inner loop on support sets, from `start` where nothing else is said."""
     outer = start(lora, base.dtype) if outer is None else outer
-    classified = Classification(base, lora, config, Tokenized(base).support(support), steps=steps, seed=seed)
+    classified = Classification(base, lora, config, Tokenized(base).support(support), steps=steps, seed=seed, serving=serving)
     end = adapt(classified, outer, config.update, **more)
     adapted = classified.adapted(end.phi, outer, end.of)
     losses = torch.stack(end.losses) if end.losses else torch.zeros(0, len(support))
@@ -194,6 +195,48 @@ def test_the_number_of_steps_follows_the_mean_shots() -> None:
     assert [config.steps_for(n, 4) for n in (4, 7, 8, 19, 20, 40)] == [9, 9, 3, 3, 5, 5]
     assert config.steps_for(41, 4) == 2 * 5 and config.steps_for(100, 4) == 3 * 5
     assert config.most_steps == 9
+
+
+def test_a_support_set_in_parts_takes_the_steps_for_as_many_as_it_may_and_is_not_asked_in_vain() -> None:
+    parts = InParts(objective={"cross_entropy": 1.0}, most=6)
+    config = InnerConfig(steps=2, rows_per_step=40, hard_steps=HardSteps(below=0.8, steps=10), in_parts=parts)
+    assert [config.steps_for(n, 4) for n in (40, 41, 200, 240, 1000)] == [2, 4, 10, 12, 12]
+    assert [config.asks(n, 4) for n in (40, 160, 161, 1000)] == [True, True, False, False]  # ten steps are not more than ten
+    assert config.meta_trained == InnerConfig(steps=2, rows_per_step=40)
+
+
+def test_parts_have_an_objective_of_their_own_where_served_and_nowhere_else(tiny: TextBase, lora: LoRA) -> None:
+    both: Objective = {"supervised_contrastive": 1.0, "cross_entropy": 1.0}
+    config = InnerConfig(
+        objective={"supervised_contrastive": 1.0},
+        head="prototypes",
+        head_steps=2,
+        steps=3,
+        steps_by_shots={1: 0, 2: 3},
+        rows_per_step=9,
+    )
+    own = config.model_copy(update={"in_parts": InParts(objective=both)})
+    larger, smaller = tasks(1, ways=4, shots=4), tasks(1, ways=3, shots=3)
+    for support, serving, same in (
+        (larger, True, config.model_copy(update={"objective": both})),
+        (larger, False, config),
+        (smaller, True, config),
+    ):
+        found, wanted = (flat(run(tiny, lora, support, c, serving=serving), 0) for c in (own, same))
+        assert torch.equal(found, wanted)
+    assert not torch.equal(*(flat(run(tiny, lora, larger, c, serving=True), 0) for c in (own, config)))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"moved": "head"}, 'in_parts: expected none with moved "head"'),
+        ({}, "in_parts.objective: expected cross_entropy among it"),
+    ],
+)
+def test_parts_that_could_not_move_the_head_are_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        InnerConfig(in_parts=InParts(objective={"supervised_contrastive": 1.0}), **change)
 
 
 def test_tasks_that_ask_for_different_steps_or_views_do_not_share_a_pass(tiny: TextBase, lora: LoRA) -> None:

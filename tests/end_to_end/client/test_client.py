@@ -38,7 +38,7 @@ def test_adapt_predict_and_what_becomes_of_it(service: Served) -> None:
     with Client(service.url) as quickstudy:
         assert quickstudy.ready() and quickstudy.ready().missing == ()
         assert [init.name for init in quickstudy.initializations()] == sorted(
-            ["asking", "contrastive", "default", "frozen-prototypes", "lora-from-zero"]
+            ["asking", "contrastive", "default", "frozen-prototypes", "lora-from-zero", "parts"]
         )
         dry = quickstudy.dry_run(PAIRS, seed=1, name="voices")
         assert dry.status == "new" and dry.labels == {"close": 2, "order": 2, "play": 1} and dry.steps == 10
