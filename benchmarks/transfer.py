@@ -8,6 +8,7 @@ are taken on single tasks, with `--seconds`, on a machine with nothing else to d
 between processes.
 """
 
+import contextlib
 import json
 import statistics
 import time
@@ -86,14 +87,17 @@ def _setfit_share(shots: int, episodes: int) -> int:
     return max(1, episodes // 4) if shots == 10 else episodes
 
 
-class Arena:
-    """Runs systems on the episodes of one part, keeping what is finished: accuracies, and of this machine alone, seconds."""
+class Unfinished(Exception):
+    """Of a report: this has not been run."""
 
-    def __init__(
-        self, base: TextBase, tokenized: Tokenized, accuracies: Progress, seconds: Progress, part: Part, ours: Initialization
-    ) -> None:
-        self.base, self.tokenized, self.part = base, tokenized, part
-        self._accuracies, self._seconds = accuracies, seconds
+
+class Arena:
+    """Runs systems on the episodes of one part, keeping what is finished: accuracies, and of this machine alone, seconds. `report`:
+    runs nothing, and raises Unfinished."""
+
+    def __init__(self, base: TextBase, tokenized: Tokenized, part: Part, ours: Initialization, *, report: bool) -> None:
+        self.base, self.tokenized, self.part, self.report = base, tokenized, part, report
+        self._accuracies, self._seconds = Progress("transfer", kept=True), Progress("transfer-seconds")
         self.digest = manifest_digest(part.episodes)
         plain = lora_from_zero(base)
         self.worded = [with_label_words(episode) for episode in part.episodes]
@@ -111,17 +115,17 @@ class Arena:
         if system == SETFIT:
             return {SETFIT: [self._setfit_accuracy(self.part.episodes[i]) for i in self.part.few]}
         what = self._what(self._identity(system))
-        found = _kept(self._accuracies, what, lambda: self._run(system, self._episodes(system))[0])
+        found = self._kept(self._accuracies, what, lambda: self._run(system, self._episodes(system))[0])
         return found | {OURS: self._as_served(found)} if system == OURS else found
 
     def _setfit_accuracy(self, episode: Episode) -> float:
         what = [SETFIT, SETFIT_VERSION, manifest_digest([episode])]
-        return _kept(self._accuracies, what, lambda: accuracy(_setfit(episode), episode))
+        return self._kept(self._accuracies, what, lambda: accuracy(_setfit(episode), episode))
 
     def _as_served(self, by_step: Scores) -> list[float]:
         """Of each episode after the number of steps that a request would take."""
         init = self.initializations[OURS][0]
-        own = _kept(
+        own = self._kept(
             self._accuracies,
             self._what(["own steps", _made_by(init), str(self.base.dtype)]),
             lambda: own_steps(self.base, init, self.part.episodes, tokenized=self.tokenized),
@@ -132,7 +136,8 @@ class Arena:
         """Seconds to adapt single tasks, one at a time, the first of them twice, for nothing is warm at first."""
         if system == SETFIT:
             timed = [self.part.episodes[i] for i in _spread(len(self.part.episodes), TIMED_SETFIT)]
-            return _kept(self._seconds, self._what([SETFIT, SETFIT_VERSION]), lambda: {SETFIT: [_setfit(e).seconds for e in timed]})
+            what = self._what([SETFIT, SETFIT_VERSION])
+            return self._kept(self._seconds, what, lambda: {SETFIT: [_setfit(e).seconds for e in timed]})
         episodes = [self._episodes(system)[i] for i in _spread(len(self.part.episodes), TIMED)]
 
         def measure() -> Scores:
@@ -142,7 +147,7 @@ class Arena:
                     found.setdefault(name, []).append(seconds)
             return {name: values[1:] for name, values in found.items()}
 
-        return _kept(self._seconds, self._what(self._identity(system)), measure)
+        return self._kept(self._seconds, self._what(self._identity(system)), measure)
 
     def _episodes(self, system: str) -> list[Episode]:
         return self.worded if system in (FROZEN_WORDS, OURS_WORDS) else self.part.episodes
@@ -176,13 +181,14 @@ class Arena:
     def _what(self, what: list[Any]) -> list[Any]:
         return [self.part.case, self.digest, *what]
 
-
-def _kept(progress: Progress, what: list[Any], make: Callable[[], Kept]) -> Kept:
-    key = json.dumps(what)
-    if progress.get(key) is None:
-        progress.put(key, make())
-    kept: Kept = progress.get(key)
-    return kept
+    def _kept(self, progress: Progress, what: list[Any], make: Callable[[], Kept]) -> Kept:
+        key = json.dumps(what)
+        if progress.get(key) is None:
+            if self.report:
+                raise Unfinished
+            progress.put(key, make())
+        kept: Kept = progress.get(key)
+        return kept
 
 
 def _made_by(init: Initialization) -> str:
@@ -215,6 +221,7 @@ def _from_zero(base: TextBase, ours: Initialization) -> Initialization:
 @click.option("--part", "names", type=click.Choice([*FOLDS, "far"]), multiple=True, help="Only this part.")
 @click.option("--system", "systems", type=click.Choice(SYSTEMS), multiple=True, help="Only this system.")
 @click.option("--seconds/--no-seconds", default=True, help="Time single tasks too; wants a machine at rest.")
+@click.option("--report", is_flag=True, help="Run nothing; write the results of what is finished.")
 def main(
     data: Path,
     episodes: int,
@@ -224,19 +231,20 @@ def main(
     names: tuple[str, ...],
     systems: tuple[str, ...],
     seconds: bool,
+    report: bool,
 ) -> None:
     base = load_text_base()
     tokenized, rows = Tokenized(base), []
-    kept, timed = Progress("transfer", kept=True), Progress("transfer-seconds")
     began = time.strftime("%Y-%m-%d")
     for part in parts(data, names, episodes, far_episodes, setfit_episodes, far_setfit_episodes):
-        arena = Arena(base, tokenized, kept, timed, part, load_initialization(fold_initialization(part.fold), base))
+        arena = Arena(base, tokenized, part, load_initialization(fold_initialization(part.fold), base), report=report)
         results: Scores = {}
         times: Scores = {}
         for system in [s for s in systems or SYSTEMS if s != SETFIT or len(part.few) > 1]:
-            results |= arena.accuracies(system)
-            if seconds:
-                times |= arena.seconds(system)
+            with contextlib.suppress(Unfinished):
+                results |= arena.accuracies(system)
+                if seconds:
+                    times |= arena.seconds(system)
         rows += _rows(part, results, times)
         _print(part.case, results, times)
     if not names and not systems:
