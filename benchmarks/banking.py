@@ -3,7 +3,8 @@ neither takes.
 
 Ours is the fold's initialization, which has not trained on BANKING77 (`benchmarks.folds`). Seconds are from POST to ready. SetFit,
 with `--setfit`, meets the same examples; its own default, every pair of examples, would be half a million pairs here, so it takes
-the 20 pairings an example of its paper (Tunstall et al. 2022, arXiv:2209.11055).
+the 20 pairings an example of its paper (Tunstall et al. 2022, arXiv:2209.11055). An hour of it is kept in
+`results/parts/banking.json`, with the machine that its seconds are of.
 """
 
 import json
@@ -17,7 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmarks.folds import fold_initialization
-from benchmarks.record import Progress, Row, write
+from benchmarks.record import Progress, Row, machine, write
 from benchmarks.systems import SETFIT_VERSION, setfit
 from metatrain.data.jsonl import read_jsonl
 from service.client import Client
@@ -53,7 +54,7 @@ def draw(data: Path, shots: int) -> tuple[Pairs, Pairs]:
 )
 def main(data: Path, steps: tuple[int, ...], with_setfit: bool) -> None:
     rows: list[Row] = []
-    progress = Progress("banking")
+    progress = Progress("banking", kept=True)
     with tempfile.TemporaryDirectory() as folder:
         ours = fold_initialization("banking77")
         shutil.copytree(ours, Path(folder) / "initializations" / ours.name)
@@ -86,9 +87,10 @@ def main(data: Path, steps: tuple[int, ...], with_setfit: bool) -> None:
             labels = {label: c for c, label in enumerate(dict.fromkeys(label for _, label in support))}
             answer = setfit([(text, labels[label]) for text, label in support], [text for text, _ in query], iterations=20)
             right = [p == labels[label] for p, (_, label) in zip(answer.predicted, query, strict=True)]
-            progress.put(key, [answer.seconds, float(np.mean(right))])
-        if progress.get(key) is not None:
-            rows += _show(f"77-way {shots}-shot, {len(query)} queries", "SetFit, 20 pairings an example", *progress.get(key))
+            progress.put(key, {"seconds": answer.seconds, "accuracy": float(np.mean(right)), "machine": machine()})
+        if (kept := progress.get(key)) is not None:
+            system = "SetFit, 20 pairings an example" + ("" if kept["machine"] == machine() else f" (on {kept['machine']})")
+            rows += _show(f"77-way {shots}-shot, {len(query)} queries", system, kept["seconds"], kept["accuracy"])
         else:
             print("not written: SetFit has not been run on these examples")
             return

@@ -27,7 +27,7 @@ class Row:
 def write(name: str, rows: list[Row], **about: Any) -> Path:
     """Write the results of `make bench-NAME`."""
     document = {
-        "machine": f"{_processor()}, {os.cpu_count()} cores, torch {torch.__version__} with {torch.get_num_threads()} threads",
+        "machine": machine(),
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
         "commit": subprocess.run(
             ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
@@ -39,6 +39,10 @@ def write(name: str, rows: list[Row], **about: Any) -> Path:
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return path
+
+
+def machine() -> str:
+    return f"{_processor()}, {os.cpu_count()} cores, torch {torch.__version__} with {torch.get_num_threads()} threads"
 
 
 class Progress:
