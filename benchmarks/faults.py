@@ -286,8 +286,10 @@ def storm(
     seconds: float,
     clients: int = 4,
     seed: int = 0,
+    least: int = 3,
 ) -> Account:
-    """Send one job for each support set, spread over `seconds`, under faults; then wait, and check."""
+    """Send one job for each support set, spread over `seconds`, under faults, of which there are `least` however slowly the
+    deployment starts again; then wait, and check."""
     rng = random.Random(seed)
     bodies = [{"support": s, "initialization": initialization, "options": {"seed": i}} for i, s in enumerate(supports)]
     jobs = [Job(body) for body in bodies]
@@ -316,7 +318,7 @@ def storm(
 
     def rage() -> None:
         for what in plan(rng):
-            if sending.wait(rng.uniform(0.3, 2.0)):
+            if sending.wait(rng.uniform(0.3, 2.0)) and len(faults) >= least:
                 return
             start = now()
             hurt(deployment, what, rng)

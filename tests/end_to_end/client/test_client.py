@@ -140,7 +140,7 @@ def test_errors_say_what_is_wrong(service: Served) -> None:
 def test_the_same_for_asyncio(service: Served) -> None:
     async def walk() -> Adapter:
         async with AsyncClient(service.url) as quickstudy:
-            assert await quickstudy.ready() and len(await quickstudy.initializations()) == 5
+            assert await quickstudy.ready() and len(await quickstudy.initializations()) == 6
             assert (await quickstudy.dry_run(PAIRS, seed=8)).status == "new"
             told: list[Event] = []
             first, second = await asyncio.gather(

@@ -172,7 +172,7 @@ def test_status_shows_what_there_is(service: Served) -> None:
         shown.startswith("ready\n") and re.search(r"^default +\S+ ", shown, re.M) and re.search(r"^MAX_ADAPTERS +\d", shown, re.M)
     )
     found = read_json(service.url, "status")
-    assert found["ready"] and found["usage"]["tenant"] == "default" and len(found["initializations"]) == 5
+    assert found["ready"] and found["usage"]["tenant"] == "default" and len(found["initializations"]) == 6
 
 
 def test_exit_code_1_is_a_refusal_or_a_failed_job(service: Served) -> None:
