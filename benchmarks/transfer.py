@@ -116,21 +116,21 @@ class Arena:
             return {SETFIT: [self._setfit_accuracy(self.part.episodes[i]) for i in self.part.few]}
         what = self._what(self._identity(system))
         found = self._kept(self._accuracies, what, lambda: self._run(system, self._episodes(system))[0])
-        return found | {OURS: self._as_served(found)} if system == OURS else found
+        return found | {OURS: self._as_served(found, range(len(self.part.episodes)))} if system == OURS else found
 
     def _setfit_accuracy(self, episode: Episode) -> float:
         what = [SETFIT, SETFIT_VERSION, manifest_digest([episode])]
         return self._kept(self._accuracies, what, lambda: accuracy(_setfit(episode), episode))
 
-    def _as_served(self, by_step: Scores) -> list[float]:
-        """Of each episode after the number of steps that a request would take."""
+    def _as_served(self, by_step: Scores, numbers: Sequence[int]) -> list[float]:
+        """Of each of these episodes after the number of steps that a request would take."""
         init = self.initializations[OURS][0]
         own = self._kept(
             self._accuracies,
             self._what(["own steps", _made_by(init), str(self.base.dtype)]),
             lambda: own_steps(self.base, init, self.part.episodes, tokenized=self.tokenized),
         )
-        return [by_step[_after(OURS, steps)][i] for i, steps in enumerate(own)]
+        return [by_step[_after(OURS, own[number])][place] for place, number in enumerate(numbers)]
 
     def seconds(self, system: str) -> Scores:
         """Seconds to adapt single tasks, one at a time, the first of them twice, for nothing is warm at first."""
@@ -138,7 +138,8 @@ class Arena:
             timed = [self.part.episodes[i] for i in _spread(len(self.part.episodes), TIMED_SETFIT)]
             what = self._what([SETFIT, SETFIT_VERSION])
             return self._kept(self._seconds, what, lambda: {SETFIT: [_setfit(e).seconds for e in timed]})
-        episodes = [self._episodes(system)[i] for i in _spread(len(self.part.episodes), TIMED)]
+        numbers = _spread(len(self.part.episodes), TIMED)
+        episodes = [self._episodes(system)[i] for i in numbers]
 
         def measure() -> Scores:
             found: Scores = {}
@@ -147,7 +148,8 @@ class Arena:
                     found.setdefault(name, []).append(seconds)
             return {name: values[1:] for name, values in found.items()}
 
-        return self._kept(self._seconds, self._what(self._identity(system)), measure)
+        found = self._kept(self._seconds, self._what(self._identity(system)), measure)
+        return found | {OURS: self._as_served(found, numbers)} if system == OURS else found
 
     def _episodes(self, system: str) -> list[Episode]:
         return self.worded if system in (FROZEN_WORDS, OURS_WORDS) else self.part.episodes
