@@ -288,8 +288,8 @@ def storm(
     seed: int = 0,
     least: int = 3,
 ) -> Account:
-    """Send one job for each support set, spread over `seconds`, under faults, of which there are `least` however slowly the
-    deployment starts again; then wait, and check."""
+    """Send one job for each support set, spread over `seconds`, under faults, of which `least` have struck before the last is sent,
+    however slowly the deployment starts again; then wait, and check."""
     rng = random.Random(seed)
     bodies = [{"support": s, "initialization": initialization, "options": {"seed": i}} for i, s in enumerate(supports)]
     jobs = [Job(body) for body in bodies]
@@ -303,6 +303,8 @@ def storm(
 
     def send(number: int) -> None:
         time.sleep(max(0.0, seconds * number / len(jobs) - now()))
+        while number == len(jobs) - 1 and len(faults) < least and now() < seconds + PATIENCE:
+            time.sleep(0.1)
         while now() < seconds + PATIENCE:
             try:
                 answer = httpx.post(f"{deployment.url}/adapt", json=jobs[number].body, timeout=30)
@@ -318,7 +320,7 @@ def storm(
 
     def rage() -> None:
         for what in plan(rng):
-            if sending.wait(rng.uniform(0.3, 2.0)) and len(faults) >= least:
+            if sending.wait(rng.uniform(0.3, 2.0)):
                 return
             start = now()
             hurt(deployment, what, rng)

@@ -26,6 +26,8 @@ def accuracy_by_step() -> Path:
     for axis, shots in zip(axes, SHOTS["near"], strict=True):
         for color, fold in zip(("tab:blue", "tab:orange", "tab:green"), FOLDS, strict=True):
             case = f"{fold}, 5-way {shots}-shot"
+            if (case, FROZEN, "accuracy") not in values:
+                continue  # not run yet
             ours = [(n, 100 * values[key]) for n in STEPS if (key := (case, f"{OURS}, {n} steps", "accuracy")) in values]
             axis.plot(*zip(*ours, strict=True), marker="o", color=color, label=fold)
             axis.axhline(100 * values[case, FROZEN, "accuracy"], color=color, linestyle="--", linewidth=1)

@@ -1,6 +1,7 @@
 """How results are kept: {"machine", "date", "commit", "rows": [{"case", "system", "metric", "value", "unit"}, …]}."""
 
 import datetime
+import fcntl
 import json
 import os
 import platform
@@ -58,13 +59,18 @@ class Progress:
         return self._done.get(key)
 
     def put(self, key: str, value: Any) -> None:
-        if self._path.is_file():  # another process may share the work
-            self._done |= json.loads(self._path.read_text())
-        self._done[key] = value
-        temporary = self._path.with_suffix(".new")
-        lines = [f"{json.dumps(key)}:{json.dumps(self._done[key], separators=(',', ':'))}" for key in sorted(self._done)]
-        temporary.write_text("{" + ",\n".join(lines) + "}\n")
-        temporary.replace(self._path)
+        folder = os.open(self._path.parent, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)  # other processes may share the work
+            if self._path.is_file():
+                self._done |= json.loads(self._path.read_text())
+            self._done[key] = value
+            temporary = self._path.with_suffix(".new")
+            lines = [f"{json.dumps(key)}:{json.dumps(self._done[key], separators=(',', ':'))}" for key in sorted(self._done)]
+            temporary.write_text("{" + ",\n".join(lines) + "}\n")
+            temporary.replace(self._path)
+        finally:
+            os.close(folder)
 
 
 def _processor() -> str:

@@ -8,7 +8,6 @@ are taken on single tasks, with `--seconds`, on a machine with nothing else to d
 between processes.
 """
 
-import contextlib
 import json
 import statistics
 import time
@@ -22,7 +21,7 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.folds import FOLDS, fold_initialization
-from benchmarks.record import Progress, Row, write
+from benchmarks.record import Progress, Row, machine, write
 from benchmarks.systems import SETFIT_VERSION, Answer, accuracy, linear_probe, setfit, with_label_words
 from metatrain.artifact import Initialization, load_initialization
 from metatrain.base.text import TextBase, load_text_base
@@ -133,10 +132,11 @@ class Arena:
         return [by_step[_after(OURS, own[number])][place] for place, number in enumerate(numbers)]
 
     def seconds(self, system: str) -> Scores:
-        """Seconds to adapt single tasks, one at a time, the first of them twice, for nothing is warm at first."""
+        """Seconds to adapt single tasks, one at a time, the first of them twice, for nothing is warm at first (not so SetFit, which
+        takes too long)."""
         if system == SETFIT:
             timed = [self.part.episodes[i] for i in _spread(len(self.part.episodes), TIMED_SETFIT)]
-            what = self._what([SETFIT, SETFIT_VERSION])
+            what = self._what([SETFIT, SETFIT_VERSION, machine()])
             return self._kept(self._seconds, what, lambda: {SETFIT: [_setfit(e).seconds for e in timed]})
         numbers = _spread(len(self.part.episodes), TIMED)
         episodes = [self._episodes(system)[i] for i in numbers]
@@ -148,7 +148,7 @@ class Arena:
                     found.setdefault(name, []).append(seconds)
             return {name: values[1:] for name, values in found.items()}
 
-        found = self._kept(self._seconds, self._what(self._identity(system)), measure)
+        found = self._kept(self._seconds, self._what([*self._identity(system), machine()]), measure)
         return found | {OURS: self._as_served(found, numbers)} if system == OURS else found
 
     def _episodes(self, system: str) -> list[Episode]:
@@ -223,7 +223,7 @@ def _from_zero(base: TextBase, ours: Initialization) -> Initialization:
 @click.option("--part", "names", type=click.Choice([*FOLDS, "far"]), multiple=True, help="Only this part.")
 @click.option("--system", "systems", type=click.Choice(SYSTEMS), multiple=True, help="Only this system.")
 @click.option("--seconds/--no-seconds", default=True, help="Time single tasks too; wants a machine at rest.")
-@click.option("--report", is_flag=True, help="Run nothing; write the results of what is finished.")
+@click.option("--report", is_flag=True, help="Run nothing; write the results of what is finished, of all parts and systems.")
 def main(
     data: Path,
     episodes: int,
@@ -236,21 +236,26 @@ def main(
     report: bool,
 ) -> None:
     base = load_text_base()
-    tokenized, rows = Tokenized(base), []
+    tokenized, rows, unfinished = Tokenized(base), [], []
     began = time.strftime("%Y-%m-%d")
     for part in parts(data, names, episodes, far_episodes, setfit_episodes, far_setfit_episodes):
         arena = Arena(base, tokenized, part, load_initialization(fold_initialization(part.fold), base), report=report)
         results: Scores = {}
         times: Scores = {}
         for system in [s for s in systems or SYSTEMS if s != SETFIT or len(part.few) > 1]:
-            with contextlib.suppress(Unfinished):
+            try:
                 results |= arena.accuracies(system)
-                if seconds:
-                    times |= arena.seconds(system)
+            except Unfinished:
+                unfinished.append(f"{part.case}: {system}")
+            try:
+                times |= arena.seconds(system) if seconds else {}
+            except Unfinished:
+                unfinished.append(f"{part.case}: {system}, seconds")
         rows += _rows(part, results, times)
         _print(part.case, results, times)
     if not names and not systems:
         about = {"begun": began, "episodes": episodes, "far_episodes": far_episodes, "precision": str(base.dtype)}
+        about |= {"unfinished": unfinished}
         print(f"\nwrote {write('transfer', rows, **about)}")
 
 

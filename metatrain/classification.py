@@ -51,10 +51,11 @@ class Classification:
     for its shots); where serving, and `config` has more for hard support sets, `own_steps` says after `start` which tasks take how
     many, and `steps` is the most of them (`adapt_each`). `anchor`: weight, in the query loss, of the mean
     distance 1 − cos of the adapted query features from the base model's own. `serving`: one loop is run and nothing is
-    differentiated through it, so that its first step and the prototypes share a forward pass.
+    differentiated through it, so that its first step and the prototypes share a forward pass; else the loop is the one that is
+    meta-trained through (`InnerConfig.meta_trained`).
 
     Raises AdaptationError where the objective has nothing to teach with, and ValueError for tasks that ask for different numbers of
-    steps.
+    steps, or of which one goes in parts and another has fewer rows.
     """
 
     def __init__(
@@ -77,6 +78,9 @@ class Classification:
         self.objective = config.objective_for(rows)
         told = list(steps) if isinstance(steps, Sequence) else [steps] * self.count
         sizes = _sizes(support)
+        if config.moved == "all" and rows > config.rows_per_step and min(size[0] for size in sizes) < rows:
+            unequal = sorted({examples for examples, _ in sizes})
+            raise ValueError(f"tasks of one pass that go in parts must agree in their rows, these have {unequal}")
         self.own_steps = tuple(config.steps_for(*size) if own is None else own for own, size in zip(told, sizes, strict=True))
         self.steps = max(self.own_steps)
         if min(self.own_steps) < self.steps and not (serving and min(self.own_steps)):

@@ -46,8 +46,8 @@ class HardSteps(BaseModel):
 
 
 class InParts(BaseModel):
-    """Of a support set of more than `rows_per_step` rows, which is many classes: the objective, and of how many parts at most each
-    is given the steps of a support set taken whole."""
+    """Of a support set of more than `rows_per_step` rows: the objective, and of how many parts at most each is given the steps of a
+    support set taken whole."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -56,7 +56,8 @@ class InParts(BaseModel):
 
 
 class InnerConfig(BaseModel):
-    """How an initialization is adapted; recorded in it, so that serving runs the loop it was meta-trained through."""
+    """How an initialization is adapted; recorded in it, so that serving runs the loop it was meta-trained through (`meta_trained`),
+    and what was found to help single requests beyond it (`hard_steps`, `in_parts`)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -74,7 +75,8 @@ class InnerConfig(BaseModel):
     rows_per_step: int = Field(
         default=128,
         ge=1,
-        description=f"a larger support set is walked through in seeded parts, with the steps for each (of at most {_MOST_PARTS})",
+        description="a larger support set is walked through in seeded parts, with the steps for each of at most "
+        f"{_MOST_PARTS} of them, or of `in_parts.most`",
     )
     in_parts: InParts | None = Field(default=None, description="of a larger support set; not while meta-training")
     beta1: float = Field(default=0.9, ge=0, lt=1)
@@ -98,6 +100,11 @@ class InnerConfig(BaseModel):
             raise ValueError('in_parts: expected none with moved "head", whose support set is taken whole')
         if self.head == "linear" and self.in_parts is not None and "cross_entropy" not in self.in_parts.objective:
             raise ValueError("in_parts.objective: expected cross_entropy among it, by which alone a linear head moves")
+        if self.in_parts is not None and not self.teaches_one_shot_in_parts and self.steps_for(1, 1) > 0:
+            raise ValueError(
+                f"in_parts.objective: {' + '.join(self.in_parts.objective)} learns nothing from one example a class; add "
+                "steps_by_shots {1: 0, 2: …}, augmentation or cross_entropy"
+            )
         if self.moved == "head" and self.head != "linear":
             raise ValueError('moved: "head" needs head "linear", got "prototypes", which no step moves')
         if self.hard_steps is not None and not 0 < self.most_steps < self.hard_steps.steps:
@@ -142,6 +149,10 @@ class InnerConfig(BaseModel):
     def teaches_one_shot(self) -> bool:
         """The objective can learn from classes of one example each."""
         return "cross_entropy" in self.objective or self.augmentation is not None
+
+    @property
+    def teaches_one_shot_in_parts(self) -> bool:
+        return "cross_entropy" in self.objective_for(self.rows_per_step + 1) or self.augmentation is not None
 
     @property
     def most_steps(self) -> int:

@@ -9,6 +9,7 @@ import json
 import resource
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,7 @@ def accuracy_by_inner_step(base: TextBase, init: Initialization, recipe: Recipe,
     for shots in recipe.validation.shots:
         episodes = [e for e in validation_episodes(recipe, valid_sets) if len(e.support) == shots * len(e.labels)]
         most = max(init.inner.most_steps, 1) if shots > 1 or init.inner.teaches_one_shot else 0
-        scores = evaluate_steps(base, init, episodes, range(most + 1), tokenized=tokenized)
+        scores = evaluate_steps(base, replace(init, inner=init.inner.meta_trained), episodes, range(most + 1), tokenized=tokenized)
         found[shots] = {step: score.mean for step, score in scores.items()}
     return found
 

@@ -325,6 +325,12 @@ class AliasPage(BaseModel):
     next_cursor: str | None = Field(description="of the next page; null at the end")
 
 
+class InPartsView(BaseModel):
+    more_than: int = Field(description="examples, label words among them: that many are taken at each step")
+    objective: dict[str, float]
+    most: int = Field(description="parts that are given `steps` each")
+
+
 class InitializationView(BaseModel):
     name: str
     digest: str
@@ -338,10 +344,7 @@ class InitializationView(BaseModel):
     )
     optimizer: str
     objective: dict[str, float]
-    objective_in_parts: dict[str, float] | None = Field(
-        description="of a support set of more than `rows_per_step` examples, which goes in parts; null: `objective` too"
-    )
-    rows_per_step: int
+    in_parts: InPartsView | None = Field(description="of a support set that is too large for one step; null: as any other")
     temperature: float
     max_length: int
 

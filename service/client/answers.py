@@ -181,9 +181,8 @@ class Initialization:
     hard_steps: dict[str, float] | None
     optimizer: str
     objective: dict[str, float]
-    objective_in_parts: dict[str, float] | None
-    """Of a support set of more than `rows_per_step` examples; None: `objective` too."""
-    rows_per_step: int
+    in_parts: dict[str, object] | None
+    """`objective` of a support set of `more_than` examples, of which at most `most` parts are given `steps` each."""
     temperature: float
     max_length: int
 

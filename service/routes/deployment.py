@@ -4,11 +4,11 @@ import redis
 from fastapi import APIRouter, Depends, Response
 from prometheus_client import generate_latest
 
-from metatrain.inner import Objective
+from metatrain.inner import InnerConfig, Objective
 from service.auth import access, needs
 from service.errors import NotReady
 from service.openapi import OF_ANY_ROUTE, problems
-from service.schemas import Alive, InitializationList, InitializationView, Missing, Readiness
+from service.schemas import Alive, InitializationList, InitializationView, InPartsView, Missing, Readiness
 from service.state import State
 
 router = APIRouter(tags=["deployment"])
@@ -30,14 +30,19 @@ def initializations(state: State) -> InitializationList:
             hard_steps=init.inner.hard_steps.model_dump() if init.inner.hard_steps else None,
             optimizer=init.inner.optimizer,
             objective=_mixture(init.inner.objective),
-            objective_in_parts=_mixture(init.inner.in_parts.objective) if init.inner.in_parts else None,
-            rows_per_step=init.inner.rows_per_step,
+            in_parts=_in_parts(init.inner),
             temperature=1.0 / init.scale,
             max_length=init.base.max_length,
         )
         for init in state.initializations.values()
     ]
     return InitializationList(initializations=sorted(views, key=lambda view: view.name))
+
+
+def _in_parts(inner: InnerConfig) -> InPartsView | None:
+    if inner.in_parts is None:
+        return None
+    return InPartsView(more_than=inner.rows_per_step, objective=_mixture(inner.in_parts.objective), most=inner.in_parts.most)
 
 
 def _mixture(objective: Objective) -> dict[str, float]:

@@ -112,8 +112,12 @@ def test_a_support_set_in_parts_takes_its_steps_for_each_with_an_objective_of_it
     for steps, body in bodies.items():
         state = service.http.get(f"/adapters/{identity(service, body)}").json()
         assert state["steps"] == len(state["support_loss"]) == steps
+        contrastive = {**body, "initialization": "contrastive", "options": {"steps": steps}}
+        other = service.http.get(f"/adapters/{identity(service, contrastive)}").json()
+        same = state["support_loss"][0] == pytest.approx(other["support_loss"][0], rel=1e-4)
+        assert same == (steps == 3)  # eight rows are taken whole, and as any other
     view = next(v for v in service.http.get("/initializations").json()["initializations"] if v["name"] == "parts")
-    assert view["objective_in_parts"] == {"cross_entropy": 1.0} and view["rows_per_step"] == 8
+    assert view["in_parts"] == {"more_than": 8, "objective": {"cross_entropy": 1.0}, "most": 5}
 
 
 def test_a_pinned_adapter_keeps_its_weights(service: Served) -> None:

@@ -22,7 +22,7 @@ def test_every_accepted_job_ends_once(environment: dict[str, str], tmp_path: Pat
     deployment = Deployment(tmp_path, {**environment, **SETTINGS}, workers=2)
     try:
         deployment.wait_ready()
-        account = storm(deployment, supports_of(count, random.Random(1)), "lora-from-zero", seconds=seconds, seed=1, least=3)
+        account = storm(deployment, supports_of(count, random.Random(1)), "lora-from-zero", seconds=seconds, seed=1)
     finally:
         deployment.close()
     assert complaints(account) == []

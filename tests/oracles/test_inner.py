@@ -227,14 +227,21 @@ def test_parts_have_an_objective_of_their_own_where_served_and_nowhere_else(tiny
     assert not torch.equal(*(flat(run(tiny, lora, larger, c, serving=True), 0) for c in (own, config)))
 
 
+def test_tasks_of_one_pass_that_go_in_parts_agree_in_their_rows(tiny: TextBase, lora: LoRA) -> None:
+    both = [tasks(1, ways=4, shots=4)[0], tasks(1, ways=3, shots=3)[0]]
+    with pytest.raises(ValueError, match=r"must agree in their rows, these have \[9, 16\]"):
+        run(tiny, lora, both, InnerConfig(steps=1, rows_per_step=9))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"moved": "head"}, 'in_parts: expected none with moved "head"'),
         ({}, "in_parts.objective: expected cross_entropy among it"),
+        ({"head": "prototypes"}, "in_parts.objective: supervised_contrastive learns nothing from one example a class"),
     ],
 )
-def test_parts_that_could_not_move_the_head_are_refused(change: dict[str, Any], message: str) -> None:
+def test_parts_that_could_not_be_taught_are_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         InnerConfig(in_parts=InParts(objective={"supervised_contrastive": 1.0}), **change)
 
