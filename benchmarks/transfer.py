@@ -8,6 +8,7 @@ are taken on single tasks, with `--seconds`, on a machine with nothing else to d
 between processes.
 """
 
+import contextlib
 import json
 import statistics
 import time
@@ -247,10 +248,8 @@ def main(
                 results |= arena.accuracies(system)
             except Unfinished:
                 unfinished.append(f"{part.case}: {system}")
-            try:
+            with contextlib.suppress(Unfinished):
                 times |= arena.seconds(system) if seconds else {}
-            except Unfinished:
-                unfinished.append(f"{part.case}: {system}, seconds")
         rows += _rows(part, results, times)
         _print(part.case, results, times)
     if not names and not systems:
