@@ -41,10 +41,8 @@ def accuracy_by_step() -> Path:
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("accuracy, %")
     axes[0].legend(title="trained without", frameon=False)
-    figure.suptitle(
-        "dashed: frozen prototypes   ×: plain LoRA from zero, 10 steps   ★: SetFit, by its distance from ours on the same episodes",
-        fontsize=9,
-    )
+    peers = "×: plain LoRA from zero, 10 steps   ★: SetFit, by its distance from ours on the same episodes"
+    figure.suptitle(f"dashed: frozen prototypes   {peers}", fontsize=9)
     return _saved(figure, "accuracy-by-step.svg")
 
 
