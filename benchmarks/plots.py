@@ -41,8 +41,8 @@ def accuracy_by_step() -> Path:
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("accuracy, %")
     axes[0].legend(title="trained without", frameon=False)
-    key = "×: plain LoRA from zero, 10 steps   ★: SetFit, by its distance from ours on the same episodes"
-    figure.suptitle(f"dashed: frozen prototypes   {key}", fontsize=9)
+    signs = "×: plain LoRA from zero, 10 steps   ★: SetFit, by its distance from ours on the same episodes"
+    figure.suptitle(f"dashed: frozen prototypes   {signs}", fontsize=9)
     return _saved(figure, "accuracy-by-step.svg")
 
 
