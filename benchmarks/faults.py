@@ -35,6 +35,7 @@ from metatrain.data.jsonl import STARTER, read_jsonl
 from worker.records import Records
 
 ROOT = Path(__file__).resolve().parents[1]
+LEAST_FAULTS = 3
 PATIENCE = 180.0
 CASE = "jobs under faults"
 
@@ -286,10 +287,9 @@ def storm(
     seconds: float,
     clients: int = 4,
     seed: int = 0,
-    least: int = 3,
 ) -> Account:
-    """Send one job for each support set, spread over `seconds`, under faults, of which `least` have struck before the last is sent,
-    however slowly the deployment starts again; then wait, and check."""
+    """Send one job for each support set, spread over `seconds`, under faults, of which `LEAST_FAULTS` have struck before the last
+    is sent, however slowly the deployment starts again; then wait, and check."""
     rng = random.Random(seed)
     bodies = [{"support": s, "initialization": initialization, "options": {"seed": i}} for i, s in enumerate(supports)]
     jobs = [Job(body) for body in bodies]
@@ -303,7 +303,7 @@ def storm(
 
     def send(number: int) -> None:
         time.sleep(max(0.0, seconds * number / len(jobs) - now()))
-        while number == len(jobs) - 1 and len(faults) < least and now() < seconds + PATIENCE:
+        while number == len(jobs) - 1 and len(faults) < LEAST_FAULTS and now() < seconds + PATIENCE:
             time.sleep(0.1)
         while now() < seconds + PATIENCE:
             try:

@@ -325,7 +325,8 @@ def test_the_command_line_trains_resumes_evaluates_and_fails_in_one_line(tiny_fo
         assert result.exit_code == 0, result.output
     assert "validation" in result.output and (tmp_path / "run" / "tiny" / "initialization.json").is_file()
     result = runner.invoke(main, ["train", str(tmp_path / "none.yaml")])
-    assert result.exit_code == 1 and result.output.startswith(f"error: no recipe at {tmp_path / 'none.yaml'}; those that")
+    shipped = "those that ship with the package: default, starter"
+    assert result.exit_code == 1 and result.output == f"error: no recipe at {tmp_path / 'none.yaml'}; {shipped}\n"
     path.write_text(yaml.safe_dump(content(tiny_folder, validation={"episodes": 2, "ways": 3, "shots": [13]})))
     result = runner.invoke(main, ["train", str(path), "--out", str(tmp_path / "other")])
     assert result.exit_code == 1 and "3-way with 13 shots and 5 queries needs 3 classes of 18 texts; at most 0" in result.output
