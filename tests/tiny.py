@@ -1,5 +1,7 @@
 """Tiny real base models: random weights, a word tokenizer, saved and loaded like any other."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,6 +18,8 @@ from transformers import (
     RobertaConfig,
     RobertaModel,
 )
+
+from metatrain.base.text import TextBase
 
 WORDS = """
 i want to please my card account money lost send close open order pizza book table flight cancel the a today now help refund
@@ -63,3 +67,15 @@ def tasks(count: int, *, ways: int = 3, shots: int = 2) -> list[list[tuple[str, 
                 pairs.append((" ".join(drawn), c))
         built.append(pairs)
     return built
+
+
+@contextmanager
+def rows_through(base: TextBase) -> Iterator[list[int]]:
+    """The rows of each pass through the last layer of a tiny BERT, one after another, while this lasts."""
+    rows: list[int] = []
+    last: torch.nn.Module = base.model.encoder.layer[-1]  # type: ignore[union-attr,index,assignment]
+    hook = last.register_forward_pre_hook(lambda _module, inputs: rows.append(inputs[0].shape[0]))
+    try:
+        yield rows
+    finally:
+        hook.remove()

@@ -2,13 +2,11 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from click.testing import CliRunner
 
-from metatrain.artifact import Initialization
 from metatrain.base.text import TextBase
 from metatrain.baselines import frozen_prototypes, lora_from_zero
 from metatrain.cli import DEFAULT_INITIALIZATION, main
@@ -16,6 +14,7 @@ from metatrain.data.jsonl import STARTER, read_jsonl
 from metatrain.episode import Episode, EpisodeSampler, EpisodeShape
 from metatrain.evaluate import evaluate, evaluate_prototypes, evaluate_steps, own_steps, paired_interval
 from metatrain.inner import HardSteps, InnerConfig
+from tests.tiny import rows_through
 
 
 @pytest.fixture(scope="module")
@@ -62,22 +61,15 @@ def test_hard_support_sets_take_more_steps_each_for_itself(tiny: TextBase, episo
     assert found.accuracy != walked[1].accuracy
     assert own_steps(tiny, replace(init, inner=mixed), episodes, together=3) == tuple(6 if h else 1 for h in hard)
     assert found.accuracy == pytest.approx(evaluate(tiny, replace(init, inner=mixed), episodes, together=1).accuracy)
-    assert rows_through(tiny, replace(init, inner=mixed), episodes) < rows_through(tiny, init, episodes, steps=6)  # they leave
+    with rows_through(tiny) as some:
+        evaluate(tiny, replace(init, inner=mixed), episodes)
+    with rows_through(tiny) as all_six:
+        evaluate(tiny, init, episodes, steps=6)
+    assert sum(some) < sum(all_six)  # those that are done leave
     few = init.inner.model_copy(update={"hard_steps": HardSteps(shots=3, below=below, steps=6)})
     assert evaluate(tiny, replace(init, inner=few), episodes).accuracy == walked[1].accuracy
     single = [replace(e, support=e.support[::2]) for e in episodes]
     assert evaluate(tiny, replace(init, inner=mixed), single).accuracy == evaluate(tiny, init, single, steps=0).accuracy
-
-
-def rows_through(tiny: TextBase, init: Initialization, episodes: list[Episode], **how: Any) -> int:
-    rows: list[int] = []
-    last: torch.nn.Module = tiny.model.encoder.layer[-1]  # type: ignore[union-attr,index,assignment]
-    hook = last.register_forward_pre_hook(lambda _module, inputs: rows.append(inputs[0].shape[0]))
-    try:
-        evaluate(tiny, init, episodes, **how)
-    finally:
-        hook.remove()
-    return sum(rows)
 
 
 @pytest.mark.parametrize("steps", [0, 6, 7])

@@ -16,7 +16,7 @@ from metatrain.errors import DeadlineExceeded, NonFinite
 from metatrain.inner import HardSteps, InnerConfig
 from metatrain.problem import Outer, start_rates
 from metatrain.taskbatch import Tokenized
-from tests.tiny import WORDS
+from tests.tiny import WORDS, rows_through
 
 CONTRASTIVE: dict[str, Any] = {"objective": {"supervised_contrastive": 1.0}, "head": "prototypes", "steps_by_shots": {1: 0, 2: 2}}
 CONFIGS = {
@@ -105,13 +105,9 @@ def test_no_steps_together_and_never_beside_some(tiny: TextBase) -> None:
 # Padded to the largest that is left: three tasks of 9 rows, two of 9, one of 6 twice; a head of prototypes then wants all of them.
 @pytest.mark.parametrize(("config", "expected"), [("contrastive", 27 + 18 + 6 + 6 + 27), ("proximal", 27 + 18 + 6 + 6)])
 def test_a_task_that_is_done_leaves_the_pass(tiny: TextBase, config: str, expected: int) -> None:
-    supports, rows = [pairs(2, 2, 0), pairs(2, 3, 1), pairs(3, 3, 2)], []
-    last: torch.nn.Module = tiny.model.encoder.layer[-1]  # type: ignore[union-attr,index,assignment]
-    hook = last.register_forward_pre_hook(lambda _module, inputs: rows.append(inputs[0].shape[0]))
-    try:
+    supports = [pairs(2, 2, 0), pairs(2, 3, 1), pairs(3, 3, 2)]
+    with rows_through(tiny) as rows:
         ended(tiny, DELTAS["lora"], CONFIGS[config], supports, [1, 4, 2])
-    finally:
-        hook.remove()
     assert sum(rows) == expected
 
 
