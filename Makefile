@@ -43,6 +43,7 @@ train-default: .venv/embedded
 bench-transfer: .venv/bench
 	$(BIN)/python -m benchmarks.folds --data $(DATA)
 	$(BIN)/python -m benchmarks.transfer --data $(DATA)
+	$(BIN)/python -m benchmarks.transfer --data $(DATA) --seconds
 
 bench-intents: .venv/bench
 	$(BIN)/python -m benchmarks.intents --data $(DATA)

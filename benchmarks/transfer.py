@@ -3,19 +3,18 @@
 Three folds (`benchmarks.folds`), each trained without the fold's data and tested on it, and far transfer: the published validation
 sets of `text_mix`, which nothing is trained on or chosen by, under the first fold's initialization. Every system meets the same
 episodes; SetFit, which takes most of the time, some of them. Ours is scored after several numbers of steps, and as a request would
-take them ("quickstudy"). Accuracy runs several tasks a pass and is kept in `results/parts/transfer.json`, with the results; seconds
-are taken on single tasks, with `--seconds`, on a machine with nothing else to do. Resumes; `--part` and `--system` share the work
-between processes.
+take them ("quickstudy"). Accuracy runs several tasks a pass and is kept in `results/parts/transfer.json`, with the results, by the
+precision of the base model; seconds are taken with `--seconds`, on single tasks of the folds, on a machine with nothing else to do,
+and have results of their own (`transfer-seconds`). Resumes; `--part` and `--system` share the work between processes.
 """
 
-import contextlib
 import json
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import click
 import torch
@@ -25,6 +24,7 @@ from benchmarks.folds import FOLDS, fold_initialization
 from benchmarks.record import Progress, Row, machine, write
 from benchmarks.systems import SETFIT_VERSION, Answer, accuracy, linear_probe, setfit, with_label_words
 from metatrain.artifact import Initialization, load_initialization
+from metatrain.base.precision import Precision
 from metatrain.base.text import TextBase, load_text_base
 from metatrain.baselines import SCALE, frozen_prototypes, lora_from_zero
 from metatrain.data.jsonl import read_jsonl
@@ -92,8 +92,8 @@ class Unfinished(Exception):
 
 
 class Arena:
-    """Runs systems on the episodes of one part, keeping what is finished: accuracies, and of this machine alone, seconds. `report`:
-    runs nothing, and raises Unfinished."""
+    """Runs systems on the episodes of one part, keeping what is finished: accuracies, and of this machine alone, seconds. Where it
+    is to `report`, it runs nothing and raises Unfinished."""
 
     def __init__(self, base: TextBase, tokenized: Tokenized, part: Part, ours: Initialization, *, report: bool) -> None:
         self.base, self.tokenized, self.part, self.report = base, tokenized, part, report
@@ -116,21 +116,22 @@ class Arena:
             return {SETFIT: [self._setfit_accuracy(self.part.episodes[i]) for i in self.part.few]}
         what = self._what(self._identity(system))
         found = self._kept(self._accuracies, what, lambda: self._run(system, self._episodes(system))[0])
-        return found | {OURS: self._as_served(found, range(len(self.part.episodes)))} if system == OURS else found
+        if system != OURS:
+            return found
+        own = self._kept(
+            self._accuracies,
+            self._what(["own steps", _made_by(self.initializations[OURS][0]), str(self.base.dtype)]),
+            lambda: self._own_steps(self.part.episodes),
+        )
+        return found | _as_served(found, own)
+
+    def _own_steps(self, episodes: Sequence[Episode]) -> Sequence[int]:
+        """That a request with each of these would take."""
+        return own_steps(self.base, self.initializations[OURS][0], episodes, tokenized=self.tokenized)
 
     def _setfit_accuracy(self, episode: Episode) -> float:
         what = [SETFIT, SETFIT_VERSION, manifest_digest([episode])]
         return self._kept(self._accuracies, what, lambda: accuracy(_setfit(episode), episode))
-
-    def _as_served(self, by_step: Scores, numbers: Sequence[int]) -> list[float]:
-        """Of each of these episodes after the number of steps that a request would take."""
-        init = self.initializations[OURS][0]
-        own = self._kept(
-            self._accuracies,
-            self._what(["own steps", _made_by(init), str(self.base.dtype)]),
-            lambda: own_steps(self.base, init, self.part.episodes, tokenized=self.tokenized),
-        )
-        return [by_step[_after(OURS, own[number])][place] for place, number in enumerate(numbers)]
 
     def seconds(self, system: str) -> Scores:
         """Seconds to adapt single tasks, one at a time, the first of them twice, for nothing is warm at first (not so SetFit, which
@@ -139,18 +140,17 @@ class Arena:
             timed = [self.part.episodes[i] for i in _spread(len(self.part.episodes), TIMED_SETFIT)]
             what = self._what([SETFIT, SETFIT_VERSION, machine()])
             return self._kept(self._seconds, what, lambda: {SETFIT: [_setfit(e).seconds for e in timed]})
-        numbers = _spread(len(self.part.episodes), TIMED)
-        episodes = [self._episodes(system)[i] for i in numbers]
+        episodes = [self._episodes(system)[i] for i in _spread(len(self.part.episodes), TIMED)]
 
         def measure() -> Scores:
             found: Scores = {}
             for episode in [episodes[0], *episodes]:
                 for name, seconds in self._run(system, [episode])[1].items():
                     found.setdefault(name, []).append(seconds)
-            return {name: values[1:] for name, values in found.items()}
+            found = {name: values[1:] for name, values in found.items()}
+            return found | _as_served(found, self._own_steps(episodes)) if system == OURS else found
 
-        found = self._kept(self._seconds, self._what([*self._identity(system), machine()]), measure)
-        return found | {OURS: self._as_served(found, numbers)} if system == OURS else found
+        return self._kept(self._seconds, self._what([*self._identity(system), machine()]), measure)
 
     def _episodes(self, system: str) -> list[Episode]:
         return self.worded if system in (FROZEN_WORDS, OURS_WORDS) else self.part.episodes
@@ -208,6 +208,11 @@ def _after(system: str, steps: int) -> str:
     return f"{system}, {steps} steps"
 
 
+def _as_served(by_step: Scores, own: Sequence[int]) -> Scores:
+    """Ours, each episode after its own number of steps."""
+    return {OURS: [by_step[_after(OURS, steps)][episode] for episode, steps in enumerate(own)]}
+
+
 def _from_zero(base: TextBase, ours: Initialization) -> Initialization:
     """Our delta, objective and head, with nothing learned: LoRA as PEFT starts it and one plain rate."""
     theta = base.attach(ours.delta).initial(torch.Generator().manual_seed(0))
@@ -223,7 +228,8 @@ def _from_zero(base: TextBase, ours: Initialization) -> Initialization:
 @click.option("--far-setfit-episodes", default=12, show_default=True)
 @click.option("--part", "names", type=click.Choice([*FOLDS, "far"]), multiple=True, help="Only this part.")
 @click.option("--system", "systems", type=click.Choice(SYSTEMS), multiple=True, help="Only this system.")
-@click.option("--seconds/--no-seconds", default=True, help="Time single tasks too; wants a machine at rest.")
+@click.option("--precision", type=click.Choice(get_args(Precision)), default="auto", show_default=True, help="Of the base model.")
+@click.option("--seconds", is_flag=True, help="Time single tasks of the folds instead, on a machine at rest.")
 @click.option("--report", is_flag=True, help="Run nothing; write the results of what is finished, of all parts and systems.")
 def main(
     data: Path,
@@ -233,32 +239,34 @@ def main(
     far_setfit_episodes: int,
     names: tuple[str, ...],
     systems: tuple[str, ...],
+    precision: Precision,
     seconds: bool,
     report: bool,
 ) -> None:
-    base = load_text_base()
+    base = load_text_base(precision=precision)
     tokenized, rows, unfinished = Tokenized(base), [], []
     began = time.strftime("%Y-%m-%d")
+    whole = not names and not systems
+    if seconds:
+        names = names or tuple(FOLDS)
     for part in parts(data, names, episodes, far_episodes, setfit_episodes, far_setfit_episodes):
         arena = Arena(base, tokenized, part, load_initialization(fold_initialization(part.fold), base), report=report)
-        results: Scores = {}
-        times: Scores = {}
+        found: Scores = {}
         for system in [s for s in systems or SYSTEMS if s != SETFIT or len(part.few) > 1]:
             try:
-                results |= arena.accuracies(system)
+                found |= arena.seconds(system) if seconds else arena.accuracies(system)
             except Unfinished:
                 unfinished.append(f"{part.case}: {system}")
-            with contextlib.suppress(Unfinished):
-                times |= arena.seconds(system) if seconds else {}
-        rows += _rows(part, results, times)
-        _print(part.case, results, times)
-    if not names and not systems:
-        about = {"begun": began, "episodes": episodes, "far_episodes": far_episodes, "precision": str(base.dtype)}
-        about |= {"unfinished": unfinished}
-        print(f"\nwrote {write('transfer', rows, **about)}")
+        rows += _seconds_rows(part, found) if seconds else _rows(part, found)
+        (_print_seconds if seconds else _print)(part.case, found)
+    if whole:
+        about: dict[str, Any] = {"begun": began, "precision": str(base.dtype), "unfinished": unfinished}
+        if not seconds:
+            about |= {"episodes": episodes, "far_episodes": far_episodes}
+        print(f"\nwrote {write('transfer-seconds' if seconds else 'transfer', rows, **about)}")
 
 
-def _rows(part: Part, results: Scores, times: Scores) -> list[Row]:
+def _rows(part: Part, results: Scores) -> list[Row]:
     rows = []
     for system, scores in results.items():
         rows.append(Row(part.case, system, "accuracy", statistics.fmean(scores), "share"))
@@ -267,9 +275,11 @@ def _rows(part: Part, results: Scores, times: Scores) -> list[Row]:
                 difference, half = paired_interval(*_met_by_both(part, system, other, results))
                 rows.append(Row(part.case, system, f"over {other}", difference, "share"))
                 rows.append(Row(part.case, system, f"over {other}, 95 % interval, half", half, "share"))
-        if system in times:
-            rows.append(Row(part.case, system, "seconds to adapt", statistics.median(times[system]), "s"))
     return rows
+
+
+def _seconds_rows(part: Part, times: Scores) -> list[Row]:
+    return [Row(part.case, system, "seconds to adapt", statistics.median(values), "s") for system, values in times.items()]
 
 
 def _met_by_both(part: Part, left: str, right: str, results: Scores) -> tuple[list[float], list[float]]:
@@ -279,7 +289,7 @@ def _met_by_both(part: Part, left: str, right: str, results: Scores) -> tuple[li
     return a, b
 
 
-def _print(case: str, results: Scores, times: Scores) -> None:
+def _print(case: str, results: Scores) -> None:
     print(f"\n{case}")
     frozen = results.get(FROZEN)
     for system, scores in results.items():
@@ -287,8 +297,13 @@ def _print(case: str, results: Scores, times: Scores) -> None:
         if frozen is not None and len(frozen) == len(scores):
             difference, half = paired_interval(scores, frozen)
             over = f"{100 * difference:+.2f} ± {100 * half:.2f}"
-        spent = f"{statistics.median(times[system]):.3f} s" if system in times else ""
-        print(f"  {system:<36} {statistics.fmean(scores):>8.2%} {over:>15} {spent:>10}  ({len(scores)} episodes)", flush=True)
+        print(f"  {system:<36} {statistics.fmean(scores):>8.2%} {over:>15}  ({len(scores)} episodes)", flush=True)
+
+
+def _print_seconds(case: str, times: Scores) -> None:
+    print(f"\n{case}")
+    for system, values in times.items():
+        print(f"  {system:<36} {statistics.median(values):>8.3f} s  ({len(values)} tasks)", flush=True)
 
 
 def rows_by(rows: list[dict[str, Any]]) -> dict[tuple[str, str, str], float]:
