@@ -13,6 +13,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -20,7 +21,7 @@ import click
 import torch
 from tqdm import tqdm
 
-from benchmarks.folds import FOLDS, fold_initialization
+from benchmarks.folds import FOLDS, fold_initialization, fold_recipe
 from benchmarks.record import Progress, Row, machine, write
 from benchmarks.systems import SETFIT_VERSION, Answer, accuracy, linear_probe, setfit, with_label_words
 from metatrain.artifact import Initialization, load_initialization
@@ -30,17 +31,25 @@ from metatrain.baselines import SCALE, frozen_prototypes, lora_from_zero
 from metatrain.data.jsonl import read_jsonl
 from metatrain.episode import Episode, EpisodeSampler, EpisodeShape, manifest_digest
 from metatrain.evaluate import evaluate, evaluate_steps, own_steps, paired_interval
-from metatrain.recipe import Recipe
 from metatrain.taskbatch import Tokenized
 
 FAR = ("csabstruct", "emobank_genre", "opentrivia", "ukp_debate")
-STEPS = (0, 1, 2, 3, 5, 10)
+STEPS, PLAIN_STEPS = (0, 1, 2, 3, 5, 10), 10
 SHOTS = {"near": (1, 5, 10), "far": (5, 10)}
 TIMED, TIMED_SETFIT = 5, 2  # single tasks
 FROZEN, PROBE, PLAIN, SETFIT = "frozen prototypes", "linear probe", "plain LoRA from zero", "SetFit"
 SAME_LOOP, OURS = "our inner loop from zero", "quickstudy"
 FROZEN_WORDS, OURS_WORDS = "frozen prototypes, label words", "quickstudy, label words"
 SYSTEMS = (FROZEN, PROBE, PLAIN, SAME_LOOP, SETFIT, OURS, FROZEN_WORDS, OURS_WORDS)
+MARKS: dict[str, tuple[int, ...] | None] = {
+    FROZEN: (0,),
+    FROZEN_WORDS: (0,),
+    PLAIN: (PLAIN_STEPS,),
+    SAME_LOOP: STEPS[1:],
+    OURS: STEPS,
+    OURS_WORDS: None,
+}
+"""The numbers of inner steps that a system is scored after; None: its own."""
 Scores = dict[str, list[float]]
 Kept = TypeVar("Kept")
 
@@ -95,20 +104,24 @@ class Arena:
     """Runs systems on the episodes of one part, keeping what is finished: accuracies, and of this machine alone, seconds. Where it
     is to `report`, it runs nothing and raises Unfinished."""
 
-    def __init__(self, base: TextBase, tokenized: Tokenized, part: Part, ours: Initialization, *, report: bool) -> None:
+    def __init__(self, base: TextBase, tokenized: Tokenized, part: Part, *, report: bool) -> None:
         self.base, self.tokenized, self.part, self.report = base, tokenized, part, report
         self._accuracies, self._seconds = Progress("transfer", kept=True), Progress("transfer-seconds")
         self.digest = manifest_digest(part.episodes)
-        plain = lora_from_zero(base)
         self.worded = [with_label_words(episode) for episode in part.episodes]
-        self.initializations: dict[str, tuple[Initialization, tuple[int, ...] | None]] = {
-            FROZEN: (frozen_prototypes(base), (0,)),
-            FROZEN_WORDS: (frozen_prototypes(base), (0,)),
-            OURS_WORDS: (ours, None),
-            PLAIN: (plain, (plain.inner.steps,)),
-            SAME_LOOP: (_from_zero(base, ours), STEPS[1:]),
-            OURS: (ours, STEPS),
-        }
+
+    @cached_property
+    def ours(self) -> Initialization:
+        """The fold's, which peers and baselines do without."""
+        return load_initialization(fold_initialization(self.part.fold), self.base)
+
+    def _start(self, system: str) -> Initialization:
+        """What a system adapts from."""
+        if system in (FROZEN, FROZEN_WORDS):
+            return frozen_prototypes(self.base)
+        if system == PLAIN:
+            return lora_from_zero(self.base, steps=PLAIN_STEPS)
+        return _from_zero(self.base, self.ours) if system == SAME_LOOP else self.ours
 
     def accuracies(self, system: str) -> Scores:
         """Accuracy of each episode, under the system's name, or one for each number of steps where it is tried at several."""
@@ -120,14 +133,14 @@ class Arena:
             return found
         own = self._kept(
             self._accuracies,
-            self._what(["own steps", _made_by(self.initializations[OURS][0]), str(self.base.dtype)]),
+            self._what(["own steps", fold_recipe(self.part.fold).digest, str(self.base.dtype)]),
             lambda: self._own_steps(self.part.episodes),
         )
         return found | _as_served(found, own)
 
     def _own_steps(self, episodes: Sequence[Episode]) -> Sequence[int]:
         """That a request with each of these would take."""
-        return own_steps(self.base, self.initializations[OURS][0], episodes, tokenized=self.tokenized)
+        return own_steps(self.base, self.ours, episodes, tokenized=self.tokenized)
 
     def _setfit_accuracy(self, episode: Episode) -> float:
         what = [SETFIT, SETFIT_VERSION, manifest_digest([episode])]
@@ -161,7 +174,7 @@ class Arena:
             answers = [linear_probe(self.tokenized, e.support, [text for text, _ in e.query]) for e in episodes]
             scores = [accuracy(answer, episode) for answer, episode in zip(answers, episodes, strict=True)]
             return {PROBE: scores}, {PROBE: statistics.fmean(answer.seconds for answer in answers)}
-        init, marks = self.initializations[system]
+        init, marks = self._start(system), MARKS[system]
         one_shot = len(episodes[0].support) == len(episodes[0].labels)
         if one_shot and not init.inner.teaches_one_shot and marks is not None:
             marks = tuple(mark for mark in marks if mark == 0)
@@ -178,8 +191,9 @@ class Arena:
     def _identity(self, system: str) -> list[Any]:
         if system == PROBE:
             return [PROBE, str(self.base.dtype)]
-        init, marks = self.initializations[system]
-        return [system, _made_by(init), marks, str(self.base.dtype)]
+        # What was trained goes by its recipe, for training again on another machine may round otherwise.
+        made_by = self._start(system).digest if system in (FROZEN, FROZEN_WORDS, PLAIN) else fold_recipe(self.part.fold).digest
+        return [system, made_by, MARKS[system], str(self.base.dtype)]
 
     def _what(self, what: list[Any]) -> list[Any]:
         return [self.part.case, self.digest, *what]
@@ -192,12 +206,6 @@ class Arena:
             progress.put(key, make())
         kept: Kept = progress.get(key)
         return kept
-
-
-def _made_by(init: Initialization) -> str:
-    """Its recipe, for training again on another machine may round otherwise; its weights, where it was not trained."""
-    recipe = init.provenance.get("recipe")
-    return init.digest if recipe is None else Recipe.model_validate(recipe).digest
 
 
 def _setfit(episode: Episode) -> Answer:
@@ -250,7 +258,7 @@ def main(
     if seconds:
         names = names or tuple(FOLDS)
     for part in parts(data, names, episodes, far_episodes, setfit_episodes, far_setfit_episodes):
-        arena = Arena(base, tokenized, part, load_initialization(fold_initialization(part.fold), base), report=report)
+        arena = Arena(base, tokenized, part, report=report)
         found: Scores = {}
         for system in [s for s in systems or SYSTEMS if s != SETFIT or len(part.few) > 1]:
             try:
