@@ -9,7 +9,7 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,6 @@ from metatrain.episode import (
 )
 from metatrain.errors import DataError, NonFinite, RecipeError
 from metatrain.evaluate import evaluate
-from metatrain.inner import InnerConfig
 from metatrain.metagrad import Differentiation, MetaGradient
 from metatrain.outer_loop import CHECKPOINT, State, not_finite, outer_step
 from metatrain.probe import probe
@@ -66,54 +65,71 @@ def train(
 
     Raises DataError, RecipeError, BaseModelError, NonFinite and NoMetaGradient.
     """
-    train_sets, valid_sets, dropped = read_data(recipe, data)
-    assert_episodes(recipe, train_sets, valid_sets)
-    base = load_text_base(
-        recipe.base.model,
-        precision=recipe.base.precision,
-        attention=attention_for(recipe.algorithm),
-        max_length=recipe.base.max_length,
-    )
-    kind = base.attach(recipe.delta)
-    probe(base, kind)
-    tokenized = Tokenized(base, recipe.base.train_max_length)
-    sampler = _sampler(recipe, tokenized, train_sets)
-    validation = validation_episodes(recipe, valid_sets)
-    report({"event": "data", "train": _sizes(train_sets), "valid": _sizes(valid_sets), "dropped": dropped})
-    out.mkdir(parents=True, exist_ok=True)
-    run = _run_digest(recipe, base, train_sets, validation)
-    state = State.load(out / CHECKPOINT, run) or State.start(_start(recipe, base, kind))
-
-    met = manifest_digest(validation)
-
-    def initialization(leaves: dict[str, Tensor]) -> Initialization:
-        return _initialization(recipe, base, recipe.recorded_inner, leaves, state, train_sets, dropped, met)
-
-    def validate() -> None:
-        kept = state.kept(recipe.outer)
-        by_shots, by_set = validation_scores(base, initialization(kept), validation, recipe.validation.shots, tokenized)
-        score = processes.agree(sum(by_shots.values()) / len(by_shots))
-        if score > state.best_score:
-            state.best_score, state.best_step, state.best_leaves = score, state.step, dict(kept)
-        event = {"event": "validation", "step": state.step, "score": score, "best_step": state.best_step, "by_shots": by_shots}
-        event["by_set"] = by_set
-        state.history.append(event)
-        report(event)
-
-    def save_checkpoint() -> None:
-        if processes.first:
-            state.save(out / CHECKPOINT, run)
-
+    run = _Run.prepare(recipe, data, out, report, processes)
+    state = run.state
     last = recipe.outer.steps if max_steps is None else min(max_steps, recipe.outer.steps)
     if state.step == 0 and not state.history:
-        validate()
-    while state.step < last and not _out_of_patience(recipe, state):
-        began = time.perf_counter()
-        episodes = _meta_batch(recipe, sampler, state.step)
-        share = [episodes[i] for i in processes.share(len(episodes))]
-        own, why = _own_gradient(recipe, kind, tokenized, share, state)
-        gradient = processes.mean(own, state.leaves, len(share))
-        norm = outer_step(recipe.outer, state, gradient, why)
+        run.validate()
+    while state.step < last and not run.out_of_patience():
+        run.outer_step()
+        if state.step % recipe.validation.every == 0 or state.step == recipe.outer.steps:
+            run.validate()
+            run.save_checkpoint()
+    run.save_checkpoint()
+    result = run.initialization(state.best_leaves)
+    if processes.first:
+        write_atomically(out / "history.json", json.dumps(state.history, indent=1).encode())
+        save_initialization(result, out / recipe.name, run.kind)
+    return result
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What a run goes by, and the `state` that it moves."""
+
+    recipe: Recipe
+    kind: DeltaKind
+    tokenized: Tokenized
+    train_sets: list[Dataset]
+    dropped: list[str]
+    sampler: EpisodeSampler
+    validation: list[Episode]
+    checkpoint: Path
+    digest: str
+    state: State
+    report: Report
+    processes: Processes
+
+    @classmethod
+    def prepare(cls, recipe: Recipe, data: Path, out: Path, report: Report, processes: Processes) -> "_Run":
+        """At the checkpoint in `out`, or at the start where it holds none. Raises what `train` does before its first step."""
+        train_sets, valid_sets, dropped = read_data(recipe, data)
+        assert_episodes(recipe, train_sets, valid_sets)
+        base = load_text_base(
+            recipe.base.model,
+            precision=recipe.base.precision,
+            attention=attention_for(recipe.algorithm),
+            max_length=recipe.base.max_length,
+        )
+        kind = base.attach(recipe.delta)
+        probe(base, kind)
+        tokenized = Tokenized(base, recipe.base.train_max_length)
+        sampler = _sampler(recipe, tokenized, train_sets)
+        validation = validation_episodes(recipe, valid_sets)
+        report({"event": "data", "train": _sizes(train_sets), "valid": _sizes(valid_sets), "dropped": dropped})
+        out.mkdir(parents=True, exist_ok=True)
+        checkpoint, digest = out / CHECKPOINT, _run_digest(recipe, base, train_sets, validation)
+        state = State.load(checkpoint, digest) or State.start(_start(recipe, base, kind))
+        return cls(recipe, kind, tokenized, train_sets, dropped, sampler, validation, checkpoint, digest, state, report, processes)
+
+    def outer_step(self) -> None:
+        """One meta-batch, shared by the processes."""
+        began, state = time.perf_counter(), self.state
+        episodes = _meta_batch(self.recipe, self.sampler, state.step)
+        share = [episodes[i] for i in self.processes.share(len(episodes))]
+        own, why = self._own_gradient(share)
+        gradient = self.processes.mean(own, state.leaves, len(share))
+        norm = outer_step(self.recipe.outer, state, gradient, why)
         event: dict[str, Any] = {"event": "step", "step": state.step, "tasks": len(episodes), "skipped": state.skipped}
         if not math.isnan(norm):
             event |= {"loss": gradient.loss, "accuracy": gradient.accuracy, "gradient_norm": norm}
@@ -121,33 +137,74 @@ def train(
         if gradient.residual is not None:
             event["residual"] = gradient.residual
         state.history.append(event)
-        report({**event, "of": recipe.outer.steps, "seconds": time.perf_counter() - began})
-        if state.step % recipe.validation.every == 0 or state.step == recipe.outer.steps:
-            validate()
-            save_checkpoint()
-    save_checkpoint()
-    result = initialization(state.best_leaves)
-    if processes.first:
-        write_atomically(out / "history.json", json.dumps(state.history, indent=1).encode())
-        save_initialization(result, out / recipe.name, kind)
-    return result
+        self.report({**event, "of": self.recipe.outer.steps, "seconds": time.perf_counter() - began})
 
+    def _own_gradient(self, episodes: list[Episode]) -> tuple[MetaGradient | None, str]:
+        """Of this process's episodes, None where it has none; and why it could not be taken, where it could not."""
+        if not episodes:
+            return None, ""
+        recipe, inner, leaves = self.recipe, self.recipe.recorded_inner, self.state.leaves
+        base = self.tokenized.base
+        tasks = Classification(base, self.kind, inner, *self.tokenized.batch(episodes), anchor=recipe.outer.anchor)
+        outer = Outer.from_leaves(leaves).on(base.device)
+        try:
+            return recipe.algorithm.meta_gradient(tasks, outer, inner.update, self.state.step), ""
+        except NonFinite as problem:
+            return not_finite(leaves), str(problem)
+        except ValueError as problem:  # a mode that this base model cannot be differentiated in
+            raise RecipeError(f"algorithm.gradient: {problem}") from problem
 
-def _own_gradient(
-    recipe: Recipe, kind: DeltaKind, tokenized: Tokenized, episodes: list[Episode], state: State
-) -> tuple[MetaGradient | None, str]:
-    """Of this process's episodes, None where it has none; and why it could not be taken, where it could not."""
-    if not episodes:
-        return None, ""
-    base, inner = tokenized.base, recipe.recorded_inner
-    tasks = Classification(base, kind, inner, *tokenized.batch(episodes), anchor=recipe.outer.anchor)
-    outer = Outer.from_leaves(state.leaves).on(base.device)
-    try:
-        return recipe.algorithm.meta_gradient(tasks, outer, inner.update, state.step), ""
-    except NonFinite as problem:
-        return not_finite(state.leaves), str(problem)
-    except ValueError as problem:  # a mode that this base model cannot be differentiated in
-        raise RecipeError(f"algorithm.gradient: {problem}") from problem
+    def validate(self) -> None:
+        """Score what is kept so far, and remember the best."""
+        state = self.state
+        kept = state.kept(self.recipe.outer)
+        by_shots, by_set = validation_scores(
+            self.initialization(kept), self.validation, self.recipe.validation.shots, self.tokenized
+        )
+        score = self.processes.agree(sum(by_shots.values()) / len(by_shots))
+        if score > state.best_score:
+            state.best_score, state.best_step, state.best_leaves = score, state.step, dict(kept)
+        event = {"event": "validation", "step": state.step, "score": score, "best_step": state.best_step, "by_shots": by_shots}
+        event["by_set"] = by_set
+        state.history.append(event)
+        self.report(event)
+
+    def out_of_patience(self) -> bool:
+        validations: list[int] = [event["step"] for event in self.state.history if event["event"] == "validation"]
+        return sum(step > self.state.best_step for step in validations) >= self.recipe.validation.patience
+
+    def save_checkpoint(self) -> None:
+        if self.processes.first:
+            self.state.save(self.checkpoint, self.digest)
+
+    def initialization(self, leaves: dict[str, Tensor]) -> Initialization:
+        """Of these outer leaves, with what the run is known by."""
+        recipe, state, outer = self.recipe, self.state, Outer.from_leaves(leaves)
+        assert outer.scale is not None
+        provenance = {
+            "recipe": json.loads(recipe.model_dump_json()),
+            "recipe_digest": recipe.digest,
+            "outer_steps": state.best_step,
+            "validation_score": state.best_score if math.isfinite(state.best_score) else None,
+            "validation_episodes_digest": manifest_digest(self.validation),
+            "training_sets": _sizes(self.train_sets),
+            "dropped": self.dropped,
+            "attribution": recipe.data.attribution,
+        }
+        algorithm = recipe.algorithm
+        name = f"{algorithm.name} ({algorithm.order} order)" if algorithm.name == "maml" else algorithm.name
+        return Initialization(
+            recipe.name,
+            self.tokenized.base.spec,
+            recipe.delta,
+            recipe.recorded_inner,
+            outer.theta,
+            outer.rates,
+            float(outer.scale),
+            name,
+            provenance,
+            outer.base,
+        )
 
 
 def read_data(recipe: Recipe, data: Path) -> tuple[list[Dataset], list[Dataset], list[str]]:
@@ -204,7 +261,7 @@ def validation_episodes(recipe: Recipe, valid_sets: list[Dataset]) -> list[Episo
 
 
 def validation_scores(
-    base: TextBase, init: Initialization, episodes: list[Episode], shots: tuple[int, ...], tokenized: Tokenized
+    init: Initialization, episodes: list[Episode], shots: tuple[int, ...], tokenized: Tokenized
 ) -> tuple[dict[int, float], dict[str, float]]:
     """Mean accuracy by number of shots, and by data set, after the steps that training goes through."""
     init = replace(init, inner=init.inner.meta_trained)
@@ -212,7 +269,7 @@ def validation_scores(
     by_set: dict[str, list[float]] = {}
     for number in shots:
         own = [e for e in episodes if len(e.support) == number * len(e.labels)]
-        scores = evaluate(base, init, own, tokenized=tokenized)
+        scores = evaluate(tokenized.base, init, own, tokenized=tokenized)
         by_shots[number] = scores.mean
         for episode, accuracy in zip(own, scores.accuracy, strict=True):
             by_set.setdefault(episode.dataset, []).append(accuracy)
@@ -253,40 +310,6 @@ def attention_for(algorithm: Algorithm) -> Attention:
     """The attention that the meta-gradient can be taken through: only a second derivative rules the fused one out."""
     second = algorithm.order == "second" and getattr(algorithm, "gradient", Differentiation()).twice
     return "eager" if second else "auto"
-
-
-def _out_of_patience(recipe: Recipe, state: State) -> bool:
-    validations: list[int] = [event["step"] for event in state.history if event["event"] == "validation"]
-    return sum(step > state.best_step for step in validations) >= recipe.validation.patience
-
-
-def _initialization(
-    recipe: Recipe,
-    base: TextBase,
-    inner: InnerConfig,
-    leaves: dict[str, Tensor],
-    state: State,
-    train_sets: list[Dataset],
-    dropped: list[str],
-    validation_digest: str,
-) -> Initialization:
-    outer = Outer.from_leaves(leaves)
-    assert outer.scale is not None
-    provenance = {
-        "recipe": json.loads(recipe.model_dump_json()),
-        "recipe_digest": recipe.digest,
-        "outer_steps": state.best_step,
-        "validation_score": state.best_score if math.isfinite(state.best_score) else None,
-        "validation_episodes_digest": validation_digest,
-        "training_sets": _sizes(train_sets),
-        "dropped": dropped,
-        "attribution": recipe.data.attribution,
-    }
-    name = f"{recipe.algorithm.name} ({recipe.algorithm.order} order)" if recipe.algorithm.name == "maml" else recipe.algorithm.name
-    scale = float(outer.scale)
-    return Initialization(
-        recipe.name, base.spec, recipe.delta, inner, outer.theta, outer.rates, scale, name, provenance, outer.base
-    )
 
 
 def _sizes(datasets: list[Dataset]) -> dict[str, dict[str, int]]:
