@@ -176,7 +176,7 @@ class Arena:
             return {PROBE: scores}, {PROBE: statistics.fmean(answer.seconds for answer in answers)}
         init, marks = self._start(system), MARKS[system]
         one_shot = len(episodes[0].support) == len(episodes[0].labels)
-        if one_shot and not init.inner.teaches_one_shot and marks is not None:
+        if one_shot and not init.inner.teaches_one_shot(len(episodes[0].support)) and marks is not None:
             marks = tuple(mark for mark in marks if mark == 0)
             if not marks:
                 return {}, {}

@@ -100,22 +100,18 @@ class InnerConfig(BaseModel):
             raise ValueError('in_parts: expected none with moved "head", whose support set is taken whole')
         if self.head == "linear" and self.in_parts is not None and "cross_entropy" not in self.in_parts.objective:
             raise ValueError("in_parts.objective: expected cross_entropy among it, by which alone a linear head moves")
-        if self.in_parts is not None and not self.teaches_one_shot_in_parts and self.steps_for(1, 1) > 0:
-            raise ValueError(
-                f"in_parts.objective: {' + '.join(self.in_parts.objective)} learns nothing from one example a class; add "
-                "steps_by_shots {1: 0, 2: …}, augmentation or cross_entropy"
-            )
         if self.moved == "head" and self.head != "linear":
             raise ValueError('moved: "head" needs head "linear", got "prototypes", which no step moves')
         if self.hard_steps is not None and not 0 < self.most_steps < self.hard_steps.steps:
             raise ValueError(
                 f"hard_steps.steps: expected more than the {self.most_steps} of other support sets, and those at least 1"
             )
-        if not self.teaches_one_shot and self.steps_for(1, 1) > 0:
-            raise ValueError(
-                f"objective: {' + '.join(self.objective)} learns nothing from one example a class; add steps_by_shots "
-                "{1: 0, 2: …}, augmentation or cross_entropy"
-            )
+        for key, rows in (("objective", 1), ("in_parts.objective", self.rows_per_step + 1)):
+            if not self.teaches_one_shot(rows) and self.steps_for(1, 1) > 0:
+                raise ValueError(
+                    f"{key}: {' + '.join(self.objective_for(rows))} learns nothing from one example a class; add "
+                    "steps_by_shots {1: 0, 2: …}, augmentation or cross_entropy"
+                )
         return self
 
     @property
@@ -145,14 +141,9 @@ class InnerConfig(BaseModel):
         hard = self.hard_steps
         return hard is not None and examples >= hard.shots * classes and 0 < self.steps_for(examples, classes) < hard.steps
 
-    @property
-    def teaches_one_shot(self) -> bool:
-        """The objective can learn from classes of one example each."""
-        return "cross_entropy" in self.objective or self.augmentation is not None
-
-    @property
-    def teaches_one_shot_in_parts(self) -> bool:
-        return "cross_entropy" in self.objective_for(self.rows_per_step + 1) or self.augmentation is not None
+    def teaches_one_shot(self, rows: int) -> bool:
+        """The objective for a support set of so many rows can learn from classes of one example each."""
+        return "cross_entropy" in self.objective_for(rows) or self.augmentation is not None
 
     @property
     def most_steps(self) -> int:

@@ -104,8 +104,9 @@ def accuracy_by_inner_step(base: TextBase, init: Initialization, recipe: Recipe,
     tokenized = Tokenized(base)
     for shots in recipe.validation.shots:
         episodes = [e for e in validation_episodes(recipe, valid_sets) if len(e.support) == shots * len(e.labels)]
-        most = max(init.inner.most_steps, 1) if shots > 1 or init.inner.teaches_one_shot else 0
-        scores = evaluate_steps(base, replace(init, inner=init.inner.meta_trained), episodes, range(most + 1), tokenized=tokenized)
+        inner = init.inner.meta_trained
+        most = max(inner.most_steps, 1) if shots > 1 or inner.teaches_one_shot(len(episodes[0].support)) else 0
+        scores = evaluate_steps(base, replace(init, inner=inner), episodes, range(most + 1), tokenized=tokenized)
         found[shots] = {step: score.mean for step, score in scores.items()}
     return found
 

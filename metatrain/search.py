@@ -148,7 +148,7 @@ def _score(
     by_shots: dict[str, dict[str, float]] = {}
     seconds = 0.0
     for shots, drawn in episodes.items():
-        marks = space.steps if shots > 1 or candidate.inner.teaches_one_shot else (0,)
+        marks = space.steps if shots > 1 or candidate.inner.teaches_one_shot(len(drawn[0].support)) else (0,)
         scores = evaluate_steps(base, init, drawn, marks, tokenized=tokenized)
         by_shots[str(shots)] = {str(step): score.mean for step, score in scores.items()}
         seconds += scores[max(marks)].seconds_per_task

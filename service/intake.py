@@ -154,7 +154,7 @@ def steps_of(support: Pairs, options: Options, init: Initialization) -> int | No
     if options.steps is None:
         size = len(support) + words * len(counts), len(counts)
         return None if init.inner.asks(*size) else init.inner.steps_for(*size)
-    if options.steps and max(counts.values()) + words == 1 and not init.inner.teaches_one_shot:
+    if options.steps and max(counts.values()) + words == 1 and not init.inner.teaches_one_shot(len(support)):
         raise InvalidRequest("options.steps", f"0 for one example of each label with initialization {init.name!r}", options.steps)
     return options.steps
 

@@ -81,6 +81,11 @@ def test_the_number_of_steps_follows_the_shots(service: Served) -> None:
     assert refused.status_code == 422
     detail = "options.steps: expected 0 for one example of each label with initialization 'contrastive', got 2"
     assert refused.json()["detail"] == detail
+    in_parts = [{"input": f"{word} pizza", "label": word} for word in "abcdefghi"]  # eight a part, by cross-entropy
+    adapter = identity(service, {"support": in_parts, "initialization": "parts", "options": {"steps": 2}})
+    assert service.http.get(f"/adapters/{adapter}").json()["steps"] == 2
+    refused = adapt(service, {"support": in_parts[:8], "initialization": "parts", "options": {"steps": 2}})
+    assert refused.json()["detail"] == detail.replace("contrastive", "parts")
     listed = service.http.get("/initializations").json()["initializations"]
     view = next(view for view in listed if view["name"] == "contrastive")
     assert view["objective"] == {"supervised_contrastive": 1.0} and view["steps_by_shots"] == {"1": 0, "2": 3}
