@@ -60,6 +60,7 @@ class Part:
 
     fold: str
     case: str
+    shots: int
     episodes: list[Episode]
     few: list[int]
 
@@ -69,13 +70,14 @@ def parts(data: Path, names: Sequence[str], near: int, far: int, setfit_near: in
         if not names or fold in names:
             for shots in SHOTS["near"]:
                 episodes = _episodes([data / name / "full.jsonl.gz" for name in sets], shots, near)
-                yield Part(fold, f"{fold}, 5-way {shots}-shot", episodes, _spread(near, _setfit_share(shots, setfit_near)))
+                few = _spread(near, _setfit_share(shots, setfit_near))
+                yield Part(fold, f"{fold}, 5-way {shots}-shot", shots, episodes, few)
     for name in FAR:
         if not names or "far" in names:
             for shots in SHOTS["far"]:
                 episodes = _episodes([data / "text_mix" / name / "full.jsonl.gz"], shots, far)
                 case = f"far: {name}, {len(episodes[0].labels)}-way {shots}-shot"
-                yield Part(next(iter(FOLDS)), case, episodes, _spread(far, _setfit_share(shots, setfit_far)))
+                yield Part(next(iter(FOLDS)), case, shots, episodes, _spread(far, _setfit_share(shots, setfit_far)))
 
 
 def _episodes(paths: list[Path], shots: int, count: int) -> list[Episode]:
@@ -255,6 +257,7 @@ def main(
     tokenized, rows, unfinished = Tokenized(base), [], []
     began = time.strftime("%Y-%m-%d")
     whole = not names and not systems
+    of_folds: dict[int, list[tuple[Part, Scores]]] = {}
     if seconds:
         names = names or tuple(FOLDS)
     for part in parts(data, names, episodes, far_episodes, setfit_episodes, far_setfit_episodes):
@@ -267,6 +270,13 @@ def main(
                 unfinished.append(f"{part.case}: {system}")
         rows += _seconds_rows(part, found) if seconds else _rows(part, found)
         (_print_seconds if seconds else _print)(part.case, found)
+        if part.case.startswith(part.fold):
+            of_folds.setdefault(part.shots, []).append((part, found))
+    if not names:
+        for shots, own in of_folds.items():
+            part, found = _together(f"all folds, 5-way {shots}-shot", own)
+            rows += _rows(part, found)
+            _print(part.case, found)
     if whole:
         about: dict[str, Any] = {"begun": began, "precision": str(base.dtype), "unfinished": unfinished}
         if not seconds:
@@ -284,6 +294,19 @@ def _rows(part: Part, results: Scores) -> list[Row]:
                 rows.append(Row(part.case, system, f"over {other}", difference, "share"))
                 rows.append(Row(part.case, system, f"over {other}, 95 % interval, half", half, "share"))
     return rows
+
+
+def _together(case: str, parts_found: list[tuple[Part, Scores]]) -> tuple[Part, Scores]:
+    """The episodes of several parts as those of one, for the systems that have met them all."""
+    everywhere = set.intersection(*(set(found) for _, found in parts_found))
+    scores = {
+        system: [s for _, found in parts_found for s in found[system]] for system in parts_found[0][1] if system in everywhere
+    }
+    first, episodes, few = parts_found[0][0], list[Episode](), list[int]()
+    for part, _ in parts_found:
+        few += [len(episodes) + i for i in part.few]
+        episodes += part.episodes
+    return replace(first, case=case, episodes=episodes, few=few), scores
 
 
 def _seconds_rows(part: Part, times: Scores) -> list[Row]:
