@@ -281,7 +281,7 @@ def main(
         about: dict[str, Any] = {"begun": began, "precision": str(base.dtype), "unfinished": unfinished}
         if not seconds:
             about |= {"episodes": episodes, "far_episodes": far_episodes}
-            about |= {"setfit_episodes": setfit_episodes, "far_setfit_episodes": far_setfit_episodes, "setfit_share_at_10_shots": 0.25}
+            about |= {"setfit_episodes": setfit_episodes, "far_setfit_episodes": far_setfit_episodes}
         print(f"\nwrote {write('transfer-seconds' if seconds else 'transfer', rows, **about)}")
 
 
