@@ -28,9 +28,11 @@ from metatrain.artifact import Initialization, load_initialization
 from metatrain.base.precision import Precision
 from metatrain.base.text import TextBase, load_text_base
 from metatrain.baselines import SCALE, frozen_prototypes, lora_from_zero
+from metatrain.classification import HEAD_LEAVES
 from metatrain.data.jsonl import read_jsonl
 from metatrain.episode import Episode, EpisodeSampler, EpisodeShape, manifest_digest
 from metatrain.evaluate import evaluate, evaluate_steps, own_steps, paired_interval
+from metatrain.recipe import Recipe
 from metatrain.taskbatch import Tokenized
 
 FAR = ("csabstruct", "emobank_genre", "opentrivia", "ukp_debate")
@@ -123,7 +125,7 @@ class Arena:
             return frozen_prototypes(self.base)
         if system == PLAIN:
             return lora_from_zero(self.base, steps=PLAIN_STEPS)
-        return _from_zero(self.base, self.ours) if system == SAME_LOOP else self.ours
+        return _from_zero(self.base, fold_recipe(self.part.fold)) if system == SAME_LOOP else self.ours
 
     def accuracies(self, system: str) -> Scores:
         """Accuracy of each episode, under the system's name, or one for each number of steps where it is tried at several."""
@@ -194,7 +196,7 @@ class Arena:
         if system == PROBE:
             return [PROBE, str(self.base.dtype)]
         # What was trained goes by its recipe, for training again on another machine may round otherwise.
-        made_by = self._start(system).digest if system in (FROZEN, FROZEN_WORDS, PLAIN) else fold_recipe(self.part.fold).digest
+        made_by = fold_recipe(self.part.fold).digest if system in (OURS, OURS_WORDS) else self._start(system).digest
         return [system, made_by, MARKS[system], str(self.base.dtype)]
 
     def _what(self, what: list[Any]) -> list[Any]:
@@ -223,11 +225,11 @@ def _as_served(by_step: Scores, own: Sequence[int]) -> Scores:
     return {OURS: [by_step[_after(OURS, steps)][episode] for episode, steps in enumerate(own)]}
 
 
-def _from_zero(base: TextBase, ours: Initialization) -> Initialization:
+def _from_zero(base: TextBase, recipe: Recipe) -> Initialization:
     """Our delta, objective and head, with nothing learned: LoRA as PEFT starts it and one plain rate."""
-    theta = base.attach(ours.delta).initial(torch.Generator().manual_seed(0))
-    rates = {name: torch.tensor([3e-3 if name.startswith("head.") else 1e-3]) for name in ours.rates}
-    return replace(ours, name="from-zero", theta=theta, rates=rates, scale=SCALE, provenance={})
+    theta = base.attach(recipe.delta).initial(torch.Generator().manual_seed(0))
+    rates = {name: torch.tensor([3e-3 if name in HEAD_LEAVES else 1e-3]) for name in (*theta, *HEAD_LEAVES)}
+    return Initialization("from-zero", base.spec, recipe.delta, recipe.recorded_inner, theta, rates, SCALE, "none", {})
 
 
 @click.command()
@@ -277,6 +279,8 @@ def main(
             part, found = _together(f"all folds, 5-way {shots}-shot", own)
             rows += _rows(part, found)
             _print(part.case, found)
+    if report and all(row.system == SETFIT for row in rows):
+        raise click.ClickException(f"nothing but SetFit is finished in {base.precision}; another --precision? Nothing was written")
     if whole:
         about: dict[str, Any] = {"begun": began, "precision": str(base.dtype), "unfinished": unfinished}
         if not seconds:

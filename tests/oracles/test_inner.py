@@ -227,6 +227,17 @@ def test_parts_have_an_objective_of_their_own_where_served_and_nowhere_else(tiny
     assert not torch.equal(*(flat(run(tiny, lora, larger, c, serving=True), 0) for c in (own, config)))
 
 
+def test_which_objective_could_teach_one_example_a_class_depends_on_the_rows() -> None:
+    contrastive: Objective = {"supervised_contrastive": 1.0}
+    whole = InnerConfig(
+        objective=contrastive, head="prototypes", steps=0, rows_per_step=8, in_parts=InParts(objective={"cross_entropy": 1})
+    )
+    parts = InnerConfig(head="prototypes", steps=0, rows_per_step=8, in_parts=InParts(objective=contrastive))
+    assert [whole.teaches_one_shot(rows) for rows in (8, 9)] == [False, True]
+    assert [parts.teaches_one_shot(rows) for rows in (8, 9)] == [True, False]
+    assert InnerConfig(rows_per_step=8).teaches_one_shot(9)
+
+
 def test_tasks_of_one_pass_that_go_in_parts_agree_in_their_rows(tiny: TextBase, lora: LoRA) -> None:
     both = [tasks(1, ways=4, shots=4)[0], tasks(1, ways=3, shots=3)[0]]
     with pytest.raises(ValueError, match=r"must agree in their rows, these have \[9, 16\]"):
