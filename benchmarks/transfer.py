@@ -5,7 +5,8 @@ sets of `text_mix`, which nothing is trained on or chosen by, under the first fo
 episodes; SetFit, which takes most of the time, some of them. Ours is scored after several numbers of steps, and as a request would
 take them ("quickstudy"). Accuracy runs several tasks a pass and is kept in `results/parts/transfer.json`, with the results, by the
 precision of the base model; seconds are taken with `--seconds`, on single tasks of the folds, on a machine with nothing else to do,
-and have results of their own (`transfer-seconds`). Resumes; `--part` and `--system` share the work between processes.
+with the shipped default, for they do not depend on what was learned, and have results of their own (`transfer-seconds`). Resumes;
+`--part` and `--system` share the work between processes.
 """
 
 import json
@@ -29,6 +30,7 @@ from metatrain.base.precision import Precision
 from metatrain.base.text import TextBase, load_text_base
 from metatrain.baselines import SCALE, frozen_prototypes, lora_from_zero
 from metatrain.classification import HEAD_LEAVES
+from metatrain.cli import DEFAULT_INITIALIZATION
 from metatrain.data.jsonl import read_jsonl
 from metatrain.episode import Episode, EpisodeSampler, EpisodeShape, manifest_digest
 from metatrain.evaluate import evaluate, evaluate_steps, own_steps, paired_interval
@@ -105,19 +107,19 @@ class Unfinished(Exception):
 
 
 class Arena:
-    """Runs systems on the episodes of one part, keeping what is finished: accuracies, and of this machine alone, seconds. Where it
-    is to `report`, it runs nothing and raises Unfinished."""
+    """Runs systems on the episodes of one part, keeping what is finished: accuracies, and of this machine alone, seconds. Ours is
+    the fold's initialization, or the `shipped` one. Where it is to `report`, it runs nothing and raises Unfinished."""
 
-    def __init__(self, base: TextBase, tokenized: Tokenized, part: Part, *, report: bool) -> None:
-        self.base, self.tokenized, self.part, self.report = base, tokenized, part, report
+    def __init__(self, base: TextBase, tokenized: Tokenized, part: Part, *, shipped: bool, report: bool) -> None:
+        self.base, self.tokenized, self.part, self.shipped, self.report = base, tokenized, part, shipped, report
         self._accuracies, self._seconds = Progress("transfer", kept=True), Progress("transfer-seconds")
         self.digest = manifest_digest(part.episodes)
         self.worded = [with_label_words(episode) for episode in part.episodes]
 
     @cached_property
     def ours(self) -> Initialization:
-        """The fold's, which peers and baselines do without."""
-        return load_initialization(fold_initialization(self.part.fold), self.base)
+        """What peers and baselines do without."""
+        return load_initialization(DEFAULT_INITIALIZATION if self.shipped else fold_initialization(self.part.fold), self.base)
 
     def _start(self, system: str) -> Initialization:
         """What a system adapts from."""
@@ -195,8 +197,9 @@ class Arena:
     def _identity(self, system: str) -> list[Any]:
         if system == PROBE:
             return [PROBE, str(self.base.dtype)]
-        # What was trained goes by its recipe, for training again on another machine may round otherwise.
-        made_by = fold_recipe(self.part.fold).digest if system in (OURS, OURS_WORDS) else self._start(system).digest
+        # What a fold has trained goes by its recipe, for training again on another machine may round otherwise.
+        of_fold = system in (OURS, OURS_WORDS) and not self.shipped
+        made_by = fold_recipe(self.part.fold).digest if of_fold else self._start(system).digest
         return [system, made_by, MARKS[system], str(self.base.dtype)]
 
     def _what(self, what: list[Any]) -> list[Any]:
@@ -263,7 +266,7 @@ def main(
     if seconds:
         names = names or tuple(FOLDS)
     for part in parts(data, names, episodes, far_episodes, setfit_episodes, far_setfit_episodes):
-        arena = Arena(base, tokenized, part, report=report)
+        arena = Arena(base, tokenized, part, shipped=seconds, report=report)
         found: Scores = {}
         for system in [s for s in systems or SYSTEMS if s != SETFIT or len(part.few) > 1]:
             try:
