@@ -47,6 +47,7 @@ FROZEN, PROTONET, MAML, OURS = "frozen prototypes", "ProtoNet-LoRA", "MAML-LoRA"
 FROZEN_WORDS, OURS_WORDS = "frozen prototypes, label words", "quickstudy, label words"
 WITH_WORDS = (FROZEN_WORDS, OURS_WORDS)
 METHODS = (FROZEN, PROTONET, MAML, OURS, FROZEN_WORDS, OURS_WORDS)
+OTHERS = METHODS[:3]  # what the rest is compared with
 
 
 def split_recipe(name: str, split: str, method: str) -> Recipe:
@@ -156,31 +157,42 @@ def accuracies(
 
 
 def _rows(progress: Progress, count: int) -> list[Row]:
-    """Over the splits that a method has finished on all four sets; a method that has not finished all five says how many."""
+    """Over the splits that a method has finished on all four sets; a method that has not finished all five says how many.
+    Differences are over the splits that both have."""
 
     def answers(method: str, split: str, name: str, shots: int) -> list[float] | None:
         kept = progress.get(_key(Part(method, split, name), shots, count))
         return None if kept is None else [right / (QUERIES * WAYS) for right in kept]
 
+    def done(method: str, shots: int) -> list[str]:
+        return [split for split in SPLITS if all(answers(method, split, name, shots) is not None for name in SETS)]
+
+    def over(method: str, other: str, names: Sequence[str], shots: int) -> tuple[float, float]:
+        """The paired interval of their difference on these sets, on the splits that both have finished."""
+        of_both = [(split, name) for name in names for split in done(method, shots) if split in done(other, shots)]
+        left, right = ([a for split, name in of_both for a in answers(m, split, name, shots) or ()] for m in (method, other))
+        return paired_interval(left, right)
+
     rows = []
     for shots in SHOTS:
         for method in METHODS:
-            done = [split for split in SPLITS if all(answers(method, split, name, shots) is not None for name in SETS)]
-            if not done:
+            splits = done(method, shots)
+            if not splits:
                 continue
-            system = method if len(done) == len(SPLITS) else f"{method} ({len(done)} of {len(SPLITS)} splits)"
+            system = method if len(splits) == len(SPLITS) else f"{method} ({len(splits)} of {len(SPLITS)} splits)"
             means = []
             for name in SETS:
-                case = f"{name}, 5-way {shots}-shot"
-                own = [a for split in done for a in answers(method, split, name, shots) or ()]
+                own = [a for split in splits for a in answers(method, split, name, shots) or ()]
                 means.append(sum(own) / len(own))
-                rows.append(Row(case, system, "accuracy", means[-1], "share"))
-                if method != FROZEN:
-                    frozen = [a for split in done for a in answers(FROZEN, split, name, shots) or ()]
-                    over, half = paired_interval(own, frozen)
-                    rows.append(Row(case, system, "over frozen", over, "share"))
-                    rows.append(Row(case, system, "over frozen, 95 % interval, half", half, "share"))
+                rows.append(Row(f"{name}, 5-way {shots}-shot", system, "accuracy", means[-1], "share"))
             rows.append(Row(f"mean, 5-way {shots}-shot", system, "accuracy", sum(means) / len(means), "share"))
+            for other in OTHERS[: OTHERS.index(method)] if method in OTHERS else OTHERS:
+                if not set(splits) & set(done(other, shots)):
+                    continue
+                for case, names in (*((name, (name,)) for name in SETS), ("mean", SETS)):
+                    difference, half = over(method, other, names, shots)
+                    rows.append(Row(f"{case}, 5-way {shots}-shot", system, f"over {other}", difference, "share"))
+                    rows.append(Row(f"{case}, 5-way {shots}-shot", system, f"over {other}, 95 % interval, half", half, "share"))
     return rows
 
 
@@ -192,8 +204,8 @@ def _print(rows: list[Row]) -> None:
             cells = []
             for name in (*SETS, "mean"):
                 case = f"{name}, 5-way {shots}-shot"
-                over = values.get((case, method, "over frozen"))
-                half = values.get((case, method, "over frozen, 95 % interval, half"))
+                over = values.get((case, method, f"over {FROZEN}"))
+                half = values.get((case, method, f"over {FROZEN}, 95 % interval, half"))
                 extra = "" if over is None or half is None else f" ({100 * over:+.1f} ± {100 * half:.1f})"
                 cells.append(f"{100 * values[case, method, 'accuracy']:.1f}{extra}")
             print(f"{method:<52}" + "".join(f"{cell:>22}" for cell in cells))
