@@ -68,6 +68,11 @@ class Part:
     episodes: list[Episode]
     few: list[int]
 
+    @property
+    def near(self) -> bool:
+        """Of the fold's own sets."""
+        return self.case.startswith(self.fold)
+
 
 def parts(data: Path, names: Sequence[str], near: int, far: int, setfit_near: int, setfit_far: int) -> Iterator[Part]:
     for fold, sets in FOLDS.items():
@@ -275,7 +280,7 @@ def main(
                 unfinished.append(f"{part.case}: {system}")
         rows += _seconds_rows(part, found) if seconds else _rows(part, found)
         (_print_seconds if seconds else _print)(part.case, found)
-        if part.case.startswith(part.fold):
+        if part.near:
             of_folds.setdefault(part.shots, []).append((part, found))
     if not names:
         for shots, own in of_folds.items():
