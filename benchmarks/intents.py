@@ -17,7 +17,7 @@ import click
 from tqdm import tqdm
 
 from benchmarks.folds import DEFAULT_RECIPE
-from benchmarks.record import RUNS, Progress, Row, write
+from benchmarks.record import RUNS, Progress, Row, difference_rows, write
 from benchmarks.systems import with_label_words
 from metatrain.algorithms import ProtoNet
 from metatrain.artifact import Initialization, load_initialization
@@ -25,7 +25,7 @@ from metatrain.base.text import TextBase, load_text_base
 from metatrain.baselines import frozen_prototypes
 from metatrain.cli import train_with_progress
 from metatrain.episode import EpisodeSampler, EpisodeShape
-from metatrain.evaluate import evaluate, evaluate_prototypes, paired_interval
+from metatrain.evaluate import evaluate, evaluate_prototypes
 from metatrain.inner import InnerConfig
 from metatrain.outer_loop import OuterConfig
 from metatrain.recipe import (
@@ -167,11 +167,8 @@ def _rows(progress: Progress, count: int) -> list[Row]:
     def done(method: str, shots: int) -> list[str]:
         return [split for split in SPLITS if all(answers(method, split, name, shots) is not None for name in SETS)]
 
-    def over(method: str, other: str, names: Sequence[str], shots: int) -> tuple[float, float]:
-        """The paired interval of their difference on these sets, on the splits that both have finished."""
-        of_both = [(split, name) for name in names for split in done(method, shots) if split in done(other, shots)]
-        left, right = ([a for split, name in of_both for a in answers(m, split, name, shots) or ()] for m in (method, other))
-        return paired_interval(left, right)
+    def scores(method: str, splits: Sequence[str], names: Sequence[str], shots: int) -> list[float]:
+        return [a for name in names for split in splits for a in answers(method, split, name, shots) or ()]
 
     rows = []
     for shots in SHOTS:
@@ -182,17 +179,15 @@ def _rows(progress: Progress, count: int) -> list[Row]:
             system = method if len(splits) == len(SPLITS) else f"{method} ({len(splits)} of {len(SPLITS)} splits)"
             means = []
             for name in SETS:
-                own = [a for split in splits for a in answers(method, split, name, shots) or ()]
+                own = scores(method, splits, [name], shots)
                 means.append(sum(own) / len(own))
                 rows.append(Row(f"{name}, 5-way {shots}-shot", system, "accuracy", means[-1], "share"))
             rows.append(Row(f"mean, 5-way {shots}-shot", system, "accuracy", sum(means) / len(means), "share"))
             for other in OTHERS[: OTHERS.index(method)] if method in OTHERS else OTHERS:
-                if not set(splits) & set(done(other, shots)):
-                    continue
-                for case, names in (*((name, (name,)) for name in SETS), ("mean", SETS)):
-                    difference, half = over(method, other, names, shots)
-                    rows.append(Row(f"{case}, 5-way {shots}-shot", system, f"over {other}", difference, "share"))
-                    rows.append(Row(f"{case}, 5-way {shots}-shot", system, f"over {other}, 95 % interval, half", half, "share"))
+                of_both = [split for split in done(other, shots) if split in splits]
+                for case, names in (*((name, (name,)) for name in SETS), ("mean", SETS)) if of_both else ():
+                    left, right = (scores(m, of_both, names, shots) for m in (method, other))
+                    rows += difference_rows(f"{case}, 5-way {shots}-shot", system, other, left, right)
     return rows
 
 

@@ -6,11 +6,14 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from metatrain.evaluate import paired_interval
 
 RESULTS = Path(__file__).with_name("results")
 RUNS = Path(__file__).resolve().parents[1] / "runs"
@@ -23,6 +26,13 @@ class Row:
     metric: str
     value: float
     unit: str
+
+
+def difference_rows(case: str, system: str, other: str, own: Sequence[float], others: Sequence[float]) -> list[Row]:
+    """How far a system's scores are over another's on the same episodes."""
+    difference, half = paired_interval(own, others)
+    metric = f"over {other}"
+    return [Row(case, system, metric, difference, "share"), Row(case, system, f"{metric}, 95 % interval, half", half, "share")]
 
 
 def write(name: str, rows: list[Row], **about: Any) -> Path:

@@ -1,7 +1,7 @@
 """`make bench-transfer`: what meta-training and a second of adaptation are worth on data sets that were never seen.
 
 Three folds (`benchmarks.folds`), each trained without the fold's data and tested on it, and far transfer: the published validation
-sets of `text_mix`, which nothing is trained on or chosen by, under the first fold's initialization. Every system meets the same
+sets of `text_mix`, which nothing is trained on, under the first fold's initialization. Every system meets the same
 episodes; SetFit, which takes most of the time, some of them. Ours is scored after several numbers of steps, and as a request would
 take them ("quickstudy"). Accuracy runs several tasks a pass and is kept in `results/parts/transfer.json`, with the results, by the
 precision of the base model; seconds are taken with `--seconds`, on single tasks of the folds, on a machine with nothing else to do,
@@ -23,7 +23,7 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.folds import FOLDS, fold_initialization, fold_recipe
-from benchmarks.record import Progress, Row, machine, write
+from benchmarks.record import Progress, Row, difference_rows, machine, write
 from benchmarks.systems import SETFIT_VERSION, Answer, accuracy, linear_probe, setfit, with_label_words
 from metatrain.artifact import Initialization, load_initialization
 from metatrain.base.precision import Precision
@@ -303,9 +303,7 @@ def _rows(part: Part, results: Scores) -> list[Row]:
         rows.append(Row(part.case, system, "accuracy", statistics.fmean(scores), "share"))
         for other in (FROZEN, f"{OURS}, 0 steps", SETFIT):
             if other in results and other != system:
-                difference, half = paired_interval(*_met_by_both(part, system, other, results))
-                rows.append(Row(part.case, system, f"over {other}", difference, "share"))
-                rows.append(Row(part.case, system, f"over {other}, 95 % interval, half", half, "share"))
+                rows += difference_rows(part.case, system, other, *_met_by_both(part, system, other, results))
     return rows
 
 
