@@ -93,21 +93,21 @@ plots: .venv/bench
 	$(PIP) $(if $(TORCH_INDEX),--no-deps --index-url $(TORCH_INDEX)) torch
 	@touch $@
 
-.venv/embedded: pyproject.toml constraints.txt .venv/torch
-	$(PIP) --editable '.[embedded]'
+.venv/embedded: pyproject.toml client/pyproject.toml constraints.txt .venv/torch
+	$(PIP) --editable ./client --editable '.[embedded]'
 	@touch $@
 
-.venv/report: pyproject.toml constraints.txt .venv/torch
-	$(PIP) --editable '.[embedded,report]'
+.venv/report: pyproject.toml client/pyproject.toml constraints.txt .venv/torch
+	$(PIP) --editable ./client --editable '.[embedded,report]'
 	@touch $@ .venv/embedded
 
-.venv/dev: pyproject.toml constraints.txt .venv/torch
-	$(PIP) --editable '.[dev]'
+.venv/dev: pyproject.toml client/pyproject.toml constraints.txt .venv/torch
+	$(PIP) --editable ./client --editable '.[dev]'
 	@touch $@ .venv/embedded .venv/report
 
-.venv/bench: pyproject.toml constraints.txt .venv/torch
-	$(PIP) --editable '.[bench]'
+.venv/bench: pyproject.toml client/pyproject.toml constraints.txt .venv/torch
+	$(PIP) --editable ./client --editable '.[bench]'
 	@touch $@ .venv/embedded
 
 clean:
-	rm -rf .venv runs build *.egg-info
+	rm -rf .venv runs build *.egg-info client/build client/*.egg-info

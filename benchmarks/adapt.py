@@ -27,17 +27,17 @@ from typing import Any
 import click
 import numpy as np
 import torch
+from quickstudy import Client
 from tqdm import tqdm
 
 from benchmarks.banking import draw
 from benchmarks.record import Row, write
 from benchmarks.systems import setfit
-from metatrain.base.text import load_text_base
-from metatrain.data.jsonl import STARTER, read_jsonl
-from metatrain.episode import EpisodeSampler, EpisodeShape
-from service.client import Client
-from service.demo import served
-from worker.messages import JobRecipe
+from metatrain.models.text import load_text_base
+from metatrain.tasks.episodes import EpisodeSampler, EpisodeShape
+from metatrain.tasks.jsonl import STARTER, read_jsonl
+from service.running.demo import served
+from worker.ledger.messages import JobRecipe
 from worker.runtime import load_runtime
 from worker.settings import WorkerSettings, read_settings
 

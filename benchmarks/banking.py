@@ -15,14 +15,14 @@ from pathlib import Path
 
 import click
 import numpy as np
+from quickstudy import Client
 from tqdm import tqdm
 
 from benchmarks.folds import fold_initialization
 from benchmarks.record import Progress, Row, machine, write
 from benchmarks.systems import SETFIT_VERSION, setfit
-from metatrain.data.jsonl import read_jsonl
-from service.client import Client
-from service.demo import served
+from metatrain.tasks.jsonl import read_jsonl
+from service.running.demo import served
 
 SHOTS = (5, 10)
 Pairs = list[tuple[str, str]]

@@ -31,8 +31,8 @@ import redis
 from tqdm import tqdm
 
 from benchmarks.record import Row, write
-from metatrain.data.jsonl import STARTER, read_jsonl
-from worker.records import Records
+from metatrain.tasks.jsonl import STARTER, read_jsonl
+from worker.ledger.records import Records
 
 ROOT = Path(__file__).resolve().parents[1]
 LEAST_FAULTS = 3
@@ -105,7 +105,7 @@ class Process:
         self.starter.submit(self._start).result()
 
     def _start(self) -> None:
-        tied = [sys.executable, "-m", "service.tether", str(os.getpid()), *self.command]
+        tied = [sys.executable, "-m", "service.running.tether", str(os.getpid()), *self.command]
         with self.log.open("ab") as output:
             self.child = subprocess.Popen(
                 tied, env=self.environment, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=output, stderr=output
@@ -157,7 +157,7 @@ class Deployment:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        command = [sys.executable, "-m", "service.cli", "serve", "--port", str(port)]
+        command = [sys.executable, "-m", "service.running.cli", "serve", "--port", str(port)]
         self.service = Process(command, folder / "service.log", environment, starter)
         self.url = f"http://127.0.0.1:{port}"
         for process in (*self.workers, self.service):

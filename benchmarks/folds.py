@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from benchmarks.record import RUNS
-from metatrain.recipe import Recipe, read_recipe
+from metatrain.training.recipe import Recipe, read_recipe
 
 FOLDS: dict[str, tuple[str, ...]] = {"banking77": ("banking77",), "clinc150": ("clinc150",), "hwu64-liu54": ("hwu64", "liu54")}
 DEFAULT_RECIPE = Path(__file__).resolve().parents[1] / "metatrain" / "recipes" / "default.yaml"

@@ -19,16 +19,17 @@ from tqdm import tqdm
 from benchmarks.folds import DEFAULT_RECIPE
 from benchmarks.record import RUNS, Progress, Row, difference_rows, write
 from benchmarks.systems import with_label_words
-from metatrain.algorithms import ProtoNet
-from metatrain.artifact import Initialization, load_initialization
-from metatrain.base.text import TextBase, load_text_base
-from metatrain.baselines import frozen_prototypes
+from metatrain.artifacts.artifact import Initialization, load_initialization
+from metatrain.artifacts.baselines import frozen_prototypes
 from metatrain.cli import train_with_progress
-from metatrain.episode import EpisodeSampler, EpisodeShape
-from metatrain.evaluate import evaluate, evaluate_prototypes
-from metatrain.inner import InnerConfig
-from metatrain.outer_loop import OuterConfig
-from metatrain.recipe import (
+from metatrain.inner.loop import InnerConfig
+from metatrain.inner.taskbatch import Tokenized
+from metatrain.meta.algorithms import ProtoNet
+from metatrain.models.text import TextBase, load_text_base
+from metatrain.tasks.episodes import EpisodeSampler, EpisodeShape
+from metatrain.training.evaluate import evaluate, evaluate_prototypes
+from metatrain.training.outer_loop import OuterConfig
+from metatrain.training.recipe import (
     DataSection,
     EpisodesSection,
     Recipe,
@@ -37,7 +38,6 @@ from metatrain.recipe import (
     ValidationSection,
     read_recipe,
 )
-from metatrain.taskbatch import Tokenized
 
 SETS = ("banking77", "clinc150", "hwu64", "liu54")
 SPLITS = ("01", "02", "03", "04", "05")

@@ -25,10 +25,10 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.record import Row, write
-from metatrain.base.text import load_text_base
-from metatrain.data.jsonl import STARTER, read_jsonl
-from metatrain.episode import EpisodeSampler, EpisodeShape
-from service.demo import served
+from metatrain.models.text import load_text_base
+from metatrain.tasks.episodes import EpisodeSampler, EpisodeShape
+from metatrain.tasks.jsonl import STARTER, read_jsonl
+from service.running.demo import served
 
 BARE = "bare base forward"
 CASES = [  # clients, adapters, law, inputs a request

@@ -26,19 +26,19 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from benchmarks.record import RUNS, Progress, Row, write
-from metatrain.base.precision import resolve
-from metatrain.base.text import Attention, TextBase, load_text_base
-from metatrain.classification import HEAD_LEAVES, Classification
-from metatrain.data.jsonl import STARTER, read_jsonl
 from metatrain.deltas import LoRAConfig
 from metatrain.deltas.peft_files import to_peft
-from metatrain.episode import Episode, EpisodeSampler, EpisodeShape
-from metatrain.heads import linear_from_prototypes
-from metatrain.inner import InnerConfig
-from metatrain.metagrad import Differentiation, meta_gradient
-from metatrain.optimizers import Optimizer
-from metatrain.problem import Outer, start_rates
-from metatrain.taskbatch import Tokenized
+from metatrain.inner.loop import InnerConfig
+from metatrain.inner.optimizers import Optimizer
+from metatrain.inner.problem import Outer, start_rates
+from metatrain.inner.supervised import HEAD_LEAVES, Classification
+from metatrain.inner.taskbatch import Tokenized
+from metatrain.meta.metagrad import Differentiation, meta_gradient
+from metatrain.models.precision import resolve
+from metatrain.models.text import Attention, TextBase, load_text_base
+from metatrain.readouts.heads import linear_from_prototypes
+from metatrain.tasks.episodes import Episode, EpisodeSampler, EpisodeShape
+from metatrain.tasks.jsonl import STARTER, read_jsonl
 
 OURS: dict[str, Differentiation] = {
     "first order": Differentiation(mode="first_order"),

@@ -21,17 +21,17 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from benchmarks.record import RUNS, Row, write
-from metatrain.algorithms import ANIL, IMAML, MAML, Algorithm, MetaSGD, ProtoNet, Reptile
-from metatrain.data.arrays import ArraySampler, read_npz
-from metatrain.episode import EpisodeShape
 from metatrain.errors import NonFinite
-from metatrain.inner import trajectory
-from metatrain.metagrad import Differentiation
-from metatrain.nets import EmbeddingTasks, Examples, NetTasks, classify, parameters, regress
-from metatrain.optimizers import Optimizer
-from metatrain.outer_loop import CHECKPOINT, OuterConfig, State, not_finite, outer_step
-from metatrain.problem import Outer, start_rates
-from metatrain.recipe import Split
+from metatrain.inner.loop import trajectory
+from metatrain.inner.nets import EmbeddingTasks, Examples, NetTasks, classify, parameters, regress
+from metatrain.inner.optimizers import Optimizer
+from metatrain.inner.problem import Outer, start_rates
+from metatrain.meta.algorithms import ANIL, IMAML, MAML, Algorithm, MetaSGD, ProtoNet, Reptile
+from metatrain.meta.metagrad import Differentiation
+from metatrain.tasks.arrays import ArraySampler, read_npz
+from metatrain.tasks.episodes import EpisodeShape
+from metatrain.training.outer_loop import CHECKPOINT, OuterConfig, State, not_finite, outer_step
+from metatrain.training.recipe import Split
 
 TESTED = 600
 PARTS = ("sinusoid", "5-way", "20-way")

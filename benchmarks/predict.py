@@ -24,13 +24,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks.record import Row, write
-from metatrain.artifact import Adapter, AdapterMetadata
-from metatrain.bank import Bank, pack
-from metatrain.base.precision import Precision
-from metatrain.base.text import TextBase, load_text_base
-from metatrain.data.jsonl import STARTER, read_jsonl
+from metatrain.artifacts.artifact import Adapter, AdapterMetadata
 from metatrain.deltas import LoRAConfig
 from metatrain.deltas.peft_files import to_peft
+from metatrain.models.precision import Precision
+from metatrain.models.text import TextBase, load_text_base
+from metatrain.serving.bank import Bank, pack
+from metatrain.tasks.jsonl import STARTER, read_jsonl
 
 BARE, OURS, NAMES, SET = "bare base forward", "quickstudy", "PEFT adapter_names", "PEFT set_adapter"
 ROWS, ADAPTERS, CLASSES = (32, 64), (1, 4, 16, 32, 64), (2, 5, 20, 77, 150)

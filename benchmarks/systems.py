@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from metatrain.base import source
-from metatrain.data.labels import label_words
-from metatrain.episode import Episode
-from metatrain.taskbatch import Tokenized
+from metatrain.inner.taskbatch import Tokenized
+from metatrain.models import source
+from metatrain.tasks.episodes import Episode
+from metatrain.tasks.labels import label_words
 
 Pairs = Sequence[tuple[str, int]]
 SETFIT_VERSION = importlib.metadata.version("setfit")

@@ -25,17 +25,17 @@ from tqdm import tqdm
 from benchmarks.folds import FOLDS, fold_initialization, fold_recipe
 from benchmarks.record import Progress, Row, difference_rows, machine, write
 from benchmarks.systems import SETFIT_VERSION, Answer, accuracy, linear_probe, setfit, with_label_words
-from metatrain.artifact import Initialization, load_initialization
-from metatrain.base.precision import Precision
-from metatrain.base.text import TextBase, load_text_base
-from metatrain.baselines import SCALE, frozen_prototypes, lora_from_zero
-from metatrain.classification import HEAD_LEAVES
+from metatrain.artifacts.artifact import Initialization, load_initialization
+from metatrain.artifacts.baselines import SCALE, frozen_prototypes, lora_from_zero
 from metatrain.cli import DEFAULT_INITIALIZATION
-from metatrain.data.jsonl import read_jsonl
-from metatrain.episode import Episode, EpisodeSampler, EpisodeShape, manifest_digest
-from metatrain.evaluate import evaluate, evaluate_steps, own_steps, paired_interval
-from metatrain.recipe import Recipe
-from metatrain.taskbatch import Tokenized
+from metatrain.inner.supervised import HEAD_LEAVES
+from metatrain.inner.taskbatch import Tokenized
+from metatrain.models.precision import Precision
+from metatrain.models.text import TextBase, load_text_base
+from metatrain.tasks.episodes import Episode, EpisodeSampler, EpisodeShape, manifest_digest
+from metatrain.tasks.jsonl import read_jsonl
+from metatrain.training.evaluate import evaluate, evaluate_steps, own_steps, paired_interval
+from metatrain.training.recipe import Recipe
 
 FAR = ("csabstruct", "emobank_genre", "opentrivia", "ukp_debate")
 STEPS, PLAIN_STEPS = (0, 1, 2, 3, 5, 10), 10

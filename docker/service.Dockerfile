@@ -30,7 +30,7 @@ RUN pip install --no-compile --constraint constraints.txt '.[worker]' && rm -rf 
  && python -c "import worker.app, worker.tasks, worker.runtime as r; r.load_runtime(r.WorkerSettings())"
 COPY service service
 RUN pip install --no-compile --constraint constraints.txt '.[service]' && rm -rf build *.egg-info && cd / \
- && python -c "import service.cli, service.serving"
+ && python -c "import service.running.cli, service.running.serving"
 
 USER 10001
 WORKDIR /home/quickstudy

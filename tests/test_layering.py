@@ -1,4 +1,4 @@
-"""Arrows go one way: service → worker → metatrain; and what a light process needs brings no torch."""
+"""Arrows go one way: service → worker → metatrain, service → client; and what a light process needs brings no torch."""
 
 import ast
 import os
@@ -9,13 +9,20 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-MAY_IMPORT = {"metatrain": {"metatrain"}, "worker": {"worker", "metatrain"}, "service": {"service", "worker", "metatrain"}}
+MAY_IMPORT = {
+    "metatrain": {"metatrain"},
+    "worker": {"worker", "metatrain"},
+    "client/quickstudy": {"quickstudy"},
+    "service": {"service", "worker", "metatrain", "quickstudy"},
+}
+OUR_OWN = {"metatrain", "worker", "service", "quickstudy"}
 FOREIGN = {
     "metatrain": {"redis", "celery", "kombu", "fastapi", "starlette", "uvicorn", "httpx"},
     "worker": {"fastapi", "starlette", "httpx"},
+    "client/quickstudy": {"torch", "redis", "fastapi", "pydantic"},
 }
-TORCH_FREE = [f"worker.{name}" for name in ("messages", "records", "aliases", "notes", "store", "keys", "usage", "servers")]
-TORCH_FREE += ["service.client"]
+TORCH_FREE = [f"worker.ledger.{path.stem}" for path in sorted((ROOT / "worker" / "ledger").glob("*.py")) if path.stem != "__init__"]
+TORCH_FREE += ["quickstudy"]
 
 
 def imported_packages(path: Path) -> set[str]:
@@ -31,7 +38,7 @@ def test_imports_follow_the_arrows(package: str) -> None:
     assert files
     for path in files:
         packages = imported_packages(path)
-        assert packages & MAY_IMPORT.keys() <= MAY_IMPORT[package], path
+        assert packages & OUR_OWN <= MAY_IMPORT[package], path
         assert not packages & FOREIGN.get(package, set()), path
 
 
@@ -47,10 +54,10 @@ SERVER_SIDE = ("torch", "transformers", "numpy", "pydantic", "redis", "celery", 
 @pytest.mark.parametrize(
     ("run", "absent"),
     [
-        ("import service.client", (*SERVER_SIDE, "click", "tqdm")),
-        ("import service.cli; service.cli.main(['status'])", SERVER_SIDE),
-        ("import service.cli; service.cli.main(['predict', 'a1', '--text', 'a'])", SERVER_SIDE),
-        ("import service.cli; service.cli.main(['adapt', 'service/examples/library_examples.csv'])", SERVER_SIDE),
+        ("import quickstudy", (*SERVER_SIDE, "click", "tqdm")),
+        ("import service.running.cli; service.running.cli.main(['status'])", SERVER_SIDE),
+        ("import service.running.cli; service.running.cli.main(['predict', 'a1', '--text', 'a'])", SERVER_SIDE),
+        ("import service.running.cli; service.running.cli.main(['adapt', 'service/examples/library_examples.csv'])", SERVER_SIDE),
     ],
 )
 def test_a_client_needs_nothing_of_a_server(run: str, absent: tuple[str, ...]) -> None:
@@ -62,7 +69,7 @@ def test_a_client_needs_nothing_of_a_server(run: str, absent: tuple[str, ...]) -
 
 
 def test_a_command_that_needs_more_says_so() -> None:
-    code = "import sys; sys.modules.update(redis=None); import service.cli; service.cli.main(['jobs', 'dead'])"
+    code = "import sys; sys.modules.update(redis=None); import service.running.cli; service.running.cli.main(['jobs', 'dead'])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False, capture_output=True, text=True)
     assert done.returncode == 1 and done.stderr == "Error: redis is not installed; this command needs quickstudy[embedded]\n"
 

@@ -19,7 +19,7 @@ from transformers import (
     RobertaModel,
 )
 
-from metatrain.base.text import TextBase
+from metatrain.models.text import TextBase
 
 WORDS = """
 i want to please my card account money lost send close open order pizza book table flight cancel the a today now help refund

@@ -13,12 +13,12 @@ from celery import Celery
 from celery.signals import worker_ready, worker_shutting_down
 from kombu.exceptions import OperationalError
 
+from worker.ledger.messages import ADAPT_TASK, FIRST, IN_TURN, queue_name, wake_up
+from worker.ledger.records import Records
+from worker.ledger.servers import broker, records_client, weights_client
+from worker.ledger.store import WeightStore
 from worker.logs import configure, fields, places
-from worker.messages import ADAPT_TASK, FIRST, IN_TURN, queue_name, wake_up
-from worker.records import Records
-from worker.servers import broker, records_client, weights_client
 from worker.settings import WorkerSettings
-from worker.store import WeightStore
 
 if TYPE_CHECKING:
     from worker.tasks import Hands

@@ -8,14 +8,14 @@ from itertools import pairwise
 
 import torch
 
-from metatrain.artifact import Adapter, AdapterMetadata, Initialization, adapter_to_bytes, not_finite
-from metatrain.base.source import Hub
-from metatrain.base.text import TextBase, load_text_base
-from metatrain.catalog import load_catalog
-from metatrain.classification import Classification, Ended, adapt_each
+from metatrain.artifacts.artifact import Adapter, AdapterMetadata, Initialization, adapter_to_bytes, not_finite
+from metatrain.artifacts.catalog import load_catalog
 from metatrain.errors import AdaptationError, DeadlineExceeded, NonFinite
-from metatrain.taskbatch import Tokenized
-from worker.messages import JobRecipe
+from metatrain.inner.supervised import Classification, Ended, adapt_each
+from metatrain.inner.taskbatch import Tokenized
+from metatrain.models.source import Hub
+from metatrain.models.text import TextBase, load_text_base
+from worker.ledger.messages import JobRecipe
 from worker.settings import WorkerSettings
 
 OnStep = Callable[[dict[int, float]], None]

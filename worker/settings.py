@@ -8,8 +8,8 @@ from pydantic import AfterValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from worker.errors import SettingsError
+from worker.ledger.servers import for_records, for_weights
 from worker.logs import LogFormat
-from worker.servers import for_records, for_weights
 
 _FORMS = "redis://…, rediss://…, unix://… or redis+sentinel://host:port,…/SERVICE"
 

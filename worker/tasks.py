@@ -13,12 +13,12 @@ import redis
 
 from metatrain.errors import DeadlineExceeded, MetatrainError
 from worker.errors import ClaimLost, Stopping
+from worker.ledger.messages import Outcome
+from worker.ledger.records import Claim, Kept, Records
+from worker.ledger.store import WeightStore, weights_digest
 from worker.logs import fields, places
-from worker.messages import Outcome
-from worker.records import Claim, Kept, Records
 from worker.runtime import Product, Runtime
 from worker.settings import WorkerSettings
-from worker.store import WeightStore, weights_digest
 
 log = logging.getLogger(__name__)
 _AGAIN_MS = 2_000

@@ -17,10 +17,10 @@ from schemathesis import GenerationMode
 from schemathesis.core.transport import Response
 from schemathesis.generation.stateful.state_machine import APIStateMachine
 
-from service.cli import main
+from service.running.cli import main
 from tests.end_to_end.conftest import Served, served
 from tests.end_to_end.test_service import BODY, SUPPORT, identity
-from worker.keys import KEY_SECONDS
+from worker.ledger.keys import KEY_SECONDS
 
 # Two labels and one label per input, a label that the adapter has, an alias that is no id: rules that no schema can say.
 MORE_THAN_THE_SCHEMA = {"adapt", "add_examples", "score_adapter"}

@@ -5,14 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-from metatrain.data.jsonl import STARTER, read_jsonl
-from metatrain.data.overlap import normalized
-from service.demo import read_examples
+from metatrain.tasks.jsonl import STARTER, read_jsonl
+from metatrain.tasks.overlap import normalized
+from service.running.demo import read_examples
 from tests.end_to_end.conftest import ROOT
 
 
 def run_demo(**variables: str) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "service.cli", "demo"]
+    command = [sys.executable, "-m", "service.running.cli", "demo"]
     return subprocess.run(
         command, env={**os.environ, **variables}, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
     )

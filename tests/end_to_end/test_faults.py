@@ -108,7 +108,7 @@ def test_a_killed_worker_is_replaced_and_its_job_ends(environment: dict[str, str
 
 
 def jobs(environment: dict[str, str], data: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "service.cli", "jobs", "--data-dir", str(data), *arguments]
+    command = [sys.executable, "-m", "service.running.cli", "jobs", "--data-dir", str(data), *arguments]
     variables = {name: value for name, value in os.environ.items() if name not in ("REDIS_URL", "CACHE_URL")}
     return subprocess.run(
         command, env={**variables, **environment}, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
@@ -210,7 +210,19 @@ def test_make_serve_killed_outright_leaves_nothing(environment: dict[str, str], 
     port = free_port()
     starter = "import os, subprocess, sys, time; parent = str(os.getpid()); "
     starter += "subprocess.Popen([parent if a == 'PARENT' else a for a in sys.argv[1:]]); time.sleep(600)"
-    command = [sys.executable, "-c", starter, sys.executable, "-m", "service.cli", "serve", "--tied", "PARENT", "--port", str(port)]
+    command = [
+        sys.executable,
+        "-c",
+        starter,
+        sys.executable,
+        "-m",
+        "service.running.cli",
+        "serve",
+        "--tied",
+        "PARENT",
+        "--port",
+        str(port),
+    ]
     variables = {name: value for name, value in os.environ.items() if name not in ("REDIS_URL", "CACHE_URL")}
     with (tmp_path / "service.log").open("wb") as log:
         outer = subprocess.Popen(
@@ -230,7 +242,7 @@ def test_killed_while_it_starts_its_tied_service_goes_too(environment: dict[str,
     starter = (
         "import os, subprocess, sys; p = subprocess.Popen([*sys.argv[1:], '--tied', str(os.getpid())]); print(p.pid, flush=True)"
     )
-    command = [sys.executable, "-c", starter, sys.executable, "-m", "service.cli", "serve", "--port", "0"]
+    command = [sys.executable, "-c", starter, sys.executable, "-m", "service.running.cli", "serve", "--port", "0"]
     variables = {name: value for name, value in os.environ.items() if name not in ("REDIS_URL", "CACHE_URL")}
     done = subprocess.run(
         [*command, "--data-dir", str(tmp_path / "data")],
@@ -297,7 +309,7 @@ def test_records_and_weights_come_back_with_the_data_folder(environment: dict[st
 
 
 def refusal(environment: dict[str, str], *arguments: str) -> str:
-    command = [sys.executable, "-m", "service.cli", "serve", *arguments]
+    command = [sys.executable, "-m", "service.running.cli", "serve", *arguments]
     done = subprocess.run(
         command, env={**os.environ, **environment}, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
     )

@@ -14,13 +14,13 @@ import pytest
 from click.testing import CliRunner
 from fastapi.routing import iter_route_contexts
 
-from service.app import create_app
-from service.auth import PUBLIC
-from service.cli import main
+from service.http.app import create_app
+from service.http.auth import PUBLIC
+from service.running.cli import main
 from service.settings import ServiceSettings
 from tests.end_to_end.conftest import Served, served
-from worker.keys import KEY_SECONDS
-from worker.usage import LIMITS
+from worker.ledger.keys import KEY_SECONDS
+from worker.ledger.usage import LIMITS
 
 SUPPORT = [
     {"input": "please close the account now", "label": "close"},

@@ -10,16 +10,16 @@ import pytest
 import redis
 import torch
 
-from metatrain.artifact import Adapter, AdapterMetadata, Initialization, adapter_to_bytes
-from metatrain.base.text import TextBase
-from metatrain.baselines import frozen_prototypes, lora_from_zero
+from metatrain.artifacts.artifact import Adapter, AdapterMetadata, Initialization, adapter_to_bytes
+from metatrain.artifacts.baselines import frozen_prototypes, lora_from_zero
 from metatrain.deltas import BottleneckConfig, DeltaConfig, HeadConfig, IA3Config, LoRAConfig, PrefixConfig, PromptConfig
-from metatrain.problem import stack
-from service.predictor import InProcessPredictor, Wanted
+from metatrain.inner.problem import stack
+from metatrain.models.text import TextBase
+from service.predicting.predictor import InProcessPredictor, Wanted
 from service.settings import ServiceSettings
 from tests.conftest import RedisServer
 from worker.errors import WeightsMissing
-from worker.store import WeightStore, weights_digest
+from worker.ledger.store import WeightStore, weights_digest
 
 KINDS: list[DeltaConfig] = [
     LoRAConfig(rank=2, alpha=4),

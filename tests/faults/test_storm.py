@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.faults import Deployment, complaints, storm, supports_of
 from tests.end_to_end.test_service import BODY
-from worker.records import Records
+from worker.ledger.records import Records
 
 SETTINGS = {"LEASE_SECONDS": "2", "THREADS": "1"}
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from metatrain.artifact import (
+from metatrain.artifacts.artifact import (
     Adapter,
     AdapterMetadata,
     Initialization,
@@ -17,11 +17,11 @@ from metatrain.artifact import (
     save_initialization,
     write_atomically,
 )
-from metatrain.base.text import TextBase
-from metatrain.baselines import frozen_prototypes, lora_from_zero
-from metatrain.catalog import SHIPPED
+from metatrain.artifacts.baselines import frozen_prototypes, lora_from_zero
+from metatrain.artifacts.catalog import SHIPPED
 from metatrain.errors import ArtifactError
-from metatrain.recipe import read_recipe
+from metatrain.models.text import TextBase
+from metatrain.training.recipe import read_recipe
 
 
 @pytest.fixture

@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from metatrain.artifact import Adapter, AdapterMetadata
-from metatrain.bank import Bank, Packed, pack
-from metatrain.base.text import TextBase, load_text_base
+from metatrain.artifacts.artifact import Adapter, AdapterMetadata
 from metatrain.deltas import BottleneckConfig, HeadConfig, IA3Config, LoRAConfig, PrefixConfig, PromptConfig
 from metatrain.errors import ArtifactError, UnsupportedDelta
+from metatrain.models.text import TextBase, load_text_base
+from metatrain.serving.bank import Bank, Packed, pack
 from tests.tiny import ARCHITECTURES, WORDS, save_tiny_model
 
 ATTENTION = {"bert": ("query", "value"), "roberta": ("query", "value"), "distilbert": ("q_lin", "v_lin"), "modernbert": ("Wqkv",)}

@@ -11,18 +11,18 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from metatrain.artifact import load_initialization, save_initialization
-from metatrain.base.text import TextBase, load_text_base
-from metatrain.baselines import lora_from_zero
-from metatrain.data.jsonl import STARTER, read_jsonl
+from metatrain.artifacts.artifact import load_initialization, save_initialization
+from metatrain.artifacts.baselines import lora_from_zero
 from metatrain.deltas import LoRAConfig, PromptConfig
-from metatrain.episode import EpisodeSampler, EpisodeShape
 from metatrain.errors import ArtifactError, BaseModelError, NoMetaGradient, RecipeError
-from metatrain.evaluate import evaluate, evaluate_prototypes
-from metatrain.problem import stack
-from metatrain.recipe import Recipe, read_recipe
-from metatrain.taskbatch import Tokenized
-from metatrain.train import train
+from metatrain.inner.problem import stack
+from metatrain.inner.taskbatch import Tokenized
+from metatrain.models.text import TextBase, load_text_base
+from metatrain.tasks.episodes import EpisodeSampler, EpisodeShape
+from metatrain.tasks.jsonl import STARTER, read_jsonl
+from metatrain.training.evaluate import evaluate, evaluate_prototypes
+from metatrain.training.recipe import Recipe, read_recipe
+from metatrain.training.run import train
 from tests.metatrain.test_train import content
 from tests.tiny import tasks
 

@@ -9,19 +9,19 @@ import torch
 from peft import PeftModel
 from transformers import AutoModel
 
-from metatrain.artifact import Initialization, load_initialization, save_initialization
-from metatrain.bank import Bank
-from metatrain.base.text import TextBase, load_text_base
-from metatrain.baselines import SCALE
-from metatrain.classification import HEAD_LEAVES
+from metatrain.artifacts.artifact import Initialization, load_initialization, save_initialization
+from metatrain.artifacts.baselines import SCALE
 from metatrain.deltas import BottleneckConfig, HeadConfig, IA3Config, LoRAConfig, PrefixConfig, PromptConfig
 from metatrain.deltas.peft_files import from_peft, in_peft, peft_shapes, to_peft
 from metatrain.errors import ArtifactError, UnsupportedDelta
-from metatrain.inner import InnerConfig
-from metatrain.metagrad import Differentiation, meta_gradient
-from metatrain.optimizers import Optimizer
-from metatrain.probe import probe
-from metatrain.problem import stack, start_rates
+from metatrain.inner.loop import InnerConfig
+from metatrain.inner.optimizers import Optimizer
+from metatrain.inner.problem import stack, start_rates
+from metatrain.inner.supervised import HEAD_LEAVES
+from metatrain.meta.metagrad import Differentiation, meta_gradient
+from metatrain.models.text import TextBase, load_text_base
+from metatrain.serving.bank import Bank
+from metatrain.serving.probe import probe
 from tests.oracles.problems import Objective, central_difference, directions, text_outer, text_tasks
 from tests.tiny import ARCHITECTURES, save_tiny_model, tasks
 

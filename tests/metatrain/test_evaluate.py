@@ -7,13 +7,13 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from metatrain.base.text import TextBase
-from metatrain.baselines import frozen_prototypes, lora_from_zero
+from metatrain.artifacts.baselines import frozen_prototypes, lora_from_zero
 from metatrain.cli import DEFAULT_INITIALIZATION, main
-from metatrain.data.jsonl import STARTER, read_jsonl
-from metatrain.episode import Episode, EpisodeSampler, EpisodeShape
-from metatrain.evaluate import evaluate, evaluate_prototypes, evaluate_steps, own_steps, paired_interval
-from metatrain.inner import HardSteps, InnerConfig
+from metatrain.inner.loop import HardSteps, InnerConfig
+from metatrain.models.text import TextBase
+from metatrain.tasks.episodes import Episode, EpisodeSampler, EpisodeShape
+from metatrain.tasks.jsonl import STARTER, read_jsonl
+from metatrain.training.evaluate import evaluate, evaluate_prototypes, evaluate_steps, own_steps, paired_interval
 from tests.tiny import rows_through
 
 

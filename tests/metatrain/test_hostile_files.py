@@ -16,7 +16,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from metatrain.artifact import (
+from metatrain.artifacts.artifact import (
     Adapter,
     AdapterMetadata,
     adapter_from_bytes,
@@ -25,9 +25,9 @@ from metatrain.artifact import (
     load_initialization,
     save_initialization,
 )
-from metatrain.base.text import TextBase
-from metatrain.baselines import lora_from_zero
+from metatrain.artifacts.baselines import lora_from_zero
 from metatrain.errors import ArtifactError
+from metatrain.models.text import TextBase
 
 MOST_MADE = 8_000_000
 """Bytes that reading a file of a few kilobytes may take; what the files here state is up to 2^62."""

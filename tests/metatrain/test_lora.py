@@ -8,12 +8,12 @@ from peft import PeftModel
 from torch import nn
 from transformers import AutoModel
 
-from metatrain.artifact import save_initialization
-from metatrain.base.text import BaseSpec, TextBase, load_text_base
-from metatrain.baselines import lora_from_zero
+from metatrain.artifacts.artifact import save_initialization
+from metatrain.artifacts.baselines import lora_from_zero
 from metatrain.deltas import LoRA, LoRAConfig, delta_scope
 from metatrain.errors import BaseModelError, UnsupportedDelta
-from metatrain.probe import probe
+from metatrain.models.text import BaseSpec, TextBase, load_text_base
+from metatrain.serving.probe import probe
 from tests.tiny import save_tiny_model
 
 TEXTS = ["i want to close my account", "order pizza", "please book a table today now"]
@@ -108,7 +108,7 @@ def test_checkpointed_forward_sees_its_delta_when_it_is_recomputed(tiny: TextBas
 
 
 def test_base_models_that_are_not_there_or_not_right_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("metatrain.base.source.KNOWN_WEIGHTS", {str(tmp_path / "tiny"): "0" * 64})
+    monkeypatch.setattr("metatrain.models.source.KNOWN_WEIGHTS", {str(tmp_path / "tiny"): "0" * 64})
     with pytest.raises(BaseModelError, match=r"no folder at '\./nowhere'"):
         load_text_base("./nowhere")
     with pytest.raises(BaseModelError, match=r"no \.safetensors file"):

@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 import yaml
 
-from metatrain.artifact import load_initialization
-from metatrain.base.text import load_text_base
-from metatrain.processes import Processes
-from metatrain.recipe import Recipe
-from metatrain.train import train
+from metatrain.artifacts.artifact import load_initialization
+from metatrain.models.text import load_text_base
+from metatrain.training.processes import Processes
+from metatrain.training.recipe import Recipe
+from metatrain.training.run import train
 from tests.metatrain.test_train import content
 
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
-from metatrain.data.arrays import Arrays, ArraySampler, from_arrays, read_images, read_npz
-from metatrain.data.hub import read_hub
-from metatrain.data.table import read_table
-from metatrain.episode import EpisodeShape
 from metatrain.errors import DataError
-from metatrain.recipe import Source
+from metatrain.tasks.arrays import Arrays, ArraySampler, from_arrays, read_images, read_npz
+from metatrain.tasks.episodes import EpisodeShape
+from metatrain.tasks.hub import read_hub
+from metatrain.tasks.table import read_table
+from metatrain.training.recipe import Source
 
 
 def test_tables_give_what_json_lines_give(tmp_path: Path) -> None:

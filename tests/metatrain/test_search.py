@@ -8,7 +8,7 @@ from click.testing import CliRunner
 
 from metatrain.cli import main
 from metatrain.errors import RecipeError
-from metatrain.search import SearchSpace, draw_candidates, read_space, search
+from metatrain.training.search import SearchSpace, draw_candidates, read_space, search
 
 SEARCHES = Path(__file__).resolve().parents[2] / "metatrain" / "searches"
 

@@ -27,7 +27,7 @@ def watch(event, arguments):
 logging.basicConfig(level="DEBUG")
 sys.addaudithook(watch)
 
-from metatrain.base.source import Hub, locate
+from metatrain.models.source import Hub, locate
 from metatrain.errors import BaseModelError
 from worker.runtime import load_runtime
 from worker.settings import WorkerSettings

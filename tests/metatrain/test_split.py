@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-from metatrain.base.text import TextBase, TokenBatch, load_text_base
 from metatrain.deltas import LoRAConfig
 from metatrain.errors import UnsupportedDelta
-from metatrain.problem import stack
+from metatrain.inner.problem import stack
+from metatrain.models.text import TextBase, TokenBatch, load_text_base
 from tests.tiny import tasks
 
 UPPER = LoRAConfig(rank=2, alpha=4, targets=("query", "intermediate.dense"), layers=(1,))
@@ -132,7 +132,7 @@ def test_a_layer_that_is_not_there_is_named(tiny: TextBase) -> None:
 def test_minilm_is_cut_to_the_last_bit(minilm: TextBase, precision: torch.dtype) -> None:
     base = minilm
     if precision == torch.bfloat16:
-        from metatrain.base.text import load_text_base
+        from metatrain.models.text import load_text_base
 
         base = load_text_base(precision="bfloat16", device=torch.device("cpu"))
         assert base.attention == "eager"

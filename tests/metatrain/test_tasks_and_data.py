@@ -5,10 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from metatrain.data.jsonl import STARTER, read_jsonl
-from metatrain.data.labels import label_words
-from metatrain.data.overlap import normalized, without_overlap
-from metatrain.episode import (
+from metatrain.errors import DataError
+from metatrain.tasks.episodes import (
     Dataset,
     EpisodeSampler,
     EpisodeShape,
@@ -17,7 +15,9 @@ from metatrain.episode import (
     largest_shapes,
     manifest_digest,
 )
-from metatrain.errors import DataError
+from metatrain.tasks.jsonl import STARTER, read_jsonl
+from metatrain.tasks.labels import label_words
+from metatrain.tasks.overlap import normalized, without_overlap
 
 
 def dataset(name: str = "d", classes: int = 6, texts: int = 8) -> Dataset:

@@ -8,14 +8,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from metatrain.base.text import TextBase
-from metatrain.baselines import lora_from_zero
-from metatrain.classification import Classification, Ended, adapt_each
+from metatrain.artifacts.baselines import lora_from_zero
 from metatrain.deltas import BottleneckConfig, HeadConfig, IA3Config, LoRAConfig, PrefixConfig, PromptConfig
 from metatrain.errors import DeadlineExceeded, NonFinite
-from metatrain.inner import HardSteps, InnerConfig
-from metatrain.problem import Outer, start_rates
-from metatrain.taskbatch import Tokenized
+from metatrain.inner.loop import HardSteps, InnerConfig
+from metatrain.inner.problem import Outer, start_rates
+from metatrain.inner.supervised import Classification, Ended, adapt_each
+from metatrain.inner.taskbatch import Tokenized
+from metatrain.models.text import TextBase
 from tests.tiny import WORDS, rows_through
 
 CONTRASTIVE: dict[str, Any] = {"objective": {"supervised_contrastive": 1.0}, "head": "prototypes", "steps_by_shots": {1: 0, 2: 2}}

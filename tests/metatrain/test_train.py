@@ -13,19 +13,19 @@ import torch
 import yaml
 from click.testing import CliRunner
 
-from metatrain.algorithms.imaml import Proximal
-from metatrain.artifact import load_initialization
-from metatrain.base.text import TextBase, load_text_base
-from metatrain.classification import Classification
+from metatrain.artifacts.artifact import load_initialization
 from metatrain.cli import main
 from metatrain.errors import DataError, NoMetaGradient, NonFinite, RecipeError
-from metatrain.inner import adapt
-from metatrain.metagrad import MetaGradient
-from metatrain.outer_loop import CHECKPOINT, OuterConfig, State, outer_step, schedule
-from metatrain.problem import Outer, distance, stack
-from metatrain.recipe import Recipe, read_recipe
-from metatrain.taskbatch import Tokenized
-from metatrain.train import read_data, train
+from metatrain.inner.loop import adapt
+from metatrain.inner.problem import Outer, distance, stack
+from metatrain.inner.supervised import Classification
+from metatrain.inner.taskbatch import Tokenized
+from metatrain.meta.algorithms.imaml import Proximal
+from metatrain.meta.metagrad import MetaGradient
+from metatrain.models.text import TextBase, load_text_base
+from metatrain.training.outer_loop import CHECKPOINT, OuterConfig, State, outer_step, schedule
+from metatrain.training.recipe import Recipe, read_recipe
+from metatrain.training.run import read_data, train
 from tests.tiny import tasks
 
 RECIPES = Path(__file__).resolve().parents[2] / "metatrain" / "recipes"

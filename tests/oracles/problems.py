@@ -5,14 +5,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from metatrain.base.text import TextBase
-from metatrain.classification import HEAD_LEAVES, Classification
 from metatrain.deltas import DeltaKind
-from metatrain.inner import InnerConfig
-from metatrain.nets import Examples, NetTasks, classify, parameters
-from metatrain.optimizers import Optimizer
-from metatrain.problem import Leaves, Outer, Tasks, stack, start_rates
-from metatrain.taskbatch import Tokenized
+from metatrain.inner.loop import InnerConfig
+from metatrain.inner.nets import Examples, NetTasks, classify, parameters
+from metatrain.inner.optimizers import Optimizer
+from metatrain.inner.problem import Leaves, Outer, Tasks, stack, start_rates
+from metatrain.inner.supervised import HEAD_LEAVES, Classification
+from metatrain.inner.taskbatch import Tokenized
+from metatrain.models.text import TextBase
 from tests.tiny import tasks
 
 
@@ -117,7 +117,7 @@ class Objective:
         self.tasks, self.optimizer, self.weights = tasks, optimizer, weights
 
     def __call__(self, outer: Outer) -> float:
-        from metatrain.inner import trajectory
+        from metatrain.inner.loop import trajectory
 
         still, total = outer.detached(), 0.0
         weights = self.weights or [0.0] * self.tasks.steps + [1.0]

@@ -6,19 +6,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from metatrain.algorithms import ANIL, IMAML, MAML, MetaSGD, ProtoNet, Reptile
-from metatrain.algorithms.imaml import Proximal
-from metatrain.algorithms.maml import multi_step_weights
-from metatrain.base.text import TextBase
 from metatrain.deltas import LoRA
 from metatrain.errors import NonFinite
-from metatrain.inner import InnerConfig, adapt
-from metatrain.linear_solve import conjugate_gradient, neumann
-from metatrain.metagrad import Differentiation, meta_gradient
-from metatrain.nets import NetTasks, classify
-from metatrain.optimizers import Optimizer
-from metatrain.outer_loop import OuterConfig, State, outer_step, schedule
-from metatrain.problem import Outer
+from metatrain.inner.loop import InnerConfig, adapt
+from metatrain.inner.nets import NetTasks, classify
+from metatrain.inner.optimizers import Optimizer
+from metatrain.inner.problem import Outer
+from metatrain.meta.algorithms import ANIL, IMAML, MAML, MetaSGD, ProtoNet, Reptile
+from metatrain.meta.algorithms.imaml import Proximal
+from metatrain.meta.algorithms.maml import multi_step_weights
+from metatrain.meta.linear_solve import conjugate_gradient, neumann
+from metatrain.meta.metagrad import Differentiation, meta_gradient
+from metatrain.models.text import TextBase
+from metatrain.training.outer_loop import OuterConfig, State, outer_step, schedule
 from tests.oracles.problems import Objective, central_difference, directions, net_tasks, quadratic, smooth, text_outer, text_tasks
 
 SGD = Optimizer("sgd")

@@ -2,9 +2,9 @@
 
 import pytest
 
-from metatrain.base.text import TextBase
-from metatrain.inner import InnerConfig
-from metatrain.metagrad import Differentiation, meta_gradient
+from metatrain.inner.loop import InnerConfig
+from metatrain.meta.metagrad import Differentiation, meta_gradient
+from metatrain.models.text import TextBase
 from tests.metatrain.test_deltas import KINDS, config_for
 from tests.oracles.problems import Objective, central_difference, directions, smooth, text_outer, text_tasks
 

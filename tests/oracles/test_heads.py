@@ -1,6 +1,6 @@
 import torch
 
-from metatrain.heads import ABSENT, linear_from_prototypes
+from metatrain.readouts.heads import ABSENT, linear_from_prototypes
 
 
 def test_weights_are_the_normalised_class_means_with_unequal_shots() -> None:

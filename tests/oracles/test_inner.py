@@ -7,16 +7,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from metatrain.base.text import TextBase
-from metatrain.classification import HEAD_LEAVES, Adapted, Classification
 from metatrain.deltas import LoRA
 from metatrain.errors import AdaptationError, DeadlineExceeded, NonFinite
-from metatrain.heads import Head, linear_from_prototypes
-from metatrain.inner import HardSteps, InnerConfig, InParts, Objective, adapt
-from metatrain.objectives import cross_entropy, leave_one_out, supervised_contrastive
-from metatrain.problem import Outer, stack, start_rates
-from metatrain.support import _cut
-from metatrain.taskbatch import Tokenized
+from metatrain.inner.loop import HardSteps, InnerConfig, InParts, Objective, adapt
+from metatrain.inner.problem import Outer, stack, start_rates
+from metatrain.inner.supervised import HEAD_LEAVES, Adapted, Classification
+from metatrain.inner.support import _cut
+from metatrain.inner.taskbatch import Tokenized
+from metatrain.models.text import TextBase
+from metatrain.readouts.heads import Head, linear_from_prototypes
+from metatrain.readouts.objectives import cross_entropy, leave_one_out, supervised_contrastive
 from tests.tiny import tasks
 
 SCALE = 8.0

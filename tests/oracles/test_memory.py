@@ -6,13 +6,13 @@ import psutil
 import pytest
 import torch
 
-from metatrain.base.text import TextBase
 from metatrain.deltas import LoRA
-from metatrain.inner import InnerConfig
-from metatrain.metagrad import Differentiation, meta_gradient
-from metatrain.optimizers import Optimizer
-from metatrain.outer_loop import OuterConfig, State, outer_step
-from metatrain.problem import Outer
+from metatrain.inner.loop import InnerConfig
+from metatrain.inner.optimizers import Optimizer
+from metatrain.inner.problem import Outer
+from metatrain.meta.metagrad import Differentiation, meta_gradient
+from metatrain.models.text import TextBase
+from metatrain.training.outer_loop import OuterConfig, State, outer_step
 from tests.oracles.problems import text_outer, text_tasks
 
 

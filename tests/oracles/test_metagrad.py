@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from metatrain.base.text import TextBase, load_text_base
 from metatrain.deltas import LoRA, LoRAConfig
-from metatrain.inner import InnerConfig, adapt
-from metatrain.metagrad import Differentiation, MetaGradient, graph_bytes, meta_gradient
-from metatrain.optimizers import Optimizer
-from metatrain.problem import Outer
+from metatrain.inner.loop import InnerConfig, adapt
+from metatrain.inner.optimizers import Optimizer
+from metatrain.inner.problem import Outer
+from metatrain.meta.metagrad import Differentiation, MetaGradient, graph_bytes, meta_gradient
+from metatrain.models.text import TextBase, load_text_base
 from tests.oracles.problems import Objective, central_difference, directions, net_tasks, quadratic, smooth, text_outer, text_tasks
 
 SGD = Optimizer("sgd")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from metatrain.objectives import leave_one_out, leave_one_out_accuracy, supervised_contrastive
+from metatrain.readouts.objectives import leave_one_out, leave_one_out_accuracy, supervised_contrastive
 
 SCALE = 5.0
 

@@ -6,15 +6,15 @@ from dataclasses import replace
 
 import redis
 
-from metatrain.base.text import TextBase
+from metatrain.models.text import TextBase
 from service.errors import Overloaded
-from service.predictor import STAGES, Answer, Predictor, Wanted
-from service.state import ServiceState
+from service.http.state import ServiceState
+from service.predicting.predictor import STAGES, Answer, Predictor, Wanted
 from tests.conftest import RedisServer
 from tests.service.workerless import BODY, queued, running
 from tests.worker.test_usage import ready
-from worker.aliases import Alias, Aliases
-from worker.records import Records
+from worker.ledger.aliases import Alias, Aliases
+from worker.ledger.records import Records
 
 
 def test_a_prediction_by_an_alias_follows_a_deployment_that_deletes_the_adapter_before(

@@ -7,13 +7,13 @@ from typing import Any, TypeVar
 import pytest
 import redis
 
-from service.auth import Access, Door
-from service.binding import BindingRefused, listen, opened
 from service.errors import Unauthenticated
-from service.serving import run
+from service.http.auth import Access, Door
+from service.running.binding import BindingRefused, listen, opened
+from service.running.serving import run
 from service.settings import ServiceSettings
 from tests.conftest import RedisServer
-from worker.keys import KEY_SECONDS, SCOPES, Keys
+from worker.ledger.keys import KEY_SECONDS, SCOPES, Keys
 
 T = TypeVar("T")
 

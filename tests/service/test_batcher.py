@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.batcher import Batcher
+from service.predicting.batcher import Batcher
 
 
 @dataclass(eq=False)

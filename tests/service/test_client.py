@@ -11,8 +11,7 @@ import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-from service.client import (
+from quickstudy import (
     AsyncClient,
     Client,
     Conflict,
@@ -28,9 +27,10 @@ from service.client import (
     Unauthorised,
     Unavailable,
 )
-from service.client.errors import error_of
-from service.client.events import EventStream
-from service.client.retries import Retries
+from quickstudy.errors import error_of
+from quickstudy.events import EventStream
+from quickstudy.retries import Retries
+
 from tests.service.scripted import ADAPTER, MADE, Reply, problem, serving
 
 KEY = "qs_0123456789ab_secretsecretsecretsecretsecretsecretsecret1"

@@ -5,8 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import redis
 
+from service.adapting.idempotency import IdempotencyKeys
 from service.errors import KeyUsedOtherwise
-from service.idempotency import IdempotencyKeys
 
 SECRET = b"s" * 32
 

@@ -3,13 +3,13 @@
 import pytest
 import redis
 
-from service.jobs import Jobs
+from service.adapting.jobs import Jobs
 from tests.conftest import RedisServer
 from tests.worker.test_records import DAY, RECIPE
 from tests.worker.test_usage import ready
 from worker.app import celery_app
 from worker.errors import LimitReached
-from worker.records import Records
+from worker.ledger.records import Records
 
 
 def test_adapters_are_made_again_only_where_there_is_room_for_jobs(redis_server: RedisServer, redis_client: "redis.Redis") -> None:

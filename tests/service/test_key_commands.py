@@ -4,7 +4,7 @@ import pytest
 import redis
 from click.testing import CliRunner
 
-from service.cli import main
+from service.running.cli import main
 from tests.conftest import RedisServer
 
 

@@ -12,17 +12,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from metatrain.artifact import Adapter, AdapterMetadata, Initialization, adapter_to_bytes
-from metatrain.base.text import TextBase
-from metatrain.baselines import frozen_prototypes, lora_from_zero
+from metatrain.artifacts.artifact import Adapter, AdapterMetadata, Initialization, adapter_to_bytes
+from metatrain.artifacts.baselines import frozen_prototypes, lora_from_zero
 from metatrain.deltas import DeltaConfig, LoRAConfig
 from metatrain.errors import ArtifactError
+from metatrain.models.text import TextBase
 from service.errors import Overloaded
-from service.predictor import Answer, InProcessPredictor, Wanted
+from service.predicting.predictor import Answer, InProcessPredictor, Wanted
 from service.settings import ServiceSettings
 from tests.conftest import RedisServer
 from worker.errors import WeightsCorrupt, WeightsMissing
-from worker.store import WeightStore, weights_digest
+from worker.ledger.store import WeightStore, weights_digest
 
 DAY = 86_400_000
 

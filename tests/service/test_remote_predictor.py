@@ -13,22 +13,22 @@ from pathlib import Path
 
 import pytest
 
-from metatrain.artifact import Initialization
-from metatrain.base.text import TextBase
-from metatrain.baselines import frozen_prototypes, lora_from_zero
+from metatrain.artifacts.artifact import Initialization
+from metatrain.artifacts.baselines import frozen_prototypes, lora_from_zero
 from metatrain.errors import ArtifactError
-from service import wire
+from metatrain.models.text import TextBase
 from service.errors import Overloaded, Unavailable
-from service.predictor import InProcessPredictor, Wanted
-from service.remote_predictor import RemotePredictor
+from service.predicting import wire
+from service.predicting.predictor import InProcessPredictor, Wanted
+from service.predicting.remote_predictor import RemotePredictor
 from service.settings import ServiceSettings
 from tests.conftest import RedisServer
 from tests.end_to_end.conftest import ROOT, Served, served
 from tests.end_to_end.test_service import BODY, identity, predict
 from tests.service.test_predictor import put
 from worker.errors import WeightsCorrupt, WeightsMissing
-from worker.servers import weights_client
-from worker.store import WeightStore
+from worker.ledger.servers import weights_client
+from worker.ledger.store import WeightStore
 
 TEXTS = ["order pizza", "close my account please", "play", "order pizza now please close account"]
 
@@ -37,7 +37,7 @@ TEXTS = ["order pizza", "close my account please", "play", "order pizza now plea
 def predictor(url: str, environment: dict[str, str], log: Path) -> Iterator["subprocess.Popen[bytes]"]:
     with log.open("ab") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "service.cli", "predictor", "--listen", url],
+            [sys.executable, "-m", "service.running.cli", "predictor", "--listen", url],
             env={**os.environ, **environment},
             cwd=ROOT,
             stdout=output,

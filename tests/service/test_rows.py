@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.commands.rows import Format, UnreadableRows, opened
+from service.running.commands.rows import Format, UnreadableRows, opened
 
 Example = tuple[int, str, str]
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from service.schemas import AdapterChanges, AdaptRequest, ExamplesRequest, PredictRequest, ScoreRequest
+from service.http.schemas import AdapterChanges, AdaptRequest, ExamplesRequest, PredictRequest, ScoreRequest
 
 MANY = 200_000
 EXAMPLE = {"input": "close it", "label": "close"}

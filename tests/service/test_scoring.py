@@ -2,7 +2,7 @@
 
 import pytest
 
-from service.scoring import OfLabel, score
+from service.predicting.scoring import OfLabel, score
 
 
 def test_scores_of_seven_examples() -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from service.shelf import Shelf
+from service.predicting.shelf import Shelf
 
 
 @dataclass(frozen=True)

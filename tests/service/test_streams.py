@@ -10,11 +10,11 @@ import httpx
 import pytest
 import redis
 
-from metatrain.base.text import TextBase
-from service.routes import events
+from metatrain.models.text import TextBase
+from service.http.routes import events
 from tests.conftest import RedisServer
 from tests.service.workerless import BODY, LATE, queued, running
-from worker.keys import KEY_SECONDS, Keys
+from worker.ledger.keys import KEY_SECONDS, Keys
 
 
 @contextmanager

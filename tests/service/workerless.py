@@ -9,12 +9,12 @@ from typing import Any
 import httpx
 import uvicorn
 
-from metatrain.base.text import TextBase
-from metatrain.baselines import lora_from_zero
-from service.app import create_app
-from service.binding import listen
+from metatrain.artifacts.baselines import lora_from_zero
+from metatrain.models.text import TextBase
+from service.http.app import create_app
+from service.http.state import ServiceState
+from service.running.binding import listen
 from service.settings import ServiceSettings
-from service.state import ServiceState
 from tests.conftest import RedisServer
 
 BODY: dict[str, Any] = {

@@ -6,11 +6,11 @@ import pytest
 import redis
 
 from tests.worker.test_records import DAY, RECIPE, claimed
-from worker.aliases import Aliases, Moved, is_adapter_id, is_alias
 from worker.errors import AdapterAliased, LimitReached
-from worker.messages import Outcome
-from worker.notes import Notes
-from worker.records import Records
+from worker.ledger.aliases import Aliases, Moved, is_adapter_id, is_alias
+from worker.ledger.messages import Outcome
+from worker.ledger.notes import Notes
+from worker.ledger.records import Records
 
 
 @pytest.fixture

@@ -9,10 +9,10 @@ import redis
 from tests.conftest import RedisServer
 from worker.app import KEY_PREFIX, celery_app, oldest_wake_up
 from worker.errors import AdapterExpired, WeightsCorrupt, WeightsMissing
-from worker.messages import ADAPT_TASK, DONE_CHANNEL, FIRST, IN_TURN, JobRecipe, Outcome, wake_up
-from worker.notes import Notes
-from worker.records import Claim, Record, Records, adapter_id
-from worker.store import WeightStore, weights_digest
+from worker.ledger.messages import ADAPT_TASK, DONE_CHANNEL, FIRST, IN_TURN, JobRecipe, Outcome, wake_up
+from worker.ledger.notes import Notes
+from worker.ledger.records import Claim, Record, Records, adapter_id
+from worker.ledger.store import WeightStore, weights_digest
 
 RECIPE = JobRecipe(
     initialization="default",

@@ -9,11 +9,11 @@ from tests.servers import cluster, sentinel, until
 from tests.worker.test_records import DAY, RECIPE
 from worker.app import celery_app, oldest_wake_up
 from worker.errors import SettingsError, WeightsMissing
-from worker.messages import ADAPT_TASK, wake_up
-from worker.records import NotReplicated, Records
-from worker.servers import broker, records_client, weights_client
+from worker.ledger.messages import ADAPT_TASK, wake_up
+from worker.ledger.records import NotReplicated, Records
+from worker.ledger.servers import broker, records_client, weights_client
+from worker.ledger.store import WeightStore, weights_digest
 from worker.settings import WorkerSettings, read_settings
-from worker.store import WeightStore, weights_digest
 
 CONTENT = b"weights"
 

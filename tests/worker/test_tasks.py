@@ -12,18 +12,18 @@ import pytest
 import redis
 import torch
 
-from metatrain.artifact import adapter_from_bytes
-from metatrain.base.text import TextBase
-from metatrain.baselines import lora_from_zero
+from metatrain.artifacts.artifact import adapter_from_bytes
+from metatrain.artifacts.baselines import lora_from_zero
 from metatrain.errors import DeadlineExceeded
+from metatrain.models.text import TextBase
 from tests.conftest import RedisServer
 from worker.errors import SettingsError, WeightsMissing
+from worker.ledger.messages import JobRecipe, Outcome
+from worker.ledger.records import Claim, Kept, Record, Records
+from worker.ledger.store import WeightStore, weights_digest
 from worker.logs import Lines, LogFormat
-from worker.messages import JobRecipe, Outcome
-from worker.records import Claim, Kept, Record, Records
 from worker.runtime import Product, Runtime, load_runtime
 from worker.settings import WorkerSettings, read_settings
-from worker.store import WeightStore, weights_digest
 from worker.tasks import Hands
 
 SUPPORT = (("close my account", "close"), ("order pizza", "order"), ("order pizza now", "order"), ("please close account", "close"))

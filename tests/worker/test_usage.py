@@ -9,15 +9,15 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import redis
 
-from metatrain.artifact import Adapter, AdapterMetadata, Initialization, adapter_bytes_at_most, adapter_to_bytes
-from metatrain.base.text import TextBase
-from metatrain.baselines import frozen_prototypes, lora_from_zero
+from metatrain.artifacts.artifact import Adapter, AdapterMetadata, Initialization, adapter_bytes_at_most, adapter_to_bytes
+from metatrain.artifacts.baselines import frozen_prototypes, lora_from_zero
+from metatrain.models.text import TextBase
 from tests.conftest import RedisServer
 from tests.worker.test_records import DAY, RECIPE
 from worker.errors import AdapterExpired, LimitReached
-from worker.messages import Outcome
-from worker.records import Claim, Records
-from worker.usage import Usage, Used
+from worker.ledger.messages import Outcome
+from worker.ledger.records import Claim, Records
+from worker.ledger.usage import Usage, Used
 
 ESTIMATE = 100
 EXAMPLES = len(RECIPE.model_dump_json(exclude_defaults=True))

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from metatrain.artifact import save_initialization
-from metatrain.base.text import TextBase
-from metatrain.baselines import lora_from_zero
+from metatrain.artifacts.artifact import save_initialization
+from metatrain.artifacts.baselines import lora_from_zero
+from metatrain.models.text import TextBase
 from tests.end_to_end.conftest import Served, served
 
 MAX_INPUTS = 20

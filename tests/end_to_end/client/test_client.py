@@ -5,8 +5,7 @@ import time
 from typing import get_args
 
 import pytest
-
-from service.client import (
+from quickstudy import (
     Adapter,
     AsyncClient,
     Client,
@@ -21,9 +20,10 @@ from service.client import (
     StatusEvent,
     StepEvent,
 )
+
 from tests.end_to_end.client.conftest import MAX_INPUTS
 from tests.end_to_end.conftest import Served
-from worker import messages
+from worker.ledger import messages
 
 PAIRS = [
     ("close my account", "close"),

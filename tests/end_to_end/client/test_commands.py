@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from service.cli import Elsewhere, main
+from service.running.cli import Elsewhere, main
 from tests.end_to_end.client.conftest import MAX_INPUTS
 from tests.end_to_end.conftest import ROOT, Served, free_port
 from tests.service.scripted import ADAPTER, MADE, Reply, problem, serving
@@ -56,7 +56,7 @@ def test_the_walk_of_the_readme(service: Served, tmp_path: Path) -> None:
     (tmp_path / "service").symlink_to(ROOT / "service")
     (tmp_path / ".venv" / "bin").mkdir(parents=True)
     command = tmp_path / ".venv" / "bin" / "quickstudy"
-    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m service.cli "$@"\n')
+    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m service.running.cli "$@"\n')
     command.chmod(0o755)
     walk = blocks("sh")[0]
     assert walk.count(".venv/bin/quickstudy ") == 2
@@ -237,7 +237,7 @@ def test_exit_code_4_is_not_authorised(service: Served) -> None:
 
 
 def test_help_loads_nothing_that_it_does_not_need() -> None:
-    code = "import sys, service.cli; service.cli.main(['--help'], standalone_mode=False); print(*sys.modules)"
+    code = "import sys, service.running.cli; service.running.cli.main(['--help'], standalone_mode=False); print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert "predict" in done.stdout
     loaded = set(done.stdout.split())

@@ -1,1 +1,0 @@
-"""Frozen base models as pure functions of (delta, batch), one file a modality."""

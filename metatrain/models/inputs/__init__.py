@@ -1,0 +1,1 @@
+"""How raw examples become rows and batches: one file for each modality."""

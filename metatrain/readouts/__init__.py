@@ -1,0 +1,1 @@
+"""What turns hidden states into a loss and an answer."""

@@ -1,0 +1,123 @@
+"""Is this architecture supported with this delta? Measured when they are loaded, never guessed."""
+
+import copy
+import warnings
+from typing import Any, cast
+
+import torch
+from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
+from torch import Tensor
+
+from metatrain.deltas import DeltaKind
+from metatrain.deltas.peft_files import in_peft, peft_config, to_peft
+from metatrain.deltas.virtual import PROMPT
+from metatrain.errors import UnsupportedDelta
+from metatrain.inner.problem import stack
+from metatrain.models.text import TextBase, TokenBatch
+
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
+_TEXTS = (
+    "short",
+    "a row of middling length, with some words",
+    "and the longest row of the three, which pads both of the others out",
+)
+
+
+def probe(base: TextBase, kind: DeltaKind) -> None:
+    """Raises UnsupportedDelta with the reason unless, on this very model:
+
+    a mixed batch gives each row what it gets alone and what stock PEFT gives it with that delta; every leaf of the delta moves
+    the output; and, where the base model was loaded for it (attention="eager"), a second derivative exists and is finite.
+    """
+    _longest_row_fits(base, kind)
+    generator = torch.Generator().manual_seed(0)
+    thetas = [kind.initial(generator, b_std=0.05) for _ in _TEXTS]
+    ids = base.encode(_TEXTS)[0]
+    batch, singles = base.collate(ids), [base.collate([row]) for row in ids]
+    stacked = {n: torch.stack([t[n] for t in thetas]).to(base.device) for n in kind.shapes}
+    where = f"{type(base.model).__name__} with {kind.config.kind}"
+    if targets := getattr(kind.config, "targets", ()):
+        where += f" on {', '.join(targets)}"
+    with torch.no_grad():
+        mixed = base.features(kind.fold(stacked), batch, slots=torch.arange(len(ids), device=base.device))
+        alone = torch.cat(
+            [
+                base.features(kind.fold({n: leaf[i : i + 1] for n, leaf in stacked.items()}), single)
+                for i, single in enumerate(singles)
+            ]
+        )
+        bare = base.features(None, batch)
+        others = {"the same rows alone": alone}
+        if in_peft(kind):
+            pairs = zip(thetas, singles, strict=True)
+            others["stock PEFT"] = torch.cat([_peft_features(base, kind, theta, single) for theta, single in pairs])
+    tolerance = TOLERANCE[base.dtype]
+    for name, other in others.items():
+        gap = float((mixed - other).abs().max())
+        if not gap <= tolerance:
+            raise UnsupportedDelta(f"{where}: a mixed batch differs from {name} by {gap:.1e}, more than {tolerance:.0e}")
+    if not kind.shapes:
+        return
+    if torch.equal(mixed, bare):
+        raise UnsupportedDelta(f"{where}: the delta does not change the output")
+    _every_leaf_moves(base, kind, stacked, batch, where)
+    if base.attention == "eager" and base.dtype != torch.bfloat16:  # exact meta-gradients are of float32 alone
+        _double_backward(base, kind, stacked, batch, where)
+
+
+@torch.no_grad()
+def _longest_row_fits(base: TextBase, kind: DeltaKind) -> None:
+    """With what the delta puts in front of it, which takes positions too."""
+    longest = base.collate(base.encode([_TEXTS[2] * base.spec.max_length])[0])
+    theta = kind.fold(stack(kind.initial(torch.Generator().manual_seed(0)), 1))
+    where = f"{type(base.model).__name__} with {kind.config.kind}"
+    try:
+        fits = bool(torch.isfinite(base.features({n: leaf.to(base.device) for n, leaf in theta.items()}, longest)).all())
+    except (RuntimeError, IndexError) as error:
+        raise UnsupportedDelta(
+            f"{where} does not take rows of {base.spec.max_length} tokens (base.max_length, if it can be lower): {error}"
+        ) from error
+    if not fits:
+        raise UnsupportedDelta(f"{where} gives no finite features for rows of {base.spec.max_length} tokens")
+
+
+def _score(base: TextBase, kind: DeltaKind, delta: dict[str, Tensor], batch: TokenBatch) -> Tensor:
+    """Some scalar that depends on all features."""
+    features = base.features(kind.fold(delta), batch, slots=torch.arange(len(_TEXTS), device=base.device))
+    weights = torch.randn(features.shape, generator=torch.Generator().manual_seed(1)).to(features.device)
+    return (features * weights).sum()
+
+
+def _every_leaf_moves(base: TextBase, kind: DeltaKind, delta: dict[str, Tensor], batch: TokenBatch, where: str) -> None:
+    live = {n: t.clone().requires_grad_() for n, t in delta.items()}
+    gradients = torch.autograd.grad(_score(base, kind, live, batch), list(live.values()), allow_unused=True)
+    for name, g in zip(live, gradients, strict=True):
+        if g is None or not torch.isfinite(g).all() or not g.flatten(1).norm(dim=1).all():
+            raise UnsupportedDelta(f"{where}: leaf {name} has no effect on the output, or none that is finite")
+
+
+def _double_backward(base: TextBase, kind: DeltaKind, delta: dict[str, Tensor], batch: TokenBatch, where: str) -> None:
+    live = {n: t.clone().requires_grad_() for n, t in delta.items()}
+    leaves = list(live.values())
+    try:
+        first = torch.autograd.grad(_score(base, kind, live, batch), leaves, create_graph=True)
+        second = torch.autograd.grad(sum((g.square().sum() for g in first), torch.zeros(())), leaves)
+    except (RuntimeError, NotImplementedError) as error:
+        raise UnsupportedDelta(f"{where}: no second derivative: {str(error).splitlines()[0]}") from error
+    if not all(torch.isfinite(g).all() and g.any() for g in second):
+        raise UnsupportedDelta(f"{where}: a second derivative is zero or not finite")
+
+
+def _peft_features(base: TextBase, kind: DeltaKind, theta: dict[str, Tensor], batch: TokenBatch) -> Tensor:
+    """Of a batch of one bucket."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        config = cast(Any, PeftConfig).from_peft_type(**{**peft_config(kind, ""), "inference_mode": False})
+        stock = get_peft_model(copy.deepcopy(cast(Any, base.model)), config).eval()
+    loaded = cast(Any, set_peft_model_state_dict(stock, to_peft(kind, theta)))
+    unexpected = set(loaded.unexpected_keys) - {PROMPT}  # which PEFT has taken, and names all the same
+    if unexpected:
+        raise UnsupportedDelta(f"stock PEFT does not know the leaf {min(unexpected)}")
+    (bucket,) = batch.buckets
+    hidden = stock(input_ids=bucket.input_ids, attention_mask=bucket.attention_mask).last_hidden_state
+    return base.pooled(hidden[:, -bucket.input_ids.shape[1] :], bucket.attention_mask)

@@ -1,0 +1,144 @@
+"""How good is an initialization? Accuracy over episodes it has never seen, paired between the systems that are compared."""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from metatrain.artifacts.artifact import Initialization
+from metatrain.inner.loop import trajectory
+from metatrain.inner.problem import stack
+from metatrain.inner.supervised import Classification, adapted_each
+from metatrain.inner.support import Query, Support
+from metatrain.inner.taskbatch import Tokenized
+from metatrain.models.text import TextBase
+from metatrain.readouts.heads import linear_from_prototypes
+from metatrain.tasks.episodes import Episode
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Accuracy of each episode, in order, and seconds of adaptation a task (T tasks in one pass)."""
+
+    accuracy: tuple[float, ...]
+    seconds_per_task: float
+
+    @property
+    def mean(self) -> float:
+        return sum(self.accuracy) / len(self.accuracy)
+
+
+def evaluate(
+    base: TextBase,
+    init: Initialization,
+    episodes: Sequence[Episode],
+    *,
+    steps: int | None = None,
+    together: int = 8,
+    tokenized: Tokenized | None = None,
+    progress: Callable[[int], object] = lambda done: None,
+) -> Scores:
+    """Adapt to each episode's support set (`steps` inner steps, the initialization's own number for it where None) and score its
+    queries, `together` episodes in one pass. Episodes of one pass must agree in the number of rows a class."""
+    if steps is not None:
+        marks = (steps,)
+        return evaluate_steps(base, init, episodes, marks, together=together, tokenized=tokenized, progress=progress)[steps]
+    accuracy: list[float] = []
+    seconds = 0.0
+    for support, query in _batches(base, init, episodes, together, tokenized):
+        outer, began = init.outer(base.device), time.perf_counter()
+        tasks = Classification(base, base.attach(init.delta), init.inner, support, query, serving=True)
+        adapted = adapted_each(tasks, outer, init.inner.update)
+        seconds += time.perf_counter() - began
+        with torch.no_grad():
+            accuracy += tasks.judged(adapted, outer)[1].tolist()
+        progress(tasks.count)
+    return Scores(tuple(accuracy), seconds / len(episodes))
+
+
+def evaluate_steps(
+    base: TextBase,
+    init: Initialization,
+    episodes: Sequence[Episode],
+    marks: Sequence[int],
+    *,
+    together: int = 8,
+    tokenized: Tokenized | None = None,
+    progress: Callable[[int], object] = lambda done: None,
+) -> dict[int, Scores]:
+    """As `evaluate`, scored after each of the inner steps in `marks`, in one walk: {steps: scores}."""
+    accuracy: dict[int, list[float]] = {}
+    seconds: dict[int, float] = {}
+    for support, query in _batches(base, init, episodes, together, tokenized):
+        outer, spent, began = init.outer(base.device), 0.0, time.perf_counter()
+        tasks = Classification(base, base.attach(init.delta), init.inner, support, query, steps=max(marks), serving=True)
+        for point in trajectory(tasks, outer, init.inner.update):
+            if point.step not in marks:
+                continue
+            spent += time.perf_counter() - began
+            began = time.perf_counter()
+            with torch.no_grad():
+                adapted = tasks.adapted(point.phi, outer, point.step, exact=False)  # not a part of the steps that follow
+                took = time.perf_counter() - began
+                accuracy.setdefault(point.step, []).extend(tasks.judged(adapted, outer)[1].tolist())
+            seconds[point.step] = seconds.get(point.step, 0.0) + spent + took
+            began = time.perf_counter()
+        progress(tasks.count)
+    return {mark: Scores(tuple(scores), seconds[mark] / len(episodes)) for mark, scores in accuracy.items()}
+
+
+def _batches(
+    base: TextBase, init: Initialization, episodes: Sequence[Episode], together: int, tokenized: Tokenized | None
+) -> Iterator[tuple[Support, Query]]:
+    """Query rows with what lies below the delta computed already, which no step changes."""
+    kind, tokenized = base.attach(init.delta), tokenized or Tokenized(base)
+    for start in range(0, len(episodes), together):
+        support, query = tokenized.batch(episodes[start : start + together])
+        yield support, replace(query, tokens=base.prefix(query.tokens, kind))
+
+
+@torch.no_grad()
+def own_steps(
+    base: TextBase, init: Initialization, episodes: Sequence[Episode], *, together: int = 8, tokenized: Tokenized | None = None
+) -> tuple[int, ...]:
+    """The number of inner steps that `evaluate` takes for each episode where it is told none."""
+    kind, outer, tokenized = base.attach(init.delta), init.outer(base.device), tokenized or Tokenized(base)
+    found: list[int] = []
+    for start in range(0, len(episodes), together):
+        support = tokenized.support([episode.support for episode in episodes[start : start + together]])
+        tasks = Classification(base, kind, init.inner, support, serving=True)
+        tasks.start(outer)
+        found += tasks.own_steps
+    return tuple(found)
+
+
+@torch.no_grad()
+def evaluate_prototypes(
+    base: TextBase, init: Initialization, episodes: Sequence[Episode], *, tokenized: Tokenized | None = None
+) -> tuple[float, ...]:
+    """Accuracy of each episode at zero steps, as `evaluate` with steps=0 up to rounding, each different text computed only once:
+    many episodes of a few classes share theirs."""
+    kind, outer, tokenized = base.attach(init.delta), init.outer(base.device), tokenized or Tokenized(base)
+    assert outer.scale is not None
+    unique = sorted({text for e in episodes for text, _ in (*e.support, *e.query)})
+    place = {text: number for number, text in enumerate(unique)}
+    features = tokenized.features(unique, kind.fold(stack(outer.theta, 1)), outer.base)
+    found = []
+    for episode in episodes:
+        (support, own), (query, wanted) = (
+            (features[[place[text] for text, _ in pairs]], torch.tensor([c for _, c in pairs], device=base.device))
+            for pairs in (episode.support, episode.query)
+        )
+        head = linear_from_prototypes(support.unsqueeze(0), own.unsqueeze(0), len(episode.labels))
+        found.append(float((head.logits(query.unsqueeze(0), outer.scale)[0].argmax(-1) == wanted).float().mean()))
+    return tuple(found)
+
+
+def paired_interval(left: Sequence[float], right: Sequence[float]) -> tuple[float, float]:
+    """Mean of left − right over paired episodes, and the half-width of its 95 % interval (normal approximation)."""
+    differences = [a - b for a, b in zip(left, right, strict=True)]
+    mean = sum(differences) / len(differences)
+    variance = sum((d - mean) ** 2 for d in differences) / (len(differences) - 1)
+    return mean, 1.96 * math.sqrt(variance / len(differences))

@@ -1,0 +1,173 @@
+"""Which delta and which inner loop? Successive halving over validation data sets.
+
+    n candidates drawn from the space, b episodes each; at every rung the better half goes on with twice the episodes
+
+so that each rung costs the same and the budget goes to those worth telling apart (Jamieson and Talwalkar 2016, arXiv:1502.07943).
+All candidates of a rung meet the same episodes. One walk through the inner loop scores every number of steps in `steps`, so
+that number costs nothing to search; a candidate's score is the mean over shots of its best step's accuracy.
+"""
+
+import itertools
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from metatrain.artifacts.artifact import Initialization, write_atomically
+from metatrain.artifacts.baselines import SCALE
+from metatrain.deltas import DeltaConfig
+from metatrain.errors import RecipeError
+from metatrain.inner.loop import InnerConfig
+from metatrain.inner.problem import start_rates
+from metatrain.inner.supervised import HEAD_LEAVES
+from metatrain.inner.taskbatch import Tokenized
+from metatrain.invalid import first_problem
+from metatrain.models.text import TextBase, load_text_base
+from metatrain.serving.probe import probe
+from metatrain.tasks.episodes import Dataset, Episode, EpisodeSampler, EpisodeShape, manifest_digest
+from metatrain.training.evaluate import evaluate_steps
+from metatrain.training.recipe import BaseSection, Source, read_model
+
+Report = Callable[[dict[str, Any]], None]
+
+
+class SearchSpace(BaseModel):
+    """A search as a file. `delta`, `inner` and `start` give a list of values for each key that is searched."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")
+    seed: int = Field(default=0, ge=0)
+    base: BaseSection = BaseSection()
+    delta: dict[str, tuple[Any, ...]] = {}
+    inner: dict[str, tuple[Any, ...]] = {}
+    rate: dict[Literal["sgd", "momentum", "adam"], tuple[float, ...]] = Field(
+        default={"adam": (1e-3, 3e-3)}, min_length=1, description="inner learning rates to try, by optimizer"
+    )
+    b_std: float = Field(default=0.0, ge=0, description="spread of the delta at the start; 0 is the base model itself")
+    steps: tuple[Annotated[int, Field(ge=0, le=100)], ...] = Field(default=(0, 1, 3, 5, 10), min_length=1)
+    shots: tuple[int, ...] = Field(default=(5,), min_length=1)
+    ways: int = Field(default=5, ge=2)
+    candidates: int = Field(default=16, ge=2)
+    episodes: int = Field(default=8, ge=2, description="per data set and shots on the first rung")
+    valid: tuple[Source, ...] = Field(min_length=1)
+
+    @field_validator("base")
+    @classmethod
+    def _base_stands_still(cls, base: BaseSection) -> BaseSection:
+        if base.updated:
+            raise ValueError("updated: expected nothing, a search starts from the base model itself")
+        return base
+
+
+class Candidate(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+    delta: DeltaConfig
+    inner: InnerConfig
+    rate: float
+
+    @property
+    def label(self) -> str:
+        objective = "+".join(self.inner.objective)
+        delta = " ".join(f"{key} {value}" for key, value in self.delta.model_dump(mode="json", exclude={"kind"}).items())
+        return f"{objective}, {self.inner.head} head, {self.inner.optimizer} {self.rate:g}, {self.delta.kind} {delta}"
+
+
+def read_space(path: Path) -> SearchSpace:
+    """A search. Raises RecipeError as `read_model`."""
+    return read_model(path, SearchSpace, "search space")
+
+
+def draw_candidates(space: SearchSpace) -> list[Candidate]:
+    """Different points of the space's grid, seeded; all of it where it has no more than `candidates`. Points that are no valid
+    inner loop (a linear head without cross-entropy) are passed over. Raises RecipeError where none is valid."""
+    rates = [(optimizer, rate) for optimizer, some in space.rate.items() for rate in some]
+    points = list(itertools.product(_grid(space.delta), _grid(space.inner), rates))
+    order = np.random.default_rng(space.seed).permutation(len(points))
+    found: list[Candidate] = []
+    problem = ""
+    for i in order.tolist():
+        delta, inner, (optimizer, rate) = points[i]
+        try:
+            # 0 steps until the search has found how many
+            config = InnerConfig.model_validate({**inner, "optimizer": optimizer, "steps": 0})
+            found.append(Candidate.model_validate({"delta": delta, "inner": config, "rate": rate}))
+        except ValidationError as error:
+            problem = first_problem(error, InnerConfig if error.title == InnerConfig.__name__ else Candidate)
+        if len(found) == space.candidates:
+            break
+    if not found:
+        raise RecipeError(f"no point of the search space is an inner loop: {problem}")
+    return found
+
+
+def search(space: SearchSpace, data: Path, out: Path, *, report: Report = lambda event: None) -> list[dict[str, Any]]:
+    """Run the search; returns the rungs' results, best first, and keeps each finished candidate in `out`/search.json, from which
+    the same search goes on. Raises DataError, RecipeError, BaseModelError."""
+    sets = [source.read(data) for source in space.valid]
+    base = load_text_base(space.base.model, precision=space.base.precision, max_length=space.base.max_length)
+    tokenized = Tokenized(base, space.base.train_max_length)
+    alive = draw_candidates(space)
+    path = out / "search.json"
+    out.mkdir(parents=True, exist_ok=True)
+    done: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    results: list[dict[str, Any]] = []
+    where = [space.seed, space.b_std, space.steps, space.base.train_max_length, base.spec.model_dump(), str(base.dtype)]
+    rungs = math.floor(math.log2(len(alive))) + 1
+    for rung in range(rungs):
+        episodes = _episodes(space, sets, space.episodes * 2**rung)
+        scored = []
+        for candidate in alive:
+            key = json.dumps([*where, [manifest_digest(drawn) for drawn in episodes.values()], candidate.model_dump_json()])
+            if key not in done:
+                done[key] = _score(base, tokenized, space, candidate, episodes)
+                write_atomically(path, json.dumps(done, indent=1).encode())
+            scored.append((done[key]["score"], candidate))
+            report({"event": "candidate", "rung": rung, "of": rungs, "label": candidate.label, **done[key]})
+            described = {"label": candidate.label, "candidate": candidate.model_dump(mode="json")}
+            results.append({"rung": rung, **described, **done[key]})
+        scored.sort(key=lambda pair: -pair[0])
+        alive = [candidate for _, candidate in scored[: max(1, len(scored) // 2)]]
+    return sorted(results, key=lambda result: (-result["rung"], -result["score"]))
+
+
+def _score(
+    base: TextBase, tokenized: Tokenized, space: SearchSpace, candidate: Candidate, episodes: dict[int, list[Episode]]
+) -> dict[str, Any]:
+    kind = base.attach(candidate.delta)
+    probe(base, kind)
+    theta = kind.initial(torch.Generator().manual_seed(space.seed), b_std=space.b_std)
+    rates = start_rates([*theta, *HEAD_LEAVES], candidate.rate)
+    init = Initialization("candidate", base.spec, candidate.delta, candidate.inner, theta, rates, SCALE, "none", {})
+    by_shots: dict[str, dict[str, float]] = {}
+    seconds = 0.0
+    for shots, drawn in episodes.items():
+        marks = space.steps if shots > 1 or candidate.inner.teaches_one_shot(len(drawn[0].support)) else (0,)
+        scores = evaluate_steps(base, init, drawn, marks, tokenized=tokenized)
+        by_shots[str(shots)] = {str(step): score.mean for step, score in scores.items()}
+        seconds += scores[max(marks)].seconds_per_task
+    best = {shots: max(by_step, key=lambda step: by_step[step]) for shots, by_step in by_shots.items()}
+    score = sum(by_shots[shots][step] for shots, step in best.items()) / len(best)
+    return {"score": score, "best_steps": {k: int(v) for k, v in best.items()}, "accuracy": by_shots, "seconds": seconds}
+
+
+def _episodes(space: SearchSpace, sets: Sequence[Dataset], count: int) -> dict[int, list[Episode]]:
+    """The same number from each set, for each number of shots."""
+    return {
+        shots: [
+            EpisodeSampler([one], space.seed + 1).episode(i, EpisodeShape(min(space.ways, len(one.texts)), shots, 5))
+            for one in sets
+            for i in range(count)
+        ]
+        for shots in space.shots
+    }
+
+
+def _grid(choices: dict[str, tuple[Any, ...]]) -> list[dict[str, Any]]:
+    return [dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values())]

@@ -1,0 +1,138 @@
+"""`GET /metrics`: what the records have counted and what this process has answered, for Prometheus.
+
+Counts of jobs are kept beside the records, so every replica of the service gives the same, and no restart loses them. While the
+records are out of reach, `quickstudy_records_up` is 0 and theirs are left out.
+"""
+
+from collections.abc import Iterator, Mapping
+
+import redis
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from service.predicting.predictor import STAGES, Predictor
+from worker.ledger.records import JOB_STAGES, RECOVERY_BOUNDS_MS, STAGE_BOUNDS_MS, Records
+
+_COUNTERS = {
+    "accepted": "Jobs taken with a 202",
+    "attempts": "Claims of a job by a worker",
+    "handed_back": "Attempts that ended with the job waiting again",
+    "lost_workers": "Jobs taken over from a worker that fell silent",
+    "overtaken": "Workers that learned while they ran that they no longer held their job",
+    "refused_commits": "Results of workers that no longer held their job",
+    "recomputed": "Adapters made again because their weights were gone or wrong",
+    "evicted": "Weights that the cache no longer had when they were wanted",
+    "corrupt": "Weights that were not those on record",
+    "dead": "Jobs that used up their attempts",
+    "revived": "Dead jobs that were started again",
+    "deleted": "Adapters deleted by request",
+    "retired": "Records removed a week after their adapters expired",
+}
+
+_GAUGES = {
+    "waiting_inputs": "Inputs that have come and are not answered yet",
+    "bank_adapters": "Adapters on the device",
+    "bank_slots": "Adapters that the device has room for",
+    "bank_bytes": "Bytes that adapters take on the device",
+    "shelf_adapters": "Adapters in memory that are not on the device",
+    "shelf_bytes": "Bytes that those take",
+}
+_STAGE_BOUNDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
+
+
+class Metrics:
+    """One registry for each application, so that several in a process do not mix."""
+
+    def __init__(self, records: Records, predictor: Predictor) -> None:
+        self.registry = CollectorRegistry()
+        self.registry.register(_OfRecords(records))
+        self.registry.register(_OfPredictor(predictor))
+        self.requests = Counter(
+            "quickstudy_http_requests", "Requests answered", ["method", "route", "status"], registry=self.registry
+        )
+        self.seconds = Histogram("quickstudy_http_request_seconds", "Time to answer", ["method", "route"], registry=self.registry)
+
+        self.stages = Histogram(
+            "quickstudy_predict_stage_seconds",
+            f"Time of a prediction in each stage: {', '.join(STAGES)}",
+            ["stage"],
+            buckets=_STAGE_BOUNDS,
+            registry=self.registry,
+        )
+
+    def predicted(self, seconds: Mapping[str, float]) -> None:
+        """Seconds by stage of one answer."""
+        for stage, spent in seconds.items():
+            self.stages.labels(stage).observe(spent)
+
+    def answered(self, method: str, route: str, status: int, seconds: float) -> None:
+        self.requests.labels(method, route, str(status)).inc()
+        self.seconds.labels(method, route).observe(seconds)
+
+
+class _OfPredictor(Collector):
+    def __init__(self, predictor: Predictor) -> None:
+        self._predictor = predictor
+
+    def describe(self) -> Iterator[Metric]:
+        return iter(())
+
+    def collect(self) -> Iterator[Metric]:
+        for name, value in self._predictor.gauges().items():
+            if name in _GAUGES:  # a predictor in a process of its own may be of another version
+                yield GaugeMetricFamily(f"quickstudy_predictor_{name}", _GAUGES[name], value=value)
+
+
+class _OfRecords(Collector):
+    def __init__(self, records: Records) -> None:
+        self._records = records
+
+    def describe(self) -> Iterator[Metric]:
+        return iter(())  # nothing is asked of Redis at registration
+
+    def collect(self) -> Iterator[Metric]:
+        up = GaugeMetricFamily("quickstudy_records_up", "Whether queue and records are in reach")
+        try:
+            counts, workers = self._records.counts(), self._records.workers()
+        except redis.RedisError:
+            up.add_metric([], 0)
+            yield up
+            return
+        up.add_metric([], 1)
+        yield up
+        jobs = GaugeMetricFamily("quickstudy_jobs", "Unfinished jobs", labels=["status"])
+        for status in ("queued", "running"):
+            jobs.add_metric([status], counts[f"now_{status}"])
+        yield jobs
+        alive = GaugeMetricFamily("quickstudy_workers", "Workers that said lately that they are alive", labels=["queue"])
+        for queue, count in workers.items():
+            alive.add_metric([queue], count)
+        yield alive
+        ended = CounterMetricFamily("quickstudy_jobs_ended", "Jobs that ended", labels=["outcome"])
+        for outcome in ("ready", "failed"):
+            ended.add_metric([outcome], counts.get(outcome, 0))
+        yield ended
+        for name, meaning in _COUNTERS.items():
+            yield CounterMetricFamily(f"quickstudy_jobs_{name}", meaning, value=counts.get(name, 0))
+        yield _stages(counts)
+        total = counts.get("recoveries", 0)
+        buckets = [(str(bound / 1000), counts.get(f"recovery_le_{bound}", 0)) for bound in RECOVERY_BOUNDS_MS]
+        yield HistogramMetricFamily(
+            "quickstudy_recovery_seconds",
+            "From the last sign of a lost worker to the end of its job",
+            buckets=[*buckets, ("+Inf", total)],
+            sum_value=counts.get("recovery_ms", 0) / 1000,
+        )
+
+
+def _stages(counts: Mapping[str, int]) -> HistogramMetricFamily:
+    """Of every worker's jobs."""
+    family = HistogramMetricFamily(
+        "quickstudy_adapt_stage_seconds", f"Time of an adaptation in each stage: {', '.join(JOB_STAGES)}", labels=["stage"]
+    )
+    for stage in JOB_STAGES:
+        total = counts.get(f"stage_{stage}_count", 0)
+        buckets = [(str(bound / 1000), counts.get(f"stage_{stage}_le_{bound}", 0)) for bound in STAGE_BOUNDS_MS]
+        family.add_metric([stage], buckets=[*buckets, ("+Inf", total)], sum_value=counts.get(f"stage_{stage}_us", 0) / 1e6)
+    return family

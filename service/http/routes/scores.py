@@ -1,0 +1,51 @@
+"""`POST /adapters/{adapter_id}/score`: how good an adapter is on examples that it has not seen."""
+
+from dataclasses import asdict
+
+from fastapi import APIRouter, Depends, Request
+from starlette.concurrency import run_in_threadpool
+
+from service.errors import AdapterNotReady, InvalidRequest, Overloaded, UnknownAdapter
+from service.http.auth import needs
+from service.http.limits import check_score
+from service.http.openapi import OF_A_BODY, OF_ANY_ROUTE, problems
+from service.http.schemas import AdapterId, LabelScore, ScoreAnswer, ScoreRequest
+from service.http.state import State, Tenant
+from service.http.views import known
+from service.predicting.answering import answered
+from service.predicting.scoring import score
+
+router = APIRouter(tags=["predictions"], dependencies=[Depends(needs("predict"))])
+
+
+@router.post(
+    "/adapters/{adapter_id}/score",
+    responses=problems(*OF_ANY_ROUTE, *OF_A_BODY, UnknownAdapter, AdapterNotReady, Overloaded),
+)
+async def score_adapter(
+    adapter_id: AdapterId, request: ScoreRequest, connection: Request, state: State, tenant: Tenant
+) -> ScoreAnswer:
+    """Predict labelled examples and compare: accuracy, F1, confusion, and which were labelled otherwise. Counts as the predictions
+    that the examples would take, MAX_INPUTS in each."""
+    check_score(request, state.settings)
+    record = await run_in_threadpool(known, adapter_id, state, tenant)
+    labels = set(record.summary.labels)
+    for i, example in enumerate(request.examples):
+        if example.label not in labels:
+            raise InvalidRequest(f"examples[{i}].label", "one of the adapter's labels", example.label)
+    texts, most = [example.input for example in request.examples], state.settings.max_inputs
+    parts = [texts[start : start + most] for start in range(0, len(texts), most)]
+    if len(parts) > 1:
+        await state.meter.request(tenant, len(parts) - 1)  # the first has been counted, as any request is
+    record, answers = await answered(adapter_id, parts, connection, state, tenant)
+    found = score([example.label for example in request.examples], [label for answer in answers for label in answer.best])
+    return ScoreAnswer(
+        adapter_id=adapter_id,
+        digest=str(record.digest),
+        examples=len(texts),
+        accuracy=found.accuracy,
+        macro_f1=found.macro_f1,
+        labels={label: LabelScore(**asdict(own)) for label, own in found.labels.items()},
+        confusion=found.confusion,
+        mistakes=found.mistakes,
+    )

@@ -1,0 +1,60 @@
+"""Records as HTTP shows them."""
+
+from typing import TypeVar
+
+from service.errors import UnknownAdapter
+from service.http.schemas import AdapterView
+from service.http.state import ServiceState
+from worker.ledger.messages import Status
+from worker.ledger.records import Record
+
+T = TypeVar("T")
+
+
+def known(adapter_id: str, state: ServiceState, tenant: str) -> Record:
+    """Raises UnknownAdapter where the tenant has no such adapter."""
+    return there(adapter_id, state.records.get(tenant, adapter_id))
+
+
+def there(adapter_id: str, found: T | None) -> T:
+    """Raises UnknownAdapter where nothing was found."""
+    if found is None:
+        raise UnknownAdapter(f"no adapter {adapter_id}")
+    return found
+
+
+def status_of(record: Record, state: ServiceState) -> Status:
+    """The record's status, with `evicted` in place of `ready` where the cache no longer has the weights."""
+    if record.status == "ready" and not state.store.has(record.tenant, record.adapter_id, record.fence):
+        return "evicted"
+    return record.status
+
+
+def view(record: Record, state: ServiceState) -> AdapterView:
+    taken = len(record.support_loss) if record.status in ("ready", "expired") else None
+    return AdapterView(
+        adapter_id=record.adapter_id,
+        status=status_of(record, state),
+        name=record.name,
+        tags=list(record.tags),
+        parent=record.parent,
+        initialization=record.summary.initialization,
+        initialization_digest=record.summary.initialization_digest,
+        labels=list(record.summary.labels),
+        examples=record.summary.examples,
+        steps=taken if record.summary.steps is None else record.summary.steps,
+        seed=record.summary.seed,
+        label_words=record.summary.label_words,
+        precision=record.summary.precision,
+        attempt=record.attempt,
+        support_loss=list(record.support_loss),
+        truncated=list(record.truncated),
+        timings=record.timings,
+        digest=record.digest,
+        error=record.error,
+        last_error=record.last_error,
+        pinned=record.pinned,
+        recovery_ms=record.recovery_ms,
+        created_at=record.created_at / 1000,
+        expires_at=None if record.pinned else record.expires_at / 1000,
+    )

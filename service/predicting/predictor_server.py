@@ -1,0 +1,132 @@
+"""`quickstudy predictor`: the predictor as a process of its own, for any number of services that hold no adapters themselves."""
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import signal
+from concurrent.futures import Future
+from typing import Any
+
+from service.errors import ServiceError, Unavailable
+from service.predicting import wire
+from service.predicting.predictor import Answer, InProcessPredictor, Wanted
+from service.settings import predictor_address
+from worker.logs import places
+
+log = logging.getLogger(__name__)
+_GAUGES_SECONDS = 1.0
+_HELLO_SECONDS = 5.0
+_LAST_SECONDS = 2.0
+"""How long, at the end, a service may take to read its last answers."""
+
+
+async def serve(predictor: InProcessPredictor, url: str) -> None:
+    """Answer calls on `url` until SIGINT or SIGTERM; what has come by then is answered first. Raises ValueError, OSError."""
+    where = predictor_address(url)
+    connections = _Connections(predictor)
+    if isinstance(where, str):
+        before = os.umask(0o177)  # the socket is its owner's alone
+        try:
+            server = await asyncio.start_unix_server(connections.handle, where, limit=wire.LINE_BYTES)
+        finally:
+            os.umask(before)
+    else:
+        if where[0] not in ("127.0.0.1", "::1", "localhost"):
+            log.warning(
+                "whoever reaches %s can predict with any adapter and drop it from memory: keep it on a private network", url
+            )
+        server = await asyncio.start_server(connections.handle, *where, limit=wire.LINE_BYTES)
+    stop = asyncio.Event()
+    for each in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(each, stop.set)
+    log.info("predictor on %s", url)
+    await stop.wait()
+    server.close()
+    connections.stopping = True  # before the predictor closes, which waits for all that is on its way to it
+    await asyncio.get_running_loop().run_in_executor(None, predictor.close)
+    await connections.close()
+
+
+class _Connections:
+    def __init__(self, predictor: InProcessPredictor) -> None:
+        self._predictor, self._about = predictor, wire.about(predictor.base)
+        self._open: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
+        self.stopping = False
+
+    async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """One service, until it goes; its calls then give up their places."""
+        own = asyncio.current_task()
+        assert own is not None
+        waiting: dict[int, Future[Answer]] = {}
+        self._open[own] = writer
+        writer.write(wire.line({"about": self._about, "gauges": self._predictor.gauges()}))
+        telling = asyncio.create_task(self._tell(writer))
+        try:
+            hello = json.loads(await asyncio.wait_for(reader.readuntil(b"\n"), _HELLO_SECONDS))
+            if hello["about"] != self._about:
+                log.warning("a service has another base model or precision: %s; this predictor has %s", hello["about"], self._about)
+                return
+            while True:
+                self._heard(json.loads(await reader.readuntil(b"\n")), waiting, writer)
+        except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
+            pass
+        except (TimeoutError, asyncio.LimitOverrunError, ValueError, KeyError, TypeError) as error:
+            log.warning("a service said what is not understood (%s) and is let go", type(error).__name__)
+        finally:
+            telling.cancel()
+            for future in list(waiting.values()):
+                future.cancel()
+            self._open.pop(own, None)
+            writer.close()
+
+    def _heard(self, document: dict[str, Any], waiting: dict[int, "Future[Answer]"], writer: asyncio.StreamWriter) -> None:
+        if "call" in document:
+            self._start(document["call"], Wanted(**document["wanted"]), document["texts"], waiting, writer)
+        elif "cancel" in document:
+            if (future := waiting.pop(document["cancel"], None)) is not None:
+                future.cancel()
+        elif "forget" in document:
+            self._predictor.forget(*document["forget"])
+
+    def _start(
+        self, number: int, wanted: Wanted, texts: list[str], waiting: dict[int, "Future[Answer]"], writer: asyncio.StreamWriter
+    ) -> None:
+        loop = asyncio.get_running_loop()
+
+        def answered(future: "Future[Answer]") -> None:
+            if waiting.pop(number, None) is None or future.cancelled():
+                return
+            problem = future.exception()
+            writer.write(wire.line(wire.answer(number, future.result()) if problem is None else _told(number, problem)))
+
+        try:
+            if self.stopping:
+                raise Unavailable("the predictor is told to stop")
+            future = self._predictor.submit(wanted, texts)
+        except Exception as problem:  # whatever it is, the service is told
+            writer.write(wire.line(_told(number, problem)))
+            return
+        waiting[number] = future
+        future.add_done_callback(lambda done: loop.call_soon_threadsafe(answered, done))
+
+    async def _tell(self, writer: asyncio.StreamWriter) -> None:
+        while True:
+            await asyncio.sleep(_GAUGES_SECONDS)
+            writer.write(wire.line({"gauges": self._predictor.gauges()}))
+
+    async def close(self) -> None:
+        """Once the last answers are sent, or their service does not take them."""
+        for task, writer in list(self._open.items()):
+            with contextlib.suppress(ConnectionError, TimeoutError):
+                await asyncio.wait_for(writer.drain(), _LAST_SECONDS)
+            task.cancel()
+        await asyncio.gather(*self._open, return_exceptions=True)
+
+
+def _told(number: int, problem: BaseException) -> dict[str, Any]:
+    """The error as the service is told it; what nobody expects has its places in the log here."""
+    if wire.known(problem) is None and not isinstance(problem, ServiceError):
+        log.error("failed\n%s", places(problem))
+    return wire.error(number, problem)

@@ -1,0 +1,1 @@
+"""Starting and stopping: the command line, the embedded default, and the demo."""

