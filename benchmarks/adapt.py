@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import click
 import numpy as np
@@ -33,7 +33,8 @@ from tqdm import tqdm
 from benchmarks.banking import draw
 from benchmarks.record import Row, write
 from benchmarks.systems import setfit
-from metatrain.models.text import load_text_base
+from metatrain.models.inputs import TextInputs
+from metatrain.models.loading import load_base
 from metatrain.tasks.episodes import EpisodeSampler, EpisodeShape
 from metatrain.tasks.jsonl import STARTER, read_jsonl
 from service.running.demo import served
@@ -152,14 +153,16 @@ def _peft(tasks: list[tuple[Pairs, Pairs]]) -> list[list[float]]:
     """PEFT as its documentation has it: the model wrapped, one optimizer over what is trainable."""
     from peft import LoraConfig, get_peft_model
 
-    base = load_text_base()
+    base = load_base()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model: Any = get_peft_model(base.model, LoraConfig(r=8, lora_alpha=16, target_modules=["query", "value"]))
     start = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
 
     def features(texts: Sequence[str]) -> torch.Tensor:
-        rows = base.tokenizer(list(texts), padding=True, truncation=True, max_length=base.spec.max_length, return_tensors="pt")
+        rows = cast(TextInputs, base.inputs).tokenizer(
+            list(texts), padding=True, truncation=True, max_length=base.spec.max_length, return_tensors="pt"
+        )
         mask = rows["attention_mask"].unsqueeze(-1)
         hidden = model(input_ids=rows["input_ids"], attention_mask=rows["attention_mask"]).last_hidden_state.float()
         return torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)

@@ -22,10 +22,11 @@ from benchmarks.systems import with_label_words
 from metatrain.artifacts.artifact import Initialization, load_initialization
 from metatrain.artifacts.baselines import frozen_prototypes
 from metatrain.cli import train_with_progress
-from metatrain.inner.loop import InnerConfig
-from metatrain.inner.taskbatch import Tokenized
+from metatrain.inner.config import InnerConfig
+from metatrain.inner.encoded import Encoded
 from metatrain.meta.algorithms import ProtoNet
-from metatrain.models.text import TextBase, load_text_base
+from metatrain.models.base import Base
+from metatrain.models.loading import load_base
 from metatrain.tasks.episodes import EpisodeSampler, EpisodeShape
 from metatrain.training.evaluate import evaluate, evaluate_prototypes
 from metatrain.training.outer_loop import OuterConfig
@@ -98,27 +99,27 @@ class Part:
 def main(data: Path, count: int, names: tuple[str, ...], splits: tuple[str, ...], methods: tuple[str, ...], report: bool) -> None:
     progress = Progress("intents", kept=True)
     if not report:
-        base = load_text_base()
-        tokenized = Tokenized(base)
+        base = load_base()
+        encoded = Encoded(base)
         for group in ([m for m in METHODS if m != MAML], [MAML]):  # what takes longest last
             for split in splits or SPLITS:
                 for name in names or SETS:
                     for method in [m for m in group if m in (methods or METHODS)]:
-                        run(base, tokenized, progress, Part(method, split, name), count, data)
+                        run(base, encoded, progress, Part(method, split, name), count, data)
     rows = _rows(progress, count)
     _print(rows)
     if report or not (names or splits or methods):
         print(f"\nwrote {write('intents', rows, episodes=count)}")
 
 
-def run(base: TextBase, tokenized: Tokenized, progress: Progress, part: Part, count: int, data: Path) -> None:
+def run(base: Base, encoded: Encoded, progress: Progress, part: Part, count: int, data: Path) -> None:
     """Right answers of each episode of the split's test classes, unless they are there; trains where that has not been done."""
     init: Initialization | None = None
     for shots in SHOTS:
         key = _key(part, shots, count)
         if progress.get(key) is None:
             init = init or initialization(base, part, data)
-            scores = accuracies(base, tokenized, init, part, shots, count, data)
+            scores = accuracies(base, encoded, init, part, shots, count, data)
             progress.put(key, [round(score * QUERIES * WAYS) for score in scores])
 
 
@@ -127,7 +128,7 @@ def _key(part: Part, shots: int, count: int) -> str:
     return json.dumps([part.name, part.split, part.method, shots, count, recipe])
 
 
-def initialization(base: TextBase, part: Part, data: Path) -> Initialization:
+def initialization(base: Base, part: Part, data: Path) -> Initialization:
     """Trained, if it is not there yet."""
     if part.trained_as is None:
         return frozen_prototypes(base)
@@ -142,7 +143,7 @@ def initialization(base: TextBase, part: Part, data: Path) -> Initialization:
 
 
 def accuracies(
-    base: TextBase, tokenized: Tokenized, init: Initialization, part: Part, shots: int, count: int, data: Path
+    base: Base, encoded: Encoded, init: Initialization, part: Part, shots: int, count: int, data: Path
 ) -> Sequence[float]:
     """Of each episode of the split's test classes."""
     source = Source(path=f"{part.name}/full.jsonl.gz", split=Split(file=f"{part.name}/splits.json", id=part.split, part="test"))
@@ -151,9 +152,9 @@ def accuracies(
     if part.method in WITH_WORDS:
         episodes = [with_label_words(episode) for episode in episodes]
     if init.inner.steps_for(len(episodes[0].support), WAYS) == 0:
-        return evaluate_prototypes(base, init, episodes, tokenized=tokenized)
+        return evaluate_prototypes(base, init, episodes, encoded=encoded)
     with tqdm(total=count, desc=f"{part.name} {part.split} {shots}-shot {init.name}", leave=False, disable=None) as bar:
-        return evaluate(base, init, episodes, tokenized=tokenized, progress=bar.update).accuracy
+        return evaluate(base, init, episodes, encoded=encoded, progress=bar.update).accuracy
 
 
 def _rows(progress: Progress, count: int) -> list[Row]:

@@ -25,7 +25,7 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.record import Row, write
-from metatrain.models.text import load_text_base
+from metatrain.models.loading import load_base
 from metatrain.tasks.episodes import EpisodeSampler, EpisodeShape
 from metatrain.tasks.jsonl import STARTER, read_jsonl
 from service.running.demo import served
@@ -80,12 +80,12 @@ def _texts() -> list[str]:
 @torch.no_grad()
 def _bare() -> float:
     """Rows a second."""
-    base, texts, spent = load_text_base(), _texts(), []
-    ids = base.encode(texts)[0]
+    base, texts, spent = load_base(), _texts(), []
+    ids = base.inputs.encode(texts)
     for start in range(0, 64 * 24, 64):
         batch = [ids[(start + i) % len(ids)] for i in range(64)]
         began = time.perf_counter()
-        base.features(None, base.collate(batch))
+        base.features(None, base.inputs.collate(batch))
         spent.append(time.perf_counter() - began)
     return 64 / statistics.median(spent[4:])
 

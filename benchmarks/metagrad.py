@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import click
 import torch
@@ -28,15 +28,19 @@ from tqdm import tqdm
 from benchmarks.record import RUNS, Progress, Row, write
 from metatrain.deltas import LoRAConfig
 from metatrain.deltas.peft_files import to_peft
-from metatrain.inner.loop import InnerConfig
+from metatrain.inner.config import InnerConfig
+from metatrain.inner.encoded import Encoded
 from metatrain.inner.optimizers import Optimizer
 from metatrain.inner.problem import Outer, start_rates
-from metatrain.inner.supervised import HEAD_LEAVES, Classification
-from metatrain.inner.taskbatch import Tokenized
+from metatrain.inner.supervised import Supervised
 from metatrain.meta.metagrad import Differentiation, meta_gradient
+from metatrain.models.backbone import Attention
+from metatrain.models.base import Base
+from metatrain.models.inputs import TextInputs
+from metatrain.models.loading import load_base
 from metatrain.models.precision import resolve
-from metatrain.models.text import Attention, TextBase, load_text_base
-from metatrain.readouts.heads import linear_from_prototypes
+from metatrain.readouts.classes import ClassReadout
+from metatrain.readouts.heads import HEAD_LEAVES, linear_from_prototypes
 from metatrain.tasks.episodes import Episode, EpisodeSampler, EpisodeShape
 from metatrain.tasks.jsonl import STARTER, read_jsonl
 
@@ -83,7 +87,7 @@ def measure(system: str, k: int, count: int, precision: str, out: Path | None) -
     torch.set_num_threads(1)
     needs_eager = system not in ("first order", "adjoint, central")
     attention: Attention = "eager" if needs_eager else "auto"
-    base = load_text_base(precision=precision, attention=attention)  # type: ignore[arg-type]
+    base = load_base(precision=precision, attention=attention)  # type: ignore[arg-type]
     tasks = episodes(count)
     run = _ours(base, tasks, k, OURS[system]) if system in OURS else _peer(base, tasks, k, system)
     if out is None:
@@ -106,20 +110,20 @@ def _memory(which: str) -> float:
     return float(line.split()[1]) / 2**10
 
 
-def _ours(base: TextBase, tasks: list[Episode], k: int, how: Differentiation) -> Callable[[], dict[str, Tensor]]:
-    kind, tokenized = base.attach(LoRAConfig()), Tokenized(base)
+def _ours(base: Base, tasks: list[Episode], k: int, how: Differentiation) -> Callable[[], dict[str, Tensor]]:
+    kind, encoded = base.attach(LoRAConfig()), Encoded(base)
     theta = kind.initial(torch.Generator().manual_seed(0), b_std=0.01)
     outer = Outer(theta, start_rates([*theta, *HEAD_LEAVES], RATE), torch.tensor(SCALE))
 
     def run() -> dict[str, Tensor]:
-        batch = Classification(base, kind, InnerConfig(steps=k), *tokenized.batch(tasks))
+        batch = Supervised(base, kind, ClassReadout, InnerConfig(steps=k), *encoded.batch(tasks))
         found = meta_gradient(batch, outer, Optimizer("sgd"), how).gradients
         return {name.removeprefix("theta."): g for name, g in found.items() if name.startswith("theta.")}
 
     return run
 
 
-def _peer(base: TextBase, tasks: list[Episode], k: int, system: str) -> Callable[[], dict[str, Tensor]]:
+def _peer(base: Base, tasks: list[Episode], k: int, system: str) -> Callable[[], dict[str, Tensor]]:
     """The same procedure on PEFT's model, one task after another."""
     import warnings
 
@@ -128,7 +132,7 @@ def _peer(base: TextBase, tasks: list[Episode], k: int, system: str) -> Callable
 
     kind = base.attach(LoRAConfig())
     theta = kind.initial(torch.Generator().manual_seed(0), b_std=0.01)
-    plain = load_text_base(precision="float32", attention="eager")
+    plain = load_base(precision="float32", attention="eager")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model: Any = get_peft_model(plain.model, LoraConfig(r=8, lora_alpha=16, target_modules=["query", "value"]))
@@ -137,7 +141,7 @@ def _peer(base: TextBase, tasks: list[Episode], k: int, system: str) -> Callable
     scale = torch.tensor(SCALE)
 
     def features(parameters: dict[str, Tensor], texts: list[str]) -> Tensor:
-        rows = plain.tokenizer(texts, padding=True, return_tensors="pt")
+        rows = cast(TextInputs, plain.inputs).tokenizer(texts, padding=True, return_tensors="pt")
         inputs = {"input_ids": rows["input_ids"], "attention_mask": rows["attention_mask"]}
         hidden = functional_call(model, parameters, (), inputs).last_hidden_state
         mask = inputs["attention_mask"].unsqueeze(-1)

@@ -15,7 +15,7 @@ import math
 import statistics
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
@@ -27,8 +27,10 @@ from benchmarks.record import Row, write
 from metatrain.artifacts.artifact import Adapter, AdapterMetadata
 from metatrain.deltas import LoRAConfig
 from metatrain.deltas.peft_files import to_peft
+from metatrain.models.backbone import pooled
+from metatrain.models.base import Base
+from metatrain.models.loading import load_base
 from metatrain.models.precision import Precision
-from metatrain.models.text import TextBase, load_text_base
 from metatrain.serving.bank import Bank, pack
 from metatrain.tasks.jsonl import STARTER, read_jsonl
 
@@ -42,7 +44,7 @@ ROWS, ADAPTERS, CLASSES = (32, 64), (1, 4, 16, 32, 64), (2, 5, 20, 77, 150)
 def main(rounds: int, precisions: tuple[Precision, ...]) -> None:
     rows: list[Row] = []
     for precision in precisions or ("float32", "bfloat16"):
-        base = load_text_base(precision=precision, attention="auto")
+        base = load_base(precision=precision, attention="auto")
         adapters = [_adapter(base, seed) for seed in range(max(ADAPTERS))]
         bank = Bank(base, [base.attach(LoRAConfig())], 2**28)
         for seed, adapter in enumerate(adapters):
@@ -55,7 +57,7 @@ def main(rounds: int, precisions: tuple[Precision, ...]) -> None:
     print(f"\nwrote {write('predict', rows, rounds=rounds)}")
 
 
-def _adapter(base: TextBase, seed: int) -> Adapter:
+def _adapter(base: Base, seed: int) -> Adapter:
     classes, generator = CLASSES[seed % len(CLASSES)], torch.Generator().manual_seed(seed)
     labels = tuple(str(c) for c in range(classes))
     about = AdapterMetadata(
@@ -66,16 +68,16 @@ def _adapter(base: TextBase, seed: int) -> Adapter:
     return Adapter(about, theta, head, torch.zeros(classes))
 
 
-def _ids(base: TextBase, count: int) -> list[list[int]]:
+def _ids(base: Base, count: int) -> Sequence[Any]:
     texts = [text for own in read_jsonl(STARTER).texts.values() for text in own]
-    return base.encode([texts[(17 * i) % len(texts)] for i in range(count)])[0]
+    return base.inputs.encode([texts[(17 * i) % len(texts)] for i in range(count)])
 
 
-def _peft(base: TextBase, precision: Precision, adapters: list[Adapter]) -> Any:
+def _peft(base: Base, precision: Precision, adapters: list[Adapter]) -> Any:
     """PEFT's model with all of the adapters."""
     from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
 
-    plain: Any = load_text_base(precision=precision, attention="auto", device=base.device).model
+    plain: Any = load_base(precision=precision, attention="auto", device=base.device).model
     config, kind = LoRAConfig(), base.attach(LoRAConfig())
     own = LoraConfig(r=config.rank, lora_alpha=int(config.alpha), target_modules=list(config.targets))
     with warnings.catch_warnings():
@@ -88,18 +90,18 @@ def _peft(base: TextBase, precision: Precision, adapters: list[Adapter]) -> Any:
     return model.to(base.dtype).eval()
 
 
-def _systems(base: TextBase, bank: Bank, peft: Any, ids: list[list[int]], count: int) -> dict[str, Callable[[], object]]:
+def _systems(base: Base, bank: Bank, peft: Any, ids: Sequence[Any], count: int) -> dict[str, Callable[[], object]]:
     keys = [str(i % count) for i in range(len(ids))]
 
     def features(rows: list[int], **which: Any) -> Tensor:
         """PEFT's, with our own buckets of like length."""
-        batch = base.collate([ids[i] for i in rows])
+        batch = base.inputs.collate([ids[i] for i in rows])
         parts = []
         for bucket in batch.buckets:
             if "adapter_names" in which:
                 which = {"adapter_names": [keys[rows[i]] for i in bucket.rows.tolist()]}
-            hidden = peft(input_ids=bucket.input_ids, attention_mask=bucket.attention_mask, **which).last_hidden_state
-            parts.append(base.pooled(hidden, bucket.attention_mask))
+            hidden = peft(input_ids=bucket.inputs["input_ids"], attention_mask=bucket.mask, **which).last_hidden_state
+            parts.append(pooled(hidden.to(torch.promote_types(hidden.dtype, torch.float32)), bucket.mask, batch.pooling))
         return torch.cat(parts)
 
     def one_by_one() -> None:
@@ -108,7 +110,7 @@ def _systems(base: TextBase, bank: Bank, peft: Any, ids: list[list[int]], count:
             features([i for i, own in enumerate(keys) if own == key])
 
     return {
-        BARE: lambda: base.features(None, base.collate(ids)),
+        BARE: lambda: base.features(None, base.inputs.collate(ids)),
         OURS: lambda: bank.probabilities(keys, ids),
         NAMES: lambda: features(list(range(len(ids))), adapter_names=keys),
         SET: one_by_one,

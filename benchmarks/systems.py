@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from metatrain.inner.taskbatch import Tokenized
+from metatrain.inner.encoded import Encoded
 from metatrain.models import source
 from metatrain.tasks.episodes import Episode
 from metatrain.tasks.labels import label_words
@@ -31,15 +31,15 @@ class Answer:
     seconds: float
 
 
-def linear_probe(tokenized: Tokenized, support: Pairs, queries: Sequence[str]) -> Answer:
+def linear_probe(encoded: Encoded, support: Pairs, queries: Sequence[str]) -> Answer:
     """Logistic regression (scikit-learn's defaults) on frozen features."""
     from sklearn.linear_model import LogisticRegression
 
     began = time.perf_counter()
-    features = tokenized.features([text for text, _ in support]).cpu().numpy()
+    features = encoded.features([text for text, _ in support]).cpu().numpy()
     model = LogisticRegression(max_iter=1000).fit(features, [c for _, c in support])
     seconds = time.perf_counter() - began
-    return Answer([int(c) for c in model.predict(tokenized.features(queries).cpu().numpy())], seconds)
+    return Answer([int(c) for c in model.predict(encoded.features(queries).cpu().numpy())], seconds)
 
 
 def setfit(support: Pairs, queries: Sequence[str], *, iterations: int | None = None) -> Answer:

@@ -28,10 +28,11 @@ from benchmarks.systems import SETFIT_VERSION, Answer, accuracy, linear_probe, s
 from metatrain.artifacts.artifact import Initialization, load_initialization
 from metatrain.artifacts.baselines import SCALE, frozen_prototypes, lora_from_zero
 from metatrain.cli import DEFAULT_INITIALIZATION
-from metatrain.inner.supervised import HEAD_LEAVES
-from metatrain.inner.taskbatch import Tokenized
+from metatrain.inner.encoded import Encoded
+from metatrain.models.base import Base
+from metatrain.models.loading import load_base
 from metatrain.models.precision import Precision
-from metatrain.models.text import TextBase, load_text_base
+from metatrain.readouts.heads import HEAD_LEAVES
 from metatrain.tasks.episodes import Episode, EpisodeSampler, EpisodeShape, manifest_digest
 from metatrain.tasks.jsonl import read_jsonl
 from metatrain.training.evaluate import evaluate, evaluate_steps, own_steps, paired_interval
@@ -115,8 +116,8 @@ class Arena:
     """Runs systems on the episodes of one part, keeping what is finished: accuracies, and of this machine alone, seconds. Ours is
     the fold's initialization, or the `shipped` one. Where it is to `report`, it runs nothing and raises Unfinished."""
 
-    def __init__(self, base: TextBase, tokenized: Tokenized, part: Part, *, shipped: bool, report: bool) -> None:
-        self.base, self.tokenized, self.part, self.shipped, self.report = base, tokenized, part, shipped, report
+    def __init__(self, base: Base, encoded: Encoded, part: Part, *, shipped: bool, report: bool) -> None:
+        self.base, self.encoded, self.part, self.shipped, self.report = base, encoded, part, shipped, report
         self._accuracies, self._seconds = Progress("transfer", kept=True), Progress("transfer-seconds")
         self.digest = manifest_digest(part.episodes)
         self.worded = [with_label_words(episode) for episode in part.episodes]
@@ -151,7 +152,7 @@ class Arena:
 
     def _own_steps(self, episodes: Sequence[Episode]) -> Sequence[int]:
         """That a request with each of these would take."""
-        return own_steps(self.base, self.ours, episodes, tokenized=self.tokenized)
+        return own_steps(self.base, self.ours, episodes, encoded=self.encoded)
 
     def _setfit_accuracy(self, episode: Episode) -> float:
         what = [SETFIT, SETFIT_VERSION, manifest_digest([episode])]
@@ -182,7 +183,7 @@ class Arena:
     def _run(self, system: str, episodes: Sequence[Episode]) -> tuple[Scores, dict[str, float]]:
         """Accuracy of each episode and seconds a task, by name."""
         if system == PROBE:
-            answers = [linear_probe(self.tokenized, e.support, [text for text, _ in e.query]) for e in episodes]
+            answers = [linear_probe(self.encoded, e.support, [text for text, _ in e.query]) for e in episodes]
             scores = [accuracy(answer, episode) for answer, episode in zip(answers, episodes, strict=True)]
             return {PROBE: scores}, {PROBE: statistics.fmean(answer.seconds for answer in answers)}
         init, marks = self._start(system), MARKS[system]
@@ -193,9 +194,9 @@ class Arena:
                 return {}, {}
         with tqdm(total=len(episodes), desc=f"{self.part.case}, {system}", leave=False, disable=None) as bar:
             if marks is None:
-                own = evaluate(self.base, init, episodes, tokenized=self.tokenized, progress=bar.update)
+                own = evaluate(self.base, init, episodes, encoded=self.encoded, progress=bar.update)
                 return {system: list(own.accuracy)}, {system: own.seconds_per_task}
-            by_step = evaluate_steps(self.base, init, episodes, marks, tokenized=self.tokenized, progress=bar.update)
+            by_step = evaluate_steps(self.base, init, episodes, marks, encoded=self.encoded, progress=bar.update)
         names = {mark: _after(system, mark) if system in (SAME_LOOP, OURS) else system for mark in by_step}
         return {names[m]: list(s.accuracy) for m, s in by_step.items()}, {names[m]: s.seconds_per_task for m, s in by_step.items()}
 
@@ -233,7 +234,7 @@ def _as_served(by_step: Scores, own: Sequence[int]) -> Scores:
     return {OURS: [by_step[_after(OURS, steps)][episode] for episode, steps in enumerate(own)]}
 
 
-def _from_zero(base: TextBase, recipe: Recipe) -> Initialization:
+def _from_zero(base: Base, recipe: Recipe) -> Initialization:
     """Our delta, objective and head, with nothing learned: LoRA as PEFT starts it and one plain rate."""
     theta = base.attach(recipe.delta).initial(torch.Generator().manual_seed(0))
     rates = {name: torch.tensor([3e-3 if name in HEAD_LEAVES else 1e-3]) for name in (*theta, *HEAD_LEAVES)}
@@ -263,15 +264,15 @@ def main(
     seconds: bool,
     report: bool,
 ) -> None:
-    base = load_text_base(precision=precision)
-    tokenized, rows, unfinished = Tokenized(base), [], []
+    base = load_base(precision=precision)
+    encoded, rows, unfinished = Encoded(base), [], []
     began = time.strftime("%Y-%m-%d")
     whole = not names and not systems
     of_folds: dict[int, list[tuple[Part, Scores]]] = {}
     if seconds:
         names = names or tuple(FOLDS)
     for part in parts(data, names, episodes, far_episodes, setfit_episodes, far_setfit_episodes):
-        arena = Arena(base, tokenized, part, shipped=seconds, report=report)
+        arena = Arena(base, encoded, part, shipped=seconds, report=report)
         found: Scores = {}
         for system in [s for s in systems or SYSTEMS if s != SETFIT or len(part.few) > 1]:
             try:

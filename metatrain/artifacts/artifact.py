@@ -27,11 +27,12 @@ from metatrain.artifacts.header import Header, Leaf, check_described, check_exte
 from metatrain.deltas import DeltaConfig, DeltaKind
 from metatrain.deltas.peft_files import essentials, from_peft, in_peft, peft_config, peft_shapes, to_peft
 from metatrain.errors import ArtifactError, BaseModelError
-from metatrain.inner.loop import InnerConfig
+from metatrain.inner.config import InnerConfig
 from metatrain.inner.problem import Outer
-from metatrain.inner.supervised import HEAD_LEAVES
 from metatrain.invalid import first_problem
-from metatrain.models.text import BaseSpec, TextBase
+from metatrain.models.base import Base
+from metatrain.models.inputs import AnySpec
+from metatrain.readouts.heads import HEAD_LEAVES
 
 FORMAT_VERSION: Literal[2] = 2
 _BASE_UPDATE = "base_update.safetensors"
@@ -47,7 +48,7 @@ class InitializationFile(BaseModel):
 
     format_version: Literal[2] = FORMAT_VERSION
     name: str
-    base: BaseSpec
+    base: AnySpec
     delta: DeltaConfig
     inner: InnerConfig
     scale: float = Field(gt=0, allow_inf_nan=False, description="s, the inverse softmax temperature of the cosine logits")
@@ -66,7 +67,7 @@ class Initialization:
     """
 
     name: str
-    base: BaseSpec
+    base: AnySpec
     delta: DeltaConfig
     inner: InnerConfig
     theta: dict[str, Tensor]
@@ -75,12 +76,13 @@ class Initialization:
     algorithm: str
     provenance: dict[str, Any]
     base_update: dict[str, Tensor] = field(default_factory=dict)
+    readout: str = "classes"
 
     @cached_property
     def digest(self) -> str:
         identity = {
             "format_version": FORMAT_VERSION,
-            "base": self.base.model_dump(exclude={"model"}),
+            "base": self.base.identity,
             "delta": self.delta.model_dump(),
             "inner": self.inner.model_dump(exclude=_added_since({"moved", "proximal", "hard_steps", "in_parts"}, self.inner)),
             "scale": self.scale,
@@ -123,7 +125,7 @@ def save_initialization(init: Initialization, folder: Path, kind: DeltaKind) -> 
     write_atomically(folder / "initialization.json", described.model_dump_json(indent=2).encode() + b"\n")
 
 
-def load_initialization(folder: Path, base: TextBase) -> Initialization:
+def load_initialization(folder: Path, base: Base) -> Initialization:
     """Read an initialization for `base`, strictly. Raises ArtifactError naming file and leaf, what was expected and what came."""
     path = folder / "initialization.json"
     if not path.is_file():
@@ -132,7 +134,7 @@ def load_initialization(folder: Path, base: TextBase) -> Initialization:
         described = InitializationFile.model_validate_json(_read(path, _MOST_JSON_BYTES))
     except ValidationError as error:
         raise ArtifactError(f"{path}: {first_problem(error, InitializationFile)}") from error
-    expected_base, found_base = described.base.model_dump(exclude={"model"}), base.spec.model_dump(exclude={"model"})
+    expected_base, found_base = described.base.identity, base.spec.identity
     for key, expected in expected_base.items():
         if found_base[key] != expected:
             raise ArtifactError(
@@ -215,7 +217,7 @@ def adapter_metadata(content: bytes) -> AdapterMetadata:
     return _metadata(_header(content, "adapter"))
 
 
-def adapter_from_bytes(content: bytes, base: TextBase) -> Adapter:
+def adapter_from_bytes(content: bytes, base: Base) -> Adapter:
     """Strict inverse of `adapter_to_bytes` for `base`. Raises ArtifactError."""
     header = _header(content, "adapter")
     metadata = _metadata(header)
@@ -260,7 +262,7 @@ def _read_weights(
     return _loaded(content, header, str(path))
 
 
-def _read_base_update(path: Path, digests: Mapping[str, str], base: TextBase) -> dict[str, Tensor]:
+def _read_base_update(path: Path, digests: Mapping[str, str], base: Base) -> dict[str, Tensor]:
     """Parameters of `base`, each of its own shape; none where the initialization has none."""
     if path.name not in digests:
         if path.exists():
@@ -287,7 +289,7 @@ def _metadata(header: Header) -> AdapterMetadata:
     return metadata
 
 
-def _attached(base: TextBase, config: DeltaConfig, where: str) -> DeltaKind:
+def _attached(base: Base, config: DeltaConfig, where: str) -> DeltaKind:
     try:
         return base.attach(config)
     except BaseModelError as error:

@@ -8,14 +8,14 @@ from metatrain.artifacts.artifact import Initialization, load_initialization
 from metatrain.artifacts.baselines import frozen_prototypes, lora_from_zero
 from metatrain.deltas import DeltaConfig
 from metatrain.errors import ArtifactError
-from metatrain.models.text import TextBase
+from metatrain.models.base import Base
 from metatrain.serving.probe import probe
 
 log = logging.getLogger(__name__)
 SHIPPED = Path(__file__).parents[1] / "initializations"
 
 
-def load_catalog(base: TextBase, extra: Path | None = None, *, probed: bool = True) -> dict[str, Initialization]:
+def load_catalog(base: Base, extra: Path | None = None, *, probed: bool = True) -> dict[str, Initialization]:
     """Every initialization by name, each of its delta kinds probed on `base` once, unless another process has done so.
 
     `extra` is a folder of initialization folders. The shipped ones are left out where `base` is not the model they were trained
@@ -36,12 +36,12 @@ def load_catalog(base: TextBase, extra: Path | None = None, *, probed: bool = Tr
     return catalog
 
 
-def _shipped_for(base: TextBase) -> list[Path]:
+def _shipped_for(base: Base) -> list[Path]:
     """The shipped folders that were made for `base`; says which are left out."""
     folders = []
     for path in sorted(SHIPPED.glob("*/initialization.json")):
         made_for = json.loads(path.read_bytes())["base"]
-        if all(made_for[key] == value for key, value in base.spec.model_dump(exclude={"model"}).items()):
+        if all(made_for[key] == value for key, value in base.spec.identity.items()):
             folders.append(path.parent)
         else:
             log.info("the shipped initialization %r is for %s and left out here", path.parent.name, made_for["model"])

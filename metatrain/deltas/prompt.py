@@ -26,7 +26,7 @@ class PromptConfig(BaseModel):
 
 
 class Prompt:
-    """One leaf, `prompt_embeddings` [P, D]. `TextBase.features` puts it in front of the word embeddings."""
+    """One leaf, `prompt_embeddings` [P, D]. `Base.features` puts it in front of the word embeddings."""
 
     def __init__(self, config: PromptConfig, model: nn.Module) -> None:
         self.config, self.model = config, model

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from metatrain.inner.problem import Leaves, Outer, stack
+from metatrain.inner.problem import Leaves, Outer, Start, stack
 
 Loss = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """(outputs [T, M, …], targets [T, M, …]) → the mean loss of each task [T] and a score, higher is better [T]."""
@@ -72,11 +72,11 @@ class NetTasks:
         if not 1 <= self.rows_per_step <= support.x.shape[1]:
             raise ValueError(f"rows_per_step: expected 1 to {support.x.shape[1]}, the rows of a support set, got {rows_per_step}")
 
-    def start(self, outer: Outer) -> dict[str, Tensor]:
+    def start(self, outer: Outer) -> Start:
         theta = stack(outer.theta, self.count)
-        return {name: theta[name].view_as(theta[name]) for name in self.moved}
+        return Start({name: theta[name].view_as(theta[name]) for name in self.moved}, (self.steps,) * self.count)
 
-    def support_loss(self, phi: Leaves, outer: Outer, step: int) -> Tensor:
+    def support_loss(self, phi: Leaves, outer: Outer, step: int, start: Start) -> Tensor:
         rows = self._rows(step)
         return self.loss(self.outputs(phi, outer, self.support.x[:, rows]), self.support.y[:, rows])[0]
 
@@ -106,7 +106,7 @@ class EmbeddingTasks(NetTasks):
     def __init__(self, net: nn.Module, support: Examples, query: Examples, *, steps: int) -> None:
         super().__init__(net, support, query, classify, steps=steps)
 
-    def support_loss(self, phi: Leaves, outer: Outer, step: int) -> Tensor:
+    def support_loss(self, phi: Leaves, outer: Outer, step: int, start: Start) -> Tensor:
         return classify(self._logits(phi, outer, self.support.x), self.support.y)[0]
 
     def query_loss(self, phi: Leaves, outer: Outer, step: int, *, exact: bool = True) -> tuple[Tensor, Tensor]:

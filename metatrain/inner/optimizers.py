@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 OptimizerName = Literal["sgd", "momentum", "adam"]
-State = dict[str, Tensor]
-"""Moments by name: `m.{leaf}`, `v.{leaf}`, each as its leaf. Empty before the first step: then all are zero."""
+Moments = dict[str, Tensor]
+"""The state of an optimizer by name: `m.{leaf}`, `v.{leaf}`, each as its leaf. Empty before the first step: then all are zero."""
 Leaves = Mapping[str, Tensor]
 
 
@@ -30,27 +30,27 @@ class Optimizer:
     beta2: float = 0.999
     epsilon: float = 1e-8
 
-    def start(self, phi: Leaves) -> State:
+    def start(self, phi: Leaves) -> Moments:
         """Zero moments."""
-        return {f"{moment}.{name}": torch.zeros_like(leaf) for moment in _MOMENTS[self.name] for name, leaf in phi.items()}
+        return {f"{moment}.{name}": torch.zeros_like(leaf) for moment in _KEPT[self.name] for name, leaf in phi.items()}
 
-    def update(self, state: Leaves, gradients: Leaves, step: int) -> tuple[State, dict[str, Tensor]]:
+    def update(self, state: Leaves, gradients: Leaves, step: int) -> tuple[Moments, dict[str, Tensor]]:
         """The state after step number `step` (from 0) and the moves u, differentiable in both arguments."""
         return _UPDATES[self.name](self, state, gradients, step)
 
 
-def _sgd(_optimizer: Optimizer, _state: Leaves, gradients: Leaves, _step: int) -> tuple[State, dict[str, Tensor]]:
+def _sgd(_optimizer: Optimizer, _state: Leaves, gradients: Leaves, _step: int) -> tuple[Moments, dict[str, Tensor]]:
     return {}, dict(gradients)
 
 
-def _momentum(optimizer: Optimizer, state: Leaves, gradients: Leaves, _step: int) -> tuple[State, dict[str, Tensor]]:
+def _momentum(optimizer: Optimizer, state: Leaves, gradients: Leaves, _step: int) -> tuple[Moments, dict[str, Tensor]]:
     moves = {name: optimizer.beta1 * state[f"m.{name}"] + g for name, g in gradients.items()}
     return {f"m.{name}": move for name, move in moves.items()}, moves
 
 
-def _adam(optimizer: Optimizer, state: Leaves, gradients: Leaves, step: int) -> tuple[State, dict[str, Tensor]]:
+def _adam(optimizer: Optimizer, state: Leaves, gradients: Leaves, step: int) -> tuple[Moments, dict[str, Tensor]]:
     beta1, beta2 = optimizer.beta1, optimizer.beta2
-    after: State = {}
+    after: Moments = {}
     moves = {}
     for name, g in gradients.items():
         m = after[f"m.{name}"] = beta1 * state[f"m.{name}"] + (1 - beta1) * g
@@ -60,8 +60,8 @@ def _adam(optimizer: Optimizer, state: Leaves, gradients: Leaves, step: int) -> 
     return after, moves
 
 
-_MOMENTS: dict[OptimizerName, tuple[str, ...]] = {"sgd": (), "momentum": ("m",), "adam": ("m", "v")}
-_UPDATES: dict[OptimizerName, Callable[[Optimizer, Leaves, Leaves, int], tuple[State, dict[str, Tensor]]]] = {
+_KEPT: dict[OptimizerName, tuple[str, ...]] = {"sgd": (), "momentum": ("m",), "adam": ("m", "v")}
+_UPDATES: dict[OptimizerName, Callable[[Optimizer, Leaves, Leaves, int], tuple[Moments, dict[str, Tensor]]]] = {
     "sgd": _sgd,
     "momentum": _momentum,
     "adam": _adam,

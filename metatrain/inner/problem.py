@@ -5,8 +5,8 @@ leaves, so the gradient of the sum is every task's own gradient. What the outer 
 `Outer`.
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -63,11 +63,37 @@ class Outer:
         return Outer.from_values({name: t.detach().requires_grad_(live) for name, t in self.values().items()})
 
 
+@dataclass(frozen=True)
+class Start:
+    """What `Tasks.start` returns: all that the steps of T tasks share, as a value.
+
+    `phi`: φ_0, leaves [T, …]; the proximal term is anchored there. `steps`: how many steps each task takes. `shared`: tensors
+    [T, …] that the support losses read beside φ, made under the same outer values. `first`, where a first pass over the support
+    set was made at φ_0 already: the support loss of step 0 at φ_0, from that pass.
+    """
+
+    phi: dict[str, Tensor]
+    steps: tuple[int, ...]
+    shared: dict[str, Tensor] = field(default_factory=dict)
+    first: Callable[[Leaves, Outer], Tensor] | None = None
+
+    def detached(self) -> "Start":
+        """The same values, detached from the autograd graph."""
+        phi, shared = ({name: leaf.detach() for name, leaf in leaves.items()} for leaves in (self.phi, self.shared))
+        return replace(self, phi=phi, shared=shared)
+
+    def only(self, which: Sequence[int]) -> "Start":
+        """These of its tasks, after the first step."""
+        index = list(which)
+        phi, shared = ({name: leaf[index] for name, leaf in leaves.items()} for leaves in (self.phi, self.shared))
+        return Start(phi, tuple(self.steps[t] for t in index), shared)
+
+
 class Tasks(Protocol):
     """T tasks, with their support and query sets.
 
     Every method is a pure function of its arguments. `start`, `query_loss` and `support_loss` are differentiable in φ and in all
-    that they read of `outer`; `support_loss` as often as the mode of the meta-gradient needs.
+    that they read of `outer` and of the start; `support_loss` as often as the mode of the meta-gradient needs.
     """
 
     @property
@@ -76,7 +102,7 @@ class Tasks(Protocol):
 
     @property
     def steps(self) -> int:
-        """The inner steps that these tasks take; where the support sets themselves decide, known after `start`."""
+        """The inner steps that are planned for these tasks, the most of them. `Start.steps` has those that each one takes."""
 
     @property
     def twice(self) -> str | None:
@@ -86,19 +112,32 @@ class Tasks(Protocol):
     def coarse(self) -> str | None:
         """None where differences of gradients mean something, else why they do not."""
 
-    def start(self, outer: Outer) -> dict[str, Tensor]:
-        """φ_0, leaves [T, …]."""
+    @property
+    def proximal(self) -> float:
+        """λ of the term λ/2 ‖φ − φ_0‖² that the inner loop adds to the support loss; 0 for none."""
 
-    def support_loss(self, phi: Leaves, outer: Outer, step: int) -> Tensor:
-        """The inner objective of step number `step` at φ, [T]."""
+    def start(self, outer: Outer) -> Start:
+        """φ_0, and what the steps share."""
+
+    def support_loss(self, phi: Leaves, outer: Outer, step: int, start: Start) -> Tensor:
+        """The inner objective of step number `step` at φ, [T], without the proximal term. `start`: as `start(outer)` gives it."""
 
     def query_loss(self, phi: Leaves, outer: Outer, step: int, *, exact: bool = True) -> tuple[Tensor, Tensor]:
         """What the outer loop judges φ by after `step` inner steps: loss [T], and accuracy (or another score) [T]. `exact`:
         gradient steps that judging takes itself are differentiated too."""
 
-    @property
-    def proximal(self) -> float:
-        """λ of the term λ/2 ‖φ − φ_0‖² that the support loss has already; 0 where it has none."""
+
+def inner_loss(tasks: Tasks, phi: Leaves, outer: Outer, step: int, start: Start) -> Tensor:
+    """The support loss of step number `step` and the proximal term, [T]: L_support(φ) + λ/2 ‖φ − φ_0‖²."""
+    loss = start.first(phi, outer) if step == 0 and start.first is not None else tasks.support_loss(phi, outer, step, start)
+    if tasks.proximal:
+        loss = loss + 0.5 * tasks.proximal * _distance(phi, start.phi)
+    return loss
+
+
+def seen_from(tasks: Tasks, start: Start, outer: Outer) -> Start:
+    """The start as steps see it under `outer`, equal values that a gradient is taken at: made again only if steps read it."""
+    return tasks.start(outer) if tasks.proximal or start.shared else start
 
 
 def stack(theta: Leaves, tasks: int) -> dict[str, Tensor]:
@@ -111,7 +150,7 @@ def start_rates(leaves: Iterable[str], rate: float, *, steps: int = 1) -> dict[s
     return {name: torch.full((steps,), rate) for name in leaves}
 
 
-def distance(phi: Leaves, begin: Leaves) -> Tensor:
+def _distance(phi: Leaves, begin: Leaves) -> Tensor:
     """‖φ − φ_0‖² of each task, [T]."""
     return torch.stack([(leaf - begin[name]).square().flatten(1).sum(1) for name, leaf in phi.items()]).sum(0)
 

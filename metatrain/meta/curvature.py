@@ -14,38 +14,39 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from metatrain.inner.loop import support_gradient
-from metatrain.inner.problem import Leaves, Outer, Tasks
-from metatrain.meta.leaves import alive, gradients_of, inner, length, named, over, part
+from metatrain.inner.problem import Leaves, Outer, Start, Tasks, inner_loss, seen_from
+from metatrain.meta.leaves import alive, gradients_of, inner_product, length, named, over, part
 
-Product = Literal["reverse", "forward", "central"]
+ProductName = Literal["reverse", "forward", "central"]
 
 
 class Reverse:
     """d⟨g, γ⟩/dφ by reverse mode over the graph of g, which is kept until the last γ. `gradient`: g."""
 
-    def __init__(self, tasks: Tasks, phi: Leaves, outer: Outer, step: int) -> None:
+    def __init__(self, tasks: Tasks, phi: Leaves, outer: Outer, step: int, start: Start) -> None:
         self.phi, self.outer = alive(phi), outer.detached(live=True)
-        _, self.graph = support_gradient(tasks, self.phi, self.outer, step, graph=True)
+        seen = seen_from(tasks, start, self.outer)
+        _, self.graph = support_gradient(tasks, self.phi, self.outer, step, seen, graph=True)
         self.gradient = {name: g.detach() for name, g in self.graph.items()}
 
     def along(self, gamma: Leaves, *, last: bool = False) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """(∂²L/∂φ²) γ, and (∂²L/∂φ∂outer)ᵀ γ by the names of `Outer.values()`. `last`: no other γ follows."""
         both = {**named("phi", self.phi), **named("outer", self.outer.values())}
-        gradients = gradients_of(inner(self.graph, gamma), both, keep=not last)
+        gradients = gradients_of(inner_product(self.graph, gamma), both, keep=not last)
         return part("phi", gradients), part("outer", gradients)
 
 
 class Forward:
     """The tangent of the gradient for φ and outer when φ moves along γ: dual numbers through one backward pass."""
 
-    def __init__(self, tasks: Tasks, phi: Leaves, outer: Outer, step: int) -> None:
-        self.tasks, self.phi, self.outer, self.step = tasks, phi, outer, step
+    def __init__(self, tasks: Tasks, phi: Leaves, outer: Outer, step: int, start: Start) -> None:
+        self.tasks, self.phi, self.outer, self.step, self.begun = tasks, phi, outer, step, start
 
     def along(self, gamma: Leaves, *, last: bool = False) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         outer = self.outer.detached(live=True)
         with forward_ad.dual_level():
             dual = {n: _dual(leaf.detach().contiguous().requires_grad_(), gamma[n].contiguous()) for n, leaf in self.phi.items()}
-            gradients = _both_gradients(self.tasks, dual, outer, self.step)
+            gradients = _both_gradients(self.tasks, dual, outer, self.step, self.begun)
             tangents = {}
             for name, g in gradients.items():
                 tangent = _tangent(g)
@@ -57,8 +58,8 @@ class Central:
     """(∇L(φ + εγ) − ∇L(φ − εγ)) / 2ε, ε for each task so that εγ is √(rounding unit) times as long as φ: in float32, where an
     encoder's third derivative is large and rounding small, better than the usual cube root (7e-5 against 2e-2 on MiniLM)."""
 
-    def __init__(self, tasks: Tasks, phi: Leaves, outer: Outer, step: int) -> None:
-        self.tasks, self.phi, self.outer, self.step = tasks, phi, outer, step
+    def __init__(self, tasks: Tasks, phi: Leaves, outer: Outer, step: int, start: Start) -> None:
+        self.tasks, self.phi, self.outer, self.step, self.begun = tasks, phi, outer, step, start
 
     def along(self, gamma: Leaves, *, last: bool = False) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         ends = []
@@ -66,15 +67,14 @@ class Central:
         epsilon = epsilon / length(gamma).clamp(min=1e-30)
         for sign in (1, -1):
             moved = {n: (leaf + sign * over(epsilon, leaf) * gamma[n]).detach() for n, leaf in self.phi.items()}
-            gradients = _both_gradients(
-                self.tasks, alive(moved), self.outer.detached(live=True), self.step, weights=1 / (2 * epsilon)
-            )
+            outer = self.outer.detached(live=True)
+            gradients = _both_gradients(self.tasks, alive(moved), outer, self.step, self.begun, weights=1 / (2 * epsilon))
             ends.append({n: g.detach() for n, g in gradients.items()})
         difference = {n: plus - ends[1][n] for n, plus in ends[0].items()}
         return part("phi", difference), part("outer", difference)
 
 
-PRODUCTS: dict[Product, Callable[[Tasks, Leaves, Outer, int], Reverse | Forward | Central]] = {
+PRODUCTS: dict[ProductName, Callable[[Tasks, Leaves, Outer, int, Start], Reverse | Forward | Central]] = {
     "reverse": Reverse,
     "forward": Forward,
     "central": Central,
@@ -89,9 +89,11 @@ def _tangent(dual: Tensor) -> Tensor | None:
     return cast(Tensor | None, forward_ad.unpack_dual(dual).tangent)  # type: ignore[no-untyped-call]
 
 
-def _both_gradients(tasks: Tasks, phi: Leaves, outer: Outer, step: int, weights: Tensor | None = None) -> dict[str, Tensor]:
-    """Of the support losses' sum, or weighted sum, for φ and for the outer values."""
+def _both_gradients(
+    tasks: Tasks, phi: Leaves, outer: Outer, step: int, start: Start, weights: Tensor | None = None
+) -> dict[str, Tensor]:
+    """Of the inner losses' sum, or weighted sum, for φ and for the outer values."""
     with torch.enable_grad():
-        loss = tasks.support_loss(phi, outer, step)
+        loss = inner_loss(tasks, phi, outer, step, seen_from(tasks, start, outer))
         total = loss.sum() if weights is None else (weights * loss).sum()
         return gradients_of(total, {**named("phi", phi), **named("outer", outer.values())})

@@ -16,7 +16,7 @@ def gradients_of(total: Tensor, of: Leaves, *, keep: bool = False) -> dict[str, 
     return {name: reached[name] if name in reached else torch.zeros_like(leaf) for name, leaf in of.items()}
 
 
-def inner(left: Leaves, right: Leaves) -> Tensor:
+def inner_product(left: Leaves, right: Leaves) -> Tensor:
     """⟨left, right⟩ over all leaves."""
     products = [(leaf * right[name]).sum() for name, leaf in left.items()]
     return torch.stack(products).sum() if products else torch.zeros(())

@@ -27,10 +27,10 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from torch import Tensor
 
 from metatrain.inner.loop import adapt, move, support_gradient, trajectory
-from metatrain.inner.optimizers import Optimizer, State
-from metatrain.inner.problem import Leaves, Outer, Tasks
-from metatrain.meta.curvature import PRODUCTS, Product, Reverse
-from metatrain.meta.leaves import add, alive, gradients_of, inner, named, part
+from metatrain.inner.optimizers import Moments, Optimizer
+from metatrain.inner.problem import Leaves, Outer, Start, Tasks, seen_from
+from metatrain.meta.curvature import PRODUCTS, ProductName, Reverse
+from metatrain.meta.leaves import add, alive, gradients_of, inner_product, named, part
 from metatrain.meta.linear_solve import Solution, conjugate_gradient, neumann
 
 Mode = Literal["first_order", "unrolled", "checkpointed", "adjoint", "implicit", "auto"]
@@ -44,7 +44,7 @@ class Differentiation(BaseModel):
     mode: Mode = "unrolled"
     memory_mb: int = Field(default=2048, ge=1, description="of auto: what the graphs of all inner steps may take together")
     segment: int = Field(default=2, ge=1, description="of checkpointed: inner steps between two checkpoints")
-    product: Product = Field(default="reverse", description="of adjoint and implicit: how Hessian-vector products are taken")
+    product: ProductName = Field(default="reverse", description="of adjoint and implicit: how Hessian-vector products are taken")
     solver: Literal["cg", "neumann"] = Field(default="cg", description="of implicit")
     iterations: int = Field(default=10, ge=1, le=1000, description="of implicit: Hessian-vector products of the solver")
     damping: float = Field(default=0.0, ge=0, description="of implicit: added to the Hessian's diagonal")
@@ -172,7 +172,8 @@ def _auto(procedure: _Procedure, how: Differentiation) -> MetaGradient:
     fits = True
     if procedure.steps:
         live = procedure.outer.detached(live=True)
-        kept = graph_bytes(support_gradient(procedure.tasks, procedure.tasks.start(live), live, 0, graph=True)[1].values())
+        start = procedure.tasks.start(live)
+        kept = graph_bytes(support_gradient(procedure.tasks, start.phi, live, 0, start, graph=True)[1].values())
         fits = (procedure.steps + 1) * kept <= how.memory_mb * 2**20
     chosen: Mode = "unrolled" if fits else "adjoint"
     return _MODES[chosen](replace(procedure, mode=chosen), how.model_copy(update={"mode": chosen}))
@@ -198,20 +199,21 @@ def graph_bytes(results: Iterable[Tensor]) -> int:
 def _checkpointed(procedure: _Procedure, how: Differentiation) -> MetaGradient:
     """Forward without a graph, keeping every m-th z; then back, the graph of one run of m steps at a time. (torch's own checkpoint
     would do a step again for the gradient inside it, and once more on the way back.)"""
-    kept, end, losses = _forward(procedure, every=how.segment)
-    back = _Back.start(procedure, *end)
+    start, kept, end, losses = _forward(procedure, every=how.segment)
+    back = _Back.start(procedure, start, *end)
     judged = back.judge(end[0], procedure.steps)
     for begin in reversed(range(0, procedure.steps, how.segment)):
         phi, state, _ = kept.pop()
         live = procedure.outer.detached(live=True)
         inputs = {**named("phi", alive(phi)), **named("state", alive(state)), **named("outer", live.values())}
         moved, after, total = part("phi", inputs), part("state", inputs), torch.zeros(())
+        seen = seen_from(procedure.tasks, start, live)
         for step in range(begin, min(begin + how.segment, procedure.steps)):
             if step > begin and procedure.weights[step]:
                 total = total + procedure.weights[step] * procedure.judge(moved, live, step)[0]
-            gradients = support_gradient(procedure.tasks, moved, live, step, graph=True)[1]
+            gradients = support_gradient(procedure.tasks, moved, live, step, seen, graph=True)[1]
             moved, after = move(procedure.optimizer, moved, after, gradients, live.rates, step)
-        owed = gradients_of(total + inner(moved, back.phi) + inner(after, back.state), inputs)
+        owed = gradients_of(total + inner_product(moved, back.phi) + inner_product(after, back.state), inputs)
         back.phi, back.state = part("phi", owed), part("state", owed)
         add(back.found, part("outer", owed))
         if procedure.weights[begin]:
@@ -221,8 +223,8 @@ def _checkpointed(procedure: _Procedure, how: Differentiation) -> MetaGradient:
 
 def _adjoint(procedure: _Procedure, how: Differentiation) -> MetaGradient:
     """Forward without a graph, keeping every z; then back, one Hessian-vector product a step."""
-    visited, end, losses = _forward(procedure, every=1, gradients=how.product != "reverse")
-    back = _Back.start(procedure, *end)
+    start, visited, end, losses = _forward(procedure, every=1, gradients=how.product != "reverse")
+    back = _Back.start(procedure, start, *end)
     judged = back.judge(end[0], procedure.steps)
     for step in reversed(range(procedure.steps)):
         phi, state, gradients = visited.pop()
@@ -234,22 +236,23 @@ def _adjoint(procedure: _Procedure, how: Differentiation) -> MetaGradient:
 
 def _forward(
     procedure: _Procedure, *, every: int, gradients: bool = False
-) -> tuple[list[tuple[dict[str, Tensor], State, dict[str, Tensor]]], tuple[dict[str, Tensor], State], list[Tensor]]:
-    """The inner loop without a graph: φ and the optimizer's state before each `every`-th step, and with `gradients` the one that it
-    takes; both after the last step; and the support losses before each."""
+) -> tuple[Start, list[tuple[dict[str, Tensor], Moments, dict[str, Tensor]]], tuple[dict[str, Tensor], Moments], list[Tensor]]:
+    """The inner loop without a graph: its start; φ and the optimizer's state before each `every`-th step, with `gradients` the one
+    that it takes; both after the last step; and the support losses before each."""
     tasks, optimizer, still = procedure.tasks, procedure.optimizer, procedure.outer.detached()
-    kept: list[tuple[dict[str, Tensor], State, dict[str, Tensor]]] = []
+    kept: list[tuple[dict[str, Tensor], Moments, dict[str, Tensor]]] = []
     losses: list[Tensor] = []
     with torch.no_grad():
-        phi = {name: leaf.detach() for name, leaf in tasks.start(still).items()}
+        start = tasks.start(still).detached()
+        phi = start.phi
         state = optimizer.start(phi)
         for step in range(procedure.steps):
-            loss, taken = support_gradient(tasks, phi, still, step, graph=False)
+            loss, taken = support_gradient(tasks, phi, still, step, start, graph=False)
             losses.append(loss)
             if step % every == 0:
                 kept.append((phi, state, taken if gradients else {}))
             phi, state = move(optimizer, phi, state, taken, still.rates, step)
-    return kept, (phi, state), losses
+    return start, kept, (phi, state), losses
 
 
 @dataclass
@@ -257,13 +260,14 @@ class _Back:
     """On the way back: λ of φ and of the optimizer's state, and what the outer values have got so far."""
 
     procedure: _Procedure
+    begun: Start
     phi: dict[str, Tensor]
     state: dict[str, Tensor]
     found: dict[str, Tensor]
 
     @classmethod
-    def start(cls, procedure: _Procedure, phi: Leaves, state: Leaves) -> "_Back":
-        return cls(procedure, _zeros(phi), _zeros(state), _zeros(procedure.outer.values()))
+    def start(cls, procedure: _Procedure, begun: Start, phi: Leaves, state: Leaves) -> "_Back":
+        return cls(procedure, begun, _zeros(phi), _zeros(state), _zeros(procedure.outer.values()))
 
     def judge(self, phi: Leaves, step: int) -> tuple[Tensor, Tensor]:
         """Add what the query loss at φ_step gives."""
@@ -273,7 +277,7 @@ class _Back:
         """λ_{k+1} → λ_k, adding to the outer gradient what the step owes to it: of U by autograd on the few leaves it has, of g_k
         by a Hessian-vector product along γ, the cotangent of g_k. `gradients`: g_k, but where the product's own graph has it."""
         outer = self.procedure.outer
-        product = PRODUCTS[how.product](self.procedure.tasks, phi, outer, step)
+        product = PRODUCTS[how.product](self.procedure.tasks, phi, outer, step, self.begun)
         inputs = {
             **named("phi", alive(phi)),
             **named("state", alive(state)),
@@ -282,7 +286,7 @@ class _Back:
         }
         begin, moments, taken, rates = (part(name, inputs) for name in ("phi", "state", "g", "rates"))
         moved, after = move(self.procedure.optimizer, begin, moments, taken, rates, step)
-        back = gradients_of(inner(moved, self.phi) + inner(after, self.state), inputs)
+        back = gradients_of(inner_product(moved, self.phi) + inner_product(after, self.state), inputs)
         add(self.found, {f"rates.{name}": g for name, g in part("rates", back).items()})
         curvature, mixed = product.along(part("g", back), last=True)
         add(self.found, mixed)
@@ -292,8 +296,8 @@ class _Back:
     def result(self, judged: tuple[Tensor, Tensor], losses: Sequence[Tensor]) -> MetaGradient:
         """With what φ_0 owes to the outer values."""
         live = self.procedure.outer.detached(live=True)
-        begin = self.procedure.tasks.start(live)
-        add(self.found, gradients_of(inner(begin, self.phi), live.values()))
+        begin = self.procedure.tasks.start(live).phi
+        add(self.found, gradients_of(inner_product(begin, self.phi), live.values()))
         return self.procedure.result(live, self.found, judged, losses)
 
 
@@ -319,7 +323,7 @@ def _implicit(procedure: _Procedure, how: Differentiation) -> MetaGradient:
     end = adapt(tasks, still, procedure.optimizer, steps=procedure.steps)
     found, v = _zeros(still.values()), _zeros(end.phi)
     judged = _judge_back(procedure, end.phi, procedure.steps, v, found)
-    product = PRODUCTS[how.product](tasks, end.phi, procedure.outer, procedure.steps)
+    product = PRODUCTS[how.product](tasks, end.phi, procedure.outer, procedure.steps, end.start)
 
     def hessian(u: Leaves) -> dict[str, Tensor]:
         return {name: h + how.damping * u[name] for name, h in product.along(u)[0].items()}

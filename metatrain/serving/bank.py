@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from metatrain.artifacts.artifact import Adapter
 from metatrain.deltas import DeltaKind
 from metatrain.deltas.virtual import COUNTS
 from metatrain.errors import ArtifactError, UnsupportedDelta
-from metatrain.models.text import TextBase
+from metatrain.models.base import Base
 from metatrain.readouts.heads import ABSENT
 
 
@@ -53,7 +54,7 @@ class Packed:
         return self.head.nbytes + sum(leaf.nbytes for leaf in self.leaves.values())
 
 
-def pack(adapter: Adapter, base: TextBase) -> Packed:
+def pack(adapter: Adapter, base: Base) -> Packed:
     """On the CPU. Any thread may."""
     kind = base.attach(adapter.metadata.delta)
     leaves = {name: leaf.to(base.dtype) for name, leaf in kind.fold(adapter.delta).items()}
@@ -83,7 +84,7 @@ class Bank:
 
     def __init__(
         self,
-        base: TextBase,
+        base: Base,
         kinds: Sequence[DeltaKind],
         most_bytes: int,
         updates: Mapping[str, Mapping[str, Tensor]] = MappingProxyType({}),
@@ -173,7 +174,7 @@ class Bank:
         return self._held[self._resident[key]].head.labels
 
     @torch.no_grad()
-    def probabilities(self, keys: Sequence[str], ids: Sequence[Sequence[int]]) -> list[list[float]]:
+    def probabilities(self, keys: Sequence[str], inputs: Sequence[Any]) -> list[list[float]]:
         """Class probabilities of B rows, row i under the resident adapter keys[i], in that adapter's order of labels."""
         for key in dict.fromkeys(keys):
             self._resident.move_to_end(key)
@@ -187,7 +188,7 @@ class Bank:
         for model, rows_of in by_base_model.items():
             rows = [row for own in rows_of.values() for row in own]
             slots = [slot for slot, own in rows_of.items() for _ in own]
-            features = self._features(slots, [ids[row] for row in rows], self._updates.get(model, {}))
+            features = self._features(slots, [inputs[row] for row in rows], self._updates.get(model, {}))
             most = max(len(self._held[slot].head.labels) for slot in rows_of)
             logits = features.new_full((len(rows), most), ABSENT)
             done = 0
@@ -200,7 +201,7 @@ class Bank:
                 answers[row] = found[: len(self._held[slot].head.labels)]
         return answers
 
-    def _features(self, slots: Sequence[int], ids: Sequence[Sequence[int]], updated: Mapping[str, Tensor]) -> Tensor:
+    def _features(self, slots: Sequence[int], inputs: Sequence[Any], updated: Mapping[str, Tensor]) -> Tensor:
         """[B, D] of rows that share a base model."""
         used = [self._held[slot].shapes for slot in dict.fromkeys(slots)]
         needed: dict[str, tuple[int, ...]] = {}
@@ -210,7 +211,7 @@ class Bank:
         if all(shapes == used[0] for shapes in used):  # nothing is padded
             needed = {name: shape for name, shape in needed.items() if name.split(".")[-1] not in COUNTS}
         delta = {name: self._leaves[name][(slice(None), *_last(shape))] for name, shape in needed.items()}
-        batch = self.base.collate(ids)
+        batch = self.base.inputs.collate(inputs)
         if len(used) == 1:
             one = {name: leaf[slots[0]].unsqueeze(0) for name, leaf in delta.items()}
             return self.base.features(one, batch, updated=updated)

@@ -13,17 +13,14 @@ from metatrain.deltas.peft_files import in_peft, peft_config, to_peft
 from metatrain.deltas.virtual import PROMPT
 from metatrain.errors import UnsupportedDelta
 from metatrain.inner.problem import stack
-from metatrain.models.text import TextBase, TokenBatch
+from metatrain.models.backbone import Batch, pooled
+from metatrain.models.base import Base
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
-_TEXTS = (
-    "short",
-    "a row of middling length, with some words",
-    "and the longest row of the three, which pads both of the others out",
-)
+_ROWS = 3  # of the sample
 
 
-def probe(base: TextBase, kind: DeltaKind) -> None:
+def probe(base: Base, kind: DeltaKind) -> None:
     """Raises UnsupportedDelta with the reason unless, on this very model:
 
     a mixed batch gives each row what it gets alone and what stock PEFT gives it with that delta; every leaf of the delta moves
@@ -31,15 +28,15 @@ def probe(base: TextBase, kind: DeltaKind) -> None:
     """
     _longest_row_fits(base, kind)
     generator = torch.Generator().manual_seed(0)
-    thetas = [kind.initial(generator, b_std=0.05) for _ in _TEXTS]
-    ids = base.encode(_TEXTS)[0]
-    batch, singles = base.collate(ids), [base.collate([row]) for row in ids]
+    thetas = [kind.initial(generator, b_std=0.05) for _ in range(_ROWS)]
+    rows = base.inputs.sample()
+    batch, singles = base.inputs.collate(rows), [base.inputs.collate([row]) for row in rows]
     stacked = {n: torch.stack([t[n] for t in thetas]).to(base.device) for n in kind.shapes}
     where = f"{type(base.model).__name__} with {kind.config.kind}"
     if targets := getattr(kind.config, "targets", ()):
         where += f" on {', '.join(targets)}"
     with torch.no_grad():
-        mixed = base.features(kind.fold(stacked), batch, slots=torch.arange(len(ids), device=base.device))
+        mixed = base.features(kind.fold(stacked), batch, slots=torch.arange(len(rows), device=base.device))
         alone = torch.cat(
             [
                 base.features(kind.fold({n: leaf[i : i + 1] for n, leaf in stacked.items()}), single)
@@ -66,29 +63,29 @@ def probe(base: TextBase, kind: DeltaKind) -> None:
 
 
 @torch.no_grad()
-def _longest_row_fits(base: TextBase, kind: DeltaKind) -> None:
+def _longest_row_fits(base: Base, kind: DeltaKind) -> None:
     """With what the delta puts in front of it, which takes positions too."""
-    longest = base.collate(base.encode([_TEXTS[2] * base.spec.max_length])[0])
+    longest = base.inputs.collate([base.inputs.longest()])
     theta = kind.fold(stack(kind.initial(torch.Generator().manual_seed(0)), 1))
     where = f"{type(base.model).__name__} with {kind.config.kind}"
     try:
         fits = bool(torch.isfinite(base.features({n: leaf.to(base.device) for n, leaf in theta.items()}, longest)).all())
     except (RuntimeError, IndexError) as error:
         raise UnsupportedDelta(
-            f"{where} does not take rows of {base.spec.max_length} tokens (base.max_length, if it can be lower): {error}"
+            f"{where} does not take rows of {base.inputs.limit} (base.max_length, if it can be lower): {error}"
         ) from error
     if not fits:
-        raise UnsupportedDelta(f"{where} gives no finite features for rows of {base.spec.max_length} tokens")
+        raise UnsupportedDelta(f"{where} gives no finite features for rows of {base.inputs.limit}")
 
 
-def _score(base: TextBase, kind: DeltaKind, delta: dict[str, Tensor], batch: TokenBatch) -> Tensor:
+def _score(base: Base, kind: DeltaKind, delta: dict[str, Tensor], batch: Batch) -> Tensor:
     """Some scalar that depends on all features."""
-    features = base.features(kind.fold(delta), batch, slots=torch.arange(len(_TEXTS), device=base.device))
+    features = base.features(kind.fold(delta), batch, slots=torch.arange(_ROWS, device=base.device))
     weights = torch.randn(features.shape, generator=torch.Generator().manual_seed(1)).to(features.device)
     return (features * weights).sum()
 
 
-def _every_leaf_moves(base: TextBase, kind: DeltaKind, delta: dict[str, Tensor], batch: TokenBatch, where: str) -> None:
+def _every_leaf_moves(base: Base, kind: DeltaKind, delta: dict[str, Tensor], batch: Batch, where: str) -> None:
     live = {n: t.clone().requires_grad_() for n, t in delta.items()}
     gradients = torch.autograd.grad(_score(base, kind, live, batch), list(live.values()), allow_unused=True)
     for name, g in zip(live, gradients, strict=True):
@@ -96,7 +93,7 @@ def _every_leaf_moves(base: TextBase, kind: DeltaKind, delta: dict[str, Tensor],
             raise UnsupportedDelta(f"{where}: leaf {name} has no effect on the output, or none that is finite")
 
 
-def _double_backward(base: TextBase, kind: DeltaKind, delta: dict[str, Tensor], batch: TokenBatch, where: str) -> None:
+def _double_backward(base: Base, kind: DeltaKind, delta: dict[str, Tensor], batch: Batch, where: str) -> None:
     live = {n: t.clone().requires_grad_() for n, t in delta.items()}
     leaves = list(live.values())
     try:
@@ -108,7 +105,7 @@ def _double_backward(base: TextBase, kind: DeltaKind, delta: dict[str, Tensor], 
         raise UnsupportedDelta(f"{where}: a second derivative is zero or not finite")
 
 
-def _peft_features(base: TextBase, kind: DeltaKind, theta: dict[str, Tensor], batch: TokenBatch) -> Tensor:
+def _peft_features(base: Base, kind: DeltaKind, theta: dict[str, Tensor], batch: Batch) -> Tensor:
     """Of a batch of one bucket."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -119,5 +116,6 @@ def _peft_features(base: TextBase, kind: DeltaKind, theta: dict[str, Tensor], ba
     if unexpected:
         raise UnsupportedDelta(f"stock PEFT does not know the leaf {min(unexpected)}")
     (bucket,) = batch.buckets
-    hidden = stock(input_ids=bucket.input_ids, attention_mask=bucket.attention_mask).last_hidden_state
-    return base.pooled(hidden[:, -bucket.input_ids.shape[1] :], bucket.attention_mask)
+    hidden = stock(**bucket.inputs, attention_mask=bucket.mask).last_hidden_state
+    states = hidden.to(torch.promote_types(hidden.dtype, torch.float32))[:, -bucket.mask.shape[1] :]
+    return pooled(states, bucket.mask, batch.pooling)

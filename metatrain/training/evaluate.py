@@ -8,13 +8,16 @@ from dataclasses import dataclass, replace
 import torch
 
 from metatrain.artifacts.artifact import Initialization
+from metatrain.inner.encoded import Encoded
 from metatrain.inner.loop import trajectory
 from metatrain.inner.problem import stack
-from metatrain.inner.supervised import Classification, adapted_each
+from metatrain.inner.supervised import Supervised
 from metatrain.inner.support import Query, Support
-from metatrain.inner.taskbatch import Tokenized
-from metatrain.models.text import TextBase
+from metatrain.inner.together import adapted_each
+from metatrain.models.base import Base
+from metatrain.readouts.classes import ClassTargets
 from metatrain.readouts.heads import linear_from_prototypes
+from metatrain.readouts.registry import READOUTS
 from metatrain.tasks.episodes import Episode
 
 
@@ -31,25 +34,25 @@ class Scores:
 
 
 def evaluate(
-    base: TextBase,
+    base: Base,
     init: Initialization,
     episodes: Sequence[Episode],
     *,
     steps: int | None = None,
     together: int = 8,
-    tokenized: Tokenized | None = None,
+    encoded: Encoded | None = None,
     progress: Callable[[int], object] = lambda done: None,
 ) -> Scores:
     """Adapt to each episode's support set (`steps` inner steps, the initialization's own number for it where None) and score its
     queries, `together` episodes in one pass. Episodes of one pass must agree in the number of rows a class."""
     if steps is not None:
         marks = (steps,)
-        return evaluate_steps(base, init, episodes, marks, together=together, tokenized=tokenized, progress=progress)[steps]
+        return evaluate_steps(base, init, episodes, marks, together=together, encoded=encoded, progress=progress)[steps]
     accuracy: list[float] = []
     seconds = 0.0
-    for support, query in _batches(base, init, episodes, together, tokenized):
+    for support, query in _batches(base, init, episodes, together, encoded):
         outer, began = init.outer(base.device), time.perf_counter()
-        tasks = Classification(base, base.attach(init.delta), init.inner, support, query, serving=True)
+        tasks = Supervised(base, base.attach(init.delta), READOUTS[init.readout], init.inner, support, query, serving=True)
         adapted = adapted_each(tasks, outer, init.inner.update)
         seconds += time.perf_counter() - began
         with torch.no_grad():
@@ -59,21 +62,23 @@ def evaluate(
 
 
 def evaluate_steps(
-    base: TextBase,
+    base: Base,
     init: Initialization,
     episodes: Sequence[Episode],
     marks: Sequence[int],
     *,
     together: int = 8,
-    tokenized: Tokenized | None = None,
+    encoded: Encoded | None = None,
     progress: Callable[[int], object] = lambda done: None,
 ) -> dict[int, Scores]:
     """As `evaluate`, scored after each of the inner steps in `marks`, in one walk: {steps: scores}."""
     accuracy: dict[int, list[float]] = {}
     seconds: dict[int, float] = {}
-    for support, query in _batches(base, init, episodes, together, tokenized):
+    for support, query in _batches(base, init, episodes, together, encoded):
         outer, spent, began = init.outer(base.device), 0.0, time.perf_counter()
-        tasks = Classification(base, base.attach(init.delta), init.inner, support, query, steps=max(marks), serving=True)
+        tasks = Supervised(
+            base, base.attach(init.delta), READOUTS[init.readout], init.inner, support, query, steps=max(marks), serving=True
+        )
         for point in trajectory(tasks, outer, init.inner.update):
             if point.step not in marks:
                 continue
@@ -90,41 +95,40 @@ def evaluate_steps(
 
 
 def _batches(
-    base: TextBase, init: Initialization, episodes: Sequence[Episode], together: int, tokenized: Tokenized | None
-) -> Iterator[tuple[Support, Query]]:
+    base: Base, init: Initialization, episodes: Sequence[Episode], together: int, encoded: Encoded | None
+) -> Iterator[tuple[Support[ClassTargets], Query[ClassTargets]]]:
     """Query rows with what lies below the delta computed already, which no step changes."""
-    kind, tokenized = base.attach(init.delta), tokenized or Tokenized(base)
+    kind, encoded = base.attach(init.delta), encoded or Encoded(base)
     for start in range(0, len(episodes), together):
-        support, query = tokenized.batch(episodes[start : start + together])
-        yield support, replace(query, tokens=base.prefix(query.tokens, kind))
+        support, query = encoded.batch(episodes[start : start + together])
+        yield support, replace(query, batch=base.backbone.below(query.batch, kind))
 
 
 @torch.no_grad()
 def own_steps(
-    base: TextBase, init: Initialization, episodes: Sequence[Episode], *, together: int = 8, tokenized: Tokenized | None = None
+    base: Base, init: Initialization, episodes: Sequence[Episode], *, together: int = 8, encoded: Encoded | None = None
 ) -> tuple[int, ...]:
     """The number of inner steps that `evaluate` takes for each episode where it is told none."""
-    kind, outer, tokenized = base.attach(init.delta), init.outer(base.device), tokenized or Tokenized(base)
+    kind, outer, encoded = base.attach(init.delta), init.outer(base.device), encoded or Encoded(base)
     found: list[int] = []
     for start in range(0, len(episodes), together):
-        support = tokenized.support([episode.support for episode in episodes[start : start + together]])
-        tasks = Classification(base, kind, init.inner, support, serving=True)
-        tasks.start(outer)
-        found += tasks.own_steps
+        support = encoded.support([episode.support for episode in episodes[start : start + together]])
+        tasks = Supervised(base, kind, READOUTS[init.readout], init.inner, support, serving=True)
+        found += tasks.start(outer).steps
     return tuple(found)
 
 
 @torch.no_grad()
 def evaluate_prototypes(
-    base: TextBase, init: Initialization, episodes: Sequence[Episode], *, tokenized: Tokenized | None = None
+    base: Base, init: Initialization, episodes: Sequence[Episode], *, encoded: Encoded | None = None
 ) -> tuple[float, ...]:
     """Accuracy of each episode at zero steps, as `evaluate` with steps=0 up to rounding, each different text computed only once:
     many episodes of a few classes share theirs."""
-    kind, outer, tokenized = base.attach(init.delta), init.outer(base.device), tokenized or Tokenized(base)
+    kind, outer, encoded = base.attach(init.delta), init.outer(base.device), encoded or Encoded(base)
     assert outer.scale is not None
     unique = sorted({text for e in episodes for text, _ in (*e.support, *e.query)})
     place = {text: number for number, text in enumerate(unique)}
-    features = tokenized.features(unique, kind.fold(stack(outer.theta, 1)), outer.base)
+    features = encoded.features(unique, kind.fold(stack(outer.theta, 1)), outer.base)
     found = []
     for episode in episodes:
         (support, own), (query, wanted) = (

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from metatrain.deltas import DeltaConfig, LoRAConfig
 from metatrain.errors import DataError, RecipeError
-from metatrain.inner.loop import InnerConfig
+from metatrain.inner.config import InnerConfig
 from metatrain.invalid import first_problem
 from metatrain.meta.algorithms import AlgorithmSection
 from metatrain.models.precision import Precision

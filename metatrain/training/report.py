@@ -16,8 +16,9 @@ from typing import Any
 from metatrain.artifacts.artifact import Initialization, load_initialization, write_atomically
 from metatrain.deltas.sites import layer_of
 from metatrain.errors import MetatrainError
-from metatrain.inner.taskbatch import Tokenized
-from metatrain.models.text import TextBase, load_text_base
+from metatrain.inner.encoded import Encoded
+from metatrain.models.base import Base
+from metatrain.models.loading import load_base
 from metatrain.training.evaluate import evaluate_steps
 from metatrain.training.recipe import Recipe
 from metatrain.training.run import read_data, validation_episodes
@@ -80,7 +81,7 @@ def write_report(recipe: Recipe, data: Path, folder: Path) -> Path:
     if not (folder / "history.json").is_file():
         raise MetatrainError(f"{folder} has no history.json: expected a run that has ended")
     history = json.loads((folder / "history.json").read_bytes())
-    base = load_text_base(recipe.base.model, precision=recipe.base.precision, max_length=recipe.base.max_length)
+    base = load_base(recipe.base.model, precision=recipe.base.precision, max_length=recipe.base.max_length)
     init = load_initialization(folder / recipe.name, base)
     by_step = accuracy_by_inner_step(base, init, recipe, data)
     lines = (folder / LOG).read_text(encoding="utf-8").splitlines() if (folder / LOG).is_file() else []
@@ -97,16 +98,16 @@ def write_report(recipe: Recipe, data: Path, folder: Path) -> Path:
     return folder / "report.html"
 
 
-def accuracy_by_inner_step(base: TextBase, init: Initialization, recipe: Recipe, data: Path) -> dict[int, dict[int, float]]:
+def accuracy_by_inner_step(base: Base, init: Initialization, recipe: Recipe, data: Path) -> dict[int, dict[int, float]]:
     """{shots: {inner steps: mean accuracy}} over the run's validation episodes."""
     _, valid_sets, _ = read_data(recipe, data)
     found: dict[int, dict[int, float]] = {}
-    tokenized = Tokenized(base)
+    encoded = Encoded(base)
     for shots in recipe.validation.shots:
         episodes = [e for e in validation_episodes(recipe, valid_sets) if len(e.support) == shots * len(e.labels)]
         inner = init.inner.meta_trained
         most = max(inner.most_steps, 1) if shots > 1 or inner.teaches_one_shot(len(episodes[0].support)) else 0
-        scores = evaluate_steps(base, replace(init, inner=inner), episodes, range(most + 1), tokenized=tokenized)
+        scores = evaluate_steps(base, replace(init, inner=inner), episodes, range(most + 1), encoded=encoded)
         found[shots] = {step: score.mean for step, score in scores.items()}
     return found
 

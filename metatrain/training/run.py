@@ -21,12 +21,16 @@ from torch import Tensor, nn
 from metatrain.artifacts.artifact import Initialization, save_initialization, write_atomically
 from metatrain.deltas import DeltaKind
 from metatrain.errors import DataError, NonFinite, RecipeError
+from metatrain.inner.encoded import Encoded
 from metatrain.inner.problem import Outer, start_rates
-from metatrain.inner.supervised import HEAD_LEAVES, Classification
-from metatrain.inner.taskbatch import Tokenized
+from metatrain.inner.supervised import Supervised
 from metatrain.meta.algorithms import Algorithm
 from metatrain.meta.metagrad import Differentiation, MetaGradient
-from metatrain.models.text import Attention, TextBase, load_text_base
+from metatrain.models.backbone import Attention
+from metatrain.models.base import Base
+from metatrain.models.loading import load_base
+from metatrain.readouts.classes import ClassReadout
+from metatrain.readouts.heads import HEAD_LEAVES
 from metatrain.serving.probe import probe
 from metatrain.tasks.episodes import (
     Dataset,
@@ -89,7 +93,7 @@ class _Run:
 
     recipe: Recipe
     kind: DeltaKind
-    tokenized: Tokenized
+    encoded: Encoded
     train_sets: list[Dataset]
     dropped: list[str]
     sampler: EpisodeSampler
@@ -105,7 +109,7 @@ class _Run:
         """At the checkpoint in `out`, or at the start where it holds none. Raises what `train` does before its first step."""
         train_sets, valid_sets, dropped = read_data(recipe, data)
         assert_episodes(recipe, train_sets, valid_sets)
-        base = load_text_base(
+        base = load_base(
             recipe.base.model,
             precision=recipe.base.precision,
             attention=attention_for(recipe.algorithm),
@@ -113,14 +117,14 @@ class _Run:
         )
         kind = base.attach(recipe.delta)
         probe(base, kind)
-        tokenized = Tokenized(base, recipe.base.train_max_length)
-        sampler = _sampler(recipe, tokenized, train_sets)
+        encoded = Encoded(base, recipe.base.train_max_length)
+        sampler = _sampler(recipe, encoded, train_sets)
         validation = validation_episodes(recipe, valid_sets)
         report({"event": "data", "train": _sizes(train_sets), "valid": _sizes(valid_sets), "dropped": dropped})
         out.mkdir(parents=True, exist_ok=True)
         checkpoint, digest = out / CHECKPOINT, _run_digest(recipe, base, train_sets, validation)
         state = State.load(checkpoint, digest) or State.start(_start(recipe, base, kind))
-        return cls(recipe, kind, tokenized, train_sets, dropped, sampler, validation, checkpoint, digest, state, report, processes)
+        return cls(recipe, kind, encoded, train_sets, dropped, sampler, validation, checkpoint, digest, state, report, processes)
 
     def outer_step(self) -> None:
         """One meta-batch, shared by the processes."""
@@ -144,8 +148,8 @@ class _Run:
         if not episodes:
             return None, ""
         recipe, inner, leaves = self.recipe, self.recipe.recorded_inner, self.state.leaves
-        base = self.tokenized.base
-        tasks = Classification(base, self.kind, inner, *self.tokenized.batch(episodes), anchor=recipe.outer.anchor)
+        base = self.encoded.base
+        tasks = Supervised(base, self.kind, ClassReadout, inner, *self.encoded.batch(episodes), anchor=recipe.outer.anchor)
         outer = Outer.from_leaves(leaves).on(base.device)
         try:
             return recipe.algorithm.meta_gradient(tasks, outer, inner.update, self.state.step), ""
@@ -158,9 +162,7 @@ class _Run:
         """Score what is kept so far, and remember the best."""
         state = self.state
         kept = state.kept(self.recipe.outer)
-        by_shots, by_set = validation_scores(
-            self.initialization(kept), self.validation, self.recipe.validation.shots, self.tokenized
-        )
+        by_shots, by_set = validation_scores(self.initialization(kept), self.validation, self.recipe.validation.shots, self.encoded)
         score = self.processes.agree(sum(by_shots.values()) / len(by_shots))
         if score > state.best_score:
             state.best_score, state.best_step, state.best_leaves = score, state.step, dict(kept)
@@ -195,7 +197,7 @@ class _Run:
         name = f"{algorithm.name} ({algorithm.order} order)" if algorithm.name == "maml" else algorithm.name
         return Initialization(
             recipe.name,
-            self.tokenized.base.spec,
+            self.encoded.base.spec,
             recipe.delta,
             recipe.recorded_inner,
             outer.theta,
@@ -237,13 +239,13 @@ def assert_episodes(recipe: Recipe, train_sets: list[Dataset], valid_sets: list[
             assert_enough([one_set], shape, f"validation: of data.valid, {one_set.name}:")
 
 
-def class_similarity(tokenized: Tokenized, datasets: list[Dataset], *, texts: int = 16) -> list[NDArray[np.float32]]:
+def class_similarity(encoded: Encoded, datasets: list[Dataset], *, texts: int = 16) -> list[NDArray[np.float32]]:
     """Cosine between the base model's class means over the first `texts` texts of each class: [C, C] for each data set."""
     found = []
     for dataset in datasets:
         means = []
         for own in dataset.texts.values():
-            means.append(nn.functional.normalize(tokenized.features(own[:texts]).mean(0), dim=0))
+            means.append(nn.functional.normalize(encoded.features(own[:texts]).mean(0), dim=0))
         stacked = torch.stack(means).cpu()
         found.append((stacked @ stacked.T).numpy())
     return found
@@ -261,7 +263,7 @@ def validation_episodes(recipe: Recipe, valid_sets: list[Dataset]) -> list[Episo
 
 
 def validation_scores(
-    init: Initialization, episodes: list[Episode], shots: tuple[int, ...], tokenized: Tokenized
+    init: Initialization, episodes: list[Episode], shots: tuple[int, ...], encoded: Encoded
 ) -> tuple[dict[int, float], dict[str, float]]:
     """Mean accuracy by number of shots, and by data set, after the steps that training goes through."""
     init = replace(init, inner=init.inner.meta_trained)
@@ -269,14 +271,14 @@ def validation_scores(
     by_set: dict[str, list[float]] = {}
     for number in shots:
         own = [e for e in episodes if len(e.support) == number * len(e.labels)]
-        scores = evaluate(tokenized.base, init, own, tokenized=tokenized)
+        scores = evaluate(encoded.base, init, own, encoded=encoded)
         by_shots[number] = scores.mean
         for episode, accuracy in zip(own, scores.accuracy, strict=True):
             by_set.setdefault(episode.dataset, []).append(accuracy)
     return by_shots, {name: sum(values) / len(values) for name, values in by_set.items()}
 
 
-def _sampler(recipe: Recipe, tokenized: Tokenized, train_sets: list[Dataset]) -> EpisodeSampler:
+def _sampler(recipe: Recipe, encoded: Encoded, train_sets: list[Dataset]) -> EpisodeSampler:
     drawn = recipe.episodes
     return EpisodeSampler(
         train_sets,
@@ -284,7 +286,7 @@ def _sampler(recipe: Recipe, tokenized: Tokenized, train_sets: list[Dataset]) ->
         temperature=drawn.temperature,
         near_miss=drawn.near_miss,
         merge=drawn.merge,
-        similarity=class_similarity(tokenized, train_sets) if drawn.near_miss else (),
+        similarity=class_similarity(encoded, train_sets) if drawn.near_miss else (),
     )
 
 
@@ -296,7 +298,7 @@ def _meta_batch(recipe: Recipe, sampler: EpisodeSampler, step: int) -> list[Epis
     return sampler.batch(step, shape, tasks)
 
 
-def _start(recipe: Recipe, base: TextBase, kind: DeltaKind) -> Outer:
+def _start(recipe: Recipe, base: Base, kind: DeltaKind) -> Outer:
     theta = kind.initial(torch.Generator().manual_seed(recipe.seed), b_std=recipe.start.b_std)
     steps = max(1, recipe.inner.most_steps) if recipe.start.rates_by_step else 1
     rates = start_rates(theta, recipe.start.rate, steps=steps)
@@ -316,7 +318,7 @@ def _sizes(datasets: list[Dataset]) -> dict[str, dict[str, int]]:
     return {d.name: {"classes": len(d.texts), "texts": sum(map(len, d.texts.values()))} for d in datasets}
 
 
-def _run_digest(recipe: Recipe, base: TextBase, train_sets: list[Dataset], validation: list[Episode]) -> str:
+def _run_digest(recipe: Recipe, base: Base, train_sets: list[Dataset], validation: list[Episode]) -> str:
     """Of all that a run's bits depend on: a checkpoint goes on with these alone. Keys at their defaults are no part of it, so that
     keys that come later leave older runs alone."""
     texts = [[d.name, d.texts] for d in train_sets]

@@ -22,12 +22,13 @@ from metatrain.artifacts.artifact import Initialization, write_atomically
 from metatrain.artifacts.baselines import SCALE
 from metatrain.deltas import DeltaConfig
 from metatrain.errors import RecipeError
-from metatrain.inner.loop import InnerConfig
+from metatrain.inner.config import InnerConfig
+from metatrain.inner.encoded import Encoded
 from metatrain.inner.problem import start_rates
-from metatrain.inner.supervised import HEAD_LEAVES
-from metatrain.inner.taskbatch import Tokenized
 from metatrain.invalid import first_problem
-from metatrain.models.text import TextBase, load_text_base
+from metatrain.models.base import Base
+from metatrain.models.loading import load_base
+from metatrain.readouts.heads import HEAD_LEAVES
 from metatrain.serving.probe import probe
 from metatrain.tasks.episodes import Dataset, Episode, EpisodeSampler, EpisodeShape, manifest_digest
 from metatrain.training.evaluate import evaluate_steps
@@ -111,8 +112,8 @@ def search(space: SearchSpace, data: Path, out: Path, *, report: Report = lambda
     """Run the search; returns the rungs' results, best first, and keeps each finished candidate in `out`/search.json, from which
     the same search goes on. Raises DataError, RecipeError, BaseModelError."""
     sets = [source.read(data) for source in space.valid]
-    base = load_text_base(space.base.model, precision=space.base.precision, max_length=space.base.max_length)
-    tokenized = Tokenized(base, space.base.train_max_length)
+    base = load_base(space.base.model, precision=space.base.precision, max_length=space.base.max_length)
+    encoded = Encoded(base, space.base.train_max_length)
     alive = draw_candidates(space)
     path = out / "search.json"
     out.mkdir(parents=True, exist_ok=True)
@@ -126,7 +127,7 @@ def search(space: SearchSpace, data: Path, out: Path, *, report: Report = lambda
         for candidate in alive:
             key = json.dumps([*where, [manifest_digest(drawn) for drawn in episodes.values()], candidate.model_dump_json()])
             if key not in done:
-                done[key] = _score(base, tokenized, space, candidate, episodes)
+                done[key] = _score(base, encoded, space, candidate, episodes)
                 write_atomically(path, json.dumps(done, indent=1).encode())
             scored.append((done[key]["score"], candidate))
             report({"event": "candidate", "rung": rung, "of": rungs, "label": candidate.label, **done[key]})
@@ -138,7 +139,7 @@ def search(space: SearchSpace, data: Path, out: Path, *, report: Report = lambda
 
 
 def _score(
-    base: TextBase, tokenized: Tokenized, space: SearchSpace, candidate: Candidate, episodes: dict[int, list[Episode]]
+    base: Base, encoded: Encoded, space: SearchSpace, candidate: Candidate, episodes: dict[int, list[Episode]]
 ) -> dict[str, Any]:
     kind = base.attach(candidate.delta)
     probe(base, kind)
@@ -149,7 +150,7 @@ def _score(
     seconds = 0.0
     for shots, drawn in episodes.items():
         marks = space.steps if shots > 1 or candidate.inner.teaches_one_shot(len(drawn[0].support)) else (0,)
-        scores = evaluate_steps(base, init, drawn, marks, tokenized=tokenized)
+        scores = evaluate_steps(base, init, drawn, marks, encoded=encoded)
         by_shots[str(shots)] = {str(step): score.mean for step, score in scores.items()}
         seconds += scores[max(marks)].seconds_per_task
     best = {shots: max(by_step, key=lambda step: by_step[step]) for shots, by_step in by_shots.items()}

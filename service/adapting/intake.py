@@ -111,9 +111,9 @@ def _resolved(order: Order, state: ServiceState, tenant: str) -> _Job:
         label_words=order.options.label_words,
         precision=state.base.precision,
     )
-    cut = state.base.encode([text for text, _ in support])[1]
+    rows = state.base.inputs.encode([text for text, _ in support])
     secret = state.records.id_key()
-    return _Job(adapter_id(secret, tenant, recipe), recipe, tuple(i for i, was_cut in enumerate(cut) if was_cut), secret)
+    return _Job(adapter_id(secret, tenant, recipe), recipe, tuple(i for i, row in enumerate(rows) if row.truncated), secret)
 
 
 def _accepted(order: Order, job: _Job, how: Handling) -> tuple[str, Status, set[tuple[str, str]]]:
@@ -178,7 +178,7 @@ def _foreseen(order: Order, job: _Job, state: ServiceState, tenant: str) -> DryR
         labels=dict(sorted(counts.items())),
         steps=job.recipe.steps,
         truncated=truncated,
-        warnings=[*_of_labels(counts), *_of_examples(order, truncated, order.init.base.max_length)],
+        warnings=[*_of_labels(counts), *_of_examples(order, truncated, state.base.inputs.limit)],
     )
 
 
@@ -191,11 +191,11 @@ def _of_labels(counts: Counter[str]) -> Iterator[Warned]:
         yield Warned(field="support", message=f"imbalance: label {most!r} has {largest} examples, label {least!r} has {smallest}")
 
 
-def _of_examples(order: Order, truncated: list[int], max_length: int) -> Iterator[Warned]:
+def _of_examples(order: Order, truncated: list[int], limit: str) -> Iterator[Warned]:
     seen = dict.fromkeys(order.before, "one that the adapter has")
     for i, pair in enumerate(order.own):
         place = seen.setdefault(pair, f"support[{i}]")
         if place != f"support[{i}]":
             yield Warned(field=f"support[{i}]", message=f"the same example as {place}")
     for i in truncated:
-        yield Warned(field=f"support[{i}].input", message=f"cut to {max_length} tokens")
+        yield Warned(field=f"support[{i}].input", message=f"cut to {limit}")

@@ -13,7 +13,7 @@ from kombu.exceptions import OperationalError
 from starlette.exceptions import HTTPException
 
 from metatrain.artifacts.artifact import Initialization, adapter_bytes_at_most
-from metatrain.models.text import TextBase
+from metatrain.models.base import Base
 from service.adapting.idempotency import IdempotencyKeys
 from service.adapting.jobs import Jobs
 from service.errors import InvalidRequest, MethodNotAllowed, QuotaExceeded, ServiceError, Unavailable, UnknownPath, problem
@@ -42,7 +42,7 @@ from worker.ledger.usage import Usage
 log = logging.getLogger(__name__)
 
 
-def create_app(settings: ServiceSettings, base: TextBase, initializations: dict[str, Initialization]) -> FastAPI:
+def create_app(settings: ServiceSettings, base: Base, initializations: dict[str, Initialization]) -> FastAPI:
     """The application around a loaded base model. Redis may come later, and go."""
 
     def size_of(recipe: JobRecipe) -> int:

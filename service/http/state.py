@@ -7,7 +7,7 @@ from fastapi import Depends, Request
 from redis import Redis
 
 from metatrain.artifacts.artifact import Initialization
-from metatrain.models.text import TextBase
+from metatrain.models.base import Base
 from service.adapting.idempotency import IdempotencyKeys
 from service.adapting.jobs import Jobs
 from service.http.auth import Door, tenant
@@ -30,7 +30,7 @@ class ServiceState:
     idempotency: IdempotencyKeys
     store: WeightStore
     jobs: Jobs
-    base: TextBase
+    base: Base
     initializations: dict[str, Initialization]
     predictor: Predictor
     metrics: Metrics

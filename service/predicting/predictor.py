@@ -12,11 +12,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from metatrain.artifacts.artifact import Initialization, adapter_from_bytes, adapter_metadata
 from metatrain.errors import ArtifactError
-from metatrain.models.text import TextBase
+from metatrain.models.base import Base
 from metatrain.serving.bank import Bank, Packed, pack
 from service.errors import Overloaded
 from service.predicting.batcher import Batcher
@@ -89,7 +89,7 @@ class _Call:
     texts: Sequence[str]
     future: "Future[Answer]" = field(default_factory=Future)
     began: float = field(default_factory=time.perf_counter)
-    ids: list[list[int]] = field(default_factory=list)
+    rows: Sequence[Any] = ()
     lengths: list[int] = field(default_factory=list)
     truncated: list[int] = field(default_factory=list)
     adapter: Packed | None = None
@@ -113,7 +113,7 @@ class InProcessPredictor:
     """Batches whatever calls are waiting, of any adapters of `initializations`."""
 
     def __init__(
-        self, base: TextBase, initializations: dict[str, Initialization], store: WeightStore, settings: ServiceSettings
+        self, base: Base, initializations: dict[str, Initialization], store: WeightStore, settings: ServiceSettings
     ) -> None:
         self.base, self._store, self._settings = base, store, settings
         kinds = {init.delta: base.attach(init.delta) for init in initializations.values()}
@@ -195,10 +195,10 @@ class InProcessPredictor:
         try:
             if not call.waits():
                 raise CancelledError
-            if not call.ids:
-                call.ids, cut = self.base.encode(call.texts)
-                call.lengths = [len(row) for row in call.ids]
-                call.truncated = [i for i, was_cut in enumerate(cut) if was_cut]
+            if not call.rows:
+                call.rows = self.base.inputs.encode(call.texts)
+                call.lengths = [len(row) for row in call.rows]
+                call.truncated = [i for i, row in enumerate(call.rows) if row.truncated]
                 call.seconds["tokenize"] = time.perf_counter() - call.began
             self._find(call)
         except Exception as error:  # whatever it is, its caller is told
@@ -286,15 +286,15 @@ class InProcessPredictor:
             except Exception as error:
                 call.fail(error)
         keys = [call.key for call, rows in ready for _ in rows]
-        found = iter(self._bank.probabilities(keys, [call.ids[row] for call, rows in ready for row in rows]))
+        found = iter(self._bank.probabilities(keys, [call.rows[row] for call, rows in ready for row in rows]))
         seconds = time.perf_counter() - began
         for call, rows in ready:
             if not call.found:
                 call.seconds["queue"] = began - call.queued
             call.seconds["forward"] += seconds
             call.found.update({row: next(found) for row in rows})
-            if len(call.found) == len(call.ids) and call.future.set_running_or_notify_cancel():
-                in_order = [call.found[row] for row in range(len(call.ids))]
+            if len(call.found) == len(call.rows) and call.future.set_running_or_notify_cancel():
+                in_order = [call.found[row] for row in range(len(call.rows))]
                 call.future.set_result(Answer(self._bank.labels(call.key), in_order, call.truncated, call.seconds))
 
     def _send_back(self, call: _Call) -> None:

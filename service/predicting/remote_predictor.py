@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Any
 
-from metatrain.models.text import TextBase
+from metatrain.models.base import Base
 from service.errors import Overloaded, Unavailable
 from service.predicting import wire
 from service.predicting.predictor import Answer, Wanted
@@ -29,7 +29,7 @@ class RemotePredictor:
     Calls that wait when the connection breaks fail with Unavailable: they change nothing, so a client may repeat them.
     """
 
-    def __init__(self, base: TextBase, url: str) -> None:
+    def __init__(self, base: Base, url: str) -> None:
         self._about, self._address = wire.about(base), predictor_address(url)
         self._loop = asyncio.get_running_loop()
         self._numbers = itertools.count()

@@ -16,7 +16,7 @@ from typing import Any
 import redis
 
 from metatrain.errors import ArtifactError
-from metatrain.models.text import TextBase
+from metatrain.models.base import Base
 from service.errors import Overloaded, Unavailable
 from service.predicting.predictor import Answer, Wanted
 from worker.errors import WeightsCorrupt, WeightsMissing
@@ -32,7 +32,7 @@ _ERRORS: dict[str, Callable[[str], Exception]] = {
 }
 
 
-def about(base: TextBase) -> dict[str, Any]:
+def about(base: Base) -> dict[str, Any]:
     """What both ends must agree on: how they speak, and the base model, for adapters of one mean nothing on another."""
     return {"format": FORMAT, "base_weights_sha256": base.spec.weights_sha256, "precision": base.precision}
 

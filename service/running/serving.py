@@ -13,8 +13,9 @@ from fastapi import FastAPI
 from metatrain.artifacts.artifact import Initialization
 from metatrain.artifacts.catalog import load_catalog
 from metatrain.errors import MetatrainError
+from metatrain.models.base import Base
+from metatrain.models.loading import load_base
 from metatrain.models.source import Hub
-from metatrain.models.text import TextBase, load_text_base
 from service.http.app import create_app
 from service.predicting.predictor import InProcessPredictor
 from service.predicting.predictor_server import serve
@@ -27,12 +28,12 @@ from worker.ledger.store import WeightStore
 log = logging.getLogger(__name__)
 
 
-def _load(settings: ServiceSettings) -> tuple[TextBase, dict[str, Initialization]]:
+def _load(settings: ServiceSettings) -> tuple[Base, dict[str, Initialization]]:
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     try:
         hub = Hub(reachable=not settings.air_gapped, token=settings.hub_token)
-        base = load_text_base(settings.base_model, precision=settings.precision, hub=hub)
+        base = load_base(settings.base_model, precision=settings.precision, hub=hub)
         return base, load_catalog(base, settings.initializations_dir, probed=settings.predictor_url is None)
     except (MetatrainError, SettingsError) as error:
         sys.exit(f"error: {error}")

@@ -14,7 +14,7 @@ from metatrain.artifacts.artifact import Adapter, AdapterMetadata, Initializatio
 from metatrain.artifacts.baselines import frozen_prototypes, lora_from_zero
 from metatrain.deltas import BottleneckConfig, DeltaConfig, HeadConfig, IA3Config, LoRAConfig, PrefixConfig, PromptConfig
 from metatrain.inner.problem import stack
-from metatrain.models.text import TextBase
+from metatrain.models.base import Base
 from service.predicting.predictor import InProcessPredictor, Wanted
 from service.settings import ServiceSettings
 from tests.conftest import RedisServer
@@ -38,7 +38,7 @@ CANARIES, CLIENTS = 48, 12
 class Aviary:
     """The canaries in a store, and what each answers to each text when it is asked alone, without a predictor."""
 
-    def __init__(self, base: TextBase, store: WeightStore) -> None:
+    def __init__(self, base: Base, store: WeightStore) -> None:
         self.store, self.contents, self.expected = store, dict[Wanted, bytes](), dict[tuple[int, str], torch.Tensor]()
         self.wanted: list[Wanted] = []
         inits = list(initializations(base).values())
@@ -62,7 +62,7 @@ class Aviary:
             self.contents[wanted] = content
             for text in TEXTS:
                 with torch.no_grad():
-                    batch = base.collate(base.encode([text])[0])
+                    batch = base.inputs.collate(base.inputs.encode([text]))
                     features = base.features(kind.fold(stack(theta, 1)), batch, updated=init.base_update)
                 self.expected[number, text] = torch.softmax(6.0 * features @ head.T, -1)[0]
             self.put(wanted)
@@ -71,7 +71,7 @@ class Aviary:
         self.store.put(wanted.tenant, wanted.adapter_id, wanted.fence, self.contents[wanted], 86_400_000)
 
 
-def initializations(base: TextBase) -> dict[str, Initialization]:
+def initializations(base: Base) -> dict[str, Initialization]:
     """One of each kind, and one with a base model of its own."""
     plain = [
         replace(frozen_prototypes(base) if delta.kind == "head" else lora_from_zero(base), name=f"{i}", delta=delta)
@@ -82,14 +82,14 @@ def initializations(base: TextBase) -> dict[str, Initialization]:
 
 
 @pytest.fixture
-def aviary(tiny: TextBase, redis_server: RedisServer) -> Iterator[Aviary]:
+def aviary(tiny: Base, redis_server: RedisServer) -> Iterator[Aviary]:
     client = redis.Redis.from_url(redis_server.url)
     yield Aviary(tiny, WeightStore(client))
     client.close()
 
 
 @pytest.mark.parametrize("rows", [5_000, pytest.param(100_000, marks=pytest.mark.long)])
-def test_no_row_is_answered_by_anothers_adapter(tiny: TextBase, aviary: Aviary, rows: int) -> None:
+def test_no_row_is_answered_by_anothers_adapter(tiny: Base, aviary: Aviary, rows: int) -> None:
     settings = ServiceSettings(bank_mb=0.1, shelf_mb=0.1, batch_rows=24, batch_tokens=200)
     predictor = InProcessPredictor(tiny, initializations(tiny), aviary.store, settings)
     assert 2 <= predictor.gauges()["bank_slots"] < CANARIES / 2

@@ -20,18 +20,18 @@ from metatrain.artifacts.artifact import (
 from metatrain.artifacts.baselines import frozen_prototypes, lora_from_zero
 from metatrain.artifacts.catalog import SHIPPED
 from metatrain.errors import ArtifactError
-from metatrain.models.text import TextBase
+from metatrain.models.base import Base
 from metatrain.training.recipe import read_recipe
 
 
 @pytest.fixture
-def saved(tiny: TextBase, tmp_path: Path) -> tuple[Path, Initialization]:
+def saved(tiny: Base, tmp_path: Path) -> tuple[Path, Initialization]:
     init = lora_from_zero(tiny)
     save_initialization(init, tmp_path / "init", tiny.attach(init.delta))
     return tmp_path / "init", init
 
 
-def test_an_initialization_survives_the_round_trip(saved: tuple[Path, Initialization], tiny: TextBase) -> None:
+def test_an_initialization_survives_the_round_trip(saved: tuple[Path, Initialization], tiny: Base) -> None:
     folder, init = saved
     again = load_initialization(folder, tiny)
     assert again.digest == init.digest
@@ -40,7 +40,7 @@ def test_an_initialization_survives_the_round_trip(saved: tuple[Path, Initializa
         assert torch.equal(again.theta[name], leaf)
 
 
-def test_the_digest_is_of_what_determines_the_weights(tiny: TextBase) -> None:
+def test_the_digest_is_of_what_determines_the_weights(tiny: Base) -> None:
     init = lora_from_zero(tiny)
     assert replace(init, name="other", provenance={"by": "us"}).digest == init.digest
     assert init.digest is init.digest  # a request asks for it several times, and it takes milliseconds
@@ -87,7 +87,7 @@ A = "base_model.model.encoder.layer.0.attention.self.query.lora_A.weight"
     ],
 )
 def test_loading_is_strict_about_leaves(
-    saved: tuple[Path, Initialization], tiny: TextBase, change: Callable[..., object], message: str
+    saved: tuple[Path, Initialization], tiny: Base, change: Callable[..., object], message: str
 ) -> None:
     edit_theta(saved[0], change)
     with pytest.raises(ArtifactError, match=message):
@@ -107,7 +107,7 @@ def test_loading_is_strict_about_leaves(
     ],
 )
 def test_loading_is_strict_about_the_description(
-    saved: tuple[Path, Initialization], tiny: TextBase, change: Callable[..., object], message: str
+    saved: tuple[Path, Initialization], tiny: Base, change: Callable[..., object], message: str
 ) -> None:
     edit_json(saved[0], change)
     with pytest.raises(ArtifactError, match=message):
@@ -117,20 +117,20 @@ def test_loading_is_strict_about_the_description(
 @pytest.mark.parametrize(
     "name", ["adapter_model.safetensors", "inner_lr.safetensors", "adapter_config.json", "initialization.json"]
 )
-def test_a_missing_file_is_named(saved: tuple[Path, Initialization], tiny: TextBase, name: str) -> None:
+def test_a_missing_file_is_named(saved: tuple[Path, Initialization], tiny: Base, name: str) -> None:
     (saved[0] / name).unlink()
     with pytest.raises(ArtifactError, match=name.replace(".", r"\.")):
         load_initialization(saved[0], tiny)
 
 
-def test_a_peft_config_that_disagrees_is_refused(saved: tuple[Path, Initialization], tiny: TextBase) -> None:
+def test_a_peft_config_that_disagrees_is_refused(saved: tuple[Path, Initialization], tiny: Base) -> None:
     path = saved[0] / "adapter_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "lora_alpha": 99}))
     with pytest.raises(ArtifactError, match=r"lora_alpha: expected 16\.0 .* got 99"):
         load_initialization(saved[0], tiny)
 
 
-def an_adapter(tiny: TextBase) -> Adapter:
+def an_adapter(tiny: Base) -> Adapter:
     init = lora_from_zero(tiny)
     metadata = AdapterMetadata(
         initialization_digest=init.digest,
@@ -142,7 +142,7 @@ def an_adapter(tiny: TextBase) -> Adapter:
     return Adapter(metadata, init.theta, torch.randn(2, 32), torch.zeros(2))
 
 
-def test_an_adapter_survives_the_round_trip_and_has_one_form(tiny: TextBase) -> None:
+def test_an_adapter_survives_the_round_trip_and_has_one_form(tiny: Base) -> None:
     adapter = an_adapter(tiny)
     content = adapter_to_bytes(adapter)
     assert adapter_to_bytes(adapter) == content
@@ -152,7 +152,7 @@ def test_an_adapter_survives_the_round_trip_and_has_one_form(tiny: TextBase) -> 
     assert adapter_to_bytes(again) == content
 
 
-def test_bytes_that_are_no_adapter_for_this_base_are_refused(tiny: TextBase) -> None:
+def test_bytes_that_are_no_adapter_for_this_base_are_refused(tiny: Base) -> None:
     adapter = an_adapter(tiny)
     for content in (b"", b"not safetensors at all", adapter_to_bytes(adapter)[:-8]):
         with pytest.raises(ArtifactError):
@@ -178,7 +178,7 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: p
 
 
 def test_exactly_the_four_files_are_written_and_frozen_prototypes_move_nothing(
-    saved: tuple[Path, Initialization], tiny: TextBase
+    saved: tuple[Path, Initialization], tiny: Base
 ) -> None:
     files = {path.name for path in saved[0].iterdir()}
     assert files == {"adapter_model.safetensors", "adapter_config.json", "inner_lr.safetensors", "initialization.json"}
@@ -186,7 +186,7 @@ def test_exactly_the_four_files_are_written_and_frozen_prototypes_move_nothing(
     assert frozen.inner.steps == 0 and not any(leaf.any() for leaf in frozen.theta.values())
 
 
-def test_the_digest_survives_the_round_trip_whatever_the_scale(tiny: TextBase, tmp_path: Path) -> None:
+def test_the_digest_survives_the_round_trip_whatever_the_scale(tiny: Base, tmp_path: Path) -> None:
     plain = lora_from_zero(tiny)
     for scale in (15.859522819519043, 0.1, 49.0):
         init = replace(plain, scale=scale)
@@ -194,7 +194,7 @@ def test_the_digest_survives_the_round_trip_whatever_the_scale(tiny: TextBase, t
         assert load_initialization(tmp_path / str(scale), tiny).digest == init.digest
 
 
-def test_the_shipped_default_is_of_its_recipe_and_of_the_digest_that_adapters_name(minilm: TextBase) -> None:
+def test_the_shipped_default_is_of_its_recipe_and_of_the_digest_that_adapters_name(minilm: Base) -> None:
     """A change of the formula would orphan every adapter that was made from it."""
     folder = SHIPPED / "default"
     init = load_initialization(folder, minilm)

@@ -12,7 +12,9 @@ from torch import Tensor
 from metatrain.artifacts.artifact import Adapter, AdapterMetadata
 from metatrain.deltas import BottleneckConfig, HeadConfig, IA3Config, LoRAConfig, PrefixConfig, PromptConfig
 from metatrain.errors import ArtifactError, UnsupportedDelta
-from metatrain.models.text import TextBase, load_text_base
+from metatrain.models.base import Base
+from metatrain.models.inputs.text import TextRow
+from metatrain.models.loading import load_base
 from metatrain.serving.bank import Bank, Packed, pack
 from tests.tiny import ARCHITECTURES, WORDS, save_tiny_model
 
@@ -39,7 +41,7 @@ def configs(architecture: str) -> list[Any]:
     ]
 
 
-def make(base: TextBase, config: Any, classes: int, seed: int, initialization: str = "i") -> Adapter:
+def make(base: Base, config: Any, classes: int, seed: int, initialization: str = "i") -> Adapter:
     generator = torch.Generator().manual_seed(seed)
     metadata = AdapterMetadata(
         initialization_digest=initialization,
@@ -53,12 +55,12 @@ def make(base: TextBase, config: Any, classes: int, seed: int, initialization: s
     return Adapter(metadata, theta, weight, 0.1 * torch.randn(classes, generator=generator))
 
 
-def expected(base: TextBase, adapter: Adapter, ids: list[int], updated: dict[str, Tensor] | None = None) -> Tensor:
+def expected(base: Base, adapter: Adapter, ids: TextRow, updated: dict[str, Tensor] | None = None) -> Tensor:
     """One row with one adapter, without a bank."""
     kind = base.attach(adapter.metadata.delta)
     delta = kind.fold({n: t.unsqueeze(0) for n, t in adapter.delta.items()})
     with torch.no_grad():
-        features = base.features(delta, base.collate([ids]), updated=updated or {})
+        features = base.features(delta, base.inputs.collate([ids]), updated=updated or {})
     return torch.softmax(adapter.metadata.scale * (features @ adapter.weight.T + adapter.bias), -1)[0]
 
 
@@ -80,7 +82,7 @@ Rows = st.lists(st.tuples(st.integers(0, 10), st.integers(1, 4), st.integers(1, 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_mixed_batch_equals_each_row_alone(folders: dict[str, Path], architecture: str, attention: Any, precision: Any) -> None:
     """Any mixture of kinds, ranks, layers, virtual tokens, numbers of classes, lengths and orders."""
-    base = load_text_base(str(folders[architecture]), precision=precision, attention=attention)
+    base = load_base(str(folders[architecture]), precision=precision, attention=attention)
     kinds = configs(architecture)
     adapters = {
         (k, variant): make(base, config, 2 + 3 * variant, 13 * k + variant)
@@ -96,7 +98,7 @@ def test_a_mixed_batch_equals_each_row_alone(folders: dict[str, Path], architect
         keys = [f"{k} {variant}" for k, variant, _ in rows]
         for (k, variant, _), key in zip(rows, keys, strict=True):
             bank.put(key, pack(adapters[k, variant], base), keep=keys)
-        ids = base.encode([text(words, 3 * i) for i, (_, _, words) in enumerate(rows)])[0]
+        ids = base.inputs.encode([text(words, 3 * i) for i, (_, _, words) in enumerate(rows)])
         for (k, variant, _), row, found in zip(rows, ids, bank.probabilities(keys, ids), strict=True):
             alone = expected(base, adapters[k, variant], row)
             torch.testing.assert_close(torch.tensor(found), alone, rtol=0, atol=TOLERANCE[base.dtype])
@@ -104,7 +106,7 @@ def test_a_mixed_batch_equals_each_row_alone(folders: dict[str, Path], architect
     check()
 
 
-def test_adapters_of_a_base_model_of_their_own_stand_beside_others(tiny: TextBase) -> None:
+def test_adapters_of_a_base_model_of_their_own_stand_beside_others(tiny: Base) -> None:
     """Their initialization's outer loop moved parameters of the base model too."""
     config = LoRAConfig(rank=2, alpha=4)
     update = {n: p + 0.2 for n, p in tiny.parameters(["encoder.layer.1.output.*"]).items()}
@@ -113,7 +115,7 @@ def test_adapters_of_a_base_model_of_their_own_stand_beside_others(tiny: TextBas
     for name, adapter in adapters.items():
         bank.put(name, pack(adapter, tiny))
     keys = ["not", "moved", "another", "moved", "not"]
-    ids = tiny.encode([text(3 + i, i) for i in range(5)])[0]
+    ids = tiny.inputs.encode([text(3 + i, i) for i in range(5)])
     for key, row, found in zip(keys, ids, bank.probabilities(keys, ids), strict=True):
         own = update if key == "moved" else {}
         torch.testing.assert_close(torch.tensor(found), expected(tiny, adapters[key], row, own), rtol=0, atol=1e-5)
@@ -121,7 +123,7 @@ def test_adapters_of_a_base_model_of_their_own_stand_beside_others(tiny: TextBas
     assert not torch.allclose(moved, unmoved, atol=1e-3)
 
 
-def test_the_least_recently_used_goes_down_as_it_came_and_what_a_batch_needs_stays(tiny: TextBase) -> None:
+def test_the_least_recently_used_goes_down_as_it_came_and_what_a_batch_needs_stays(tiny: Base) -> None:
     config = LoRAConfig(rank=5, alpha=7)
     kinds = [tiny.attach(config), tiny.attach(LoRAConfig(rank=8)), tiny.attach(PrefixConfig(tokens=2))]
     bank = Bank(tiny, kinds, 1)
@@ -131,7 +133,7 @@ def test_the_least_recently_used_goes_down_as_it_came_and_what_a_batch_needs_sta
     assert bank.slots == 2
     packed = {name: pack(make(tiny, config, 2, seed), tiny) for seed, name in enumerate("abcde")}
     assert bank.put("a", packed["a"]) == bank.put("b", packed["b"]) == {}
-    bank.probabilities(["a"], [[2, 5, 3]])
+    bank.probabilities(["a"], [TextRow([2, 5, 3])])
     (gone,) = bank.put("c", packed["c"]).items()
     assert gone[0] == "b" and _same(gone[1], packed["b"])
     assert "a" in bank and "b" not in bank and "c" in bank
@@ -142,7 +144,7 @@ def test_the_least_recently_used_goes_down_as_it_came_and_what_a_batch_needs_sta
     assert bank.labels("d") == packed["d"].head.labels
 
 
-def test_large_heads_take_slots_from_others_but_never_from_their_own_batch(tiny: TextBase) -> None:
+def test_large_heads_take_slots_from_others_but_never_from_their_own_batch(tiny: Base) -> None:
     config = HeadConfig()
     bank = Bank(tiny, [tiny.attach(config)], 4 * 8 * 33 * 4)
     assert bank.slots == 4
@@ -155,7 +157,7 @@ def test_large_heads_take_slots_from_others_but_never_from_their_own_batch(tiny:
     assert bank.nbytes <= 4 * 8 * 33 * 4
 
 
-def test_a_delta_that_the_bank_was_not_made_for_is_refused(tiny: TextBase) -> None:
+def test_a_delta_that_the_bank_was_not_made_for_is_refused(tiny: Base) -> None:
     """Never answered without the leaves that do not fit."""
     narrow = Bank(tiny, [tiny.attach(LoRAConfig(rank=2))], 10**6)
     for config in (LoRAConfig(rank=4), PromptConfig(tokens=1), LoRAConfig(rank=2, targets=("key",))):

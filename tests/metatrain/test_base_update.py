@@ -15,21 +15,22 @@ from metatrain.artifacts.artifact import load_initialization, save_initializatio
 from metatrain.artifacts.baselines import lora_from_zero
 from metatrain.deltas import LoRAConfig, PromptConfig
 from metatrain.errors import ArtifactError, BaseModelError, NoMetaGradient, RecipeError
+from metatrain.inner.encoded import Encoded
 from metatrain.inner.problem import stack
-from metatrain.inner.taskbatch import Tokenized
-from metatrain.models.text import TextBase, load_text_base
+from metatrain.models.base import Base
+from metatrain.models.loading import load_base
 from metatrain.tasks.episodes import EpisodeSampler, EpisodeShape
 from metatrain.tasks.jsonl import STARTER, read_jsonl
 from metatrain.training.evaluate import evaluate, evaluate_prototypes
 from metatrain.training.recipe import Recipe, read_recipe
 from metatrain.training.run import train
 from tests.metatrain.test_train import content
-from tests.tiny import tasks
+from tests.tiny import joined, tasks
 
 ABOVE, BELOW, WORDS = "encoder.layer.1.output.dense.weight", "encoder.layer.0.*.bias", "embeddings.word_embeddings.weight"
 
 
-def moved(base: TextBase, *patterns: str) -> dict[str, torch.Tensor]:
+def moved(base: Base, *patterns: str) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(3)
     return {n: p + 0.1 * torch.randn(p.shape, generator=generator).to(p) for n, p in base.parameters(patterns).items()}
 
@@ -38,20 +39,20 @@ def moved(base: TextBase, *patterns: str) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize(
     "config", [LoRAConfig(rank=2, layers=(1,)), LoRAConfig(rank=2), PromptConfig(tokens=3)], ids=["upper lora", "lora", "prompt"]
 )
-def test_features_are_those_of_a_model_with_these_parameters(tiny: TextBase, patterns: tuple[str, ...], config: Any) -> None:
+def test_features_are_those_of_a_model_with_these_parameters(tiny: Base, patterns: tuple[str, ...], config: Any) -> None:
     update = moved(tiny, *patterns)
     other = copy.deepcopy(tiny.model)
     other.load_state_dict({**other.state_dict(), **update})
-    written = TextBase(other, tiny.tokenizer, tiny.spec, attention=tiny.attention)
+    written = joined(tiny, other, attention=tiny.attention)
     texts = [text for pairs in tasks(2) for text, _ in pairs]
     found = []
     for base, given in ((tiny, update), (written, {})):
         kind = base.attach(config)
         theta = kind.fold(stack(kind.initial(torch.Generator().manual_seed(0), b_std=0.2), 2))
-        batch = base.prefix(base.collate(base.encode(texts)[0], 2), kind)
+        batch = base.backbone.below(base.inputs.collate(base.inputs.encode(texts), 2), kind)
         found.append(base.features(theta, batch, updated=given))
     torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-6)
-    kind, batch = tiny.attach(config), tiny.collate(tiny.encode(texts)[0], 2)
+    kind, batch = tiny.attach(config), tiny.inputs.collate(tiny.inputs.encode(texts), 2)
     theta = kind.fold(stack(kind.initial(torch.Generator().manual_seed(0), b_std=0.2), 2))
     assert not torch.allclose(tiny.features(theta, batch), found[0], atol=1e-3)  # and the model itself is as it was
 
@@ -77,7 +78,7 @@ def plan(tiny_folder: Path, **changes: Any) -> Recipe:
     ids=lambda section: str(section.get("name", section.get("kind", "lora"))),
 )
 def test_training_moves_them_at_their_own_rate_and_the_artifact_carries_them(
-    tiny_folder: Path, tiny: TextBase, tmp_path: Path, algorithm: dict[str, Any], delta: dict[str, Any]
+    tiny_folder: Path, tiny: Base, tmp_path: Path, algorithm: dict[str, Any], delta: dict[str, Any]
 ) -> None:
     before = tiny.parameters(["encoder.layer.1.output.*"])
     trained = train(plan(tiny_folder, algorithm=algorithm, delta=delta, outer={"average": 0.5}), Path(), tmp_path, max_steps=3)
@@ -103,20 +104,20 @@ def test_killed_and_resumed_gives_the_same_bits(tiny_folder: Path, tmp_path: Pat
     assert train(recipe, Path(), tmp_path / "parts").digest == whole.digest
 
 
-def test_evaluation_is_under_them(tiny: TextBase) -> None:
+def test_evaluation_is_under_them(tiny: Base) -> None:
     sampler = EpisodeSampler([read_jsonl(STARTER)], 0)
     episodes = [sampler.episode(i, EpisodeShape(4, 2, 3)) for i in range(6)]
     init = replace(lora_from_zero(tiny), base_update={n: torch.randn_like(p) for n, p in moved(tiny, "encoder.layer.*").items()})
     plain = lora_from_zero(tiny)
-    tokenized = Tokenized(tiny)
+    encoded = Encoded(tiny)
     assert evaluate(tiny, init, episodes).accuracy != evaluate(tiny, plain, episodes).accuracy
     unadapted = evaluate(tiny, init, episodes, steps=0).accuracy
-    assert unadapted == pytest.approx(evaluate_prototypes(tiny, init, episodes, tokenized=tokenized))
+    assert unadapted == pytest.approx(evaluate_prototypes(tiny, init, episodes, encoded=encoded))
     assert unadapted != evaluate(tiny, plain, episodes, steps=0).accuracy
 
 
-def test_under_bfloat16_they_start_from_the_parameters_themselves(tiny_folder: Path, tiny: TextBase) -> None:
-    rounded = load_text_base(str(tiny_folder), precision="bfloat16", device=torch.device("cpu"))
+def test_under_bfloat16_they_start_from_the_parameters_themselves(tiny_folder: Path, tiny: Base) -> None:
+    rounded = load_base(str(tiny_folder), precision="bfloat16", device=torch.device("cpu"))
     for name, own in rounded.parameters(["encoder.layer.1.*"]).items():
         assert torch.equal(own, tiny.model.get_parameter(name)) and own.dtype == torch.float32
 
@@ -135,7 +136,7 @@ def test_what_cannot_be_moved_is_refused_by_name(tiny_folder: Path, tmp_path: Pa
         read_recipe(file)
 
 
-def test_loading_is_strict(tiny: TextBase, tmp_path: Path) -> None:
+def test_loading_is_strict(tiny: Base, tmp_path: Path) -> None:
     init = replace(lora_from_zero(tiny), base_update=tiny.parameters([ABOVE]))
     folder = tmp_path / "init"
 

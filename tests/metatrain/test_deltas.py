@@ -14,12 +14,14 @@ from metatrain.artifacts.baselines import SCALE
 from metatrain.deltas import BottleneckConfig, HeadConfig, IA3Config, LoRAConfig, PrefixConfig, PromptConfig
 from metatrain.deltas.peft_files import from_peft, in_peft, peft_shapes, to_peft
 from metatrain.errors import ArtifactError, UnsupportedDelta
-from metatrain.inner.loop import InnerConfig
+from metatrain.inner.config import InnerConfig
 from metatrain.inner.optimizers import Optimizer
 from metatrain.inner.problem import stack, start_rates
-from metatrain.inner.supervised import HEAD_LEAVES
 from metatrain.meta.metagrad import Differentiation, meta_gradient
-from metatrain.models.text import TextBase, load_text_base
+from metatrain.models.backbone import pooled
+from metatrain.models.base import Base
+from metatrain.models.loading import load_base
+from metatrain.readouts.heads import HEAD_LEAVES
 from metatrain.serving.bank import Bank
 from metatrain.serving.probe import probe
 from tests.oracles.problems import Objective, central_difference, directions, text_outer, text_tasks
@@ -48,8 +50,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: save_tiny_model(tmp_path_factory.mktemp(name), architecture=name) for name in ARCHITECTURES}
 
 
-def load(folder: Path, attention: Any = "eager") -> TextBase:
-    return load_text_base(str(folder), precision="float32", attention=attention, device=torch.device("cpu"))
+def load(folder: Path, attention: Any = "eager") -> Base:
+    return load_base(str(folder), precision="float32", attention=attention, device=torch.device("cpu"))
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -70,7 +72,7 @@ def test_the_probe_passes_every_kind_on_every_encoder(
 def test_kinds_share_a_model_without_meeting(folders: dict[str, Path], kind: str) -> None:
     """With all kinds hooked on one model, each gives what it gives on a model of its own, and none leaves the base model alone."""
     shared, own = load(folders["bert"], "sdpa"), load(folders["bert"], "sdpa")
-    rows = shared.collate(shared.encode([text for text, _ in tasks(1)[0]])[0])
+    rows = shared.inputs.collate(shared.inputs.encode([text for text, _ in tasks(1)[0]]))
     bare = own.features(None, rows)
     for other in KINDS:
         shared.attach(config_for(other))
@@ -85,7 +87,7 @@ def test_two_configurations_of_a_kind_share_a_model(folders: dict[str, Path]) ->
     first, second = IA3Config(targets=("key", "intermediate.dense"), feedforward=()), config_for("ia3")
     shared, own = load(folders["bert"], "sdpa"), load(folders["bert"], "sdpa")
     shared.attach(first)
-    rows = shared.collate(shared.encode(["order pizza"])[0])
+    rows = shared.inputs.collate(shared.inputs.encode(["order pizza"]))
     theta = shared.attach(second).initial(torch.Generator().manual_seed(0), b_std=0.5)
     found = [base.features(base.attach(second).fold(stack(theta, 1)), rows) for base in (shared, own)]
     assert torch.equal(*found)
@@ -111,14 +113,13 @@ def test_an_initialization_comes_back_and_loads_in_peft(
     if not in_peft(attached):
         return
     stock = PeftModel.from_pretrained(cast(Any, AutoModel.from_pretrained(folders[architecture])), str(tmp_path)).eval()
-    ids = base.encode([tasks(1)[0][2][0]])[0]
-    (bucket,) = base.collate(ids).buckets
+    ids = base.inputs.encode([tasks(1)[0][2][0]])
+    (bucket,) = base.inputs.collate(ids).buckets
     with torch.no_grad():
-        theirs = stock(input_ids=bucket.input_ids, attention_mask=bucket.attention_mask).last_hidden_state
-        ours = base.features(attached.fold(stack(theta, 1)), base.collate(ids))
-    torch.testing.assert_close(
-        base.pooled(theirs[:, -bucket.input_ids.shape[1] :], bucket.attention_mask), ours, atol=1e-5, rtol=1e-5
-    )
+        theirs = stock(input_ids=bucket.inputs["input_ids"], attention_mask=bucket.mask).last_hidden_state
+        ours = base.features(attached.fold(stack(theta, 1)), base.inputs.collate(ids))
+    theirs = pooled(theirs[:, -bucket.mask.shape[1] :], bucket.mask, "mean")
+    torch.testing.assert_close(theirs, ours, atol=1e-5, rtol=1e-5)
     shapes = {name: tuple(leaf.shape) for name, leaf in to_peft(attached, theta).items()}
     assert shapes == peft_shapes(attached)
     back = from_peft(attached, to_peft(attached, theta))
@@ -127,7 +128,7 @@ def test_an_initialization_comes_back_and_loads_in_peft(
 
 @pytest.mark.parametrize("mode", ["unrolled", "checkpointed", "adjoint"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_meta_gradient_of_every_kind_is_the_derivative_of_the_whole_procedure(tiny64: TextBase, kind: str, mode: str) -> None:
+def test_the_meta_gradient_of_every_kind_is_the_derivative_of_the_whole_procedure(tiny64: Base, kind: str, mode: str) -> None:
     attached = tiny64.attach(config_for(kind))
     outer = text_outer(attached)
     data = text_tasks(tiny64, attached, InnerConfig(steps=2, moved="head" if kind == "head" else "all"))
@@ -138,7 +139,7 @@ def test_the_meta_gradient_of_every_kind_is_the_derivative_of_the_whole_procedur
         assert measured == pytest.approx(float((found.gradients[name] * toward).sum()), rel=1e-5, abs=1e-8), name
 
 
-def test_what_a_model_has_no_place_for_is_refused(tiny: TextBase) -> None:
+def test_what_a_model_has_no_place_for_is_refused(tiny: Base) -> None:
     with pytest.raises(UnsupportedDelta, match=r"delta\.targets: 'q_lin' must match nn.Linear modules of BertModel"):
         tiny.attach(IA3Config(targets=("q_lin",), feedforward=()))
     with pytest.raises(UnsupportedDelta, match=r"delta\.layers: BertModel has no attention in layer 7"):
@@ -148,12 +149,12 @@ def test_what_a_model_has_no_place_for_is_refused(tiny: TextBase) -> None:
 
 
 @pytest.mark.parametrize("config", [PromptConfig(tokens=20), PrefixConfig(tokens=20)], ids=lambda config: config.kind)
-def test_the_probe_refuses_more_tokens_than_there_are_positions_for(tiny: TextBase, config: Any) -> None:
+def test_the_probe_refuses_more_tokens_than_there_are_positions_for(tiny: Base, config: Any) -> None:
     with pytest.raises(UnsupportedDelta, match=f"BertModel with {config.kind} does not take rows of 64 tokens"):
         probe(tiny, tiny.attach(config))
 
 
-def test_a_leaf_that_is_missing_is_named(tiny: TextBase, tmp_path: Path) -> None:
+def test_a_leaf_that_is_missing_is_named(tiny: Base, tmp_path: Path) -> None:
     attached = tiny.attach(config_for("bottleneck"))
     theta = attached.initial(torch.Generator().manual_seed(0))
     gone = next(iter(theta))

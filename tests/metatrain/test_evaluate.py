@@ -9,8 +9,8 @@ from click.testing import CliRunner
 
 from metatrain.artifacts.baselines import frozen_prototypes, lora_from_zero
 from metatrain.cli import DEFAULT_INITIALIZATION, main
-from metatrain.inner.loop import HardSteps, InnerConfig
-from metatrain.models.text import TextBase
+from metatrain.inner.config import HardSteps, InnerConfig
+from metatrain.models.base import Base
 from metatrain.tasks.episodes import Episode, EpisodeSampler, EpisodeShape
 from metatrain.tasks.jsonl import STARTER, read_jsonl
 from metatrain.training.evaluate import evaluate, evaluate_prototypes, evaluate_steps, own_steps, paired_interval
@@ -23,22 +23,22 @@ def episodes() -> list[Episode]:
     return [sampler.episode(i, EpisodeShape(4, 2, 3)) for i in range(7)]
 
 
-def test_frozen_prototypes_match_a_loop_over_plain_features(tiny: TextBase, episodes: list[Episode]) -> None:
+def test_frozen_prototypes_match_a_loop_over_plain_features(tiny: Base, episodes: list[Episode]) -> None:
     scores = evaluate(tiny, frozen_prototypes(tiny), episodes, together=3)
     for episode, accuracy in zip(episodes, scores.accuracy, strict=True):
-        rows = [tiny.features(None, tiny.collate(tiny.encode([t])[0]))[0] for t, _ in (*episode.support, *episode.query)]
+        rows = [tiny.features(None, tiny.inputs.collate(tiny.inputs.encode([t])))[0] for t, _ in (*episode.support, *episode.query)]
         shots = torch.stack(rows[:8]).view(4, 2, -1).mean(1)
         cosine = torch.nn.functional.cosine_similarity(torch.stack(rows[8:]).unsqueeze(1), shots.unsqueeze(0), dim=-1)
         hits = sum(int(best) == c for best, (_, c) in zip(cosine.argmax(1), episode.query, strict=True))
         assert accuracy == pytest.approx(hits / 12)
 
 
-def test_the_number_of_tasks_in_a_pass_does_not_matter(tiny: TextBase, episodes: list[Episode]) -> None:
+def test_the_number_of_tasks_in_a_pass_does_not_matter(tiny: Base, episodes: list[Episode]) -> None:
     one, many = (evaluate(tiny, lora_from_zero(tiny), episodes, together=tasks).accuracy for tasks in (1, 7))
     assert one == pytest.approx(many)
 
 
-def test_one_walk_scores_every_number_of_steps(tiny: TextBase, episodes: list[Episode]) -> None:
+def test_one_walk_scores_every_number_of_steps(tiny: Base, episodes: list[Episode]) -> None:
     walked = evaluate_steps(tiny, lora_from_zero(tiny), episodes, (0, 2, 5))
     assert list(walked) == [0, 2, 5]
     for steps, scores in walked.items():
@@ -46,7 +46,7 @@ def test_one_walk_scores_every_number_of_steps(tiny: TextBase, episodes: list[Ep
     assert walked[0].seconds_per_task < walked[2].seconds_per_task < walked[5].seconds_per_task
 
 
-def test_hard_support_sets_take_more_steps_each_for_itself(tiny: TextBase, episodes: list[Episode]) -> None:
+def test_hard_support_sets_take_more_steps_each_for_itself(tiny: Base, episodes: list[Episode]) -> None:
     inner = InnerConfig(objective={"supervised_contrastive": 1}, head="prototypes", steps=1, steps_by_shots={1: 0, 2: 1})
     init = replace(lora_from_zero(tiny), inner=inner)
     shares = [leave_one_out_share(tiny, episode) for episode in episodes]
@@ -78,8 +78,8 @@ def test_hard_steps_that_are_never_more_are_refused(steps: int) -> None:
         InnerConfig(steps=steps, hard_steps=HardSteps(below=0.8, steps=6))
 
 
-def leave_one_out_share(tiny: TextBase, episode: Episode) -> float:
-    rows = {text: tiny.features(None, tiny.collate(tiny.encode([text])[0]))[0] for text, _ in episode.support}
+def leave_one_out_share(tiny: Base, episode: Episode) -> float:
+    rows = {text: tiny.features(None, tiny.inputs.collate(tiny.inputs.encode([text])))[0] for text, _ in episode.support}
     hits = []
     for text, own in episode.support:
         others = [torch.stack([rows[t] for t, c in episode.support if c == k and t != text]).sum(0) for k in range(4)]
@@ -88,14 +88,14 @@ def leave_one_out_share(tiny: TextBase, episode: Episode) -> float:
     return sum(hits) / len(hits)
 
 
-def test_zero_steps_of_lora_from_zero_are_frozen_prototypes(tiny: TextBase, episodes: list[Episode]) -> None:
+def test_zero_steps_of_lora_from_zero_are_frozen_prototypes(tiny: Base, episodes: list[Episode]) -> None:
     assert (
         evaluate(tiny, lora_from_zero(tiny), episodes, steps=0).accuracy
         == evaluate(tiny, frozen_prototypes(tiny), episodes).accuracy
     )
 
 
-def test_prototypes_of_texts_computed_once_are_those_of_each_episode(tiny: TextBase, episodes: list[Episode]) -> None:
+def test_prototypes_of_texts_computed_once_are_those_of_each_episode(tiny: Base, episodes: list[Episode]) -> None:
     init = lora_from_zero(tiny)
     moved = replace(init, theta={name: leaf + 0.1 for name, leaf in init.theta.items()})
     assert evaluate_prototypes(tiny, moved, episodes) == pytest.approx(evaluate(tiny, moved, episodes, steps=0).accuracy)

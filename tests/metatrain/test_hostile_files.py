@@ -27,7 +27,7 @@ from metatrain.artifacts.artifact import (
 )
 from metatrain.artifacts.baselines import lora_from_zero
 from metatrain.errors import ArtifactError
-from metatrain.models.text import TextBase
+from metatrain.models.base import Base
 
 MOST_MADE = 8_000_000
 """Bytes that reading a file of a few kilobytes may take; what the files here state is up to 2^62."""
@@ -46,7 +46,7 @@ def joined(header: object, numbers: bytes) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def good(tiny: TextBase) -> bytes:
+def good(tiny: Base) -> bytes:
     init = lora_from_zero(tiny)
     metadata = AdapterMetadata(
         initialization_digest=init.digest,
@@ -58,7 +58,7 @@ def good(tiny: TextBase) -> bytes:
     return adapter_to_bytes(Adapter(metadata, init.theta, torch.randn(2, 32), torch.zeros(2)))
 
 
-def refused(content: bytes, tiny: TextBase) -> str:
+def refused(content: bytes, tiny: Base) -> str:
     """The message. Neither another exception, nor many bytes for it."""
     tracemalloc.start()
     try:
@@ -86,7 +86,7 @@ def leaf(good: bytes, name: str = "head.bias", **fields: Any) -> bytes:
     return joined(header, numbers)
 
 
-def test_what_is_wrong_is_named(good: bytes, tiny: TextBase) -> None:
+def test_what_is_wrong_is_named(good: bytes, tiny: Base) -> None:
     header, numbers = split(good)
     end = len(numbers)
     raw = json.dumps(header)
@@ -145,7 +145,7 @@ def test_what_is_wrong_is_named(good: bytes, tiny: TextBase) -> None:
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_no_change_of_a_files_bytes_gives_another_exception(good: bytes, tiny: TextBase, data: st.DataObject) -> None:
+def test_no_change_of_a_files_bytes_gives_another_exception(good: bytes, tiny: Base, data: st.DataObject) -> None:
     """Bytes changed, taken out and put in, mostly in the header. What is still accepted has its numbers changed, or nothing."""
     content, length = bytearray(good), 8 + int.from_bytes(good[:8], "little")
     for _ in range(data.draw(st.integers(1, 4))):
@@ -172,7 +172,7 @@ JSON = st.recursive(
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(changed=st.dictionaries(NAMES, JSON, min_size=1, max_size=3))
-def test_no_header_gives_another_exception(good: bytes, tiny: TextBase, changed: dict[str, Any]) -> None:
+def test_no_header_gives_another_exception(good: bytes, tiny: Base, changed: dict[str, Any]) -> None:
     header, numbers = split(good)
     content = joined({**header, **changed}, numbers)
     if {**header, **changed} != header:
@@ -182,7 +182,7 @@ def test_no_header_gives_another_exception(good: bytes, tiny: TextBase, changed:
 
 
 @pytest.fixture
-def folder(tiny: TextBase, tmp_path: Path) -> Path:
+def folder(tiny: Base, tmp_path: Path) -> Path:
     init = lora_from_zero(tiny)
     name = next(iter(dict(tiny.model.named_parameters())))
     updated = replace(init, base_update={name: dict(tiny.model.named_parameters())[name].detach().clone()})
@@ -201,7 +201,7 @@ def with_digest(folder: Path, name: str, content: bytes) -> None:
 
 
 @pytest.mark.parametrize("name", [WEIGHTS, RATES, "base_update.safetensors"])
-def test_each_file_of_an_initialization_is_as_strict(folder: Path, tiny: TextBase, name: str) -> None:
+def test_each_file_of_an_initialization_is_as_strict(folder: Path, tiny: Base, name: str) -> None:
     content = (folder / name).read_bytes()
     header, numbers = split(content)
     first = next(key for key in header if key != "__metadata__")
@@ -222,7 +222,7 @@ def test_each_file_of_an_initialization_is_as_strict(folder: Path, tiny: TextBas
         assert name in message and ("leaf " in message or "not a safetensors file" in message or "bytes" in message), message
 
 
-def test_a_file_that_says_it_is_vast_is_not_read(folder: Path, tiny: TextBase) -> None:
+def test_a_file_that_says_it_is_vast_is_not_read(folder: Path, tiny: Base) -> None:
     for name in (WEIGHTS, RATES, "base_update.safetensors", "initialization.json", "adapter_config.json"):
         kept = (folder / name).read_bytes()
         with (folder / name).open("r+b") as file:

@@ -12,26 +12,28 @@ from metatrain.artifacts.artifact import save_initialization
 from metatrain.artifacts.baselines import lora_from_zero
 from metatrain.deltas import LoRA, LoRAConfig, delta_scope
 from metatrain.errors import BaseModelError, UnsupportedDelta
-from metatrain.models.text import BaseSpec, TextBase, load_text_base
+from metatrain.models.base import Base
+from metatrain.models.inputs import TextInputs, TextSpec
+from metatrain.models.loading import load_base
 from metatrain.serving.probe import probe
-from tests.tiny import save_tiny_model
+from tests.tiny import joined, save_tiny_model
 
 TEXTS = ["i want to close my account", "order pizza", "please book a table today now"]
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_probe_passes_what_works(tiny_folder: Path, attention: Any) -> None:
-    base = load_text_base(str(tiny_folder), precision="float32", attention=attention)
+    base = load_base(str(tiny_folder), precision="float32", attention=attention)
     probe(base, base.attach(LoRAConfig(targets=("query", "value", "output.dense"))))
 
 
 def test_probe_passes_minilm_in_float32_and_bfloat16() -> None:
     for precision in ("float32", "bfloat16"):
-        base = load_text_base(precision=cast(Any, precision))
+        base = load_base(precision=cast(Any, precision))
         probe(base, base.attach(LoRAConfig()))
 
 
-def test_probe_refuses_a_delta_that_does_nothing(tiny: TextBase) -> None:
+def test_probe_refuses_a_delta_that_does_nothing(tiny: Base) -> None:
     """The pooler is not on the way to the features."""
     with pytest.raises(UnsupportedDelta, match="does not change the output"):
         probe(tiny, tiny.attach(LoRAConfig(targets=("pooler.dense",))))
@@ -39,7 +41,7 @@ def test_probe_refuses_a_delta_that_does_nothing(tiny: TextBase) -> None:
         probe(tiny, tiny.attach(LoRAConfig(targets=("pooler.dense", "query"))))
 
 
-def test_probe_refuses_rows_that_feel_their_neighbours(tiny: TextBase) -> None:
+def test_probe_refuses_rows_that_feel_their_neighbours(tiny: Base) -> None:
     class Leaky(nn.Module):
         """A model whose rows see the batch's mean."""
 
@@ -55,12 +57,12 @@ def test_probe_refuses_rows_that_feel_their_neighbours(tiny: TextBase) -> None:
             output.last_hidden_state = output.last_hidden_state + 0.1 * output.last_hidden_state.mean(0, keepdim=True)
             return output
 
-    leaky = TextBase(Leaky(tiny.model), tiny.tokenizer, tiny.spec, attention="sdpa")
+    leaky = joined(tiny, Leaky(tiny.model), attention="sdpa")
     with pytest.raises(UnsupportedDelta, match="differs from the same rows alone"):
         probe(leaky, leaky.attach(LoRAConfig(targets=("query",))))
 
 
-def test_a_target_that_is_no_linear_layer_is_named(tiny: TextBase) -> None:
+def test_a_target_that_is_no_linear_layer_is_named(tiny: Base) -> None:
     with pytest.raises(
         UnsupportedDelta, match=r"delta\.targets: 'LayerNorm' must match nn\.Linear modules of BertModel, matched LayerNorm"
     ):
@@ -69,22 +71,22 @@ def test_a_target_that_is_no_linear_layer_is_named(tiny: TextBase) -> None:
         LoRA(LoRAConfig(targets=("q_proj",)), tiny.model)
 
 
-def test_stock_peft_loads_our_files_with_equal_outputs(tiny_folder: Path, tiny: TextBase, tmp_path: Path) -> None:
+def test_stock_peft_loads_our_files_with_equal_outputs(tiny_folder: Path, tiny: Base, tmp_path: Path) -> None:
     lora = tiny.attach(LoRAConfig(rank=3, alpha=12, targets=("query", "intermediate.dense")))
     theta = lora.initial(torch.Generator().manual_seed(3), b_std=0.3)
     plain = lora_from_zero(tiny)
     init = replace(plain, delta=lora.config, theta=theta, rates={}, name="x")
     save_initialization(init, tmp_path / "x", lora)
     stock = PeftModel.from_pretrained(AutoModel.from_pretrained(tiny_folder), tmp_path / "x").eval()
-    batch = tiny.collate(tiny.encode(TEXTS)[0])
+    batch = tiny.inputs.collate(tiny.inputs.encode(TEXTS))
     ours = tiny.features(lora.fold({n: t.unsqueeze(0) for n, t in theta.items()}), batch)
-    theirs = TextBase(cast(nn.Module, stock.base_model.model), tiny.tokenizer, tiny.spec, attention="sdpa").features(None, batch)
+    theirs = joined(tiny, cast(nn.Module, stock.base_model.model), attention="sdpa").features(None, batch)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
     assert (ours - tiny.features(None, batch)).abs().max() > 1e-2
 
 
-def test_calls_do_not_mix_and_leave_nothing_behind(tiny: TextBase, lora: LoRA) -> None:
-    batch = tiny.collate(tiny.encode(TEXTS)[0])
+def test_calls_do_not_mix_and_leave_nothing_behind(tiny: Base, lora: LoRA) -> None:
+    batch = tiny.inputs.collate(tiny.inputs.encode(TEXTS))
     bare = tiny.features(None, batch)
     delta = lora.fold({n: t.unsqueeze(0) for n, t in lora.initial(torch.Generator().manual_seed(0), b_std=0.3).items()})
     with delta_scope(delta):
@@ -93,8 +95,8 @@ def test_calls_do_not_mix_and_leave_nothing_behind(tiny: TextBase, lora: LoRA) -
     assert not torch.equal(tiny.features(delta, batch), bare)
 
 
-def test_checkpointed_forward_sees_its_delta_when_it_is_recomputed(tiny: TextBase, lora: LoRA) -> None:
-    batch = tiny.collate(tiny.encode(TEXTS)[0])
+def test_checkpointed_forward_sees_its_delta_when_it_is_recomputed(tiny: Base, lora: LoRA) -> None:
+    batch = tiny.inputs.collate(tiny.inputs.encode(TEXTS))
     theta = {n: t.unsqueeze(0).requires_grad_() for n, t in lora.initial(torch.Generator().manual_seed(0), b_std=0.3).items()}
     weights = torch.randn(3, tiny.hidden_size, generator=torch.Generator().manual_seed(1))
 
@@ -110,37 +112,37 @@ def test_checkpointed_forward_sees_its_delta_when_it_is_recomputed(tiny: TextBas
 def test_base_models_that_are_not_there_or_not_right_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("metatrain.models.source.KNOWN_WEIGHTS", {str(tmp_path / "tiny"): "0" * 64})
     with pytest.raises(BaseModelError, match=r"no folder at '\./nowhere'"):
-        load_text_base("./nowhere")
+        load_base("./nowhere")
     with pytest.raises(BaseModelError, match=r"no \.safetensors file"):
-        load_text_base(str(tmp_path))
+        load_base(str(tmp_path))
     save_tiny_model(tmp_path / "tiny")
     with pytest.raises(BaseModelError, match=r"have sha256 .* expected 0000"):
-        load_text_base(str(tmp_path / "tiny"))
+        load_base(str(tmp_path / "tiny"))
 
 
 def test_bfloat16_features_stay_close_to_float32() -> None:
-    exact, coarse = load_text_base(precision="float32"), load_text_base(precision="bfloat16")
-    assert isinstance(exact.spec, BaseSpec) and coarse.dtype == torch.bfloat16
-    batch = exact.collate(exact.encode(TEXTS)[0])
+    exact, coarse = load_base(precision="float32"), load_base(precision="bfloat16")
+    assert isinstance(exact.spec, TextSpec) and coarse.dtype == torch.bfloat16
+    batch = exact.inputs.collate(exact.inputs.encode(TEXTS))
     cosine = (exact.features(None, batch) * coarse.features(None, batch)).sum(-1)
     assert coarse.features(None, batch).dtype == torch.float32
     assert (cosine > 0.999).all()
 
 
-def test_long_texts_are_cut_and_said_to_be(tiny: TextBase) -> None:
-    ids, cut = tiny.encode(["pizza " * 200, "pizza"])
-    assert cut == [True, False]
-    assert len(ids[0]) == tiny.spec.max_length == 64
-    assert ids[0][-1] == ids[1][-1]  # the closing token stays
+def test_long_texts_are_cut_and_said_to_be(tiny: Base) -> None:
+    long, short = cast(TextInputs, tiny.inputs).encode(["pizza " * 200, "pizza"])
+    assert long.truncated and not short.truncated
+    assert len(long) == tiny.spec.max_length == 64
+    assert long.ids[-1] == short.ids[-1]  # the closing token stays
 
 
-def test_buckets_change_nothing_but_padding(tiny: TextBase, lora: LoRA) -> None:
+def test_buckets_change_nothing_but_padding(tiny: Base, lora: LoRA) -> None:
     texts = ["pizza " * n for n in (12, 40, 14, 38, 15, 15, 14, 41, 12, 11, 13, 12)]
-    ids = tiny.encode(texts)[0]
+    ids = tiny.inputs.encode(texts)
     theta = {n: torch.stack([t, t * 0.5]) for n, t in lora.initial(torch.Generator().manual_seed(0), b_std=0.3).items()}
-    batch = tiny.collate(ids, groups=2)
+    batch = tiny.inputs.collate(ids, groups=2)
     assert len(batch.buckets) > 1
     together = tiny.features(lora.fold(theta), batch)
     for i, row in enumerate(ids):
-        alone = tiny.features(lora.fold({n: t[i // 6 : i // 6 + 1] for n, t in theta.items()}), tiny.collate([row]))
+        alone = tiny.features(lora.fold({n: t[i // 6 : i // 6 + 1] for n, t in theta.items()}), tiny.inputs.collate([row]))
         torch.testing.assert_close(together[i : i + 1], alone, rtol=0, atol=1e-5)

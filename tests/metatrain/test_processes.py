@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from metatrain.artifacts.artifact import load_initialization
-from metatrain.models.text import load_text_base
+from metatrain.models.loading import load_base
 from metatrain.training.processes import Processes
 from metatrain.training.recipe import Recipe
 from metatrain.training.run import train
@@ -31,7 +31,7 @@ def test_two_processes_follow_the_gradient_of_one(tiny_folder: Path, tmp_path: P
     for more in (["--max-steps", "4"], []):
         done = subprocess.run([*torchrun, *more], capture_output=True, text=True, env=environment, timeout=240, check=False)
         assert done.returncode == 0, done.stderr
-    together = load_initialization(tmp_path / "two" / "tiny", load_text_base(str(tiny_folder), precision="float32"))
+    together = load_initialization(tmp_path / "two" / "tiny", load_base(str(tiny_folder), precision="float32"))
     for name, leaf in alone.theta.items():
         torch.testing.assert_close(together.theta[name], leaf, rtol=1e-4, atol=1e-6)
     histories = [json.loads((tmp_path / where / "history.json").read_text()) for where in ("alone", "two")]

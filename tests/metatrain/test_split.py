@@ -13,22 +13,24 @@ from torch import nn
 from metatrain.deltas import LoRAConfig
 from metatrain.errors import UnsupportedDelta
 from metatrain.inner.problem import stack
-from metatrain.models.text import TextBase, TokenBatch, load_text_base
-from tests.tiny import tasks
+from metatrain.models.backbone import Batch
+from metatrain.models.base import Base
+from metatrain.models.loading import load_base
+from tests.tiny import joined, tasks
 
 UPPER = LoRAConfig(rank=2, alpha=4, targets=("query", "intermediate.dense"), layers=(1,))
 
 
-def batch(base: TextBase) -> TokenBatch:
+def batch(base: Base) -> Batch:
     texts = [text for pairs in tasks(2) for text, _ in pairs]
-    return base.collate(base.encode(texts)[0], 2)
+    return base.inputs.collate(base.inputs.encode(texts), 2)
 
 
-def test_a_precomputed_batch_gives_the_same_features_and_gradients(tiny: TextBase) -> None:
+def test_a_precomputed_batch_gives_the_same_features_and_gradients(tiny: Base) -> None:
     lora = tiny.attach(UPPER)
     assert lora.lowest_layer == 1 and set(lora.sites) == {n for n in lora.sites if ".layer.1." in n}
-    whole, cut = batch(tiny), tiny.prefix(batch(tiny), lora)
-    assert all(bucket.prefix is not None for bucket in cut.buckets)
+    whole, cut = batch(tiny), tiny.backbone.below(batch(tiny), lora)
+    assert all(bucket.below is not None for bucket in cut.buckets)
     theta = {n: t.requires_grad_() for n, t in lora.initial(torch.Generator().manual_seed(0), b_std=0.2).items()}
     gradients = []
     for rows in (whole, cut):
@@ -38,9 +40,9 @@ def test_a_precomputed_batch_gives_the_same_features_and_gradients(tiny: TextBas
         assert torch.equal(left, right)
 
 
-def test_the_lower_layers_do_not_run_again(tiny: TextBase) -> None:
+def test_the_lower_layers_do_not_run_again(tiny: Base) -> None:
     lora = tiny.attach(UPPER)
-    cut = tiny.prefix(batch(tiny), lora)
+    cut = tiny.backbone.below(batch(tiny), lora)
     ran: list[str] = []
     handles = [
         module.register_forward_hook(lambda *_args, name=name: ran.append(name))
@@ -53,12 +55,12 @@ def test_the_lower_layers_do_not_run_again(tiny: TextBase) -> None:
     assert ran == ["encoder.layer.1"] * len(cut.buckets)
 
 
-def test_a_delta_from_the_bottom_leaves_the_batch_as_it_is(tiny: TextBase) -> None:
+def test_a_delta_from_the_bottom_leaves_the_batch_as_it_is(tiny: Base) -> None:
     rows = batch(tiny)
-    assert tiny.prefix(rows, tiny.attach(LoRAConfig(rank=2, alpha=4))) is rows
+    assert tiny.backbone.below(rows, tiny.attach(LoRAConfig(rank=2, alpha=4))) is rows
 
 
-def test_a_model_whose_embeddings_are_not_apart_is_not_cut(tiny: TextBase) -> None:
+def test_a_model_whose_embeddings_are_not_apart_is_not_cut(tiny: Base) -> None:
     class Wrapped(nn.Module):
         """Embeddings and layers under one child."""
 
@@ -72,12 +74,12 @@ def test_a_model_whose_embeddings_are_not_apart_is_not_cut(tiny: TextBase) -> No
         def forward(self, **inputs: Any) -> Any:
             return self.inner(**inputs)
 
-    odd = TextBase(Wrapped(tiny.model), tiny.tokenizer, tiny.spec, attention="sdpa")
+    odd = joined(tiny, Wrapped(tiny.model), attention="sdpa")
     rows = batch(odd)
-    assert odd.prefix(rows, odd.attach(UPPER)) is rows
+    assert odd.backbone.below(rows, odd.attach(UPPER)) is rows
 
 
-def test_a_model_whose_parts_do_not_make_the_whole_is_not_cut(tiny: TextBase) -> None:
+def test_a_model_whose_parts_do_not_make_the_whole_is_not_cut(tiny: Base) -> None:
     class Counting(nn.Module):
         """Its layers add their number, counted anew in every call: the upper part counts from the wrong one."""
 
@@ -97,49 +99,49 @@ def test_a_model_whose_parts_do_not_make_the_whole_is_not_cut(tiny: TextBase) ->
                 hidden = (hidden[0] if isinstance(hidden, tuple) else hidden) + 0.1 * number
             return SimpleNamespace(last_hidden_state=hidden)
 
-    odd = TextBase(Counting(tiny.model), tiny.tokenizer, tiny.spec, attention="sdpa")
+    odd = joined(tiny, Counting(tiny.model), attention="sdpa")
     rows = batch(odd)
     assert torch.isfinite(odd.features(None, rows)).all()
-    assert odd.prefix(rows, odd.attach(LoRAConfig(rank=2, alpha=4, targets=("query",), layers=(1,)))) is rows
+    assert odd.backbone.below(rows, odd.attach(LoRAConfig(rank=2, alpha=4, targets=("query",), layers=(1,)))) is rows
 
 
-def test_two_threads_cut_one_model(tiny: TextBase) -> None:
-    base = TextBase(tiny.model, tiny.tokenizer, tiny.spec, attention="sdpa")
+def test_two_threads_cut_one_model(tiny: Base) -> None:
+    base = joined(tiny, attention="sdpa")
     lora, rows = base.attach(UPPER), batch(base)
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda _: base.features(None, base.prefix(rows, lora)), range(8)))
+        found = list(pool.map(lambda _: base.features(None, base.backbone.below(rows, lora)), range(8)))
     assert all(torch.equal(features, found[0]) for features in found)
 
 
 def test_a_delta_acts_once_however_many_bases_are_made_of_one_model(tiny_folder: Path) -> None:
-    first = load_text_base(str(tiny_folder), precision="float32", device=torch.device("cpu"))
+    first = load_base(str(tiny_folder), precision="float32", device=torch.device("cpu"))
     lora = first.attach(UPPER)
     delta = lora.fold(stack(lora.initial(torch.Generator().manual_seed(0), b_std=0.3), 1))
     before = first.features(delta, batch(first))
     for model in (first.model, copy.deepcopy(first.model)):
-        second = TextBase(model, first.tokenizer, first.spec, attention="sdpa")
+        second = joined(first, model, attention="sdpa")
         second.attach(UPPER)
         assert torch.equal(second.features(delta, batch(second)), before)
     assert torch.equal(first.features(delta, batch(first)), before)
 
 
-def test_a_layer_that_is_not_there_is_named(tiny: TextBase) -> None:
+def test_a_layer_that_is_not_there_is_named(tiny: Base) -> None:
     with pytest.raises(UnsupportedDelta, match=r"delta\.layers: BertModel has no layer 9 with these targets"):
         tiny.attach(LoRAConfig(layers=(1, 9)))
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
-def test_minilm_is_cut_to_the_last_bit(minilm: TextBase, precision: torch.dtype) -> None:
+def test_minilm_is_cut_to_the_last_bit(minilm: Base, precision: torch.dtype) -> None:
     base = minilm
     if precision == torch.bfloat16:
-        from metatrain.models.text import load_text_base
+        from metatrain.models.loading import load_base
 
-        base = load_text_base(precision="bfloat16", device=torch.device("cpu"))
+        base = load_base(precision="bfloat16", device=torch.device("cpu"))
         assert base.attention == "eager"
     lora = base.attach(LoRAConfig(layers=(3, 4, 5)))
-    rows = base.collate(
-        base.encode(["where is my card", "one", "a longer row of words that pads the other two rows out a good deal"])[0]
+    rows = base.inputs.collate(
+        base.inputs.encode(["where is my card", "one", "a longer row of words that pads the other two rows out a good deal"])
     )
-    cut = base.prefix(rows, lora)
-    assert all(bucket.prefix is not None for bucket in cut.buckets)
+    cut = base.backbone.below(rows, lora)
+    assert all(bucket.below is not None for bucket in cut.buckets)
     assert torch.equal(base.features(None, rows), base.features(None, cut))

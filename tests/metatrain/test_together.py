@@ -11,11 +11,13 @@ from hypothesis import strategies as st
 from metatrain.artifacts.baselines import lora_from_zero
 from metatrain.deltas import BottleneckConfig, HeadConfig, IA3Config, LoRAConfig, PrefixConfig, PromptConfig
 from metatrain.errors import DeadlineExceeded, NonFinite
-from metatrain.inner.loop import HardSteps, InnerConfig
+from metatrain.inner.config import HardSteps, InnerConfig
+from metatrain.inner.encoded import Encoded
 from metatrain.inner.problem import Outer, start_rates
-from metatrain.inner.supervised import Classification, Ended, adapt_each
-from metatrain.inner.taskbatch import Tokenized
-from metatrain.models.text import TextBase
+from metatrain.inner.supervised import Supervised
+from metatrain.inner.together import Ended, adapt_each
+from metatrain.models.base import Base
+from metatrain.readouts.classes import ClassReadout
 from tests.tiny import WORDS, rows_through
 
 CONTRASTIVE: dict[str, Any] = {"objective": {"supervised_contrastive": 1.0}, "head": "prototypes", "steps_by_shots": {1: 0, 2: 2}}
@@ -52,7 +54,7 @@ def pairs(classes: int, shots: int, seed: int) -> list[tuple[str, int]]:
     return built
 
 
-def outer(base: TextBase, delta: Any, config: InnerConfig) -> Outer:
+def outer(base: Base, delta: Any, config: InnerConfig) -> Outer:
     theta = base.attach(delta).initial(torch.Generator().manual_seed(0), b_std=0.05)
     leaves = [*({} if config.moved == "head" else theta), "head.weight", "head.bias"]
     rate = 0.003 if config.optimizer == "adam" else 0.02
@@ -60,16 +62,16 @@ def outer(base: TextBase, delta: Any, config: InnerConfig) -> Outer:
 
 
 def ended(
-    base: TextBase, delta: Any, config: InnerConfig, supports: list[list[tuple[str, int]]], steps: list[int | None], **how: Any
+    base: Base, delta: Any, config: InnerConfig, supports: list[list[tuple[str, int]]], steps: list[int | None], **how: Any
 ) -> list[Ended | DeadlineExceeded]:
-    tasks = Classification(base, base.attach(delta), config, Tokenized(base).support(supports), steps=steps, serving=True)
+    tasks = Supervised(base, base.attach(delta), ClassReadout, config, Encoded(base).support(supports), steps=steps, serving=True)
     return adapt_each(tasks, outer(base, delta, config), config.update, **how)
 
 
 def alike(left: Ended | DeadlineExceeded, right: Ended | DeadlineExceeded) -> None:
     assert isinstance(left, Ended) and isinstance(right, Ended)
-    assert left.delta.keys() == right.delta.keys() and left.weight.shape == right.weight.shape
-    leaves = [{**each.delta, "weight": each.weight, "bias": each.bias} for each in (left, right)]
+    leaves = [{**each.delta, **each.answering} for each in (left, right)]
+    assert leaves[0].keys() == leaves[1].keys() and leaves[0]["head.weight"].shape == leaves[1]["head.weight"].shape
     for name, one in leaves[0].items():
         other = leaves[1][name]
         torch.testing.assert_close(one, other, rtol=2e-3, atol=2e-4)  # Adam divides by gradients that may be small
@@ -77,7 +79,7 @@ def alike(left: Ended | DeadlineExceeded, right: Ended | DeadlineExceeded) -> No
 
 
 @pytest.mark.parametrize(("delta", "config"), PAIRS)
-def test_each_task_ends_as_alone(tiny: TextBase, delta: str, config: str) -> None:
+def test_each_task_ends_as_alone(tiny: Base, delta: str, config: str) -> None:
     """Unequal classes, shots, lengths and steps, as asked for or as the configuration has it."""
     how = CONFIGS[config]
 
@@ -93,7 +95,7 @@ def test_each_task_ends_as_alone(tiny: TextBase, delta: str, config: str) -> Non
     check()
 
 
-def test_no_steps_together_and_never_beside_some(tiny: TextBase) -> None:
+def test_no_steps_together_and_never_beside_some(tiny: Base) -> None:
     supports = [pairs(3, 2, 0), pairs(2, 3, 1)]
     config, delta = CONFIGS["contrastive"], DELTAS["lora"]
     for support, found in zip(supports, ended(tiny, delta, config, supports, [0, 0]), strict=True):
@@ -104,14 +106,14 @@ def test_no_steps_together_and_never_beside_some(tiny: TextBase) -> None:
 
 # Padded to the largest that is left: three tasks of 9 rows, two of 9, one of 6 twice; a head of prototypes then wants all of them.
 @pytest.mark.parametrize(("config", "expected"), [("contrastive", 27 + 18 + 6 + 6 + 27), ("proximal", 27 + 18 + 6 + 6)])
-def test_a_task_that_is_done_leaves_the_pass(tiny: TextBase, config: str, expected: int) -> None:
+def test_a_task_that_is_done_leaves_the_pass(tiny: Base, config: str, expected: int) -> None:
     supports = [pairs(2, 2, 0), pairs(2, 3, 1), pairs(3, 3, 2)]
     with rows_through(tiny) as rows:
         ended(tiny, DELTAS["lora"], CONFIGS[config], supports, [1, 4, 2])
     assert sum(rows) == expected
 
 
-def test_a_deadline_is_missed_by_those_who_are_not_done(tiny: TextBase) -> None:
+def test_a_deadline_is_missed_by_those_who_are_not_done(tiny: Base) -> None:
     supports, delta, config = [pairs(2, 2, 0), pairs(2, 2, 1), pairs(3, 2, 2)], DELTAS["lora"], CONFIGS["contrastive"]
     deadline = time.monotonic() + 3
     seen: list[dict[int, float]] = []
@@ -128,10 +130,10 @@ def test_a_deadline_is_missed_by_those_who_are_not_done(tiny: TextBase) -> None:
     assert [sorted(losses) for losses in seen] == [[0, 1, 2], [1, 2]]
 
 
-def test_a_loss_that_is_not_finite_is_an_error_of_the_pass(tiny: TextBase) -> None:
+def test_a_loss_that_is_not_finite_is_an_error_of_the_pass(tiny: Base) -> None:
     init = lora_from_zero(tiny)
     burst = Outer(init.theta, {name: torch.full_like(rate, 1e38) for name, rate in init.rates.items()}, torch.tensor(16.0))
-    support = Tokenized(tiny).support([pairs(2, 2, 0), pairs(3, 2, 1)])
-    tasks = Classification(tiny, tiny.attach(init.delta), init.inner, support, steps=[3, 2], serving=True)
+    support = Encoded(tiny).support([pairs(2, 2, 0), pairs(3, 2, 1)])
+    tasks = Supervised(tiny, tiny.attach(init.delta), ClassReadout, init.inner, support, steps=[3, 2], serving=True)
     with pytest.raises(NonFinite):
         adapt_each(tasks, burst, init.inner.update)

@@ -6,13 +6,15 @@ import torch
 from torch import Tensor, nn
 
 from metatrain.deltas import DeltaKind
-from metatrain.inner.loop import InnerConfig
+from metatrain.inner.config import InnerConfig
+from metatrain.inner.encoded import Encoded
 from metatrain.inner.nets import Examples, NetTasks, classify, parameters
 from metatrain.inner.optimizers import Optimizer
-from metatrain.inner.problem import Leaves, Outer, Tasks, stack, start_rates
-from metatrain.inner.supervised import HEAD_LEAVES, Classification
-from metatrain.inner.taskbatch import Tokenized
-from metatrain.models.text import TextBase
+from metatrain.inner.problem import Leaves, Outer, Start, Tasks, stack, start_rates
+from metatrain.inner.supervised import Supervised
+from metatrain.models.base import Base
+from metatrain.readouts.classes import ClassReadout
+from metatrain.readouts.heads import HEAD_LEAVES
 from tests.tiny import tasks
 
 
@@ -32,10 +34,11 @@ class Quadratic:
     def count(self) -> int:
         return self.center.shape[0]
 
-    def start(self, outer: Outer) -> dict[str, Tensor]:
-        return {name: leaf.view_as(leaf) for name, leaf in stack(outer.theta, self.count).items()}
+    def start(self, outer: Outer) -> Start:
+        phi = {name: leaf.view_as(leaf) for name, leaf in stack(outer.theta, self.count).items()}
+        return Start(phi, (self.steps,) * self.count)
 
-    def support_loss(self, phi: Leaves, outer: Outer, step: int) -> Tensor:
+    def support_loss(self, phi: Leaves, outer: Outer, step: int, start: Start) -> Tensor:
         away = phi["x"] - self.center
         return 0.5 * torch.einsum("ti,tij,tj->t", away, self.matrix, away)
 
@@ -79,19 +82,19 @@ def text_outer(kind: DeltaKind, *, rate: float = 0.05, scale: float = 8.0, steps
 
 
 def text_tasks(
-    base: TextBase,
+    base: Base,
     kind: DeltaKind,
     config: InnerConfig,
     *,
     count: int = 2,
     first: int = 0,
     anchor: float = 0.0,
-) -> Classification:
+) -> Supervised:
     """`count` tasks of `tests.tiny`, those from number `first` on."""
-    tokenized = Tokenized(base)
-    support = tokenized.support(tasks(first + count)[first:])
-    query = tokenized.query(tasks(first + count + 3, shots=3)[first + 3 :])
-    return Classification(base, kind, config, support, query, anchor=anchor)
+    encoded = Encoded(base)
+    support = encoded.support(tasks(first + count)[first:])
+    query = encoded.query(tasks(first + count + 3, shots=3)[first + 3 :])
+    return Supervised(base, kind, ClassReadout, config, support, query, anchor=anchor)
 
 
 def smooth(name: str) -> Optimizer:

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from metatrain.deltas import LoRA
 from metatrain.errors import NonFinite
-from metatrain.inner.loop import InnerConfig, adapt
+from metatrain.inner.config import InnerConfig
+from metatrain.inner.loop import adapt
 from metatrain.inner.nets import NetTasks, classify
 from metatrain.inner.optimizers import Optimizer
 from metatrain.inner.problem import Outer
@@ -17,7 +18,7 @@ from metatrain.meta.algorithms.imaml import Proximal
 from metatrain.meta.algorithms.maml import multi_step_weights
 from metatrain.meta.linear_solve import conjugate_gradient, neumann
 from metatrain.meta.metagrad import Differentiation, meta_gradient
-from metatrain.models.text import TextBase
+from metatrain.models.base import Base
 from metatrain.training.outer_loop import OuterConfig, State, outer_step, schedule
 from tests.oracles.problems import Objective, central_difference, directions, net_tasks, quadratic, smooth, text_outer, text_tasks
 
@@ -60,7 +61,7 @@ def test_imaml_on_a_net_is_the_derivative_of_the_minimum() -> None:
         assert measured == pytest.approx(float((found.gradients[name] * toward).sum()), rel=1e-5, abs=1e-8), name
 
 
-def test_imaml_of_lora_reports_a_hessian_that_is_indefinite_and_damping_that_mends_it(tiny64: TextBase, lora64: LoRA) -> None:
+def test_imaml_of_lora_reports_a_hessian_that_is_indefinite_and_damping_that_mends_it(tiny64: Base, lora64: LoRA) -> None:
     outer, tasks = text_outer(lora64, rate=0.02), text_tasks(tiny64, lora64, InnerConfig(steps=5))
     weak = meta_gradient(Proximal(tasks, 1e-3), outer, SGD, CG)
     damped = IMAML(strength=1e-3, gradient=CG.model_copy(update={"damping": 5.0})).meta_gradient(tasks, outer, SGD, 0)
@@ -98,7 +99,8 @@ def test_reptile_after_one_step_is_joint_training() -> None:
     tasks, outer = net_tasks(steps=1)
     found = Reptile().meta_gradient(tasks, outer, SGD, 0)
     live = outer.detached(live=True)
-    loss = tasks.support_loss(tasks.start(live), live, 0).mean()
+    start = tasks.start(live)
+    loss = tasks.support_loss(start.phi, live, 0, start).mean()
     for name, g in zip(live.theta, torch.autograd.grad(loss, list(live.theta.values())), strict=True):
         torch.testing.assert_close(found.gradients[f"theta.{name}"], 0.1 * g)
         assert not found.gradients[f"log_rates.{name}"].any()
@@ -136,7 +138,7 @@ def test_the_outer_sgd_step_is_its_rate_times_the_clipped_gradient() -> None:
 def test_rows_in_turn_are_steps_on_the_parts_of_the_support_set() -> None:
     tasks, outer = net_tasks(steps=5)
     part = NetTasks(tasks.net, tasks.support, tasks.query, classify, steps=5, rows_per_step=2)
-    phi = part.start(outer)
+    phi = part.start(outer).phi
     for rows in ((0, 1), (2, 3), (4, 5), (0, 1), (2, 3)):
         live = {name: leaf.detach().requires_grad_() for name, leaf in phi.items()}
         outputs = tasks.outputs(live, outer, tasks.support.x[:, rows])
@@ -194,7 +196,7 @@ def test_the_multi_step_loss_fades_into_the_last_step() -> None:
 
 
 @pytest.mark.parametrize("mode", ["unrolled", "adjoint"])
-def test_anil_moves_the_head_alone(tiny64: TextBase, lora64: LoRA, mode: str) -> None:
+def test_anil_moves_the_head_alone(tiny64: Base, lora64: LoRA, mode: str) -> None:
     how = Differentiation.model_validate({"mode": mode})
     config = InnerConfig(steps=4, moved="head")
     outer, tasks = text_outer(lora64), text_tasks(tiny64, lora64, config)
@@ -206,7 +208,7 @@ def test_anil_moves_the_head_alone(tiny64: TextBase, lora64: LoRA, mode: str) ->
     assert all(found.gradients[f"theta.{name}"].any() for name in outer.theta)
 
 
-def test_protonet_takes_no_step_and_its_gradient_is_of_the_prototypes(tiny64: TextBase, lora64: LoRA) -> None:
+def test_protonet_takes_no_step_and_its_gradient_is_of_the_prototypes(tiny64: Base, lora64: LoRA) -> None:
     outer, tasks = text_outer(lora64), text_tasks(tiny64, lora64, InnerConfig(steps=3))
     found = ProtoNet().meta_gradient(tasks, outer, SGD, 0)
     assert found.support_loss == ()
@@ -219,7 +221,7 @@ def test_protonet_takes_no_step_and_its_gradient_is_of_the_prototypes(tiny64: Te
 @pytest.mark.parametrize(
     "algorithm", [MAML(order="second"), MetaSGD(), Reptile(), IMAML(strength=20.0, gradient=CG)], ids=lambda a: a.name
 )
-def test_tasks_together_are_the_mean_of_tasks_alone(tiny64: TextBase, lora64: LoRA, algorithm: Any) -> None:
+def test_tasks_together_are_the_mean_of_tasks_alone(tiny64: Base, lora64: LoRA, algorithm: Any) -> None:
     outer, config = text_outer(lora64), InnerConfig(steps=2)
     together = algorithm.meta_gradient(text_tasks(tiny64, lora64, config, count=3), outer, smooth("sgd"), 0)
     alone = [

@@ -2,9 +2,9 @@
 
 import pytest
 
-from metatrain.inner.loop import InnerConfig
+from metatrain.inner.config import InnerConfig
 from metatrain.meta.metagrad import Differentiation, meta_gradient
-from metatrain.models.text import TextBase
+from metatrain.models.base import Base
 from tests.metatrain.test_deltas import KINDS, config_for
 from tests.oracles.problems import Objective, central_difference, directions, smooth, text_outer, text_tasks
 
@@ -35,7 +35,7 @@ CASES = [(kind, inner) for kind in KINDS for inner in INNER if kind != "head" or
 @pytest.mark.parametrize("how", MODES, ids=lambda how: f"{how.mode} {how.segment} {how.product}")
 @pytest.mark.parametrize(("kind", "inner"), CASES, ids=[f"{kind}, {inner}" for kind, inner in CASES])
 def test_the_meta_gradient_is_the_derivative_of_the_whole_procedure(
-    tiny64: TextBase, kind: str, inner: str, how: Differentiation, optimizer: str
+    tiny64: Base, kind: str, inner: str, how: Differentiation, optimizer: str
 ) -> None:
     attached = tiny64.attach(config_for(kind))
     outer = text_outer(attached, rate=0.01 if inner == "contrastive, prototypes" else 0.05, steps=2)

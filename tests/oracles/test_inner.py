@@ -9,13 +9,14 @@ from torch import Tensor
 
 from metatrain.deltas import LoRA
 from metatrain.errors import AdaptationError, DeadlineExceeded, NonFinite
-from metatrain.inner.loop import HardSteps, InnerConfig, InParts, Objective, adapt
+from metatrain.inner.config import HardSteps, InnerConfig, InParts, Objective
+from metatrain.inner.encoded import Encoded
+from metatrain.inner.loop import adapt
 from metatrain.inner.problem import Outer, stack, start_rates
-from metatrain.inner.supervised import HEAD_LEAVES, Adapted, Classification
-from metatrain.inner.support import _cut
-from metatrain.inner.taskbatch import Tokenized
-from metatrain.models.text import TextBase
-from metatrain.readouts.heads import Head, linear_from_prototypes
+from metatrain.inner.supervised import Supervised
+from metatrain.models.base import Base
+from metatrain.readouts.classes import ClassReadout, cut
+from metatrain.readouts.heads import HEAD_LEAVES, Head, linear_from_prototypes
 from metatrain.readouts.objectives import cross_entropy, leave_one_out, supervised_contrastive
 from tests.tiny import tasks
 
@@ -29,12 +30,14 @@ def start(lora: LoRA, dtype: torch.dtype = torch.float64, rate: float = 0.05) ->
 
 
 @dataclass(frozen=True)
-class Run(Adapted):
+class Run:
+    delta: dict[str, Tensor]
+    head: Head
     support_loss: Tensor
 
 
 def run(
-    base: TextBase,
+    base: Base,
     lora: LoRA,
     support: list[list[tuple[str, int]]],
     config: InnerConfig,
@@ -47,38 +50,44 @@ def run(
 ) -> Run:
     """The inner loop on support sets, from `start` where nothing else is said."""
     outer = start(lora, base.dtype) if outer is None else outer
-    classified = Classification(base, lora, config, Tokenized(base).support(support), steps=steps, seed=seed, serving=serving)
+    classified = Supervised(
+        base, lora, ClassReadout, config, Encoded(base).support(support), steps=steps, seed=seed, serving=serving
+    )
     end = adapt(classified, outer, config.update, **more)
     adapted = classified.adapted(end.phi, outer, end.of)
     losses = torch.stack(end.losses) if end.losses else torch.zeros(0, len(support))
-    return Run(adapted.delta, adapted.head, losses)
+    present = classified.support.targets.present
+    return Run(adapted.delta, Head(adapted.answering["head.weight"], adapted.answering["head.bias"], present), losses)
 
 
-def flat(adapted: Adapted, task: int) -> Tensor:
-    head = [adapted.head.weight[task][adapted.head.present[task]], adapted.head.bias[task][adapted.head.present[task]]]
+def flat(adapted: Run, task: int) -> Tensor:
+    head = [
+        adapted.head.weight[task][adapted.head.present[task]],
+        adapted.head.bias[task][adapted.head.present[task]],
+    ]
     return torch.cat([t.flatten() for t in [*(leaf[task] for leaf in adapted.delta.values()), *head]])
 
 
 def by_hand(
-    base: TextBase, lora: LoRA, pairs: list[tuple[str, int]], steps: int, make: type[torch.optim.Optimizer], **kw: Any
+    base: Base, lora: LoRA, pairs: list[tuple[str, int]], steps: int, make: type[torch.optim.Optimizer], **kw: Any
 ) -> Tensor:
     """The inner loop of one task with PyTorch's own optimizer, one parameter group a leaf."""
     outer = start(lora)
     live = {n: t.clone().unsqueeze(0).requires_grad_() for n, t in outer.theta.items()}
-    support = Tokenized(base).support([pairs])
-    tokens, labels = base.collate(support.ids), support.labels
+    support = Encoded(base).support([pairs])
+    tokens, labels = base.inputs.collate(support.rows), support.targets.labels
     prototypes = []
     with torch.no_grad():
         features = base.features(lora.fold(live), tokens)
-    for c in range(support.classes):
+    for c in range(support.targets.classes):
         mean = features[labels[0] == c].mean(0)
         prototypes.append(mean / mean.norm())
     weight = torch.stack(prototypes).unsqueeze(0).requires_grad_()
-    bias = torch.zeros(1, support.classes, dtype=torch.float64, requires_grad=True)
+    bias = torch.zeros(1, support.targets.classes, dtype=torch.float64, requires_grad=True)
     rates = outer.rates
     leaves = {**live, "head.weight": weight, "head.bias": bias}
     optimizer = make([{"params": [leaf], "lr": float(rates[name])} for name, leaf in leaves.items()], **kw)
-    present = torch.ones(1, support.classes, dtype=torch.bool)
+    present = torch.ones(1, support.targets.classes, dtype=torch.bool)
     for _ in range(steps):
         optimizer.zero_grad()
         features = base.features(lora.fold(live), tokens).unsqueeze(0)
@@ -87,26 +96,26 @@ def by_hand(
     return torch.cat([leaf.detach()[0].flatten() for leaf in leaves.values()])
 
 
-def test_sgd_matches_pytorch(tiny64: TextBase, lora64: LoRA) -> None:
+def test_sgd_matches_pytorch(tiny64: Base, lora64: LoRA) -> None:
     pairs = tasks(1)[0]
     ours = flat(run(tiny64, lora64, [pairs], InnerConfig(steps=3, optimizer="sgd")), 0)
     torch.testing.assert_close(ours, by_hand(tiny64, lora64, pairs, 3, torch.optim.SGD), rtol=1e-9, atol=1e-11)
 
 
-def test_adam_matches_pytorch(tiny64: TextBase, lora64: LoRA) -> None:
+def test_adam_matches_pytorch(tiny64: Base, lora64: LoRA) -> None:
     pairs = tasks(1)[0]
     ours = flat(run(tiny64, lora64, [pairs], InnerConfig(steps=4, optimizer="adam", epsilon=1e-12)), 0)
     torch.testing.assert_close(ours, by_hand(tiny64, lora64, pairs, 4, torch.optim.Adam, eps=1e-12), rtol=1e-5, atol=1e-6)
 
 
-def test_momentum_matches_pytorch(tiny64: TextBase, lora64: LoRA) -> None:
+def test_momentum_matches_pytorch(tiny64: Base, lora64: LoRA) -> None:
     pairs = tasks(1)[0]
     ours = flat(run(tiny64, lora64, [pairs], InnerConfig(steps=4, optimizer="momentum", beta1=0.8)), 0)
     theirs = by_hand(tiny64, lora64, pairs, 4, torch.optim.SGD, momentum=0.8)
     torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-11)
 
 
-def test_each_step_takes_its_own_rate_and_the_last_one_serves_all_that_follow(tiny64: TextBase, lora64: LoRA) -> None:
+def test_each_step_takes_its_own_rate_and_the_last_one_serves_all_that_follow(tiny64: Base, lora64: LoRA) -> None:
     outer, config = start(lora64), InnerConfig(steps=3, optimizer="sgd")
     once = {name: torch.cat([rate, torch.zeros(1, dtype=torch.float64)]) for name, rate in outer.rates.items()}
     stopped = run(tiny64, lora64, tasks(1), config, outer=replace(outer, rates=once))
@@ -123,20 +132,20 @@ MIXTURES: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("mixture", MIXTURES, ids=lambda m: "+".join(m["objective"]) + " " + m["head"])
-def test_a_step_of_sgd_follows_the_gradient_of_the_mixture(tiny64: TextBase, lora64: LoRA, mixture: dict[str, Any]) -> None:
+def test_a_step_of_sgd_follows_the_gradient_of_the_mixture(tiny64: Base, lora64: LoRA, mixture: dict[str, Any]) -> None:
     outer, pairs = start(lora64), tasks(1)[0]
     config = InnerConfig.model_validate({**mixture, "steps": 1, "optimizer": "sgd", "steps_by_shots": {1: 0, 2: 1}})
     moved = run(tiny64, lora64, [pairs], config)
-    support = Tokenized(tiny64).support([pairs])
-    batch = tiny64.collate(support.ids)
+    support = Encoded(tiny64).support([pairs])
+    batch = tiny64.inputs.collate(support.rows)
     live = {n: t.clone().unsqueeze(0).requires_grad_() for n, t in outer.theta.items()}
     features = tiny64.features(lora64.fold(live), batch).unsqueeze(0)
-    head = linear_from_prototypes(features.detach(), support.labels, 3)
+    head = linear_from_prototypes(features.detach(), support.targets.labels, 3)
     scale = torch.tensor(SCALE, dtype=torch.float64)
     parts = {
-        "cross_entropy": cross_entropy(head, features, support.labels, scale),
-        "leave_one_out": leave_one_out(features, support.labels, 3, scale),
-        "supervised_contrastive": supervised_contrastive(features, support.labels, scale),
+        "cross_entropy": cross_entropy(head, features, support.targets.labels, scale),
+        "leave_one_out": leave_one_out(features, support.targets.labels, 3, scale),
+        "supervised_contrastive": supervised_contrastive(features, support.targets.labels, scale),
     }
     loss = sum((weight * parts[name] for name, weight in mixture["objective"].items()), torch.zeros(1))
     gradients = torch.autograd.grad(loss.sum(), list(live.values()))
@@ -146,11 +155,11 @@ def test_a_step_of_sgd_follows_the_gradient_of_the_mixture(tiny64: TextBase, lor
         with torch.no_grad():
             after = tiny64.features(lora64.fold(moved.delta), batch).unsqueeze(0)
         torch.testing.assert_close(
-            moved.head.weight, linear_from_prototypes(after, support.labels, 3).weight, rtol=1e-9, atol=1e-12
+            moved.head.weight, linear_from_prototypes(after, support.targets.labels, 3).weight, rtol=1e-9, atol=1e-12
         )
 
 
-def test_head_steps_are_adam_on_features_that_stand_still(tiny64: TextBase, lora64: LoRA) -> None:
+def test_head_steps_are_adam_on_features_that_stand_still(tiny64: Base, lora64: LoRA) -> None:
     pairs, outer = tasks(1)[0], start(lora64)
     content = {
         "objective": {"leave_one_out": 1.0},
@@ -163,15 +172,15 @@ def test_head_steps_are_adam_on_features_that_stand_still(tiny64: TextBase, lora
     refined = run(tiny64, lora64, [pairs], InnerConfig.model_validate({**content, "head_steps": 5}))
     for name in plain.delta:
         assert torch.equal(plain.delta[name], refined.delta[name])
-    support = Tokenized(tiny64).support([pairs])
+    support = Encoded(tiny64).support([pairs])
     with torch.no_grad():
-        features = tiny64.features(lora64.fold(plain.delta), tiny64.collate(support.ids)).unsqueeze(0)
+        features = tiny64.features(lora64.fold(plain.delta), tiny64.inputs.collate(support.rows)).unsqueeze(0)
     weight, bias = plain.head.weight.clone().requires_grad_(), plain.head.bias.clone().requires_grad_()
     adam = torch.optim.Adam([{"params": [leaf], "lr": float(outer.rates["head.weight"])} for leaf in (weight, bias)], eps=1e-12)
     for _ in range(5):
         adam.zero_grad()
         head = Head(weight, bias, plain.head.present)
-        cross_entropy(head, features, support.labels, torch.tensor(SCALE)).sum().backward()  # type: ignore[no-untyped-call]
+        cross_entropy(head, features, support.targets.labels, torch.tensor(SCALE)).sum().backward()  # type: ignore[no-untyped-call]
         adam.step()
     torch.testing.assert_close(refined.head.weight, weight.detach(), rtol=1e-6, atol=1e-8)
     torch.testing.assert_close(refined.head.bias, bias.detach(), rtol=1e-6, atol=1e-8)
@@ -181,13 +190,13 @@ def test_head_steps_are_adam_on_features_that_stand_still(tiny64: TextBase, lora
 
 def test_every_row_with_a_partner_has_one_in_its_part() -> None:
     labels = torch.tensor([c for c in range(77) for _ in range(2)] + [80] * 3 + [81] + [-1] * 5)
-    cut = _cut(labels, 3, seed=0)
-    assert sorted(torch.cat(cut).tolist()) == list(range(len(labels)))
-    assert max(map(len, cut)) - min(map(len, cut)) <= 3
-    for part in cut:
+    dealt = cut(labels, 3, seed=0)
+    assert sorted(torch.cat(dealt).tolist()) == list(range(len(labels)))
+    assert max(map(len, dealt)) - min(map(len, dealt)) <= 3
+    for part in dealt:
         for label, count in Counter(labels[part].tolist()).items():
             assert count > 1 or label == 81
-    assert not torch.equal(cut[0], _cut(labels, 3, seed=1)[0])
+    assert not torch.equal(dealt[0], cut(labels, 3, seed=1)[0])
 
 
 def test_the_number_of_steps_follows_the_mean_shots() -> None:
@@ -205,7 +214,7 @@ def test_a_support_set_in_parts_takes_the_steps_for_as_many_as_it_may_and_is_not
     assert config.meta_trained == InnerConfig(steps=2, rows_per_step=40)
 
 
-def test_parts_have_an_objective_of_their_own_where_served_and_nowhere_else(tiny: TextBase, lora: LoRA) -> None:
+def test_parts_have_an_objective_of_their_own_where_served_and_nowhere_else(tiny: Base, lora: LoRA) -> None:
     both: Objective = {"supervised_contrastive": 1.0, "cross_entropy": 1.0}
     config = InnerConfig(
         objective={"supervised_contrastive": 1.0},
@@ -238,7 +247,7 @@ def test_which_objective_could_teach_one_example_a_class_depends_on_the_rows() -
     assert InnerConfig(rows_per_step=8).teaches_one_shot(9)
 
 
-def test_tasks_of_one_pass_that_go_in_parts_agree_in_their_rows(tiny: TextBase, lora: LoRA) -> None:
+def test_tasks_of_one_pass_that_go_in_parts_agree_in_their_rows(tiny: Base, lora: LoRA) -> None:
     both = [tasks(1, ways=4, shots=4)[0], tasks(1, ways=3, shots=3)[0]]
     with pytest.raises(ValueError, match=r"must agree in their rows, these have \[9, 16\]"):
         run(tiny, lora, both, InnerConfig(steps=1, rows_per_step=9))
@@ -257,7 +266,7 @@ def test_parts_that_could_not_be_taught_are_refused(change: dict[str, Any], mess
         InnerConfig(in_parts=InParts(objective={"supervised_contrastive": 1.0}), **change)
 
 
-def test_tasks_that_ask_for_different_steps_or_views_do_not_share_a_pass(tiny: TextBase, lora: LoRA) -> None:
+def test_tasks_that_ask_for_different_steps_or_views_do_not_share_a_pass(tiny: Base, lora: LoRA) -> None:
     unequal = [tasks(2, shots=1)[0], tasks(2, shots=2)[1]]
     with pytest.raises(ValueError, match=r"must agree in the number of steps, these take \[1, 4\]"):
         run(tiny, lora, unequal, InnerConfig(steps=4, steps_by_shots={1: 1, 2: 4}))
@@ -266,7 +275,7 @@ def test_tasks_that_ask_for_different_steps_or_views_do_not_share_a_pass(tiny: T
         run(tiny, lora, unequal, InnerConfig.model_validate({"augmentation": views}))
 
 
-def test_an_objective_that_one_example_cannot_teach_is_refused(tiny: TextBase, lora: LoRA) -> None:
+def test_an_objective_that_one_example_cannot_teach_is_refused(tiny: Base, lora: LoRA) -> None:
     blind = {"objective": {"supervised_contrastive": 1.0}, "head": "prototypes"}
     with pytest.raises(ValueError, match="learns nothing from one example a class"):
         InnerConfig.model_validate({**blind, "steps": 5})
@@ -280,7 +289,7 @@ def test_an_objective_that_one_example_cannot_teach_is_refused(tiny: TextBase, l
 
 
 @pytest.mark.parametrize("kind", ["token_dropout", "span_mask", "embedding_noise"])
-def test_augmented_views_teach_from_one_example_the_same_whoever_is_beside(tiny64: TextBase, lora64: LoRA, kind: str) -> None:
+def test_augmented_views_teach_from_one_example_the_same_whoever_is_beside(tiny64: Base, lora64: LoRA, kind: str) -> None:
     config = InnerConfig.model_validate(
         {
             "objective": {"supervised_contrastive": 1.0},
@@ -306,7 +315,7 @@ def test_augmented_views_teach_from_one_example_the_same_whoever_is_beside(tiny6
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam"])
-def test_tasks_together_equal_tasks_alone_with_unequal_sizes(tiny64: TextBase, lora64: LoRA, optimizer: str) -> None:
+def test_tasks_together_equal_tasks_alone_with_unequal_sizes(tiny64: Base, lora64: LoRA, optimizer: str) -> None:
     support = [tasks(3, ways=3, shots=2)[0], tasks(3, ways=2, shots=1)[1], tasks(3, ways=3, shots=3)[2]]
     # Adam's ε well above rounding: it divides by the gradient's size, and would blow rounding up where that is nearly zero.
     config = InnerConfig.model_validate({"steps": 3, "optimizer": optimizer, "epsilon": 1e-4})
@@ -315,19 +324,19 @@ def test_tasks_together_equal_tasks_alone_with_unequal_sizes(tiny64: TextBase, l
         torch.testing.assert_close(flat(together, t), flat(run(tiny64, lora64, [pairs], config), 0), rtol=1e-9, atol=1e-10)
 
 
-def test_first_and_second_order_walk_the_same_path(tiny64: TextBase, lora64: LoRA) -> None:
+def test_first_and_second_order_walk_the_same_path(tiny64: Base, lora64: LoRA) -> None:
     config = InnerConfig(steps=3)
     first, second = (run(tiny64, lora64, tasks(2), config, order=order) for order in ("first", "second"))
     torch.testing.assert_close(flat(first, 1), flat(second, 1), rtol=1e-12, atol=1e-13)
 
 
-def test_steps_lower_the_support_loss(tiny: TextBase, lora: LoRA) -> None:
+def test_steps_lower_the_support_loss(tiny: Base, lora: LoRA) -> None:
     losses = run(tiny, lora, tasks(2), InnerConfig(steps=10), outer=start(lora, torch.float32, 0.01)).support_loss
     assert losses.shape == (10, 2)
     assert (losses[-1] < losses[0]).all()
 
 
-def test_large_support_sets_go_in_seeded_minibatches(tiny: TextBase, lora: LoRA) -> None:
+def test_large_support_sets_go_in_seeded_minibatches(tiny: Base, lora: LoRA) -> None:
     support = tasks(1, ways=4, shots=4)
     config = InnerConfig(steps=6, rows_per_step=5)
     one, same, other = (flat(run(tiny, lora, support, config, seed=seed), 0) for seed in (1, 1, 2))
@@ -337,17 +346,17 @@ def test_large_support_sets_go_in_seeded_minibatches(tiny: TextBase, lora: LoRA)
     assert torch.equal(whole, flat(run(tiny, lora, support, InnerConfig(steps=0)), 0))
 
 
-def test_second_order_is_refused_on_fused_attention(tiny: TextBase, lora: LoRA) -> None:
+def test_second_order_is_refused_on_fused_attention(tiny: Base, lora: LoRA) -> None:
     with pytest.raises(ValueError, match="eager"):
         run(tiny, lora, tasks(1), InnerConfig(steps=1), order="second")
 
 
-def test_deadline_is_kept_between_steps(tiny: TextBase, lora: LoRA) -> None:
+def test_deadline_is_kept_between_steps(tiny: Base, lora: LoRA) -> None:
     with pytest.raises(DeadlineExceeded, match="after 0 of 5 steps"):
         run(tiny, lora, tasks(1), InnerConfig(steps=5), deadline=time.monotonic() - 1)
 
 
-def test_a_loss_that_is_not_a_number_is_refused(tiny: TextBase, lora: LoRA) -> None:
+def test_a_loss_that_is_not_a_number_is_refused(tiny: Base, lora: LoRA) -> None:
     outer = start(lora, torch.float32)
     theta = {n: torch.full_like(t, float("nan")) for n, t in outer.theta.items()}
     with pytest.raises(NonFinite, match="inner step 0"):

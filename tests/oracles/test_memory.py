@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from metatrain.deltas import LoRA
-from metatrain.inner.loop import InnerConfig
+from metatrain.inner.config import InnerConfig
 from metatrain.inner.optimizers import Optimizer
 from metatrain.inner.problem import Outer
 from metatrain.meta.metagrad import Differentiation, meta_gradient
-from metatrain.models.text import TextBase
+from metatrain.models.base import Base
 from metatrain.training.outer_loop import OuterConfig, State, outer_step
 from tests.oracles.problems import text_outer, text_tasks
 
@@ -22,7 +22,7 @@ def tensors() -> int:
 
 
 @pytest.mark.parametrize("mode", ["unrolled", "adjoint"])
-def test_two_hundred_outer_steps_leave_nothing_behind(tiny64: TextBase, lora64: LoRA, mode: str) -> None:
+def test_two_hundred_outer_steps_leave_nothing_behind(tiny64: Base, lora64: LoRA, mode: str) -> None:
     state, config = State.start(text_outer(lora64)), OuterConfig(steps=220)
     how, process = Differentiation.model_validate({"mode": mode}), psutil.Process()
     counts, sizes = [], []

@@ -9,11 +9,13 @@ import pytest
 import torch
 
 from metatrain.deltas import LoRA, LoRAConfig
-from metatrain.inner.loop import InnerConfig, adapt
+from metatrain.inner.config import InnerConfig
+from metatrain.inner.loop import adapt
 from metatrain.inner.optimizers import Optimizer
 from metatrain.inner.problem import Outer
 from metatrain.meta.metagrad import Differentiation, MetaGradient, graph_bytes, meta_gradient
-from metatrain.models.text import TextBase, load_text_base
+from metatrain.models.base import Base
+from metatrain.models.loading import load_base
 from tests.oracles.problems import Objective, central_difference, directions, net_tasks, quadratic, smooth, text_outer, text_tasks
 
 SGD = Optimizer("sgd")
@@ -48,7 +50,7 @@ def assert_same(left: MetaGradient, right: MetaGradient, rtol: float = 1e-8, ato
 
 @pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam"])
 @pytest.mark.parametrize("steps", [0, 1, 3])
-def test_unrolled_is_the_derivative_of_the_whole_procedure(tiny64: TextBase, lora64: LoRA, optimizer: str, steps: int) -> None:
+def test_unrolled_is_the_derivative_of_the_whole_procedure(tiny64: Base, lora64: LoRA, optimizer: str, steps: int) -> None:
     outer = text_outer(lora64)
     tasks = text_tasks(tiny64, lora64, InnerConfig(steps=steps))
     exact = meta_gradient(tasks, outer, smooth(optimizer), UNROLLED)
@@ -73,7 +75,7 @@ def contrastive(objective: dict[str, float], **more: Any) -> InnerConfig:
 @pytest.mark.parametrize("objective", OBJECTIVES, ids="+".join)
 @pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam"])
 def test_unrolled_is_exact_for_prototypes_of_the_adapted_delta(
-    tiny64: TextBase, lora64: LoRA, objective: dict[str, float], optimizer: str
+    tiny64: Base, lora64: LoRA, objective: dict[str, float], optimizer: str
 ) -> None:
     """Every objective, a rate for each step, and the prototypes taken again under φ_K; with the anchor to the base model."""
     outer = text_outer(lora64, rate=0.01, steps=2)
@@ -82,7 +84,7 @@ def test_unrolled_is_exact_for_prototypes_of_the_adapted_delta(
     assert_is_derivative(exact, Objective(tasks, smooth(optimizer)), outer, SOME)
 
 
-def test_unrolled_is_exact_above_layers_that_are_computed_once(tiny64: TextBase) -> None:
+def test_unrolled_is_exact_above_layers_that_are_computed_once(tiny64: Base) -> None:
     lora = tiny64.attach(LoRAConfig(rank=2, alpha=4, targets=("query", "value"), layers=(1,)))
     outer, tasks = text_outer(lora), text_tasks(tiny64, lora, InnerConfig(steps=2))
     assert_is_derivative(meta_gradient(tasks, outer, SGD, UNROLLED), Objective(tasks, SGD), outer, ("theta.",))
@@ -91,7 +93,7 @@ def test_unrolled_is_exact_above_layers_that_are_computed_once(tiny64: TextBase)
 @pytest.mark.parametrize("how", [UNROLLED, *EXACT, CENTRAL], ids=named)
 @pytest.mark.parametrize("layers", [(1,), None], ids=["upper", "all layers"])
 def test_parameters_of_the_base_model_get_their_exact_gradient_too(
-    tiny64: TextBase, how: Differentiation, layers: tuple[int, ...] | None
+    tiny64: Base, how: Differentiation, layers: tuple[int, ...] | None
 ) -> None:
     """One above where a delta of the upper layer begins and one below it; through the steps, the head and the query."""
     lora = tiny64.attach(LoRAConfig(rank=2, alpha=4, targets=("query",), layers=layers))
@@ -110,7 +112,7 @@ WEIGHTS = [0.1, 0.2, 0.0, 0.7]  # of steps inside of a checkpointed run and at i
 @pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam"])
 @pytest.mark.parametrize("how", [*EXACT, CENTRAL], ids=named)
 def test_every_exact_mode_gives_the_unrolled_gradient(
-    tiny64: TextBase, lora64: LoRA, how: Differentiation, optimizer: str, weights: list[float] | None
+    tiny64: Base, lora64: LoRA, how: Differentiation, optimizer: str, weights: list[float] | None
 ) -> None:
     outer = text_outer(lora64, steps=2)
     tasks = text_tasks(tiny64, lora64, InnerConfig(steps=3, epsilon=1e-2))
@@ -125,14 +127,14 @@ def test_every_exact_mode_gives_the_unrolled_gradient(
 @pytest.mark.parametrize("how", EXACT, ids=named)
 @pytest.mark.parametrize("objective", OBJECTIVES, ids="+".join)
 def test_every_exact_mode_agrees_on_prototypes_of_the_adapted_delta(
-    tiny64: TextBase, lora64: LoRA, how: Differentiation, objective: dict[str, float]
+    tiny64: Base, lora64: LoRA, how: Differentiation, objective: dict[str, float]
 ) -> None:
     outer, tasks = text_outer(lora64, rate=0.01), text_tasks(tiny64, lora64, contrastive(objective))
     assert_same(meta_gradient(tasks, outer, smooth("adam"), how), meta_gradient(tasks, outer, smooth("adam"), UNROLLED))
 
 
 @pytest.mark.parametrize("how", [UNROLLED, *EXACT], ids=named)
-def test_the_head_alone_moves_and_the_delta_below_it_learns(tiny64: TextBase, lora64: LoRA, how: Differentiation) -> None:
+def test_the_head_alone_moves_and_the_delta_below_it_learns(tiny64: Base, lora64: LoRA, how: Differentiation) -> None:
     outer, tasks = text_outer(lora64), text_tasks(tiny64, lora64, InnerConfig(steps=3, moved="head"))
     found = meta_gradient(tasks, outer, SGD, how)
     assert_is_derivative(found, Objective(tasks, SGD), outer, SOME)
@@ -169,7 +171,7 @@ def test_quadratic_tasks_have_a_closed_form() -> None:
     torch.testing.assert_close(adapt(tasks, outer, SGD).phi["x"], end)
 
 
-def test_tasks_together_give_the_mean_of_tasks_alone(tiny64: TextBase, lora64: LoRA) -> None:
+def test_tasks_together_give_the_mean_of_tasks_alone(tiny64: Base, lora64: LoRA) -> None:
     outer, inner = text_outer(lora64), InnerConfig(steps=2, epsilon=1e-2)
     for how in (Differentiation(mode="first_order"), UNROLLED, *EXACT):
         together = meta_gradient(text_tasks(tiny64, lora64, inner, count=3), outer, smooth("adam"), how)
@@ -182,7 +184,7 @@ def test_tasks_together_give_the_mean_of_tasks_alone(tiny64: TextBase, lora64: L
             torch.testing.assert_close(gradient, mean, rtol=1e-7, atol=1e-11)
 
 
-def test_first_order_differs_where_it_must_and_agrees_where_it_must(tiny64: TextBase, lora64: LoRA) -> None:
+def test_first_order_differs_where_it_must_and_agrees_where_it_must(tiny64: Base, lora64: LoRA) -> None:
     outer = text_outer(lora64)
     for steps, alike in ((0, True), (3, False)):
         tasks = text_tasks(tiny64, lora64, InnerConfig(steps=steps))
@@ -194,7 +196,7 @@ def test_first_order_differs_where_it_must_and_agrees_where_it_must(tiny64: Text
         assert (gap < 1e-10) if alike else (gap > 1e-3)
 
 
-def test_first_order_of_one_sgd_step_is_the_closed_form(tiny64: TextBase, lora64: LoRA) -> None:
+def test_first_order_of_one_sgd_step_is_the_closed_form(tiny64: Base, lora64: LoRA) -> None:
     """With g constant, ∂L/∂log α_leaf = −α ⟨∂L/∂φ_1, g⟩, both sides taken independently of `meta_gradient`."""
     outer, tasks = text_outer(lora64), text_tasks(tiny64, lora64, InnerConfig(steps=1), count=1)
     first = meta_gradient(tasks, outer, SGD, Differentiation(mode="first_order"))
@@ -227,7 +229,7 @@ def test_weights_are_counted() -> None:
 
 
 @pytest.mark.parametrize("how", [UNROLLED, *EXACT[1:], Differentiation(mode="implicit")], ids=named)
-def test_fused_attention_is_refused_where_a_second_derivative_is_taken(tiny: TextBase, lora: LoRA, how: Differentiation) -> None:
+def test_fused_attention_is_refused_where_a_second_derivative_is_taken(tiny: Base, lora: LoRA, how: Differentiation) -> None:
     tasks = text_tasks(tiny, lora, InnerConfig(steps=1))
     outer = Outer.from_values({n: t.float() for n, t in text_outer(lora).values().items()})
     with pytest.raises(ValueError, match='attention="eager"'):
@@ -235,7 +237,7 @@ def test_fused_attention_is_refused_where_a_second_derivative_is_taken(tiny: Tex
     assert any(g.any() for g in meta_gradient(tasks, outer, SGD, CENTRAL).gradients.values())
 
 
-def test_auto_unrolls_what_fits_and_says_what_it_took(tiny64: TextBase, lora64: LoRA) -> None:
+def test_auto_unrolls_what_fits_and_says_what_it_took(tiny64: Base, lora64: LoRA) -> None:
     outer, tasks = text_outer(lora64), text_tasks(tiny64, lora64, InnerConfig(steps=3))
     exact = meta_gradient(tasks, outer, SGD, UNROLLED)
     for memory_mb, mode in ((4096, "unrolled"), (1, "adjoint")):
@@ -244,7 +246,7 @@ def test_auto_unrolls_what_fits_and_says_what_it_took(tiny64: TextBase, lora64: 
         assert_same(found, exact)
 
 
-def test_auto_takes_tasks_without_steps(tiny64: TextBase, lora64: LoRA) -> None:
+def test_auto_takes_tasks_without_steps(tiny64: Base, lora64: LoRA) -> None:
     inner = InnerConfig.model_validate({"objective": {"supervised_contrastive": 1}, "head": "prototypes", "steps_by_shots": {1: 0}})
     outer, tasks = text_outer(lora64), text_tasks(tiny64, lora64, inner)
     assert_same(meta_gradient(tasks, outer, SGD, Differentiation(mode="auto")), meta_gradient(tasks, outer, SGD, UNROLLED))
@@ -262,7 +264,7 @@ def test_the_bytes_of_a_graph_are_what_it_saves() -> None:
 
 
 def test_central_differences_are_refused_in_bfloat16(tiny_folder: Path) -> None:
-    base = load_text_base(str(tiny_folder), precision="bfloat16", attention="eager", device=torch.device("cpu"))
+    base = load_base(str(tiny_folder), precision="bfloat16", attention="eager", device=torch.device("cpu"))
     kind = base.attach(LoRAConfig(rank=2, alpha=4))
     outer = Outer.from_values({n: t.float() for n, t in text_outer(kind).values().items()})
     with pytest.raises(ValueError, match="adjoint with central differences: the base model runs in bfloat16"):

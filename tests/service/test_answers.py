@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import redis
 
-from metatrain.models.text import TextBase
+from metatrain.models.base import Base
 from service.errors import Overloaded
 from service.http.state import ServiceState
 from service.predicting.predictor import STAGES, Answer, Predictor, Wanted
@@ -18,7 +18,7 @@ from worker.ledger.records import Records
 
 
 def test_a_prediction_by_an_alias_follows_a_deployment_that_deletes_the_adapter_before(
-    tiny: TextBase, redis_server: RedisServer
+    tiny: Base, redis_server: RedisServer
 ) -> None:
     client = redis.Redis.from_url(redis_server.url)
 
@@ -59,7 +59,7 @@ def answers_once(predictor: Predictor) -> Predictor:
     return predictor
 
 
-def test_parts_of_a_score_are_counted_as_they_are_answered(tiny: TextBase, redis_server: RedisServer) -> None:
+def test_parts_of_a_score_are_counted_as_they_are_answered(tiny: Base, redis_server: RedisServer) -> None:
     records = Records(redis.Redis.from_url(redis_server.url))
 
     def tiring(state: ServiceState) -> ServiceState:
@@ -72,7 +72,7 @@ def test_parts_of_a_score_are_counted_as_they_are_answered(tiny: TextBase, redis
         assert http.get("/usage").json()["predictions"] == 2
 
 
-def test_a_score_counts_as_the_predictions_it_would_take(tiny: TextBase, redis_server: RedisServer) -> None:
+def test_a_score_counts_as_the_predictions_it_would_take(tiny: Base, redis_server: RedisServer) -> None:
     with running(tiny, redis_server, max_inputs=2, max_requests_a_minute=10) as http:
         path = f"/adapters/{queued(http)}/score"
         answers = [http.post(path, json={"examples": BODY["support"] * 4}) for _ in range(5)]

@@ -16,7 +16,7 @@ from metatrain.artifacts.artifact import Adapter, AdapterMetadata, Initializatio
 from metatrain.artifacts.baselines import frozen_prototypes, lora_from_zero
 from metatrain.deltas import DeltaConfig, LoRAConfig
 from metatrain.errors import ArtifactError
-from metatrain.models.text import TextBase
+from metatrain.models.base import Base
 from service.errors import Overloaded
 from service.predicting.predictor import Answer, InProcessPredictor, Wanted
 from service.settings import ServiceSettings
@@ -33,7 +33,7 @@ def store(redis_server: RedisServer) -> WeightStore:
 
 
 @pytest.fixture(scope="module")
-def catalog(tiny: TextBase) -> dict[str, Initialization]:
+def catalog(tiny: Base) -> dict[str, Initialization]:
     lora = lora_from_zero(tiny)
     moved = {name: p + 0.2 for name, p in tiny.parameters(["encoder.layer.1.output.*"]).items()}
     inits = [lora, frozen_prototypes(tiny), replace(lora, name="moved", base_update=moved)]
@@ -41,14 +41,14 @@ def catalog(tiny: TextBase) -> dict[str, Initialization]:
 
 
 @pytest.fixture
-def predictor(tiny: TextBase, catalog: dict[str, Initialization], store: WeightStore) -> Iterator[InProcessPredictor]:
+def predictor(tiny: Base, catalog: dict[str, Initialization], store: WeightStore) -> Iterator[InProcessPredictor]:
     made = InProcessPredictor(tiny, catalog, store, ServiceSettings(bank_mb=1, batch_rows=8, queue_rows=400))
     yield made
     made.close()
     assert not made.alive()
 
 
-def put(base: TextBase, store: WeightStore, init: Initialization, seed: int, config: DeltaConfig | None = None) -> Wanted:
+def put(base: Base, store: WeightStore, init: Initialization, seed: int, config: DeltaConfig | None = None) -> Wanted:
     """An adapter whose labels name it."""
     metadata = AdapterMetadata(
         initialization_digest=init.digest,
@@ -70,7 +70,7 @@ def probabilities(predictor: InProcessPredictor, wanted: Wanted, texts: list[str
 
 
 def test_what_does_not_load_fails_alone_and_the_next_call_is_answered(
-    tiny: TextBase, catalog: dict[str, Initialization], store: WeightStore, predictor: InProcessPredictor
+    tiny: Base, catalog: dict[str, Initialization], store: WeightStore, predictor: InProcessPredictor
 ) -> None:
     init = next(iter(catalog.values()))
     fine = put(tiny, store, init, 0)
@@ -91,7 +91,7 @@ def test_what_does_not_load_fails_alone_and_the_next_call_is_answered(
 
 
 def test_what_is_forgotten_is_not_answered_from_memory(
-    tiny: TextBase, catalog: dict[str, Initialization], store: WeightStore, predictor: InProcessPredictor
+    tiny: Base, catalog: dict[str, Initialization], store: WeightStore, predictor: InProcessPredictor
 ) -> None:
     wanted = put(tiny, store, next(iter(catalog.values())), 0)
     first = probabilities(predictor, wanted, ["order pizza"])
@@ -103,9 +103,7 @@ def test_what_is_forgotten_is_not_answered_from_memory(
     assert (predictor.gauges()["bank_adapters"], predictor.gauges()["shelf_adapters"]) == (0, 0)
 
 
-def test_what_left_the_device_comes_back_from_memory(
-    tiny: TextBase, catalog: dict[str, Initialization], store: WeightStore
-) -> None:
+def test_what_left_the_device_comes_back_from_memory(tiny: Base, catalog: dict[str, Initialization], store: WeightStore) -> None:
     """The store is emptied: nothing else could have brought it back. With no shelf, it is missing."""
     init = next(iter(catalog.values()))
     for shelf_mb in (64, 0):
@@ -125,7 +123,7 @@ def test_what_left_the_device_comes_back_from_memory(
 
 
 def test_who_cancels_gives_up_the_place_and_more_than_the_queue_takes_is_refused(
-    tiny: TextBase, catalog: dict[str, Initialization], store: WeightStore, predictor: InProcessPredictor
+    tiny: Base, catalog: dict[str, Initialization], store: WeightStore, predictor: InProcessPredictor
 ) -> None:
     wanted = put(tiny, store, next(iter(catalog.values())), 0)
     probabilities(predictor, wanted, ["order"])
@@ -149,7 +147,7 @@ def test_who_cancels_gives_up_the_place_and_more_than_the_queue_takes_is_refused
 
 
 def test_a_tenant_has_half_of_the_queue_while_others_wait(
-    tiny: TextBase, catalog: dict[str, Initialization], store: WeightStore, predictor: InProcessPredictor
+    tiny: Base, catalog: dict[str, Initialization], store: WeightStore, predictor: InProcessPredictor
 ) -> None:
     """Of 400 rows; a call of 150 takes many passes of 8."""
     own = put(tiny, store, next(iter(catalog.values())), 0)
@@ -172,7 +170,7 @@ Calls = st.lists(
 )
 
 
-def test_calls_at_once_are_answered_each_as_alone(tiny: TextBase, catalog: dict[str, Initialization], store: WeightStore) -> None:
+def test_calls_at_once_are_answered_each_as_alone(tiny: Base, catalog: dict[str, Initialization], store: WeightStore) -> None:
     """Adapters of three initializations, one of them with a base model of its own, more than the device holds, some deleted
     meanwhile from the device and from memory."""
     inits = list(catalog.values())

@@ -16,7 +16,7 @@ import pytest
 from metatrain.artifacts.artifact import Initialization
 from metatrain.artifacts.baselines import frozen_prototypes, lora_from_zero
 from metatrain.errors import ArtifactError
-from metatrain.models.text import TextBase
+from metatrain.models.base import Base
 from service.errors import Overloaded, Unavailable
 from service.predicting import wire
 from service.predicting.predictor import InProcessPredictor, Wanted
@@ -51,7 +51,7 @@ def predictor(url: str, environment: dict[str, str], log: Path) -> Iterator["sub
 
 
 @asynccontextmanager
-async def connected(base: TextBase, url: str) -> AsyncIterator[RemotePredictor]:
+async def connected(base: Base, url: str) -> AsyncIterator[RemotePredictor]:
     remote = RemotePredictor(base, url)
     await until(remote.alive)
     yield remote
@@ -67,12 +67,12 @@ async def until(true: Callable[[], bool], seconds: float = 60) -> None:
 
 
 @pytest.fixture
-def catalog(tiny: TextBase) -> list[Initialization]:
+def catalog(tiny: Base) -> list[Initialization]:
     return [lora_from_zero(tiny), frozen_prototypes(tiny)]
 
 
 def test_answers_and_errors_are_those_of_the_predictor_in_process(
-    tiny: TextBase,
+    tiny: Base,
     catalog: list[Initialization],
     redis_server: RedisServer,
     environment: dict[str, str],
@@ -115,7 +115,7 @@ def test_answers_and_errors_are_those_of_the_predictor_in_process(
 
 
 def test_told_to_stop_it_answers_what_it_has_and_takes_no_more(
-    tiny: TextBase, catalog: list[Initialization], redis_server: RedisServer, environment: dict[str, str], tmp_path: Path
+    tiny: Base, catalog: list[Initialization], redis_server: RedisServer, environment: dict[str, str], tmp_path: Path
 ) -> None:
     """Callers that never pause, and one connection that never reads, do not keep it."""
     store = WeightStore(weights_client(redis_server.url))
@@ -177,7 +177,7 @@ async def pretender(path: Path, says: bytes) -> AsyncIterator[list[asyncio.Strea
 
 
 @pytest.mark.parametrize("odd", [b"1\n", b'{"answer": 0}\n', b"not json\n"], ids=["number", "half", "noise"])
-def test_after_an_odd_line_it_connects_again(tiny: TextBase, odd: bytes, tmp_path: Path) -> None:
+def test_after_an_odd_line_it_connects_again(tiny: Base, odd: bytes, tmp_path: Path) -> None:
     path = tmp_path / "predictor.sock"
 
     async def ask() -> None:
@@ -189,7 +189,7 @@ def test_after_an_odd_line_it_connects_again(tiny: TextBase, odd: bytes, tmp_pat
     asyncio.run(ask())
 
 
-def test_one_that_falls_silent_is_left_and_its_calls_end(tiny: TextBase, tmp_path: Path) -> None:
+def test_one_that_falls_silent_is_left_and_its_calls_end(tiny: Base, tmp_path: Path) -> None:
     path = tmp_path / "predictor.sock"
 
     async def ask() -> None:
@@ -202,7 +202,7 @@ def test_one_that_falls_silent_is_left_and_its_calls_end(tiny: TextBase, tmp_pat
     asyncio.run(ask())
 
 
-def test_another_base_model_is_refused(tiny: TextBase, tiny64: TextBase, tmp_path: Path) -> None:
+def test_another_base_model_is_refused(tiny: Base, tiny64: Base, tmp_path: Path) -> None:
     path = tmp_path / "predictor.sock"
 
     async def ask() -> None:

@@ -10,7 +10,7 @@ import httpx
 import pytest
 import redis
 
-from metatrain.models.text import TextBase
+from metatrain.models.base import Base
 from service.http.routes import events
 from tests.conftest import RedisServer
 from tests.service.workerless import BODY, LATE, queued, running
@@ -27,7 +27,7 @@ def opened(http: httpx.Client, adapter: str, **more: Any) -> Iterator[Iterator[s
         yield lines
 
 
-def test_a_tenant_keeps_so_many_streams_and_waits_open(tiny: TextBase, redis_server: RedisServer) -> None:
+def test_a_tenant_keeps_so_many_streams_and_waits_open(tiny: Base, redis_server: RedisServer) -> None:
     keys = Keys(redis.Redis.from_url(redis_server.url))
     own, other = ({"Authorization": f"Bearer {keys.create(tenant, '', ['adapt'])[1]}"} for tenant in ("acme", "globex"))
     with running(tiny, redis_server, max_streams=2) as http:
@@ -54,7 +54,7 @@ def test_a_tenant_keeps_so_many_streams_and_waits_open(tiny: TextBase, redis_ser
             queued(http, headers={**own, "Prefer": "wait=0.05"})
 
 
-def test_a_stream_ends_with_its_key(tiny: TextBase, redis_server: RedisServer) -> None:
+def test_a_stream_ends_with_its_key(tiny: Base, redis_server: RedisServer) -> None:
     keys = Keys(redis.Redis.from_url(redis_server.url))
     with running(tiny, redis_server) as http:
         with opened(http, queued(http)) as unnamed:
@@ -69,7 +69,7 @@ def test_a_stream_ends_with_its_key(tiny: TextBase, redis_server: RedisServer) -
 
 
 def test_a_stream_has_a_longest_life_and_goes_on_after_it(
-    tiny: TextBase, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+    tiny: Base, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(events, "LONGEST_SECONDS", 0.3)
     with running(tiny, redis_server) as http:
@@ -83,7 +83,7 @@ def test_a_stream_has_a_longest_life_and_goes_on_after_it(
 
 
 def test_a_stream_whose_records_go_ends_with_one_warning(
-    tiny: TextBase, redis_server: RedisServer, caplog: pytest.LogCaptureFixture
+    tiny: Base, redis_server: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     with running(tiny, redis_server) as http, opened(http, queued(http)) as lines:
         redis_server.stop()

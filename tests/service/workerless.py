@@ -10,7 +10,7 @@ import httpx
 import uvicorn
 
 from metatrain.artifacts.baselines import lora_from_zero
-from metatrain.models.text import TextBase
+from metatrain.models.base import Base
 from service.http.app import create_app
 from service.http.state import ServiceState
 from service.running.binding import listen
@@ -27,7 +27,7 @@ LATE = 10.0
 
 @contextmanager
 def running(
-    tiny: TextBase, redis_server: RedisServer, change: Callable[[ServiceState], ServiceState] = lambda state: state, **settings: Any
+    tiny: Base, redis_server: RedisServer, change: Callable[[ServiceState], ServiceState] = lambda state: state, **settings: Any
 ) -> Iterator[httpx.Client]:
     """A client of a service that runs in this process; `change` may put other parts into it."""
     init = lora_from_zero(tiny)

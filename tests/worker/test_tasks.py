@@ -15,7 +15,7 @@ import torch
 from metatrain.artifacts.artifact import adapter_from_bytes
 from metatrain.artifacts.baselines import lora_from_zero
 from metatrain.errors import DeadlineExceeded
-from metatrain.models.text import TextBase
+from metatrain.models.base import Base
 from tests.conftest import RedisServer
 from worker.errors import SettingsError, WeightsMissing
 from worker.ledger.messages import JobRecipe, Outcome
@@ -29,14 +29,14 @@ from worker.tasks import Hands
 SUPPORT = (("close my account", "close"), ("order pizza", "order"), ("order pizza now", "order"), ("please close account", "close"))
 
 
-def recipe(base: TextBase, **changes: object) -> JobRecipe:
+def recipe(base: Base, **changes: object) -> JobRecipe:
     init = lora_from_zero(base)
     fields = {"initialization": init.name, "initialization_digest": init.digest, "support": SUPPORT, "steps": 3, "seed": 0}
     return JobRecipe.model_validate({**fields, "precision": "float32", **changes})
 
 
 @pytest.fixture
-def hands(tiny: TextBase, redis_client: "redis.Redis") -> Hands:
+def hands(tiny: Base, redis_client: "redis.Redis") -> Hands:
     runtime = Runtime(tiny, {"lora-from-zero": lora_from_zero(tiny)})
     return Hands("w", WorkerSettings(), Records(redis_client), WeightStore(redis_client), runtime)
 
@@ -49,7 +49,7 @@ def run(hands: Hands, job: JobRecipe, identity: str = "a1") -> tuple[str, str | 
     return record.status, record.digest, record.error
 
 
-def test_a_job_ends_with_weights_that_load_and_a_record_that_tells(hands: Hands, tiny: TextBase) -> None:
+def test_a_job_ends_with_weights_that_load_and_a_record_that_tells(hands: Hands, tiny: Base) -> None:
     status, digest, error = run(hands, recipe(tiny))
     assert (status, error) == ("ready", None)
     record = hands.records.get("t", "a1")
@@ -61,7 +61,7 @@ def test_a_job_ends_with_weights_that_load_and_a_record_that_tells(hands: Hands,
     assert set(record.timings) == {"queue", "tokenize", "inner_loop", "store"}
 
 
-def test_label_words_are_one_more_example_of_each_label(hands: Hands, tiny: TextBase) -> None:
+def test_label_words_are_one_more_example_of_each_label(hands: Hands, tiny: Base) -> None:
     named = tuple((text, {"close": "close_account", "order": "orderPizza"}[label]) for text, label in SUPPORT)
     spelled = (*named, ("close account", "close_account"), ("order Pizza", "orderPizza"))
     digests = [
@@ -71,7 +71,7 @@ def test_label_words_are_one_more_example_of_each_label(hands: Hands, tiny: Text
     assert digests[0] == digests[1] != digests[2]
 
 
-def test_computed_again_it_has_the_same_bits(hands: Hands, tiny: TextBase) -> None:
+def test_computed_again_it_has_the_same_bits(hands: Hands, tiny: Base) -> None:
     digests = {weights_digest(hands.runtime.adapt(recipe(tiny)).content) for _ in range(3)}
     assert len(digests) == 1
     assert run(hands, recipe(tiny))[1] in digests
@@ -79,7 +79,7 @@ def test_computed_again_it_has_the_same_bits(hands: Hands, tiny: TextBase) -> No
     assert weights_digest(other.adapt(recipe(tiny)).content) in digests
 
 
-def test_an_initialization_with_a_base_model_of_its_own_is_adapted_on_it(tiny: TextBase) -> None:
+def test_an_initialization_with_a_base_model_of_its_own_is_adapted_on_it(tiny: Base) -> None:
     """Its outer loop moved parameters of the base model too; the model itself stays as it is."""
     plain = lora_from_zero(tiny)
     moved = replace(plain, base_update={n: p + 0.2 for n, p in tiny.parameters(["encoder.layer.1.output.*"]).items()})
@@ -90,7 +90,7 @@ def test_an_initialization_with_a_base_model_of_its_own_is_adapted_on_it(tiny: T
     assert not torch.allclose(left, right, atol=1e-2)
 
 
-def test_the_same_wake_up_twice_is_one_computation(hands: Hands, tiny: TextBase) -> None:
+def test_the_same_wake_up_twice_is_one_computation(hands: Hands, tiny: Base) -> None:
     run(hands, recipe(tiny))
     hands.run("t", "a1")
     record = hands.records.get("t", "a1")
@@ -98,7 +98,7 @@ def test_the_same_wake_up_twice_is_one_computation(hands: Hands, tiny: TextBase)
     hands.run("t", "never accepted")
 
 
-def test_failures_are_data(hands: Hands, tiny: TextBase, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failures_are_data(hands: Hands, tiny: Base, monkeypatch: pytest.MonkeyPatch) -> None:
     status, _, error = run(hands, recipe(tiny, initialization_digest="0" * 64), "a2")
     assert status == "failed" and error is not None and "is not on this worker" in error
     status, _, error = run(hands, recipe(tiny, precision="bfloat16"), "a5")
@@ -115,7 +115,7 @@ def test_failures_are_data(hands: Hands, tiny: TextBase, monkeypatch: pytest.Mon
     assert run(broken, recipe(tiny), "a4") == ("failed", None, "internal error: RuntimeError")
 
 
-def test_a_refused_commit_leaves_no_weights(hands: Hands, tiny: TextBase, redis_client: "redis.Redis") -> None:
+def test_a_refused_commit_leaves_no_weights(hands: Hands, tiny: Base, redis_client: "redis.Redis") -> None:
     """Deleted while it ran: the worker's commit is refused, and what it stored goes."""
     runtime = hands.runtime
 
@@ -133,7 +133,7 @@ def test_a_refused_commit_leaves_no_weights(hands: Hands, tiny: TextBase, redis_
         hands.store.get("t", "a1", 1, "x")
 
 
-def test_deletion_stops_what_runs(hands: Hands, tiny: TextBase) -> None:
+def test_deletion_stops_what_runs(hands: Hands, tiny: Base) -> None:
     """The heartbeat notices within a fraction of a second, and the inner loop ends at its next step."""
     steps = []
 
@@ -163,7 +163,7 @@ def end(hands: Hands, seconds: float = 30) -> Record:
     raise AssertionError(f"it has not ended: {record}")
 
 
-def test_a_full_cache_costs_attempts_and_then_fails_with_that_reason(hands: Hands, tiny: TextBase, redis_client: Any) -> None:
+def test_a_full_cache_costs_attempts_and_then_fails_with_that_reason(hands: Hands, tiny: Base, redis_client: Any) -> None:
     full = FullCache(redis_client)
     refused = Hands("w", WorkerSettings(), hands.records, full, hands.runtime)
     hands.records.accept("t", "a1", recipe(tiny), 60_000, ())
@@ -192,9 +192,7 @@ class FullCache(WeightStore):
             server.config_set("maxmemory", 0)
 
 
-def test_a_cache_that_is_away_costs_no_attempt(
-    hands: Hands, tiny: TextBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_cache_that_is_away_costs_no_attempt(hands: Hands, tiny: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("worker.tasks._CACHE_SECONDS", 0.3)
     nowhere = WeightStore(redis.Redis.from_url(f"unix://{tmp_path}/nothing.sock"))
     away = Hands("w", WorkerSettings(), hands.records, nowhere, hands.runtime)
@@ -207,7 +205,7 @@ def test_a_cache_that_is_away_costs_no_attempt(
     assert end(hands).attempt == 1
 
 
-def test_a_worker_that_is_told_to_stop_finishes_what_is_short_and_hands_back_what_is_long(hands: Hands, tiny: TextBase) -> None:
+def test_a_worker_that_is_told_to_stop_finishes_what_is_short_and_hands_back_what_is_long(hands: Hands, tiny: Base) -> None:
     for seconds, status in ((60.0, "ready"), (0.0, "queued")):
         stopping = Hands("w", WorkerSettings(drain_seconds=seconds), hands.records, hands.store, hands.runtime)
         stopping.draining.begin()
@@ -220,7 +218,7 @@ def test_a_worker_that_is_told_to_stop_finishes_what_is_short_and_hands_back_wha
     assert hands.records.due() == [("t", "aqueued", "")]  # no message waits for it: the next worker is told at once
 
 
-def test_the_server_of_records_and_weights_may_be_away_while_a_job_runs(tiny: TextBase, redis_server: RedisServer) -> None:
+def test_the_server_of_records_and_weights_may_be_away_while_a_job_runs(tiny: Base, redis_server: RedisServer) -> None:
     """The outcome is kept until it is back, and no attempt is gone."""
     client = redis.Redis.from_url(redis_server.url)
     runtime = Runtime(tiny, {"lora-from-zero": lora_from_zero(tiny)})
@@ -241,7 +239,7 @@ def test_the_server_of_records_and_weights_may_be_away_while_a_job_runs(tiny: Te
     client.close()
 
 
-def test_a_lost_answer_to_the_commit_costs_no_weights(hands: Hands, tiny: TextBase) -> None:
+def test_a_lost_answer_to_the_commit_costs_no_weights(hands: Hands, tiny: Base) -> None:
     class LosesTheFirstAnswer(Records):
         lost = False
 
@@ -259,7 +257,7 @@ def test_a_lost_answer_to_the_commit_costs_no_weights(hands: Hands, tiny: TextBa
 
 
 @pytest.mark.parametrize("pinned", [True, False])
-def test_pinned_or_unpinned_while_it_runs(hands: Hands, tiny: TextBase, redis_client: Any, pinned: bool) -> None:
+def test_pinned_or_unpinned_while_it_runs(hands: Hands, tiny: Base, redis_client: Any, pinned: bool) -> None:
     runtime = hands.runtime
 
     class PinnedMeanwhile(Runtime):
@@ -278,7 +276,7 @@ def test_pinned_or_unpinned_while_it_runs(hands: Hands, tiny: TextBase, redis_cl
     ("form", "field"), [("text", r"attempt=1 fence=\d+ request=r7"), ("json", r'"attempt": 1, "fence": \d+, "request": "r7"')]
 )
 def test_lines_say_whose_they_are_and_nothing_of_the_support_set(
-    hands: Hands, tiny: TextBase, caplog: pytest.LogCaptureFixture, form: LogFormat, field: str
+    hands: Hands, tiny: Base, caplog: pytest.LogCaptureFixture, form: LogFormat, field: str
 ) -> None:
     class Broken(Runtime):
         def adapt(self, recipe: JobRecipe, **_: object) -> Product:
@@ -308,7 +306,7 @@ def test_settings_name_the_variable_and_the_value(monkeypatch: pytest.MonkeyPatc
         read_settings(WorkerSettings)
 
 
-def waiting(hands: Hands, tiny: TextBase, count: int, **changes: object) -> list[JobRecipe]:
+def waiting(hands: Hands, tiny: Base, count: int, **changes: object) -> list[JobRecipe]:
     """Jobs of one kin: other texts, two or three classes."""
     recipes = []
     for n in range(count):
@@ -320,7 +318,7 @@ def waiting(hands: Hands, tiny: TextBase, count: int, **changes: object) -> list
     return recipes
 
 
-def test_jobs_of_one_kin_run_in_one_pass_and_end_as_alone(hands: Hands, tiny: TextBase, caplog: pytest.LogCaptureFixture) -> None:
+def test_jobs_of_one_kin_run_in_one_pass_and_end_as_alone(hands: Hands, tiny: Base, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     recipes = waiting(hands, tiny, 6)
     other = recipe(tiny, steps=0)
@@ -340,7 +338,7 @@ def test_jobs_of_one_kin_run_in_one_pass_and_end_as_alone(hands: Hands, tiny: Te
     assert hands.records.counts()["attempts"] == 6
 
 
-def test_what_cost_a_worker_before_runs_alone(hands: Hands, tiny: TextBase, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_cost_a_worker_before_runs_alone(hands: Hands, tiny: Base, caplog: pytest.LogCaptureFixture) -> None:
     """A support set that kills its workers must not take others with it twice."""
     caplog.set_level("INFO")
     waiting(hands, tiny, 3)
@@ -359,7 +357,7 @@ def statuses(hands: Hands, number: int) -> str:
     return "gone" if record is None else record.status
 
 
-def test_a_pass_that_fails_is_done_one_by_one_and_each_job_has_its_own_end(hands: Hands, tiny: TextBase) -> None:
+def test_a_pass_that_fails_is_done_one_by_one_and_each_job_has_its_own_end(hands: Hands, tiny: Base) -> None:
     """The second is deleted while it runs, the third's maths fails."""
     runtime = hands.runtime
 
@@ -381,7 +379,7 @@ def test_a_pass_that_fails_is_done_one_by_one_and_each_job_has_its_own_end(hands
     assert failed is not None and failed.error == "internal error: RuntimeError"
 
 
-def test_one_deleted_while_they_run_together_the_others_end(hands: Hands, tiny: TextBase, redis_client: Any) -> None:
+def test_one_deleted_while_they_run_together_the_others_end(hands: Hands, tiny: Base, redis_client: Any) -> None:
     runtime = hands.runtime
 
     class DeletedMeanwhile(Runtime):
@@ -397,7 +395,7 @@ def test_one_deleted_while_they_run_together_the_others_end(hands: Hands, tiny: 
     assert len(list(redis_client.scan_iter("qs:t:weights:*"))) == 2
 
 
-def test_told_to_stop_all_of_a_pass_are_handed_back(hands: Hands, tiny: TextBase) -> None:
+def test_told_to_stop_all_of_a_pass_are_handed_back(hands: Hands, tiny: Base) -> None:
     waiting(hands, tiny, 3)
     stopping = Hands("w", WorkerSettings(drain_seconds=0), hands.records, hands.store, hands.runtime)
     stopping.draining.begin()
@@ -408,7 +406,7 @@ def test_told_to_stop_all_of_a_pass_are_handed_back(hands: Hands, tiny: TextBase
     assert {record.attempt for n in range(3) if (record := hands.records.get("t", f"a{n}")) is not None} == {0}
 
 
-def test_a_mate_too_large_for_one_pass_runs_alone(hands: Hands, tiny: TextBase, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_mate_too_large_for_one_pass_runs_alone(hands: Hands, tiny: Base, caplog: pytest.LogCaptureFixture) -> None:
     """Its support set is walked through in parts, which a pass of several has not."""
     caplog.set_level("INFO")
     init = lora_from_zero(tiny)
@@ -428,7 +426,7 @@ def test_a_mate_too_large_for_one_pass_runs_alone(hands: Hands, tiny: TextBase, 
         runtime.adapt_together([recipes[0], recipes[2]])
 
 
-def test_who_had_no_time_beside_others_gets_it_alone(hands: Hands, tiny: TextBase) -> None:
+def test_who_had_no_time_beside_others_gets_it_alone(hands: Hands, tiny: Base) -> None:
     class Crowded(Runtime):
         def adapt_together(self, recipes: Any, **how: Any) -> Any:
             made = super().adapt_together(recipes, **how)
@@ -442,14 +440,14 @@ def test_who_had_no_time_beside_others_gets_it_alone(hands: Hands, tiny: TextBas
 
 @pytest.mark.parametrize("settings", [WorkerSettings(attempts=1), WorkerSettings(jobs_together=1), WorkerSettings(pass_rows=15)])
 def test_jobs_run_alone_where_a_lost_worker_would_end_them_or_so_it_is_set(
-    hands: Hands, tiny: TextBase, settings: WorkerSettings
+    hands: Hands, tiny: Base, settings: WorkerSettings
 ) -> None:
     waiting(hands, tiny, 2)
     Hands("w", settings, hands.records, hands.store, hands.runtime).run("t", "a0")
     assert [statuses(hands, n) for n in range(2)] == ["ready", "queued"]
 
 
-def test_trouble_with_one_job_of_a_pass_leaves_none_of_the_others(hands: Hands, tiny: TextBase, redis_client: Any) -> None:
+def test_trouble_with_one_job_of_a_pass_leaves_none_of_the_others(hands: Hands, tiny: Base, redis_client: Any) -> None:
     """One whose record nobody can read, and one whose commit is refused by the server."""
 
     class Refused(Records):

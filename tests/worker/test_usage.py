@@ -11,7 +11,7 @@ import redis
 
 from metatrain.artifacts.artifact import Adapter, AdapterMetadata, Initialization, adapter_bytes_at_most, adapter_to_bytes
 from metatrain.artifacts.baselines import frozen_prototypes, lora_from_zero
-from metatrain.models.text import TextBase
+from metatrain.models.base import Base
 from tests.conftest import RedisServer
 from tests.worker.test_records import DAY, RECIPE
 from worker.errors import AdapterExpired, LimitReached
@@ -215,7 +215,7 @@ def test_requests_of_a_minute(redis_client: "redis.Redis") -> None:
     assert usage.of("u").predictions == 7 and usage.of("u").requests_this_minute in (0, 1)
 
 
-def test_the_reserved_bytes_are_at_least_those_of_the_weights(tiny: TextBase) -> None:
+def test_the_reserved_bytes_are_at_least_those_of_the_weights(tiny: Base) -> None:
     def content(init: Initialization, labels: tuple[str, ...]) -> bytes:
         import torch
 

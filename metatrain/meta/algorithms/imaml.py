@@ -19,16 +19,15 @@ from torch import Tensor
 
 from metatrain.errors import NonFinite
 from metatrain.inner.optimizers import Optimizer
-from metatrain.inner.problem import Leaves, Outer, Tasks, distance
+from metatrain.inner.problem import Leaves, Outer, Start, Tasks
 from metatrain.meta.metagrad import AtTheMinimum, Differentiation, MetaGradient, meta_gradient
 
 
 class Proximal:
-    """`tasks` with λ/2 ‖φ − φ_0(θ)‖² added to the support loss: `metatrain.inner.problem.Tasks` again."""
+    """`tasks` to whose support loss the inner loop adds λ/2 ‖φ − φ_0(θ)‖²: `metatrain.inner.problem.Tasks` again."""
 
     def __init__(self, tasks: Tasks, strength: float) -> None:
         self.tasks, self.proximal = tasks, strength
-        self._begun: tuple[Outer, dict[str, Tensor]] | None = None
 
     @property
     def count(self) -> int:
@@ -46,13 +45,11 @@ class Proximal:
     def coarse(self) -> str | None:
         return self.tasks.coarse
 
-    def start(self, outer: Outer) -> dict[str, Tensor]:
-        self._begun = outer, self.tasks.start(outer)
-        return self._begun[1]
+    def start(self, outer: Outer) -> Start:
+        return self.tasks.start(outer)
 
-    def support_loss(self, phi: Leaves, outer: Outer, step: int) -> Tensor:
-        begin = self._begun[1] if self._begun is not None and self._begun[0] is outer else self.tasks.start(outer)
-        return self.tasks.support_loss(phi, outer, step) + 0.5 * self.proximal * distance(phi, begin)
+    def support_loss(self, phi: Leaves, outer: Outer, step: int, start: Start) -> Tensor:
+        return self.tasks.support_loss(phi, outer, step, start)
 
     def query_loss(self, phi: Leaves, outer: Outer, step: int, *, exact: bool = True) -> tuple[Tensor, Tensor]:
         return self.tasks.query_loss(phi, outer, step, exact=exact)

@@ -4,7 +4,7 @@ import redis
 from fastapi import APIRouter, Depends, Response
 from prometheus_client import generate_latest
 
-from metatrain.inner.loop import InnerConfig, Objective
+from metatrain.inner.config import InnerConfig, Objective
 from service.errors import NotReady
 from service.http.auth import access, needs
 from service.http.openapi import OF_ANY_ROUTE, problems

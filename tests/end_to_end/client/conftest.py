@@ -9,14 +9,14 @@ import pytest
 
 from metatrain.artifacts.artifact import save_initialization
 from metatrain.artifacts.baselines import lora_from_zero
-from metatrain.models.text import TextBase
+from metatrain.models.base import Base
 from tests.end_to_end.conftest import Served, served
 
 MAX_INPUTS = 20
 
 
 @pytest.fixture(scope="package")
-def service(environment: dict[str, str], tiny: TextBase, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def service(environment: dict[str, str], tiny: Base, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("client")
     initializations = Path(shutil.copytree(environment["INITIALIZATIONS_DIR"], folder / "initializations"))
     init = replace(lora_from_zero(tiny), name="default")

@@ -1,0 +1,71 @@
+"""Episodes as rows and targets: T tasks side by side, each raw example encoded only once."""
+
+from collections.abc import Hashable, Sequence
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metatrain.deltas import Delta
+from metatrain.inner.problem import Leaves
+from metatrain.inner.support import Query, Support
+from metatrain.models.base import Base
+from metatrain.readouts.classes import ClassTargets
+from metatrain.tasks.episodes import Episode
+
+Pairs = Sequence[tuple[str, int]]
+_ROWS = 256  # of one forward pass that keeps no graph
+
+
+class Encoded:
+    """Encoded rows by raw example: training meets the same examples thousands of times.
+
+    `max_length` cuts texts shorter than the base model's own limit, for training on sets with a few very long texts.
+    """
+
+    def __init__(self, base: Base, max_length: int | None = None) -> None:
+        self.base, self.max_length = base, max_length
+        self._rows: dict[Hashable, Any] = {}
+
+    def rows(self, tasks: Sequence[Sequence[Any]]) -> list[Any]:
+        """Encode the raw examples of T tasks to T·M rows, task-major, M those of the longest task, None for padding."""
+        new = sorted({raw for raws in tasks for raw in raws} - self._rows.keys())
+        if new:
+            self._rows |= zip(new, self.base.inputs.encode(new, self.max_length), strict=True)
+        width = max(len(raws) for raws in tasks)
+        rows: list[Any] = []
+        for raws in tasks:
+            rows += [self._rows[raw] for raw in raws] + [None] * (width - len(raws))
+        return rows
+
+    @torch.no_grad()
+    def features(self, raws: Sequence[Any], delta: Delta | None = None, updated: Leaves = MappingProxyType({})) -> Tensor:
+        """Features [N, D] of each example, in passes of a bounded number of rows that keep no graph. `delta`: folded, of one
+        group; `updated`: as in `Backbone.hidden`."""
+        parts = [raws[i : i + _ROWS] for i in range(0, len(raws), _ROWS)]
+        batches = [self.base.inputs.collate(self.rows([part])) for part in parts]
+        return torch.cat([self.base.features(delta, batch, updated=updated) for batch in batches])
+
+    def support(self, tasks: Sequence[Pairs]) -> Support[ClassTargets]:
+        """The support sets of T classification tasks, as (text, class) pairs."""
+        rows = self.rows([[raw for raw, _ in pairs] for pairs in tasks])
+        return Support(rows, ClassTargets.of(_labels(tasks, self.base.device)))
+
+    def query(self, tasks: Sequence[Pairs]) -> Query[ClassTargets]:
+        """The query sets of T classification tasks, as (text, class) pairs."""
+        batch = self.base.inputs.collate(self.rows([[raw for raw, _ in pairs] for pairs in tasks]), len(tasks))
+        return Query(batch, ClassTargets.of(_labels(tasks, self.base.device)))
+
+    def batch(self, episodes: Sequence[Episode]) -> tuple[Support[ClassTargets], Query[ClassTargets]]:
+        """Support and query sets of T episodes."""
+        return self.support([e.support for e in episodes]), self.query([e.query for e in episodes])
+
+
+def _labels(tasks: Sequence[Pairs], device: torch.device) -> Tensor:
+    """Class indices [T, M] int64, −1 for padding."""
+    width = max(len(pairs) for pairs in tasks)
+    labels = torch.full((len(tasks), width), -1, dtype=torch.int64)
+    for t, pairs in enumerate(tasks):
+        labels[t, : len(pairs)] = torch.tensor([c for _, c in pairs], dtype=torch.int64)
+    return labels.to(device)

@@ -1,0 +1,225 @@
+"""Classes as answers: prototypes or a linear head on pooled features.
+
+    φ_head = linear head from the prototypes of the support set, where the objective has a cross-entropy part
+    L_support: a weighted sum of `metatrain.readouts.objectives` on the features of the support set under φ
+
+The head that answers is the linear one, moved along (head="linear"), or made again under φ_K (head="prototypes"): the prototypes
+of the support set, and from them `head_steps` Adam steps of cross-entropy on the head alone, whose features are constant, so that
+they cost next to nothing.
+
+Triantafillou et al. 2020 (arXiv:1903.03096) for the head that starts as prototypes.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from metatrain.errors import AdaptationError
+from metatrain.inner.config import InnerConfig
+from metatrain.inner.loop import trajectory
+from metatrain.inner.optimizers import Optimizer
+from metatrain.inner.problem import Leaves, Outer, Start
+from metatrain.readouts.heads import HEAD_LEAVES, Head, linear_from_prototypes, memberships
+from metatrain.readouts.objectives import (
+    ObjectiveName,
+    cross_entropy,
+    has_partner,
+    leave_one_out,
+    leave_one_out_accuracy,
+    supervised_contrastive,
+)
+
+
+@dataclass(frozen=True)
+class ClassTargets:
+    """`labels` [T, M] int64, −1 for padding; C classes. `present` [T, C] bool: the task knows the class.
+
+    A part of the rows keeps `present` of the whole support set: a class that no row of the part has still stands against the others.
+    """
+
+    labels: Tensor
+    classes: int
+    present: Tensor
+
+    @classmethod
+    def of(cls, labels: Tensor) -> "ClassTargets":
+        """The targets of whole support sets, as many classes as the labels name."""
+        classes = int(labels.max()) + 1
+        return cls(labels, classes, memberships(labels, classes).sum(1) > 0)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        tasks, rows = self.labels.shape
+        return tasks, rows
+
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        return list(zip((self.labels >= 0).sum(1).tolist(), self.present.sum(1).tolist(), strict=True))
+
+    @property
+    def most_shots(self) -> list[int]:
+        return [int(most) for most in memberships(self.labels, self.classes).sum(1).amax(1)]
+
+    @property
+    def has_partners(self) -> bool:
+        return bool(has_partner(self.labels).any(1).all())
+
+    def columns(self, index: Tensor) -> "ClassTargets":
+        return replace(self, labels=self.labels[:, index.to(self.labels.device)])
+
+    def only(self, which: Sequence[int]) -> "ClassTargets":
+        return replace(self, labels=self.labels[list(which)], present=self.present[list(which)])
+
+    def real(self) -> Tensor:
+        return self.labels >= 0
+
+    def repeat(self, times: int) -> "ClassTargets":
+        return replace(self, labels=self.labels.repeat(1, times))
+
+    def parts(self, count: int, seed: int) -> list[Tensor]:
+        return cut(self.labels[0], count, seed)
+
+
+def cut(labels: Tensor, count: int, seed: int) -> list[Tensor]:
+    """The rows in `count` near-equal parts, dealt in twos or threes of a class: no row is alone of its class in its part
+    unless it is alone of its class at all."""
+    if count == 1:
+        return [torch.arange(len(labels))]
+    rng = np.random.default_rng(seed)
+    few: list[list[int]] = []
+    for label in sorted(set(labels.tolist())):
+        own = rng.permutation((labels == label).nonzero()[:, 0].tolist()).tolist()
+        few += [own[i : i + 2] for i in range(0, len(own) - len(own) % 2, 2)]
+        if len(own) % 2 and len(own) > 1:
+            few[-1].append(own[-1])
+        elif len(own) == 1:
+            few.append(own)
+    parts: list[list[int]] = [[] for _ in range(count)]
+    for i in rng.permutation(len(few)).tolist():
+        min(parts, key=len).extend(few[i])
+    return [torch.tensor(part) for part in parts]
+
+
+class ClassReadout:
+    """`metatrain.readouts.Readout` of classes, for support sets of `rows` rows."""
+
+    leaves = HEAD_LEAVES
+
+    def __init__(self, config: InnerConfig, rows: int) -> None:
+        self.config = config
+        self.objective = config.objective_for(rows)
+
+    @property
+    def moved(self) -> bool:
+        return "cross_entropy" in self.objective
+
+    def check(self, targets: ClassTargets, *, augmented: bool) -> None:
+        if not (self.moved or augmented or targets.has_partners):
+            raise AdaptationError(
+                f"the inner objective ({' + '.join(self.objective)}) needs two examples of a class or augmented views, or 0 steps"
+            )
+
+    def start(self, features: Tensor, targets: ClassTargets) -> dict[str, Tensor]:
+        head = linear_from_prototypes(features, targets.labels, targets.classes)
+        return {"head.weight": head.weight, "head.bias": head.bias}
+
+    def losses(self, phi: Leaves, features: Tensor, targets: ClassTargets, outer: Outer) -> Tensor:
+        assert outer.scale is not None
+        total = features.new_zeros(len(features))
+        for name, weight in self.objective.items():
+            total = total + weight * _TERMS[name](phi, features, targets, outer.scale)
+        return total
+
+    def answering(
+        self, phi: Leaves, features: Callable[[], Tensor], targets: ClassTargets, outer: Outer, step: int, *, exact: bool
+    ) -> dict[str, Tensor]:
+        if "head.weight" in phi and (self.config.head == "linear" or step == 0):
+            return {name: phi[name] for name in HEAD_LEAVES}
+        found = features()
+        prototypes = self.start(found, targets)
+        return self._refined(prototypes, found, targets, outer, exact) if step else prototypes
+
+    def _refined(
+        self, begin: dict[str, Tensor], features: Tensor, targets: ClassTargets, outer: Outer, exact: bool
+    ) -> dict[str, Tensor]:
+        """Take `head_steps` of Adam on the head alone, at the last of its rates. `exact`: the steps are differentiated."""
+        assert outer.scale is not None
+        second = exact and features.requires_grad
+        fixed, scale = (features, outer.scale) if second else (features.detach(), outer.scale.detach())
+        tasks = _HeadAlone(begin, fixed, targets, self.config.head_steps)
+        rates = {name: outer.rates[name][-1:] for name in HEAD_LEAVES}
+        adam = Optimizer("adam", self.config.beta1, self.config.beta2, self.config.epsilon)
+        *_, end = trajectory(tasks, Outer({}, rates, scale), adam, order="second" if second else "first")
+        return end.phi
+
+    def judge(
+        self, answering: Leaves, features: Tensor, query: ClassTargets, support: ClassTargets, outer: Outer
+    ) -> tuple[Tensor, Tensor]:
+        """Cross-entropy and accuracy."""
+        assert outer.scale is not None
+        head = _head(answering, support)
+        loss = cross_entropy(head, features, query.labels, outer.scale)
+        hits = head.logits(features, outer.scale).argmax(-1) == query.labels
+        return loss, hits.float().sum(1) / (query.labels >= 0).sum(1).clamp(min=1)
+
+    def own(self, answering: Leaves, targets: ClassTargets, task: int) -> dict[str, Tensor]:
+        """The rows of the task's own C classes: `head.weight` [C, D], `head.bias` [C]."""
+        classes = int(targets.present[task].sum())
+        return {name: answering[name][task, :classes].detach() for name in HEAD_LEAVES}
+
+    def self_accuracy(self, features: Tensor, targets: ClassTargets) -> Tensor:
+        """Leave-one-out accuracy of the nearest prototype."""
+        return leave_one_out_accuracy(features, targets.labels, targets.classes)
+
+
+@dataclass(frozen=True)
+class _HeadAlone:
+    """The heads of T tasks on constant features [T, M, D], as tasks of the inner loop: cross-entropy moves the head."""
+
+    begin: dict[str, Tensor]
+    features: Tensor
+    targets: ClassTargets
+    steps: int
+    twice: str | None = None
+    coarse: str | None = None
+    proximal: float = 0.0
+
+    @property
+    def count(self) -> int:
+        return len(self.features)
+
+    def start(self, outer: Outer) -> Start:
+        return Start(self.begin, (self.steps,) * self.count)
+
+    def support_loss(self, phi: Leaves, outer: Outer, step: int, start: Start) -> Tensor:
+        assert outer.scale is not None
+        return _cross_entropy(phi, self.features, self.targets, outer.scale)
+
+    def query_loss(self, phi: Leaves, outer: Outer, step: int, *, exact: bool = True) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError("a head alone has no query set")
+
+
+def _head(phi: Leaves, targets: ClassTargets) -> Head:
+    return Head(phi["head.weight"], phi["head.bias"], targets.present)
+
+
+def _cross_entropy(phi: Leaves, features: Tensor, targets: ClassTargets, scale: Tensor) -> Tensor:
+    return cross_entropy(_head(phi, targets), features, targets.labels, scale)
+
+
+def _leave_one_out(_phi: Leaves, features: Tensor, targets: ClassTargets, scale: Tensor) -> Tensor:
+    return leave_one_out(features, targets.labels, targets.classes, scale)
+
+
+def _supervised_contrastive(_phi: Leaves, features: Tensor, targets: ClassTargets, scale: Tensor) -> Tensor:
+    return supervised_contrastive(features, targets.labels, scale)
+
+
+_TERMS: dict[ObjectiveName, Callable[[Leaves, Tensor, ClassTargets, Tensor], Tensor]] = {
+    "cross_entropy": _cross_entropy,
+    "leave_one_out": _leave_one_out,
+    "supervised_contrastive": _supervised_contrastive,
+}
