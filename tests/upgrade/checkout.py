@@ -1,0 +1,81 @@
+"""Check out another commit beside this one, and run the scripts of this folder with its code.
+
+A script of this folder is run as a file, with the checkout as working directory and first on the module path, so that
+`import metatrain` means the checkout's. Such a script imports nothing of `tests`.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import MappingProxyType
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+
+
+class CommitUnavailable(Exception):
+    """The commit cannot be checked out; the message says why."""
+
+
+class ScriptFailed(Exception):
+    """A script ended with an error; the message has the end of what it wrote."""
+
+
+@contextmanager
+def checkout(commit: str, repository: Path = ROOT) -> Iterator[Path]:
+    """Yield a folder with the files of `commit`, removed afterwards.
+
+    Raises CommitUnavailable where git, the repository or the commit is missing: an unpacked archive, a shallow clone.
+    """
+    found = _git(repository, "rev-parse", "--verify", "--quiet", f"{commit}^{{commit}}")
+    if found.returncode:
+        if _git(repository, "rev-parse", "--git-dir").returncode:
+            raise CommitUnavailable(f"{repository} is no git repository, so commit {commit} cannot be checked out")
+        shallow = _git(repository, "rev-parse", "--is-shallow-repository").stdout.strip() == "true"
+        why = "the clone is shallow; run `git fetch --unshallow`" if shallow else "it was rewritten or never fetched"
+        raise CommitUnavailable(f"commit {commit} is not in {repository}: {why}")
+    with tempfile.TemporaryDirectory(prefix="quickstudy-checkout-") as parent:
+        folder = Path(parent) / commit
+        added = _git(repository, "worktree", "add", "--detach", str(folder), found.stdout.strip())
+        if added.returncode:
+            raise CommitUnavailable(f"commit {commit} cannot be checked out: {added.stderr.strip()[-300:]}")
+        try:
+            yield folder
+        finally:
+            _git(repository, "worktree", "remove", "--force", str(folder))
+
+
+def environment(code: Path, extra: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:
+    """Return this process's environment, changed so that Python imports the product from `code`."""
+    removed = ("REDIS_URL", "CACHE_URL", "PREDICTOR_URL", "INITIALIZATIONS_DIR", "QUICKSTUDY_URL", "QUICKSTUDY_API_KEY")
+    inherited = {name: value for name, value in os.environ.items() if name not in removed}
+    return {**inherited, "PYTHONPATH": str(code), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1", **extra}
+
+
+def run_script(name: str, *arguments: str, code: Path, seconds: float = 900) -> str:
+    """Run a script of this folder with the code of the checkout `code` and return what it printed. Raises ScriptFailed."""
+    command = [sys.executable, str(HERE / name), *arguments]
+    done = subprocess.run(
+        command,
+        cwd=code,
+        env=environment(code),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=seconds,
+        stdin=subprocess.DEVNULL,
+    )
+    if done.returncode:
+        raise ScriptFailed(f"{name} with the code in {code} ended with {done.returncode}:\n{done.stderr[-4000:]}")
+    return done.stdout
+
+
+def _git(repository: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    try:
+        return subprocess.run(["git", "-C", str(repository), *arguments], capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        raise CommitUnavailable("git is not installed, so no other commit can be checked out") from None
