@@ -19,22 +19,22 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter, ValidationError
-from torch import Tensor, nn
-
 from metatrain.algorithms import AlgorithmSection
 from metatrain.artifact import Adapter, AdapterMetadata
 from metatrain.bank import Bank, pack
 from metatrain.base.text import TextBase, load_text_base
 from metatrain.classification import HEAD_LEAVES, Adapted, Classification, adapt_each, adapted_each
-from metatrain.deltas import DeltaConfig
-from metatrain.errors import DeadlineExceeded
-from metatrain.inner import InnerConfig, trajectory
 from metatrain.metagrad import MetaGradient
 from metatrain.nets import Examples, NetTasks, classify, parameters, regress
 from metatrain.optimizers import Optimizer
 from metatrain.problem import Outer
 from metatrain.taskbatch import Tokenized
+from pydantic import TypeAdapter, ValidationError
+from torch import Tensor, nn
+
+from metatrain.deltas import DeltaConfig
+from metatrain.errors import DeadlineExceeded
+from metatrain.inner import InnerConfig, trajectory
 
 Named = dict[str, Tensor]
 Case = Mapping[str, Any]

@@ -22,28 +22,33 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
-from metatrain.algorithms import AlgorithmSection
-from metatrain.artifact import Adapter, AdapterMetadata
-from metatrain.bank import Bank, pack
-from metatrain.base.text import TextBase, load_text_base
-from metatrain.classification import HEAD_LEAVES, Adapted, Classification, adapt_each, adapted_each
+from metatrain.artifacts.artifact import Adapter, AdapterMetadata
 from metatrain.deltas import DeltaConfig
 from metatrain.errors import DeadlineExceeded
-from metatrain.inner import InnerConfig, trajectory
-from metatrain.metagrad import MetaGradient
-from metatrain.nets import Examples, NetTasks, classify, parameters, regress
-from metatrain.optimizers import Optimizer
-from metatrain.problem import Outer
-from metatrain.taskbatch import Tokenized
+from metatrain.inner.config import InnerConfig
+from metatrain.inner.encoded import Encoded
+from metatrain.inner.loop import trajectory
+from metatrain.inner.nets import Examples, NetTasks, classify, parameters, regress
+from metatrain.inner.optimizers import Optimizer
+from metatrain.inner.problem import Outer
+from metatrain.inner.supervised import Adapted, Supervised
+from metatrain.inner.together import adapt_each, adapted_each
+from metatrain.meta.algorithms import AlgorithmSection
+from metatrain.meta.metagrad import MetaGradient
+from metatrain.models.base import Base
+from metatrain.models.loading import load_base
+from metatrain.readouts.classes import ClassReadout
+from metatrain.readouts.heads import HEAD_LEAVES
+from metatrain.serving.bank import Bank, pack
 
 Named = dict[str, Tensor]
 Case = Mapping[str, Any]
 
 
-def load(model: str | None, attention: str) -> TextBase:
+def load(model: str | None, attention: str) -> Base:
     """Load the base model in the folder `model`, or the default one, in float32 on the CPU. `attention`: "sdpa" or "eager"."""
     given: dict[str, Any] = {} if model is None else {"name": model}
-    return load_text_base(**given, precision="float32", attention=attention, device=torch.device("cpu"))  # type: ignore[arg-type]
+    return load_base(**given, precision="float32", attention=attention, device=torch.device("cpu"))  # type: ignore[arg-type]
 
 
 def refused(inner: Mapping[str, Any]) -> str | None:
@@ -55,12 +60,12 @@ def refused(inner: Mapping[str, Any]) -> str | None:
     return None
 
 
-def start(base: TextBase, case: Case) -> Named:
+def start(base: Base, case: Case) -> Named:
     """Return what the inner loop starts from: θ drawn with a fixed seed, rates, scale and updated base parameters."""
     return dict(_outer(base, case).values())
 
 
-def walk(base: TextBase, case: Case, order: str) -> Named:
+def walk(base: Base, case: Case, order: str) -> Named:
     """Run the inner loop and return every point of it. `order`: "first" or "second" as meta-training runs it, or "serving".
 
     `phi.K.LEAF` [T, …] after K steps; `loss.K` [T], the support loss before step K + 1; `head.weight`, `head.bias`, the head that
@@ -80,7 +85,7 @@ def walk(base: TextBase, case: Case, order: str) -> Named:
     return _detached({**found, **_answers(tasks, adapted, outer)})
 
 
-def serve(base: TextBase, case: Case) -> Named:
+def serve(base: Base, case: Case) -> Named:
     """Run the inner loop as a worker does: each task leaves the pass after its own number of steps.
 
     `T.delta.LEAF`, `T.head.weight`, `T.head.bias` and `T.loss` [steps] of task number T, and as evaluation asks the same loop:
@@ -90,13 +95,13 @@ def serve(base: TextBase, case: Case) -> Named:
     for t, ended in enumerate(adapt_each(*_tasks(base, case, serving=True))):
         assert not isinstance(ended, DeadlineExceeded)
         found |= {f"{t}.delta.{name}": leaf for name, leaf in ended.delta.items()}
-        found |= {f"{t}.head.weight": ended.weight, f"{t}.head.bias": ended.bias}
+        found |= {f"{t}.{name}": leaf for name, leaf in ended.answering.items()}
         found[f"{t}.loss"] = torch.tensor(ended.losses, dtype=torch.float64)
     tasks, outer, optimizer = _tasks(base, case, serving=True)
     return _detached({**found, **_answers(tasks, adapted_each(tasks, outer, optimizer), outer)})
 
 
-def meta_gradient(base: TextBase, case: Case, algorithm: Mapping[str, Any], outer_step: int = 0) -> Named:
+def meta_gradient(base: Base, case: Case, algorithm: Mapping[str, Any], outer_step: int = 0) -> Named:
     """Return what the outer loop follows at outer step number `outer_step` on these tasks.
 
     `gradient.LEAF` for every outer leaf, `loss`, `accuracy`, `support_loss`, and `residual` where the solver gives one.
@@ -128,7 +133,7 @@ def net_gradient(
     return _gradient(_algorithm(algorithm).meta_gradient(tasks, outer, Optimizer(optimizer), 0))  # type: ignore[arg-type]
 
 
-def bank(base: TextBase, adapters: Sequence[tuple[Mapping[str, Any], int]]) -> Callable[[Sequence[int], Sequence[Any]], Any]:
+def bank(base: Base, adapters: Sequence[tuple[Mapping[str, Any], int]]) -> Callable[[Sequence[int], Sequence[Any]], Any]:
     """Make the adapters resident and return f(adapter number of each row, token ids of each row) → probabilities by row.
 
     An adapter is (its delta's configuration, its number of classes); its weights are drawn with its number as the seed.
@@ -151,25 +156,26 @@ def bank(base: TextBase, adapters: Sequence[tuple[Mapping[str, Any], int]]) -> C
     return lambda keys, ids: held.probabilities([str(key) for key in keys], ids)
 
 
-def token_ids(base: TextBase, texts: Sequence[str]) -> list[list[int]]:
-    """Return the token ids of each text."""
-    return base.encode(texts)[0]
+def token_ids(base: Base, texts: Sequence[str]) -> Sequence[Any]:
+    """Return the rows of each text, as the bank takes them."""
+    return base.inputs.encode(texts)
 
 
-def bare(base: TextBase, ids: Sequence[Sequence[int]]) -> Tensor:
+def bare(base: Base, ids: Sequence[Any]) -> Tensor:
     """Return the pooled features [B, D] of the bare base model: what a bank's speed is compared with."""
     with torch.no_grad():
-        return base.features(None, base.collate(ids))
+        return base.features(None, base.inputs.collate(ids))
 
 
-def _tasks(base: TextBase, case: Case, *, serving: bool) -> tuple[Classification, Outer, Optimizer]:
+def _tasks(base: Base, case: Case, *, serving: bool) -> tuple[Supervised, Outer, Optimizer]:
     config = InnerConfig.model_validate(case["inner"])
-    tokenized = Tokenized(base)
-    support = tokenized.support(case["support"])
-    query = tokenized.query(case["query"]) if "query" in case else None
-    tasks = Classification(
+    encoded = Encoded(base)
+    support = encoded.support(case["support"])
+    query = encoded.query(case["query"]) if "query" in case else None
+    tasks = Supervised(
         base,
         base.attach(_delta(case["delta"])),
+        ClassReadout,
         config,
         support,
         query,
@@ -181,7 +187,7 @@ def _tasks(base: TextBase, case: Case, *, serving: bool) -> tuple[Classification
     return tasks, _outer(base, case), config.update
 
 
-def _outer(base: TextBase, case: Case) -> Outer:
+def _outer(base: Base, case: Case) -> Outer:
     kind, generator = base.attach(_delta(case["delta"])), torch.Generator().manual_seed(0)
     theta = kind.initial(generator, b_std=0.1)
     kept = case.get("rates", "leaf")
@@ -208,8 +214,8 @@ def _algorithm(config: Mapping[str, Any]) -> Any:
     return _validator(AlgorithmSection).validate_python(dict(config))
 
 
-def _answers(tasks: Classification, adapted: Adapted, outer: Outer) -> Named:
-    found: Named = {"head.weight": adapted.head.weight, "head.bias": adapted.head.bias}
+def _answers(tasks: Supervised, adapted: Adapted, outer: Outer) -> Named:
+    found: Named = dict(adapted.answering)
     if tasks.query is not None:
         found["query.loss"], found["query.accuracy"] = tasks.judged(adapted, outer)
     return found
