@@ -65,7 +65,7 @@ def _adapter(base: Base, seed: int) -> Adapter:
     )
     theta = base.attach(LoRAConfig()).initial(generator, b_std=0.05)
     head = torch.nn.functional.normalize(torch.randn(classes, base.hidden_size, generator=generator), dim=-1)
-    return Adapter(about, theta, head, torch.zeros(classes))
+    return Adapter(about, theta, {"head.weight": head, "head.bias": torch.zeros(classes)})
 
 
 def _ids(base: Base, count: int) -> Sequence[Any]:
@@ -111,7 +111,7 @@ def _systems(base: Base, bank: Bank, peft: Any, ids: Sequence[Any], count: int) 
 
     return {
         BARE: lambda: base.features(None, base.inputs.collate(ids)),
-        OURS: lambda: bank.probabilities(keys, ids),
+        OURS: lambda: bank.answers(keys, ids),
         NAMES: lambda: features(list(range(len(ids))), adapter_names=keys),
         SET: one_by_one,
     }

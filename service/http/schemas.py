@@ -1,7 +1,7 @@
-"""The shapes of HTTP bodies. Limits that are settings are checked in `limits`, and shown in the OpenAPI by `openapi`."""
+"""The shapes of HTTP bodies. Limits that are settings are checked in `service.checks`, and shown in the OpenAPI by `openapi`."""
 
 from itertools import islice
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 
@@ -13,7 +13,7 @@ def _whole(value: object) -> object:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-# The pattern is told and not checked here: `limits.py` does, and names the field and what came.
+# The pattern is told and not checked here: `service/checks.py` does, and names the field and what came.
 Text = Annotated[str, StringConstraints(strict=True), Field(json_schema_extra={"pattern": r"^[^\x00]*$"})]
 # Limits before the validator: after it they would be checked, but not documented.
 Count = Annotated[int, Field(strict=True, ge=1), BeforeValidator(_whole)]
@@ -39,6 +39,8 @@ _SUPPORT = [
     {"input": "Do you support euros?", "label": "currencies"},
 ]
 
+TEXT_PATTERN = r"^[^\u0000]*\S[^\u0000]*$"
+"""Of a text that is not empty, for the OpenAPI document."""
 Missing = Literal["worker", "redis", "cache", "predictor"]
 
 
@@ -46,7 +48,7 @@ def _example(**content: Any) -> ConfigDict:
     return ConfigDict(json_schema_extra={"examples": [content]})
 
 
-class _Body(BaseModel):
+class Body(BaseModel):
     """One error is told, so no more are collected: a body at its limit has room for a million. Hence fail_fast of lists too."""
 
     model_config = ConfigDict(extra="forbid")
@@ -81,12 +83,7 @@ class Problem(BaseModel):
     errors: list[FieldProblem] | None = Field(default=None, description="of an invalid request")
 
 
-class Example(_Body):
-    input: Text = Field(examples=["My card was swallowed by the machine"])
-    label: Text = Field(examples=["card_lost"])
-
-
-class Options(_Body):
+class Options(Body):
     steps: Steps | None = Field(default=None, description="inner steps; the initialization's own where absent")
     seed: Seed = Field(default=0, description="order of minibatches of a large support set")
     label_words: bool = Field(
@@ -97,24 +94,38 @@ class Options(_Body):
     )
 
 
-Examples = Annotated[list[Example], Field(fail_fast=True)]
+E = TypeVar("E")
+"""The type of one example: see `service.kinds.registry`."""
+P = TypeVar("P")
+"""The type of the answer to one input."""
 
 
-class AdaptRequest(_Body):
+class _Of(BaseModel):
+    """A generic body whose name in the OpenAPI document does not show what it is made of."""
+
+    @classmethod
+    def model_parametrized_name(cls, params: tuple[Any, ...]) -> str:
+        return cls.__name__
+
+
+class AdaptRequest(Body, _Of, Generic[E]):
     model_config = _example(support=_SUPPORT, options={"label_words": True}, name="support desk", tags=["english"])
 
-    support: Examples = Field(description="a handful of labelled examples, one label each")
+    support: Annotated[list[E], Field(fail_fast=True)] = Field(description="a handful of labelled examples, one label each")
     initialization: Text = "default"
+    base_model: Text | None = Field(
+        default=None, description="one of those that this deployment has; absent: the first one that has the initialization"
+    )
     options: Options = Options()
     ttl_seconds: Count | None = Field(default=None, description="how long the adapter is kept")
     name: Name | None = Field(default=None, description="absent leaves the name that it has")
     tags: Tags | None = Field(default=None, description="absent leaves the tags that it has")
 
 
-class ExamplesRequest(_Body):
+class ExamplesRequest(Body, _Of, Generic[E]):
     model_config = _example(support=_SUPPORT[:1], name="support desk, second round")
 
-    support: Examples = Field(description="further examples, beside those of the adapter")
+    support: Annotated[list[E], Field(fail_fast=True)] = Field(description="further examples, beside those of the adapter")
     options: Options = Field(default=Options(), description="each that is absent is as the adapter has it")
     ttl_seconds: Count | None = Field(default=None, description="how long the new adapter is kept")
     name: Name | None = Field(default=None, description="of the new adapter")
@@ -158,14 +169,14 @@ class DryRunAnswer(BaseModel):
     warnings: list[Warned]
 
 
-class AdapterChanges(_Body):
+class AdapterChanges(Body):
     model_config = _example(name="support desk", tags=["english", "production"])
 
     name: Name | None = Field(default=None, description="null takes it away, absent leaves it")
     tags: Tags = Field(default=[], description="all of them; absent leaves them")
 
 
-class PredictRequest(_Body):
+class PredictRequest(Body):
     model_config = _example(adapter_id="support-desk.production", inputs=["the cash machine ate my card"], top_k=1)
 
     adapter_id: AliasName = Field(description="an adapter's id, or an alias")
@@ -173,12 +184,7 @@ class PredictRequest(_Body):
     top_k: Count | None = Field(default=None, description="only so many labels, the most probable ones first")
 
 
-class Prediction(BaseModel):
-    label: str
-    probabilities: dict[str, float]
-
-
-class PredictAnswer(BaseModel):
+class PredictAnswer(_Of, Generic[P]):
     model_config = _example(
         adapter_id=_ID,
         alias="support-desk.production",
@@ -190,14 +196,16 @@ class PredictAnswer(BaseModel):
     adapter_id: str
     alias: str | None = Field(default=None, description="where one was asked for")
     digest: str = Field(description="sha256 of the adapter's weights")
-    predictions: list[Prediction] = Field(description="in the order of the inputs")
+    predictions: list[P] = Field(description="in the order of the inputs")
     truncated: list[int] = Field(description="positions of inputs that were cut to the base model's maximum length")
 
 
-class ScoreRequest(_Body):
+class ScoreRequest(Body, _Of, Generic[E]):
     model_config = _example(examples=_SUPPORT[:2])
 
-    examples: Examples = Field(description="inputs with their true labels, which the adapter must know")
+    examples: Annotated[list[E], Field(fail_fast=True)] = Field(
+        description="inputs with their true labels, which the adapter must know"
+    )
 
 
 class LabelScore(BaseModel):
@@ -235,6 +243,8 @@ class ScoreAnswer(BaseModel):
 class AdapterView(BaseModel):
     model_config = _example(
         adapter_id=_ID,
+        kind="text-classification",
+        base_model="sentence-transformers/all-MiniLM-L6-v2",
         status="ready",
         name="support desk",
         tags=["english"],
@@ -261,6 +271,8 @@ class AdapterView(BaseModel):
     )
 
     adapter_id: str
+    kind: str = Field(description="of task")
+    base_model: str | None = Field(description="null where this service does not have it")
     status: Status
     name: str | None
     tags: list[str]
@@ -293,7 +305,7 @@ class AdapterPage(BaseModel):
     next_cursor: str | None = Field(description="of the next page; null at the end")
 
 
-class AliasTarget(_Body):
+class AliasTarget(Body):
     model_config = _example(adapter_id=_ID, expected=None)
 
     adapter_id: AdapterId

@@ -315,9 +315,9 @@ def test_a_fence_never_comes_again_though_a_new_master_lost_the_counter(records:
 
 def test_a_worker_of_another_queue_takes_nothing(records: Records) -> None:
     records.accept("t", "a1", RECIPE, DAY, (), queue="q")
-    assert records.claim("t", "a1", lease_ms=10_000, attempts=3, worker="w", queue="r") is None
+    assert records.claim("t", "a1", lease_ms=10_000, attempts=3, worker="w", queues={"r": ()}) is None
     assert records.waiting(RECIPE.kin, 5) == [("t", "a1")]
-    claim = records.claim("t", "a1", lease_ms=10_000, attempts=3, worker="w", queue="q")
+    claim = records.claim("t", "a1", lease_ms=10_000, attempts=3, worker="w", queues={"q": ()})
     assert claim is not None and records.waiting(RECIPE.kin, 5) == []
 
 
@@ -327,7 +327,7 @@ def test_a_record_from_before_there_were_queues_gets_one(records: Records, redis
     assert records.commit(claimed(records), Outcome(status="ready", digest="f"))
     record = records.get("t", "a1")
     assert record is not None and record.queue == "" and records.requeue(record, "evicted", "q")
-    assert records.claim("t", "a1", lease_ms=10_000, attempts=3, worker="w", queue="r") is None
+    assert records.claim("t", "a1", lease_ms=10_000, attempts=3, worker="w", queues={"r": ()}) is None
     assert "q" in records.queues()
 
 

@@ -53,6 +53,11 @@ _QUEUES = "qs:queues"
 _SEQUENCE = "qs:sequence"
 
 
+Queues = Mapping[str, Sequence[str]]
+"""The queues that a worker takes jobs of, each with the digests of the initializations that it may take; any if there are none."""
+_ANY: Queues = MappingProxyType({"": ()})
+
+
 @dataclass(frozen=True)
 class Step:
     """How far a job is: what changes while it runs, without its recipe."""
@@ -210,14 +215,18 @@ class Records:
         arguments: list[Any] = [_member(record.tenant, record.adapter_id), record.fence, WAKE_AGAIN_MS, why, queue]
         return bool(self._requeue(keys=_keys(record.tenant, record.adapter_id), args=arguments))
 
-    def claim(self, tenant: str, adapter_id: str, *, lease_ms: int, attempts: int, worker: str, queue: str = "") -> Claim | None:
-        """Take a job that is queued, or whose worker let its lease run out; None where there is nothing to take, or it is of
-        another queue.
+    def claim(
+        self, tenant: str, adapter_id: str, *, lease_ms: int, attempts: int, worker: str, queues: Queues = _ANY
+    ) -> Claim | None:
+        """Take a job that is queued, or whose worker let its lease run out; None where there is nothing to take, or where none of
+        `queues` may take it.
 
         A job that has used up its `attempts` ends as failed here.
         """
         keys = _keys(tenant, adapter_id)
-        answer = self._claim(keys=[*keys, _FENCE], args=[_member(tenant, adapter_id), lease_ms, attempts, worker, queue])
+        answer = self._claim(
+            keys=[*keys, _FENCE], args=[_member(tenant, adapter_id), lease_ms, attempts, worker, json.dumps(dict(queues))]
+        )
         verdict = _text(answer[0])
         if verdict == "capped":
             reason = f"no worker finished this job in {attempts} attempt{'s' if attempts > 1 else ''}"
@@ -432,7 +441,8 @@ class Records:
         """How many workers have said so lately, by queue."""
         names = cast(list[bytes], self._redis.zrangebyscore(_WORKERS, f"({self._now()}", "+inf"))
         said = cast(list[bytes | None], self._redis.hmget(_DESCRIPTIONS, names)) if names else []
-        return dict(Counter(json.loads(each).get("queue", "") for each in said if each is not None))
+        described = [json.loads(each) for each in said if each is not None]
+        return dict(Counter(queue for each in described for queue in each.get("queues", [each.get("queue", "")])))
 
     def _now(self) -> int:
         seconds, microseconds = self._redis.time()

@@ -114,8 +114,10 @@ return {live and 0 or 1, status}
 """
 )
 
-# KEYS … fence. ARGV member, lease_ms, attempt cap, worker, queue. A fence is never below the time in ms, so that a new master,
-# which may not know the last ones that its predecessor gave out, gives out none of them again.
+# KEYS … fence. ARGV member, lease_ms, attempt cap, worker, the queues that the worker takes jobs of as JSON: for each the digests
+# of the initializations that it may take, any where there are none. A job of a base model that the worker lacks is left alone. A
+# fence is never below the time in ms, so that a new master, which may not know the last ones that its predecessor gave out, gives
+# out none of them again.
 CLAIM = (
     _NOW
     + _COUNT
@@ -123,7 +125,13 @@ CLAIM = (
 local r = redis.call('HMGET', KEYS[1], 'status', 'lease_until', 'attempt', 'heard_at', 'fence', 'queue', 'kin')
 if not r[1] then redis.call('ZREM', KEYS[2], ARGV[1]); return {'gone'} end
 if r[1] ~= 'queued' and not (r[1] == 'running' and tonumber(r[2]) < now) then return {'taken'} end
-if r[6] and r[6] ~= ARGV[5] then return {'taken'} end  -- it is for workers of another base model or precision
+local digests = cjson.decode(ARGV[5])[r[6] or '']
+if not digests then return {'taken'} end  -- it is for workers of another base model or precision
+if #digests > 0 then
+  local wanted, has = cjson.decode(redis.call('HGET', KEYS[1], 'recipe')).initialization_digest, false
+  for _, digest in ipairs(digests) do has = has or digest == wanted end
+  if not has then return {'taken'} end
+end
 if tonumber(r[3]) >= tonumber(ARGV[3]) then return {'capped'} end
 redis.call('ZREM', KEYS[3], ARGV[1])
 if r[1] == 'running' then  -- its worker fell silent
