@@ -3,7 +3,7 @@
 from itertools import islice
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, create_model, model_validator
 
 from worker.ledger.messages import Status
 
@@ -32,7 +32,7 @@ Tag = Annotated[Text, Field(max_length=64, examples=["english"])]
 Tags = Annotated[list[Tag], Field(fail_fast=True, max_length=16, description="no part of its id")]
 
 _ID, _DIGEST = "a3f0c1d2e4b5a69788776655443322110ffeeddcc", "9c0d" * 16
-_SUPPORT = [
+SUPPORT_EXAMPLE = [
     {"input": "My card was swallowed by the machine", "label": "card_lost"},
     {"input": "Somebody took my wallet with the card", "label": "card_lost"},
     {"input": "Which currencies can I hold?", "label": "currencies"},
@@ -44,7 +44,7 @@ TEXT_PATTERN = r"^[^\u0000]*\S[^\u0000]*$"
 Missing = Literal["worker", "redis", "cache", "predictor"]
 
 
-def _example(**content: Any) -> ConfigDict:
+def example_body(**content: Any) -> ConfigDict:
     return ConfigDict(json_schema_extra={"examples": [content]})
 
 
@@ -100,16 +100,13 @@ P = TypeVar("P")
 """The type of the answer to one input."""
 
 
-class _Of(BaseModel):
-    """A generic body whose name in the OpenAPI document does not show what it is made of."""
-
-    @classmethod
-    def model_parametrized_name(cls, params: tuple[Any, ...]) -> str:
-        return cls.__name__
+def concrete(generic: Any, of: Any) -> Any:
+    """Return a generic body for one type of examples or predictions, under its own name in the OpenAPI document."""
+    return create_model(generic.__name__, __base__=generic[of], __doc__=generic.__doc__)
 
 
-class AdaptRequest(Body, _Of, Generic[E]):
-    model_config = _example(support=_SUPPORT, options={"label_words": True}, name="support desk", tags=["english"])
+class AdaptRequest(Body, Generic[E]):
+    model_config = example_body(support=SUPPORT_EXAMPLE, options={"label_words": True}, name="support desk", tags=["english"])
 
     support: Annotated[list[E], Field(fail_fast=True)] = Field(description="a handful of labelled examples, one label each")
     initialization: Text = "default"
@@ -122,8 +119,8 @@ class AdaptRequest(Body, _Of, Generic[E]):
     tags: Tags | None = Field(default=None, description="absent leaves the tags that it has")
 
 
-class ExamplesRequest(Body, _Of, Generic[E]):
-    model_config = _example(support=_SUPPORT[:1], name="support desk, second round")
+class ExamplesRequest(Body, Generic[E]):
+    model_config = example_body(support=SUPPORT_EXAMPLE[:1], name="support desk, second round")
 
     support: Annotated[list[E], Field(fail_fast=True)] = Field(description="further examples, beside those of the adapter")
     options: Options = Field(default=Options(), description="each that is absent is as the adapter has it")
@@ -133,7 +130,7 @@ class ExamplesRequest(Body, _Of, Generic[E]):
 
 
 class AdaptAnswer(BaseModel):
-    model_config = _example(adapter_id=_ID, status="ready", truncated=[])
+    model_config = example_body(adapter_id=_ID, status="ready", truncated=[])
 
     adapter_id: str
     status: Status
@@ -150,7 +147,7 @@ class Warned(BaseModel):
 class DryRunAnswer(BaseModel):
     """What a request would give; nothing was written."""
 
-    model_config = _example(
+    model_config = example_body(
         adapter_id=_ID,
         status="new",
         examples=4,
@@ -170,22 +167,22 @@ class DryRunAnswer(BaseModel):
 
 
 class AdapterChanges(Body):
-    model_config = _example(name="support desk", tags=["english", "production"])
+    model_config = example_body(name="support desk", tags=["english", "production"])
 
     name: Name | None = Field(default=None, description="null takes it away, absent leaves it")
     tags: Tags = Field(default=[], description="all of them; absent leaves them")
 
 
 class PredictRequest(Body):
-    model_config = _example(adapter_id="support-desk.production", inputs=["the cash machine ate my card"], top_k=1)
+    model_config = example_body(adapter_id="support-desk.production", inputs=["the cash machine ate my card"], top_k=1)
 
     adapter_id: AliasName = Field(description="an adapter's id, or an alias")
     inputs: Annotated[list[Text], Field(fail_fast=True)]
     top_k: Count | None = Field(default=None, description="only so many labels, the most probable ones first")
 
 
-class PredictAnswer(_Of, Generic[P]):
-    model_config = _example(
+class PredictAnswer(BaseModel, Generic[P]):
+    model_config = example_body(
         adapter_id=_ID,
         alias="support-desk.production",
         digest=_DIGEST,
@@ -200,14 +197,6 @@ class PredictAnswer(_Of, Generic[P]):
     truncated: list[int] = Field(description="positions of inputs that were cut to the base model's maximum length")
 
 
-class ScoreRequest(Body, _Of, Generic[E]):
-    model_config = _example(examples=_SUPPORT[:2])
-
-    examples: Annotated[list[E], Field(fail_fast=True)] = Field(
-        description="inputs with their true labels, which the adapter must know"
-    )
-
-
 class LabelScore(BaseModel):
     precision: float = Field(description="0 where it was never predicted")
     recall: float = Field(description="0 where no example has it")
@@ -216,7 +205,7 @@ class LabelScore(BaseModel):
 
 
 class ScoreAnswer(BaseModel):
-    model_config = _example(
+    model_config = example_body(
         adapter_id=_ID,
         digest=_DIGEST,
         examples=2,
@@ -241,7 +230,7 @@ class ScoreAnswer(BaseModel):
 
 
 class AdapterView(BaseModel):
-    model_config = _example(
+    model_config = example_body(
         adapter_id=_ID,
         kind="text-classification",
         base_model="sentence-transformers/all-MiniLM-L6-v2",
@@ -299,14 +288,14 @@ class AdapterView(BaseModel):
 
 
 class AdapterPage(BaseModel):
-    model_config = _example(adapters=[], next_cursor=None)
+    model_config = example_body(adapters=[], next_cursor=None)
 
     adapters: list[AdapterView] = Field(description="newest first")
     next_cursor: str | None = Field(description="of the next page; null at the end")
 
 
 class AliasTarget(Body):
-    model_config = _example(adapter_id=_ID, expected=None)
+    model_config = example_body(adapter_id=_ID, expected=None)
 
     adapter_id: AdapterId
     expected: AdapterId | None = Field(
@@ -315,7 +304,7 @@ class AliasTarget(Body):
 
 
 class AliasMove(BaseModel):
-    model_config = _example(alias="support-desk.production", adapter_id=_ID, previous=None)
+    model_config = example_body(alias="support-desk.production", adapter_id=_ID, previous=None)
 
     alias: str
     adapter_id: str
@@ -323,7 +312,7 @@ class AliasMove(BaseModel):
 
 
 class AliasView(BaseModel):
-    model_config = _example(alias="support-desk.production", adapter_id=_ID, updated_at=1795651200.0)
+    model_config = example_body(alias="support-desk.production", adapter_id=_ID, updated_at=1795651200.0)
 
     alias: str
     adapter_id: str
@@ -331,7 +320,7 @@ class AliasView(BaseModel):
 
 
 class AliasPage(BaseModel):
-    model_config = _example(aliases=[], next_cursor=None)
+    model_config = example_body(aliases=[], next_cursor=None)
 
     aliases: list[AliasView] = Field(description="in the order of their names")
     next_cursor: str | None = Field(description="of the next page; null at the end")
@@ -362,26 +351,26 @@ class InitializationView(BaseModel):
 
 
 class InitializationList(BaseModel):
-    model_config = _example(initializations=[])
+    model_config = example_body(initializations=[])
 
     initializations: list[InitializationView]
 
 
 class Alive(BaseModel):
-    model_config = _example(status="alive")
+    model_config = example_body(status="alive")
 
     status: Literal["alive"]
 
 
 class Readiness(BaseModel):
-    model_config = _example(status="ready", missing=[])
+    model_config = example_body(status="ready", missing=[])
 
     status: Literal["ready"]
     missing: list[Missing] = Field(description="empty; the problem of a 503 has the same member")
 
 
 class UsageView(BaseModel):
-    model_config = _example(
+    model_config = example_body(
         tenant="default",
         adapters=3,
         aliases=1,

@@ -2,14 +2,14 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
 
 from metatrain.tasks.labels import label_words
 from service.checks import check_text
 from service.errors import InvalidRequest
-from service.http.schemas import TEXT_PATTERN, Body, Options, Text, Warned
+from service.http.schemas import SUPPORT_EXAMPLE, TEXT_PATTERN, Body, Options, Text, Warned, example_body
 from service.predicting.predictor import Answer
 from service.settings import ServiceSettings
 from worker.kinds.kind import Canonical
@@ -21,6 +21,14 @@ _IMBALANCE = 5
 class Example(Body):
     input: Text = Field(examples=["My card was swallowed by the machine"])
     label: Text = Field(examples=["card_lost"])
+
+
+class ScoreRequest(Body):
+    model_config = example_body(examples=SUPPORT_EXAMPLE[:2])
+
+    examples: Annotated[list[Example], Field(fail_fast=True)] = Field(
+        description="inputs with their true labels, which the adapter must know"
+    )
 
 
 class Prediction(BaseModel):

@@ -12,7 +12,7 @@ from service.errors import KeyUsedOtherwise, UnknownAdapter
 from service.http.auth import needs
 from service.http.limits import prefer_wait
 from service.http.openapi import OF_A_BODY, OF_ANY_ROUTE, TO_THE_ADAPTER, Responses, problems
-from service.http.schemas import AdaptAnswer, AdapterId, AdaptRequest, DryRunAnswer, ExamplesRequest
+from service.http.schemas import AdaptAnswer, AdapterId, AdaptRequest, DryRunAnswer, ExamplesRequest, concrete
 from service.http.views import require
 
 
@@ -44,12 +44,13 @@ _ACCEPTED: Responses = {
 
 def routes(example: Any) -> APIRouter:
     """The routes for bodies with examples of this type."""
+    adapt_request, examples_request = concrete(AdaptRequest, example), concrete(ExamplesRequest, example)
     router = APIRouter(tags=["adapters"], dependencies=[Depends(needs("adapt")), Depends(_place)])
     responses = {**_ACCEPTED, **problems(*OF_ANY_ROUTE, *OF_A_BODY, KeyUsedOtherwise, UnknownAdapter)}
 
     @router.post("/adapt", status_code=202, response_model=None, responses=responses)
     async def adapt(
-        request: AdaptRequest[example],
+        request: adapt_request,  # type: ignore[valid-type]
         how: Annotated[HowToAnswer, Depends()],
     ) -> AdaptAnswer | DryRunAnswer:
         """Learn a task from labelled examples. The same request gives the same adapter: a retry is free. 404: it was deleted while
@@ -59,7 +60,7 @@ def routes(example: Any) -> APIRouter:
     @router.post("/adapters/{adapter_id}/examples", status_code=202, response_model=None, responses=responses)
     async def add_examples(
         adapter_id: AdapterId,
-        request: ExamplesRequest[example],
+        request: examples_request,  # type: ignore[valid-type]
         how: Annotated[HowToAnswer, Depends()],
     ) -> AdaptAnswer | DryRunAnswer:
         """A new adapter from this one's examples and further ones, with its initialization and options unless others are given.

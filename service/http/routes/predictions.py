@@ -9,7 +9,7 @@ from service.checks import check_inputs
 from service.errors import AdapterNotReady, Overloaded, UnknownAdapter
 from service.http.auth import needs
 from service.http.openapi import OF_A_BODY, OF_ANY_ROUTE, problems
-from service.http.schemas import PredictAnswer, PredictRequest
+from service.http.schemas import PredictAnswer, PredictRequest, concrete
 from service.http.state import ServiceState, State, Tenant
 from service.kinds.registry import http_kinds
 from service.predicting.answering import answered
@@ -18,11 +18,12 @@ from worker.ledger.aliases import is_adapter_id
 
 def routes(prediction: Any) -> APIRouter:
     """The routes for answers with predictions of this type."""
+    predict_answer: type[PredictAnswer[Any]] = concrete(PredictAnswer, prediction)
     router = APIRouter(tags=["predictions"], dependencies=[Depends(needs("predict"))])
 
     @router.post(
         "/predict",
-        response_model=PredictAnswer[prediction],
+        response_model=predict_answer,
         responses=problems(*OF_ANY_ROUTE, *OF_A_BODY, UnknownAdapter, AdapterNotReady, Overloaded),
     )
     async def predict(
@@ -42,7 +43,7 @@ def routes(prediction: Any) -> APIRouter:
                 raise
             record, [answer] = await answered(now, [request.inputs], connection, state, tenant)
         response.headers["Server-Timing"] = ", ".join(f"{stage};dur={1e3 * s:.2f}" for stage, s in answer.seconds.items())
-        return PredictAnswer[prediction](
+        return predict_answer(
             adapter_id=record.adapter_id,
             alias=alias,
             digest=str(record.digest),

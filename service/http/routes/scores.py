@@ -9,10 +9,10 @@ from service.checks import check_count
 from service.errors import AdapterNotReady, InvalidRequest, Overloaded, UnknownAdapter
 from service.http.auth import needs
 from service.http.openapi import OF_A_BODY, OF_ANY_ROUTE, problems
-from service.http.schemas import AdapterId, LabelScore, ScoreAnswer, ScoreRequest
+from service.http.schemas import AdapterId, LabelScore, ScoreAnswer
 from service.http.state import State, Tenant
 from service.http.views import known
-from service.kinds.text_classification import Example, TextClassification, best_labels, check_example
+from service.kinds.text_classification import ScoreRequest, TextClassification, best_labels, check_example
 from service.predicting.answering import answered
 from service.predicting.scoring import score
 
@@ -24,7 +24,7 @@ router = APIRouter(tags=["predictions"], dependencies=[Depends(needs("predict"))
     responses=problems(*OF_ANY_ROUTE, *OF_A_BODY, UnknownAdapter, AdapterNotReady, Overloaded),
 )
 async def score_adapter(
-    adapter_id: AdapterId, request: ScoreRequest[Example], connection: Request, state: State, tenant: Tenant
+    adapter_id: AdapterId, request: ScoreRequest, connection: Request, state: State, tenant: Tenant
 ) -> ScoreAnswer:
     """Predict labelled examples and compare: accuracy, F1, confusion, and which were labelled otherwise. Counts as the predictions
     that the examples would take, MAX_INPUTS in each."""
