@@ -5,6 +5,7 @@ that is quick to import.
 """
 
 from collections.abc import Iterable
+from functools import cached_property
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -31,12 +32,22 @@ _OUR_PACKAGES = ("quickstudy", "service", "worker", "metatrain")
 class CommandLine(click.Group):
     """A group of its own commands, and of those that entry points add; entry points are read only if they are needed."""
 
+    @cached_property
+    def _installed(self) -> dict[str, LateCommand]:
+        found: dict[str, LateCommand] = {}
+        for entry in entry_points(group=GROUP):
+            try:
+                found |= {str(command.name): command for command in entry.load()}
+            except ModuleNotFoundError:  # metadata without its code must not break the client's own commands
+                continue
+        return found
+
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted({*self.commands, *_installed_commands()})
+        return sorted({*self.commands, *self._installed})
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Return the command of this name, or None. Raise ClickException for one of the server's that is not installed."""
-        command = self.commands.get(cmd_name) or _installed_commands().get(cmd_name)
+        command = self.commands.get(cmd_name) or self._installed.get(cmd_name)
         if command is None and cmd_name in SERVER_COMMANDS:
             raise click.ClickException(f"{cmd_name} is not installed; this command needs {SERVER_NEEDS}")
         return command
@@ -56,13 +67,3 @@ def command_line(more: Iterable[LateCommand] = ()) -> CommandLine:
     """Return `quickstudy` with the client's commands and `more`: those of a checkout, whose entry points are not installed."""
     commands: dict[str, click.Command] = {str(command.name): command for command in (*CLIENT_COMMANDS, *more)}
     return CommandLine("quickstudy", commands=commands, help="Few-shot adaptation as a service.")
-
-
-def _installed_commands() -> dict[str, LateCommand]:
-    found: dict[str, LateCommand] = {}
-    for entry in entry_points(group=GROUP):
-        try:
-            found |= {str(command.name): command for command in entry.load()}
-        except ModuleNotFoundError:  # metadata without its code must not break the client's own commands
-            continue
-    return found
