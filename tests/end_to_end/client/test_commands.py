@@ -60,7 +60,7 @@ def test_the_walk_of_the_readme(service: Served, tmp_path: Path) -> None:
     command.chmod(0o755)
     walk = blocks("sh")[0]
     assert walk.count(".venv/bin/quickstudy ") == 2
-    environment = {**os.environ, "QUICKSTUDY_URL": service.url, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "QUICKSTUDY_URL": service.url, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'client'}"}
     subprocess.run(["bash", "-euo", "pipefail", "-c", walk], cwd=tmp_path, env=environment, check=True, timeout=120)
     rows, asked = (list(csv.DictReader(path.read_text("utf-8").splitlines())) for path in (tmp_path / "answers.csv", QUESTIONS))
     assert [{name: row[name] for name in ("id", "text", "branch")} for row in rows] == asked
