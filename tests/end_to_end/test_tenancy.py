@@ -14,9 +14,9 @@ import pytest
 from click.testing import CliRunner
 from fastapi.routing import iter_route_contexts
 
+from service.__main__ import main
 from service.http.app import create_app
 from service.http.auth import PUBLIC
-from service.running.cli import main
 from service.settings import ServiceSettings
 from tests.end_to_end.conftest import Served, served
 from worker.ledger.keys import KEY_SECONDS

@@ -37,7 +37,7 @@ TEXTS = ["order pizza", "close my account please", "play", "order pizza now plea
 def predictor(url: str, environment: dict[str, str], log: Path) -> Iterator["subprocess.Popen[bytes]"]:
     with log.open("ab") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "service.running.cli", "predictor", "--listen", url],
+            [sys.executable, "-m", "service", "predictor", "--listen", url],
             env={**os.environ, **environment},
             cwd=ROOT,
             stdout=output,
