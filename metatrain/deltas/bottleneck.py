@@ -67,6 +67,10 @@ class Bottleneck:
     def counts(self) -> dict[str, int]:
         return {}
 
+    @property
+    def peft(self) -> None:
+        """None: PEFT has no such kind."""
+
 
 def _bottleneck_hook(site: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor | None]:
     def add_bottleneck(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:

@@ -13,6 +13,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
+from metatrain.deltas.peft_files import PeftFiles, in_module, leaf_by_leaf
 from metatrain.deltas.scope import Delta, current_delta
 from metatrain.deltas.sites import linear_sites, lowest_layer
 
@@ -68,6 +69,12 @@ class IA3:
     @property
     def counts(self) -> dict[str, int]:
         return {}
+
+    @property
+    def peft(self) -> PeftFiles:
+        own = {"target_modules": sorted(self.sites), "feedforward_modules": sorted(self.feedforward)}
+        leaves = {name: in_module(name, shape) for name, shape in self.shapes.items()}
+        return leaf_by_leaf({"peft_type": "IA3", **own}, self.shapes, leaves)
 
 
 def _input_hook(site: str) -> Callable[[nn.Module, tuple[Tensor, ...]], Any]:

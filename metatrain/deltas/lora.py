@@ -14,6 +14,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from metatrain.deltas.peft_files import PeftFiles, in_module, leaf_by_leaf
 from metatrain.deltas.scope import Delta, current_delta
 from metatrain.deltas.sites import linear_sites, lowest_layer
 
@@ -83,6 +84,12 @@ class LoRA:
     @property
     def counts(self) -> dict[str, int]:
         return {}
+
+    @property
+    def peft(self) -> PeftFiles:
+        own = {"r": self.config.rank, "lora_alpha": self.config.alpha, "target_modules": sorted(self.sites)}
+        essentials = {"peft_type": "LORA", **own, "lora_dropout": 0.0, "bias": "none"}
+        return leaf_by_leaf(essentials, self.shapes, {name: in_module(name, shape) for name, shape in self.shapes.items()})
 
 
 def _lora_hook(site: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor | None]:

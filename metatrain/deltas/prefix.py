@@ -19,11 +19,13 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
+from metatrain.deltas.peft_files import PeftFiles, side_by_side, virtual_tokens
 from metatrain.deltas.scope import Delta, current_delta
 from metatrain.deltas.sites import layer_of
-from metatrain.deltas.virtual import PREFIX_TOKENS, move_positions, real, start
+from metatrain.deltas.virtual import PREFIX_TOKENS, move_positions, random_vectors, real_places
 from metatrain.errors import UnsupportedDelta
 
+_TAKES_PAST_KEYS = {"bert", "roberta", "xlm-roberta", "camembert", "electra"}
 _NAMES = {"eager": "quickstudy_eager", "sdpa": "quickstudy_sdpa"}
 
 
@@ -61,7 +63,7 @@ class Prefix:
 
     def initial(self, generator: torch.Generator, *, b_std: float = 0.0) -> dict[str, Tensor]:
         """A fresh θ, one task, float32."""
-        return start(self.shapes, generator, b_std)
+        return random_vectors(self.shapes, generator, b_std)
 
     def attach(self, sites: Iterable[str]) -> None:
         for site in sites:
@@ -75,6 +77,20 @@ class Prefix:
     def counts(self) -> dict[str, int]:
         """Of the rows, for their positions, and of each site, since prefixes may differ in their layers."""
         return dict.fromkeys([PREFIX_TOKENS, *(f"{site}.{PREFIX_TOKENS}" for site in self.sites)], self.config.tokens)
+
+    @property
+    def peft(self) -> PeftFiles | None:
+        """None where PEFT computes something else.
+
+        It puts a prefix in front of all layers, and only where the attention takes past keys and values.
+        """
+        model_config: Any = self.model.config
+        if self.config.layers is not None or model_config.model_type not in _TAKES_PAST_KEYS:
+            return None
+        tokens, width = next(iter(self.shapes.values()))
+        own = {"encoder_hidden_size": width, "prefix_projection": False}
+        shared = virtual_tokens(tokens, width, model_config)
+        return side_by_side({"peft_type": "PREFIX_TUNING", **shared, **own}, self.shapes)
 
 
 def _with_prefix(own: Callable[..., Any] | None) -> Callable[..., Any]:
@@ -114,7 +130,7 @@ def _with_prefix_seen(mask: Tensor | None, tokens: int, counts: Tensor | None, q
     rows, _, length, _ = query.shape
     if mask is None:
         mask = query.new_zeros(rows, 1, length, length)  # to be added: that, and not a truth value, is what every attention takes
-    front = real(counts, tokens)[:, None, None, :].expand(*mask.shape[:-1], tokens)
+    front = real_places(counts, tokens)[:, None, None, :].expand(*mask.shape[:-1], tokens)
     if mask.dtype != torch.bool:
         front = torch.zeros_like(front, dtype=mask.dtype).masked_fill(~front, torch.finfo(mask.dtype).min)
     return torch.cat([front, mask], dim=-1)

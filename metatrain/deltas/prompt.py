@@ -12,8 +12,9 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from metatrain.deltas.peft_files import PeftFiles, PeftLeaf, leaf_by_leaf, virtual_tokens
 from metatrain.deltas.scope import Delta
-from metatrain.deltas.virtual import PROMPT, PROMPT_TOKENS, move_positions, start
+from metatrain.deltas.virtual import PROMPT, PROMPT_TOKENS, move_positions, random_vectors
 
 
 class PromptConfig(BaseModel):
@@ -26,7 +27,7 @@ class PromptConfig(BaseModel):
 
 
 class Prompt:
-    """One leaf, `prompt_embeddings` [P, D]. `Base.features` puts it in front of the word embeddings."""
+    """One leaf, `prompt_embeddings` [P, D]. `virtual.with_prompt` puts it in front of the word embeddings."""
 
     def __init__(self, config: PromptConfig, model: nn.Module) -> None:
         self.config, self.model = config, model
@@ -40,7 +41,7 @@ class Prompt:
 
     def initial(self, generator: torch.Generator, *, b_std: float = 0.0) -> dict[str, Tensor]:
         """A fresh θ, one task, float32."""
-        return start(self.shapes, generator, b_std)
+        return random_vectors(self.shapes, generator, b_std)
 
     def attach(self, sites: Iterable[str]) -> None:
         move_positions(self.model)
@@ -51,3 +52,10 @@ class Prompt:
     @property
     def counts(self) -> dict[str, int]:
         return {PROMPT_TOKENS: self.config.tokens}
+
+    @property
+    def peft(self) -> PeftFiles:
+        tokens, width = self.shapes[PROMPT]
+        shared = virtual_tokens(tokens, width, self.model.config)
+        essentials = {"peft_type": "PROMPT_TUNING", **shared, "prompt_tuning_init": "RANDOM"}
+        return leaf_by_leaf(essentials, self.shapes, {PROMPT: PeftLeaf(PROMPT, self.shapes[PROMPT])})

@@ -5,12 +5,11 @@ import warnings
 from typing import Any, cast
 
 import torch
-from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
+from peft import PeftConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor
 
 from metatrain.deltas import DeltaKind
-from metatrain.deltas.peft_files import in_peft, peft_config, to_peft
-from metatrain.deltas.virtual import PROMPT
+from metatrain.deltas.peft_files import PeftFiles
 from metatrain.errors import UnsupportedDelta
 from metatrain.inner.problem import stack
 from metatrain.models.backbone import Batch, pooled
@@ -45,9 +44,9 @@ def probe(base: Base, kind: DeltaKind) -> None:
         )
         bare = base.features(None, batch)
         others = {"the same rows alone": alone}
-        if in_peft(kind):
+        if (files := kind.peft) is not None:
             pairs = zip(thetas, singles, strict=True)
-            others["stock PEFT"] = torch.cat([_peft_features(base, kind, theta, single) for theta, single in pairs])
+            others["stock PEFT"] = torch.cat([_peft_features(base, files, theta, single) for theta, single in pairs])
     tolerance = TOLERANCE[base.dtype]
     for name, other in others.items():
         gap = float((mixed - other).abs().max())
@@ -105,16 +104,16 @@ def _double_backward(base: Base, kind: DeltaKind, delta: dict[str, Tensor], batc
         raise UnsupportedDelta(f"{where}: a second derivative is zero or not finite")
 
 
-def _peft_features(base: Base, kind: DeltaKind, theta: dict[str, Tensor], batch: Batch) -> Tensor:
-    """Of a batch of one bucket."""
+def _peft_features(base: Base, files: PeftFiles, theta: dict[str, Tensor], batch: Batch) -> Tensor:
+    """Return what stock PEFT computes with θ for a batch of one bucket, [B, D]."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        config = cast(Any, PeftConfig).from_peft_type(**{**peft_config(kind, ""), "inference_mode": False})
+        config = cast(Any, PeftConfig).from_peft_type(**{**files.config(""), "inference_mode": False})
         stock = get_peft_model(copy.deepcopy(cast(Any, base.model)), config).eval()
-    loaded = cast(Any, set_peft_model_state_dict(stock, to_peft(kind, theta)))
-    unexpected = set(loaded.unexpected_keys) - {PROMPT}  # which PEFT has taken, and names all the same
-    if unexpected:
-        raise UnsupportedDelta(f"stock PEFT does not know the leaf {min(unexpected)}")
+    set_peft_model_state_dict(stock, files.to_peft(theta))
+    held = get_peft_model_state_dict(stock, save_embedding_layers=False)
+    if held.keys() != files.shapes.keys():
+        raise UnsupportedDelta(f"stock PEFT has other leaves, for one {min(held.keys() ^ files.shapes.keys())}")
     (bucket,) = batch.buckets
     hidden = stock(**bucket.inputs, attention_mask=bucket.mask).last_hidden_state
     states = hidden.to(torch.promote_types(hidden.dtype, torch.float32))[:, -bucket.mask.shape[1] :]
