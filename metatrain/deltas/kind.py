@@ -27,8 +27,8 @@ class DeltaKind(Protocol):
         """A `DeltaConfig`."""
 
     @property
-    def sites(self) -> Mapping[str, nn.Module]:
-        """The modules that are hooked, by name."""
+    def sites(self) -> Mapping[str, Any]:
+        """The places in the model that are hooked, by module name."""
 
     @property
     def lowest_layer(self) -> int:
