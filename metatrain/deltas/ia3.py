@@ -53,9 +53,9 @@ class IA3:
             f"{name}.ia3_l": (1, site.in_features) if name in self.feedforward else (site.out_features, 1)
             for name, site in self.sites.items()
         }
-        single = next((name for name, shape in self.shapes.items() if shape == (1, 1)), None)
-        if single is not None:
-            raise UnsupportedDelta(f"delta.targets: {single} of {type(model).__name__} would rescale a single number")
+        for name in self.sites:
+            if self.shapes[f"{name}.ia3_l"] == (1, 1):
+                raise UnsupportedDelta(f"delta.targets: {name} of {type(model).__name__} has a single number to rescale")
 
     @property
     def lowest_layer(self) -> int:

@@ -17,6 +17,7 @@ from metatrain.errors import UnsupportedDelta
 Inputs = tuple[Any, ...]
 PROMPT = PROMPT_EMBEDDINGS
 PREFIX_TOKENS, PROMPT_TOKENS = COUNTS = ("prefix_tokens", "prompt_tokens")
+_POSITION_TABLES = {"position_embeddings", "wpe"}  # BERT's name for it and GPT-2's
 
 
 def random_vectors(shapes: Mapping[str, tuple[int, ...]], generator: torch.Generator, b_std: float) -> dict[str, Tensor]:
@@ -54,11 +55,20 @@ def with_prompt(
     return {"inputs_embeds": torch.cat([front, words], dim=1), "attention_mask": mask}, tokens
 
 
+def check_takes_tokens(model: nn.Module, kind: str) -> None:
+    """Raise UnsupportedDelta if the model's input is not token ids: virtual tokens stand in front of a text's own."""
+    main_input = getattr(model, "main_input_name", "input_ids")
+    if main_input != "input_ids":
+        raise UnsupportedDelta(
+            f"delta.kind: {kind} stands in front of the tokens of a text, {type(model).__name__} takes {main_input}"
+        )
+
+
 def move_positions(model: nn.Module) -> None:
     """Hook what turns the model's position numbers into embeddings or rotations. Idempotent."""
     for name, module in model.named_modules():
         hook: Any
-        if name.split(".")[-1] == "position_embeddings" and isinstance(module, nn.Embedding):
+        if name.split(".")[-1] in _POSITION_TABLES and isinstance(module, nn.Embedding):
             hook = _embedded
         elif type(module).__name__.endswith("RotaryEmbedding"):
             hook = _rotated
