@@ -25,7 +25,7 @@ from torch import Tensor
 
 from metatrain.artifacts.header import Header, Leaf, check_described, check_extent, header_bytes, read_header, shown
 from metatrain.deltas import DeltaConfig, DeltaKind
-from metatrain.deltas.peft_files import essentials, from_peft, in_peft, peft_config, peft_shapes, to_peft
+from metatrain.deltas.peft_files import PeftFiles
 from metatrain.errors import ArtifactError, BaseModelError
 from metatrain.inner.config import InnerConfig
 from metatrain.inner.problem import Outer
@@ -104,7 +104,7 @@ class Initialization:
 def save_initialization(init: Initialization, folder: Path, kind: DeltaKind) -> None:
     """Write `init` to `folder`, the JSON last, so that a folder with one is complete."""
     folder.mkdir(parents=True, exist_ok=True)
-    named = to_peft(kind, init.theta) if in_peft(kind) else init.theta
+    named = init.theta if kind.peft is None else kind.peft.to_peft(init.theta)
     weights = {_weights_file(kind): save(_contiguous(named)), "inner_lr.safetensors": save(_contiguous(init.rates))}
     if init.base_update:
         weights[_BASE_UPDATE] = save(_contiguous(init.base_update))
@@ -123,8 +123,8 @@ def save_initialization(init: Initialization, folder: Path, kind: DeltaKind) -> 
         write_atomically(folder / name, content)
     if not init.base_update:
         (folder / _BASE_UPDATE).unlink(missing_ok=True)  # of an initialization that was here before
-    if in_peft(kind):
-        config = json.dumps(peft_config(kind, init.base.model), indent=2)
+    if kind.peft is not None:
+        config = json.dumps(kind.peft.config(init.base.model), indent=2)
         write_atomically(folder / "adapter_config.json", config.encode() + b"\n")
     write_atomically(
         folder / "initialization.json",
@@ -154,7 +154,7 @@ def load_initialization(folder: Path, base: Base) -> Initialization:
         known = ", ".join(readout_kinds())
         raise ArtifactError(f"{path}: readout: expected one of {known}, got {shown(described.readout)!r}")
     leaves = readout_kinds()[described.readout].leaves
-    shapes = peft_shapes(kind) if in_peft(kind) else kind.shapes
+    shapes = kind.shapes if kind.peft is None else kind.peft.shapes
     theta = _read_weights(folder / _weights_file(kind), described.weights_sha256, lambda _: shapes)
     rates = _read_weights(
         folder / "inner_lr.safetensors", described.weights_sha256, lambda found: _rate_shapes(found, kind, leaves)
@@ -163,9 +163,9 @@ def load_initialization(folder: Path, base: Base) -> Initialization:
     for name, rate in rates.items():
         if (rate < 0).any():
             raise ArtifactError(f"{folder}/inner_lr.safetensors: {name}: expected rates of at least 0, got {float(rate.min())}")
-    if in_peft(kind):
-        _check_peft_config(folder / "adapter_config.json", kind)
-        theta = from_peft(kind, theta)
+    if kind.peft is not None:
+        _check_peft_config(folder / "adapter_config.json", kind.peft)
+        theta = kind.peft.from_peft(theta)
     return Initialization(
         name=described.name,
         base=described.base,
@@ -340,7 +340,7 @@ def _read(path: Path, most: int) -> bytes:
 
 
 def _weights_file(kind: DeltaKind) -> str:
-    return "adapter_model.safetensors" if in_peft(kind) else "delta.safetensors"
+    return "delta.safetensors" if kind.peft is None else "adapter_model.safetensors"
 
 
 def _rate_shapes(found: Mapping[str, Leaf], kind: DeltaKind, readout: Sequence[str]) -> dict[str, tuple[int, ...]]:
@@ -353,15 +353,14 @@ def _rate_shapes(found: Mapping[str, Leaf], kind: DeltaKind, readout: Sequence[s
     return expected
 
 
-def _check_peft_config(path: Path, kind: DeltaKind) -> None:
+def _check_peft_config(path: Path, files: PeftFiles) -> None:
     if not path.is_file():
         raise ArtifactError(f"{path.parent}: adapter_config.json is missing")
     try:
         stated = dict(json.loads(_read(path, _MOST_JSON_BYTES)))
     except (ValueError, TypeError, RecursionError) as error:
         raise ArtifactError(f"{path}: expected a JSON object: {error}") from error
-    expected = essentials(kind)
-    for key, value in expected.items():
+    for key, value in files.essentials.items():
         if stated.get(key) != value:
             raise ArtifactError(f"{path}: {key}: expected {value!r} as in initialization.json, got {stated.get(key)!r}")
     for key in ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "layers_to_transform"):
