@@ -106,7 +106,7 @@ def _longest_row_fits(base: Base, kind: DeltaKind) -> None:
         fits = bool(torch.isfinite(base.features({n: leaf.to(base.device) for n, leaf in theta.items()}, longest)).all())
     except (RuntimeError, IndexError) as error:
         raise UnsupportedDelta(
-            f"{where} does not take rows of {base.inputs.limit} (base.max_length, if it can be lower): {error}"
+            f"{where} does not take rows of {base.inputs.limit} (base.max_length, if it can be lower): {first_line(error)}"
         ) from error
     if not fits:
         raise UnsupportedDelta(f"{where} gives no finite features for rows of {base.inputs.limit}")
@@ -134,7 +134,7 @@ def _double_backward(base: Base, kind: DeltaKind, delta: dict[str, Tensor], batc
         first = torch.autograd.grad(_score(base, kind, live, batch), leaves, create_graph=True)
         second = torch.autograd.grad(sum((g.square().sum() for g in first), torch.zeros(())), leaves)
     except (RuntimeError, NotImplementedError) as error:
-        raise UnsupportedDelta(f"{where}: no second derivative: {str(error).splitlines()[0]}") from error
+        raise UnsupportedDelta(f"{where}: no second derivative: {first_line(error)}") from error
     if not all(torch.isfinite(g).all() and g.any() for g in second):
         raise UnsupportedDelta(f"{where}: a second derivative is zero or not finite")
 

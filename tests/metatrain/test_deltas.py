@@ -1,5 +1,6 @@
 """Every delta kind on every kind of encoder: through the probe, through PEFT and back, and differentiated."""
 
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -29,6 +30,14 @@ from tests.tiny import ARCHITECTURES, save_tiny_model, tasks
 ATTENTION = {"bert": ("query", "value"), "roberta": ("query", "value"), "distilbert": ("q_lin", "v_lin"), "modernbert": ("Wqkv",)}
 CLOSING = {"bert": ("output.dense",), "roberta": ("output.dense",), "distilbert": ("out_lin", "lin2"), "modernbert": ("Wo",)}
 FEEDFORWARD = {"bert": "intermediate.dense", "roberta": "intermediate.dense", "distilbert": "lin1", "modernbert": "Wi"}
+FILES = {
+    "lora": {"adapter_config.json": "ce688427f3c66c6b", "adapter_model.safetensors": "b383feaf1b7aa661"},
+    "bottleneck": {"delta.safetensors": "16996b2419350987"},
+    "prefix": {"adapter_config.json": "fe83bf7cd1f3654b", "adapter_model.safetensors": "8b19737936761ffa"},
+    "prompt": {"adapter_config.json": "fc43a73da23e4fd0", "adapter_model.safetensors": "32728b3f8d995be6"},
+    "ia3": {"adapter_config.json": "21b8a6299aafb226", "adapter_model.safetensors": "5bbdd534fe22d0a0"},
+    "head": {"delta.safetensors": "9bbcbf73561f6bc5"},
+}
 KINDS = ("lora", "bottleneck", "prefix", "prompt", "ia3", "head")
 
 
@@ -127,6 +136,19 @@ def test_an_initialization_comes_back_and_loads_in_peft(
     assert all(torch.equal(back[name], leaf) for name, leaf in theta.items())
 
 
+def test_the_files_of_every_kind_have_the_bytes_that_they_always_had(tiny: Base, tmp_path: Path) -> None:
+    """Digests of what commit 713d01a wrote, for leaves that count up in steps of 1/64."""
+    for kind, expected in FILES.items():
+        attached = tiny.attach(config_for(kind))
+        theta = {n: torch.arange(torch.Size(s).numel(), dtype=torch.float32).view(s) / 64 for n, s in attached.shapes.items()}
+        spec = tiny.spec.model_copy(update={"model": "tiny"})
+        init = Initialization("mine", spec, attached.config, InnerConfig(steps=1), theta, {}, SCALE, "none", {})
+        save_initialization(init, tmp_path / kind, attached)
+        written = {path.name: hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in (tmp_path / kind).iterdir()}
+        assert written.items() >= expected.items()
+        assert written.keys() == {*expected, "initialization.json", "inner_lr.safetensors"}
+
+
 @pytest.mark.parametrize("mode", ["unrolled", "checkpointed", "adjoint"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_meta_gradient_of_every_kind_is_the_derivative_of_the_whole_procedure(tiny64: Base, kind: str, mode: str) -> None:
@@ -153,6 +175,59 @@ def test_what_a_model_has_no_place_for_is_refused(tiny: Base) -> None:
 def test_the_probe_refuses_more_tokens_than_there_are_positions_for(tiny: Base, config: Any) -> None:
     with pytest.raises(UnsupportedDelta, match=f"BertModel with {config.kind} does not take rows of 64 tokens"):
         probe(tiny, tiny.attach(config))
+
+
+def test_the_probe_refuses_rows_that_differ_beside_others_with_more_tokens(folders: dict[str, Path]) -> None:
+    """A model whose table of positions is not known as one."""
+    base = load(folders["bert"], "sdpa")
+    attached = base.attach(PromptConfig(tokens=3))
+    for name, module in base.model.named_modules():
+        if name.endswith("position_embeddings"):
+            module._forward_pre_hooks.clear()
+    with pytest.raises(UnsupportedDelta, match="BertModel with prompt: a batch of unequal numbers of tokens differs"):
+        probe(base, attached)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "error", [KeyError("absent"), AttributeError("no such thing\nat all"), IndexError(), ZeroDivisionError("0")]
+)
+def test_whatever_goes_wrong_in_the_probe_is_a_reason_to_refuse(folders: dict[str, Path], kind: str, error: Exception) -> None:
+    base = load(folders["bert"], "sdpa")
+    attached = base.attach(config_for(kind))
+
+    def fail(*_: Any) -> None:
+        raise error
+
+    base.model.register_forward_pre_hook(fail)
+    said = [type(error).__name__, *str(error).splitlines()[:1]]
+    with pytest.raises(UnsupportedDelta, match=rf"BertModel with {kind}") as refusal:
+        probe(base, attached)
+    assert refusal.value.__cause__ is error and "at all" not in str(refusal.value)
+    assert all(part in str(refusal.value) for part in said)
+
+
+def test_a_model_that_fails_when_its_attention_is_looked_for_keeps_its_own(tiny_folder: Path) -> None:
+    base = load(tiny_folder, "sdpa")
+
+    def fail(*_: Any) -> None:
+        raise AttributeError("no such thing\nat all")
+
+    failing = base.model.register_forward_pre_hook(fail)
+    with pytest.raises(UnsupportedDelta, match=r"prefix: BertModel was called with two tokens: AttributeError: no such thing$"):
+        base.attach(PrefixConfig())
+    failing.remove()
+    assert cast(Any, base.model).config._attn_implementation == "sdpa"
+    probe(base, base.attach(PrefixConfig()))
+
+
+def test_attention_of_another_name_is_refused(tiny_folder: Path) -> None:
+    base = load(tiny_folder, "sdpa")
+    cast(Any, base.model).set_attn_implementation("flex_attention")
+    with pytest.raises(
+        UnsupportedDelta, match="prefix needs attention by name, eager or sdpa; that of BertModel is flex_attention"
+    ):
+        base.attach(PrefixConfig())
 
 
 def test_a_leaf_that_is_missing_is_named(tiny: Base, tmp_path: Path) -> None:
