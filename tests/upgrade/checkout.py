@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,17 +51,25 @@ def checkout(commit: str, repository: Path = ROOT) -> Iterator[Path]:
 
 
 def environment(code: Path, extra: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:
-    """Return this process's environment, changed so that Python imports the product from `code`."""
+    """Return this process's environment, changed so that Python imports the product, and its client, from `code`."""
+    path = os.pathsep.join(str(folder) for folder in (code, code / "client") if folder.is_dir())
     removed = ("REDIS_URL", "CACHE_URL", "PREDICTOR_URL", "INITIALIZATIONS_DIR", "QUICKSTUDY_URL", "QUICKSTUDY_API_KEY")
     inherited = {name: value for name, value in os.environ.items() if name not in removed}
-    return {**inherited, "PYTHONPATH": str(code), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1", **extra}
+    return {**inherited, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1", **extra}
+
+
+def command(name: str, code: Path) -> list[str]:
+    """Return the command line of the console script `name` of the checkout `code`, run by this Python."""
+    scripts = tomllib.loads((code / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
+    module, function = scripts[name].split(":")
+    return [sys.executable, "-c", f"from {module} import {function}; {function}()"]
 
 
 def run_script(name: str, *arguments: str, code: Path, seconds: float = 900) -> str:
     """Run a script of this folder with the code of the checkout `code` and return what it printed. Raises ScriptFailed."""
-    command = [sys.executable, str(HERE / name), *arguments]
+    arguments = (sys.executable, str(HERE / name), *arguments)
     done = subprocess.run(
-        command,
+        arguments,
         cwd=code,
         env=environment(code),
         capture_output=True,
