@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
@@ -81,6 +81,34 @@ def run_script(name: str, *arguments: str, code: Path, seconds: float = 900) -> 
     if done.returncode:
         raise ScriptFailed(f"{name} with the code in {code} ended with {done.returncode}:\n{done.stderr[-4000:]}")
     return done.stdout
+
+
+@contextmanager
+def conversing(name: str, *arguments: str, code: Path, settings: Mapping[str, str]) -> Iterator[Callable[[str], str]]:
+    """Run a script of this folder with the code of the checkout `code` and yield f(line) → the line that it answers with.
+
+    Raises ScriptFailed where it ends instead. It is told to end by the end of its input.
+    """
+    process = subprocess.Popen(
+        [sys.executable, str(HERE / name), *arguments],
+        cwd=code,
+        env=environment(code, settings),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        bufsize=1,
+    )
+    assert process.stdin is not None and process.stdout is not None
+    hears, says = process.stdin, process.stdout
+
+    def ask(line: str) -> str:
+        hears.write(line + "\n")
+        if not (answer := says.readline()):
+            raise ScriptFailed(f"{name} with the code in {code} ended with {process.wait()}")
+        return answer.strip()
+
+    with process:
+        yield ask
 
 
 def _git(repository: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":

@@ -28,6 +28,7 @@ class NotServing(Exception):
 def served(code: Path, data: Path, settings: Mapping[str, str] = MappingProxyType({}), *, worker: bool = True) -> Iterator[str]:
     """Run the service of the checkout `code` on the data folder `data` and yield its URL. Raises NotServing.
 
+    Precision and threads are fixed unless `settings` has others.
     `worker=False` serves without a worker, on a server of data that this process runs: jobs are accepted and wait.
     """
     with socket.socket() as probe:
