@@ -83,7 +83,7 @@ def in_stock_peft(hooked: Hooked, theta: Mapping[str, Tensor], row: Tensor, atte
         stock = cast(Any, get_peft_model(cast(Any, hooked.architecture.make(attention)), config)).eval()
     set_peft_model_state_dict(stock, files.to_peft(theta))
     called = stock if hooked.kind.counts else stock.base_model.model  # PEFT's own forward wants texts
-    states = called(**collate(hooked.architecture, [row])).last_hidden_state[0]
+    states: Tensor = called(**collate(hooked.architecture, [row])).last_hidden_state[0]
     return states[-len(row) :] if hooked.architecture.text else states
 
 
