@@ -15,9 +15,10 @@ from service.http.limits import prefer_wait
 from service.http.schemas import AdaptAnswer, DryRunAnswer, Options, Warned
 from service.http.state import ServiceState, State, Tenant
 from service.http.views import status_of
+from worker.ledger.ids import adapter_id
 from worker.ledger.messages import JobRecipe, Status
 from worker.ledger.notes import Notes
-from worker.ledger.records import Record, adapter_id
+from worker.ledger.record import Record
 
 Pairs = Sequence[tuple[str, str]]
 _IMBALANCE = 5

@@ -15,7 +15,7 @@ from service.http.state import ServiceState
 from service.http.views import there
 from service.predicting.predictor import Answer, Wanted
 from worker.errors import WeightsCorrupt, WeightsMissing
-from worker.ledger.records import Record
+from worker.ledger.record import Record
 from worker.logs import fields
 
 log = logging.getLogger(__name__)

@@ -17,13 +17,14 @@ import redis
 from pydantic import BaseModel, ConfigDict
 
 from worker.errors import InvalidKey
+from worker.ledger import names
+from worker.ledger.clock import server_ms, to_ms
 
 Scope = Literal["adapt", "predict", "admin"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 DEFAULT_TENANT = "default"
 KEY_CACHE_SECONDS = 1.0
 """How long a service may use a key that it has read before it reads the key again, in seconds."""
-_KEYS = "qs:keys"
 _FORM = re.compile(r"qs_([0-9a-f]{12})_([A-Za-z0-9_-]{43})")
 TENANT_PATTERN = r"^[a-z0-9][a-z0-9-]{0,62}$"
 _RESERVED = ("celery", "worker")
@@ -75,40 +76,40 @@ class Keys:
             created_at=now,
             expires_at=None if lives_ms is None else now + lives_ms,
         )
-        if not self._redis.hsetnx(_KEYS, identity, key.model_dump_json(exclude_none=True)):
+        if not self._redis.hsetnx(names.API_KEYS, identity, key.model_dump_json(exclude_none=True)):
             return self.create(tenant, name, scopes, lives_ms=lives_ms)  # the id exists already: a chance of one in 2^48
         return identity, f"qs_{identity}_{secret}", key
 
     def any(self) -> bool:
         """Return True if a key was ever created."""
-        return bool(self._redis.exists(_KEYS))
+        return bool(self._redis.exists(names.API_KEYS))
 
     def find(self, identity: str) -> tuple[Key | None, int]:
         """Return the key with this id, or None, and the server's time in ms."""
         with self._redis.pipeline(transaction=False) as pipe:
-            pipe.hget(_KEYS, identity)
+            pipe.hget(names.API_KEYS, identity)
             pipe.time()
-            stored, (seconds, microseconds) = pipe.execute()
+            stored, time = pipe.execute()
         key = None if stored is None else Key.model_validate_json(stored)
-        return key, seconds * 1000 + microseconds // 1000
+        return key, to_ms(time)
 
     def revoke(self, identity: str) -> bool:
         """Revoke a key for good. Return False if there is no such key; a key that is revoked already stays as it was."""
         key, now = self.find(identity)
         if key is not None and key.revoked_at is None:
-            self._redis.hset(_KEYS, identity, key.model_copy(update={"revoked_at": now}).model_dump_json(exclude_none=True))
+            revoked = key.model_copy(update={"revoked_at": now})
+            self._redis.hset(names.API_KEYS, identity, revoked.model_dump_json(exclude_none=True))
         return key is not None
 
     def list(self) -> list[tuple[str, Key]]:
         """Return all keys with their ids, the oldest first."""
-        stored = cast(dict[bytes, bytes], self._redis.hgetall(_KEYS))
+        stored = cast(dict[bytes, bytes], self._redis.hgetall(names.API_KEYS))
         found = [(identity.decode(), Key.model_validate_json(content)) for identity, content in stored.items()]
         return sorted(found, key=lambda pair: (pair[1].created_at, pair[0]))
 
     def now(self) -> int:
         """Return the server's time in ms."""
-        seconds, microseconds = self._redis.time()
-        return int(seconds * 1000 + microseconds // 1000)
+        return server_ms(self._redis)
 
 
 def parts(presented: str) -> tuple[str, str] | None:

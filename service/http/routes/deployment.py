@@ -71,7 +71,7 @@ def readyz(state: State) -> Readiness:
     """Ready to take traffic, or 503 with what is `missing`."""
     missing: list[Missing] = []
     try:
-        if not state.records.workers().get(state.jobs.queue):
+        if not state.records.workers.by_queue().get(state.jobs.queue):
             missing.append("worker")  # of this base model and precision
     except redis.RedisError:
         missing.append("redis")

@@ -12,7 +12,7 @@ from service.http.state import ServiceState, State, Tenant
 from service.predicting.answering import answered
 from service.predicting.predictor import Answer
 from worker.ledger.aliases import is_adapter_id
-from worker.ledger.records import Record
+from worker.ledger.record import Record
 
 router = APIRouter(tags=["predictions"], dependencies=[Depends(needs("predict"))])
 
