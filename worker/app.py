@@ -13,6 +13,7 @@ from celery import Celery
 from celery.signals import worker_ready, worker_shutting_down
 from kombu.exceptions import OperationalError
 
+from worker.ledger import names
 from worker.ledger.messages import ADAPT_TASK, FIRST, IN_TURN, wake_up
 from worker.ledger.records import Records
 from worker.ledger.servers import broker, records_client, weights_client
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from worker.tasks import Hands
 
 log = logging.getLogger(__name__)
-KEY_PREFIX = "qs:celery:"
 ALIVE_SECONDS = 6
 REAP_EVERY = 1.0
 _NO_CHATTER = ("--without-gossip", "--without-mingle", "--without-heartbeat")
@@ -51,7 +51,7 @@ def celery_app(redis_url: str, queue: str) -> Celery:
         broker_connection_max_retries=None,
         broker_transport_options={
             **options,
-            "global_keyprefix": KEY_PREFIX,
+            "global_keyprefix": names.CELERY_PREFIX,
             "socket_timeout": 10,
             "socket_connect_timeout": 3,
             "unacked_restore_interval": 2,
@@ -67,7 +67,7 @@ def oldest_wake_up(client: "redis.Redis", queue: str) -> tuple[str, str] | None:
     """(tenant, adapter id) of the wake-up in its turn that has waited longest in `queue`, else of the longest among those that go
     first; None where none waits."""
     for suffix in (f"\x06\x16{IN_TURN}", ""):  # kombu's names for a queue's priorities
-        message = cast(bytes | None, client.lindex(f"{KEY_PREFIX}{queue}{suffix}", -1))
+        message = cast(bytes | None, client.lindex(f"{names.CELERY_PREFIX}{queue}{suffix}", -1))
         if message is not None:
             _, named, _ = json.loads(base64.b64decode(json.loads(message)["body"]))
             return named["tenant"], named["adapter_id"]
@@ -87,16 +87,16 @@ def queues_of(runtime: "Runtime") -> dict[str, list[str]]:
 
 def _tend(hands: "Hands", client: "redis.Redis", app: Celery) -> None:
     """Announce again what was lost, remove records that have had their time, and deleted text from the append-only file."""
-    found = {queue: oldest_wake_up(client, queue) for queue in hands.records.queues()}
+    found = {queue: oldest_wake_up(client, queue) for queue in hands.records.waiting.queues()}
     oldest = {queue: job for queue, job in found.items() if job is not None}
-    for tenant, adapter_id, queue in hands.records.due(oldest=oldest):
+    for tenant, adapter_id, queue in hands.records.waiting.due(oldest=oldest):
         with fields(adapter=adapter_id, tenant=tenant):
             log.info("announced again")
         app.send_task(ADAPT_TASK, kwargs=wake_up(tenant, adapter_id), priority=FIRST, queue=queue or app.conf.task_default_queue)
-    for tenant, adapter_id, fence in hands.records.retire():
+    for tenant, adapter_id, fence in hands.records.retention.retire():
         hands.store.remove(tenant, adapter_id, fence)
     try:
-        if hands.records.erase(int(1000 * hands.settings.erase_seconds)):
+        if hands.records.retention.erase(int(1000 * hands.settings.erase_seconds)):
             log.info("the append-only file has been written anew, without what was deleted")
     except redis.ResponseError as error:
         log.warning("deleted text stays in the append-only file until the server writes it anew: %s", error)
@@ -136,7 +136,7 @@ def run_worker(settings: WorkerSettings) -> None:
         """Say again and again that this worker is alive, and look after the records."""
         while not stopping.is_set():
             try:
-                hands.records.announce_worker(name, description, ALIVE_SECONDS)
+                hands.records.workers.announce(name, description, ALIVE_SECONDS)
                 _tend(hands, client, app)
             except (redis.RedisError, OperationalError) as error:
                 log.warning("Redis is out of reach (%s), trying again", type(error).__name__)
@@ -153,7 +153,7 @@ def run_worker(settings: WorkerSettings) -> None:
         stopping.set()
         hands.draining.begin()
         try:
-            hands.records.retire_worker(name)
+            hands.records.workers.remove(name)
         except redis.RedisError:
             log.info("Redis was gone before this worker")
 

@@ -13,8 +13,9 @@ import redis
 
 from metatrain.errors import DeadlineExceeded, MetatrainError
 from worker.errors import ClaimLost, Stopping
+from worker.ledger.claims import Claim, Queues, WeightsLifetime
 from worker.ledger.messages import Outcome
-from worker.ledger.records import Claim, Kept, Queues, Records
+from worker.ledger.records import Records
 from worker.ledger.store import WeightStore, weights_digest
 from worker.logs import fields, places
 from worker.runtime import MadeAdapter, Runtime
@@ -88,7 +89,7 @@ class Hands:
 
     def _claim(self, tenant: str, adapter_id: str) -> Claim | None:
         lease_ms = self.settings.lease_seconds * 1000
-        return self.records.claim(
+        return self.records.claims.claim(
             tenant, adapter_id, lease_ms=lease_ms, attempts=self.settings.attempts, worker=self.name, queues=self.queues
         )
 
@@ -101,7 +102,7 @@ class Hands:
             return []
         mates: list[Claim] = []
         try:
-            for tenant, adapter_id in self.records.waiting(claim.recipe.kin, most):
+            for tenant, adapter_id in self.records.waiting.for_pass(claim.recipe.kin, most):
                 mate = self._claim(tenant, adapter_id)
                 mates += [] if mate is None else [mate]
         except Exception as error:  # whatever it is, those that are held already are not left alone
@@ -113,9 +114,9 @@ class Hands:
         with ExitStack() as stack:
             jobs = [(claim, stack.enter_context(self._heartbeat(claim))) for claim in claims]
             for claim in claims:
-                if claim.before:
+                if claim.previous_fence:
                     with _of(claim):
-                        self._discard(claim, claim.before)
+                        self._discard(claim, claim.previous_fence)
             problems: list[Exception] = []
             made: list[tuple[Outcome, MadeAdapter]] = []
             for (claim, progress), result in zip(jobs, self._adapted(jobs), strict=True):
@@ -141,7 +142,7 @@ class Hands:
                 raise ClaimLost
             if not isinstance(result, Exception):
                 outcome = self._stored(claim, result, progress)
-            kept = self._until_back(lambda: self.records.commit(claim, outcome), progress)
+            kept = self._until_back(lambda: self.records.claims.commit(claim, outcome), progress)
         except ClaimLost:
             self._lost(claim)
             return []
@@ -167,7 +168,7 @@ class Hands:
         stages = {stage: [outcome.timings[stage] for outcome, _ in made] for stage in made[0][0].timings}
         steps = max((made_adapter.steps_ms for _, made_adapter in made), key=len)
         try:
-            self.records.observe({**stages, "inner_step": steps})
+            self.records.counts.observe({**stages, "inner_step": steps})
         except redis.RedisError as error:
             log.warning("the times of %d jobs are not counted: %s", len(made), type(error).__name__)
 
@@ -176,7 +177,7 @@ class Hands:
         log.warning("commit refused: the claim no longer holds")
 
     def _hand_back(self, claim: Claim, progress: Progress, reason: str, *, delay_ms: int, counts: bool) -> None:
-        if self._until_back(lambda: self.records.hand_back(claim, reason, delay_ms=delay_ms, counts=counts), progress):
+        if self._until_back(lambda: self.records.claims.hand_back(claim, reason, delay_ms=delay_ms, counts=counts), progress):
             log.warning("handed back: %s", reason)
         else:
             log.warning("not handed back (%s): the claim no longer holds", reason)
@@ -270,7 +271,7 @@ class Hands:
                 log.warning("%s, trying again", type(error).__name__)
                 time.sleep(0.25)
 
-    def _keep(self, claim: Claim, kept: Kept) -> None:
+    def _keep(self, claim: Claim, kept: WeightsLifetime) -> None:
         """The record was pinned, or given another TTL, while the job ran."""
         try:
             self.store.keep(claim.tenant, claim.adapter_id, claim.fence, None if kept.pinned else kept.ttl_ms)
@@ -298,7 +299,7 @@ class Hands:
                     continue
                 reported, next_lease = len(losses), time.monotonic() + lease_ms / 3000
                 try:
-                    if not self.records.heartbeat(claim, lease_ms, losses[:reported]):
+                    if not self.records.claims.heartbeat(claim, lease_ms, losses[:reported]):
                         progress.lost.set()
                         return
                 except redis.RedisError as error:

@@ -32,7 +32,7 @@ from service.settings import ServiceSettings
 from worker.app import celery_app
 from worker.errors import LimitReached
 from worker.ledger.aliases import Aliases
-from worker.ledger.keys import Keys
+from worker.ledger.api_keys import Keys
 from worker.ledger.messages import JobRecipe
 from worker.ledger.records import Records
 from worker.ledger.servers import records_client, weights_client

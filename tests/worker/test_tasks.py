@@ -18,8 +18,10 @@ from metatrain.errors import DeadlineExceeded
 from metatrain.models.base import Base
 from tests.conftest import RedisServer
 from worker.errors import SettingsError, WeightsMissing
+from worker.ledger.claims import Claim, Claims, WeightsLifetime
 from worker.ledger.messages import JobRecipe, Outcome
-from worker.ledger.records import Claim, Kept, Record, Records
+from worker.ledger.record import Record
+from worker.ledger.records import Records
 from worker.ledger.store import WeightStore, weights_digest
 from worker.logs import Lines, LogFormat
 from worker.runtime import MadeAdapter, Resident, Runtime, load_runtime
@@ -175,17 +177,17 @@ def test_a_full_cache_costs_attempts_and_then_fails_with_that_reason(hands: Hand
     assert failed.status == "failed" and failed.attempt == 3 and failed.digest is None
     assert str(failed.error).startswith("no worker finished this job in 3 attempts; the last one ended with: the cache refused")
     assert list(redis_client.scan_iter("qs:t:weights:*")) == []
-    assert [dead.adapter_id for dead in hands.records.dead()] == ["a1"]
-    assert hands.records.revive("t", "a1") and not hands.records.revive("t", "a1")
-    assert end(hands).status == "ready" and hands.records.dead() == []
+    assert [dead.adapter_id for dead in hands.records.dead_jobs.latest()] == ["a1"]
+    assert hands.records.dead_jobs.revive("t", "a1") and not hands.records.dead_jobs.revive("t", "a1")
+    assert end(hands).status == "ready" and hands.records.dead_jobs.latest() == []
 
 
 class FullCache(WeightStore):
-    """The real server, with no memory left for the time of a write."""
+    """The real server, which has no memory left while a write runs."""
 
     def put(self, *arguments: Any) -> None:
         server: Any = self._redis
-        server.config_set("maxmemory", server.info("memory")["used_memory"])
+        server.config_set("maxmemory", 1)  # a limit at what is used now would hold only until a buffer is freed
         try:
             super().put(*arguments)
         finally:
@@ -215,7 +217,7 @@ def test_a_worker_that_is_told_to_stop_finishes_what_is_short_and_hands_back_wha
         record = hands.records.get("t", f"a{status}")
         assert record is not None and record.status == status
         assert (record.attempt, record.last_error) == ((1, None) if status == "ready" else (0, "its worker was stopped"))
-    assert hands.records.due() == [("t", "aqueued", "")]  # no message waits for it: the next worker is told at once
+    assert hands.records.waiting.due() == [("t", "aqueued", "")]  # no message waits for it: the next worker is told at once
 
 
 def test_the_server_of_records_and_weights_may_be_away_while_a_job_runs(tiny: Base, redis_server: RedisServer) -> None:
@@ -239,19 +241,19 @@ def test_the_server_of_records_and_weights_may_be_away_while_a_job_runs(tiny: Ba
     client.close()
 
 
-def test_a_lost_answer_to_the_commit_costs_no_weights(hands: Hands, tiny: Base) -> None:
-    class LosesTheFirstAnswer(Records):
+def test_a_lost_answer_to_the_commit_costs_no_weights(hands: Hands, tiny: Base, redis_client: "redis.Redis") -> None:
+    class LosesTheFirstAnswer(Claims):
         lost = False
 
-        def commit(self, claim: Claim, outcome: Outcome) -> Kept | None:
+        def commit(self, claim: Claim, outcome: Outcome) -> WeightsLifetime | None:
             found = super().commit(claim, outcome)
             if not self.lost:
                 self.lost = True
                 raise redis.exceptions.TimeoutError
             return found
 
-    once = Hands("w", WorkerSettings(), LosesTheFirstAnswer(hands.records._redis), hands.store, hands.runtime)
-    assert run(once, recipe(tiny))[0] == "ready"
+    hands.records.claims = LosesTheFirstAnswer(redis_client)
+    assert run(hands, recipe(tiny))[0] == "ready"
     record = hands.records.get("t", "a1")
     assert record is not None and hands.store.has("t", "a1", record.fence)
 
@@ -335,7 +337,7 @@ def test_jobs_of_one_kin_run_in_one_pass_and_end_as_alone(hands: Hands, tiny: Ba
             torch.testing.assert_close({**found.delta, **found.answering}[name], leaf, rtol=2e-3, atol=2e-4)
     left = hands.records.get("t", "other")
     assert left is not None and left.status == "queued"
-    assert hands.records.counts()["attempts"] == 6
+    assert hands.records.counts.read()["attempts"] == 6
 
 
 def test_what_cost_a_worker_before_runs_alone(hands: Hands, tiny: Base, caplog: pytest.LogCaptureFixture) -> None:
@@ -343,7 +345,7 @@ def test_what_cost_a_worker_before_runs_alone(hands: Hands, tiny: Base, caplog: 
     caplog.set_level("INFO")
     waiting(hands, tiny, 3)
     for n in (0, 1):
-        assert hands.records.claim("t", f"a{n}", lease_ms=1, attempts=3, worker="dead")
+        assert hands.records.claims.claim("t", f"a{n}", lease_ms=1, attempts=3, worker="dead")
     time.sleep(0.01)
     hands.run("t", "a0")
     assert [statuses(hands, n) for n in range(3)] == ["ready", "running", "queued"]
@@ -402,7 +404,7 @@ def test_told_to_stop_all_of_a_pass_are_handed_back(hands: Hands, tiny: Base) ->
     time.sleep(0.01)
     stopping.run("t", "a0")
     assert [statuses(hands, n) for n in range(3)] == ["queued"] * 3
-    assert hands.records.counts().get("dead") is None
+    assert hands.records.counts.read().get("dead") is None
     assert {record.attempt for n in range(3) if (record := hands.records.get("t", f"a{n}")) is not None} == {0}
 
 
@@ -450,14 +452,15 @@ def test_jobs_run_alone_where_a_lost_worker_would_end_them_or_so_it_is_set(
 def test_trouble_with_one_job_of_a_pass_leaves_none_of_the_others(hands: Hands, tiny: Base, redis_client: Any) -> None:
     """One whose record nobody can read, and one whose commit is refused by the server."""
 
-    class Refused(Records):
-        def commit(self, claim: Claim, outcome: Outcome) -> Kept | None:
+    class Refused(Claims):
+        def commit(self, claim: Claim, outcome: Outcome) -> WeightsLifetime | None:
             if claim.adapter_id == "a1":
                 raise redis.exceptions.ResponseError("no")
             return super().commit(claim, outcome)
 
     waiting(hands, tiny, 4)
     redis_client.hset("qs:t:adapter:a3", "recipe", '{"of": "a later version"}')
+    hands.records.claims = Refused(redis_client)
     with pytest.raises(redis.exceptions.ResponseError):
-        Hands("w", WorkerSettings(), Refused(redis_client), hands.store, hands.runtime).run("t", "a0")
+        hands.run("t", "a0")
     assert [redis_client.hget(f"qs:t:adapter:a{n}", "status") for n in range(4)] == [b"ready", b"running", b"ready", b"running"]

@@ -72,7 +72,7 @@ def readyz(state: State) -> Readiness:
     """Ready to take traffic, or 503 with what is `missing`."""
     missing: list[Missing] = []
     try:
-        workers = state.records.workers()
+        workers = state.records.workers.by_queue()
         if not all(workers.get(own.queue) for own in state.deployed):
             missing.append("worker")  # of one of the base models, in its precision
     except redis.RedisError:

@@ -6,7 +6,7 @@ import pytest
 import redis
 
 from tests.servers import cluster, sentinel, until
-from tests.worker.test_records import DAY, RECIPE
+from tests.worker.ledger.jobs import DAY, RECIPE
 from worker.app import celery_app, oldest_wake_up
 from worker.errors import SettingsError, WeightsMissing
 from worker.ledger.messages import ADAPT_TASK, wake_up
