@@ -100,6 +100,13 @@ P = TypeVar("P")
 """The type of the answer to one input."""
 
 
+def schema_of(schemas: dict[str, Any], model: type[BaseModel]) -> dict[str, Any]:
+    """Return a model's schema in the OpenAPI document, where it has its module's name too if several models share its own."""
+    qualified = f"{model.__module__.replace('.', '__')}__{model.__name__}"
+    found: dict[str, Any] = schemas[model.__name__ if model.__name__ in schemas else qualified]
+    return found
+
+
 def concrete(generic: Any, of: Any) -> Any:
     """Return a generic body for one type of examples or predictions, under its own name in the OpenAPI document."""
     return create_model(generic.__name__, __base__=generic[of], __doc__=generic.__doc__)
