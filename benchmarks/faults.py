@@ -157,7 +157,7 @@ class Deployment:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        command = [sys.executable, "-m", "service.running.cli", "serve", "--port", str(port)]
+        command = [sys.executable, "-m", "service", "serve", "--port", str(port)]
         self.service = Process(command, folder / "service.log", environment, starter)
         self.url = f"http://127.0.0.1:{port}"
         for process in (*self.workers, self.service):

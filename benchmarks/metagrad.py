@@ -26,8 +26,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from benchmarks.record import RUNS, Progress, Row, write
-from metatrain.deltas import LoRAConfig
-from metatrain.deltas.peft_files import to_peft
+from metatrain.deltas import LoRA, LoRAConfig
 from metatrain.inner.config import InnerConfig
 from metatrain.inner.encoded import Encoded
 from metatrain.inner.optimizers import Optimizer
@@ -136,7 +135,7 @@ def _peer(base: Base, tasks: list[Episode], k: int, system: str) -> Callable[[],
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model: Any = get_peft_model(plain.model, LoraConfig(r=8, lora_alpha=16, target_modules=["query", "value"]))
-    set_peft_model_state_dict(model, to_peft(kind, theta))
+    set_peft_model_state_dict(model, cast(LoRA, kind).peft.to_peft(theta))
     lora = {name: p.detach().clone() for name, p in model.named_parameters() if "lora_" in name}
     scale = torch.tensor(SCALE)
 

@@ -16,7 +16,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import click
 import torch
@@ -25,8 +25,7 @@ from tqdm import tqdm
 
 from benchmarks.record import Row, write
 from metatrain.artifacts.artifact import Adapter, AdapterMetadata
-from metatrain.deltas import LoRAConfig
-from metatrain.deltas.peft_files import to_peft
+from metatrain.deltas import LoRA, LoRAConfig
 from metatrain.models.backbone import pooled
 from metatrain.models.base import Base
 from metatrain.models.loading import load_base
@@ -65,7 +64,7 @@ def _adapter(base: Base, seed: int) -> Adapter:
     )
     theta = base.attach(LoRAConfig()).initial(generator, b_std=0.05)
     head = torch.nn.functional.normalize(torch.randn(classes, base.hidden_size, generator=generator), dim=-1)
-    return Adapter(about, theta, head, torch.zeros(classes))
+    return Adapter(about, theta, {"head.weight": head, "head.bias": torch.zeros(classes)})
 
 
 def _ids(base: Base, count: int) -> Sequence[Any]:
@@ -86,7 +85,7 @@ def _peft(base: Base, precision: Precision, adapters: list[Adapter]) -> Any:
         for seed, adapter in enumerate(adapters):
             if seed:
                 model.add_adapter(str(seed), own)
-            set_peft_model_state_dict(model, to_peft(kind, adapter.delta), adapter_name=str(seed))
+            set_peft_model_state_dict(model, cast(LoRA, kind).peft.to_peft(adapter.delta), adapter_name=str(seed))
     return model.to(base.dtype).eval()
 
 
@@ -111,7 +110,7 @@ def _systems(base: Base, bank: Bank, peft: Any, ids: Sequence[Any], count: int) 
 
     return {
         BARE: lambda: base.features(None, base.inputs.collate(ids)),
-        OURS: lambda: bank.probabilities(keys, ids),
+        OURS: lambda: bank.answers(keys, ids),
         NAMES: lambda: features(list(range(len(ids))), adapter_names=keys),
         SET: one_by_one,
     }

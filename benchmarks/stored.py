@@ -65,7 +65,7 @@ def main(adapters: int, lora_gb: float, seconds: float) -> None:
 
 
 def _adaptations(runtime: Runtime, name: str) -> list[tuple[JobRecipe, bytes]]:
-    init = next(i for i in runtime.by_digest.values() if i.name == name)
+    init = next(own for _, own in runtime.by_digest.values() if own.name == name)
     sampler = EpisodeSampler([read_jsonl(STARTER)], seed=17)
     found = []
     for start in tqdm(range(0, REAL, 8), desc=f"adapting from {name}", disable=None):
@@ -73,7 +73,7 @@ def _adaptations(runtime: Runtime, name: str) -> list[tuple[JobRecipe, bytes]]:
         for number in range(start, start + 8):
             episode = sampler.episode(number, EpisodeShape(5, 1, 1))
             support = sorted(((text, episode.labels[c]) for text, c in episode.support), key=lambda pair: pair[::-1])
-            precision = runtime.base.precision
+            precision = runtime.residents[0].base.precision
             recipes.append(
                 JobRecipe(
                     initialization=name,
@@ -93,11 +93,13 @@ def _adaptations(runtime: Runtime, name: str) -> list[tuple[JobRecipe, bytes]]:
 def _fill(client: "redis.Redis", made: list[tuple[JobRecipe, bytes]], count: int, runtime: Runtime) -> list[str]:
     records, store = Records(client), WeightStore(client)
     key, ids = records.id_key(), []
-    adapters: list[tuple[JobRecipe, Adapter]] = [(recipe, adapter_from_bytes(content, runtime.base)) for recipe, content in made]
+    base = runtime.residents[0].base
+    adapters: list[tuple[JobRecipe, Adapter]] = [(recipe, adapter_from_bytes(content, base)) for recipe, content in made]
     for number in tqdm(range(count), desc="writing", disable=None):
         recipe, adapter = adapters[number % len(adapters)]
         own = recipe.model_copy(update={"seed": number})
-        content = adapter_to_bytes(replace(adapter, bias=adapter.bias + torch.tensor(1e-6 * (1 + number // len(adapters)))))
+        bias = adapter.answering["head.bias"] + torch.tensor(1e-6 * (1 + number // len(adapters)))
+        content = adapter_to_bytes(replace(adapter, answering={**adapter.answering, "head.bias": bias}))
         identity = adapter_id(key, TENANT, own)
         records.accept(TENANT, identity, own, DAY_MS, ())
         claim = records.claims.claim(TENANT, identity, lease_ms=60_000, attempts=3, worker="bench-stored")

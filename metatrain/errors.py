@@ -51,3 +51,9 @@ class NonFinite(AdaptationError):
 
 class DeadlineExceeded(AdaptationError):
     pass
+
+
+def first_line(error: BaseException) -> str:
+    """Return an exception's type and the first line of what it says, to be quoted in a message of ours."""
+    said = str(error).splitlines()
+    return f"{type(error).__name__}: {said[0]}" if said else type(error).__name__

@@ -16,10 +16,11 @@ MAY_IMPORT = {
     "service": {"service", "worker", "metatrain", "quickstudy"},
 }
 OUR_OWN = {"metatrain", "worker", "service", "quickstudy"}
+CLIENT_NEEDS = {"httpx"}
+COMMANDS_NEED = CLIENT_NEEDS | {"click", "tqdm"}
 FOREIGN = {
     "metatrain": {"redis", "celery", "kombu", "fastapi", "starlette", "uvicorn", "httpx"},
     "worker": {"fastapi", "starlette", "httpx"},
-    "client/quickstudy": {"torch", "redis", "fastapi", "pydantic"},
 }
 TORCH_FREE = [f"worker.ledger.{path.stem}" for path in sorted((ROOT / "worker" / "ledger").glob("*.py")) if path.stem != "__init__"]
 TORCH_FREE += ["quickstudy"]
@@ -42,6 +43,13 @@ def test_imports_follow_the_arrows(package: str) -> None:
         assert not packages & FOREIGN.get(package, set()), path
 
 
+def test_the_client_imports_its_dependencies_alone() -> None:
+    client = ROOT / "client" / "quickstudy"
+    for path in sorted(client.rglob("*.py")):
+        needed = COMMANDS_NEED if "commands" in path.relative_to(client).parts else CLIENT_NEEDS
+        assert imported_packages(path) - sys.stdlib_module_names - {"quickstudy"} <= needed, path
+
+
 @pytest.mark.parametrize("module", TORCH_FREE)
 def test_light_modules_bring_no_torch(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
@@ -49,15 +57,17 @@ def test_light_modules_bring_no_torch(module: str) -> None:
 
 
 SERVER_SIDE = ("torch", "transformers", "numpy", "pydantic", "redis", "celery", "kombu", "fastapi", "uvicorn", "prometheus_client")
+NOT_A_CLIENTS = (*SERVER_SIDE, "service", "worker", "metatrain")
+EXAMPLES = "service/examples/library_examples.csv"
 
 
 @pytest.mark.parametrize(
     ("run", "absent"),
     [
-        ("import quickstudy", (*SERVER_SIDE, "click", "tqdm")),
-        ("import service.running.cli; service.running.cli.main(['status'])", SERVER_SIDE),
-        ("import service.running.cli; service.running.cli.main(['predict', 'a1', '--text', 'a'])", SERVER_SIDE),
-        ("import service.running.cli; service.running.cli.main(['adapt', 'service/examples/library_examples.csv'])", SERVER_SIDE),
+        ("from quickstudy import *", (*NOT_A_CLIENTS, "click", "tqdm")),
+        ("from quickstudy.commands.cli import command_line; command_line()(['status'])", NOT_A_CLIENTS),
+        ("from quickstudy.commands.cli import command_line; command_line()(['predict', 'a1', '--text', 'a'])", NOT_A_CLIENTS),
+        (f"from quickstudy.commands.cli import command_line; command_line()(['adapt', '{EXAMPLES}'])", NOT_A_CLIENTS),
     ],
 )
 def test_a_client_needs_nothing_of_a_server(run: str, absent: tuple[str, ...]) -> None:
@@ -65,13 +75,13 @@ def test_a_client_needs_nothing_of_a_server(run: str, absent: tuple[str, ...]) -
     code = f"import sys; sys.modules.update(dict.fromkeys({absent})); {run}"
     environment = {**os.environ, "QUICKSTUDY_URL": "http://127.0.0.1:1"}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, check=False, capture_output=True, text=True)
-    assert done.returncode == (3 if "main" in run else 0), done.stderr
+    assert done.returncode == (3 if "command_line" in run else 0), done.stderr
 
 
 def test_a_command_that_needs_more_says_so() -> None:
-    code = "import sys; sys.modules.update(redis=None); import service.running.cli; service.running.cli.main(['jobs', 'dead'])"
+    code = "import sys; sys.modules.update(redis=None); from service.__main__ import main; main(['jobs', 'dead'])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False, capture_output=True, text=True)
-    assert done.returncode == 1 and done.stderr == "Error: redis is not installed; this command needs quickstudy[embedded]\n"
+    assert done.returncode == 1 and done.stderr == "Error: redis is not installed; this command needs quickstudy-server[embedded]\n"
 
 
 def test_nothing_reads_pickles() -> None:

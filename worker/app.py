@@ -14,7 +14,7 @@ from celery.signals import worker_ready, worker_shutting_down
 from kombu.exceptions import OperationalError
 
 from worker.ledger import names
-from worker.ledger.messages import ADAPT_TASK, FIRST, IN_TURN, queue_name, wake_up
+from worker.ledger.messages import ADAPT_TASK, FIRST, IN_TURN, wake_up
 from worker.ledger.records import Records
 from worker.ledger.servers import broker, records_client, weights_client
 from worker.ledger.store import WeightStore
@@ -22,6 +22,7 @@ from worker.logs import configure, fields, places
 from worker.settings import WorkerSettings
 
 if TYPE_CHECKING:
+    from worker.runtime import Runtime
     from worker.tasks import Hands
 
 log = logging.getLogger(__name__)
@@ -73,6 +74,17 @@ def oldest_wake_up(client: "redis.Redis", queue: str) -> tuple[str, str] | None:
     return None
 
 
+def queues_of(runtime: "Runtime") -> dict[str, list[str]]:
+    """Return the queues that a worker takes jobs of, as `Records.claim` takes them.
+
+    These are the queues of its base models, and those that jobs had in earlier versions, when base models were told apart by their
+    weights alone (or not at all: the queue without a name). Of the latter it takes only jobs of initializations that it has.
+    """
+    digests = list(runtime.by_digest)
+    earlier = {resident.earlier_queue: digests for resident in runtime.residents}
+    return {**{resident.queue: [] for resident in runtime.residents}, **earlier, "": digests}
+
+
 def _tend(hands: "Hands", client: "redis.Redis", app: Celery) -> None:
     """Announce again what was lost, remove records that have had their time, and deleted text from the append-only file."""
     found = {queue: oldest_wake_up(client, queue) for queue in hands.records.waiting.queues()}
@@ -101,9 +113,10 @@ def run_worker(settings: WorkerSettings) -> None:
     cache = weights_client(settings.weights_url, timeout=30)
     name = f"{socket.gethostname()}-{os.getpid()}"
     runtime = load_runtime(settings)
-    queue = queue_name(runtime.base.spec.weights_sha256, runtime.base.precision)
-    hands = Hands(name, settings, Records(client), WeightStore(cache), runtime, queue)
-    app = celery_app(settings.redis_url, queue)
+    queues = queues_of(runtime)
+    hands = Hands(name, settings, Records(client), WeightStore(cache), runtime, queues)
+    listened = [queue for queue in queues if queue]
+    app = celery_app(settings.redis_url, listened[0])
     app.conf.worker_consumer = "worker.consumer:PromptConsumer"
 
     @app.task(name=ADAPT_TASK)  # type: ignore[untyped-decorator]
@@ -115,7 +128,9 @@ def run_worker(settings: WorkerSettings) -> None:
                 log.error("the job was left as it is\n%s", places(error))
 
     stopping = threading.Event()
-    description = {"device": str(hands.runtime.base.device), "dtype": runtime.base.precision, "queue": queue}
+    first = runtime.residents[0].base
+    own = [resident.queue for resident in runtime.residents]
+    description = {"device": str(first.device), "dtype": first.precision, "queue": own[0], "queues": own}
 
     def reap() -> None:
         """Say again and again that this worker is alive, and look after the records."""
@@ -149,7 +164,7 @@ def run_worker(settings: WorkerSettings) -> None:
             "--quiet",
             "worker",
             "--pool=solo",
-            f"--queues={queue}",
+            f"--queues={','.join(listened)}",
             f"--loglevel={settings.log_level}",
             f"--hostname={name}@%h",
             *_NO_CHATTER,

@@ -1,8 +1,8 @@
-"""One resident base model and the initializations it can adapt from; turns recipes into adapters' bytes."""
+"""Resident base models and the initializations they can adapt from; turns recipes into adapters' bytes."""
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -13,19 +13,19 @@ from metatrain.artifacts.catalog import load_catalog
 from metatrain.errors import AdaptationError, DeadlineExceeded, NonFinite
 from metatrain.inner.encoded import Encoded
 from metatrain.inner.supervised import Supervised
-from metatrain.inner.together import Ended, adapt_each
+from metatrain.inner.together import Ended, OnStep, adapt_each
 from metatrain.models.base import Base
 from metatrain.models.loading import load_base
 from metatrain.models.source import Hub
-from metatrain.readouts.registry import READOUTS
-from worker.ledger.messages import JobRecipe
+from metatrain.readouts.registry import readout_kinds
+from worker.errors import SettingsError
+from worker.kinds.registry import task_kinds
+from worker.ledger.messages import JobRecipe, earlier_queue_name, queue_name
 from worker.settings import WorkerSettings
-
-OnStep = Callable[[dict[int, float]], None]
 
 
 @dataclass(frozen=True)
-class Product:
+class MadeAdapter:
     """An adapter's bytes, the support loss before each step, milliseconds by stage, and of each inner step of its pass."""
 
     content: bytes
@@ -34,47 +34,61 @@ class Product:
     steps_ms: tuple[float, ...]
 
 
+@dataclass(frozen=True)
+class Resident:
+    """A base model and the initializations that can be adapted from on it, by name."""
+
+    base: Base
+    initializations: dict[str, Initialization]
+
+    @property
+    def queue(self) -> str:
+        return queue_name(self.base.digest, self.base.precision)
+
+    @property
+    def earlier_queue(self) -> str:
+        return earlier_queue_name(self.base.spec.weights_sha256, self.base.precision)
+
+
 class Runtime:
-    def __init__(self, base: Base, initializations: dict[str, Initialization]) -> None:
-        self.base = base
-        self.by_digest = {init.digest: init for init in initializations.values()}
+    """The resident base models of one worker; turns recipes into adapters' bytes."""
+
+    def __init__(self, *residents: Resident) -> None:
+        self.residents = residents
+        self.by_digest = {init.digest: (own.base, init) for own in residents for init in own.initializations.values()}
 
     def together(self, recipe: JobRecipe) -> bool:
         """Whether a job may run in one pass with others of its kin: not where its support set is walked through in parts, or gets
         augmented views, which are made by one seed for all."""
-        init = self.by_digest.get(recipe.initialization_digest)
-        return init is not None and init.inner.augmentation is None and len(recipe.taught) <= init.inner.rows_per_step
+        _, init = self.by_digest.get(recipe.initialization_digest, (None, None))
+        return init is not None and init.inner.augmentation is None and recipe.rows <= init.inner.rows_per_step
 
-    def adapt(self, recipe: JobRecipe, *, deadline: float = math.inf, on_step: OnStep | None = None) -> Product:
+    def adapt(self, recipe: JobRecipe, *, deadline: float = math.inf, on_step: OnStep | None = None) -> MadeAdapter:
         """Run the inner loop of one job. Raises AdaptationError: the initialization is not here, the precision is another, a loss
         or weight is not finite, or the deadline (`time.monotonic`) passed."""
-        (product,) = self.adapt_together([recipe], deadline=deadline, on_step=on_step)
-        if isinstance(product, AdaptationError):
-            raise product
-        return product
+        (made,) = self.adapt_together([recipe], deadline=deadline, on_step=on_step)
+        if isinstance(made, AdaptationError):
+            raise made
+        return made
 
     def adapt_together(
         self, recipes: Sequence[JobRecipe], *, deadline: float = math.inf, on_step: OnStep | None = None
-    ) -> list[Product | AdaptationError]:
+    ) -> list[MadeAdapter | AdaptationError]:
         """Run the inner loops of several jobs of one kin in one pass, each as alone up to rounding. `on_step({job: support loss})`.
 
-        An error that is one job's alone stands in the place of its product; raises those that are of the pass, with which job they
+        An error that is one job's alone stands in the place of its adapter; raises those that are of the pass, with which job they
         are about unknown where there are several.
         """
-        init = self._initialization(recipes)
+        base, init = self._start_of(recipes)
         if len(recipes) > 1 and not all(map(self.together, recipes)):
             raise ValueError("jobs that are walked through in parts, or get augmented views, cannot share a pass")
         began = time.perf_counter()
-        pairs = []
-        for recipe in recipes:
-            number = {label: c for c, label in enumerate(recipe.labels)}
-            pairs.append([(text, number[label]) for text, label in recipe.taught])
-        support = Encoded(self.base).support(pairs)
+        support = task_kinds()[recipes[0].kind].support(recipes, Encoded(base))
         encoded = time.perf_counter()
         tasks = Supervised(
-            self.base,
-            self.base.attach(init.delta),
-            READOUTS[init.readout],
+            base,
+            base.attach(init.delta),
+            readout_kinds()[init.readout].learner,
             init.inner,
             support,
             steps=[recipe.steps for recipe in recipes],
@@ -88,53 +102,70 @@ class Runtime:
             if on_step is not None:
                 on_step(losses)
 
-        ended = adapt_each(tasks, init.outer(self.base.device), init.inner.update, deadline=deadline, on_step=tick)
-        made: list[Product | AdaptationError] = []
+        ended = adapt_each(tasks, init.outer(base.device), init.inner.update, deadline=deadline, on_step=tick)
+        made: list[MadeAdapter | AdaptationError] = []
         timings = {"tokenize": 1e3 * (encoded - began), "inner_loop": 1e3 * (time.perf_counter() - encoded)}
         steps_ms = tuple(1e3 * (over - began) for began, over in pairwise(ticks))
         for recipe, each in zip(recipes, ended, strict=True):
             try:
-                made.append(each if isinstance(each, DeadlineExceeded) else self._product(recipe, init, each, timings, steps_ms))
+                made.append(each if isinstance(each, DeadlineExceeded) else _made(recipe, base, init, each, timings, steps_ms))
             except NonFinite as error:
                 made.append(error)
         return made
 
-    def _initialization(self, recipes: Sequence[JobRecipe]) -> Initialization:
+    def _start_of(self, recipes: Sequence[JobRecipe]) -> tuple[Base, Initialization]:
         for recipe in recipes:
-            if recipe.precision != self.base.precision:
-                raise AdaptationError(
-                    f"the job asks for {recipe.precision}, this worker runs {self.base.precision}; set PRECISION on both ends"
-                )
             digest = recipe.initialization_digest
             if digest not in self.by_digest:
                 raise AdaptationError(f"initialization {recipe.initialization!r} with digest {digest[:12]}… is not on this worker")
+            base, init = self.by_digest[digest]
+            if recipe.precision != base.precision:
+                raise AdaptationError(
+                    f"the job asks for {recipe.precision}, this worker runs {base.precision}; set PRECISION on both ends"
+                )
+            if task_kinds()[recipe.kind].readout != init.readout:
+                raise AdaptationError(f"initialization {recipe.initialization!r} is not for tasks of kind {recipe.kind}")
         return self.by_digest[recipes[0].initialization_digest]
 
-    def _product(
-        self, recipe: JobRecipe, init: Initialization, ended: Ended, timings: dict[str, float], steps_ms: tuple[float, ...]
-    ) -> Product:
-        adapter = Adapter(
-            AdapterMetadata(
-                initialization_digest=recipe.initialization_digest,
-                base_weights_sha256=self.base.spec.weights_sha256,
-                delta=init.delta,
-                scale=init.scale,
-                labels=recipe.labels,
-            ),
-            {name: leaf.cpu() for name, leaf in ended.delta.items()},
-            ended.answering["head.weight"].cpu(),
-            ended.answering["head.bias"].cpu(),
-        )
-        leaves = {**adapter.delta, "head.weight": adapter.weight, "head.bias": adapter.bias}
-        if (name := not_finite(leaves)) is not None:
-            raise NonFinite(f"{name} is not finite after {len(ended.losses)} inner steps")
-        return Product(adapter_to_bytes(adapter), ended.losses, timings, steps_ms[: len(ended.losses)])
+
+def _made(
+    recipe: JobRecipe, base: Base, init: Initialization, ended: Ended, timings: dict[str, float], steps_ms: tuple[float, ...]
+) -> MadeAdapter:
+    adapter = Adapter(
+        AdapterMetadata(
+            initialization_digest=recipe.initialization_digest,
+            base_weights_sha256=base.spec.weights_sha256,
+            delta=init.delta,
+            scale=init.scale,
+            labels=recipe.labels,
+            readout=init.readout,
+        ),
+        {name: leaf.cpu() for name, leaf in ended.delta.items()},
+        {name: leaf.cpu() for name, leaf in ended.answering.items()},
+    )
+    if (name := not_finite({**adapter.delta, **adapter.answering})) is not None:
+        raise NonFinite(f"{name} is not finite after {len(ended.losses)} inner steps")
+    return MadeAdapter(adapter_to_bytes(adapter), ended.losses, timings, steps_ms[: len(ended.losses)])
 
 
-def load_runtime(settings: WorkerSettings) -> Runtime:
-    """The base model and every initialization of the settings, probed. Raises MetatrainError, and SettingsError."""
+def load_residents(settings: WorkerSettings, *, probed: bool = True) -> list[Resident]:
+    """Load the base models of the settings with every initialization, each delta probed on each. Raises MetatrainError, and
+    SettingsError."""
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     hub = Hub(reachable=not settings.air_gapped, token=settings.hub_token)
-    base = load_base(settings.base_model, precision=settings.precision, hub=hub)
-    return Runtime(base, load_catalog(base, settings.initializations_dir))
+    residents: list[Resident] = []
+    for name in settings.base_models:
+        base = load_base(name, precision=settings.precision, hub=hub)
+        if any(own.base.digest == base.digest for own in residents):
+            raise SettingsError(f"BASE_MODEL: {name} is there twice, perhaps under another name")
+        baselines = [init for kind in task_kinds().values() for init in kind.baselines(base)]
+        folder = settings.initializations_dir
+        several = len(settings.base_models) > 1
+        residents.append(Resident(base, load_catalog(base, folder, baselines=baselines, probed=probed, others_skipped=several)))
+    return residents
+
+
+def load_runtime(settings: WorkerSettings) -> Runtime:
+    """Load all that a worker needs to adapt. Raises MetatrainError, and SettingsError."""
+    return Runtime(*load_residents(settings))

@@ -26,6 +26,14 @@ def _weights_url(url: str) -> str:
     return url
 
 
+def _base_models(names: str) -> str:
+    each = [name.strip() for name in names.split(",")]
+    if not all(each) or len(set(each)) < len(each):
+        raise ValueError("expected one name or several different ones, separated by commas")
+    return names
+
+
+BaseModels = Annotated[str, AfterValidator(_base_models)]
 RecordsUrl = Annotated[str, AfterValidator(_records_url)]
 WeightsUrl = Annotated[str, AfterValidator(_weights_url)]
 S = TypeVar("S", bound=BaseSettings)
@@ -41,7 +49,10 @@ class WorkerSettings(BaseSettings):
     wait_replicas: int = Field(
         default=0, ge=0, description="replicas that must have a new record before its 202; 1 or more behind Sentinel"
     )
-    base_model: str = Field(default="sentence-transformers/all-MiniLM-L6-v2", description="hub name or local path")
+    base_model: BaseModels = Field(
+        default="sentence-transformers/all-MiniLM-L6-v2",
+        description="one or several, separated by commas: hub names, local paths (with a slash) or short names",
+    )
     hub_token_file: Path | None = Field(default=None, description="file with a token of the model hub, for models not public")
     air_gapped: bool = Field(default=False, description="never ask the model hub: a folder, a wheel or its cache has the model")
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -58,6 +69,11 @@ class WorkerSettings(BaseSettings):
         default=30, ge=0, description="after a deletion, until the append-only file is written anew without it"
     )
     drain_seconds: float = Field(default=5, ge=0, description="how long a worker that is told to stop goes on with its job")
+
+    @property
+    def base_models(self) -> tuple[str, ...]:
+        """The base models in the order of their names; the first is the one that a request gets if several fit."""
+        return tuple(name.strip() for name in self.base_model.split(","))
 
     @property
     def weights_url(self) -> str:

@@ -6,19 +6,19 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import redis
 
 from metatrain.errors import DeadlineExceeded, MetatrainError
 from worker.errors import ClaimLost, Stopping
-from worker.ledger.claims import Claim, WeightsLifetime
+from worker.ledger.claims import Claim, Queues, WeightsLifetime
 from worker.ledger.messages import Outcome
 from worker.ledger.records import Records
 from worker.ledger.store import WeightStore, weights_digest
 from worker.logs import fields, places
-from worker.runtime import Product, Runtime
+from worker.runtime import MadeAdapter, Runtime
 from worker.settings import WorkerSettings
 
 log = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ class Hands:
     records: Records
     store: WeightStore
     runtime: Runtime
-    queue: str = ""
+    queues: Queues = field(default_factory=lambda: {"": ()})
 
     def __post_init__(self) -> None:
         self.draining = Draining(self.settings.drain_seconds)
@@ -90,13 +90,13 @@ class Hands:
     def _claim(self, tenant: str, adapter_id: str) -> Claim | None:
         lease_ms = self.settings.lease_seconds * 1000
         return self.records.claims.claim(
-            tenant, adapter_id, lease_ms=lease_ms, attempts=self.settings.attempts, worker=self.name, queue=self.queue
+            tenant, adapter_id, lease_ms=lease_ms, attempts=self.settings.attempts, worker=self.name, queues=self.queues
         )
 
     def _mates(self, claim: Claim) -> list[Claim]:
         """Jobs that can run in one pass with this one. All at their first attempt, and not the only one: what cost a worker before
         may cost another one, and must not cost it others' jobs."""
-        fit = self.settings.pass_rows // 2 ** len(claim.recipe.taught).bit_length()
+        fit = self.settings.pass_rows // 2 ** claim.recipe.rows.bit_length()
         most = min(self.settings.jobs_together, fit) - 1
         if most < 1 or claim.attempt > 1 or self.settings.attempts == 1 or not self.runtime.together(claim.recipe):
             return []
@@ -118,7 +118,7 @@ class Hands:
                     with _of(claim):
                         self._discard(claim, claim.previous_fence)
             problems: list[Exception] = []
-            made: list[tuple[Outcome, Product]] = []
+            made: list[tuple[Outcome, MadeAdapter]] = []
             for (claim, progress), result in zip(jobs, self._adapted(jobs), strict=True):
                 try:
                     with _of(claim):
@@ -131,8 +131,8 @@ class Hands:
         if problems:
             raise problems[0]
 
-    def _end_one(self, claim: Claim, progress: Progress, result: "Product | Exception") -> list[tuple[Outcome, Product]]:
-        """The job's outcome and product, where it ended with one."""
+    def _end_one(self, claim: Claim, progress: Progress, result: "MadeAdapter | Exception") -> list[tuple[Outcome, MadeAdapter]]:
+        """The job's outcome and made_adapter, where it ended with one."""
         try:
             if isinstance(result, ClaimLost | Stopping):
                 raise result
@@ -161,12 +161,12 @@ class Hands:
             self._keep(claim, kept)
         return [] if isinstance(result, Exception) else [(outcome, result)]
 
-    def _observe(self, made: list[tuple[Outcome, Product]]) -> None:
+    def _observe(self, made: list[tuple[Outcome, MadeAdapter]]) -> None:
         """After the last of a pass, whose steps are counted once: those of the job that took most."""
         if not made:
             return
         stages = {stage: [outcome.timings[stage] for outcome, _ in made] for stage in made[0][0].timings}
-        steps = max((product.steps_ms for _, product in made), key=len)
+        steps = max((made_adapter.steps_ms for _, made_adapter in made), key=len)
         try:
             self.records.counts.observe({**stages, "inner_step": steps})
         except redis.RedisError as error:
@@ -182,14 +182,14 @@ class Hands:
         else:
             log.warning("not handed back (%s): the claim no longer holds", reason)
 
-    def _adapted(self, jobs: list[tuple[Claim, Progress]]) -> "list[Product | Exception]":
+    def _adapted(self, jobs: list[tuple[Claim, Progress]]) -> "list[MadeAdapter | Exception]":
         """In one pass those that can be, or where that fails one by one, so that every job gets an error of its own: for each its
-        product, or why there is none."""
+        made_adapter, or why there is none."""
         together = [number for number, (claim, _) in enumerate(jobs) if self.runtime.together(claim.recipe)]
         results = self._in_one_pass(jobs, together) if len(together) > 1 else {}
         return [results[number] if number in results else self._alone(job) for number, job in enumerate(jobs)]
 
-    def _in_one_pass(self, jobs: list[tuple[Claim, Progress]], which: list[int]) -> "dict[int, Product | Exception]":
+    def _in_one_pass(self, jobs: list[tuple[Claim, Progress]], which: list[int]) -> "dict[int, MadeAdapter | Exception]":
         """By number, without those that are to be done alone: all where the pass fails, and who had no time beside the others."""
         chosen = [jobs[number] for number in which]
         try:
@@ -202,7 +202,7 @@ class Hands:
         log.info("%d jobs in one pass", len(which))
         return {number: each for number, each in zip(which, made, strict=True) if not isinstance(each, DeadlineExceeded)}
 
-    def _alone(self, job: tuple[Claim, Progress]) -> "Product | Exception":
+    def _alone(self, job: tuple[Claim, Progress]) -> "MadeAdapter | Exception":
         claim, progress = job
         progress.losses.clear()
         with _of(claim):
@@ -235,13 +235,13 @@ class Hands:
         limit = f" (JOB_SECONDS is {self.settings.job_seconds:g})" if isinstance(error, DeadlineExceeded) else ""
         return Outcome(status="failed", error=f"{error}{limit}", support_loss=losses)
 
-    def _stored(self, claim: Claim, product: Product, progress: Progress) -> Outcome:
+    def _stored(self, claim: Claim, made_adapter: MadeAdapter, progress: Progress) -> Outcome:
         began = time.perf_counter()
-        self._store(claim, product.content, progress)
-        timings = {"queue": float(claim.waited_ms), **product.timings, "store": 1e3 * (time.perf_counter() - began)}
-        digest = weights_digest(product.content)
-        size = len(product.content)
-        return Outcome(status="ready", digest=digest, size=size, support_loss=product.support_loss, timings=timings)
+        self._store(claim, made_adapter.content, progress)
+        timings = {"queue": float(claim.waited_ms), **made_adapter.timings, "store": 1e3 * (time.perf_counter() - began)}
+        digest = weights_digest(made_adapter.content)
+        size = len(made_adapter.content)
+        return Outcome(status="ready", digest=digest, size=size, support_loss=made_adapter.support_loss, timings=timings)
 
     def _store(self, claim: Claim, content: bytes, progress: Progress) -> None:
         """Raises _CacheRefused: an attempt where the cache says no, none where it stays out of reach; and ClaimLost."""

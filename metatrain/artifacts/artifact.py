@@ -25,14 +25,14 @@ from torch import Tensor
 
 from metatrain.artifacts.header import Header, Leaf, check_described, check_extent, header_bytes, read_header, shown
 from metatrain.deltas import DeltaConfig, DeltaKind
-from metatrain.deltas.peft_files import essentials, from_peft, in_peft, peft_config, peft_shapes, to_peft
+from metatrain.deltas.peft_files import PeftFiles
 from metatrain.errors import ArtifactError, BaseModelError
 from metatrain.inner.config import InnerConfig
 from metatrain.inner.problem import Outer
 from metatrain.invalid import first_problem
 from metatrain.models.base import Base
 from metatrain.models.inputs import AnySpec
-from metatrain.readouts.heads import HEAD_LEAVES
+from metatrain.readouts.registry import CLASSES, readout_kinds
 
 FORMAT_VERSION: Literal[2] = 2
 _BASE_UPDATE = "base_update.safetensors"
@@ -55,6 +55,7 @@ class InitializationFile(BaseModel):
     algorithm: str
     weights_sha256: dict[str, str]
     provenance: dict[str, Any] = Field(default_factory=dict)
+    readout: str = CLASSES
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class Initialization:
     algorithm: str
     provenance: dict[str, Any]
     base_update: dict[str, Tensor] = field(default_factory=dict)
-    readout: str = "classes"
+    readout: str = CLASSES
 
     @cached_property
     def digest(self) -> str:
@@ -89,6 +90,8 @@ class Initialization:
             "theta": _sha256(save(_contiguous(self.theta))),
             "rates": _sha256(save(_contiguous(self.rates))),
         }
+        if self.readout != CLASSES:
+            identity["readout"] = self.readout
         if self.base_update:
             identity["base_update"] = _sha256(save(_contiguous(self.base_update)))
         return _sha256(_canonical_json(identity))
@@ -101,7 +104,7 @@ class Initialization:
 def save_initialization(init: Initialization, folder: Path, kind: DeltaKind) -> None:
     """Write `init` to `folder`, the JSON last, so that a folder with one is complete."""
     folder.mkdir(parents=True, exist_ok=True)
-    named = to_peft(kind, init.theta) if in_peft(kind) else init.theta
+    named = init.theta if kind.peft is None else kind.peft.to_peft(init.theta)
     weights = {_weights_file(kind): save(_contiguous(named)), "inner_lr.safetensors": save(_contiguous(init.rates))}
     if init.base_update:
         weights[_BASE_UPDATE] = save(_contiguous(init.base_update))
@@ -114,15 +117,19 @@ def save_initialization(init: Initialization, folder: Path, kind: DeltaKind) -> 
         algorithm=init.algorithm,
         weights_sha256={name: _sha256(content) for name, content in weights.items()},
         provenance=init.provenance,
+        readout=init.readout,
     )
     for name, content in weights.items():
         write_atomically(folder / name, content)
     if not init.base_update:
         (folder / _BASE_UPDATE).unlink(missing_ok=True)  # of an initialization that was here before
-    if in_peft(kind):
-        config = json.dumps(peft_config(kind, init.base.model), indent=2)
+    if kind.peft is not None:
+        config = json.dumps(kind.peft.config(init.base.model), indent=2)
         write_atomically(folder / "adapter_config.json", config.encode() + b"\n")
-    write_atomically(folder / "initialization.json", described.model_dump_json(indent=2).encode() + b"\n")
+    write_atomically(
+        folder / "initialization.json",
+        described.model_dump_json(indent=2, exclude=_added_since({"readout"}, described)).encode() + b"\n",
+    )
 
 
 def load_initialization(folder: Path, base: Base) -> Initialization:
@@ -143,16 +150,22 @@ def load_initialization(folder: Path, base: Base) -> Initialization:
     kind = _attached(base, described.delta, str(path))
     for name in described.weights_sha256.keys() - {_weights_file(kind), "inner_lr.safetensors", _BASE_UPDATE}:
         raise ArtifactError(f"{path}: weights_sha256: expected no file {shown(repr(name))}")
-    shapes = peft_shapes(kind) if in_peft(kind) else kind.shapes
+    if described.readout not in readout_kinds():
+        known = ", ".join(readout_kinds())
+        raise ArtifactError(f"{path}: readout: expected one of {known}, got {shown(described.readout)!r}")
+    leaves = readout_kinds()[described.readout].leaves
+    shapes = kind.shapes if kind.peft is None else kind.peft.shapes
     theta = _read_weights(folder / _weights_file(kind), described.weights_sha256, lambda _: shapes)
-    rates = _read_weights(folder / "inner_lr.safetensors", described.weights_sha256, lambda found: _rate_shapes(found, kind))
+    rates = _read_weights(
+        folder / "inner_lr.safetensors", described.weights_sha256, lambda found: _rate_shapes(found, kind, leaves)
+    )
     update = _read_base_update(folder / _BASE_UPDATE, described.weights_sha256, base)
     for name, rate in rates.items():
         if (rate < 0).any():
             raise ArtifactError(f"{folder}/inner_lr.safetensors: {name}: expected rates of at least 0, got {float(rate.min())}")
-    if in_peft(kind):
-        _check_peft_config(folder / "adapter_config.json", kind)
-        theta = from_peft(kind, theta)
+    if kind.peft is not None:
+        _check_peft_config(folder / "adapter_config.json", kind.peft)
+        theta = kind.peft.from_peft(theta)
     return Initialization(
         name=described.name,
         base=described.base,
@@ -164,6 +177,7 @@ def load_initialization(folder: Path, base: Base) -> Initialization:
         algorithm=described.algorithm,
         provenance=described.provenance,
         base_update=update,
+        readout=described.readout,
     )
 
 
@@ -177,23 +191,24 @@ class AdapterMetadata(BaseModel):
     base_weights_sha256: str
     delta: DeltaConfig
     scale: float = Field(gt=0, allow_inf_nan=False)
-    labels: tuple[str, ...] = Field(min_length=1)
+    labels: tuple[str, ...] = ()
+    readout: str = CLASSES
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """φ for one task: `delta` (leaves as θ's), `weight` [C, D], `bias` [C], float32 on the CPU, and the C labels."""
+    """φ for one task: `delta` (leaves as θ's), and the leaves that its readout answers with, float32 on the CPU."""
 
     metadata: AdapterMetadata
     delta: dict[str, Tensor]
-    weight: Tensor
-    bias: Tensor
+    answering: dict[str, Tensor]
 
 
 def adapter_to_bytes(adapter: Adapter) -> bytes:
     """The same adapter gives the same bytes, so their digest is the digest of the weights."""
-    tensors = {f"delta.{n}": t for n, t in adapter.delta.items()} | {"head.weight": adapter.weight, "head.bias": adapter.bias}
-    metadata = {_METADATA_KEY: _canonical_json(adapter.metadata.model_dump(mode="json")).decode()}
+    tensors = {f"delta.{n}": t for n, t in adapter.delta.items()} | adapter.answering
+    described = adapter.metadata.model_dump(mode="json", exclude=_added_since({"readout"}, adapter.metadata))
+    metadata = {_METADATA_KEY: _canonical_json(described).decode()}
     return save_arrays({name: tensor.numpy() for name, tensor in _contiguous(tensors).items()}, metadata)
 
 
@@ -206,7 +221,8 @@ def not_finite(leaves: Mapping[str, Tensor]) -> str | None:
 
 def adapter_bytes_at_most(init: Initialization, labels: Sequence[str], hidden: int) -> int:
     """What the bytes of an adapter from `init` with these labels, on features of `hidden` numbers, cannot be more than."""
-    numbers = sum(leaf.numel() for leaf in init.theta.values()) + len(labels) * (hidden + 1)
+    answering = readout_kinds()[init.readout].answers.shapes(labels, hidden)
+    numbers = sum(leaf.numel() for leaf in init.theta.values()) + sum(map(math.prod, answering.values()))
     names = sum(len(name) + 200 for name in init.theta) + 500  # a leaf's line in the header, and the head's two
     described = _canonical_json([init.delta.model_dump(mode="json"), list(labels)])
     return 4 * numbers + names + 2 * len(described)  # JSON in JSON: what is escaped takes twice as much
@@ -224,12 +240,13 @@ def adapter_from_bytes(content: bytes, base: Base) -> Adapter:
     if metadata.base_weights_sha256 != base.spec.weights_sha256:
         made_for = shown(metadata.base_weights_sha256)
         raise ArtifactError(f"adapter: made for base weights {made_for}, resident are {base.spec.weights_sha256}")
-    kind, classes = _attached(base, metadata.delta, "adapter: header"), len(metadata.labels)
+    kind = _attached(base, metadata.delta, "adapter: header")
     shapes = {f"delta.{n}": s for n, s in kind.shapes.items()}
-    check_described(header.leaves, {**shapes, "head.weight": (classes, base.hidden_size), "head.bias": (classes,)}, "adapter")
+    answering = readout_kinds()[metadata.readout].answers.shapes(metadata.labels, base.hidden_size)
+    check_described(header.leaves, {**shapes, **answering}, "adapter")
     tensors = _loaded(content, header, "adapter")
     delta = {n.removeprefix("delta."): t for n, t in tensors.items() if n.startswith("delta.")}
-    return Adapter(metadata, delta, tensors["head.weight"], tensors["head.bias"])
+    return Adapter(metadata, delta, {name: tensors[name] for name in answering})
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -284,8 +301,14 @@ def _metadata(header: Header) -> AdapterMetadata:
         metadata = AdapterMetadata.model_validate_json(header.metadata.get(_METADATA_KEY, "null"))
     except ValidationError as error:
         raise ArtifactError(f"adapter: header: {first_problem(error, AdapterMetadata)}") from error
-    if len(set(metadata.labels)) < len(metadata.labels):
-        raise ArtifactError("adapter: header: labels: expected each once")
+    if metadata.readout not in readout_kinds():
+        raise ArtifactError(
+            f"adapter: header: readout: expected one of {', '.join(readout_kinds())}, got {shown(metadata.readout)!r}"
+        )
+    try:
+        readout_kinds()[metadata.readout].answers.check(metadata.labels)
+    except ArtifactError as error:
+        raise ArtifactError(f"adapter: header: {error}") from error
     return metadata
 
 
@@ -317,28 +340,27 @@ def _read(path: Path, most: int) -> bytes:
 
 
 def _weights_file(kind: DeltaKind) -> str:
-    return "adapter_model.safetensors" if in_peft(kind) else "delta.safetensors"
+    return "delta.safetensors" if kind.peft is None else "adapter_model.safetensors"
 
 
-def _rate_shapes(found: Mapping[str, Leaf], kind: DeltaKind) -> dict[str, tuple[int, ...]]:
+def _rate_shapes(found: Mapping[str, Leaf], kind: DeltaKind, readout: Sequence[str]) -> dict[str, tuple[int, ...]]:
     """Of each leaf and step [S], or of each parameter and step [S, *leaf], the same S for all."""
     steps = max((leaf.shape[0] for leaf in found.values() if leaf.shape), default=1)
-    expected: dict[str, tuple[int, ...]] = dict.fromkeys((*kind.shapes, *HEAD_LEAVES), (min(steps, _MOST_STEPS),))
+    expected: dict[str, tuple[int, ...]] = dict.fromkeys((*kind.shapes, *readout), (min(steps, _MOST_STEPS),))
     for name, shape in kind.shapes.items():
         if name in found and len(found[name].shape) > 1:
             expected[name] = (min(steps, _MOST_STEPS), *shape)
     return expected
 
 
-def _check_peft_config(path: Path, kind: DeltaKind) -> None:
+def _check_peft_config(path: Path, files: PeftFiles) -> None:
     if not path.is_file():
         raise ArtifactError(f"{path.parent}: adapter_config.json is missing")
     try:
         stated = dict(json.loads(_read(path, _MOST_JSON_BYTES)))
     except (ValueError, TypeError, RecursionError) as error:
         raise ArtifactError(f"{path}: expected a JSON object: {error}") from error
-    expected = essentials(kind)
-    for key, value in expected.items():
+    for key, value in files.essentials.items():
         if stated.get(key) != value:
             raise ArtifactError(f"{path}: {key}: expected {value!r} as in initialization.json, got {stated.get(key)!r}")
     for key in ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "layers_to_transform"):

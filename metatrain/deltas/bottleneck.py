@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from metatrain.deltas.scope import Delta, current_delta
-from metatrain.deltas.sites import linear_sites, lowest_layer
+from metatrain.deltas.sites import Layout, Site, find_sites, lowest_layer
 
 
 class BottleneckConfig(BaseModel):
@@ -34,17 +34,17 @@ class Bottleneck:
 
     def __init__(self, config: BottleneckConfig, model: nn.Module) -> None:
         self.config = config
-        self.sites = linear_sites(model, config.targets, config.layers)
+        self.sites: dict[str, Site] = find_sites(model, config.targets, config.layers)
         self.shapes: dict[str, tuple[int, ...]] = {}
-        for name, linear in self.sites.items():
-            self.shapes[f"{name}.down.weight"] = (config.rank, linear.out_features)
+        for name, site in self.sites.items():
+            self.shapes[f"{name}.down.weight"] = (config.rank, site.out_features)
             self.shapes[f"{name}.down.bias"] = (config.rank,)
-            self.shapes[f"{name}.up.weight"] = (linear.out_features, config.rank)
-            self.shapes[f"{name}.up.bias"] = (linear.out_features,)
+            self.shapes[f"{name}.up.weight"] = (site.out_features, config.rank)
+            self.shapes[f"{name}.up.bias"] = (site.out_features,)
 
     @property
     def lowest_layer(self) -> int:
-        return lowest_layer(list(self.sites))
+        return lowest_layer(self.sites)
 
     def initial(self, generator: torch.Generator, *, b_std: float = 0.0) -> dict[str, Tensor]:
         """A fresh θ, one task, float32: V Kaiming uniform (a = √5), U normal with `b_std`, biases zero."""
@@ -58,7 +58,7 @@ class Bottleneck:
 
     def attach(self, sites: Iterable[str]) -> None:
         for site in sites:
-            self.sites[site].register_forward_hook(_bottleneck_hook(site))
+            self.sites[site].module.register_forward_hook(_bottleneck_hook(site, self.sites[site].layout))
 
     def fold(self, delta: Delta) -> dict[str, Tensor]:
         return dict(delta)
@@ -67,15 +67,19 @@ class Bottleneck:
     def counts(self) -> dict[str, int]:
         return {}
 
+    @property
+    def peft(self) -> None:
+        """None: PEFT has no such kind."""
 
-def _bottleneck_hook(site: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor | None]:
+
+def _bottleneck_hook(site: str, layout: Layout) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor | None]:
     def add_bottleneck(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
         delta = current_delta()
         if delta is None or f"{site}.down.weight" not in delta:
             return None
         v, c, u, b = (delta[f"{site}.{part}"].to(output.dtype) for part in ("down.weight", "down.bias", "up.weight", "up.bias"))
-        grouped = output.reshape(v.shape[0], -1, output.shape[-1])
+        grouped = layout.grouped(output, v.shape[0])
         low = nn.functional.gelu(torch.baddbmm(c.unsqueeze(1), grouped, v.transpose(1, 2)))
-        return output + torch.baddbmm(b.unsqueeze(1), low, u.transpose(1, 2)).view_as(output)
+        return output + layout.ungrouped(torch.baddbmm(b.unsqueeze(1), low, u.transpose(1, 2)), output)
 
     return add_bottleneck

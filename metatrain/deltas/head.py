@@ -40,3 +40,7 @@ class HeadOnly:
     @property
     def counts(self) -> dict[str, int]:
         return {}
+
+    @property
+    def peft(self) -> None:
+        """None: PEFT has no such kind."""

@@ -13,8 +13,10 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
+from metatrain.deltas.peft_files import PeftFiles, in_module, leaf_by_leaf
 from metatrain.deltas.scope import Delta, current_delta
-from metatrain.deltas.sites import linear_sites, lowest_layer
+from metatrain.deltas.sites import Layout, Site, fan_in_fan_out, find_sites, lowest_layer
+from metatrain.errors import UnsupportedDelta
 
 
 class IA3Config(BaseModel):
@@ -37,20 +39,27 @@ class IA3Config(BaseModel):
 
 
 class IA3:
-    """Leaves `{module}.ia3_l`, [D_out, 1], or [1, D_in] of a feed-forward module."""
+    """Leaves `{module}.ia3_l`, [D_out, 1], or [1, D_in] of a feed-forward module.
+
+    Raises UnsupportedDelta where a target matches no layer of a supported type, or one with a single number to rescale, whose
+    leaf would not say on which side it acts.
+    """
 
     def __init__(self, config: IA3Config, model: nn.Module) -> None:
         self.config = config
-        self.sites = linear_sites(model, config.targets, config.layers)
-        self.feedforward = set(linear_sites(model, config.feedforward, config.layers)) if config.feedforward else set()
+        self.sites: dict[str, Site] = find_sites(model, config.targets, config.layers)
+        self.feedforward = set(find_sites(model, config.feedforward, config.layers)) if config.feedforward else set()
         self.shapes: dict[str, tuple[int, ...]] = {
-            f"{name}.ia3_l": (1, linear.in_features) if name in self.feedforward else (linear.out_features, 1)
-            for name, linear in self.sites.items()
+            f"{name}.ia3_l": (1, site.in_features) if name in self.feedforward else (site.out_features, 1)
+            for name, site in self.sites.items()
         }
+        for name in self.sites:
+            if self.shapes[f"{name}.ia3_l"] == (1, 1):
+                raise UnsupportedDelta(f"delta.targets: {name} of {type(model).__name__} has a single number to rescale")
 
     @property
     def lowest_layer(self) -> int:
-        return lowest_layer(list(self.sites))
+        return lowest_layer(self.sites)
 
     def initial(self, generator: torch.Generator, *, b_std: float = 0.0) -> dict[str, Tensor]:
         """A fresh θ, one task, float32: ones, with normal noise of `b_std` around them."""
@@ -58,8 +67,9 @@ class IA3:
 
     def attach(self, sites: Iterable[str]) -> None:
         for site in sites:
-            self.sites[site].register_forward_pre_hook(_input_hook(site))  # the shape of the leaf of a call says which of them acts
-            self.sites[site].register_forward_hook(_output_hook(site))
+            module, layout = self.sites[site].module, self.sites[site].layout
+            module.register_forward_pre_hook(_input_hook(site, layout))  # the shape of the leaf of a call says which of them acts
+            module.register_forward_hook(_output_hook(site, layout))
 
     def fold(self, delta: Delta) -> dict[str, Tensor]:
         """l − 1: what a row without a delta reads is zero."""
@@ -69,27 +79,37 @@ class IA3:
     def counts(self) -> dict[str, int]:
         return {}
 
+    @property
+    def peft(self) -> PeftFiles:
+        own = {"target_modules": sorted(self.sites), "feedforward_modules": sorted(self.feedforward)}
+        essentials = {"peft_type": "IA3", **own, **fan_in_fan_out(self.sites.values())}
+        leaves = {}
+        for name, site in self.sites.items():
+            shape = self.shapes[leaf := f"{name}.ia3_l"]
+            leaves[leaf] = in_module(leaf, (1, max(shape), *site.kernel) if site.kernel else shape)
+        return leaf_by_leaf(essentials, self.shapes, leaves)
 
-def _input_hook(site: str) -> Callable[[nn.Module, tuple[Tensor, ...]], Any]:
+
+def _input_hook(site: str, layout: Layout) -> Callable[[nn.Module, tuple[Tensor, ...]], Any]:
     def rescale_input(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
         delta = current_delta()
         leaf = None if delta is None else delta.get(f"{site}.ia3_l")
-        return None if leaf is None or leaf.shape[1] != 1 else (_rescaled(inputs[0], leaf), *inputs[1:])
+        return None if leaf is None or leaf.shape[1] != 1 else (_rescaled(inputs[0], leaf, layout), *inputs[1:])
 
     return rescale_input
 
 
-def _output_hook(site: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor | None]:
+def _output_hook(site: str, layout: Layout) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor | None]:
     def rescale_output(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
         delta = current_delta()
         leaf = None if delta is None else delta.get(f"{site}.ia3_l")
-        return None if leaf is None or leaf.shape[2] != 1 else _rescaled(output, leaf)
+        return None if leaf is None or leaf.shape[2] != 1 else _rescaled(output, leaf, layout)
 
     return rescale_output
 
 
-def _rescaled(x: Tensor, leaf: Tensor) -> Tensor:
-    """x [B, L, D] times 1 + a vector of each of G groups, leaf [G, D, 1] or [G, 1, D]."""
-    grouped = x.reshape(leaf.shape[0], -1, x.shape[-1])
+def _rescaled(x: Tensor, leaf: Tensor, layout: Layout) -> Tensor:
+    """Return the channels of B rows `x` times 1 + a vector for each of G groups, `leaf` [G, D, 1] or [G, 1, D]."""
+    grouped = layout.grouped(x, leaf.shape[0])
     factor = 1 + leaf.to(torch.promote_types(leaf.dtype, torch.float32))
-    return (grouped * factor.to(x.dtype).reshape(leaf.shape[0], 1, -1)).view_as(x)
+    return layout.ungrouped(grouped * factor.to(x.dtype).reshape(leaf.shape[0], 1, -1), x)

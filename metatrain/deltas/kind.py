@@ -11,6 +11,7 @@ from metatrain.deltas.bottleneck import Bottleneck, BottleneckConfig
 from metatrain.deltas.head import HeadConfig, HeadOnly
 from metatrain.deltas.ia3 import IA3, IA3Config
 from metatrain.deltas.lora import LoRA, LoRAConfig
+from metatrain.deltas.peft_files import PeftFiles
 from metatrain.deltas.prefix import Prefix, PrefixConfig
 from metatrain.deltas.prompt import Prompt, PromptConfig
 from metatrain.deltas.scope import Delta
@@ -26,8 +27,8 @@ class DeltaKind(Protocol):
         """A `DeltaConfig`."""
 
     @property
-    def sites(self) -> Mapping[str, nn.Module]:
-        """The modules that are hooked, by name."""
+    def sites(self) -> Mapping[str, Any]:
+        """The places in the model that are hooked, by module name."""
 
     @property
     def lowest_layer(self) -> int:
@@ -46,6 +47,10 @@ class DeltaKind(Protocol):
     def counts(self) -> dict[str, int]:
         """What the modules read beside that, one number a group, where groups of other numbers of virtual tokens, or of other
         kinds, stand in the same call. Without that, leaves that are zero leave a group's rows alone."""
+
+    @property
+    def peft(self) -> PeftFiles | None:
+        """θ as PEFT's own files; None where PEFT has no such kind, or computes something else on this model."""
 
 
 def _kind_of(value: Any) -> str:

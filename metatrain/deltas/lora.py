@@ -14,8 +14,9 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from metatrain.deltas.peft_files import PeftFiles, in_module, leaf_by_leaf
 from metatrain.deltas.scope import Delta, current_delta
-from metatrain.deltas.sites import linear_sites, lowest_layer
+from metatrain.deltas.sites import Layout, Site, fan_in_fan_out, find_sites, lowest_layer
 
 
 class LoRAConfig(BaseModel):
@@ -39,20 +40,20 @@ class LoRA:
     """The LoRA delta on one base model: its sites, the shapes of its leaves and the hooks that apply it.
 
     Leaves are named as PEFT names them, less its wrapper: `{module}.lora_A.weight` [R, D_in], `{module}.lora_B.weight`
-    [D_out, R]. Raises UnsupportedDelta where a target matches no `nn.Linear`.
+    [D_out, R]. Raises UnsupportedDelta where a target matches no layer of a supported type (`sites.py`).
     """
 
     def __init__(self, config: LoRAConfig, model: nn.Module) -> None:
         self.config = config
-        self.sites = linear_sites(model, config.targets, config.layers)
+        self.sites: dict[str, Site] = find_sites(model, config.targets, config.layers)
         self.shapes: dict[str, tuple[int, ...]] = {}
-        for name, linear in self.sites.items():
-            self.shapes[f"{name}.lora_A.weight"] = (config.rank, linear.in_features)
-            self.shapes[f"{name}.lora_B.weight"] = (linear.out_features, config.rank)
+        for name, site in self.sites.items():
+            self.shapes[f"{name}.lora_A.weight"] = (config.rank, site.in_features)
+            self.shapes[f"{name}.lora_B.weight"] = (site.out_features, config.rank)
 
     @property
     def lowest_layer(self) -> int:
-        return lowest_layer(list(self.sites))
+        return lowest_layer(self.sites)
 
     def initial(self, generator: torch.Generator, *, b_std: float = 0.0) -> dict[str, Tensor]:
         """A fresh θ, one task, float32: A as PEFT draws it (Kaiming uniform, a = √5), B normal with `b_std`.
@@ -73,7 +74,7 @@ class LoRA:
     def attach(self, sites: Iterable[str]) -> None:
         """Hook `sites`. A site without leaves in the delta of the call is left as it is."""
         for site in sites:
-            self.sites[site].register_forward_hook(_lora_hook(site))
+            self.sites[site].module.register_forward_hook(_lora_hook(site, self.sites[site].layout))
 
     def fold(self, delta: Delta) -> dict[str, Tensor]:
         """What the modules read: the same leaves with alpha / R multiplied into B. Keeps the leading axis, if any."""
@@ -84,24 +85,32 @@ class LoRA:
     def counts(self) -> dict[str, int]:
         return {}
 
+    @property
+    def peft(self) -> PeftFiles:
+        own = {"r": self.config.rank, "lora_alpha": self.config.alpha, "target_modules": sorted(self.sites)}
+        essentials = {"peft_type": "LORA", **own, "lora_dropout": 0.0, "bias": "none", **fan_in_fan_out(self.sites.values())}
+        kernels = {f"{name}.{ab}.weight": site.kernel for name, site in self.sites.items() for ab in ("lora_A", "lora_B")}
+        leaves = {name: in_module(name, (*shape, *kernels[name])) for name, shape in self.shapes.items()}
+        return leaf_by_leaf(essentials, self.shapes, leaves)
 
-def _lora_hook(site: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor | None]:
+
+def _lora_hook(site: str, layout: Layout) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor | None]:
     name_a, name_b = f"{site}.lora_A.weight", f"{site}.lora_B.weight"
 
     def add_low_rank_update(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
         delta = current_delta()
         if delta is None or name_a not in delta:
             return None
-        return add_low_rank(output, inputs[0], delta[name_a], delta[name_b])
+        return add_low_rank(output, inputs[0], delta[name_a], delta[name_b], layout)
 
     return add_low_rank_update
 
 
-def add_low_rank(y: Tensor, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """y + B A x with y [B, L, D_out], x [B, L, D_in], a [G, R, D_in], b [G, D_out, R] (alpha / R folded in), B a multiple of G.
+def add_low_rank(y: Tensor, x: Tensor, a: Tensor, b: Tensor, layout: Layout) -> Tensor:
+    """Return y + B A x for a layer's output y and input x of B rows, a [G, R, D_in], b [G, D_out, R] (alpha / R folded in).
 
-    The products run in the dtype of x (that of the base model); the leaves stay float32 outside.
+    B is a multiple of G. The products run in the dtype of x (that of the base model); the leaves stay float32 outside.
     """
-    low = torch.bmm(x.reshape(a.shape[0], -1, x.shape[-1]), a.to(x.dtype).transpose(1, 2))
-    grouped = y.reshape(a.shape[0], -1, y.shape[-1])
-    return torch.baddbmm(grouped, low, b.to(x.dtype).transpose(1, 2)).view_as(y)
+    low = torch.bmm(layout.grouped(x, a.shape[0]), a.to(x.dtype).transpose(1, 2))
+    updated = torch.baddbmm(layout.grouped(y, a.shape[0]), low, b.to(x.dtype).transpose(1, 2))
+    return layout.ungrouped(updated, y)

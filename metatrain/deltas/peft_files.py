@@ -1,94 +1,82 @@
-"""A delta as PEFT's own two files, where PEFT has the kind and it works: `adapter_config.json` and `adapter_model.safetensors`.
+"""A delta as PEFT's own two files: `adapter_config.json` and `adapter_model.safetensors`.
 
-PEFT has no bottleneck adapter, no delta without leaves and no prefix for some layers alone, and its prefix tuning reaches only
-those architectures whose attention takes past keys and values; such a delta is `delta.safetensors`, under our names.
+A kind that PEFT has too describes its files by a `PeftFiles`, its attribute `peft`. Where that is None, because PEFT has no such
+kind or computes something else on this model, θ is written as `delta.safetensors`, under our names.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from metatrain.deltas.ia3 import IA3
-from metatrain.deltas.kind import DeltaKind
-from metatrain.deltas.lora import LoRA
-from metatrain.deltas.prefix import Prefix
-from metatrain.deltas.prompt import Prompt
-from metatrain.deltas.virtual import PROMPT
-
-_WRAPPER = "base_model.model."
-_TAKES_PAST_KEYS = {"bert", "roberta", "xlm-roberta", "camembert", "electra"}
+Shape = tuple[int, ...]
+PROMPT_EMBEDDINGS = "prompt_embeddings"  # the one matrix of PEFT's prompt learning methods, prefix tuning too
 
 
-def in_peft(kind: DeltaKind) -> bool:
-    """PEFT computes the same from files of its own."""
-    if isinstance(kind, Prefix):
-        return kind.config.layers is None and _architecture(kind) in _TAKES_PAST_KEYS
-    return isinstance(kind, LoRA | IA3 | Prompt)
+@dataclass(frozen=True)
+class PeftFiles:
+    """The files of one delta kind on one base model.
+
+    `essentials`: the entries of `adapter_config.json` that decide what PEFT computes. `shapes`: names and shapes in
+    `adapter_model.safetensors`. `to_peft` turns one task's θ into those tensors, `from_peft` is its inverse.
+    """
+
+    essentials: dict[str, Any]
+    shapes: dict[str, Shape]
+    to_peft: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
+    from_peft: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
+
+    def config(self, base_model: str) -> dict[str, Any]:
+        """Return the content of `adapter_config.json` for a base model of this name."""
+        common = {"task_type": "FEATURE_EXTRACTION", "base_model_name_or_path": base_model, "inference_mode": True}
+        return {**self.essentials, **common}
 
 
-def peft_config(kind: DeltaKind, base_model: str) -> dict[str, Any]:
-    """`adapter_config.json`, of a kind that is `in_peft`."""
-    common = {"task_type": "FEATURE_EXTRACTION", "base_model_name_or_path": base_model, "inference_mode": True}
-    return {**essentials(kind), **common}
+@dataclass(frozen=True)
+class PeftLeaf:
+    """A leaf as PEFT stores it; its shape has the same numbers as ours in the same order."""
+
+    name: str
+    shape: Shape
 
 
-def essentials(kind: DeltaKind) -> dict[str, Any]:
-    """The entries that decide what PEFT computes."""
-    if isinstance(kind, LoRA):
-        own = {"r": kind.config.rank, "lora_alpha": kind.config.alpha, "target_modules": sorted(kind.sites)}
-        return {"peft_type": "LORA", **own, "lora_dropout": 0.0, "bias": "none"}
-    if isinstance(kind, IA3):
-        own = {"target_modules": sorted(kind.sites), "feedforward_modules": sorted(kind.feedforward)}
-        return {"peft_type": "IA3", **own}
-    if isinstance(kind, Prefix):
-        width = next(iter(kind.shapes.values()))[1]
-        own = {"encoder_hidden_size": width, "prefix_projection": False}
-        return {"peft_type": "PREFIX_TUNING", **_virtual(kind.config.tokens, width, kind.model), **own}
-    assert isinstance(kind, Prompt)
-    return {
-        "peft_type": "PROMPT_TUNING",
-        **_virtual(kind.config.tokens, kind.shapes[PROMPT][1], kind.model),
-        "prompt_tuning_init": "RANDOM",
-    }
+def in_module(name: str, shape: Shape) -> PeftLeaf:
+    """Return the PEFT leaf of a module of the base model, which PEFT wraps twice."""
+    return PeftLeaf(f"base_model.model.{name}", shape)
 
 
-def peft_shapes(kind: DeltaKind) -> dict[str, tuple[int, ...]]:
-    """Names and shapes in `adapter_model.safetensors`."""
-    if isinstance(kind, Prefix):
-        tokens, width = next(iter(kind.shapes.values()))
-        return {PROMPT: (tokens, len(kind.shapes) * width)}
-    return {_renamed(kind, name): shape for name, shape in kind.shapes.items()}
+def leaf_by_leaf(essentials: dict[str, Any], shapes: Mapping[str, Shape], leaves: Mapping[str, PeftLeaf]) -> PeftFiles:
+    """Describe files in which each leaf stands by itself. `shapes`: by our name, the shape that we give it."""
+
+    def to_peft(theta: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {leaves[name].name: leaf.reshape(leaves[name].shape) for name, leaf in theta.items()}
+
+    def from_peft(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: tensors[leaf.name].reshape(shapes[name]) for name, leaf in leaves.items()}
+
+    return PeftFiles(essentials, {leaf.name: leaf.shape for leaf in leaves.values()}, to_peft, from_peft)
 
 
-def to_peft(kind: DeltaKind, theta: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """θ under PEFT's names. A prefix is one matrix there: for each layer its keys, then its values, side by side."""
-    if isinstance(kind, Prefix):
-        return {PROMPT: torch.cat([theta[name] for name in kind.shapes], dim=1)}
-    return {_renamed(kind, name): leaf for name, leaf in theta.items()}
+def side_by_side(essentials: dict[str, Any], shapes: Mapping[str, Shape]) -> PeftFiles:
+    """Describe files with one matrix, in which all leaves, each [P, D], stand side by side in our order."""
+    tokens, width = next(iter(shapes.values()))
+
+    def to_peft(theta: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {PROMPT_EMBEDDINGS: torch.cat([theta[name] for name in shapes], dim=1)}
+
+    def from_peft(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        parts = torch.split(tensors[PROMPT_EMBEDDINGS], width, dim=1)
+        return {name: part.contiguous() for name, part in zip(shapes, parts, strict=True)}
+
+    return PeftFiles(essentials, {PROMPT_EMBEDDINGS: (tokens, len(shapes) * width)}, to_peft, from_peft)
 
 
-def from_peft(kind: DeltaKind, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse of `to_peft`, on tensors of `peft_shapes`."""
-    if isinstance(kind, Prefix):
-        width = next(iter(kind.shapes.values()))[1]
-        parts = torch.split(tensors[PROMPT], width, dim=1)
-        return {name: part.contiguous() for name, part in zip(kind.shapes, parts, strict=True)}
-    return {name: tensors[_renamed(kind, name)] for name in kind.shapes}
+def virtual_tokens(tokens: int, width: int, config: Any) -> dict[str, Any]:
+    """Return the entries that prefix and prompt tuning share. `config` is the base model's.
 
-
-def _renamed(kind: DeltaKind, name: str) -> str:
-    return name if isinstance(kind, Prompt) else _WRAPPER + name
-
-
-def _virtual(tokens: int, width: int, model: nn.Module) -> dict[str, Any]:
-    """PEFT finds the shape by itself under the names that BERT has for it, and has to be told elsewhere."""
-    config: Any = model.config
+    PEFT finds these numbers by itself only under the names that BERT has for them.
+    """
     shape = {"num_layers": int(config.num_hidden_layers), "num_attention_heads": int(config.num_attention_heads)}
     return {"num_virtual_tokens": tokens, "token_dim": width, "num_transformer_submodules": 1, **shape}
-
-
-def _architecture(kind: Prefix) -> str:
-    config: Any = kind.model.config
-    return str(config.model_type)

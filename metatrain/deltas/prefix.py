@@ -4,7 +4,8 @@
 
 They are put there by an attention function that this module registers with transformers under names of its own and that hands on to
 the model's own one, so any architecture that asks for its attention by name is supported; position numbers are moved on by P where
-positions are embedded, as PEFT's cache of past keys does. Which modules attend is measured by calling the model once.
+positions are embedded, as PEFT's cache of past keys does. Where the keys are rotated instead, those of a prefix are not, and words
+keep their numbers. Which modules attend is measured by calling the model once. Under a causal mask every word sees the prefix.
 """
 
 import sys
@@ -19,11 +20,13 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
+from metatrain.deltas.peft_files import PeftFiles, side_by_side, virtual_tokens
 from metatrain.deltas.scope import Delta, current_delta
 from metatrain.deltas.sites import layer_of
-from metatrain.deltas.virtual import PREFIX_TOKENS, move_positions, real, start
-from metatrain.errors import UnsupportedDelta
+from metatrain.deltas.virtual import PREFIX_TOKENS, check_takes_tokens, move_positions, random_vectors, real_places
+from metatrain.errors import UnsupportedDelta, first_line
 
+_TAKES_PAST_KEYS = {"bert", "roberta", "xlm-roberta", "camembert", "electra", "gpt2"}
 _NAMES = {"eager": "quickstudy_eager", "sdpa": "quickstudy_sdpa"}
 
 
@@ -38,18 +41,24 @@ class PrefixConfig(BaseModel):
 
 
 class Prefix:
-    """Leaves `{attention module}.prefix_key` and `.prefix_value`, [P, D], in the order of the layers."""
+    """Leaves `{attention module}.prefix_key` and `.prefix_value`, [P, D], in the order of the layers.
+
+    Raises UnsupportedDelta where the model's input is not token ids, where it does not ask for its attention by name or asks for
+    another one than eager and sdpa, and for layers that do not attend.
+    """
 
     def __init__(self, config: PrefixConfig, model: nn.Module) -> None:
         self.config, self.model = config, model
+        check_takes_tokens(model, config.kind)
         name_of = {id(module): name for name, module in model.named_modules()}
         self.sites: dict[str, nn.Module] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
-        for module, width in _attending(model):
+        for module, key_width, value_width in _attending(model):
             name = name_of[id(module)]
             if config.layers is None or layer_of(name) in config.layers:
                 self.sites[name] = module
-                self.shapes |= {f"{name}.prefix_key": (config.tokens, width), f"{name}.prefix_value": (config.tokens, width)}
+                self.shapes[f"{name}.prefix_key"] = (config.tokens, key_width)
+                self.shapes[f"{name}.prefix_value"] = (config.tokens, value_width)
         unmatched = set(config.layers or ()) - {layer_of(name) for name in self.sites}
         if unmatched or not self.sites:
             raise UnsupportedDelta(f"delta.layers: {type(model).__name__} has no attention in layer {min(unmatched or {0})}")
@@ -61,7 +70,7 @@ class Prefix:
 
     def initial(self, generator: torch.Generator, *, b_std: float = 0.0) -> dict[str, Tensor]:
         """A fresh θ, one task, float32."""
-        return start(self.shapes, generator, b_std)
+        return random_vectors(self.shapes, generator, b_std)
 
     def attach(self, sites: Iterable[str]) -> None:
         for site in sites:
@@ -76,23 +85,41 @@ class Prefix:
         """Of the rows, for their positions, and of each site, since prefixes may differ in their layers."""
         return dict.fromkeys([PREFIX_TOKENS, *(f"{site}.{PREFIX_TOKENS}" for site in self.sites)], self.config.tokens)
 
+    @property
+    def peft(self) -> PeftFiles | None:
+        """None where PEFT computes something else.
+
+        It puts a prefix in front of all layers, and only where the attention takes past keys and values.
+        """
+        model_config: Any = self.model.config
+        if self.config.layers is not None or model_config.model_type not in _TAKES_PAST_KEYS:
+            return None
+        tokens, width = next(iter(self.shapes.values()))
+        own = {"encoder_hidden_size": width, "prefix_projection": False}
+        shared = virtual_tokens(tokens, width, model_config)
+        return side_by_side({"peft_type": "PREFIX_TUNING", **shared, **own}, self.shapes)
+
 
 def _with_prefix(own: Callable[..., Any] | None) -> Callable[..., Any]:
-    """`own`, or where None the eager attention of the module's architecture, with the prefix of this call in front."""
+    """Return an attention function with the prefix of the call in front.
+
+    `own`: the one that it hands on to, fused; None for the eager one of the module's architecture, which is given every mask.
+    """
 
     def attend(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, *args: Any, **kwargs: Any
     ) -> Any:
         if (met := _recorded.get()) is not None:
-            met.append((module, key.shape[1] * key.shape[3]))
+            met.append((module, key.shape[1] * key.shape[3], value.shape[1] * value.shape[3]))
         delta, site = current_delta(), getattr(module, "prefix_site", None)
         if delta is not None and f"{site}.prefix_key" in delta:
+            if own is not None and attention_mask is None:
+                attention_mask = _implied_mask(module, query, key, kwargs.get("is_causal"))
+            tokens, counts = delta[f"{site}.prefix_key"].shape[1], delta.get(f"{site}.{PREFIX_TOKENS}")
+            attention_mask = _with_prefix_seen(attention_mask, tokens, counts, query, key.shape[2])
             key, value = (
                 torch.cat([_heads(delta[f"{site}.prefix_{name}"], own_states), own_states], dim=2)
                 for name, own_states in (("key", key), ("value", value))
-            )
-            attention_mask = _with_prefix_seen(
-                attention_mask, delta[f"{site}.prefix_key"].shape[1], delta.get(f"{site}.{PREFIX_TOKENS}"), query
             )
         there = own or cast(Any, sys.modules[type(module).__module__]).eager_attention_forward
         return there(module, query, key, value, attention_mask, *args, **kwargs)
@@ -107,38 +134,59 @@ def _heads(prefix: Tensor, like: Tensor) -> Tensor:
     return split.repeat_interleave(rows // prefix.shape[0], dim=0)
 
 
-def _with_prefix_seen(mask: Tensor | None, tokens: int, counts: Tensor | None, query: Tensor) -> Tensor | None:
-    """`mask` [B, 1, L, L], or None where all is seen, with the prefix [B, 1, L, P + L]: seen but for its padding."""
+def _implied_mask(module: nn.Module, query: Tensor, key: Tensor, is_causal: bool | None) -> Tensor | None:
+    """Return the mask [1, 1, L, K] that fused attention applies where it is given none; None where all is seen.
+
+    It decides by `is_causal`, of the call or else of the module, as `sdpa_attention_forward` does; with a prefix among the keys it
+    would take the first words for the prefix's own places.
+    """
+    length, keys = query.shape[2], key.shape[2]
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    return torch.ones(1, 1, length, keys, dtype=torch.bool, device=query.device).tril() if causal and length > 1 else None
+
+
+def _with_prefix_seen(mask: Tensor | None, tokens: int, counts: Tensor | None, query: Tensor, keys: int) -> Tensor | None:
+    """Return `mask` [B or 1, 1, L, K], None where all is seen, with P places in front, [B, 1, L, P + K]: seen but for padding."""
     if counts is None:
         return None if mask is None else nn.functional.pad(mask, (tokens, 0), value=True if mask.dtype == torch.bool else 0.0)
     rows, _, length, _ = query.shape
     if mask is None:
-        mask = query.new_zeros(rows, 1, length, length)  # to be added: that, and not a truth value, is what every attention takes
-    front = real(counts, tokens)[:, None, None, :].expand(*mask.shape[:-1], tokens)
+        mask = query.new_zeros(rows, 1, length, keys)  # to be added: that, and not a truth value, is what every attention takes
+    mask = mask.expand(rows, -1, -1, -1)
+    front = real_places(counts, tokens)[:, None, None, :].expand(*mask.shape[:-1], tokens)
     if mask.dtype != torch.bool:
         front = torch.zeros_like(front, dtype=mask.dtype).masked_fill(~front, torch.finfo(mask.dtype).min)
     return torch.cat([front, mask], dim=-1)
 
 
-def _attending(model: nn.Module) -> list[tuple[nn.Module, int]]:
-    """The modules that ask for an attention function, in the order of the call, and the width of their keys. Leaves the model with
-    our functions, which do what its own do where no prefix is given, so a call in another thread sees no difference."""
-    config = cast(Any, model).config
-    if config._attn_implementation in _NAMES:
-        cast(Any, model).set_attn_implementation(_NAMES[config._attn_implementation])
-    met: list[tuple[nn.Module, int]] = []
+def _attending(model: nn.Module) -> list[tuple[nn.Module, int, int]]:
+    """Find the modules that ask for an attention function, in the order of the call, and the widths of their keys and values.
+
+    Leaves the model with our functions, which do what its own do where no prefix is given, so a call in another thread sees no
+    difference; a model that is refused gets its own back.
+    """
+    name, before = type(model).__name__, getattr(cast(Any, model).config, "_attn_implementation", None)
+    if before not in (*_NAMES, *_NAMES.values()):
+        raise UnsupportedDelta(f"delta.kind: prefix needs attention by name, eager or sdpa; that of {name} is {before}")
+    if before in _NAMES:
+        cast(Any, model).set_attn_implementation(_NAMES[before])
+    met: list[tuple[nn.Module, int, int]] = []
+    problem = f"delta.kind: prefix: {name} does not ask for its attention by name"
     token = _recorded.set(met)
     try:
         with torch.no_grad():
             model(input_ids=torch.full((1, 2), 1, device=next(model.parameters()).device))
+    except Exception as error:  # any architecture may fail here in its own way
+        met, problem = [], f"delta.kind: prefix: {name} was called with two tokens: {first_line(error)}"
     finally:
         _recorded.reset(token)
     if not met:
-        raise UnsupportedDelta(f"{type(model).__name__} does not ask for its attention by name")
+        cast(Any, model).set_attn_implementation(before)
+        raise UnsupportedDelta(problem)
     return met
 
 
-_recorded: ContextVar[list[tuple[nn.Module, int]] | None] = ContextVar("recorded", default=None)
+_recorded: ContextVar[list[tuple[nn.Module, int, int]] | None] = ContextVar("recorded", default=None)
 AttentionInterface.register(_NAMES["eager"], _with_prefix(None))
 AttentionInterface.register(_NAMES["sdpa"], _with_prefix(sdpa_attention_forward))
 for _own, _name in _NAMES.items():

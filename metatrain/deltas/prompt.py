@@ -12,8 +12,10 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from metatrain.deltas.peft_files import PeftFiles, PeftLeaf, leaf_by_leaf, virtual_tokens
 from metatrain.deltas.scope import Delta
-from metatrain.deltas.virtual import PROMPT, PROMPT_TOKENS, move_positions, start
+from metatrain.deltas.virtual import PROMPT, PROMPT_TOKENS, check_takes_tokens, move_positions, random_vectors
+from metatrain.errors import UnsupportedDelta
 
 
 class PromptConfig(BaseModel):
@@ -26,13 +28,19 @@ class PromptConfig(BaseModel):
 
 
 class Prompt:
-    """One leaf, `prompt_embeddings` [P, D]. `Base.features` puts it in front of the word embeddings."""
+    """One leaf, `prompt_embeddings` [P, D]. `virtual.with_prompt` puts it in front of the word embeddings.
+
+    Raises UnsupportedDelta for a model whose input is not token ids, or that has no table of embeddings for them.
+    """
 
     def __init__(self, config: PromptConfig, model: nn.Module) -> None:
         self.config, self.model = config, model
         self.sites: dict[str, nn.Module] = {}
-        width = int(cast(Any, model).get_input_embeddings().embedding_dim)
-        self.shapes: dict[str, tuple[int, ...]] = {PROMPT: (config.tokens, width)}
+        check_takes_tokens(model, config.kind)
+        width = getattr(cast(Any, model).get_input_embeddings(), "embedding_dim", None)
+        if width is None:
+            raise UnsupportedDelta(f"delta.kind: prompt needs a table of word embeddings, {type(model).__name__} has none")
+        self.shapes: dict[str, tuple[int, ...]] = {PROMPT: (config.tokens, int(width))}
 
     @property
     def lowest_layer(self) -> int:
@@ -40,7 +48,7 @@ class Prompt:
 
     def initial(self, generator: torch.Generator, *, b_std: float = 0.0) -> dict[str, Tensor]:
         """A fresh θ, one task, float32."""
-        return start(self.shapes, generator, b_std)
+        return random_vectors(self.shapes, generator, b_std)
 
     def attach(self, sites: Iterable[str]) -> None:
         move_positions(self.model)
@@ -51,3 +59,10 @@ class Prompt:
     @property
     def counts(self) -> dict[str, int]:
         return {PROMPT_TOKENS: self.config.tokens}
+
+    @property
+    def peft(self) -> PeftFiles:
+        tokens, width = self.shapes[PROMPT]
+        shared = virtual_tokens(tokens, width, self.model.config)
+        essentials = {"peft_type": "PROMPT_TUNING", **shared, "prompt_tuning_init": "RANDOM"}
+        return leaf_by_leaf(essentials, self.shapes, {PROMPT: PeftLeaf(PROMPT, self.shapes[PROMPT])})

@@ -16,7 +16,7 @@ from torch.func import functional_call
 
 from metatrain.deltas import Delta, DeltaKind, build, delta_scope
 from metatrain.deltas.scope import current_noise
-from metatrain.deltas.virtual import PROMPT, PROMPT_TOKENS, real
+from metatrain.deltas.virtual import with_prompt
 from metatrain.models.cut import lower_part, upper_part
 
 log = logging.getLogger(__name__)
@@ -146,13 +146,13 @@ class Backbone:
     def _states(self, delta: Delta | None, bucket: Bucket, updated: Mapping[str, Tensor]) -> Tensor:
         """The last hidden states of a bucket, at least float32, [B, L, D]."""
         with delta_scope(delta, bucket.noise):
-            if delta is not None and PROMPT in delta:
-                states = self._prompted(delta, bucket, updated)
-            elif bucket.upper is None or not self._all_within(bucket.upper, updated):
-                states = self._call(self.model, updated, **bucket.inputs, attention_mask=bucket.mask).last_hidden_state
+            given = {**bucket.inputs, "attention_mask": bucket.mask}
+            inputs, in_front = with_prompt(delta, given, lambda ids: self._embedded(ids, updated))
+            if in_front or bucket.upper is None or not self._all_within(bucket.upper, updated):
+                states: Tensor = self._call(self.model, updated, **inputs).last_hidden_state[:, in_front:]
             else:
-                inputs = {"inputs_embeds": bucket.below, "attention_mask": bucket.mask}
-                states = self._call(bucket.upper, updated, **inputs).last_hidden_state
+                upper = self._call(bucket.upper, updated, inputs_embeds=bucket.below, attention_mask=bucket.mask)
+                states = upper.last_hidden_state
         return states.to(torch.promote_types(states.dtype, torch.float32))
 
     def _call(self, module: nn.Module, updated: Mapping[str, Tensor], **inputs: Tensor | None) -> Any:
@@ -170,17 +170,9 @@ class Backbone:
         own = set(part.parameters())
         return all(self.model.get_parameter(name) in own for name in updated)
 
-    def _prompted(self, delta: Delta, bucket: Bucket, updated: Mapping[str, Tensor]) -> Tensor:
-        """The last hidden states of the words [B, L, D] with the prompts [G, P, D] in front of them."""
-        prompt, counts = delta[PROMPT], delta.get(PROMPT_TOKENS)
-        rows, tokens = bucket.mask.shape[0], prompt.shape[1]
-        words = self._call(cast(Any, self.model).get_input_embeddings(), updated, input=bucket.inputs["input_ids"])
-        front = prompt.to(words.dtype).repeat_interleave(rows // prompt.shape[0], dim=0)
-        mask = nn.functional.pad(bucket.mask, (tokens, 0), value=1)
-        if counts is not None:
-            mask[:, :tokens] = real(counts, tokens)
-        output = self._call(self.model, updated, inputs_embeds=torch.cat([front, words], dim=1), attention_mask=mask)
-        return cast(Tensor, output.last_hidden_state)[:, tokens:]
+    def _embedded(self, ids: Tensor, updated: Mapping[str, Tensor]) -> Tensor:
+        """The embeddings [B, L, D] of token ids [B, L]."""
+        return cast(Tensor, self._call(cast(Any, self.model).get_input_embeddings(), updated, input=ids))
 
     @torch.no_grad()
     def below(self, batch: Batch, kind: DeltaKind) -> Batch:

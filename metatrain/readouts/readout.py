@@ -1,10 +1,12 @@
 """What a readout is to everything else, and what is right for the rows that it judges."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
 from torch import Tensor
 
+from metatrain.inner.config import InnerConfig
 from metatrain.inner.problem import Leaves, Outer
 
 
@@ -77,3 +79,32 @@ class Readout(Protocol):
 
     def self_accuracy(self, features: Tensor, targets: Any) -> Tensor:
         """How well the support set predicts itself, each row without its own part in it, [T]; NaN where that means nothing."""
+
+
+class Answers(Protocol):
+    """How adapters of one kind of readout answer: many of them side by side, whatever they were learned with."""
+
+    def check(self, labels: Sequence[str]) -> None:
+        """Raise ArtifactError for labels that no adapter of this kind has."""
+
+    def shapes(self, labels: Sequence[str], hidden: int) -> dict[str, tuple[int, ...]]:
+        """The shapes of the leaves that an adapter with these labels answers with, on features of `hidden` numbers."""
+
+    def pack(self, leaves: Leaves, scale: float) -> dict[str, Tensor]:
+        """The leaves as the bank keeps them, float32. `scale`: the initialization's inverse temperature."""
+
+    def answer(self, runs: Sequence[tuple[Leaves, int]], features: Tensor) -> list[Any]:
+        """The answers to the rows of features [B, D], each a value that JSON has.
+
+        `runs`: packed leaves, and how many of the following rows they answer.
+        """
+
+
+@dataclass(frozen=True)
+class ReadoutKind:
+    """A kind of readout: the names of its leaves of φ, what makes one of an inner configuration for support sets of so many rows,
+    and how its adapters answer."""
+
+    leaves: tuple[str, ...]
+    learner: Callable[[InnerConfig, int], Readout]
+    answers: Answers

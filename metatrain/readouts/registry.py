@@ -1,10 +1,18 @@
-"""All readouts by name. A new kind is one file beside this one and one line here, or an entry point of another package."""
+"""All kinds of readouts by name. A new one is a file beside this one and a line here, or an entry point of another package."""
 
-from collections.abc import Callable
+from functools import cache
+from importlib.metadata import entry_points
 
-from metatrain.inner.config import InnerConfig
-from metatrain.readouts.classes import ClassReadout
-from metatrain.readouts.readout import Readout
+from metatrain.readouts.classes import ClassAnswers, ClassReadout
+from metatrain.readouts.heads import HEAD_LEAVES
+from metatrain.readouts.readout import ReadoutKind
 
-READOUTS: dict[str, Callable[[InnerConfig, int], Readout]] = {"classes": ClassReadout}
-"""What makes a readout of an inner configuration, for support sets of so many rows."""
+CLASSES = "classes"
+_OWN = {CLASSES: ReadoutKind(HEAD_LEAVES, ClassReadout, ClassAnswers())}
+ENTRY_POINTS = "quickstudy.readouts"
+
+
+@cache
+def readout_kinds() -> dict[str, ReadoutKind]:
+    """Return the product's own readouts, and those of installed packages (entry points named `quickstudy.readouts`)."""
+    return {**{point.name: point.load() for point in entry_points(group=ENTRY_POINTS)}, **_OWN}

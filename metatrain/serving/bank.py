@@ -8,6 +8,7 @@ What the bank holds is bounded in bytes. The least recently used adapter makes r
 may keep it elsewhere.
 """
 
+import itertools
 from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,56 +23,55 @@ from metatrain.deltas import DeltaKind
 from metatrain.deltas.virtual import COUNTS
 from metatrain.errors import ArtifactError, UnsupportedDelta
 from metatrain.models.base import Base
-from metatrain.readouts.heads import ABSENT
+from metatrain.readouts.registry import readout_kinds
 
 
 @dataclass(frozen=True)
-class PackedHead:
-    """`weight` [C, D] and `bias` [C] over the temperature, float32; the C labels; and the digest of the initialization."""
+class PackedReadout:
+    """What an adapter answers with: the packed `leaves` of its kind of readout, float32; its labels, if it has any; and the digest
+    of its initialization."""
 
-    weight: Tensor
-    bias: Tensor
+    kind: str
+    leaves: dict[str, Tensor]
     labels: tuple[str, ...]
     initialization: str
 
     @property
     def nbytes(self) -> int:
-        return self.weight.nbytes + self.bias.nbytes
+        return sum(leaf.nbytes for leaf in self.leaves.values())
 
-    def on(self, device: torch.device) -> "PackedHead":
-        return replace(self, weight=self.weight.to(device), bias=self.bias.to(device))
+    def on(self, device: torch.device) -> "PackedReadout":
+        return replace(self, leaves={name: leaf.to(device) for name, leaf in self.leaves.items()})
 
 
 @dataclass(frozen=True)
 class Packed:
-    """An adapter as the bank takes it: `leaves` folded, with its numbers of virtual tokens, and its head."""
+    """An adapter as the bank takes it: `leaves` folded, with its numbers of virtual tokens, and its readout."""
 
     leaves: dict[str, Tensor]
-    head: PackedHead
+    readout: PackedReadout
 
     @property
     def nbytes(self) -> int:
-        return self.head.nbytes + sum(leaf.nbytes for leaf in self.leaves.values())
+        return self.readout.nbytes + sum(leaf.nbytes for leaf in self.leaves.values())
 
 
 def pack(adapter: Adapter, base: Base) -> Packed:
-    """On the CPU. Any thread may."""
+    """Prepare an adapter on the CPU. Any thread may."""
     kind = base.attach(adapter.metadata.delta)
     leaves = {name: leaf.to(base.dtype) for name, leaf in kind.fold(adapter.delta).items()}
     leaves |= {name: torch.tensor(float(count), dtype=base.dtype) for name, count in kind.counts.items()}
     about = adapter.metadata
-    return Packed(
-        leaves,
-        PackedHead(about.scale * adapter.weight, about.scale * adapter.bias, about.labels, about.initialization_digest),
-    )
+    packed = readout_kinds()[about.readout].answers.pack(adapter.answering, about.scale)
+    return Packed(leaves, PackedReadout(about.readout, packed, about.labels, about.initialization_digest))
 
 
 @dataclass(frozen=True)
 class _Slot:
-    """What a slot holds beside its place in the leaves: which of them it uses, how much of each, and its head on the device."""
+    """What a slot holds beside its place in the leaves: which of them it uses, how much of each, and its readout on the device."""
 
     shapes: dict[str, torch.Size]
-    head: PackedHead
+    readout: PackedReadout
 
 
 class Bank:
@@ -101,7 +101,7 @@ class Bank:
                     )
         slot_bytes = sum(torch.Size(shape).numel() for shape in shapes.values()) * base.dtype.itemsize
         self.slots = max(1, most_bytes // (slot_bytes + _HEAD_CLASSES * (base.hidden_size + 1) * 4))
-        self._heads_may = most_bytes - self.slots * slot_bytes
+        self._readouts_may = most_bytes - self.slots * slot_bytes
         self._leaves = {name: torch.zeros(self.slots, *s, dtype=base.dtype, device=base.device) for name, s in shapes.items()}
         self._updates = {
             digest: {name: new.to(base.device, base.dtype) for name, new in update.items()}
@@ -121,10 +121,10 @@ class Bank:
     @property
     def nbytes(self) -> int:
         """What is allocated on the device."""
-        return sum(leaf.nbytes for leaf in self._leaves.values()) + sum(slot.head.nbytes for slot in self._held.values())
+        return sum(leaf.nbytes for leaf in self._leaves.values()) + sum(slot.readout.nbytes for slot in self._held.values())
 
     def put(self, key: str, adapter: Packed, keep: Collection[str] = ()) -> dict[str, Packed]:
-        """Make `adapter` resident under `key`. Returns what had to go for it, which is none of `keep`; heads of `keep` alone may
+        """Make `adapter` resident under `key`. Returns what had to go for it, which is none of `keep`; readouts of `keep` alone may
         take more than their share.
 
         Raises ValueError where `keep` fills every slot, ArtifactError for a delta of a kind that the bank was not made for.
@@ -135,7 +135,7 @@ class Bank:
         if not all(self._holds(name, leaf) for name, leaf in adapter.leaves.items()):
             raise ArtifactError("adapter: the bank has no room for its delta: another kind than those it serves, or larger")
         gone: dict[str, Packed] = {}
-        while not self._free or self._heads_are_too_many(adapter):
+        while not self._free or self._readouts_are_too_many(adapter):
             oldest = next((other for other in self._resident if other not in keep), None)
             if oldest is not None:
                 gone[oldest] = self.take(oldest)
@@ -149,7 +149,7 @@ class Bank:
             if name in adapter.leaves:
                 leaf[slot][_last(adapter.leaves[name].shape)] = adapter.leaves[name].to(leaf.device)
         shapes = {name: leaf.shape for name, leaf in adapter.leaves.items()}
-        self._held[slot] = _Slot(shapes, adapter.head.on(self.base.device))
+        self._held[slot] = _Slot(shapes, adapter.readout.on(self.base.device))
         self._resident[key] = self._free.pop()
         return gone
 
@@ -157,9 +157,9 @@ class Bank:
         room = self._leaves[name].shape[1:] if name in self._leaves else None
         return room is not None and len(leaf.shape) == len(room) and all(map(int.__le__, leaf.shape, room))
 
-    def _heads_are_too_many(self, adapter: Packed) -> bool:
-        taken = sum(slot.head.nbytes for slot in self._held.values())
-        return bool(taken) and taken + adapter.head.nbytes > self._heads_may
+    def _readouts_are_too_many(self, adapter: Packed) -> bool:
+        taken = sum(slot.readout.nbytes for slot in self._held.values())
+        return bool(taken) and taken + adapter.readout.nbytes > self._readouts_may
 
     def take(self, key: str) -> Packed:
         """Remove an adapter and return it, on the CPU. Raises KeyError."""
@@ -167,39 +167,48 @@ class Bank:
         held = self._held.pop(slot)
         self._free.append(slot)
         leaves = {name: self._leaves[name][slot][_last(shape)].to("cpu", copy=True) for name, shape in held.shapes.items()}
-        return Packed(leaves, held.head.on(torch.device("cpu")))
+        return Packed(leaves, held.readout.on(torch.device("cpu")))
 
     def labels(self, key: str) -> tuple[str, ...]:
         """The labels of a resident adapter. Raises KeyError."""
-        return self._held[self._resident[key]].head.labels
+        return self._held[self._resident[key]].readout.labels
 
     @torch.no_grad()
-    def probabilities(self, keys: Sequence[str], inputs: Sequence[Any]) -> list[list[float]]:
-        """Class probabilities of B rows, row i under the resident adapter keys[i], in that adapter's order of labels."""
+    def answers(self, keys: Sequence[str], inputs: Sequence[Any]) -> list[Any]:
+        """Answer B encoded rows, row i with the resident adapter keys[i]: for classes, probabilities in the order of its labels."""
         for key in dict.fromkeys(keys):
             self._resident.move_to_end(key)
-        by_base_model: dict[str, dict[int, list[int]]] = {}
-        for row, key in enumerate(keys):
-            slot = self._resident[key]
-            model = self._held[slot].head.initialization
-            rows_of = by_base_model.setdefault(model if model in self._updates else "", {})
-            rows_of.setdefault(slot, []).append(row)
-        answers: list[list[float]] = [[] for _ in keys]
-        for model, rows_of in by_base_model.items():
+        slots = [self._resident[key] for key in keys]
+        found: list[Any] = [None] * len(keys)
+        for update, rows_of in self._by_base_update(slots).items():
             rows = [row for own in rows_of.values() for row in own]
-            slots = [slot for slot, own in rows_of.items() for _ in own]
-            features = self._features(slots, [inputs[row] for row in rows], self._updates.get(model, {}))
-            most = max(len(self._held[slot].head.labels) for slot in rows_of)
-            logits = features.new_full((len(rows), most), ABSENT)
-            done = 0
-            for slot, own in rows_of.items():  # padding heads to the largest would move more bytes than these products do
-                head, part = self._held[slot].head, slice(done, done + len(own))
-                logits[part, : len(head.labels)] = torch.addmm(head.bias, features[part], head.weight.T)
-                done += len(own)
-            shares = torch.softmax(logits, dim=-1).tolist()
-            for row, slot, found in zip(rows, slots, shares, strict=True):
-                answers[row] = found[: len(self._held[slot].head.labels)]
-        return answers
+            in_turn = [slot for slot, own in rows_of.items() for _ in own]
+            features = self._features(in_turn, [inputs[row] for row in rows], self._updates.get(update, {}))
+            for answer, row in zip(self._read_out(rows_of, features), rows, strict=True):
+                found[row] = answer
+        return found
+
+    def _by_base_update(self, slots: Sequence[int]) -> dict[str, dict[int, list[int]]]:
+        """The rows of each slot, by the base update that their adapters want ("": none)."""
+        found: dict[str, dict[int, list[int]]] = {}
+        for row, slot in enumerate(slots):
+            digest = self._held[slot].readout.initialization
+            rows_of = found.setdefault(digest if digest in self._updates else "", {})
+            rows_of.setdefault(slot, []).append(row)
+        return found
+
+    def _read_out(self, rows_of: Mapping[int, Sequence[int]], features: Tensor) -> list[Any]:
+        """The answers to features [B, D], whose rows are those of one slot after the other."""
+        runs = [(self._held[slot].readout, len(rows)) for slot, rows in rows_of.items()]
+        ends = list(itertools.accumulate(rows for _, rows in runs))
+        found: dict[int, list[Any]] = {}
+        for kind in dict.fromkeys(readout.kind for readout, _ in runs):
+            own = [number for number, (readout, _) in enumerate(runs) if readout.kind == kind]
+            parts = [features[ends[number] - runs[number][1] : ends[number]] for number in own]
+            together = features if len(own) == len(runs) else torch.cat(parts)
+            answers = iter(readout_kinds()[kind].answers.answer([(runs[n][0].leaves, runs[n][1]) for n in own], together))
+            found |= {number: [next(answers) for _ in range(runs[number][1])] for number in own}
+        return [answer for number in sorted(found) for answer in found[number]]
 
     def _features(self, slots: Sequence[int], inputs: Sequence[Any], updated: Mapping[str, Tensor]) -> Tensor:
         """[B, D] of rows that share a base model."""

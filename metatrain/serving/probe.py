@@ -5,13 +5,13 @@ import warnings
 from typing import Any, cast
 
 import torch
-from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
+from peft import PeftConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor
 
 from metatrain.deltas import DeltaKind
-from metatrain.deltas.peft_files import in_peft, peft_config, to_peft
-from metatrain.deltas.virtual import PROMPT
-from metatrain.errors import UnsupportedDelta
+from metatrain.deltas.peft_files import PeftFiles
+from metatrain.deltas.virtual import real_places
+from metatrain.errors import UnsupportedDelta, first_line
 from metatrain.inner.problem import stack
 from metatrain.models.backbone import Batch, pooled
 from metatrain.models.base import Base
@@ -21,20 +21,33 @@ _ROWS = 3  # of the sample
 
 
 def probe(base: Base, kind: DeltaKind) -> None:
-    """Raises UnsupportedDelta with the reason unless, on this very model:
+    """Raise UnsupportedDelta with the reason unless, on this very model:
 
-    a mixed batch gives each row what it gets alone and what stock PEFT gives it with that delta; every leaf of the delta moves
-    the output; and, where the base model was loaded for it (attention="eager"), a second derivative exists and is finite.
+    - a mixed batch gives each row what it gets alone and what stock PEFT gives it with that delta;
+    - rows with unequal numbers of virtual tokens, where the kind has them, get what they get alone;
+    - every leaf of the delta moves the output;
+    - where the base model was loaded for it (attention="eager"), a second derivative exists and is finite.
+
+    Whatever else goes wrong on the way is such a reason too.
     """
-    _longest_row_fits(base, kind)
+    where = f"{type(base.model).__name__} with {kind.config.kind}"
+    if targets := getattr(kind.config, "targets", ()):
+        where += f" on {', '.join(targets)}"
+    try:
+        _longest_row_fits(base, kind)
+        _measure(base, kind, where)
+    except UnsupportedDelta:
+        raise
+    except Exception as error:  # any architecture may fail here in its own way
+        raise UnsupportedDelta(f"{where}: {first_line(error)}") from error
+
+
+def _measure(base: Base, kind: DeltaKind, where: str) -> None:
     generator = torch.Generator().manual_seed(0)
     thetas = [kind.initial(generator, b_std=0.05) for _ in range(_ROWS)]
     rows = base.inputs.sample()
     batch, singles = base.inputs.collate(rows), [base.inputs.collate([row]) for row in rows]
     stacked = {n: torch.stack([t[n] for t in thetas]).to(base.device) for n in kind.shapes}
-    where = f"{type(base.model).__name__} with {kind.config.kind}"
-    if targets := getattr(kind.config, "targets", ()):
-        where += f" on {', '.join(targets)}"
     with torch.no_grad():
         mixed = base.features(kind.fold(stacked), batch, slots=torch.arange(len(rows), device=base.device))
         alone = torch.cat(
@@ -45,21 +58,42 @@ def probe(base: Base, kind: DeltaKind) -> None:
         )
         bare = base.features(None, batch)
         others = {"the same rows alone": alone}
-        if in_peft(kind):
+        if (files := kind.peft) is not None:
             pairs = zip(thetas, singles, strict=True)
-            others["stock PEFT"] = torch.cat([_peft_features(base, kind, theta, single) for theta, single in pairs])
-    tolerance = TOLERANCE[base.dtype]
+            others["stock PEFT"] = torch.cat([_peft_features(base, files, theta, single) for theta, single in pairs])
     for name, other in others.items():
-        gap = float((mixed - other).abs().max())
-        if not gap <= tolerance:
-            raise UnsupportedDelta(f"{where}: a mixed batch differs from {name} by {gap:.1e}, more than {tolerance:.0e}")
+        _check_equal(base, mixed, other, f"{where}: a mixed batch differs from {name}")
     if not kind.shapes:
         return
     if torch.equal(mixed, bare):
         raise UnsupportedDelta(f"{where}: the delta does not change the output")
+    if kind.counts:
+        _unequal_numbers(base, kind, stacked, where)
     _every_leaf_moves(base, kind, stacked, batch, where)
     if base.attention == "eager" and base.dtype != torch.bfloat16:  # exact meta-gradients are of float32 alone
         _double_backward(base, kind, stacked, batch, where)
+
+
+def _check_equal(base: Base, found: Tensor, other: Tensor, what: str) -> None:
+    gap, tolerance = float((found - other).abs().max()), TOLERANCE[base.dtype]
+    if not gap <= tolerance:
+        raise UnsupportedDelta(f"{what} by {gap:.1e}, more than {tolerance:.0e}")
+
+
+@torch.no_grad()
+def _unequal_numbers(base: Base, kind: DeltaKind, delta: dict[str, Tensor], where: str) -> None:
+    """Try a batch of rows with all, half and none of the virtual tokens, as it is where adapters of several kinds meet."""
+    rows, (most, *_) = base.inputs.sample(), set(kind.counts.values())
+    numbers = [most, most // 2, 0]
+    alone = []
+    for i, (row, number) in enumerate(zip(rows, numbers, strict=True)):
+        own = {name: leaf[i : i + 1, most - number :] for name, leaf in kind.fold(delta).items()} if number else None
+        alone.append(base.features(own, base.inputs.collate([row])))
+    some = torch.tensor(numbers, device=base.device)
+    padded = {name: leaf * real_places(some, most).unsqueeze(-1) for name, leaf in kind.fold(delta).items()}
+    padded |= dict.fromkeys(kind.counts, some.to(base.dtype))
+    mixed = base.features(padded, base.inputs.collate(rows), slots=torch.arange(len(rows), device=base.device))
+    _check_equal(base, mixed, torch.cat(alone), f"{where}: a batch of unequal numbers of tokens differs from the same rows alone")
 
 
 @torch.no_grad()
@@ -105,16 +139,16 @@ def _double_backward(base: Base, kind: DeltaKind, delta: dict[str, Tensor], batc
         raise UnsupportedDelta(f"{where}: a second derivative is zero or not finite")
 
 
-def _peft_features(base: Base, kind: DeltaKind, theta: dict[str, Tensor], batch: Batch) -> Tensor:
-    """Of a batch of one bucket."""
+def _peft_features(base: Base, files: PeftFiles, theta: dict[str, Tensor], batch: Batch) -> Tensor:
+    """Return what stock PEFT computes with θ for a batch of one bucket, [B, D]."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        config = cast(Any, PeftConfig).from_peft_type(**{**peft_config(kind, ""), "inference_mode": False})
+        config = cast(Any, PeftConfig).from_peft_type(**{**files.config(""), "inference_mode": False})
         stock = get_peft_model(copy.deepcopy(cast(Any, base.model)), config).eval()
-    loaded = cast(Any, set_peft_model_state_dict(stock, to_peft(kind, theta)))
-    unexpected = set(loaded.unexpected_keys) - {PROMPT}  # which PEFT has taken, and names all the same
-    if unexpected:
-        raise UnsupportedDelta(f"stock PEFT does not know the leaf {min(unexpected)}")
+    set_peft_model_state_dict(stock, files.to_peft(theta))
+    held = get_peft_model_state_dict(stock, save_embedding_layers=False)
+    if held.keys() != files.shapes.keys():
+        raise UnsupportedDelta(f"stock PEFT has other leaves, for one {min(held.keys() ^ files.shapes.keys())}")
     (bucket,) = batch.buckets
     hidden = stock(**bucket.inputs, attention_mask=bucket.mask).last_hidden_state
     states = hidden.to(torch.promote_types(hidden.dtype, torch.float32))[:, -bucket.mask.shape[1] :]

@@ -17,7 +17,7 @@ from metatrain.inner.together import adapted_each
 from metatrain.models.base import Base
 from metatrain.readouts.classes import ClassTargets
 from metatrain.readouts.heads import linear_from_prototypes
-from metatrain.readouts.registry import READOUTS
+from metatrain.readouts.registry import readout_kinds
 from metatrain.tasks.episodes import Episode
 
 
@@ -52,7 +52,9 @@ def evaluate(
     seconds = 0.0
     for support, query in _batches(base, init, episodes, together, encoded):
         outer, began = init.outer(base.device), time.perf_counter()
-        tasks = Supervised(base, base.attach(init.delta), READOUTS[init.readout], init.inner, support, query, serving=True)
+        tasks = Supervised(
+            base, base.attach(init.delta), readout_kinds()[init.readout].learner, init.inner, support, query, serving=True
+        )
         adapted = adapted_each(tasks, outer, init.inner.update)
         seconds += time.perf_counter() - began
         with torch.no_grad():
@@ -77,7 +79,14 @@ def evaluate_steps(
     for support, query in _batches(base, init, episodes, together, encoded):
         outer, spent, began = init.outer(base.device), 0.0, time.perf_counter()
         tasks = Supervised(
-            base, base.attach(init.delta), READOUTS[init.readout], init.inner, support, query, steps=max(marks), serving=True
+            base,
+            base.attach(init.delta),
+            readout_kinds()[init.readout].learner,
+            init.inner,
+            support,
+            query,
+            steps=max(marks),
+            serving=True,
         )
         for point in trajectory(tasks, outer, init.inner.update):
             if point.step not in marks:
@@ -113,7 +122,7 @@ def own_steps(
     found: list[int] = []
     for start in range(0, len(episodes), together):
         support = encoded.support([episode.support for episode in episodes[start : start + together]])
-        tasks = Supervised(base, kind, READOUTS[init.readout], init.inner, support, serving=True)
+        tasks = Supervised(base, kind, readout_kinds()[init.readout].learner, init.inner, support, serving=True)
         found += tasks.start(outer).steps
     return tuple(found)
 

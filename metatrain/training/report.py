@@ -1,6 +1,6 @@
 """What a run looks like: one HTML page with its curves, and the same numbers for TensorBoard while it goes.
 
-The page needs nothing but itself: plots are SVG inside it. Extra packages: `pip install 'quickstudy[report]'`.
+The page needs nothing but itself: plots are SVG inside it. Extra packages: `pip install 'quickstudy-server[report]'`.
 """
 
 import html
@@ -44,7 +44,7 @@ def tensorboard(folder: Path) -> Report:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise MetatrainError("--tensorboard needs the package tensorboard: pip install 'quickstudy[report]'") from error
+        raise MetatrainError("--tensorboard needs the package tensorboard: pip install 'quickstudy-server[report]'") from error
     writer: Any = SummaryWriter(str(folder / "tensorboard"))
 
     def write(event: dict[str, Any]) -> None:
@@ -70,7 +70,7 @@ def check_installed() -> None:
     try:
         import matplotlib as mpl
     except ImportError as error:
-        raise MetatrainError("--report needs the package matplotlib: pip install 'quickstudy[report]'") from error
+        raise MetatrainError("--report needs the package matplotlib: pip install 'quickstudy-server[report]'") from error
     mpl.use("svg")
 
 

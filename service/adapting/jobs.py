@@ -30,7 +30,7 @@ class Jobs:
         self, records: Records, app: Celery, redis_url: str, limits: Mapping[str, int], size_of: Callable[[JobRecipe], int]
     ) -> None:
         """`limits` of a tenant, as `Records.accept` takes them; `size_of`: what a recipe's weights take at most, in bytes."""
-        self._records, self._app, self.queue = records, app, str(app.conf.task_default_queue)
+        self._records, self._app = records, app
         self._redis_url = redis_url
         self._limits, self._size_of = limits, size_of
         self._waiting: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
@@ -39,9 +39,17 @@ class Jobs:
         """Set when the service is told to stop: then nobody is kept waiting."""
 
     def start(
-        self, tenant: str, adapter_id: str, recipe: JobRecipe, ttl_ms: int, truncated: tuple[int, ...], notes: Notes = Notes()
+        self,
+        tenant: str,
+        adapter_id: str,
+        recipe: JobRecipe,
+        ttl_ms: int,
+        truncated: tuple[int, ...],
+        notes: Notes = Notes(),
+        *,
+        queue: str,
     ) -> Status:
-        """Write the record, then wake a worker. Raises LimitReached."""
+        """Write the record, then wake a worker of `queue`. Raises LimitReached."""
         try:
             created, status = self._records.accept(
                 tenant,
@@ -50,26 +58,27 @@ class Jobs:
                 ttl_ms,
                 truncated,
                 request=current_request(),
-                queue=self.queue,
+                queue=queue,
                 notes=notes,
                 size=self._size_of(recipe),
                 limits=self._limits,
             )
         except NotReplicated:
-            self._wake(tenant, adapter_id, self.queue)  # it is written; who asks again must not wait for the reaper
+            self._wake(tenant, adapter_id, queue)  # it is written; who asks again must not wait for the reaper
             raise
         if created:
-            self._wake(tenant, adapter_id, self.queue)
+            self._wake(tenant, adapter_id, queue)
         return status
 
-    def start_again(self, record: Record, why: Literal["evicted", "corrupt"]) -> None:
+    def start_again(self, record: Record, why: Literal["evicted", "corrupt"], queue: str) -> None:
         """Have an adapter made again whose weights are gone or wrong; does nothing where it was deleted or is being made
-        already. Raises LimitReached, by what is counted before: several at once may pass it together."""
+        already. `queue`: of a record that has none. Raises LimitReached, by what is counted before: several at once may pass it
+        together."""
         most, used = self._limits.get("MAX_JOBS", 0), self._records.unfinished(record.tenant)
         if 0 < most <= used:
             raise LimitReached("MAX_JOBS", most, used, retry_after=JOB_SECONDS)
-        if self._records.requeue(record, why, self.queue):
-            self._wake(record.tenant, record.adapter_id, record.queue or self.queue)
+        if self._records.requeue(record, why, queue):
+            self._wake(record.tenant, record.adapter_id, record.queue or queue)
 
     def _wake(self, tenant: str, adapter_id: str, queue: str) -> None:
         """May be lost: the job is in its record, and the reaper repeats what goes unanswered."""

@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import redis
@@ -12,8 +12,7 @@ from fastapi.responses import JSONResponse
 from kombu.exceptions import OperationalError
 from starlette.exceptions import HTTPException
 
-from metatrain.artifacts.artifact import Initialization, adapter_bytes_at_most
-from metatrain.models.base import Base
+from metatrain.artifacts.artifact import adapter_bytes_at_most
 from service.adapting.idempotency import IdempotencyKeys
 from service.adapting.jobs import Jobs
 from service.errors import InvalidRequest, MethodNotAllowed, QuotaExceeded, ServiceError, Unavailable, UnknownPath, problem
@@ -24,8 +23,9 @@ from service.http.metrics import Metrics
 from service.http.openapi import describe, operation_id
 from service.http.requests import Requests
 from service.http.routes import adaptation, adapters, aliases, deployment, events, predictions, scores, usage
-from service.http.state import ServiceState
+from service.http.state import Deployed, ServiceState
 from service.http.streams import Streams
+from service.kinds.registry import example_type, http_kinds, prediction_type
 from service.predicting.predictor import InProcessPredictor
 from service.predicting.remote_predictor import RemotePredictor
 from service.settings import ServiceSettings
@@ -33,35 +33,33 @@ from worker.app import celery_app
 from worker.errors import LimitReached
 from worker.ledger.aliases import Aliases
 from worker.ledger.api_keys import Keys
-from worker.ledger.messages import JobRecipe, queue_name
+from worker.ledger.messages import JobRecipe
 from worker.ledger.records import Records
 from worker.ledger.servers import records_client, weights_client
 from worker.ledger.store import WeightStore
 from worker.ledger.usage import Usage
+from worker.runtime import Resident
 
 log = logging.getLogger(__name__)
 
 
-def create_app(settings: ServiceSettings, base: Base, initializations: dict[str, Initialization]) -> FastAPI:
-    """The application around a loaded base model. Redis may come later, and go."""
+def create_app(settings: ServiceSettings, residents: Sequence[Resident]) -> FastAPI:
+    """Make the application around loaded base models. Redis may come later, and go."""
+    by_digest = {init.digest: (own, init) for own in residents for init in own.initializations.values()}
 
     def size_of(recipe: JobRecipe) -> int:
-        return adapter_bytes_at_most(initializations[recipe.initialization], recipe.labels, base.hidden_size)
+        own, init = by_digest[recipe.initialization_digest]
+        return adapter_bytes_at_most(init, recipe.labels, own.base.hidden_size)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         client = records_client(settings.redis_url, connect_timeout=2)
         records = Records(client, settings.wait_replicas)
         cache = weights_client(settings.weights_url, connect_timeout=2)
-        queue = queue_name(base.spec.weights_sha256, base.precision)
-        jobs = Jobs(records, celery_app(settings.redis_url, queue), settings.redis_url, settings.limits, size_of)
+        jobs = Jobs(records, celery_app(settings.redis_url, residents[0].queue), settings.redis_url, settings.limits, size_of)
         store = WeightStore(cache)
-        predictor: RemotePredictor | InProcessPredictor
-        if settings.predictor_url is not None:
-            predictor = RemotePredictor(base, settings.predictor_url)
-        else:
-            predictor = InProcessPredictor(base, initializations, store, settings)
-        metrics = Metrics(records, predictor)
+        deployed = tuple(Deployed(own, _predictor(own, store, settings, 1 / len(residents))) for own in residents)
+        metrics = Metrics(records, [own.predictor for own in deployed])
         meter = Meter(Usage(client), settings.max_requests_a_minute)
         app.state.service = ServiceState(
             settings=settings,
@@ -71,9 +69,7 @@ def create_app(settings: ServiceSettings, base: Base, initializations: dict[str,
             idempotency=IdempotencyKeys(client),
             store=store,
             jobs=jobs,
-            base=base,
-            initializations=initializations,
-            predictor=predictor,
+            deployed=deployed,
             metrics=metrics,
             door=Door(Keys(client), open_allowed=settings.allow_without_keys),
             meter=meter,
@@ -84,7 +80,8 @@ def create_app(settings: ServiceSettings, base: Base, initializations: dict[str,
         yield
         await jobs.close()
         await meter.close()
-        predictor.close()
+        for own in deployed:
+            own.predictor.close()
 
     app = FastAPI(
         title="Quickstudy",
@@ -94,9 +91,14 @@ def create_app(settings: ServiceSettings, base: Base, initializations: dict[str,
         redirect_slashes=False,  # one path a resource
         generate_unique_id_function=operation_id,
     )
-    for routes in (adaptation, adapters, events, aliases, predictions, scores, usage, deployment):
-        app.include_router(routes.router)
-    describe(app, settings, list(initializations))
+    app.include_router(adaptation.routes(example_type()))
+    app.include_router(adapters.router)
+    app.include_router(events.router)
+    app.include_router(aliases.router)
+    app.include_router(predictions.routes(prediction_type()))
+    for module in (scores, usage, deployment):
+        app.include_router(module.router)
+    describe(app, settings, [name for own in residents for name in own.initializations])
     app.add_middleware(BodyLimit, most=settings.max_body_bytes)
     app.add_middleware(Authentication)
     app.add_middleware(Requests)
@@ -107,6 +109,12 @@ def create_app(settings: ServiceSettings, base: Base, initializations: dict[str,
     for away in (redis.RedisError, OperationalError):
         app.add_exception_handler(away, _redis_error)
     return app
+
+
+def _predictor(own: Resident, store: WeightStore, settings: ServiceSettings, share: float) -> RemotePredictor | InProcessPredictor:
+    if settings.predictor_url is not None:
+        return RemotePredictor(own.base, settings.predictor_url)
+    return InProcessPredictor(own.base, own.initializations, store, settings, share=share)
 
 
 async def _service_error(_request: Request, error: Exception) -> JSONResponse:
@@ -123,7 +131,8 @@ async def _validation_error(request: Request, error: Exception) -> JSONResponse:
     """The first problem of a body or query, as a field path like `support[3].label`."""
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
-    path = [_printable(part) if isinstance(part, str) else f"[{part}]" for part in first["loc"][1:]]
+    loc = [part for part in first["loc"][1:] if part not in http_kinds()]  # of an example that is one of several kinds
+    path = [_printable(part) if isinstance(part, str) else f"[{part}]" for part in loc]
     field = re.sub(r"\.\[", "[", ".".join(path)) or "body"
     if first["type"] == "json_invalid":
         detail = first.get("ctx", {}).get("error", "malformed JSON")

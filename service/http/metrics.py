@@ -4,7 +4,8 @@ Counts of jobs are kept beside the records, so every replica of the service give
 records are out of reach, `quickstudy_records_up` is 0 and theirs are left out.
 """
 
-from collections.abc import Iterator, Mapping
+from collections import Counter as TallyCounter
+from collections.abc import Iterator, Mapping, Sequence
 
 import redis
 from prometheus_client import CollectorRegistry, Counter, Histogram
@@ -45,10 +46,10 @@ _STAGE_BOUNDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5
 class Metrics:
     """One registry for each application, so that several in a process do not mix."""
 
-    def __init__(self, records: Records, predictor: Predictor) -> None:
+    def __init__(self, records: Records, predictors: Sequence[Predictor]) -> None:
         self.registry = CollectorRegistry()
         self.registry.register(_OfRecords(records))
-        self.registry.register(_OfPredictor(predictor))
+        self.registry.register(_OfPredictors(predictors))
         self.requests = Counter(
             "quickstudy_http_requests", "Requests answered", ["method", "route", "status"], registry=self.registry
         )
@@ -72,15 +73,20 @@ class Metrics:
         self.seconds.labels(method, route).observe(seconds)
 
 
-class _OfPredictor(Collector):
-    def __init__(self, predictor: Predictor) -> None:
-        self._predictor = predictor
+class _OfPredictors(Collector):
+    """Sums over the predictors of all base models."""
+
+    def __init__(self, predictors: Sequence[Predictor]) -> None:
+        self._predictors = predictors
 
     def describe(self) -> Iterator[Metric]:
         return iter(())
 
     def collect(self) -> Iterator[Metric]:
-        for name, value in self._predictor.gauges().items():
+        sums: TallyCounter[str] = TallyCounter()
+        for predictor in self._predictors:
+            sums.update(predictor.gauges())
+        for name, value in sums.items():
             if name in _GAUGES:  # a predictor in a process of its own may be of another version
                 yield GaugeMetricFamily(f"quickstudy_predictor_{name}", _GAUGES[name], value=value)
 

@@ -15,14 +15,14 @@ from service.errors import (
     Unauthenticated,
     Unavailable,
 )
-from service.http.schemas import Problem
+from service.http.schemas import TEXT_PATTERN, Problem
+from service.kinds.registry import http_kinds
 from service.settings import ServiceSettings
 
 Responses = dict[int | str, dict[str, Any]]
 OF_ANY_ROUTE: tuple[type[ServiceError], ...] = (Unauthenticated, MissingScope, QuotaExceeded, Unavailable, ServiceError)
 """Of routes that take keys. `needs` and `Tenant` raise the first three."""
 OF_A_BODY = (InvalidRequest, BodyTooLarge)
-_TEXT = r"^[^\u0000]*\S[^\u0000]*$"
 _RETRY_AFTER = {"Retry-After": {"description": "seconds", "schema": {"type": "integer", "minimum": 1}}}
 _HEADERS: dict[int, dict[str, Any]] = {
     401: {"WWW-Authenticate": {"schema": {"type": "string", "const": "Bearer"}}},
@@ -104,9 +104,9 @@ def describe(app: FastAPI, settings: ServiceSettings, initializations: list[str]
 
 
 def _limit(schemas: dict[str, Any], settings: ServiceSettings) -> None:
-    text = {"minLength": 1, "maxLength": settings.max_text_chars, "pattern": _TEXT}
-    schemas["Example"]["properties"]["input"] |= text
-    schemas["Example"]["properties"]["label"] |= {**text, "maxLength": settings.max_label_chars}
+    text = {"minLength": 1, "maxLength": settings.max_text_chars, "pattern": TEXT_PATTERN}
+    for kind in http_kinds().values():
+        kind.document(schemas, settings)
     schemas["AdaptRequest"]["properties"]["support"] |= {"minItems": 2, "maxItems": settings.max_examples}
     schemas["ExamplesRequest"]["properties"]["support"] |= {"minItems": 1, "maxItems": settings.max_examples - 2}
     schemas["ScoreRequest"]["properties"]["examples"] |= {"minItems": 1, "maxItems": settings.max_examples}
@@ -116,8 +116,8 @@ def _limit(schemas: dict[str, Any], settings: ServiceSettings) -> None:
     for name in ("AdaptRequest", "ExamplesRequest"):
         _not_null(schemas[name], "ttl_seconds")["maximum"] = settings.max_ttl_seconds
     for name in ("AdaptRequest", "ExamplesRequest", "AdapterChanges"):
-        _not_null(schemas[name], "name")["pattern"] = _TEXT
-        _not_null(schemas[name], "tags")["items"]["pattern"] = _TEXT
+        _not_null(schemas[name], "name")["pattern"] = TEXT_PATTERN
+        _not_null(schemas[name], "tags")["items"]["pattern"] = TEXT_PATTERN
 
 
 def _not_nullable(schema: dict[str, Any]) -> None:

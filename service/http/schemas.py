@@ -1,9 +1,9 @@
-"""The shapes of HTTP bodies. Limits that are settings are checked in `limits`, and shown in the OpenAPI by `openapi`."""
+"""The shapes of HTTP bodies. Limits that are settings are checked in `service.checks`, and shown in the OpenAPI by `openapi`."""
 
 from itertools import islice
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, create_model, model_validator
 
 from worker.ledger.messages import Status
 
@@ -13,7 +13,7 @@ def _whole(value: object) -> object:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-# The pattern is told and not checked here: `limits.py` does, and names the field and what came.
+# The pattern is told and not checked here: `service/checks.py` does, and names the field and what came.
 Text = Annotated[str, StringConstraints(strict=True), Field(json_schema_extra={"pattern": r"^[^\x00]*$"})]
 # Limits before the validator: after it they would be checked, but not documented.
 Count = Annotated[int, Field(strict=True, ge=1), BeforeValidator(_whole)]
@@ -32,21 +32,23 @@ Tag = Annotated[Text, Field(max_length=64, examples=["english"])]
 Tags = Annotated[list[Tag], Field(fail_fast=True, max_length=16, description="no part of its id")]
 
 _ID, _DIGEST = "a3f0c1d2e4b5a69788776655443322110ffeeddcc", "9c0d" * 16
-_SUPPORT = [
+SUPPORT_EXAMPLE = [
     {"input": "My card was swallowed by the machine", "label": "card_lost"},
     {"input": "Somebody took my wallet with the card", "label": "card_lost"},
     {"input": "Which currencies can I hold?", "label": "currencies"},
     {"input": "Do you support euros?", "label": "currencies"},
 ]
 
+TEXT_PATTERN = r"^[^\u0000]*\S[^\u0000]*$"
+"""Of a text that is not empty, for the OpenAPI document."""
 Missing = Literal["worker", "redis", "cache", "predictor"]
 
 
-def _example(**content: Any) -> ConfigDict:
+def example_body(**content: Any) -> ConfigDict:
     return ConfigDict(json_schema_extra={"examples": [content]})
 
 
-class _Body(BaseModel):
+class Body(BaseModel):
     """One error is told, so no more are collected: a body at its limit has room for a million. Hence fail_fast of lists too."""
 
     model_config = ConfigDict(extra="forbid")
@@ -81,12 +83,7 @@ class Problem(BaseModel):
     errors: list[FieldProblem] | None = Field(default=None, description="of an invalid request")
 
 
-class Example(_Body):
-    input: Text = Field(examples=["My card was swallowed by the machine"])
-    label: Text = Field(examples=["card_lost"])
-
-
-class Options(_Body):
+class Options(Body):
     steps: Steps | None = Field(default=None, description="inner steps; the initialization's own where absent")
     seed: Seed = Field(default=0, description="order of minibatches of a large support set")
     label_words: bool = Field(
@@ -97,24 +94,35 @@ class Options(_Body):
     )
 
 
-Examples = Annotated[list[Example], Field(fail_fast=True)]
+E = TypeVar("E")
+"""The type of one example: see `service.kinds.registry`."""
+P = TypeVar("P")
+"""The type of the answer to one input."""
 
 
-class AdaptRequest(_Body):
-    model_config = _example(support=_SUPPORT, options={"label_words": True}, name="support desk", tags=["english"])
+def concrete(generic: Any, of: Any) -> Any:
+    """Return a generic body for one type of examples or predictions, under its own name in the OpenAPI document."""
+    return create_model(generic.__name__, __base__=generic[of], __doc__=generic.__doc__)
 
-    support: Examples = Field(description="a handful of labelled examples, one label each")
+
+class AdaptRequest(Body, Generic[E]):
+    model_config = example_body(support=SUPPORT_EXAMPLE, options={"label_words": True}, name="support desk", tags=["english"])
+
+    support: Annotated[list[E], Field(fail_fast=True)] = Field(description="a handful of labelled examples, one label each")
     initialization: Text = "default"
+    base_model: Text | None = Field(
+        default=None, description="one of those that this deployment has; absent: the first one that has the initialization"
+    )
     options: Options = Options()
     ttl_seconds: Count | None = Field(default=None, description="how long the adapter is kept")
     name: Name | None = Field(default=None, description="absent leaves the name that it has")
     tags: Tags | None = Field(default=None, description="absent leaves the tags that it has")
 
 
-class ExamplesRequest(_Body):
-    model_config = _example(support=_SUPPORT[:1], name="support desk, second round")
+class ExamplesRequest(Body, Generic[E]):
+    model_config = example_body(support=SUPPORT_EXAMPLE[:1], name="support desk, second round")
 
-    support: Examples = Field(description="further examples, beside those of the adapter")
+    support: Annotated[list[E], Field(fail_fast=True)] = Field(description="further examples, beside those of the adapter")
     options: Options = Field(default=Options(), description="each that is absent is as the adapter has it")
     ttl_seconds: Count | None = Field(default=None, description="how long the new adapter is kept")
     name: Name | None = Field(default=None, description="of the new adapter")
@@ -122,7 +130,7 @@ class ExamplesRequest(_Body):
 
 
 class AdaptAnswer(BaseModel):
-    model_config = _example(adapter_id=_ID, status="ready", truncated=[])
+    model_config = example_body(adapter_id=_ID, status="ready", truncated=[])
 
     adapter_id: str
     status: Status
@@ -139,7 +147,7 @@ class Warned(BaseModel):
 class DryRunAnswer(BaseModel):
     """What a request would give; nothing was written."""
 
-    model_config = _example(
+    model_config = example_body(
         adapter_id=_ID,
         status="new",
         examples=4,
@@ -158,28 +166,23 @@ class DryRunAnswer(BaseModel):
     warnings: list[Warned]
 
 
-class AdapterChanges(_Body):
-    model_config = _example(name="support desk", tags=["english", "production"])
+class AdapterChanges(Body):
+    model_config = example_body(name="support desk", tags=["english", "production"])
 
     name: Name | None = Field(default=None, description="null takes it away, absent leaves it")
     tags: Tags = Field(default=[], description="all of them; absent leaves them")
 
 
-class PredictRequest(_Body):
-    model_config = _example(adapter_id="support-desk.production", inputs=["the cash machine ate my card"], top_k=1)
+class PredictRequest(Body):
+    model_config = example_body(adapter_id="support-desk.production", inputs=["the cash machine ate my card"], top_k=1)
 
     adapter_id: AliasName = Field(description="an adapter's id, or an alias")
     inputs: Annotated[list[Text], Field(fail_fast=True)]
     top_k: Count | None = Field(default=None, description="only so many labels, the most probable ones first")
 
 
-class Prediction(BaseModel):
-    label: str
-    probabilities: dict[str, float]
-
-
-class PredictAnswer(BaseModel):
-    model_config = _example(
+class PredictAnswer(BaseModel, Generic[P]):
+    model_config = example_body(
         adapter_id=_ID,
         alias="support-desk.production",
         digest=_DIGEST,
@@ -190,14 +193,8 @@ class PredictAnswer(BaseModel):
     adapter_id: str
     alias: str | None = Field(default=None, description="where one was asked for")
     digest: str = Field(description="sha256 of the adapter's weights")
-    predictions: list[Prediction] = Field(description="in the order of the inputs")
+    predictions: list[P] = Field(description="in the order of the inputs")
     truncated: list[int] = Field(description="positions of inputs that were cut to the base model's maximum length")
-
-
-class ScoreRequest(_Body):
-    model_config = _example(examples=_SUPPORT[:2])
-
-    examples: Examples = Field(description="inputs with their true labels, which the adapter must know")
 
 
 class LabelScore(BaseModel):
@@ -208,7 +205,7 @@ class LabelScore(BaseModel):
 
 
 class ScoreAnswer(BaseModel):
-    model_config = _example(
+    model_config = example_body(
         adapter_id=_ID,
         digest=_DIGEST,
         examples=2,
@@ -233,8 +230,10 @@ class ScoreAnswer(BaseModel):
 
 
 class AdapterView(BaseModel):
-    model_config = _example(
+    model_config = example_body(
         adapter_id=_ID,
+        kind="text-classification",
+        base_model="sentence-transformers/all-MiniLM-L6-v2",
         status="ready",
         name="support desk",
         tags=["english"],
@@ -261,6 +260,8 @@ class AdapterView(BaseModel):
     )
 
     adapter_id: str
+    kind: str = Field(description="of task")
+    base_model: str | None = Field(description="null where this service does not have it")
     status: Status
     name: str | None
     tags: list[str]
@@ -287,14 +288,14 @@ class AdapterView(BaseModel):
 
 
 class AdapterPage(BaseModel):
-    model_config = _example(adapters=[], next_cursor=None)
+    model_config = example_body(adapters=[], next_cursor=None)
 
     adapters: list[AdapterView] = Field(description="newest first")
     next_cursor: str | None = Field(description="of the next page; null at the end")
 
 
-class AliasTarget(_Body):
-    model_config = _example(adapter_id=_ID, expected=None)
+class AliasTarget(Body):
+    model_config = example_body(adapter_id=_ID, expected=None)
 
     adapter_id: AdapterId
     expected: AdapterId | None = Field(
@@ -303,7 +304,7 @@ class AliasTarget(_Body):
 
 
 class AliasMove(BaseModel):
-    model_config = _example(alias="support-desk.production", adapter_id=_ID, previous=None)
+    model_config = example_body(alias="support-desk.production", adapter_id=_ID, previous=None)
 
     alias: str
     adapter_id: str
@@ -311,7 +312,7 @@ class AliasMove(BaseModel):
 
 
 class AliasView(BaseModel):
-    model_config = _example(alias="support-desk.production", adapter_id=_ID, updated_at=1795651200.0)
+    model_config = example_body(alias="support-desk.production", adapter_id=_ID, updated_at=1795651200.0)
 
     alias: str
     adapter_id: str
@@ -319,7 +320,7 @@ class AliasView(BaseModel):
 
 
 class AliasPage(BaseModel):
-    model_config = _example(aliases=[], next_cursor=None)
+    model_config = example_body(aliases=[], next_cursor=None)
 
     aliases: list[AliasView] = Field(description="in the order of their names")
     next_cursor: str | None = Field(description="of the next page; null at the end")
@@ -350,26 +351,26 @@ class InitializationView(BaseModel):
 
 
 class InitializationList(BaseModel):
-    model_config = _example(initializations=[])
+    model_config = example_body(initializations=[])
 
     initializations: list[InitializationView]
 
 
 class Alive(BaseModel):
-    model_config = _example(status="alive")
+    model_config = example_body(status="alive")
 
     status: Literal["alive"]
 
 
 class Readiness(BaseModel):
-    model_config = _example(status="ready", missing=[])
+    model_config = example_body(status="ready", missing=[])
 
     status: Literal["ready"]
     missing: list[Missing] = Field(description="empty; the problem of a 503 has the same member")
 
 
 class UsageView(BaseModel):
-    model_config = _example(
+    model_config = example_body(
         tenant="default",
         adapters=3,
         aliases=1,

@@ -13,10 +13,10 @@ T = TypeVar("T")
 
 def known(adapter_id: str, state: ServiceState, tenant: str) -> Record:
     """Raises UnknownAdapter where the tenant has no such adapter."""
-    return there(adapter_id, state.records.get(tenant, adapter_id))
+    return require(adapter_id, state.records.get(tenant, adapter_id))
 
 
-def there(adapter_id: str, found: T | None) -> T:
+def require(adapter_id: str, found: T | None) -> T:
     """Raises UnknownAdapter where nothing was found."""
     if found is None:
         raise UnknownAdapter(f"no adapter {adapter_id}")
@@ -31,9 +31,12 @@ def status_of(record: Record, state: ServiceState) -> Status:
 
 
 def view(record: Record, state: ServiceState) -> AdapterView:
-    taken = len(record.support_loss) if record.status in ("ready", "expired") else None
+    steps = len(record.support_loss) if record.status in ("ready", "expired") else None
+    deployed = state.of_record(record)
     return AdapterView(
         adapter_id=record.adapter_id,
+        kind=record.summary.kind,
+        base_model=None if deployed is None else deployed.base.spec.model,
         status=status_of(record, state),
         name=record.name,
         tags=list(record.tags),
@@ -42,7 +45,7 @@ def view(record: Record, state: ServiceState) -> AdapterView:
         initialization_digest=record.summary.initialization_digest,
         labels=list(record.summary.labels),
         examples=record.summary.examples,
-        steps=taken if record.summary.steps is None else record.summary.steps,
+        steps=steps if record.summary.steps is None else record.summary.steps,
         seed=record.summary.seed,
         label_words=record.summary.label_words,
         precision=record.summary.precision,

@@ -1,4 +1,4 @@
-"""Probabilities of texts under an adapter, or why there are none: it is waited for, made again where its weights are gone, and
+"""Answers to inputs under an adapter, or why there are none: it is waited for, made again where its weights are gone, and
 never replaced by another or by the bare base model."""
 
 import asyncio
@@ -11,9 +11,9 @@ from starlette.concurrency import run_in_threadpool
 
 from metatrain.errors import MetatrainError
 from service.errors import AdapterNotReady, ClientGone, Unavailable
-from service.http.state import ServiceState
-from service.http.views import there
-from service.predicting.predictor import Answer, Wanted
+from service.http.state import Deployed, ServiceState
+from service.http.views import require
+from service.predicting.predictor import Answer, WeightsKey
 from worker.errors import WeightsCorrupt, WeightsMissing
 from worker.ledger.record import Record
 from worker.logs import fields
@@ -46,15 +46,16 @@ async def answered(
             with fields(adapter=ready.adapter_id, tenant=ready.tenant):
                 log.info("%s", error)
             why: Literal["evicted", "corrupt"] = "corrupt" if isinstance(error, WeightsCorrupt) else "evicted"
-            await run_in_threadpool(state.jobs.start_again, ready, why)
+            deployed = _deployed(ready, state)
+            await run_in_threadpool(state.jobs.start_again, ready, why, deployed.queue)
         record = await run_in_threadpool(state.records.get, tenant, identity)
     raise Unavailable(f"adapter {identity} is evicted faster than it is made; the cache is too small")
 
 
 async def _answer(ready: Record, texts: Sequence[str], connection: Request, state: ServiceState) -> Answer:
     """Raises WeightsMissing, WeightsCorrupt where the weights are not on the device, nor in memory or cache."""
-    wanted = Wanted(ready.tenant, ready.adapter_id, ready.fence, str(ready.digest))
-    answer = asyncio.wrap_future(state.predictor.submit(wanted, texts))
+    weights = WeightsKey(ready.tenant, ready.adapter_id, ready.fence, str(ready.digest))
+    answer = asyncio.wrap_future(_deployed(ready, state).predictor.submit(weights, texts))
     gone = asyncio.ensure_future(_gone(connection))
     try:
         await asyncio.wait((answer, gone), timeout=_ANSWER_SECONDS, return_when=asyncio.FIRST_COMPLETED)
@@ -68,6 +69,16 @@ async def _answer(ready: Record, texts: Sequence[str], connection: Request, stat
         gone.cancel()
 
 
+def _deployed(record: Record, state: ServiceState) -> Deployed:
+    """Raises AdapterNotReady where this service does not have the adapter's base model."""
+    found = state.of_record(record)
+    if found is None:
+        digest = record.summary.initialization_digest
+        reason = f"its initialization, with digest {digest[:12]}…, is not one of this service"
+        raise AdapterNotReady(f"this service cannot use adapter {record.adapter_id}: {reason}", adapter_status="ready")
+    return found
+
+
 async def _gone(connection: Request) -> None:
     """Until the client hangs up."""
     while (await connection.receive())["type"] != "http.disconnect":
@@ -75,7 +86,7 @@ async def _gone(connection: Request) -> None:
 
 
 def _ready(record: Record | None, identity: str) -> Record:
-    record = there(identity, record)
+    record = require(identity, record)
     if record.readapting:
         raise Unavailable(f"adapter {identity} was evicted and is being made again")
     if record.status == "failed":

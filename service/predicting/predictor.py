@@ -31,7 +31,7 @@ STAGES = ("tokenize", "load", "queue", "forward")
 
 
 @dataclass(frozen=True)
-class Wanted:
+class WeightsKey:
     """Whose weights are meant, and which: `fence` is where the store has them, `digest` what they must be."""
 
     tenant: str
@@ -46,24 +46,20 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Answer:
-    """`labels` in the order of each row's probabilities; `truncated`: which texts were cut; seconds by stage."""
+    """`outputs`: what the adapter's readout says of each input; `labels`: the adapter's, if it has any; `truncated`: which inputs
+    were cut; seconds by stage."""
 
     labels: tuple[str, ...]
-    probabilities: list[list[float]]
+    outputs: list[Any]
     truncated: list[int]
     seconds: Mapping[str, float]
-
-    @property
-    def best(self) -> list[str]:
-        """Each text's most probable label."""
-        return [self.labels[max(range(len(row)), key=row.__getitem__)] for row in self.probabilities]
 
 
 class Predictor(Protocol):
     """What the routes need; a predictor in a process of its own has the same face."""
 
-    def submit(self, wanted: Wanted, texts: Sequence[str]) -> "Future[Answer]":
-        """Probabilities of each text under an adapter. To cancel the future gives up its place.
+    def submit(self, weights: WeightsKey, texts: Sequence[str]) -> "Future[Answer]":
+        """Answer each input with an adapter. To cancel the future gives up its place.
 
         Raises Overloaded. The future raises WeightsMissing, WeightsCorrupt, ArtifactError for weights that do not load, and
         redis.RedisError.
@@ -82,10 +78,14 @@ class Predictor(Protocol):
         """What is kept and what waits now, by name."""
         ...
 
+    def close(self) -> None:
+        """Take no more calls."""
+        ...
+
 
 @dataclass(eq=False)
 class _Call:
-    wanted: Wanted
+    weights: WeightsKey
     texts: Sequence[str]
     future: "Future[Answer]" = field(default_factory=Future)
     began: float = field(default_factory=time.perf_counter)
@@ -93,13 +93,13 @@ class _Call:
     lengths: list[int] = field(default_factory=list)
     truncated: list[int] = field(default_factory=list)
     adapter: Packed | None = None
-    found: dict[int, list[float]] = field(default_factory=dict)
+    found: dict[int, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     queued: float = 0.0
 
     @property
     def key(self) -> str:
-        return self.wanted.key
+        return self.weights.key
 
     def waits(self) -> bool:
         return not self.future.done()
@@ -110,16 +110,22 @@ class _Call:
 
 
 class InProcessPredictor:
-    """Batches whatever calls are waiting, of any adapters of `initializations`."""
+    """Batches whatever calls are waiting, of any adapters of `initializations`. `share`: of BANK_MB and SHELF_MB."""
 
     def __init__(
-        self, base: Base, initializations: dict[str, Initialization], store: WeightStore, settings: ServiceSettings
+        self,
+        base: Base,
+        initializations: dict[str, Initialization],
+        store: WeightStore,
+        settings: ServiceSettings,
+        *,
+        share: float = 1.0,
     ) -> None:
         self.base, self._store, self._settings = base, store, settings
         kinds = {init.delta: base.attach(init.delta) for init in initializations.values()}
         updates = {init.digest: init.base_update for init in initializations.values()}
-        self._bank = Bank(base, list(kinds.values()), int(settings.bank_mb * _MB), updates)
-        self._shelf: Shelf[Packed] = Shelf(int(settings.shelf_mb * _MB))
+        self._bank = Bank(base, list(kinds.values()), int(share * settings.bank_mb * _MB), updates)
+        self._shelf: Shelf[Packed] = Shelf(int(share * settings.shelf_mb * _MB))
         self._known = {init.digest for init in initializations.values()}
         self._batcher: Batcher[_Call] = Batcher(settings.batch_tokens, settings.batch_rows, self._bank.slots)
         self._tokenizers = ThreadPoolExecutor(2, thread_name_prefix="tokenize")
@@ -133,14 +139,14 @@ class InProcessPredictor:
         self._thread = threading.Thread(target=self._serve, name="predictor", daemon=True)
         self._thread.start()
 
-    def submit(self, wanted: Wanted, texts: Sequence[str]) -> "Future[Answer]":
-        call = _Call(wanted, texts)
+    def submit(self, weights: WeightsKey, texts: Sequence[str]) -> "Future[Answer]":
+        call = _Call(weights, texts)
         with self._changed:
-            self._check_room(wanted.tenant, len(texts))
+            self._check_room(weights.tenant, len(texts))
             self._unanswered += len(texts)
-            self._unanswered_of[wanted.tenant] += len(texts)
+            self._unanswered_of[weights.tenant] += len(texts)
             self._coming += 1
-        call.future.add_done_callback(lambda _: self._answered(wanted.tenant, len(texts)))
+        call.future.add_done_callback(lambda _: self._answered(weights.tenant, len(texts)))
         self._tokenizers.submit(self._prepare, call)
         return call.future
 
@@ -219,11 +225,11 @@ class InProcessPredictor:
                 call.adapter = found.result()
                 self._queue(call)
 
-        self._shelf.get(call.key, lambda: self._load(call.wanted), self._loaders.submit).add_done_callback(loaded)
+        self._shelf.get(call.key, lambda: self._load(call.weights), self._loaders.submit).add_done_callback(loaded)
 
-    def _load(self, wanted: Wanted) -> Packed:
+    def _load(self, weights: WeightsKey) -> Packed:
         """Only adapters of initializations that are here: the bank was made for their deltas, and they were probed."""
-        content = self._store.get(wanted.tenant, wanted.adapter_id, wanted.fence, wanted.digest)
+        content = self._store.get(weights.tenant, weights.adapter_id, weights.fence, weights.digest)
         digest = adapter_metadata(content).initialization_digest
         if digest not in self._known:
             raise ArtifactError(f"its initialization, with digest {digest[:12]}…, is not one of this service")
@@ -286,7 +292,7 @@ class InProcessPredictor:
             except Exception as error:
                 call.fail(error)
         keys = [call.key for call, rows in ready for _ in rows]
-        found = iter(self._bank.probabilities(keys, [call.rows[row] for call, rows in ready for row in rows]))
+        found = iter(self._bank.answers(keys, [call.rows[row] for call, rows in ready for row in rows]))
         seconds = time.perf_counter() - began
         for call, rows in ready:
             if not call.found:

@@ -6,12 +6,13 @@ import json
 import logging
 import os
 import signal
+from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Any
 
 from service.errors import ServiceError, Unavailable
 from service.predicting import wire
-from service.predicting.predictor import Answer, InProcessPredictor, Wanted
+from service.predicting.predictor import Answer, InProcessPredictor, WeightsKey
 from service.settings import predictor_address
 from worker.logs import places
 
@@ -22,10 +23,13 @@ _LAST_SECONDS = 2.0
 """How long, at the end, a service may take to read its last answers."""
 
 
-async def serve(predictor: InProcessPredictor, url: str) -> None:
-    """Answer calls on `url` until SIGINT or SIGTERM; what has come by then is answered first. Raises ValueError, OSError."""
+async def serve(predictors: Sequence[InProcessPredictor], url: str) -> None:
+    """Answer calls on `url` until SIGINT or SIGTERM; what has come by then is answered first. `predictors`: one a base model.
+
+    Raises ValueError, OSError.
+    """
     where = predictor_address(url)
-    connections = _Connections(predictor)
+    connections = _Connections(predictors)
     if isinstance(where, str):
         before = os.umask(0o177)  # the socket is its owner's alone
         try:
@@ -44,14 +48,15 @@ async def serve(predictor: InProcessPredictor, url: str) -> None:
     log.info("predictor on %s", url)
     await stop.wait()
     server.close()
-    connections.stopping = True  # before the predictor closes, which waits for all that is on its way to it
-    await asyncio.get_running_loop().run_in_executor(None, predictor.close)
+    connections.stopping = True  # before a predictor closes, which waits for all that is on its way to it
+    for predictor in predictors:
+        await asyncio.get_running_loop().run_in_executor(None, predictor.close)
     await connections.close()
 
 
 class _Connections:
-    def __init__(self, predictor: InProcessPredictor) -> None:
-        self._predictor, self._about = predictor, wire.about(predictor.base)
+    def __init__(self, predictors: Sequence[InProcessPredictor]) -> None:
+        self._predictors = [(wire.about(predictor.base), predictor) for predictor in predictors]
         self._open: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
         self.stopping = False
 
@@ -61,37 +66,53 @@ class _Connections:
         assert own is not None
         waiting: dict[int, Future[Answer]] = {}
         self._open[own] = writer
-        writer.write(wire.line({"about": self._about, "gauges": self._predictor.gauges()}))
-        telling = asyncio.create_task(self._tell(writer))
+        gauges: asyncio.Task[None] | None = None
         try:
             hello = json.loads(await asyncio.wait_for(reader.readuntil(b"\n"), _HELLO_SECONDS))
-            if hello["about"] != self._about:
-                log.warning("a service has another base model or precision: %s; this predictor has %s", hello["about"], self._about)
+            predictor = next((own for about, own in self._predictors if about == hello["about"]), None)
+            about = hello["about"] if predictor is not None else self._predictors[0][0]
+            writer.write(wire.line({"about": about, "gauges": {} if predictor is None else predictor.gauges()}))
+            if predictor is None:
+                log.warning("a service has another base model or precision: %s; this predictor has %s", hello["about"], about)
                 return
+            gauges = asyncio.create_task(self._send_gauges(predictor, writer))
             while True:
-                self._heard(json.loads(await reader.readuntil(b"\n")), waiting, writer)
+                self._heard(predictor, json.loads(await reader.readuntil(b"\n")), waiting, writer)
         except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
             pass
         except (TimeoutError, asyncio.LimitOverrunError, ValueError, KeyError, TypeError) as error:
             log.warning("a service said what is not understood (%s) and is let go", type(error).__name__)
         finally:
-            telling.cancel()
+            if gauges is not None:
+                gauges.cancel()
             for future in list(waiting.values()):
                 future.cancel()
             self._open.pop(own, None)
             writer.close()
 
-    def _heard(self, document: dict[str, Any], waiting: dict[int, "Future[Answer]"], writer: asyncio.StreamWriter) -> None:
+    def _heard(
+        self,
+        predictor: InProcessPredictor,
+        document: dict[str, Any],
+        waiting: dict[int, "Future[Answer]"],
+        writer: asyncio.StreamWriter,
+    ) -> None:
         if "call" in document:
-            self._start(document["call"], Wanted(**document["wanted"]), document["texts"], waiting, writer)
+            self._start(predictor, document["call"], WeightsKey(**document["weights"]), document["texts"], waiting, writer)
         elif "cancel" in document:
             if (future := waiting.pop(document["cancel"], None)) is not None:
                 future.cancel()
         elif "forget" in document:
-            self._predictor.forget(*document["forget"])
+            predictor.forget(*document["forget"])
 
     def _start(
-        self, number: int, wanted: Wanted, texts: list[str], waiting: dict[int, "Future[Answer]"], writer: asyncio.StreamWriter
+        self,
+        predictor: InProcessPredictor,
+        number: int,
+        weights: WeightsKey,
+        texts: list[str],
+        waiting: dict[int, "Future[Answer]"],
+        writer: asyncio.StreamWriter,
     ) -> None:
         loop = asyncio.get_running_loop()
 
@@ -104,17 +125,17 @@ class _Connections:
         try:
             if self.stopping:
                 raise Unavailable("the predictor is told to stop")
-            future = self._predictor.submit(wanted, texts)
+            future = predictor.submit(weights, texts)
         except Exception as problem:  # whatever it is, the service is told
             writer.write(wire.line(_told(number, problem)))
             return
         waiting[number] = future
         future.add_done_callback(lambda done: loop.call_soon_threadsafe(answered, done))
 
-    async def _tell(self, writer: asyncio.StreamWriter) -> None:
+    async def _send_gauges(self, predictor: InProcessPredictor, writer: asyncio.StreamWriter) -> None:
         while True:
             await asyncio.sleep(_GAUGES_SECONDS)
-            writer.write(wire.line({"gauges": self._predictor.gauges()}))
+            writer.write(wire.line({"gauges": predictor.gauges()}))
 
     async def close(self) -> None:
         """Once the last answers are sent, or their service does not take them."""

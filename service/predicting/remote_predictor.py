@@ -11,7 +11,7 @@ from typing import Any
 from metatrain.models.base import Base
 from service.errors import Overloaded, Unavailable
 from service.predicting import wire
-from service.predicting.predictor import Answer, Wanted
+from service.predicting.predictor import Answer, WeightsKey
 from service.settings import predictor_address
 
 log = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ class RemotePredictor:
         self._gauges: dict[str, float] = {}
         self._connection = asyncio.create_task(self._stay_connected(), name="predictor-connection")
 
-    def submit(self, wanted: Wanted, texts: Sequence[str]) -> "Future[Answer]":
+    def submit(self, weights: WeightsKey, texts: Sequence[str]) -> "Future[Answer]":
         if self._writer is None:
             raise Unavailable("the predictor is out of reach")
         if self._writer.transport.get_write_buffer_size() > _UNSENT_BYTES:
@@ -46,7 +46,7 @@ class RemotePredictor:
         number, future = next(self._numbers), Future[Answer]()
         self._waiting[number] = future
         future.add_done_callback(lambda done: self._cancel(number) if done.cancelled() else None)
-        self._writer.write(wire.line(wire.call(number, wanted, list(texts))))
+        self._writer.write(wire.line(wire.call(number, weights, list(texts))))
         return future
 
     def _cancel(self, number: int) -> None:

@@ -1,8 +1,8 @@
 """What a service and a predictor in a process of its own say to each other: one JSON document a line, over a Unix socket or TCP.
 
-    service → predictor   {"about": …}                                        once, first; must equal the predictor's
-                          {"call": N, "wanted": {…}, "texts": […]}            · {"cancel": N} · {"forget": [tenant, digest]}
-    predictor → service   {"about": …, "gauges": {…}}                         once, first, and the gauges each second
+    service → predictor   {"about": …}                                        once, first: which base model's predictor is meant
+                          {"call": N, "weights": {…}, "texts": […]}           · {"cancel": N} · {"forget": [tenant, digest]}
+    predictor → service   {"about": …, "gauges": {…}}                         then, once; the gauges again each second
                           {"answer": N, …} · {"error": N, "kind": …, "message": …}
 
 Failures cross as data. The link is not authenticated, as that to Redis is not: it belongs on a private network.
@@ -18,12 +18,12 @@ import redis
 from metatrain.errors import ArtifactError
 from metatrain.models.base import Base
 from service.errors import Overloaded, Unavailable
-from service.predicting.predictor import Answer, Wanted
+from service.predicting.predictor import Answer, WeightsKey
 from worker.errors import WeightsCorrupt, WeightsMissing
 
 LINE_BYTES = 64 * 2**20
 """Longest line: a whole request's texts, or a whole answer, fits."""
-FORMAT = 1
+FORMAT = 2
 _ERRORS: dict[str, Callable[[str], Exception]] = {
     "WeightsMissing": WeightsMissing,
     "WeightsCorrupt": WeightsCorrupt,
@@ -34,15 +34,15 @@ _ERRORS: dict[str, Callable[[str], Exception]] = {
 
 def about(base: Base) -> dict[str, Any]:
     """What both ends must agree on: how they speak, and the base model, for adapters of one mean nothing on another."""
-    return {"format": FORMAT, "base_weights_sha256": base.spec.weights_sha256, "precision": base.precision}
+    return {"format": FORMAT, "base": base.digest}
 
 
 def line(document: dict[str, Any]) -> bytes:
     return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
 
 
-def call(number: int, wanted: Wanted, texts: list[str]) -> dict[str, Any]:
-    return {"call": number, "wanted": asdict(wanted), "texts": texts}
+def call(number: int, weights: WeightsKey, texts: list[str]) -> dict[str, Any]:
+    return {"call": number, "weights": asdict(weights), "texts": texts}
 
 
 def answer(number: int, found: Answer) -> dict[str, Any]:
@@ -50,7 +50,7 @@ def answer(number: int, found: Answer) -> dict[str, Any]:
 
 
 def answer_of(document: dict[str, Any]) -> Answer:
-    return Answer(tuple(document["labels"]), document["probabilities"], document["truncated"], document["seconds"])
+    return Answer(tuple(document["labels"]), document["outputs"], document["truncated"], document["seconds"])
 
 
 def error(number: int, problem: BaseException) -> dict[str, Any]:

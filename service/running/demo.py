@@ -14,9 +14,8 @@ from pathlib import Path
 from types import MappingProxyType
 
 from quickstudy import Adaptation, Adapter, Client, QuickstudyError
+from quickstudy.commands.progress import AdaptProgress
 from tqdm import tqdm
-
-from service.running.progress import AdaptProgress
 
 EXAMPLES = Path(__file__).parents[1] / "examples" / "support_desk.jsonl"
 START_SECONDS = 120.0
@@ -92,7 +91,7 @@ def served(data_dir: Path, settings: Mapping[str, str] = MappingProxyType({})) -
     command = [
         sys.executable,
         "-m",
-        "service.running.cli",
+        "service",
         "serve",
         "--port",
         str(port),

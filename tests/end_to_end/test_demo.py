@@ -12,7 +12,7 @@ from tests.end_to_end.conftest import ROOT
 
 
 def run_demo(**variables: str) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "service.running.cli", "demo"]
+    command = [sys.executable, "-m", "service", "demo"]
     return subprocess.run(
         command, env={**os.environ, **variables}, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
     )

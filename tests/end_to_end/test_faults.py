@@ -108,7 +108,7 @@ def test_a_killed_worker_is_replaced_and_its_job_ends(environment: dict[str, str
 
 
 def jobs(environment: dict[str, str], data: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "service.running.cli", "jobs", "--data-dir", str(data), *arguments]
+    command = [sys.executable, "-m", "service", "jobs", "--data-dir", str(data), *arguments]
     variables = {name: value for name, value in os.environ.items() if name not in ("REDIS_URL", "CACHE_URL")}
     return subprocess.run(
         command, env={**variables, **environment}, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
@@ -216,7 +216,7 @@ def test_make_serve_killed_outright_leaves_nothing(environment: dict[str, str], 
         starter,
         sys.executable,
         "-m",
-        "service.running.cli",
+        "service",
         "serve",
         "--tied",
         "PARENT",
@@ -242,7 +242,7 @@ def test_killed_while_it_starts_its_tied_service_goes_too(environment: dict[str,
     starter = (
         "import os, subprocess, sys; p = subprocess.Popen([*sys.argv[1:], '--tied', str(os.getpid())]); print(p.pid, flush=True)"
     )
-    command = [sys.executable, "-c", starter, sys.executable, "-m", "service.running.cli", "serve", "--port", "0"]
+    command = [sys.executable, "-c", starter, sys.executable, "-m", "service", "serve", "--port", "0"]
     variables = {name: value for name, value in os.environ.items() if name not in ("REDIS_URL", "CACHE_URL")}
     done = subprocess.run(
         [*command, "--data-dir", str(tmp_path / "data")],
@@ -309,7 +309,7 @@ def test_records_and_weights_come_back_with_the_data_folder(environment: dict[st
 
 
 def refusal(environment: dict[str, str], *arguments: str) -> str:
-    command = [sys.executable, "-m", "service.running.cli", "serve", *arguments]
+    command = [sys.executable, "-m", "service", "serve", *arguments]
     done = subprocess.run(
         command, env={**os.environ, **environment}, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
     )

@@ -7,16 +7,16 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import httpx
 import pytest
 from click.testing import CliRunner
 from fastapi.routing import iter_route_contexts
 
+from service.__main__ import main
 from service.http.app import create_app
 from service.http.auth import PUBLIC
-from service.running.cli import main
 from service.settings import ServiceSettings
 from tests.end_to_end.conftest import Served, served
 from worker.ledger.api_keys import KEY_CACHE_SECONDS
@@ -74,7 +74,7 @@ ROWS = {
 
 def routes() -> list[tuple[str, str]]:
     """(method, template) of every route of the application; each template's parameters as {}."""
-    app = create_app(ServiceSettings(), cast(Any, None), {})
+    app = create_app(ServiceSettings(), [])
     found: list[tuple[str, str]] = []
     for route in iter_route_contexts(app.routes):
         assert route.path is not None and route.methods, f"{route}: not a route that this table can have a row for"

@@ -15,7 +15,7 @@ from metatrain.artifacts.baselines import frozen_prototypes, lora_from_zero
 from metatrain.deltas import BottleneckConfig, DeltaConfig, HeadConfig, IA3Config, LoRAConfig, PrefixConfig, PromptConfig
 from metatrain.inner.problem import stack
 from metatrain.models.base import Base
-from service.predicting.predictor import InProcessPredictor, Wanted
+from service.predicting.predictor import InProcessPredictor, WeightsKey
 from service.settings import ServiceSettings
 from tests.conftest import RedisServer
 from worker.errors import WeightsMissing
@@ -39,8 +39,8 @@ class Aviary:
     """The canaries in a store, and what each answers to each text when it is asked alone, without a predictor."""
 
     def __init__(self, base: Base, store: WeightStore) -> None:
-        self.store, self.contents, self.expected = store, dict[Wanted, bytes](), dict[tuple[int, str], torch.Tensor]()
-        self.wanted: list[Wanted] = []
+        self.store, self.contents, self.expected = store, dict[WeightsKey, bytes](), dict[tuple[int, str], torch.Tensor]()
+        self.wanted: list[WeightsKey] = []
         inits = list(initializations(base).values())
         for number in range(CANARIES):
             init = inits[number % len(inits)]
@@ -56,8 +56,8 @@ class Aviary:
             generator = torch.Generator().manual_seed(number)
             theta = kind.initial(generator, b_std=0.3)
             head = torch.nn.functional.normalize(torch.randn(len(labels), base.hidden_size, generator=generator), dim=-1)
-            content = adapter_to_bytes(Adapter(metadata, theta, head, torch.zeros(len(labels))))
-            wanted = Wanted(f"t{number % 3}", f"a{number}", 7, weights_digest(content))
+            content = adapter_to_bytes(Adapter(metadata, theta, {"head.weight": head, "head.bias": torch.zeros(len(labels))}))
+            wanted = WeightsKey(f"t{number % 3}", f"a{number}", 7, weights_digest(content))
             self.wanted.append(wanted)
             self.contents[wanted] = content
             for text in TEXTS:
@@ -67,7 +67,7 @@ class Aviary:
                 self.expected[number, text] = torch.softmax(6.0 * features @ head.T, -1)[0]
             self.put(wanted)
 
-    def put(self, wanted: Wanted) -> None:
+    def put(self, wanted: WeightsKey) -> None:
         self.store.put(wanted.tenant, wanted.adapter_id, wanted.fence, self.contents[wanted], 86_400_000)
 
 
@@ -107,7 +107,7 @@ def test_no_row_is_answered_by_anothers_adapter(tiny: Base, aviary: Aviary, rows
                 except WeightsMissing:
                     missing[me] += 1
                     continue
-                for text, found in zip(texts, answer.probabilities, strict=True):
+                for text, found in zip(texts, answer.outputs, strict=True):
                     asked[me] += 1
                     right = aviary.expected[number, text]
                     own = all(label.startswith(f"canary {number} ") for label in answer.labels)

@@ -139,7 +139,7 @@ def an_adapter(tiny: Base) -> Adapter:
         scale=16.0,
         labels=("yes", "nö"),
     )
-    return Adapter(metadata, init.theta, torch.randn(2, 32), torch.zeros(2))
+    return Adapter(metadata, init.theta, {"head.weight": torch.randn(2, 32), "head.bias": torch.zeros(2)})
 
 
 def test_an_adapter_survives_the_round_trip_and_has_one_form(tiny: Base) -> None:
@@ -148,7 +148,7 @@ def test_an_adapter_survives_the_round_trip_and_has_one_form(tiny: Base) -> None
     assert adapter_to_bytes(adapter) == content
     again = adapter_from_bytes(content, tiny)
     assert again.metadata == adapter.metadata
-    assert torch.equal(again.weight, adapter.weight)
+    assert torch.equal(again.answering["head.weight"], adapter.answering["head.weight"])
     assert adapter_to_bytes(again) == content
 
 
@@ -159,9 +159,10 @@ def test_bytes_that_are_no_adapter_for_this_base_are_refused(tiny: Base) -> None
             adapter_from_bytes(content, tiny)
     other = adapter.metadata.model_copy(update={"base_weights_sha256": "0" * 64})
     with pytest.raises(ArtifactError, match="base weights"):
-        adapter_from_bytes(adapter_to_bytes(Adapter(other, adapter.delta, adapter.weight, adapter.bias)), tiny)
+        adapter_from_bytes(adapter_to_bytes(Adapter(other, adapter.delta, adapter.answering)), tiny)
     with pytest.raises(ArtifactError, match=r"head\.weight: expected shape \[2, 32\], got \[3, 32\]"):
-        adapter_from_bytes(adapter_to_bytes(Adapter(adapter.metadata, adapter.delta, torch.zeros(3, 32), adapter.bias)), tiny)
+        wide = {**adapter.answering, "head.weight": torch.zeros(3, 32)}
+        adapter_from_bytes(adapter_to_bytes(Adapter(adapter.metadata, adapter.delta, wide)), tiny)
 
 
 def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,7 +52,8 @@ def make(base: Base, config: Any, classes: int, seed: int, initialization: str =
     )
     theta = base.attach(config).initial(generator, b_std=0.3)
     weight = torch.nn.functional.normalize(torch.randn(classes, base.hidden_size, generator=generator), dim=-1)
-    return Adapter(metadata, theta, weight, 0.1 * torch.randn(classes, generator=generator))
+    bias = 0.1 * torch.randn(classes, generator=generator)
+    return Adapter(metadata, theta, {"head.weight": weight, "head.bias": bias})
 
 
 def expected(base: Base, adapter: Adapter, ids: TextRow, updated: dict[str, Tensor] | None = None) -> Tensor:
@@ -61,7 +62,8 @@ def expected(base: Base, adapter: Adapter, ids: TextRow, updated: dict[str, Tens
     delta = kind.fold({n: t.unsqueeze(0) for n, t in adapter.delta.items()})
     with torch.no_grad():
         features = base.features(delta, base.inputs.collate([ids]), updated=updated or {})
-    return torch.softmax(adapter.metadata.scale * (features @ adapter.weight.T + adapter.bias), -1)[0]
+    weight, bias = adapter.answering["head.weight"], adapter.answering["head.bias"]
+    return torch.softmax(adapter.metadata.scale * (features @ weight.T + bias), -1)[0]
 
 
 def text(words: int, start: int) -> str:
@@ -99,7 +101,7 @@ def test_a_mixed_batch_equals_each_row_alone(folders: dict[str, Path], architect
         for (k, variant, _), key in zip(rows, keys, strict=True):
             bank.put(key, pack(adapters[k, variant], base), keep=keys)
         ids = base.inputs.encode([text(words, 3 * i) for i, (_, _, words) in enumerate(rows)])
-        for (k, variant, _), row, found in zip(rows, ids, bank.probabilities(keys, ids), strict=True):
+        for (k, variant, _), row, found in zip(rows, ids, bank.answers(keys, ids), strict=True):
             alone = expected(base, adapters[k, variant], row)
             torch.testing.assert_close(torch.tensor(found), alone, rtol=0, atol=TOLERANCE[base.dtype])
 
@@ -116,7 +118,7 @@ def test_adapters_of_a_base_model_of_their_own_stand_beside_others(tiny: Base) -
         bank.put(name, pack(adapter, tiny))
     keys = ["not", "moved", "another", "moved", "not"]
     ids = tiny.inputs.encode([text(3 + i, i) for i in range(5)])
-    for key, row, found in zip(keys, ids, bank.probabilities(keys, ids), strict=True):
+    for key, row, found in zip(keys, ids, bank.answers(keys, ids), strict=True):
         own = update if key == "moved" else {}
         torch.testing.assert_close(torch.tensor(found), expected(tiny, adapters[key], row, own), rtol=0, atol=1e-5)
     moved, unmoved = (expected(tiny, adapters["moved"], ids[0], own) for own in (update, {}))
@@ -133,7 +135,7 @@ def test_the_least_recently_used_goes_down_as_it_came_and_what_a_batch_needs_sta
     assert bank.slots == 2
     packed = {name: pack(make(tiny, config, 2, seed), tiny) for seed, name in enumerate("abcde")}
     assert bank.put("a", packed["a"]) == bank.put("b", packed["b"]) == {}
-    bank.probabilities(["a"], [TextRow([2, 5, 3])])
+    bank.answers(["a"], [TextRow([2, 5, 3])])
     (gone,) = bank.put("c", packed["c"]).items()
     assert gone[0] == "b" and _same(gone[1], packed["b"])
     assert "a" in bank and "b" not in bank and "c" in bank
@@ -141,7 +143,7 @@ def test_the_least_recently_used_goes_down_as_it_came_and_what_a_batch_needs_sta
     with pytest.raises(ValueError, match="more than the bank's 2 adapters"):
         bank.put("e", packed["e"], keep=["a", "d"])
     assert _same(bank.take("a"), packed["a"]) and len(bank) == 1
-    assert bank.labels("d") == packed["d"].head.labels
+    assert bank.labels("d") == packed["d"].readout.labels
 
 
 def test_large_heads_take_slots_from_others_but_never_from_their_own_batch(tiny: Base) -> None:
@@ -170,9 +172,9 @@ def test_a_delta_that_the_bank_was_not_made_for_is_refused(tiny: Base) -> None:
 
 
 def _same(left: Packed, right: Packed) -> bool:
-    tensors = [{**each.leaves, "weight": each.head.weight, "bias": each.head.bias} for each in (left, right)]
+    tensors = [{**each.leaves, **each.readout.leaves} for each in (left, right)]
     return (
         tensors[0].keys() == tensors[1].keys()
         and all(torch.equal(tensors[0][name], tensors[1][name]) for name in tensors[0])
-        and (left.head.labels, left.head.initialization) == (right.head.labels, right.head.initialization)
+        and (left.readout.labels, left.readout.initialization) == (right.readout.labels, right.readout.initialization)
     )

@@ -55,7 +55,7 @@ def good(tiny: Base) -> bytes:
         scale=16.0,
         labels=("yes", "no"),
     )
-    return adapter_to_bytes(Adapter(metadata, init.theta, torch.randn(2, 32), torch.zeros(2)))
+    return adapter_to_bytes(Adapter(metadata, init.theta, {"head.weight": torch.randn(2, 32), "head.bias": torch.zeros(2)}))
 
 
 def refused(content: bytes, tiny: Base) -> str:

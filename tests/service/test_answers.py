@@ -9,7 +9,7 @@ import redis
 from metatrain.models.base import Base
 from service.errors import Overloaded
 from service.http.state import ServiceState
-from service.predicting.predictor import STAGES, Answer, Predictor, Wanted
+from service.predicting.predictor import STAGES, Answer, Predictor, WeightsKey
 from tests.conftest import RedisServer
 from tests.service.workerless import BODY, queued, running
 from tests.worker.ledger.test_usage import ready
@@ -46,15 +46,15 @@ def test_a_prediction_by_an_alias_follows_a_deployment_that_deletes_the_adapter_
 def answers_once(predictor: Predictor) -> Predictor:
     """The same, but for its calls: it takes one, and no other."""
 
-    def submit(wanted: Wanted, texts: Sequence[str]) -> "Future[Answer]":
+    def submit(weights: WeightsKey, texts: Sequence[str]) -> "Future[Answer]":
         if taken:
             raise Overloaded("enough", 1)
-        taken.append(wanted)
+        taken.append(weights)
         answer: Future[Answer] = Future()
         answer.set_result(Answer(("close", "order"), [[0.9, 0.1]] * len(texts), [], dict.fromkeys(STAGES, 0.0)))
         return answer
 
-    taken: list[Wanted] = []
+    taken: list[WeightsKey] = []
     predictor.submit = submit  # type: ignore[method-assign]
     return predictor
 
@@ -63,7 +63,8 @@ def test_parts_of_a_score_are_counted_as_they_are_answered(tiny: Base, redis_ser
     records = Records(redis.Redis.from_url(redis_server.url))
 
     def tiring(state: ServiceState) -> ServiceState:
-        return replace(state, predictor=answers_once(state.predictor))
+        answers_once(state.deployed[0].predictor)
+        return state
 
     with running(tiny, redis_server, tiring, max_inputs=2) as http:
         adapter = queued(http)

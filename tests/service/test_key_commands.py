@@ -4,7 +4,7 @@ import pytest
 import redis
 from click.testing import CliRunner
 
-from service.running.cli import main
+from service.__main__ import main
 from tests.conftest import RedisServer
 
 

@@ -18,7 +18,7 @@ from metatrain.deltas import DeltaConfig, LoRAConfig
 from metatrain.errors import ArtifactError
 from metatrain.models.base import Base
 from service.errors import Overloaded
-from service.predicting.predictor import Answer, InProcessPredictor, Wanted
+from service.predicting.predictor import Answer, InProcessPredictor, WeightsKey
 from service.settings import ServiceSettings
 from tests.conftest import RedisServer
 from worker.errors import WeightsCorrupt, WeightsMissing
@@ -48,7 +48,7 @@ def predictor(tiny: Base, catalog: dict[str, Initialization], store: WeightStore
     assert not made.alive()
 
 
-def put(base: Base, store: WeightStore, init: Initialization, seed: int, config: DeltaConfig | None = None) -> Wanted:
+def put(base: Base, store: WeightStore, init: Initialization, seed: int, config: DeltaConfig | None = None) -> WeightsKey:
     """An adapter whose labels name it."""
     metadata = AdapterMetadata(
         initialization_digest=init.digest,
@@ -60,13 +60,13 @@ def put(base: Base, store: WeightStore, init: Initialization, seed: int, config:
     generator = torch.Generator().manual_seed(seed)
     theta = base.attach(metadata.delta).initial(generator, b_std=0.3)
     head = torch.nn.functional.normalize(torch.randn(len(metadata.labels), base.hidden_size, generator=generator), dim=-1)
-    content = adapter_to_bytes(Adapter(metadata, theta, head, torch.zeros(len(metadata.labels))))
+    content = adapter_to_bytes(Adapter(metadata, theta, {"head.weight": head, "head.bias": torch.zeros(len(metadata.labels))}))
     store.put("t", f"a{seed}", 7, content, DAY)
-    return Wanted("t", f"a{seed}", 7, weights_digest(content))
+    return WeightsKey("t", f"a{seed}", 7, weights_digest(content))
 
 
-def probabilities(predictor: InProcessPredictor, wanted: Wanted, texts: list[str]) -> list[list[float]]:
-    return predictor.submit(wanted, texts).result(20).probabilities
+def probabilities(predictor: InProcessPredictor, wanted: WeightsKey, texts: list[str]) -> list[list[float]]:
+    return predictor.submit(wanted, texts).result(20).outputs
 
 
 def test_what_does_not_load_fails_alone_and_the_next_call_is_answered(
@@ -74,7 +74,7 @@ def test_what_does_not_load_fails_alone_and_the_next_call_is_answered(
 ) -> None:
     init = next(iter(catalog.values()))
     fine = put(tiny, store, init, 0)
-    failing: list[tuple[Wanted, type[Exception]]] = [
+    failing: list[tuple[WeightsKey, type[Exception]]] = [
         (put(tiny, store, replace(init, scale=3.0), 1), ArtifactError),  # of an initialization that is not here
         (put(tiny, store, init, 2, LoRAConfig(rank=64)), ArtifactError),  # of a size that the bank has no room for
         (replace(fine, adapter_id="a9"), WeightsMissing),
@@ -86,7 +86,7 @@ def test_what_does_not_load_fails_alone_and_the_next_call_is_answered(
             future.result(20)
     fine = put(tiny, store, init, 0)  # the store discards what is not as it should be
     answer = predictor.submit(fine, ["order pizza"] * 20).result(20)
-    assert answer.labels == ("0 0", "0 1") and len(answer.probabilities) == 20
+    assert answer.labels == ("0 0", "0 1") and len(answer.outputs) == 20
     assert answer.seconds["forward"] > 0 and predictor.alive()
 
 
@@ -138,8 +138,8 @@ def test_who_cancels_gives_up_the_place_and_more_than_the_queue_takes_is_refused
         if was_cancelled:
             with pytest.raises(CancelledError):
                 future.result(0)
-    assert len(waiting[0].result(20).probabilities) == 100
-    assert len(predictor.submit(wanted, ["order"] * 401).result(20).probabilities) == 401  # nothing else waits
+    assert len(waiting[0].result(20).outputs) == 100
+    assert len(predictor.submit(wanted, ["order"] * 401).result(20).outputs) == 401  # nothing else waits
     deadline = time.monotonic() + 10
     while predictor.gauges()["waiting_inputs"] and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -158,9 +158,9 @@ def test_a_tenant_has_half_of_the_queue_while_others_wait(
         predictor.submit(own, ["order"] * 60)
     assert refused.value.status == 429 and int(refused.value.headers["Retry-After"]) >= 1
     answers += [predictor.submit(own, ["order"] * 50), predictor.submit(other, ["order"] * 80)]
-    assert [len(answer.result(20).probabilities) for answer in answers] == [150, 100, 50, 80]
+    assert [len(answer.result(20).outputs) for answer in answers] == [150, 100, 50, 80]
     answers = [predictor.submit(own, ["order pizza"] * 150) for _ in range(2)]  # alone, more than half
-    assert [len(answer.result(20).probabilities) for answer in answers] == [150, 150]
+    assert [len(answer.result(20).outputs) for answer in answers] == [150, 150]
 
 
 Calls = st.lists(
@@ -200,7 +200,7 @@ def test_calls_at_once_are_answered_each_as_alone(tiny: Base, catalog: dict[str,
         for (seed, texts), future in zip(calls, futures, strict=True):
             answer = future.result(20)
             assert answer.labels == tuple(f"{seed} {c}" for c in range(2 + seed % 3))
-            for text, found in zip(texts, answer.probabilities, strict=True):
+            for text, found in zip(texts, answer.outputs, strict=True):
                 torch.testing.assert_close(torch.tensor(found), torch.tensor(alone[seed, text]), rtol=0, atol=1e-5)
 
     try:

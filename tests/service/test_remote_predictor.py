@@ -19,7 +19,7 @@ from metatrain.errors import ArtifactError
 from metatrain.models.base import Base
 from service.errors import Overloaded, Unavailable
 from service.predicting import wire
-from service.predicting.predictor import InProcessPredictor, Wanted
+from service.predicting.predictor import InProcessPredictor, WeightsKey
 from service.predicting.remote_predictor import RemotePredictor
 from service.settings import ServiceSettings
 from tests.conftest import RedisServer
@@ -37,7 +37,7 @@ TEXTS = ["order pizza", "close my account please", "play", "order pizza now plea
 def predictor(url: str, environment: dict[str, str], log: Path) -> Iterator["subprocess.Popen[bytes]"]:
     with log.open("ab") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "service.running.cli", "predictor", "--listen", url],
+            [sys.executable, "-m", "service", "predictor", "--listen", url],
             env={**os.environ, **environment},
             cwd=ROOT,
             stdout=output,
@@ -80,9 +80,9 @@ def test_answers_and_errors_are_those_of_the_predictor_in_process(
 ) -> None:
     store = WeightStore(weights_client(redis_server.url))
     adapters = [put(tiny, store, catalog[seed % 2], seed) for seed in range(6)]
-    missing = Wanted("t", "a9", 7, "1" * 64)
+    missing = WeightsKey("t", "a9", 7, "1" * 64)
     other = put(tiny, store, replace(catalog[0], scale=3.0), 8)
-    corrupt = Wanted("t", "a1", 7, "0" * 64)
+    corrupt = WeightsKey("t", "a1", 7, "0" * 64)
     own = InProcessPredictor(tiny, {init.name: init for init in catalog}, store, ServiceSettings())
     expected = [own.submit(wanted, TEXTS).result(20) for wanted in adapters]
     own.close()
@@ -94,7 +94,7 @@ def test_answers_and_errors_are_those_of_the_predictor_in_process(
             found = await asyncio.gather(*(asyncio.wrap_future(remote.submit(wanted, TEXTS)) for wanted in adapters))
             for one, same in zip(found, expected, strict=True):
                 assert one.labels == same.labels and one.truncated == same.truncated and set(one.seconds) == set(same.seconds)
-                for row, wanted_row in zip(one.probabilities, same.probabilities, strict=True):
+                for row, wanted_row in zip(one.outputs, same.outputs, strict=True):
                     assert row == pytest.approx(wanted_row, abs=1e-6)
             for wanted, kind in ((missing, WeightsMissing), (other, ArtifactError), (corrupt, WeightsCorrupt)):
                 with pytest.raises(kind):
@@ -135,7 +135,7 @@ def test_told_to_stop_it_answers_what_it_has_and_takes_no_more(
                     while True:
                         try:
                             answer = await asyncio.wrap_future(remote.submit(wanted, TEXTS * 4))
-                            assert len(answer.probabilities) == 16
+                            assert len(answer.outputs) == 16
                             answered += 1
                         except (Unavailable, Overloaded):
                             refused += 1
@@ -195,7 +195,7 @@ def test_one_that_falls_silent_is_left_and_its_calls_end(tiny: Base, tmp_path: P
     async def ask() -> None:
         hello = wire.line({"about": wire.about(tiny), "gauges": {}})
         async with pretender(path, hello), connected(tiny, f"unix://{path}") as remote:
-            call = asyncio.wrap_future(remote.submit(Wanted("t", "a1", 7, "0" * 64), TEXTS))
+            call = asyncio.wrap_future(remote.submit(WeightsKey("t", "a1", 7, "0" * 64), TEXTS))
             with pytest.raises(Unavailable, match="went before"):
                 await asyncio.wait_for(call, 8)
 

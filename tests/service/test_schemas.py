@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from service.http.schemas import AdapterChanges, AdaptRequest, ExamplesRequest, PredictRequest, ScoreRequest
+from service.http.schemas import AdapterChanges, AdaptRequest, ExamplesRequest, PredictRequest
+from service.kinds.text_classification import Example, ScoreRequest
 
 MANY = 200_000
 EXAMPLE = {"input": "close it", "label": "close"}
@@ -17,13 +18,13 @@ EXAMPLE = {"input": "close it", "label": "close"}
 @pytest.mark.parametrize(
     ("model", "body", "place"),
     [
-        (AdaptRequest, {"support": [1] * MANY}, ("support", 0)),
-        (AdaptRequest, {"support": [EXAMPLE, {}, *[1] * MANY]}, ("support", 1, "input")),
-        (AdaptRequest, {"support": [EXAMPLE], **dict.fromkeys(map(str, range(MANY)))}, ("0",)),
-        (AdaptRequest, {"support": [{**EXAMPLE, **dict.fromkeys(map(str, range(MANY)))}]}, ("support", 0, "0")),
-        (AdaptRequest, {"support": [EXAMPLE], "options": dict.fromkeys(map(str, range(MANY)))}, ("options", "0")),
-        (AdaptRequest, {"support": [EXAMPLE], "tags": [1] * MANY}, ("tags", 0)),
-        (ExamplesRequest, {"support": [None] * MANY}, ("support", 0)),
+        (AdaptRequest[Example], {"support": [1] * MANY}, ("support", 0)),
+        (AdaptRequest[Example], {"support": [EXAMPLE, {}, *[1] * MANY]}, ("support", 1, "input")),
+        (AdaptRequest[Example], {"support": [EXAMPLE], **dict.fromkeys(map(str, range(MANY)))}, ("0",)),
+        (AdaptRequest[Example], {"support": [{**EXAMPLE, **dict.fromkeys(map(str, range(MANY)))}]}, ("support", 0, "0")),
+        (AdaptRequest[Example], {"support": [EXAMPLE], "options": dict.fromkeys(map(str, range(MANY)))}, ("options", "0")),
+        (AdaptRequest[Example], {"support": [EXAMPLE], "tags": [1] * MANY}, ("tags", 0)),
+        (ExamplesRequest[Example], {"support": [None] * MANY}, ("support", 0)),
         (ScoreRequest, {"examples": [EXAMPLE, *[[]] * MANY]}, ("examples", 1)),
         (PredictRequest, {"adapter_id": "live", "inputs": ["text", *[1] * MANY]}, ("inputs", 1)),
         (AdapterChanges, {"tags": ["x", *[1] * MANY]}, ("tags", 1)),
@@ -45,4 +46,4 @@ def test_a_wrong_body_near_the_limit_is_refused_at_once(model: type[BaseModel], 
 def test_what_is_no_object_is_refused_as_such() -> None:
     for body in ([], "text", None, [EXAMPLE] * 3):
         with pytest.raises(ValidationError, match="valid dictionary"):
-            AdaptRequest.model_validate(body)
+            AdaptRequest[Example].model_validate(body)

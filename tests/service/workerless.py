@@ -16,6 +16,7 @@ from service.http.state import ServiceState
 from service.running.binding import listen
 from service.settings import ServiceSettings
 from tests.conftest import RedisServer
+from worker.runtime import Resident
 
 BODY: dict[str, Any] = {
     "support": [{"input": "close my card", "label": "close"}, {"input": "order a pizza", "label": "order"}],
@@ -32,7 +33,7 @@ def running(
     """A client of a service that runs in this process; `change` may put other parts into it."""
     init = lora_from_zero(tiny)
     made = ServiceSettings(redis_url=redis_server.url, allow_without_keys=True, **settings)
-    app = create_app(made, tiny, {init.name: init})
+    app = create_app(made, [Resident(tiny, {init.name: init})])
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False))
     listening = listen("127.0.0.1", 0)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})

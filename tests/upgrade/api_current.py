@@ -152,8 +152,8 @@ def bank(base: Base, adapters: Sequence[tuple[Mapping[str, Any], int]]) -> Calla
         )
         theta = base.attach(config).initial(generator, b_std=0.05)
         head = nn.functional.normalize(torch.randn(classes, base.hidden_size, generator=generator), dim=-1)
-        held.put(str(number), pack(Adapter(about, theta, head, torch.zeros(classes)), base))
-    return lambda keys, ids: held.probabilities([str(key) for key in keys], ids)
+        held.put(str(number), pack(Adapter(about, theta, {"head.weight": head, "head.bias": torch.zeros(classes)}), base))
+    return lambda keys, ids: held.answers([str(key) for key in keys], ids)
 
 
 def token_ids(base: Base, texts: Sequence[str]) -> Sequence[Any]:

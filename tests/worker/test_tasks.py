@@ -24,7 +24,7 @@ from worker.ledger.record import Record
 from worker.ledger.records import Records
 from worker.ledger.store import WeightStore, weights_digest
 from worker.logs import Lines, LogFormat
-from worker.runtime import Product, Runtime, load_runtime
+from worker.runtime import MadeAdapter, Resident, Runtime, load_runtime
 from worker.settings import WorkerSettings, read_settings
 from worker.tasks import Hands
 
@@ -39,7 +39,7 @@ def recipe(base: Base, **changes: object) -> JobRecipe:
 
 @pytest.fixture
 def hands(tiny: Base, redis_client: "redis.Redis") -> Hands:
-    runtime = Runtime(tiny, {"lora-from-zero": lora_from_zero(tiny)})
+    runtime = Runtime(Resident(tiny, {"lora-from-zero": lora_from_zero(tiny)}))
     return Hands("w", WorkerSettings(), Records(redis_client), WeightStore(redis_client), runtime)
 
 
@@ -77,7 +77,7 @@ def test_computed_again_it_has_the_same_bits(hands: Hands, tiny: Base) -> None:
     digests = {weights_digest(hands.runtime.adapt(recipe(tiny)).content) for _ in range(3)}
     assert len(digests) == 1
     assert run(hands, recipe(tiny))[1] in digests
-    other = Runtime(tiny, {"lora-from-zero": lora_from_zero(tiny)})
+    other = Runtime(Resident(tiny, {"lora-from-zero": lora_from_zero(tiny)}))
     assert weights_digest(other.adapt(recipe(tiny)).content) in digests
 
 
@@ -85,10 +85,10 @@ def test_an_initialization_with_a_base_model_of_its_own_is_adapted_on_it(tiny: B
     """Its outer loop moved parameters of the base model too; the model itself stays as it is."""
     plain = lora_from_zero(tiny)
     moved = replace(plain, base_update={n: p + 0.2 for n, p in tiny.parameters(["encoder.layer.1.output.*"]).items()})
-    runtime = Runtime(tiny, {"plain": plain, "moved": moved})
+    runtime = Runtime(Resident(tiny, {"plain": plain, "moved": moved}))
     before, own, after = (runtime.adapt(recipe(tiny, initialization_digest=init.digest)).content for init in (plain, moved, plain))
     assert before == after
-    left, right = (adapter_from_bytes(content, tiny).weight for content in (before, own))
+    left, right = (adapter_from_bytes(content, tiny).answering["head.weight"] for content in (before, own))
     assert not torch.allclose(left, right, atol=1e-2)
 
 
@@ -110,10 +110,10 @@ def test_failures_are_data(hands: Hands, tiny: Base, monkeypatch: pytest.MonkeyP
     assert status == "failed" and error is not None and "deadline after 0 of 3 steps" in error
 
     class Broken(Runtime):
-        def adapt(self, recipe: JobRecipe, **_: object) -> Product:
+        def adapt(self, recipe: JobRecipe, **_: object) -> MadeAdapter:
             raise RuntimeError("the text of an example: order pizza")
 
-    broken = Hands("w", WorkerSettings(), hands.records, hands.store, Broken(tiny, {}))
+    broken = Hands("w", WorkerSettings(), hands.records, hands.store, Broken(Resident(tiny, {})))
     assert run(broken, recipe(tiny), "a4") == ("failed", None, "internal error: RuntimeError")
 
 
@@ -122,11 +122,11 @@ def test_a_refused_commit_leaves_no_weights(hands: Hands, tiny: Base, redis_clie
     runtime = hands.runtime
 
     class DeletedMeanwhile(Runtime):
-        def adapt(self, recipe: JobRecipe, **_: object) -> Product:
+        def adapt(self, recipe: JobRecipe, **_: object) -> MadeAdapter:
             hands.records.delete("t", "a1")
             return runtime.adapt(recipe)
 
-    late = Hands("w", WorkerSettings(), hands.records, hands.store, DeletedMeanwhile(tiny, {}))
+    late = Hands("w", WorkerSettings(), hands.records, hands.store, DeletedMeanwhile(Resident(tiny, {})))
     hands.records.accept("t", "a1", recipe(tiny), 60_000, ())
     late.run("t", "a1")
     assert hands.records.get("t", "a1") is None
@@ -140,7 +140,7 @@ def test_deletion_stops_what_runs(hands: Hands, tiny: Base) -> None:
     steps = []
 
     class Slow(Runtime):
-        def adapt(self, recipe: JobRecipe, *, on_step: Any = None, **_: object) -> Product:
+        def adapt(self, recipe: JobRecipe, *, on_step: Any = None, **_: object) -> MadeAdapter:
             for step in range(200):
                 steps.append(step)
                 if step == 1:
@@ -150,7 +150,7 @@ def test_deletion_stops_what_runs(hands: Hands, tiny: Base) -> None:
             raise AssertionError("it was not stopped")
 
     hands.records.accept("t", "a1", recipe(tiny), 60_000, ())
-    Hands("w", WorkerSettings(), hands.records, hands.store, Slow(tiny, {})).run("t", "a1")
+    Hands("w", WorkerSettings(), hands.records, hands.store, Slow(Resident(tiny, {}))).run("t", "a1")
     assert len(steps) < 50 and hands.records.get("t", "a1") is None
 
 
@@ -223,16 +223,16 @@ def test_a_worker_that_is_told_to_stop_finishes_what_is_short_and_hands_back_wha
 def test_the_server_of_records_and_weights_may_be_away_while_a_job_runs(tiny: Base, redis_server: RedisServer) -> None:
     """The outcome is kept until it is back, and no attempt is gone."""
     client = redis.Redis.from_url(redis_server.url)
-    runtime = Runtime(tiny, {"lora-from-zero": lora_from_zero(tiny)})
+    runtime = Runtime(Resident(tiny, {"lora-from-zero": lora_from_zero(tiny)}))
 
     class OutageMeanwhile(Runtime):
-        def adapt(self, recipe: JobRecipe, **_: object) -> Product:
+        def adapt(self, recipe: JobRecipe, **_: object) -> MadeAdapter:
             product = runtime.adapt(recipe)
             redis_server.stop()
             threading.Timer(1.0, redis_server.start).start()
             return product
 
-    hands = Hands("w", WorkerSettings(), Records(client), WeightStore(client), OutageMeanwhile(tiny, {}))
+    hands = Hands("w", WorkerSettings(), Records(client), WeightStore(client), OutageMeanwhile(Resident(tiny, {})))
     hands.records.accept("t", "a1", recipe(tiny), 60_000, ())
     hands.run("t", "a1")
     record = hands.records.get("t", "a1")
@@ -263,13 +263,13 @@ def test_pinned_or_unpinned_while_it_runs(hands: Hands, tiny: Base, redis_client
     runtime = hands.runtime
 
     class PinnedMeanwhile(Runtime):
-        def adapt(self, recipe: JobRecipe, **_: object) -> Product:
+        def adapt(self, recipe: JobRecipe, **_: object) -> MadeAdapter:
             hands.records.pin("t", "a1", pinned)
             return runtime.adapt(recipe)
 
     hands.records.accept("t", "a1", recipe(tiny), 60_000, ())
     hands.records.pin("t", "a1", not pinned)
-    Hands("w", WorkerSettings(), hands.records, hands.store, PinnedMeanwhile(tiny, {})).run("t", "a1")
+    Hands("w", WorkerSettings(), hands.records, hands.store, PinnedMeanwhile(Resident(tiny, {}))).run("t", "a1")
     (key,) = redis_client.scan_iter("qs:t:weights:*")
     assert redis_client.pttl(key) == -1 if pinned else 0 < redis_client.pttl(key) <= 60_000
 
@@ -281,12 +281,12 @@ def test_lines_say_whose_they_are_and_nothing_of_the_support_set(
     hands: Hands, tiny: Base, caplog: pytest.LogCaptureFixture, form: LogFormat, field: str
 ) -> None:
     class Broken(Runtime):
-        def adapt(self, recipe: JobRecipe, **_: object) -> Product:
+        def adapt(self, recipe: JobRecipe, **_: object) -> MadeAdapter:
             raise RuntimeError(f"a message that quotes {recipe.support[0][0]}")
 
     caplog.set_level("DEBUG")
     caplog.handler.setFormatter(Lines("worker", form))
-    broken = Hands("w", WorkerSettings(), hands.records, hands.store, Broken(tiny, {}))
+    broken = Hands("w", WorkerSettings(), hands.records, hands.store, Broken(Resident(tiny, {})))
     hands.records.accept("t", "a1", recipe(tiny), 60_000, (), "r7")
     broken.run("t", "a1")
     record = hands.records.get("t", "a1")
@@ -333,8 +333,8 @@ def test_jobs_of_one_kin_run_in_one_pass_and_end_as_alone(hands: Hands, tiny: Ba
         found = adapter_from_bytes(hands.store.get("t", f"a{n}", record.fence, str(record.digest)), tiny)
         alone = adapter_from_bytes(hands.runtime.adapt(job).content, tiny)
         assert found.metadata == alone.metadata
-        for name, leaf in {**alone.delta, "weight": alone.weight}.items():
-            torch.testing.assert_close({**found.delta, "weight": found.weight}[name], leaf, rtol=2e-3, atol=2e-4)
+        for name, leaf in {**alone.delta, **alone.answering}.items():
+            torch.testing.assert_close({**found.delta, **found.answering}[name], leaf, rtol=2e-3, atol=2e-4)
     left = hands.records.get("t", "other")
     assert left is not None and left.status == "queued"
     assert hands.records.counts.read()["attempts"] == 6
@@ -374,7 +374,7 @@ def test_a_pass_that_fails_is_done_one_by_one_and_each_job_has_its_own_end(hands
             return runtime.adapt_together(recipes, **how)
 
     waiting(hands, tiny, 4)
-    failing = Failing(tiny, {"lora-from-zero": lora_from_zero(tiny)})
+    failing = Failing(Resident(tiny, {"lora-from-zero": lora_from_zero(tiny)}))
     Hands("w", WorkerSettings(), hands.records, hands.store, failing).run("t", "a0")
     assert [statuses(hands, n) for n in range(4)] == ["ready", "gone", "failed", "ready"]
     failed = hands.records.get("t", "a2")
@@ -391,7 +391,7 @@ def test_one_deleted_while_they_run_together_the_others_end(hands: Hands, tiny: 
             return runtime.adapt_together(recipes, **how)
 
     waiting(hands, tiny, 3)
-    watching = DeletedMeanwhile(tiny, {"lora-from-zero": lora_from_zero(tiny)})
+    watching = DeletedMeanwhile(Resident(tiny, {"lora-from-zero": lora_from_zero(tiny)}))
     Hands("w", WorkerSettings(lease_seconds=2), hands.records, hands.store, watching).run("t", "a0")
     assert [statuses(hands, n) for n in range(3)] == ["ready", "gone", "ready"]
     assert len(list(redis_client.scan_iter("qs:t:weights:*"))) == 2
@@ -413,7 +413,7 @@ def test_a_mate_too_large_for_one_pass_runs_alone(hands: Hands, tiny: Base, capl
     caplog.set_level("INFO")
     init = lora_from_zero(tiny)
     init = replace(init, inner=init.inner.model_copy(update={"rows_per_step": 5}))
-    runtime = Runtime(tiny, {"lora-from-zero": init})
+    runtime = Runtime(Resident(tiny, {"lora-from-zero": init}))
     recipes = [recipe(tiny, initialization_digest=init.digest, support=SUPPORT, seed=n) for n in range(2)]
     longer = (*SUPPORT, ("order a book", "order"), ("close it", "close"), ("send money", "close"))
     recipes.append(recipe(tiny, initialization_digest=init.digest, support=longer))
@@ -435,7 +435,7 @@ def test_who_had_no_time_beside_others_gets_it_alone(hands: Hands, tiny: Base) -
             return made if len(made) == 1 else [made[0], DeadlineExceeded("too late"), made[2]]
 
     waiting(hands, tiny, 3)
-    crowded = Crowded(tiny, {"lora-from-zero": lora_from_zero(tiny)})
+    crowded = Crowded(Resident(tiny, {"lora-from-zero": lora_from_zero(tiny)}))
     Hands("w", WorkerSettings(), hands.records, hands.store, crowded).run("t", "a0")
     assert [statuses(hands, n) for n in range(3)] == ["ready"] * 3
 

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from metatrain.tasks.labels import label_words
+from worker.kinds.registry import task_kinds
 
 ADAPT_TASK = "quickstudy.adapt"
 FIRST, IN_TURN = 0, 3
@@ -12,6 +12,8 @@ FIRST, IN_TURN = 0, 3
 DONE_CHANNEL = "qs:done"
 """Redis channel on which `tenant/adapter_id` is published when a job ends."""
 
+TEXT_CLASSIFICATION = "text-classification"
+"""The kind of task of records from before there were others."""
 Status = Literal["queued", "running", "ready", "failed", "evicted", "expired"]
 
 
@@ -28,12 +30,13 @@ class RecipeSummary(BaseModel):
     seed: int
     label_words: bool
     precision: str
+    kind: str = TEXT_CLASSIFICATION
 
 
 class JobRecipe(BaseModel):
     """What to adapt: everything that determines the weights, as it is kept in the record.
 
-    `support` is in canonical order: sorted by (label, input), so that the order of a request's examples means nothing. A field with
+    `support` is in its kind's canonical order, so that the order of a request's examples means nothing. A field with
     a default is left out of records and ids where it has that value, so that those from before the field stay valid: a default
     must never change.
     """
@@ -42,16 +45,17 @@ class JobRecipe(BaseModel):
 
     initialization: str
     initialization_digest: str
-    support: tuple[tuple[str, str], ...] = Field(description="(input, label) pairs")
+    support: tuple[tuple[Any, ...], ...] = Field(description="examples as their kind of task keeps them: (input, label) pairs")
     steps: int | None = Field(description="None: by the support set's own accuracy, as the initialization has it")
     seed: int
     label_words: bool = Field(default=False, description="each label's own words are one more example of it")
     precision: str
+    kind: str = Field(default=TEXT_CLASSIFICATION, description="of task")
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The labels in the order of the head's rows."""
-        return tuple(sorted({label for _, label in self.support}))
+        """The labels in the order of the readout's rows; none where answers are no labels."""
+        return task_kinds()[self.kind].labels(self.support)
 
     @property
     def summary(self) -> RecipeSummary:
@@ -59,15 +63,15 @@ class JobRecipe(BaseModel):
         return RecipeSummary(**own, examples=len(self.support))
 
     @property
-    def taught(self) -> tuple[tuple[str, str], ...]:
-        """The (text, label) pairs of the inner loop: the examples, and the labels' words where they count."""
-        return self.support + tuple((label_words(label), label) for label in self.labels if self.label_words)
+    def rows(self) -> int:
+        """How many rows the inner loop is taught with."""
+        return task_kinds()[self.kind].size(self.support, label_words=self.label_words)[0]
 
     @property
     def kin(self) -> str:
         """Jobs that agree in it may run in one pass, which then takes little longer than any of them wants: the same
         initialization, precision and steps asked for, rows within a factor of two."""
-        return f"{self.initialization_digest[:32]}/{self.precision}/{self.steps}/{len(self.taught).bit_length()}"
+        return f"{self.initialization_digest[:32]}/{self.precision}/{self.steps}/{self.rows.bit_length()}"
 
 
 class Outcome(BaseModel):
@@ -83,8 +87,13 @@ class Outcome(BaseModel):
     timings: dict[str, float] = Field(default_factory=dict, description="milliseconds by stage")
 
 
-def queue_name(base_weights_sha256: str, precision: str) -> str:
-    """Workers take the jobs of the base model that they have, in the precision that they run it in."""
+def queue_name(base_digest: str, precision: str) -> str:
+    """Workers take the jobs of the base models that they have. `base_digest`: the full one, of weights, inputs and precision."""
+    return f"quickstudy.base-{base_digest[:16]}.{precision}"
+
+
+def earlier_queue_name(base_weights_sha256: str, precision: str) -> str:
+    """The queue of jobs that were accepted when base models were told apart by their weights alone."""
     return f"quickstudy.{base_weights_sha256[:16]}.{precision}"
 
 

@@ -33,4 +33,5 @@ class Workers:
         """Return the number of workers that are alive, by queue."""
         alive = cast(list[bytes], self._redis.zrangebyscore(names.WORKERS, f"({server_ms(self._redis)}", "+inf"))
         said = cast(list[bytes | None], self._redis.hmget(names.WORKER_DESCRIPTIONS, alive)) if alive else []
-        return dict(Counter(json.loads(each).get("queue", "") for each in said if each is not None))
+        described = [json.loads(each) for each in said if each is not None]
+        return dict(Counter(queue for each in described for queue in each.get("queues", [each.get("queue", "")])))

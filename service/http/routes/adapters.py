@@ -5,13 +5,13 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query
 
+from service.checks import check_notes
 from service.errors import AdapterInUse, AdapterNotReady, InvalidRequest, UnknownAdapter
 from service.http.auth import needs
-from service.http.limits import check_notes
 from service.http.openapi import OF_A_BODY, OF_ANY_ROUTE, problems
 from service.http.schemas import AdapterChanges, AdapterId, AdapterPage, AdapterView
 from service.http.state import ServiceState, State, Tenant
-from service.http.views import known, status_of, there, view
+from service.http.views import known, require, status_of, view
 from worker.errors import AdapterAliased, AdapterExpired
 from worker.ledger.messages import Status
 from worker.ledger.notes import Notes
@@ -83,8 +83,8 @@ def delete_adapter(adapter_id: AdapterId, state: State, tenant: Tenant) -> None:
         raise AdapterInUse(f"adapter {adapter_id}: {error}", aliases=error.aliases, aliases_total=error.number) from error
     if fence is not None:
         state.store.remove(tenant, adapter_id, fence)
-    if record.digest is not None:
-        state.predictor.forget(tenant, record.digest)
+    if record.digest is not None and (deployed := state.of_record(record)) is not None:
+        deployed.predictor.forget(tenant, record.digest)
 
 
 @router.put(
@@ -111,7 +111,7 @@ def unpin_adapter(adapter_id: AdapterId, state: State, tenant: Tenant) -> None:
 
 def _pin(adapter_id: str, state: ServiceState, tenant: str, *, pinned: bool) -> None:
     try:
-        ttl_ms = there(adapter_id, state.records.pin(tenant, adapter_id, pinned))
+        ttl_ms = require(adapter_id, state.records.pin(tenant, adapter_id, pinned))
     except AdapterExpired as error:
         raise AdapterNotReady(f"adapter {adapter_id} is expired: adapt anew", adapter_status="expired") from error
     record = known(adapter_id, state, tenant)

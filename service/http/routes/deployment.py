@@ -34,7 +34,8 @@ def initializations(state: State) -> InitializationList:
             temperature=1.0 / init.scale,
             max_length=init.base.max_length,
         )
-        for init in state.initializations.values()
+        for own in state.deployed
+        for init in own.initializations.values()
     ]
     return InitializationList(initializations=sorted(views, key=lambda view: view.name))
 
@@ -71,15 +72,16 @@ def readyz(state: State) -> Readiness:
     """Ready to take traffic, or 503 with what is `missing`."""
     missing: list[Missing] = []
     try:
-        if not state.records.workers.by_queue().get(state.jobs.queue):
-            missing.append("worker")  # of this base model and precision
+        workers = state.records.workers.by_queue()
+        if not all(workers.get(own.queue) for own in state.deployed):
+            missing.append("worker")  # of one of the base models, in its precision
     except redis.RedisError:
         missing.append("redis")
     try:
         state.cache.ping()
     except redis.RedisError:
         missing.append("cache")
-    if not state.predictor.alive():
+    if not all(own.predictor.alive() for own in state.deployed):
         missing.append("predictor")
     if missing:
         raise NotReady(f"missing: {', '.join(missing)}", missing=missing)

@@ -18,7 +18,7 @@ from service.errors import InvalidRequest, ServiceError, UnknownAdapter
 from service.http.openapi import OF_ANY_ROUTE, Responses, problems
 from service.http.schemas import AdapterId
 from service.http.state import ServiceState, State, Tenant
-from service.http.views import there, view
+from service.http.views import require, view
 from worker.ledger.record import JobState
 from worker.logs import fields
 
@@ -92,7 +92,7 @@ async def adapter_events(
     """`status` `{"status", "attempt"}`, `step` `{"step", "support_loss"}`, and in the end `end` with the adapter as `GET` shows it.
     A stream that ends without `end`: the adapter was deleted, ten minutes are over, the key no longer holds, or the service stops;
     come again with `Last-Event-ID`."""
-    job = there(adapter_id, await run_in_threadpool(state.records.job_state, tenant, adapter_id))
+    job = require(adapter_id, await run_in_threadpool(state.records.job_state, tenant, adapter_id))
     seen = (-1, -1) if last_event_id is None else _parsed(last_event_id)
     if not _unfinished(job) and seen >= (job.fence, _END):
         return Response(status_code=204)

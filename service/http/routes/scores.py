@@ -5,13 +5,14 @@ from dataclasses import asdict
 from fastapi import APIRouter, Depends, Request
 from starlette.concurrency import run_in_threadpool
 
+from service.checks import check_count
 from service.errors import AdapterNotReady, InvalidRequest, Overloaded, UnknownAdapter
 from service.http.auth import needs
-from service.http.limits import check_score
 from service.http.openapi import OF_A_BODY, OF_ANY_ROUTE, problems
-from service.http.schemas import AdapterId, LabelScore, ScoreAnswer, ScoreRequest
+from service.http.schemas import AdapterId, LabelScore, ScoreAnswer
 from service.http.state import State, Tenant
 from service.http.views import known
+from service.kinds.text_classification import ScoreRequest, TextClassification, best_labels, check_example
 from service.predicting.answering import answered
 from service.predicting.scoring import score
 
@@ -27,8 +28,12 @@ async def score_adapter(
 ) -> ScoreAnswer:
     """Predict labelled examples and compare: accuracy, F1, confusion, and which were labelled otherwise. Counts as the predictions
     that the examples would take, MAX_INPUTS in each."""
-    check_score(request, state.settings)
+    check_count("examples", len(request.examples), 1, state.settings.max_examples, "examples")
+    for i, example in enumerate(request.examples):
+        check_example(f"examples[{i}]", example, state.settings)
     record = await run_in_threadpool(known, adapter_id, state, tenant)
+    if record.summary.kind != TextClassification.name:
+        raise InvalidRequest("adapter_id", f"an adapter of kind {TextClassification.name}", record.summary.kind)
     labels = set(record.summary.labels)
     for i, example in enumerate(request.examples):
         if example.label not in labels:
@@ -38,7 +43,7 @@ async def score_adapter(
     if len(parts) > 1:
         await state.meter.request(tenant, len(parts) - 1)  # the first has been counted, as any request is
     record, answers = await answered(adapter_id, parts, connection, state, tenant)
-    found = score([example.label for example in request.examples], [label for answer in answers for label in answer.best])
+    found = score([example.label for example in request.examples], [label for answer in answers for label in best_labels(answer)])
     return ScoreAnswer(
         adapter_id=adapter_id,
         digest=str(record.digest),

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from service.running.cli import Elsewhere, main
+from service.__main__ import main
+from tests.client.scripted import ADAPTER, MADE, Reply, problem, serving
 from tests.end_to_end.client.conftest import MAX_INPUTS
 from tests.end_to_end.conftest import ROOT, Served, free_port
-from tests.service.scripted import ADAPTER, MADE, Reply, problem, serving
 
 EXAMPLES = ROOT / "service" / "examples" / "library_examples.csv"
 QUESTIONS = ROOT / "service" / "examples" / "library_questions.csv"
@@ -56,11 +56,11 @@ def test_the_walk_of_the_readme(service: Served, tmp_path: Path) -> None:
     (tmp_path / "service").symlink_to(ROOT / "service")
     (tmp_path / ".venv" / "bin").mkdir(parents=True)
     command = tmp_path / ".venv" / "bin" / "quickstudy"
-    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m service.running.cli "$@"\n')
+    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m service "$@"\n')
     command.chmod(0o755)
     walk = blocks("sh")[0]
     assert walk.count(".venv/bin/quickstudy ") == 2
-    environment = {**os.environ, "QUICKSTUDY_URL": service.url, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "QUICKSTUDY_URL": service.url, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'client'}"}
     subprocess.run(["bash", "-euo", "pipefail", "-c", walk], cwd=tmp_path, env=environment, check=True, timeout=120)
     rows, asked = (list(csv.DictReader(path.read_text("utf-8").splitlines())) for path in (tmp_path / "answers.csv", QUESTIONS))
     assert [{name: row[name] for name in ("id", "text", "branch")} for row in rows] == asked
@@ -234,18 +234,3 @@ def test_exit_code_4_is_not_authorised(service: Served) -> None:
     with serving(problem(403, "the key has not the scope adapt")) as server:
         done = run(server.url, "adapters", "delete", "a1", QUICKSTUDY_API_KEY=key)
     assert done.exit_code == 4 and done.stderr == "error: the key has not the scope adapt\n"
-
-
-def test_help_loads_nothing_that_it_does_not_need() -> None:
-    code = "import sys, service.running.cli; service.running.cli.main(['--help'], standalone_mode=False); print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "predict" in done.stdout
-    loaded = set(done.stdout.split())
-    assert not loaded & {"torch", "redis", "pydantic", "httpx", "fastapi", "celery", "transformers"}
-
-
-@pytest.mark.parametrize("command", [command for command in main.commands.values() if isinstance(command, Elsewhere)], ids=str)
-def test_what_is_elsewhere_is_there(command: Elsewhere) -> None:
-    assert command.itself.name == command.name
-    done = CliRunner().invoke(main, [str(command.name), "--help"])
-    assert done.exit_code == 0 and done.stdout.startswith(f"Usage: main {command.name} ")

@@ -81,7 +81,7 @@ def test_a_record_from_before_there_were_queues_gets_one(records: Records, redis
     assert records.claims.commit(claimed(records), Outcome(status="ready", digest="f"))
     record = records.get("t", "a1")
     assert record is not None and record.queue == "" and records.requeue(record, "evicted", "q")
-    assert records.claims.claim("t", "a1", lease_ms=10_000, attempts=3, worker="w", queue="r") is None
+    assert records.claims.claim("t", "a1", lease_ms=10_000, attempts=3, worker="w", queues={"r": ()}) is None
     assert "q" in records.waiting.queues()
 
 

@@ -28,7 +28,7 @@ def claimed(records: Records, tenant: str, identity: str, attempts: int = 3) -> 
     """By a worker of the job's queue."""
     record = records.get(tenant, identity)
     queue = "" if record is None else record.queue
-    return records.claims.claim(tenant, identity, lease_ms=60_000, attempts=attempts, worker="w", queue=queue)
+    return records.claims.claim(tenant, identity, lease_ms=60_000, attempts=attempts, worker="w", queues={queue: ()})
 
 
 def ready(records: Records, tenant: str, identity: str, size: int) -> None:
@@ -228,7 +228,8 @@ def test_the_reserved_bytes_are_at_least_those_of_the_weights(tiny: Base) -> Non
             scale=init.scale,
             labels=labels,
         )
-        return adapter_to_bytes(Adapter(metadata, init.theta, torch.zeros(len(labels), 32), torch.zeros(len(labels))))
+        head = {"head.weight": torch.zeros(len(labels), 32), "head.bias": torch.zeros(len(labels))}
+        return adapter_to_bytes(Adapter(metadata, init.theta, head))
 
     for init in (lora_from_zero(tiny), frozen_prototypes(tiny)):
         for labels in (("a", "b"), ('"' * 200, "\\" * 200, "\x01" * 200, "é" * 200), tuple(f"label {n}" for n in range(200))):

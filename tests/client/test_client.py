@@ -31,7 +31,7 @@ from quickstudy.errors import error_of
 from quickstudy.events import EventStream
 from quickstudy.retries import Retries
 
-from tests.service.scripted import ADAPTER, MADE, Reply, problem, serving
+from tests.client.scripted import ADAPTER, MADE, Reply, problem, serving
 
 KEY = "qs_0123456789ab_secretsecretsecretsecretsecretsecretsecret1"
 PAIRS = [("order pizza", "order"), ("play a song", "play")]

@@ -4,10 +4,10 @@ import dataclasses
 from datetime import datetime
 
 import click
+
 from quickstudy import Client
 from quickstudy.calls import AliasCondition
-
-from service.running.commands.asking import as_json, asks, print_json, print_table
+from quickstudy.commands.asking import as_json, asks, print_json, print_table
 
 
 @click.group()

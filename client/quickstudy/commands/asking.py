@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Concatenate, ParamSpec
 
 import click
+
 from quickstudy import Client, OutOfReach, QuickstudyError, Unauthorised
 from quickstudy.calls import NoName
 

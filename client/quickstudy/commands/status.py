@@ -3,9 +3,9 @@
 import dataclasses
 
 import click
-from quickstudy import Client
 
-from service.running.commands.asking import Failed, as_json, asks, print_json, print_table
+from quickstudy import Client
+from quickstudy.commands.asking import Failed, as_json, asks, print_json, print_table
 
 
 @click.command()

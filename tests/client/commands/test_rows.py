@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-from service.running.commands.rows import Format, UnreadableRows, opened
+from quickstudy.commands.rows import Format, UnreadableRows, opened
 
 Example = tuple[int, str, str]
 

@@ -2,8 +2,9 @@
 
 from typing import Any
 
-from quickstudy import EndEvent, Event, StatusEvent, StepEvent
 from tqdm import tqdm
+
+from quickstudy import EndEvent, Event, StatusEvent, StepEvent
 
 
 class AdaptProgress:

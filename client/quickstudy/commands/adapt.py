@@ -3,12 +3,12 @@
 import dataclasses
 
 import click
+
 from quickstudy import Adaptation, Adapter, Client, DryRun, Invalid
 from quickstudy.calls import AdaptOptions
-
-from service.running.commands.asking import as_json, asks, failed, print_json, print_table
-from service.running.commands.rows import Format, format_option, opened
-from service.running.progress import AdaptProgress
+from quickstudy.commands.asking import as_json, asks, failed, print_json, print_table
+from quickstudy.commands.progress import AdaptProgress
+from quickstudy.commands.rows import Format, format_option, opened
 
 WAIT_SECONDS = 600.0
 

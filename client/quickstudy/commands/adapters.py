@@ -5,11 +5,11 @@ import json
 from datetime import datetime
 
 import click
-from quickstudy import Client, EndEvent, Event, Invalid, Score, StatusEvent, StepEvent
-from quickstudy.flows import ready
 
-from service.running.commands.asking import as_json, asks, failed, plain, print_json, print_table
-from service.running.commands.rows import Format, format_option, opened
+from quickstudy import Client, EndEvent, Event, Invalid, Score, StatusEvent, StepEvent
+from quickstudy.commands.asking import as_json, asks, failed, plain, print_json, print_table
+from quickstudy.commands.rows import Format, format_option, opened
+from quickstudy.flows import ready
 
 
 @click.group()

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import click
-from quickstudy import Client, Invalid, Prediction, Predictions
 from tqdm import tqdm
 
-from service.running.commands.asking import asks, failed
-from service.running.commands.rows import Format, Rows, UnreadableRows, format_option, opened
+from quickstudy import Client, Invalid, Prediction, Predictions
+from quickstudy.commands.asking import asks, failed
+from quickstudy.commands.rows import Format, Rows, UnreadableRows, format_option, opened
 
 _PART_ROWS = 256
 Output = Literal["csv", "jsonl"]

@@ -1,0 +1,14 @@
+"""The commands that ask a service over HTTP, and the command line that lists them. They need httpx, click and tqdm alone."""
+
+import sys
+
+
+def main() -> None:
+    """Run the console script `quickstudy`. Exit with one line and status 1 if click is not installed."""
+    try:
+        from quickstudy.commands.cli import command_line
+    except ModuleNotFoundError as error:
+        if error.name != "click":
+            raise
+        sys.exit("error: click is not installed; the command line needs quickstudy[cli]: pip install 'quickstudy[cli]'")
+    command_line()()

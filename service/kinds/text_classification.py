@@ -1,0 +1,109 @@
+"""Labelled texts over HTTP: `{"input": "…", "label": "…"}` in, a label with its probabilities out."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field
+
+from metatrain.tasks.labels import label_words
+from service.checks import check_text
+from service.errors import InvalidRequest
+from service.http.schemas import SUPPORT_EXAMPLE, TEXT_PATTERN, Body, Options, Text, Warned, example_body
+from service.predicting.predictor import Answer
+from service.settings import ServiceSettings
+from worker.kinds.kind import Canonical
+
+_IMBALANCE = 5
+"""A label with this many times the examples of another is worth a warning."""
+
+
+class Example(Body):
+    input: Text = Field(examples=["My card was swallowed by the machine"])
+    label: Text = Field(examples=["card_lost"])
+
+
+class ScoreRequest(Body):
+    model_config = example_body(examples=SUPPORT_EXAMPLE[:2])
+
+    examples: Annotated[list[Example], Field(fail_fast=True)] = Field(
+        description="inputs with their true labels, which the adapter must know"
+    )
+
+
+class Prediction(BaseModel):
+    label: str
+    probabilities: dict[str, float]
+
+
+class TextClassification:
+    """`service.kinds.kind.HttpKind` of labelled texts."""
+
+    name = "text-classification"
+    example = Example
+    prediction = Prediction
+
+    def check(
+        self, support: Sequence[Example], options: Options, settings: ServiceSettings, before: Sequence[Canonical] = ()
+    ) -> None:
+        seen = {text: ("the adapter", label) for text, label in before}
+        for i, example in enumerate(support):
+            check_example(f"support[{i}]", example, settings)
+            place, label = seen.setdefault(example.input, (f"support[{i}]", example.label))
+            if label != example.label:
+                expected = (
+                    f"{label!r} as in {place}, which has the same input (one label per example; multi-label is not supported)"
+                )
+                raise InvalidRequest(f"support[{i}].label", expected, example.label)
+        labels = {example.label for example in support} | {label for _, label in before}
+        if not 2 <= len(labels) <= settings.max_labels:
+            raise InvalidRequest("support", f"2 to {settings.max_labels} different labels", f"{len(labels)}")
+        if options.label_words:
+            _check_label_words(sorted(labels), seen)
+
+    def warnings(self, support: Sequence[Canonical]) -> Iterator[Warned]:
+        counts = Counter(label for _, label in support)
+        for label in sorted(counts):
+            if counts[label] == 1:
+                yield Warned(field="support", message=f"label {label!r} has one example")
+        (most, largest), *_, (least, smallest) = counts.most_common()
+        if largest >= _IMBALANCE * smallest:
+            message = f"imbalance: label {most!r} has {largest} examples, label {least!r} has {smallest}"
+            yield Warned(field="support", message=message)
+
+    def predictions(self, answer: Answer, top_k: int | None) -> list[BaseModel]:
+        found: list[BaseModel] = []
+        for row, best in zip(answer.outputs, best_labels(answer), strict=True):
+            columns = range(len(row)) if top_k is None else sorted(range(len(row)), key=row.__getitem__, reverse=True)[:top_k]
+            found.append(Prediction(label=best, probabilities={answer.labels[column]: row[column] for column in columns}))
+        return found
+
+    def document(self, schemas: dict[str, Any], settings: ServiceSettings) -> None:
+        text = {"minLength": 1, "maxLength": settings.max_text_chars, "pattern": TEXT_PATTERN}
+        schemas["Example"]["properties"]["input"] |= text
+        schemas["Example"]["properties"]["label"] |= {**text, "maxLength": settings.max_label_chars}
+
+
+def check_example(field: str, example: Example, settings: ServiceSettings) -> None:
+    """Raises InvalidRequest."""
+    check_text(f"{field}.input", example.input, settings.max_text_chars)
+    check_text(f"{field}.label", example.label, settings.max_label_chars)
+
+
+def best_labels(answer: Answer) -> list[str]:
+    """Each input's most probable label."""
+    return [answer.labels[max(range(len(row)), key=row.__getitem__)] for row in answer.outputs]
+
+
+def _check_label_words(labels: list[str], inputs: dict[str, tuple[str, str]]) -> None:
+    """No text may stand for two labels: neither two labels' words, nor a label's words and another's input."""
+    spoken: dict[str, str] = {}
+    for label in labels:
+        words = label_words(label)
+        other = spoken.setdefault(words, label)
+        if other != label:
+            raise InvalidRequest("options.label_words", f"labels of different words, not {other!r} and {label!r}", True)
+        place, own = inputs.get(words, ("", label))
+        if own != label:
+            expected = f"no label with the words of another's example, as {label!r} has of {place}"
+            raise InvalidRequest("options.label_words", expected, True)

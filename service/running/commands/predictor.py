@@ -1,0 +1,28 @@
+"""`quickstudy predictor`: the predictor as a process of its own, which services reach by PREDICTOR_URL."""
+
+import sys
+
+import click
+
+from worker.errors import SettingsError
+from worker.logs import configure
+
+
+@click.command()
+@click.option("--listen", required=True, metavar="URL", help="unix:///path or tcp://host:port; PREDICTOR_URL of the services.")
+def predictor(listen: str) -> None:
+    """Run the predictor as a process of its own, on CACHE_URL (or REDIS_URL)."""
+    from service.settings import ServiceSettings, predictor_address
+    from worker.settings import read_settings
+
+    try:
+        predictor_address(listen)
+        settings = read_settings(ServiceSettings)
+        configure("predictor", settings.log_level, settings.log_format)
+        from service.running.serving import run_predictor
+
+        run_predictor(settings, listen)
+    except ValueError as error:
+        sys.exit(f"error: --listen: {error}, got {listen!r}")
+    except SettingsError as error:
+        sys.exit(f"error: {error}")

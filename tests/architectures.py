@@ -1,0 +1,122 @@
+"""Tiny models of many architectures with random weights, what to call them with, and which of their modules deltas act on."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    BertConfig,
+    BertModel,
+    Dinov2Config,
+    Dinov2Model,
+    EfficientNetConfig,
+    EfficientNetModel,
+    GPT2Config,
+    GPT2Model,
+    LlamaConfig,
+    LlamaModel,
+    ModernBertConfig,
+    ModernBertModel,
+    Qwen2Config,
+    Qwen2Model,
+    ViTConfig,
+    ViTModel,
+)
+
+_WORDS = {"vocab_size": 40, "max_position_embeddings": 32, "initializer_range": 0.3}
+_SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+_ENDS = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
+_GROUPED = {**_WORDS, **_SHAPE, **_ENDS, "num_key_value_heads": 2}
+_IMAGES = {**_SHAPE, "image_size": 16, "patch_size": 4, "initializer_range": 0.3}
+_BLOCKS = {
+    "image_size": 16,
+    "width_coefficient": 0.5,
+    "depth_coefficient": 1.0,
+    "hidden_dim": 640,
+    "in_channels": [32, 16],
+    "out_channels": [16, 24],
+    "kernel_sizes": [3, 3],
+    "strides": [1, 2],
+    "num_block_repeats": [1, 1],
+    "expand_ratios": [2, 3],
+    "depthwise_padding": [],
+    "initializer_range": 0.5,
+    "batch_norm_momentum": 1.0,
+}
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """`make`: a model with the attention of that name. `projections`: modules for LoRA and (IA)³, `feedforward` ones that (IA)³
+    rescales on their input, `closing`: for bottlenecks. `text`: it takes tokens. `table`: it embeds position numbers."""
+
+    make: Callable[[str], nn.Module]
+    projections: tuple[str, ...]
+    feedforward: str
+    closing: tuple[str, ...]
+    text: bool = True
+    table: bool = False
+
+
+def _made(model: Any, config: Any, **options: Any) -> Callable[[str], nn.Module]:
+    def make(attention: str) -> nn.Module:
+        torch.manual_seed(0)
+        chosen = config(**options)
+        if config is not EfficientNetConfig:
+            chosen._attn_implementation = attention
+        built: nn.Module = model(chosen).requires_grad_(False)
+        if config is EfficientNetConfig:  # one pass of training, so that its norms know the numbers that they are to norm
+            built.train()(torch.randn(8, 3, 16, 16))
+        return built.eval()
+
+    return make
+
+
+ARCHITECTURES = {
+    "bert": Architecture(
+        _made(BertModel, BertConfig, **_WORDS, **_SHAPE), ("query", "value"), "intermediate.dense", ("output.dense",), table=True
+    ),
+    "modernbert": Architecture(
+        _made(ModernBertModel, ModernBertConfig, **_WORDS, **_SHAPE, **_ENDS, cls_token_id=2, sep_token_id=3),
+        ("Wqkv",),
+        "Wi",
+        ("Wo",),
+    ),
+    "gpt2": Architecture(
+        _made(GPT2Model, GPT2Config, vocab_size=40, n_positions=32, n_embd=32, n_layer=2, n_head=4, initializer_range=0.3, **_ENDS),
+        ("c_attn",),
+        "mlp.c_fc",
+        ("c_proj",),
+        table=True,
+    ),
+    "llama": Architecture(_made(LlamaModel, LlamaConfig, **_GROUPED), ("q_proj", "v_proj"), "down_proj", ("o_proj", "down_proj")),
+    "qwen2": Architecture(_made(Qwen2Model, Qwen2Config, **_GROUPED), ("q_proj", "v_proj"), "down_proj", ("o_proj", "down_proj")),
+    "vit": Architecture(_made(ViTModel, ViTConfig, **_IMAGES), ("q_proj", "v_proj"), "fc1", ("fc2",), text=False),
+    "dinov2": Architecture(_made(Dinov2Model, Dinov2Config, **_IMAGES), ("q_proj", "v_proj"), "fc1", ("o_proj", "fc2"), text=False),
+    "efficientnet": Architecture(
+        _made(EfficientNetModel, EfficientNetConfig, **_BLOCKS),
+        ("expand_conv", "squeeze_excite.expand"),
+        "project_conv",
+        ("project_conv", "top_conv"),
+        text=False,
+    ),
+}
+
+
+def draw_rows(architecture: Architecture, count: int) -> list[Tensor]:
+    """Return rows of unequal lengths [L] of token ids, or images [3, 16, 16]."""
+    generator = torch.Generator().manual_seed(5)
+    if architecture.text:
+        return [torch.randint(4, 40, (3 + 2 * (i % 4),), generator=generator) for i in range(count)]
+    return [torch.randn(3, 16, 16, generator=generator) for _ in range(count)]
+
+
+def collate(architecture: Architecture, rows: list[Tensor]) -> dict[str, Tensor]:
+    """Return what the model is called with for these rows."""
+    if not architecture.text:
+        return {"pixel_values": torch.stack(rows)}
+    padded = nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    mask = nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
+    return {"input_ids": padded, "attention_mask": mask}

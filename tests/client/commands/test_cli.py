@@ -1,0 +1,99 @@
+"""What `quickstudy` lists, what it imports for that, and what it says of what is not installed."""
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib.metadata import EntryPoint
+
+import click
+import pytest
+from click.testing import CliRunner
+from quickstudy.commands import cli
+from quickstudy.commands.late import LateCommand
+
+from service.__main__ import main
+from service.running.commands import COMMANDS
+from tests.end_to_end.conftest import ROOT
+
+HEAVY = {"torch", "redis", "pydantic", "httpx", "fastapi", "celery", "transformers"}
+
+
+def python(code: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def entry_points(monkeypatch: pytest.MonkeyPatch) -> list[EntryPoint]:
+    """What is installed, which a test may add to."""
+    installed: list[EntryPoint] = []
+
+    def those_of(group: str) -> Sequence[EntryPoint]:
+        return [entry for entry in installed if entry.group == group]
+
+    monkeypatch.setattr(cli, "entry_points", those_of)
+    return installed
+
+
+SERVER = EntryPoint("server", "service.running.commands:COMMANDS", "quickstudy.commands")
+
+
+def test_help_loads_nothing_that_it_does_not_need() -> None:
+    done = python("import sys; from service.__main__ import main; main(['--help'], standalone_mode=False); print(*sys.modules)")
+    assert done.returncode == 0 and "predict" in done.stdout
+    assert not set(done.stdout.split()) & HEAVY
+
+
+@pytest.mark.parametrize("command", main.commands.values(), ids=str)
+def test_a_late_command_is_where_it_is_said_to_be(command: click.Command) -> None:
+    assert isinstance(command, LateCommand)
+    real = command.load()
+    assert real.name == command.name
+    done = CliRunner().invoke(main, [str(command.name), "--help"])
+    assert done.exit_code == 0 and done.stdout.startswith(f"Usage: quickstudy {command.name} ")
+
+
+def test_the_server_s_commands_come_by_an_entry_point(entry_points: list[EntryPoint]) -> None:
+    entry_points.append(SERVER)
+    installed, checkout = (CliRunner().invoke(command, ["--help"]).stdout for command in (cli.command_line(), main))
+    assert installed == checkout and all(f"\n  {name} " in installed for name in ("status", *cli.SERVER_COMMANDS))
+    done = CliRunner().invoke(cli.command_line(), ["serve", "--help"])
+    assert done.exit_code == 0 and "--data-dir" in done.stdout
+
+
+def test_the_client_knows_the_names_of_the_server_s_commands() -> None:
+    assert sorted(cli.SERVER_COMMANDS) == sorted(str(command.name) for command in COMMANDS)
+
+
+@pytest.mark.parametrize("name", cli.SERVER_COMMANDS)
+@pytest.mark.parametrize("value", [None, "nowhere.commands:COMMANDS"], ids=["no entry point", "metadata without code"])
+def test_without_the_server_its_commands_say_what_they_need(entry_points: list[EntryPoint], name: str, value: str | None) -> None:
+    if value is not None:
+        entry_points.append(EntryPoint("server", value, "quickstudy.commands"))
+    done = CliRunner().invoke(cli.command_line(), [name, "--port", "0"])
+    assert done.exit_code == 1
+    assert done.output == f"Error: {name} is not installed; this command needs quickstudy-server[embedded]\n"
+    assert f"\n  {name} " not in CliRunner().invoke(cli.command_line(), ["--help"]).stdout
+
+
+def test_a_name_that_nobody_has_is_wrong_usage(entry_points: list[EntryPoint]) -> None:
+    done = CliRunner().invoke(cli.command_line(), ["nowhere"])
+    assert done.exit_code == 2 and "Error: No such command 'nowhere'." in done.output
+
+
+def test_a_command_whose_import_is_not_installed_says_what_it_needs() -> None:
+    absent = "import sys; sys.modules.update(tqdm=None); "
+    done = python(absent + "from quickstudy.commands import main; sys.argv = ['quickstudy', 'predict', 'a1']; main()")
+    assert done.returncode == 1 and done.stderr == "Error: tqdm is not installed; this command needs quickstudy[cli]\n"
+
+
+def test_without_click_the_script_says_what_to_install() -> None:
+    done = python("import sys; sys.modules.update(click=None); from quickstudy.commands import main; main()")
+    assert done.returncode == 1
+    expected = "error: click is not installed; the command line needs quickstudy[cli]: pip install 'quickstudy[cli]'\n"
+    assert done.stderr == expected
+
+
+def test_a_module_of_ours_that_is_not_there_is_no_missing_package() -> None:
+    wrong = LateCommand("wrong", "service.nowhere", "", needs="nothing")
+    done = CliRunner().invoke(cli.command_line([wrong]), ["wrong"])
+    assert isinstance(done.exception, ModuleNotFoundError) and done.exception.name == "service.nowhere"

@@ -1,0 +1,91 @@
+"""The distributions, installed by pip into an empty environment: what they bring, what they list, and what they say is missing."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("metatrain", "worker", "service")
+
+
+class Environment:
+    """A virtual environment, and a copy of the sources to install from, so that nothing is left beside them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.sources, self._bin = folder / "sources", folder / "venv" / "bin"
+        left_out = shutil.ignore_patterns("__pycache__", "build", "*.egg-info")
+        for name in ("client", *PACKAGES):
+            shutil.copytree(ROOT / name, self.sources / name, ignore=left_out)
+        for name in ("pyproject.toml", "README.md", "LICENSE"):
+            shutil.copy(ROOT / name, self.sources)
+        subprocess.run([sys.executable, "-m", "venv", str(folder / "venv")], check=True)
+        [self.site] = (folder / "venv" / "lib").glob("python*/site-packages")
+
+    def run(self, command: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
+        inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        words = [str(self._bin / command), *arguments]
+        return subprocess.run(words, cwd=self.sources.parent, env=inherited, capture_output=True, text=True, check=False)
+
+    def install(self, *what: str) -> "subprocess.CompletedProcess[str]":
+        return self.run("python", "-m", "pip", "--disable-pip-version-check", "install", "--quiet", *what)
+
+    def content(self) -> set[str]:
+        """Names of packages, and of distributions without their versions."""
+        return {path.name.partition("-")[0] if path.suffix == ".dist-info" else path.name for path in self.site.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Environment]:
+    """With what the client depends on, by the tests' own order more and more."""
+    made = Environment(tmp_path_factory.mktemp("packaging"))
+    reached = made.install("httpx", "setuptools>=77")
+    if reached.returncode:
+        pytest.skip(f"pip reaches no package index: {(reached.stderr.strip().splitlines() or ['it does not say why'])[-1]}")
+    yield made
+
+
+def check(done: "subprocess.CompletedProcess[str]") -> str:
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.long
+def test_what_each_distribution_brings(environment: Environment) -> None:
+    before = environment.content()
+    check(environment.install(str(environment.sources / "client")))
+    assert environment.content() - before == {"quickstudy"}
+    assert (environment.site / "quickstudy" / "py.typed").is_file()
+    check(environment.run("python", "-W", "error", "-c", "from quickstudy import Client, AsyncClient; Client().close()"))
+    bare = environment.run("quickstudy", "status")
+    assert bare.returncode == 1 and bare.stderr.count("\n") == 1 and "pip install 'quickstudy[cli]'" in bare.stderr
+
+    check(environment.install(f"{environment.sources / 'client'}[cli]"))
+    assert environment.content() - before == {"quickstudy", "click", "tqdm"}
+    assert "\n  status " in check(environment.run("quickstudy", "--help"))
+    asked = environment.run("quickstudy", "status", "--url", "http://127.0.0.1:1")
+    assert asked.returncode == 3, asked.stderr
+    absent = environment.run("quickstudy", "serve")
+    assert absent.returncode == 1
+    assert absent.stderr == "Error: serve is not installed; this command needs quickstudy-server[embedded]\n"
+
+    check(environment.install(str(environment.sources / "client"), str(environment.sources)))
+    assert environment.content() - before == {"quickstudy", "click", "tqdm", "quickstudy_server", *PACKAGES}
+    assert "\n  serve " in check(environment.run("quickstudy", "--help"))
+    without_extra = environment.run("quickstudy", "jobs", "dead")
+    assert without_extra.returncode == 1
+    assert without_extra.stderr == "Error: redis is not installed; this command needs quickstudy-server[embedded]\n"
+    for path in (path for name in PACKAGES for path in (environment.sources / name).rglob("*") if path.is_file()):
+        assert (environment.site / path.relative_to(environment.sources)).is_file(), path
+
+
+def test_the_server_pins_the_client_and_a_worker_does_without_it() -> None:
+    server, client = (tomllib.loads((ROOT / name).read_text())["project"] for name in ("pyproject.toml", "client/pyproject.toml"))
+    extras = server["optional-dependencies"]
+    assert f"quickstudy[cli]=={client['version']}" in extras["service"] and server["version"] == client["version"]
+    assert server["dependencies"] == [] and not any("quickstudy[" in need for need in extras["train"] + extras["worker"])

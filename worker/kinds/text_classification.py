@@ -1,0 +1,58 @@
+"""Labelled texts: one label for each text, answered with probabilities."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from metatrain.tasks.labels import label_words
+from worker.kinds.kind import Canonical
+
+if TYPE_CHECKING:
+    from metatrain.artifacts.artifact import Initialization
+    from metatrain.inner.encoded import Encoded
+    from metatrain.inner.support import Support
+    from metatrain.models.base import Base
+    from worker.ledger.messages import JobRecipe
+
+
+class TextClassification:
+    """`worker.kinds.kind.TaskKind` of (input, label) pairs."""
+
+    name = "text-classification"
+    readout = "classes"
+    default = "default"
+
+    def canonical(self, example: Mapping[str, Any]) -> Canonical:
+        return example["input"], example["label"]
+
+    def ordered(self, support: Sequence[Canonical]) -> tuple[Canonical, ...]:
+        """Sort by (label, input)."""
+        return tuple(sorted(support, key=lambda pair: pair[::-1]))
+
+    def inputs(self, support: Sequence[Canonical]) -> list[Any]:
+        return [text for text, _ in support]
+
+    def labels(self, support: Sequence[Canonical]) -> tuple[str, ...]:
+        return tuple(sorted({label for _, label in support}))
+
+    def size(self, support: Sequence[Canonical], *, label_words: bool) -> tuple[int, int]:
+        labels = len({label for _, label in support})
+        return len(support) + labels * label_words, labels
+
+    def taught(self, recipe: JobRecipe) -> list[tuple[str, str]]:
+        """The (text, label) pairs of the inner loop: the examples, and the labels' words where they count."""
+        words = [(label_words(label), label) for label in recipe.labels if recipe.label_words]
+        return [(text, label) for text, label in recipe.support] + words
+
+    def support(self, recipes: Sequence[JobRecipe], encoded: Encoded) -> Support[Any]:
+        pairs = []
+        for recipe in recipes:
+            number = {label: c for c, label in enumerate(recipe.labels)}
+            pairs.append([(text, number[label]) for text, label in self.taught(recipe)])
+        return encoded.support(pairs)
+
+    def baselines(self, base: Base) -> list[Initialization]:
+        from metatrain.artifacts.baselines import frozen_prototypes, lora_from_zero
+
+        return [frozen_prototypes(base), lora_from_zero(base)]
