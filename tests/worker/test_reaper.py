@@ -3,9 +3,10 @@
 import redis
 
 from tests.conftest import RedisServer
-from worker.app import celery_app, oldest_wake_up
+from worker.app import celery_app
 from worker.ledger import names
 from worker.ledger.messages import ADAPT_TASK, FIRST, IN_TURN, wake_up
+from worker.reaper import oldest_wake_up
 
 
 def test_the_oldest_wake_up_is_read_from_the_queue_itself(redis_server: RedisServer, redis_client: "redis.Redis") -> None:

@@ -23,11 +23,10 @@ from worker.ledger.names import text
 from worker.logs import fields
 
 log = logging.getLogger(__name__)
-
-
 Queues = Mapping[str, Sequence[str]]
 """The queues that a worker takes jobs of, each with the digests of the initializations that it may take; any if there are none."""
-ANY_QUEUE: Queues = MappingProxyType({"": ()})
+WITHOUT_NAME: Queues = MappingProxyType({"": ()})
+"""The queue of jobs that were accepted before queues had names."""
 
 
 @dataclass(frozen=True)
@@ -65,17 +64,15 @@ class Claims:
         self._give_up = scripts.register(client, "give_up")
 
     def claim(
-        self, tenant: str, adapter_id: str, *, lease_ms: int, attempts: int, worker: str, queues: Queues = ANY_QUEUE
+        self, tenant: str, adapter_id: str, *, lease_ms: int, attempts: int, worker: str, queues: Queues = WITHOUT_NAME
     ) -> Claim | None:
-        """Claim a job that is queued, or whose lease ran out. Return None if it cannot be claimed, or if none of
-        `queues` may take it.
+        """Claim a job that is queued, or whose lease ran out. Return None if it cannot be claimed, or none of `queues` may take it.
 
         A job that has used up its `attempts` ends as failed here.
         """
         keys = [*names.job_keys(tenant, adapter_id), names.FENCE]
-        answer = self._claim(
-            keys=keys, args=[names.member(tenant, adapter_id), lease_ms, attempts, worker, json.dumps(dict(queues))]
-        )
+        arguments: list[Any] = [names.member(tenant, adapter_id), lease_ms, attempts, worker, json.dumps(dict(queues))]
+        answer = self._claim(keys=keys, args=arguments)
         verdict = text(answer[0])
         if verdict == "capped":
             reason = f"no worker finished this job in {attempts} attempt{'s' if attempts > 1 else ''}"

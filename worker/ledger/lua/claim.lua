@@ -1,10 +1,10 @@
 -- Give a worker the job, with a lease and a new fence: a job that is queued, or whose lease ran out.
 --
 -- KEYS  ... 6 fence
--- ARGV  1 member, 2 lease_ms, 3 attempts allowed, 4 worker, 5 the worker's queues as JSON: for each the digests of the
---       initializations that it may take, any if there are none
+-- ARGV  1 member, 2 lease_ms, 3 attempts allowed, 4 worker, 5 the queues that the worker takes jobs of, as JSON: for each one the
+--       digests of the initializations that it may take, any if the list is empty
 -- Returns {'claimed', fence, recipe, ms waited, ttl_ms, attempt, request id, previous fence}, or {'gone'} (no record),
--- {'taken'} (not claimable, or not for this worker), {'capped'} (its attempts are used up).
+-- {'taken'} (not claimable, or not by this worker), {'capped'} (its attempts are used up).
 --
 -- A fence is never below the time in ms: a new master that lost the latest fences of its predecessor gives out none of them again.
 
