@@ -5,12 +5,14 @@ PORT ?= 8000
 #   make demo TORCH_INDEX=URL
 TORCH_INDEX ?=
 DATA ?= ../shared/data
+# What `make bench-versions` compares this commit with.
+COMMIT ?= cdc3a26
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
 .PHONY: demo serve test test-long lint train-starter train-default search-inner bench-transfer bench-intents bench-banking \
-	bench-predict bench-load bench-stored bench-adapt bench-metagrad bench-papers faults plots clean
+	bench-predict bench-load bench-stored bench-adapt bench-versions bench-metagrad bench-papers faults plots clean
 
 demo: .venv/embedded
 	$(BIN)/quickstudy demo
@@ -61,6 +63,10 @@ bench-load: .venv/embedded
 # With the folder of BANKING77 at $(DATA), its 77 classes too. SetFit takes most of the time: ADAPT_FLAGS=--setfit=0 leaves it out.
 bench-adapt: .venv/bench
 	$(BIN)/python -m benchmarks.adapt $(if $(wildcard $(DATA)/banking77),--data $(DATA)) $(ADAPT_FLAGS)
+
+# Speeds of another commit and of this one, measured in turn: about ten minutes.
+bench-versions: .venv/dev
+	$(BIN)/python -m benchmarks.versions --commit $(COMMIT) $(VERSIONS_FLAGS)
 
 # 100,000 adapters in Redis: some 6 GB of memory.
 bench-stored: .venv/embedded

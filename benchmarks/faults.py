@@ -358,7 +358,7 @@ def _watch(deployment: Deployment, jobs: list[Job], now: Callable[[], float], se
 def _audit(deployment: Deployment, jobs: list[Job], faults: list[Fault], refusals: dict[int, int]) -> Account:
     deployment.wait_ready()
     records, cache = Records(deployment.direct("broker")), deployment.direct("cache")
-    account = Account(jobs, faults, refusals, records.counts(), 0, 0, 0, 0)
+    account = Account(jobs, faults, refusals, records.counts.read(), 0, 0, 0, 0)
     fences = {}
     for job in jobs:
         record = records.get("default", job.identity) if job.identity else None

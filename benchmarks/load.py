@@ -132,7 +132,7 @@ async def hammer(url: str, clients: int, choose: Callable[[], str], inputs: int,
     async def client(number: int, until: float, kept: list[float]) -> None:
         nonlocal refused
         draw = random.Random(number)
-        async with _connection(url) as post:
+        async with connection(url) as post:
             while time.perf_counter() < until:
                 body = json.dumps({"adapter_id": choose(), "inputs": draw.choices(texts, k=inputs)}).encode()
                 began = time.perf_counter()
@@ -152,7 +152,7 @@ async def hammer(url: str, clients: int, choose: Callable[[], str], inputs: int,
 
 
 @contextlib.asynccontextmanager
-async def _connection(url: str) -> AsyncIterator[Callable[[str, bytes], Awaitable[tuple[int, dict[str, str]]]]]:
+async def connection(url: str) -> AsyncIterator[Callable[[str, bytes], Awaitable[tuple[int, dict[str, str]]]]]:
     """One kept-alive connection, in little more than the bytes: a full client costs as much as the service, on the same cores."""
     where = httpx.URL(url)
     reader, writer = await asyncio.open_connection(where.host, where.port)

@@ -33,8 +33,9 @@ from metatrain.artifacts.artifact import Adapter, adapter_from_bytes, adapter_to
 from metatrain.tasks.episodes import EpisodeSampler, EpisodeShape
 from metatrain.tasks.jsonl import STARTER, read_jsonl
 from service.running.demo import served
+from worker.ledger.ids import adapter_id
 from worker.ledger.messages import JobRecipe, Outcome
-from worker.ledger.records import Records, adapter_id
+from worker.ledger.records import Records
 from worker.ledger.store import WeightStore, weights_digest
 from worker.runtime import Runtime, load_runtime
 from worker.settings import WorkerSettings, read_settings
@@ -101,10 +102,10 @@ def _fill(client: "redis.Redis", made: list[tuple[JobRecipe, bytes]], count: int
         content = adapter_to_bytes(replace(adapter, answering={**adapter.answering, "head.bias": bias}))
         identity = adapter_id(key, TENANT, own)
         records.accept(TENANT, identity, own, DAY_MS, ())
-        claim = records.claim(TENANT, identity, lease_ms=60_000, attempts=3, worker="bench-stored")
+        claim = records.claims.claim(TENANT, identity, lease_ms=60_000, attempts=3, worker="bench-stored")
         assert claim is not None
         store.put(TENANT, identity, claim.fence, content, DAY_MS)
-        assert records.commit(claim, Outcome(status="ready", digest=weights_digest(content), timings={"inner_loop": 1.0}))
+        assert records.claims.commit(claim, Outcome(status="ready", digest=weights_digest(content), timings={"inner_loop": 1.0}))
         ids.append(identity)
     return ids
 

@@ -26,7 +26,7 @@ COPY metatrain metatrain
 COPY worker worker
 # Loading the default base model proves the image and leaves bytecode of what is imported, and only of that (60 MB, not 260).
 RUN pip install --no-compile --constraint constraints.txt '.[worker]' && rm -rf build *.egg-info && cd / \
- && python -c "import worker.app, worker.tasks, worker.runtime as r; r.load_runtime(r.WorkerSettings())"
+ && python -c "import worker.process, worker.runtime as r; r.load_runtime(r.WorkerSettings())"
 
 USER 10001
 WORKDIR /home/quickstudy

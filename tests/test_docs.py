@@ -7,7 +7,8 @@ import pytest
 
 from service.errors import ClientGone, ServiceError
 
-DOCS = Path(__file__).resolve().parents[1] / "docs"
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
 BLOCKS = [
     (page.name, code) for page in sorted(DOCS.glob("*.md")) for code in re.findall(r"```python\n(.*?)```", page.read_text(), re.S)
 ]
@@ -16,7 +17,17 @@ BLOCKS = [
 @pytest.mark.parametrize(("page", "code"), BLOCKS, ids=[page for page, _ in BLOCKS])
 def test_the_code_of_a_page_runs(page: str, code: str, capsys: pytest.CaptureFixture[str]) -> None:
     exec(compile(code, page, "exec"), {"__name__": page})
-    assert re.fullmatch(r"query loss after one inner step: \d+\.\d\d\n", capsys.readouterr().out)
+    prints = {"metatrain.md": r"query loss after one inner step: \d+\.\d\d\n"}
+    assert re.fullmatch(prints.get(page, ""), capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", DOCS / "kinds.md", DOCS / "decisions" / "0013-one-house.md"], ids=lambda p: p.name
+)
+def test_the_paths_that_a_page_names_are_there(page: Path) -> None:
+    paths = re.findall(r"`((?:metatrain|worker|service|client|tests|benchmarks|docs)/[\w./-]*)`", page.read_text())
+    assert paths
+    assert [path for path in paths if not (ROOT / path).exists()] == []
 
 
 def test_each_line_of_the_threat_model_names_a_test_that_is_there() -> None:

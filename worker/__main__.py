@@ -1,10 +1,11 @@
 """`python -m worker`: one worker process, configured by the environment."""
 
+import logging
 import os
 import sys
 
-from worker.app import run_worker
 from worker.errors import SettingsError
+from worker.logs import configure
 from worker.settings import WorkerSettings, read_settings
 
 
@@ -14,7 +15,10 @@ def main() -> None:
     except SettingsError as error:
         sys.exit(f"error: {error}")
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # service and worker share the cores; longer spinning costs both half
+    configure("worker", settings.log_level, settings.log_format)  # before torch comes in, so that its warnings are log lines
+    logging.getLogger("celery.worker.strategy").setLevel(logging.WARNING)
     from metatrain.errors import MetatrainError
+    from worker.process import run_worker
 
     try:
         run_worker(settings)

@@ -4,6 +4,7 @@ WorkerError
 ├── WeightsMissing  the cache no longer has an adapter's weights
 ├── WeightsCorrupt  the cache has other bytes than the record's digest says
 ├── ClaimLost       somebody else holds the job now, or it was deleted
+├── CacheRefused    the cache did not take a job's weights
 ├── Stopping        the worker was told to stop and gives the job back
 ├── AdapterAliased  aliases point at the adapter that was to be deleted
 ├── AdapterExpired  the adapter that was to be kept has expired
@@ -31,6 +32,14 @@ class WeightsCorrupt(WorkerError):
 
 class ClaimLost(WorkerError):
     pass
+
+
+class CacheRefused(WorkerError):
+    """`counts`: True if this was one of the job's attempts: the cache answered, and refused."""
+
+    def __init__(self, reason: str, *, counts: bool) -> None:
+        super().__init__(reason)
+        self.counts = counts
 
 
 class Stopping(WorkerError):

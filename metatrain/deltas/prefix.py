@@ -146,7 +146,7 @@ def _implied_mask(module: nn.Module, query: Tensor, key: Tensor, is_causal: bool
 
 
 def _with_prefix_seen(mask: Tensor | None, tokens: int, counts: Tensor | None, query: Tensor, keys: int) -> Tensor | None:
-    """Return `mask` [B or 1, 1, L, K], or None where all is seen, with P places in front, [B, 1, L, P + K]: seen but for padding."""
+    """Return `mask` [B or 1, 1, L, K], None where all is seen, with P places in front, [B, 1, L, P + K]: seen but for padding."""
     if counts is None:
         return None if mask is None else nn.functional.pad(mask, (tokens, 0), value=True if mask.dtype == torch.bool else 0.0)
     rows, _, length, _ = query.shape

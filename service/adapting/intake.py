@@ -16,8 +16,9 @@ from service.http.state import ServiceState, State, Tenant
 from service.http.views import status_of
 from worker.kinds.kind import Canonical
 from worker.kinds.registry import task_kinds
+from worker.ledger.ids import adapter_id
 from worker.ledger.messages import JobRecipe, Status
-from worker.ledger.records import Record, adapter_id
+from worker.ledger.record import Record
 
 
 @dataclass

@@ -15,7 +15,8 @@ from starlette.concurrency import run_in_threadpool
 from worker.errors import JOB_SECONDS, LimitReached
 from worker.ledger.messages import ADAPT_TASK, DONE_CHANNEL, IN_TURN, JobRecipe, Status, wake_up
 from worker.ledger.notes import Notes
-from worker.ledger.records import NotReplicated, Record, Records
+from worker.ledger.record import Record
+from worker.ledger.records import NotReplicated, Records
 from worker.ledger.servers import subscriber
 from worker.logs import current_request, fields
 

@@ -2,7 +2,7 @@
 
 The door stands before the body is read and before the routes, so that a route which declares nothing is behind it all the same.
 Until the first key is made, and where `settings.allow_without_keys` says so, whoever comes is `default` with every scope. A key
-that is revoked or expires stops working within `KEY_SECONDS`, and the first key ends the openness within that time.
+that is revoked or expires stops working within `KEY_CACHE_SECONDS`, and the first key ends the openness within that time.
 """
 
 import logging
@@ -20,7 +20,7 @@ from starlette.types import Scope as AsgiScope
 
 from service.errors import MissingScope, QuotaExceeded, ServiceError, Unauthenticated, Unavailable, problem
 from worker.errors import LimitReached
-from worker.ledger.keys import DEFAULT_TENANT, KEY_SECONDS, SCOPES, Key, Keys, Scope, parts, proves
+from worker.ledger.api_keys import DEFAULT_TENANT, KEY_CACHE_SECONDS, SCOPES, Key, Keys, Scope, parts, proves
 from worker.logs import fields
 
 log = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ class Door:
             if await run_in_threadpool(self._keys.any):
                 self._open_allowed = False  # for good: not even the loss of all records opens this process again
             else:
-                self._open_until = began + KEY_SECONDS
+                self._open_until = began + KEY_CACHE_SECONDS
         return self._open_allowed
 
     async def _key(self, identity: str) -> Key | None:
@@ -89,7 +89,7 @@ class Door:
         if found is None or not found.holds(now):
             self._known.pop(identity, None)
             return None
-        self._known[identity] = (began + KEY_SECONDS, found)
+        self._known[identity] = (began + KEY_CACHE_SECONDS, found)
         return found
 
 

@@ -13,7 +13,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from service.predicting.predictor import STAGES, Predictor
-from worker.ledger.records import JOB_STAGES, RECOVERY_BOUNDS_MS, STAGE_BOUNDS_MS, Records
+from worker.ledger.counts import JOB_STAGES, RECOVERY_BOUNDS_MS, STAGE_BOUNDS_MS
+from worker.ledger.records import Records
 
 _COUNTERS = {
     "accepted": "Jobs taken with a 202",
@@ -100,7 +101,7 @@ class _OfRecords(Collector):
     def collect(self) -> Iterator[Metric]:
         up = GaugeMetricFamily("quickstudy_records_up", "Whether queue and records are in reach")
         try:
-            counts, workers = self._records.counts(), self._records.workers()
+            counts, workers = self._records.counts.read(), self._records.workers.by_queue()
         except redis.RedisError:
             up.add_metric([], 0)
             yield up

@@ -41,7 +41,6 @@ SUPPORT_EXAMPLE = [
 
 TEXT_PATTERN = r"^[^\u0000]*\S[^\u0000]*$"
 """Of a text that is not empty, for the OpenAPI document."""
-Missing = Literal["worker", "redis", "cache", "predictor"]
 
 
 def example_body(**content: Any) -> ConfigDict:
@@ -98,6 +97,13 @@ E = TypeVar("E")
 """The type of one example: see `service.kinds.registry`."""
 P = TypeVar("P")
 """The type of the answer to one input."""
+
+
+def schema_of(schemas: dict[str, Any], model: type[BaseModel]) -> dict[str, Any]:
+    """Return a model's schema in the OpenAPI document, where it has its module's name too if several models share its own."""
+    qualified = f"{model.__module__.replace('.', '__')}__{model.__name__}"
+    found: dict[str, Any] = schemas[model.__name__ if model.__name__ in schemas else qualified]
+    return found
 
 
 def concrete(generic: Any, of: Any) -> Any:
@@ -324,79 +330,3 @@ class AliasPage(BaseModel):
 
     aliases: list[AliasView] = Field(description="in the order of their names")
     next_cursor: str | None = Field(description="of the next page; null at the end")
-
-
-class InPartsView(BaseModel):
-    more_than: int = Field(description="examples, label words among them: that many are taken at each step")
-    objective: dict[str, float]
-    most: int = Field(description="parts that are given `steps` each")
-
-
-class InitializationView(BaseModel):
-    name: str
-    digest: str
-    base_model: str
-    delta: dict[str, object]
-    algorithm: str
-    steps: int
-    steps_by_shots: dict[int, int]
-    hard_steps: dict[str, int | float] | None = Field(
-        description="`steps` for a support set of `shots` a label or more whose own leave-one-out accuracy is below `below`"
-    )
-    optimizer: str
-    objective: dict[str, float]
-    in_parts: InPartsView | None = Field(description="of a support set that is too large for one step; null: as any other")
-    temperature: float
-    max_length: int
-
-
-class InitializationList(BaseModel):
-    model_config = example_body(initializations=[])
-
-    initializations: list[InitializationView]
-
-
-class Alive(BaseModel):
-    model_config = example_body(status="alive")
-
-    status: Literal["alive"]
-
-
-class Readiness(BaseModel):
-    model_config = example_body(status="ready", missing=[])
-
-    status: Literal["ready"]
-    missing: list[Missing] = Field(description="empty; the problem of a 503 has the same member")
-
-
-class UsageView(BaseModel):
-    model_config = example_body(
-        tenant="default",
-        adapters=3,
-        aliases=1,
-        bytes=1_805_652,
-        example_bytes=2_391,
-        jobs=1,
-        requests_this_minute=12,
-        adaptations=41,
-        predictions=20_410,
-        limits={
-            "MAX_ADAPTERS": 0,
-            "MAX_ADAPTER_BYTES": 0,
-            "MAX_EXAMPLE_BYTES": 0,
-            "MAX_JOBS": 0,
-            "MAX_ALIASES": 1000,
-            "MAX_REQUESTS_A_MINUTE": 0,
-        },
-    )
-
-    tenant: str
-    adapters: int = Field(description="that there is a record of, whatever its status")
-    aliases: int
-    bytes: int = Field(description="of weights that are ready, and most that those being made will have")
-    example_bytes: int = Field(description="of the examples in records, whatever their status")
-    jobs: int = Field(description="that are queued or running")
-    requests_this_minute: int = Field(description="by the clock of the records")
-    adaptations: int = Field(description="jobs taken, since the records began")
-    predictions: int = Field(description="inputs answered, since the records began")
-    limits: dict[str, int] = Field(description="by the name of the setting; 0: none")

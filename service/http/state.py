@@ -20,7 +20,8 @@ from service.settings import ServiceSettings
 from worker.kinds.kind import TaskKind
 from worker.ledger.aliases import Aliases
 from worker.ledger.messages import JobRecipe, RecipeSummary
-from worker.ledger.records import Record, Records
+from worker.ledger.record import Record
+from worker.ledger.records import Records
 from worker.ledger.store import WeightStore
 from worker.runtime import Resident
 

@@ -6,7 +6,7 @@ from service.errors import UnknownAdapter
 from service.http.schemas import AdapterView
 from service.http.state import ServiceState
 from worker.ledger.messages import Status
-from worker.ledger.records import Record
+from worker.ledger.record import Record
 
 T = TypeVar("T")
 

@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 from metatrain.tasks.labels import label_words
 from service.checks import check_text
 from service.errors import InvalidRequest
-from service.http.schemas import SUPPORT_EXAMPLE, TEXT_PATTERN, Body, Options, Text, Warned, example_body
+from service.http.schemas import SUPPORT_EXAMPLE, TEXT_PATTERN, Body, Options, Text, Warned, example_body, schema_of
 from service.predicting.predictor import Answer
 from service.settings import ServiceSettings
 from worker.kinds.kind import Canonical
@@ -80,8 +80,9 @@ class TextClassification:
 
     def document(self, schemas: dict[str, Any], settings: ServiceSettings) -> None:
         text = {"minLength": 1, "maxLength": settings.max_text_chars, "pattern": TEXT_PATTERN}
-        schemas["Example"]["properties"]["input"] |= text
-        schemas["Example"]["properties"]["label"] |= {**text, "maxLength": settings.max_label_chars}
+        fields = schema_of(schemas, Example)["properties"]
+        fields["input"] |= text
+        fields["label"] |= {**text, "maxLength": settings.max_label_chars}
 
 
 def check_example(field: str, example: Example, settings: ServiceSettings) -> None:

@@ -15,7 +15,7 @@ from service.http.state import Deployed, ServiceState
 from service.http.views import require
 from service.predicting.predictor import Answer, WeightsKey
 from worker.errors import WeightsCorrupt, WeightsMissing
-from worker.ledger.records import Record
+from worker.ledger.record import Record
 from worker.logs import fields
 
 log = logging.getLogger(__name__)

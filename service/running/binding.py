@@ -9,7 +9,7 @@ import sys
 import redis
 
 from service.settings import ServiceSettings
-from worker.ledger.keys import Keys
+from worker.ledger.api_keys import Keys
 from worker.ledger.servers import records_client
 
 log = logging.getLogger(__name__)

@@ -20,7 +20,7 @@ from schemathesis.generation.stateful.state_machine import APIStateMachine
 from service.__main__ import main
 from tests.end_to_end.conftest import Served, served
 from tests.end_to_end.test_service import BODY, SUPPORT, identity
-from worker.ledger.keys import KEY_SECONDS
+from worker.ledger.api_keys import KEY_CACHE_SECONDS
 
 # Two labels and one label per input, a label that the adapter has, an alias that is no id: rules that no schema can say.
 MORE_THAN_THE_SCHEMA = {"adapt", "add_examples", "score_adapter"}
@@ -161,7 +161,7 @@ def test_with_keys_it_is_as_it_is_described_too(described: Served) -> None:
     made = CliRunner().invoke(main, command)
     assert made.exit_code == 0, made.output
     described.http.headers["authorization"] = f"Bearer {json.loads(made.stdout)['key']}"
-    time.sleep(KEY_SECONDS + 0.1)
+    time.sleep(KEY_CACHE_SECONDS + 0.1)
     assert httpx.get(f"{described.url}/adapters").status_code == 401
     alone(described, 60, 1_500)
     linked(described, 100, 500)

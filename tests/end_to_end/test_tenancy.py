@@ -19,7 +19,7 @@ from service.http.app import create_app
 from service.http.auth import PUBLIC
 from service.settings import ServiceSettings
 from tests.end_to_end.conftest import Served, served
-from worker.ledger.keys import KEY_SECONDS
+from worker.ledger.api_keys import KEY_CACHE_SECONDS
 from worker.ledger.usage import LIMITS
 
 SUPPORT = [
@@ -140,7 +140,7 @@ def tenancy(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactor
         assert own.ask("revoked", "GET", "/adapters").status_code == 200
         done = CliRunner().invoke(main, ["keys", "--data-dir", str(own.data_dir), "revoke", own.ids["revoked"]])
         assert done.exit_code == 0, done.output
-        time.sleep(KEY_SECONDS + 0.1)
+        time.sleep(KEY_CACHE_SECONDS + 0.1)
         yield own
 
 

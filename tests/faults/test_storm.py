@@ -43,7 +43,7 @@ def test_one_job_in_two_workers_is_committed_once(environment: dict[str, str], t
         body = {**BODY, "options": {"steps": 100, "seed": 21}}
         adapter = httpx.post(f"{deployment.url}/adapt", json=body).json()["adapter_id"]
         deadline = time.monotonic() + 60
-        while records.counts()["now_running"] == 0:
+        while records.counts.read()["now_running"] == 0:
             assert time.monotonic() < deadline
             time.sleep(0.002)
         first.send(signal.SIGSTOP)
@@ -52,7 +52,7 @@ def test_one_job_in_two_workers_is_committed_once(environment: dict[str, str], t
             assert time.monotonic() < deadline, view
             time.sleep(0.1)
         first.send(signal.SIGCONT)
-        while (counts := records.counts()).get("overtaken", 0) + counts.get("refused_commits", 0) == 0:
+        while (counts := records.counts.read()).get("overtaken", 0) + counts.get("refused_commits", 0) == 0:
             assert time.monotonic() < deadline, counts
             time.sleep(0.05)
         assert (counts["attempts"], counts["lost_workers"], counts["ready"]) == (2, 1, 1)

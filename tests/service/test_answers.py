@@ -12,7 +12,7 @@ from service.http.state import ServiceState
 from service.predicting.predictor import STAGES, Answer, Predictor, WeightsKey
 from tests.conftest import RedisServer
 from tests.service.workerless import BODY, queued, running
-from tests.worker.test_usage import ready
+from tests.worker.ledger.test_usage import ready
 from worker.ledger.aliases import Alias, Aliases
 from worker.ledger.records import Records
 

@@ -13,7 +13,7 @@ from service.running.binding import BindingRefused, listen, opened
 from service.running.serving import run
 from service.settings import ServiceSettings
 from tests.conftest import RedisServer
-from worker.ledger.keys import KEY_SECONDS, SCOPES, Keys
+from worker.ledger.api_keys import KEY_CACHE_SECONDS, SCOPES, Keys
 
 T = TypeVar("T")
 
@@ -64,7 +64,7 @@ def test_the_first_key_closes_a_service_that_nobody_has_shown_it_to(redis_client
         door = Door(keys, open_allowed=True)
         await door.admit([])
         keys.revoke(keys.create("acme", "", ["predict"])[0])
-        await asyncio.sleep(KEY_SECONDS + 0.05)
+        await asyncio.sleep(KEY_CACHE_SECONDS + 0.05)
         assert await turns_away(door, [])
 
     asked(life())
@@ -79,7 +79,7 @@ def test_a_revoked_or_expired_key_ends_within_the_stated_time(redis_client: "red
         short = keys.create("acme", "", ["predict"], lives_ms=100)[1]
         assert not await turns_away(door, bearer(whole)) and not await turns_away(door, bearer(short))
         keys.revoke(identity)
-        await asyncio.sleep(KEY_SECONDS + 0.05)
+        await asyncio.sleep(KEY_CACHE_SECONDS + 0.05)
         assert await turns_away(door, bearer(whole)) and await turns_away(door, bearer(short))
 
     asked(life())

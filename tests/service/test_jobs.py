@@ -5,8 +5,8 @@ import redis
 
 from service.adapting.jobs import Jobs
 from tests.conftest import RedisServer
-from tests.worker.test_records import DAY, RECIPE
-from tests.worker.test_usage import ready
+from tests.worker.ledger.jobs import DAY, RECIPE
+from tests.worker.ledger.test_usage import ready
 from worker.app import celery_app
 from worker.errors import LimitReached
 from worker.ledger.records import Records

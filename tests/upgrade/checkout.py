@@ -8,7 +8,8 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
@@ -50,17 +51,27 @@ def checkout(commit: str, repository: Path = ROOT) -> Iterator[Path]:
 
 
 def environment(code: Path, extra: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:
-    """Return this process's environment, changed so that Python imports the product from `code`."""
+    """Return this process's environment, changed so that Python imports the product, and its client, from `code`."""
+    path = os.pathsep.join(str(folder) for folder in (code, code / "client") if folder.is_dir())
     removed = ("REDIS_URL", "CACHE_URL", "PREDICTOR_URL", "INITIALIZATIONS_DIR", "QUICKSTUDY_URL", "QUICKSTUDY_API_KEY")
     inherited = {name: value for name, value in os.environ.items() if name not in removed}
-    return {**inherited, "PYTHONPATH": str(code), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1", **extra}
+    return {**inherited, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1", **extra}
+
+
+def command(name: str, code: Path) -> list[str]:
+    """Return the command line of the console script `name` of the checkout `code`, run by this Python."""
+    if (code / "service" / "__main__.py").is_file():  # since the console script is the client's, the server's door is its package
+        return [sys.executable, "-m", "service"]
+    scripts = tomllib.loads((code / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
+    module, function = scripts[name].split(":")
+    return [sys.executable, "-c", f"from {module} import {function}; {function}()"]
 
 
 def run_script(name: str, *arguments: str, code: Path, seconds: float = 900) -> str:
     """Run a script of this folder with the code of the checkout `code` and return what it printed. Raises ScriptFailed."""
-    command = [sys.executable, str(HERE / name), *arguments]
+    arguments = (sys.executable, str(HERE / name), *arguments)
     done = subprocess.run(
-        command,
+        arguments,
         cwd=code,
         env=environment(code),
         capture_output=True,
@@ -72,6 +83,34 @@ def run_script(name: str, *arguments: str, code: Path, seconds: float = 900) -> 
     if done.returncode:
         raise ScriptFailed(f"{name} with the code in {code} ended with {done.returncode}:\n{done.stderr[-4000:]}")
     return done.stdout
+
+
+@contextmanager
+def conversing(name: str, *arguments: str, code: Path, settings: Mapping[str, str]) -> Iterator[Callable[[str], str]]:
+    """Run a script of this folder with the code of the checkout `code` and yield f(line) → the line that it answers with.
+
+    Raises ScriptFailed where it ends instead. It is told to end by the end of its input.
+    """
+    process = subprocess.Popen(
+        [sys.executable, str(HERE / name), *arguments],
+        cwd=code,
+        env=environment(code, settings),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        bufsize=1,
+    )
+    assert process.stdin is not None and process.stdout is not None
+    hears, says = process.stdin, process.stdout
+
+    def ask(line: str) -> str:
+        hears.write(line + "\n")
+        if not (answer := says.readline()):
+            raise ScriptFailed(f"{name} with the code in {code} ended with {process.wait()}")
+        return answer.strip()
+
+    with process:
+        yield ask
 
 
 def _git(repository: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":

@@ -15,7 +15,7 @@ from service.http.views import known, require, status_of, view
 from worker.errors import AdapterAliased, AdapterExpired
 from worker.ledger.messages import Status
 from worker.ledger.notes import Notes
-from worker.ledger.records import Record
+from worker.ledger.record import Record
 
 router = APIRouter(tags=["adapters"])
 

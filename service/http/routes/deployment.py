@@ -7,8 +7,8 @@ from prometheus_client import generate_latest
 from metatrain.inner.config import InnerConfig, Objective
 from service.errors import NotReady
 from service.http.auth import access, needs
+from service.http.deployment_schemas import Alive, InitializationList, InitializationView, InPartsView, Missing, Readiness
 from service.http.openapi import OF_ANY_ROUTE, problems
-from service.http.schemas import Alive, InitializationList, InitializationView, InPartsView, Missing, Readiness
 from service.http.state import State
 
 router = APIRouter(tags=["deployment"])
@@ -72,7 +72,7 @@ def readyz(state: State) -> Readiness:
     """Ready to take traffic, or 503 with what is `missing`."""
     missing: list[Missing] = []
     try:
-        workers = state.records.workers()
+        workers = state.records.workers.by_queue()
         if not all(workers.get(own.queue) for own in state.deployed):
             missing.append("worker")  # of one of the base models, in its precision
     except redis.RedisError:

@@ -19,7 +19,7 @@ from service.http.openapi import OF_ANY_ROUTE, Responses, problems
 from service.http.schemas import AdapterId
 from service.http.state import ServiceState, State, Tenant
 from service.http.views import require, view
-from worker.ledger.records import Step
+from worker.ledger.record import JobState
 from worker.logs import fields
 
 log = logging.getLogger(__name__)
@@ -92,9 +92,9 @@ async def adapter_events(
     """`status` `{"status", "attempt"}`, `step` `{"step", "support_loss"}`, and in the end `end` with the adapter as `GET` shows it.
     A stream that ends without `end`: the adapter was deleted, ten minutes are over, the key no longer holds, or the service stops;
     come again with `Last-Event-ID`."""
-    step = require(adapter_id, await run_in_threadpool(state.records.step, tenant, adapter_id))
+    job = require(adapter_id, await run_in_threadpool(state.records.job_state, tenant, adapter_id))
     seen = (-1, -1) if last_event_id is None else _parsed(last_event_id)
-    if not _unfinished(step) and seen >= (step.fence, _END):
+    if not _unfinished(job) and seen >= (job.fence, _END):
         return Response(status_code=204)
     headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
     authorizations = [value for name, value in connection.headers.raw if name == b"authorization"]
@@ -128,16 +128,16 @@ async def _told(
                 asked = loop.time()
                 await state.door.admit(authorizations)
             ended.clear()  # before looking, so that an end between the look and the wait is not missed
-            step = await run_in_threadpool(state.records.step, tenant, adapter_id)
-            if step is None:
+            job = await run_in_threadpool(state.records.job_state, tenant, adapter_id)
+            if job is None:
                 return
-            for event in _so_far(step):
+            for event in _so_far(job):
                 if event.number > seen:
                     seen, spoke = event.number, loop.time()
                     yield _line(event.number, event.kind, json.dumps(event.data))
-            if not _unfinished(step):
+            if not _unfinished(job):
                 if (end := await run_in_threadpool(_end, tenant, adapter_id, state)) is not None:
-                    yield _line((step.fence, _END), "end", end)
+                    yield _line((job.fence, _END), "end", end)
                 return
             if state.jobs.stopping or loop.time() - began >= LONGEST_SECONDS:
                 return
@@ -145,19 +145,19 @@ async def _told(
                 spoke = loop.time()
                 yield format_sse_event(comment="alive")
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(ended.wait(), _LOOK_SECONDS[step.status])
+                await asyncio.wait_for(ended.wait(), _LOOK_SECONDS[job.status])
 
 
-def _so_far(step: Step) -> Iterator[_Event]:
+def _so_far(job: JobState) -> Iterator[_Event]:
     """What there is to say of an attempt before its end. Always the same for the same number, so that who comes again is told
     each thing once."""
-    status = {"status": step.status, "attempt": step.attempt}
-    if step.status == "running":
-        yield _Event((step.fence, 0), "status", status)
-    for i, loss in enumerate(step.support_loss, start=1):
-        yield _Event((step.fence, i), "step", {"step": i, "support_loss": loss})
-    if step.status == "queued":
-        yield _Event((step.fence, _WAITS), "status", status)
+    status = {"status": job.status, "attempt": job.attempt}
+    if job.status == "running":
+        yield _Event((job.fence, 0), "status", status)
+    for i, loss in enumerate(job.support_loss, start=1):
+        yield _Event((job.fence, i), "step", {"step": i, "support_loss": loss})
+    if job.status == "queued":
+        yield _Event((job.fence, _WAITS), "status", status)
 
 
 def _end(tenant: str, adapter_id: str, state: ServiceState) -> str | None:
@@ -165,8 +165,8 @@ def _end(tenant: str, adapter_id: str, state: ServiceState) -> str | None:
     return None if record is None else view(record, state).model_dump_json()
 
 
-def _unfinished(step: Step) -> bool:
-    return step.status in ("queued", "running")
+def _unfinished(job: JobState) -> bool:
+    return job.status in ("queued", "running")
 
 
 def _line(number: Number, kind: str, data: str) -> bytes:

@@ -8,7 +8,8 @@ from pathlib import Path
 import click
 
 from service.running.reach import on_data_dir, reach
-from worker.ledger.records import Record, Records
+from worker.ledger.record import Record
+from worker.ledger.records import Records
 
 
 @click.group()
@@ -24,7 +25,7 @@ def jobs(context: click.Context, data_dir: Path) -> None:
 @click.pass_obj
 def dead(data_dir: Path, as_json: bool) -> None:
     """List them, the latest first, with the reason. Nothing of their examples is shown."""
-    found = reach(data_dir)[0].dead()
+    found = reach(data_dir)[0].dead_jobs.latest()
     if as_json:
         click.echo(json.dumps([_described(record) for record in found], indent=2))
         return
@@ -49,7 +50,7 @@ def _names_jobs(command: Callable[..., None]) -> Callable[..., None]:
 def retry(data_dir: Path, names: tuple[str, ...], everything: bool) -> None:
     """Let them wait again, with all their attempts."""
     records, _ = reach(data_dir)
-    _with_each(records, names, everything, records.revive, "waits again")
+    _with_each(records, names, everything, records.dead_jobs.revive, "waits again")
 
 
 @jobs.command()
@@ -80,7 +81,7 @@ def _chosen(records: Records, names: tuple[str, ...], everything: bool) -> list[
     if everything == bool(names):
         sys.exit("error: expected either jobs, as `quickstudy jobs dead` names them, or --all")
     if everything:
-        found = [(record.tenant, record.adapter_id) for record in records.dead()]
+        found = [(record.tenant, record.adapter_id) for record in records.dead_jobs.latest()]
         if not found:
             click.echo("no dead jobs")
         return found

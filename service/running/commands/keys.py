@@ -13,7 +13,7 @@ import redis
 
 from service.running.reach import on_data_dir, reach_redis
 from worker.errors import InvalidKey
-from worker.ledger.keys import DEFAULT_TENANT, KEY_SECONDS, SCOPES, Key, Keys, Scope
+from worker.ledger.api_keys import DEFAULT_TENANT, KEY_CACHE_SECONDS, SCOPES, Key, Keys, Scope
 
 _UNITS = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 
@@ -56,7 +56,7 @@ def create(data_dir: Path, tenant: str, name: str, scopes: tuple[Scope, ...], ex
         until = "" if key.expires_at is None else f", until {_day(key.expires_at)}"
         click.echo(f"key {identity} of tenant {tenant} ({' '.join(key.scopes)}{until}); it is not shown again", err=True)
     if first:
-        click.echo(f"this is the first key: within {KEY_SECONDS:g} s every request needs one, for good", err=True)
+        click.echo(f"this is the first key: within {KEY_CACHE_SECONDS:g} s every request needs one, for good", err=True)
 
 
 @keys.command("list")
@@ -91,7 +91,7 @@ def revoke(data_dir: Path, identity: str) -> None:
         known = store.revoke(identity)
     if not known:
         sys.exit(f"error: ID: there is no key {identity}")
-    click.echo(f"{identity} is revoked; it stops working within {KEY_SECONDS:g} s")
+    click.echo(f"{identity} is revoked; it stops working within {KEY_CACHE_SECONDS:g} s")
 
 
 def _keys(data_dir: Path) -> Keys:

@@ -13,10 +13,11 @@ from metatrain.artifacts.artifact import Adapter, AdapterMetadata, Initializatio
 from metatrain.artifacts.baselines import frozen_prototypes, lora_from_zero
 from metatrain.models.base import Base
 from tests.conftest import RedisServer
-from tests.worker.test_records import DAY, RECIPE
+from tests.worker.ledger.jobs import DAY, RECIPE
 from worker.errors import AdapterExpired, LimitReached
+from worker.ledger.claims import Claim
 from worker.ledger.messages import Outcome
-from worker.ledger.records import Claim, Records
+from worker.ledger.records import Records
 from worker.ledger.usage import Usage, Used
 
 ESTIMATE = 100
@@ -27,12 +28,12 @@ def claimed(records: Records, tenant: str, identity: str, attempts: int = 3) -> 
     """By a worker of the job's queue."""
     record = records.get(tenant, identity)
     queue = "" if record is None else record.queue
-    return records.claim(tenant, identity, lease_ms=60_000, attempts=attempts, worker="w", queues={queue: ()})
+    return records.claims.claim(tenant, identity, lease_ms=60_000, attempts=attempts, worker="w", queues={queue: ()})
 
 
 def ready(records: Records, tenant: str, identity: str, size: int) -> None:
     claim = claimed(records, tenant, identity)
-    assert claim is not None and records.commit(claim, Outcome(status="ready", digest=f"d{size}", size=size))
+    assert claim is not None and records.claims.commit(claim, Outcome(status="ready", digest=f"d{size}", size=size))
 
 
 def test_bytes_are_counted_where_they_are_committed_and_given_back(redis_client: "redis.Redis") -> None:
@@ -50,7 +51,8 @@ def test_bytes_are_counted_where_they_are_committed_and_given_back(redis_client:
     assert used() == (1, 80, 0)
     records.accept("t", "a2", RECIPE, DAY, (), size=ESTIMATE)
     failing = claimed(records, "t", "a2")
-    assert failing is not None and used() == (2, 180, 1) and records.commit(failing, Outcome(status="failed", error="because"))
+    assert failing is not None and used() == (2, 180, 1)
+    assert records.claims.commit(failing, Outcome(status="failed", error="because"))
     assert used() == (2, 80, 0)  # its record is there, with its examples
     record = records.get("t", "a1")
     assert record is not None and records.requeue(record, "evicted") and used() == (2, 80, 1)  # made again: it counts on
@@ -75,7 +77,7 @@ def test_bytes_are_counted_where_they_are_committed_and_given_back(redis_client:
     assert used() == (2, 0, 0)
     records.accept("t", "a4", RECIPE, DAY, (), size=ESTIMATE)
     assert claimed(records, "t", "a4", attempts=0) is None and used() == (3, 0, 0)  # dead
-    assert records.revive("t", "a4") and used() == (3, ESTIMATE, 1)
+    assert records.dead_jobs.revive("t", "a4") and used() == (3, ESTIMATE, 1)
     assert usage.of("t").adaptations == 5 and usage.of("u") == Used(0, 0, 0, 0, 0, 0, 0, 0)
 
 
@@ -97,10 +99,10 @@ def test_after_anything_usage_is_what_the_records_say(redis_client: "redis.Redis
         well = draw.random() < 0.7
         outcome = Outcome(status="ready", digest=f"d{size}", size=size) if well else Outcome(status="failed", error="because")
         if draw.random() < 0.2:
-            records.hand_back(claim, "because", delay_ms=0, counts=True)
-        elif records.commit(claim, outcome) and well:
+            records.claims.hand_back(claim, "because", delay_ms=0, counts=True)
+        elif records.claims.commit(claim, outcome) and well:
             sizes[tenant, identity] = size
-            records.commit(claim, outcome)
+            records.claims.commit(claim, outcome)
 
     def again(tenant: str, identity: str) -> None:
         record = records.get(tenant, identity)
@@ -118,7 +120,7 @@ def test_after_anything_usage_is_what_the_records_say(redis_client: "redis.Redis
         end,
         end,
         again,
-        records.revive,
+        records.dead_jobs.revive,
         records.delete,
         pin,
     ]
@@ -154,7 +156,7 @@ def test_those_who_come_together_do_not_pass_a_limit(redis_server: RedisServer, 
     there = next(number for number, answer in enumerate(answers) if not isinstance(answer, LimitReached))
     assert records.accept("t", f"a{there}", RECIPE, DAY, (), size=ESTIMATE, limits={limit: most}) == (False, "queued")
     assert records.accept("u", f"a{there}", RECIPE, DAY, (), size=ESTIMATE, limits={limit: most}) == (True, "queued")
-    assert records.counts()["accepted"] == 6
+    assert records.counts.read()["accepted"] == 6
     there_are = {number for number in range(24) if records.get("t", f"a{number}") is not None}
     assert there_are == {number for number, answer in enumerate(answers) if not isinstance(answer, LimitReached)}
 
@@ -165,7 +167,7 @@ def test_examples_count_until_their_record_is_gone(redis_client: "redis.Redis") 
     for identity in ("a1", "a2"):
         records.accept("t", identity, RECIPE, DAY, (), limits=limits)
     failing = claimed(records, "t", "a1")
-    assert failing is not None and records.commit(failing, Outcome(status="failed", error="because"))
+    assert failing is not None and records.claims.commit(failing, Outcome(status="failed", error="because"))
     assert usage.of("t").example_bytes == 2 * EXAMPLES
     with pytest.raises(LimitReached) as refused:
         records.accept("t", "a3", RECIPE, DAY, (), limits=limits)
@@ -175,7 +177,7 @@ def test_examples_count_until_their_record_is_gone(redis_client: "redis.Redis") 
     records.accept("t", "a3", RECIPE, 1, (), limits=limits)
     ready(records, "t", "a3", 1)
     redis_client.zadd("qs:retire", {"t/a3": 1})
-    assert len(records.retire()) == 1 and usage.of("t").example_bytes == EXAMPLES
+    assert len(records.retention.retire()) == 1 and usage.of("t").example_bytes == EXAMPLES
     redis_client.hdel("qs:t:adapter:a1", "example_bytes")  # as of before they were counted
     redis_client.hset("qs:t:usage", "example_bytes", 0)
     assert records.delete("t", "a1") is not None and usage.of("t").example_bytes == 0
@@ -226,8 +228,9 @@ def test_the_reserved_bytes_are_at_least_those_of_the_weights(tiny: Base) -> Non
             scale=init.scale,
             labels=labels,
         )
-        head = {"head.weight": torch.zeros(len(labels), 32), "head.bias": torch.zeros(len(labels))}
-        return adapter_to_bytes(Adapter(metadata, init.theta, head))
+        return adapter_to_bytes(
+            Adapter(metadata, init.theta, {"head.weight": torch.zeros(len(labels), 32), "head.bias": torch.zeros(len(labels))})
+        )
 
     for init in (lora_from_zero(tiny), frozen_prototypes(tiny)):
         for labels in (("a", "b"), ('"' * 200, "\\" * 200, "\x01" * 200, "é" * 200), tuple(f"label {n}" for n in range(200))):

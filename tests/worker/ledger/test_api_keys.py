@@ -7,7 +7,7 @@ import pytest
 import redis
 
 from worker.errors import InvalidKey
-from worker.ledger.keys import Keys, parts, proves
+from worker.ledger.api_keys import Keys, parts, proves
 
 
 def test_a_key_is_kept_as_a_hash_and_proves_itself(redis_client: "redis.Redis") -> None:

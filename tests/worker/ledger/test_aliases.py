@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import redis
 
-from tests.worker.test_records import DAY, RECIPE, claimed
+from tests.worker.ledger.jobs import DAY, RECIPE, claimed
 from worker.errors import AdapterAliased, LimitReached
 from worker.ledger.aliases import Aliases, Moved, is_adapter_id, is_alias
 from worker.ledger.messages import Outcome
@@ -90,9 +90,9 @@ def test_no_adapter_goes_from_under_its_aliases(aliases: Aliases, records: Recor
         records.delete("t", "a1")
     assert refused.value.aliases == ["live", "test"] and records.get("t", "a1") is not None
     aliases.point("t", "live", "a2")
-    records.commit(claimed(records), Outcome(status="ready", digest="f"))
+    records.claims.commit(claimed(records), Outcome(status="ready", digest="f"))
     redis_client.zadd("qs:retire", {"t/a1": 1})
-    assert [identity for _, identity, _ in records.retire()] == ["a1"]  # its time is over: what points at it goes with it
+    assert [identity for _, identity, _ in records.retention.retire()] == ["a1"]  # its time is over: what points at it goes with it
     assert aliases.get("t", "test") is None and [alias.alias for alias in aliases.page("t", 9, None)[0]] == ["live"]
     assert aliases.remove("t", "live") and records.delete("t", "a2") is not None
     assert not list(redis_client.scan_iter("qs:t:alias*"))
@@ -113,7 +113,7 @@ def test_notes_outlive_a_new_start_and_change_alone(records: Records) -> None:
     record = records.get("t", "a3")
     assert record is not None and (record.name, record.tags, record.parent) == ("one", ("x", "y"), "a1")
     records.accept("t", "a3", RECIPE, DAY, (), notes=Notes(tags=("z",)))
-    records.commit(claimed(records, "a3"), Outcome(status="failed", error="because"))
+    records.claims.commit(claimed(records, "a3"), Outcome(status="failed", error="because"))
     records.accept("t", "a3", RECIPE, DAY, ())
     record = records.get("t", "a3")
     assert record is not None and (record.status, record.name, record.tags) == ("queued", "one", ("z",))

@@ -6,13 +6,14 @@ import pytest
 import redis
 
 from tests.servers import cluster, sentinel, until
-from tests.worker.test_records import DAY, RECIPE
-from worker.app import celery_app, oldest_wake_up
+from tests.worker.ledger.jobs import DAY, RECIPE
+from worker.app import celery_app
 from worker.errors import SettingsError, WeightsMissing
 from worker.ledger.messages import ADAPT_TASK, wake_up
 from worker.ledger.records import NotReplicated, Records
 from worker.ledger.servers import broker, records_client, weights_client
 from worker.ledger.store import WeightStore, weights_digest
+from worker.reaper import oldest_wake_up
 from worker.settings import WorkerSettings, read_settings
 
 CONTENT = b"weights"

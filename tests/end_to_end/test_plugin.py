@@ -1,0 +1,96 @@
+"""A fourth kind of task as a package of its own: it adapts and predicts over HTTP, and the product's own kind beside it."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import RedisServer
+from tests.end_to_end.conftest import ROOT, Served, served
+from tests.end_to_end.test_service import BODY
+from tests.end_to_end.test_service import SUPPORT as LABELLED
+
+PLUGIN = ROOT / "tests" / "plugins" / "number_from_text"
+SUPPORT = [{"input": "pizza " * n, "value": float(n)} for n in (1, 2, 3, 4, 6, 8)]
+
+
+@pytest.fixture(scope="module")
+def service(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A service and a worker as processes of their own, in whose path the package is installed."""
+    folder, installed = tmp_path_factory.mktemp("plugin"), tmp_path_factory.mktemp("installed")
+    copy = folder / "number_from_text"
+    copy.mkdir()
+    for name in ("pyproject.toml", "number_from_text.py"):
+        (copy / name).write_text((PLUGIN / name).read_text())
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-index", "--no-deps"]
+    subprocess.run([*pip, "--no-build-isolation", "--target", str(installed), str(copy)], check=True, capture_output=True)
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    server.start()
+    path = os.pathsep.join([str(installed), str(ROOT), str(ROOT / "client")])
+    variables = {**environment, "REDIS_URL": server.url, "PYTHONPATH": path, "ALLOW_WITHOUT_KEYS": "true"}
+    with (folder / "worker.log").open("wb") as log:
+        worker = subprocess.Popen(
+            [sys.executable, "-m", "worker"], env={**os.environ, **variables}, cwd=ROOT, stdout=log, stderr=log
+        )
+    try:
+        with served(folder, variables) as running:
+            running.wait_ready()
+            yield running
+    finally:
+        worker.terminate()
+        worker.wait(30)
+        server.stop()
+
+
+def test_the_new_kind_adapts_and_predicts(service: Served) -> None:
+    wait = {"Prefer": "wait=60"}
+    made = service.http.post("/adapt", json={"support": SUPPORT}, headers=wait)
+    assert made.status_code == 200, made.text
+    identity = made.json()["adapter_id"]
+    view = service.http.get(f"/adapters/{identity}").json()
+    assert (view["kind"], view["initialization"], view["labels"], view["steps"]) == ("number-from-text", "number-from-zero", [], 3)
+    assert view["support_loss"] == sorted(view["support_loss"], reverse=True)
+    answer = service.http.post("/predict", json={"adapter_id": identity, "inputs": ["pizza", "pizza " * 8]}).json()
+    few, many = (prediction["value"] for prediction in answer["predictions"])
+    assert few < 4 < many
+    assert service.http.post("/adapt", json={"support": SUPPORT}, headers=wait).json()["adapter_id"] == identity
+    more = service.http.post(f"/adapters/{identity}/examples", json={"support": [{"input": "pizza", "value": 1.5}]}, headers=wait)
+    assert more.status_code == 200 and more.json()["adapter_id"] != identity
+    refused = service.http.post(f"/adapters/{identity}/score", json={"examples": BODY["support"]})
+    assert refused.status_code == 422 and "an adapter of kind text-classification" in refused.json()["detail"]
+
+
+def test_what_is_wrong_with_an_example_is_named_by_its_field(service: Served) -> None:
+    for support, said in (
+        ([*SUPPORT, {"input": "pizza", "value": "many"}], "support[6].value: expected a valid number"),
+        ([*SUPPORT, {"input": " ", "value": 1}], "support[6].input: expected a text that is not empty"),
+        ([*SUPPORT, {"input": "pizza", "label": "one"}], "support[6]: expected an example of number-from-text, as support[0] is"),
+        ([{"input": "pizza"}] * 2, "support[0].label: expected a value"),
+    ):
+        answer = service.http.post("/adapt", json={"support": support})
+        assert answer.status_code == 422 and answer.json()["detail"].startswith(said), answer.text
+
+
+def test_both_kinds_answer_from_one_batch(service: Served) -> None:
+    wait = {"Prefer": "wait=60"}
+    number = service.http.post("/adapt", json={"support": SUPPORT}, headers=wait).json()["adapter_id"]
+    labels = service.http.post("/adapt", json=BODY, headers=wait).json()["adapter_id"]
+    of_numbers = {"adapter_id": number, "inputs": ["pizza " * 3]}
+    of_labels = {"adapter_id": labels, "inputs": [LABELLED[0]["input"]]}
+    for _ in range(5):
+        assert "value" in service.http.post("/predict", json=of_numbers).json()["predictions"][0]
+        found = service.http.post("/predict", json=of_labels).json()["predictions"][0]
+        assert found["label"] == LABELLED[0]["label"]
+    wrong = service.http.post("/adapt", json={"support": SUPPORT, "initialization": BODY["initialization"]})
+    assert wrong.status_code == 422 and wrong.json()["detail"] == (
+        f"initialization: expected one of number-from-zero, got {BODY['initialization']!r}"
+    )
+
+
+def test_the_document_has_both_shapes_of_examples(service: Served) -> None:
+    schemas = service.http.get("/openapi.json").json()["components"]["schemas"]
+    items = schemas["AdaptRequest"]["properties"]["support"]["items"]
+    assert len(items["oneOf"]) == 2, Path(str(items))

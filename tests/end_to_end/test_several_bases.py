@@ -1,0 +1,136 @@
+"""Two base models in one deployment: the same weights with another pooling. Nothing of one is ever taken for the other's."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from service.running.standalone import url_of
+from tests.end_to_end.conftest import Served, served
+from tests.end_to_end.test_service import BODY
+from tests.service.test_remote_predictor import predictor
+
+INPUTS = ["order pizza now", "close my account please", "play music"]
+WAIT = {"Prefer": "wait=60"}
+Predictions = list[dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def folders(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """The base model of the other tests, with mean pooling, and the same weights with the first token's."""
+    other = tmp_path_factory.mktemp("bases") / "first-token"
+    shutil.copytree(tiny_folder, other)
+    (other / "1_Pooling").mkdir()
+    (other / "1_Pooling" / "config.json").write_text(
+        json.dumps({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False})
+    )
+    return str(tiny_folder), str(other)
+
+
+@pytest.fixture(scope="module")
+def service(
+    folders: tuple[str, str], environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Served, Path]]:
+    folder = tmp_path_factory.mktemp("both")
+    with served(folder, {**environment, "BASE_MODEL": ",".join(folders)}) as running:
+        running.wait_ready()
+        yield running, folder
+
+
+def alone(name: str, environment: dict[str, str], folder: Path) -> Predictions:
+    """What a service of this base model alone answers."""
+    own = {key: value for key, value in environment.items() if key != "INITIALIZATIONS_DIR"}  # those are of the first one
+    with served(folder, {**own, "BASE_MODEL": name}) as running:
+        running.wait_ready()
+        return predictions(running, adapted(running, None))
+
+
+def adapted(running: Served, base_model: str | None, **more: Any) -> str:
+    body = {**BODY, **({} if base_model is None else {"base_model": base_model}), **more}
+    answer = running.http.post("/adapt", json=body, headers=WAIT)
+    assert answer.status_code == 200, answer.text
+    return str(answer.json()["adapter_id"])
+
+
+def predictions(running: Served, identity: str) -> Predictions:
+    answer = running.http.post("/predict", json={"adapter_id": identity, "inputs": INPUTS})
+    assert answer.status_code == 200, answer.text
+    return list(answer.json()["predictions"])
+
+
+def close(left: Predictions, right: Predictions) -> bool:
+    shares = [[share for each in found for _, share in sorted(each["probabilities"].items())] for found in (left, right)]
+    return all(abs(a - b) < 1e-5 for a, b in zip(*shares, strict=True))
+
+
+@pytest.mark.long
+def test_each_answers_as_it_does_alone(
+    service: tuple[Served, Path], folders: tuple[str, str], environment: dict[str, str], tmp_path: Path
+) -> None:
+    running, folder = service
+    url = url_of(folder / "data")
+    assert url is not None
+    client = redis.Redis.from_url(url)
+    ids = [adapted(running, name) for name in folders]
+    assert len(set(ids)) == 2 and adapted(running, None) == ids[0]  # where nothing is said, the first one that is named
+    together = [predictions(running, identity) for identity in ids]
+    assert not close(*together)
+    for number, name in enumerate(folders):
+        (tmp_path / str(number)).mkdir()
+        assert close(together[number], alone(name, environment, tmp_path / str(number)))
+        assert running.http.get(f"/adapters/{ids[number]}").json()["base_model"] == name
+    queues = client.smembers("qs:queues")
+    assert len(queues) == 2
+    assert len({client.hget(f"qs:default:adapter:{identity}", "queue") for identity in ids}) == 2
+    digests = [running.http.get(f"/adapters/{identity}").json()["digest"] for identity in ids]
+    assert len(set(digests)) == 2
+    for key in client.scan_iter("qs:default:weights:*"):  # what is evicted is made again on its own base model
+        client.delete(key)
+    for name, identity, digest, before in zip(folders, ids, digests, together, strict=True):
+        assert adapted(running, name) == identity
+        view = running.http.get(f"/adapters/{identity}").json()
+        assert view["digest"] == digest and close(predictions(running, identity), before)
+
+
+def test_jobs_of_both_at_once_are_kept_apart(service: tuple[Served, Path], folders: tuple[str, str]) -> None:
+    running, _ = service
+    wanted = [(name, seed) for seed in range(8) for name in folders]
+    with ThreadPoolExecutor(8) as pool:
+        ids = list(pool.map(lambda job: adapted(running, job[0], options={"seed": 500 + job[1], "steps": 3}), wanted))
+        found = list(pool.map(lambda identity: predictions(running, identity), ids))
+    for number in range(0, len(wanted), 2):
+        assert close(found[number], found[0]) and close(found[number + 1], found[1])
+    assert not close(found[0], found[1])
+
+
+def test_readiness_listing_and_names(service: tuple[Served, Path], folders: tuple[str, str]) -> None:
+    running, _ = service
+    assert running.http.get("/readyz").json() == {"status": "ready", "missing": []}
+    listed = running.http.get("/initializations").json()["initializations"]
+    assert {(each["name"], each["base_model"]) for each in listed if each["name"] == "lora-from-zero"} == {
+        ("lora-from-zero", name) for name in folders
+    }
+    wrong = running.http.post("/adapt", json={**BODY, "base_model": "none/such"})
+    assert wrong.status_code == 422
+    assert wrong.json()["detail"] == f"base_model: expected one of {', '.join(folders)}, got 'none/such'"
+
+
+@pytest.mark.long
+def test_a_predictor_in_a_process_of_its_own_serves_both(
+    folders: tuple[str, str], environment: dict[str, str], tmp_path: Path
+) -> None:
+    socket = f"unix://{tmp_path}/p.sock"
+    variables = {**environment, "BASE_MODEL": ",".join(folders)}
+    with served(tmp_path, {**variables, "PREDICTOR_URL": socket}) as running:
+        data_url = None
+        while data_url is None:
+            data_url = url_of(tmp_path / "data")
+        with predictor(socket, {**variables, "REDIS_URL": data_url}, tmp_path / "predictor.log"):
+            running.wait_ready()
+            found = [predictions(running, adapted(running, name)) for name in folders]
+            assert not close(*found)

@@ -1,0 +1,168 @@
+"""Ask a service twelve fixed requests over plain HTTP and record what it answers, to the last bit.
+
+Ids are keyed with a secret of the data folder, so two services give the same ids only from copies of one folder. `secret_alone`
+makes one that holds nothing else: what a service then answers, it has computed itself.
+"""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import httpx
+import redis
+
+from tests.upgrade.services import storage
+
+Pairs = list[tuple[str, str]]
+Answers = dict[str, dict[str, Any]]
+_OPENERS = ("please", "could you", "i want to", "how do i", "hello, i need to", "is it possible to")
+_BODIES = {
+    "book_table": (
+        "book a table for two",
+        "reserve a seat by the window",
+        "get a table tonight",
+        "have dinner at eight",
+        "dine with six",
+    ),
+    "cancel_order": (
+        "cancel my order",
+        "stop the delivery",
+        "call off the purchase",
+        "return the parcel unopened",
+        "undo the order",
+    ),
+    "reset_password": ("reset my password", "log in again", "unlock my account", "change my login", "recover the account"),
+    "track_parcel": (
+        "find my parcel",
+        "see where the delivery is",
+        "track the shipment",
+        "learn when it arrives",
+        "follow the van",
+    ),
+    "pay_invoice": ("pay the invoice", "settle the bill by card", "transfer the money", "see what i owe", "get a receipt"),
+}
+INPUTS = (
+    "a table for four, please",
+    "where is my package?",
+    "I forgot the password to my account",
+    "please cancel everything that I have ordered",
+    "Wie bezahle ich die Rechnung? 💳",
+    "!",
+    "words " * 400,
+)
+_SECRET = "5eed" * 16  # any will do
+
+
+def secret_alone(data: Path) -> None:
+    """Make a data folder that holds the secret of adapter ids and nothing else."""
+    with storage(data) as url, redis.Redis.from_url(url) as client:
+        client.set("qs:id-key", _SECRET)
+
+
+def record(url: str, key: str = "") -> Answers:
+    """Adapt to each of the requests, one after the other, and return by its name what the service says of it."""
+    found: Answers = {}
+    with client(url, key) as http:
+        for name, path, body in _requests():
+            if path != "/adapt":
+                path = f"/adapters/{found[path]['adapter_id']}/examples"
+            found[name] = {**adapt(http, path, body), "warnings": _foreseen(http, path, body)}
+            found[name] |= described(http, found[name]["adapter_id"])
+    return found
+
+
+def record_again(url: str, key: str = "") -> tuple[Answers, Answers]:
+    """Record what the service answers from a data folder that has the adapters, and again after each was deleted."""
+    kept = record(url, key)
+    with client(url, key) as http:
+        for answers in kept.values():
+            http.delete(f"/adapters/{answers['adapter_id']}").raise_for_status()
+    return kept, record(url, key)
+
+
+def client(url: str, key: str = "") -> httpx.Client:
+    """Return an HTTP client for the service at `url`."""
+    return httpx.Client(base_url=url, timeout=120, headers={"Authorization": f"Bearer {key}"} if key else {})
+
+
+def adapt(http: httpx.Client, path: str, body: Mapping[str, Any], seconds: int = 60) -> dict[str, Any]:
+    """Post a request and wait until its adapter is ready; return the answer."""
+    answer = http.post(path, json=body, headers={"Prefer": f"wait={seconds}"})
+    assert answer.status_code == 200, (path, answer.status_code, answer.text)
+    found: dict[str, Any] = answer.json()
+    assert found["status"] == "ready", found
+    return found
+
+
+def described(http: httpx.Client, adapter: str) -> dict[str, Any]:
+    """Return all that a service says of a ready adapter that does not depend on when it was made and how long that took."""
+    view = http.get(f"/adapters/{adapter}").raise_for_status().json()
+    changing = ("timings", "created_at", "expires_at", "recovery_ms")
+    return {**{name: own for name, own in view.items() if name not in changing}, "predictions": predicted(http, adapter)}
+
+
+def predicted(http: httpx.Client, adapter: str) -> Any:
+    """Return the service's answer to the fixed inputs, waiting for an evicted adapter to be made again."""
+    for _ in range(60):
+        answer = http.post("/predict", json={"adapter_id": adapter, "inputs": list(INPUTS)})
+        if answer.status_code != 503:
+            break
+        time.sleep(1)
+    assert answer.status_code == 200, (answer.status_code, answer.text)
+    return answer.json()
+
+
+def examples(shots: Mapping[str, int], *, first: int = 0) -> list[dict[str, str]]:
+    """Return so many examples of each label."""
+    found = []
+    for label, number in shots.items():
+        bodies = _BODIES[label]
+        for i in range(first, first + number):
+            found.append({"input": f"{_OPENERS[i // len(bodies) % len(_OPENERS)]} {bodies[i % len(bodies)]}", "label": label})
+    return found
+
+
+def _even(shots: int, labels: int = 3) -> dict[str, int]:
+    return dict.fromkeys(list(_BODIES)[:labels], shots)
+
+
+def _mislabelled(rows: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Every other example with the next one's label: a support set that takes more steps."""
+    labels = [row["label"] for row in rows]
+    return [{**row, "label": labels[(i * 7) % len(rows)]} for i, row in enumerate(rows)]
+
+
+def _requests() -> list[tuple[str, str, dict[str, Any]]]:
+    """(name, path, body); a path that is no path is the name of the request whose adapter gets further examples."""
+    unequal = {"book_table": 10, "cancel_order": 7, "reset_password": 12, "track_parcel": 11}
+    many = {label: 27 + number for number, label in enumerate(_BODIES)}
+    unicode = [
+        {"input": "Où est mon colis ? 📦", "label": "colis – où"},
+        {"input": "包裹在哪里", "label": "colis – où"},
+        {"input": "Ich möchte bezahlen", "label": "Zahlung €"},
+        {"input": "e\u0301te\u0301 naïve İstanbul", "label": "Zahlung €"},
+        {"input": "very " * 300 + "long", "label": "长"},
+        {"input": "tab\tand\nnewline", "label": "长"},
+    ]
+    return [
+        ("1-shot", "/adapt", {"support": examples(_even(1))}),
+        ("2-shot", "/adapt", {"support": examples(_even(2)), "name": "two", "tags": ["a", "b"]}),
+        ("5-shot", "/adapt", {"support": examples(_even(5, 5))}),
+        ("10-shot, unequal", "/adapt", {"support": examples(unequal)}),
+        ("label words", "/adapt", {"support": examples(_even(1)), "options": {"label_words": True}}),
+        ("hard", "/adapt", {"support": _mislabelled(examples(_even(6)))}),
+        ("steps and seed", "/adapt", {"support": examples(_even(5)), "options": {"steps": 3, "seed": 7}}),
+        ("in parts", "/adapt", {"support": examples(many), "options": {"seed": 5}}),
+        ("frozen-prototypes", "/adapt", {"support": examples(_even(2)), "initialization": "frozen-prototypes"}),
+        ("lora-from-zero", "/adapt", {"support": examples(_even(3)), "initialization": "lora-from-zero"}),
+        ("unicode", "/adapt", {"support": unicode}),
+        ("more examples", "2-shot", {"support": examples(_even(2, 4), first=2), "options": {"seed": 1}}),
+    ]
+
+
+def _foreseen(http: httpx.Client, path: str, body: Mapping[str, Any]) -> Any:
+    answer = http.post(
+        path, params={"dry_run": "true"}, json={key: own for key, own in body.items() if key not in ("name", "tags")}
+    )
+    return answer.raise_for_status().json()["warnings"]

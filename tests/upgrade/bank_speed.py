@@ -1,0 +1,38 @@
+"""Time batches of a bank of adapters, with whichever commit's code is on the module path, as often as standard input asks.
+
+    python bank_speed.py API THREADS
+
+Each line of input is `ROWS ADAPTERS`: one batch of so many rows, dealt over so many adapters in turn, on the default base model in
+float32. The line of output is the milliseconds of that batch, and of the bare base model's forward pass on the same rows.
+"""
+
+import importlib
+import sys
+import time
+
+import torch
+
+_CLASSES = (2, 5, 20, 77, 150)
+_ADAPTERS = 64
+_WORDS = "please move my table booking from today to the late train and send a ticket to this account"
+
+
+def main() -> None:
+    api, threads = importlib.import_module(f"api_{sys.argv[1]}"), int(sys.argv[2])
+    torch.set_num_threads(threads)
+    base = api.load(None, "sdpa")
+    answer = api.bank(base, [({"kind": "lora"}, _CLASSES[i % len(_CLASSES)]) for i in range(_ADAPTERS)])
+    words = _WORDS.split()
+    texts = [" ".join(words[(7 * i + k) % len(words)] for k in range(4 + i % 13)) for i in range(256)]
+    for line in sys.stdin:
+        rows, adapters = map(int, line.split())
+        ids = api.token_ids(base, texts[:rows])
+        began = time.perf_counter()
+        answer([i % adapters for i in range(rows)], ids)
+        between = time.perf_counter()
+        api.bare(base, ids)
+        print(1e3 * (between - began), 1e3 * (time.perf_counter() - between), flush=True)
+
+
+if __name__ == "__main__":
+    main()

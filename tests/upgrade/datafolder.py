@@ -1,0 +1,168 @@
+"""Leave a data folder as a service of another commit leaves it, and observe it with any commit's service.
+
+`leave` makes it: adapters that are ready, named, pinned, aliased, evicted and expired, API keys of two tenants, one of them revoked
+and one expired, a request with an Idempotency-Key, and a job that waits for a worker. `observe` serves a copy of it and looks at
+everything, which makes the evicted adapter again and finishes the job.
+"""
+
+import json
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import redis
+
+from tests.upgrade.answers import INPUTS, adapt, client, described, examples
+from tests.upgrade.checkout import command, environment
+from tests.upgrade.services import served
+
+_TWO = {"book_table": 2, "cancel_order": 2, "reset_password": 2}
+_ONCE = {"Idempotency-Key": "an-order-of-the-desk"}
+_WAITING: dict[str, Any] = {"support": examples({"track_parcel": 4, "pay_invoice": 5}), "options": {"seed": 11}}
+_KEPT: dict[str, Any] = {"support": examples(_TWO, first=6)}
+
+
+@dataclass(frozen=True)
+class Left:
+    """What a data folder holds: adapter ids by what became of them, what was said of each while it was ready, and whole keys."""
+
+    adapters: dict[str, str]
+    described: dict[str, dict[str, Any]]
+    keys: dict[str, str]
+
+
+def leave(code: Path, data: Path) -> Left:
+    """Make the data folder `data` with the service of the checkout `code`."""
+    with served(code, data) as url:
+        with client(url) as http:
+            adapters = dict(_adapters(http))
+            said = {name: described(http, adapters[name]) for name in adapters if name != "expired"}
+            http.put(f"/adapters/{adapters['pinned']}/pin").raise_for_status()
+            for alias, name in (("desk.production", "aliased"), ("desk.old", "ready")):
+                http.put(f"/aliases/{alias}", json={"adapter_id": adapters[name]}).raise_for_status()
+            http.delete("/aliases/desk.old").raise_for_status()
+            http.post("/adapt", json=_KEPT, headers=_ONCE).raise_for_status()
+        keys = _keys(code, data)
+        with client(url, keys["acme"]) as http:
+            adapters["foreign"] = adapt(http, "/adapt", {"support": examples(_TWO), "name": "of another tenant"})["adapter_id"]
+            said["foreign"] = described(http, adapters["foreign"])
+        with redis.Redis.from_url((data / "url").read_text()) as records:
+            assert records.delete(*records.scan_iter(f"qs:default:weights:{adapters['evicted']}:*", count=1000)) == 1
+    with served(code, data, worker=False) as url, client(url, keys["default"]) as http:
+        accepted = http.post("/adapt", json=_WAITING)
+        assert accepted.status_code == 202, accepted.text
+        adapters["waiting"] = accepted.json()["adapter_id"]
+        assert _status(http, adapters["waiting"]) == "queued"
+        assert _status(http, adapters["evicted"]) == "evicted"
+    return Left(adapters, said, keys)
+
+
+def observe(code: Path, data: Path, left: Left) -> dict[str, Any]:
+    """Serve the data folder `data` with the checkout `code` and return everything that can be asked of it.
+
+    Two services that mean the same by the folder give the same here, from copies of it.
+    """
+    seen: dict[str, Any] = {}
+    with served(code, data) as url:
+        seen["doors"] = {name: _door(url, key) for name, key in {**left.keys, "none": "", "unknown": "qs_0_0"}.items()}
+        seen["keys"] = _listed(code, data)
+        with client(url, left.keys["default"]) as http:
+            seen["waiting"] = _ended(http, left.adapters["waiting"])
+            before = {name: _view(http, identity) for name, identity in left.adapters.items() if name not in ("waiting", "foreign")}
+            seen["before"] = before
+            ready = [name for name, view in before.items() if view["status"] in ("ready", "evicted")]
+            seen["described"] = {name: described(http, left.adapters[name]) for name in (*ready, "waiting")}
+            seen["after"] = {name: _view(http, identity) for name, identity in left.adapters.items() if name != "foreign"}
+            seen["expired"] = http.post("/predict", json={"adapter_id": left.adapters["expired"], "inputs": ["a"]}).json()["type"]
+            seen["of another tenant"] = http.get(f"/adapters/{left.adapters['foreign']}").status_code
+            seen["aliases"] = http.get("/aliases").raise_for_status().json()
+            by_alias = http.post("/predict", json={"adapter_id": "desk.production", "inputs": list(INPUTS)})
+            seen["by alias"] = by_alias.raise_for_status().json()
+            seen["listed"] = [row["adapter_id"] for row in http.get("/adapters").raise_for_status().json()["adapters"]]
+            seen["tagged"] = [row["adapter_id"] for row in http.get("/adapters", params={"tag": "x"}).json()["adapters"]]
+            again = http.post("/adapt", json=_KEPT, headers=_ONCE)
+            otherwise = http.post("/adapt", json=_WAITING, headers=_ONCE)
+            seen["same Idempotency-Key"] = again.json()["adapter_id"], again.status_code, otherwise.json()["type"]
+            seen["usage"] = _usage(http)
+        with client(url, left.keys["acme"]) as http:
+            seen["acme"] = described(http, left.adapters["foreign"]), _usage(http)
+    return seen
+
+
+def _adapters(http: httpx.Client) -> Iterator[tuple[str, str]]:
+    """Make those of tenant `default` that a worker finishes, in the open service."""
+    requests: dict[str, dict[str, Any]] = {
+        "expired": {"support": examples(_TWO, first=2), "ttl_seconds": 1},
+        "ready": {"support": examples(_TWO), "name": "the desk", "tags": ["x", "y"]},
+        "pinned": {"support": examples({"book_table": 1, "pay_invoice": 1}), "ttl_seconds": 3600},
+        "aliased": {"support": examples(_TWO), "initialization": "lora-from-zero", "options": {"steps": 2}, "tags": ["x"]},
+        "evicted": {"support": examples(_TWO, first=4), "options": {"label_words": True, "seed": 3}},
+        "kept": _KEPT,
+    }
+    for name, body in requests.items():
+        yield name, adapt(http, "/adapt", body)["adapter_id"]
+    parent = adapt(http, "/adapt", requests["ready"])["adapter_id"]
+    yield "child", adapt(http, f"/adapters/{parent}/examples", {"support": examples({"track_parcel": 2})})["adapter_id"]
+
+
+def _keys(code: Path, data: Path) -> dict[str, str]:
+    """Make API keys while the service runs, wait until it knows, and return each whole key by what it is for."""
+    every = ["--scope", "admin"]
+    given = {"default": every, "acme": ["--tenant", "acme"], "revoked": every, "expired": ["--expires", "1s"]}
+    given["reader"] = ["--scope", "predict", "--name", "reads"]
+    made = {name: json.loads(_command(code, data, "create", "--json", *options)) for name, options in given.items()}
+    _command(code, data, "revoke", made["revoked"]["id"])
+    time.sleep(2.5)  # a key that was made, revoked or expired is known to be so a second later
+    return {name: str(own["key"]) for name, own in made.items()}
+
+
+def _command(code: Path, data: Path, name: str, *arguments: str) -> str:
+    whole = [*command("quickstudy", code), "keys", "--data-dir", str(data), name, *arguments]
+    done = subprocess.run(whole, cwd=code, env=environment(code), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def _listed(code: Path, data: Path) -> Any:
+    return json.loads(_command(code, data, "list", "--json"))
+
+
+def _door(url: str, key: str) -> dict[str, int]:
+    """Return the status of a call that needs each scope."""
+    with client(url, key) as http:
+        return {
+            "read": http.get("/adapters").status_code,
+            "adapt": http.post("/adapt?dry_run=true", json=_KEPT).status_code,
+            "predict": http.post("/predict", json={"adapter_id": "a" + "0" * 40, "inputs": ["a"]}).status_code,
+            "admin": http.get("/usage", params={"tenant": "another"}).status_code,
+        }
+
+
+def _status(http: httpx.Client, identity: str) -> str:
+    return str(http.get(f"/adapters/{identity}").raise_for_status().json()["status"])
+
+
+def _ended(http: httpx.Client, identity: str) -> str:
+    """Wait until the job that waited has ended and return its status."""
+    for _ in range(600):
+        if (status := _status(http, identity)) not in ("queued", "running"):
+            break
+        time.sleep(0.1)
+    return status
+
+
+def _view(http: httpx.Client, identity: str) -> dict[str, Any]:
+    """Return the view of an adapter without what depends on the run."""
+    view: dict[str, Any] = http.get(f"/adapters/{identity}").raise_for_status().json()
+    for name in ("timings", "recovery_ms"):
+        del view[name]
+    return view
+
+
+def _usage(http: httpx.Client) -> dict[str, Any]:
+    used: dict[str, Any] = http.get("/usage").raise_for_status().json()
+    return {name: own for name, own in used.items() if "minute" not in name}

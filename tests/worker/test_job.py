@@ -1,0 +1,156 @@
+"""Jobs from claim to commit with a real runtime on a real server."""
+
+import json
+import re
+import threading
+from typing import Any
+
+import pytest
+import redis
+
+from metatrain.artifacts.artifact import adapter_from_bytes
+from metatrain.artifacts.baselines import lora_from_zero
+from metatrain.models.base import Base
+from tests.conftest import RedisServer
+from tests.worker.jobs import SUPPORT, recipe, run
+from worker.errors import WeightsMissing
+from worker.job import JobRunner
+from worker.ledger.claims import Claim, Claims, WeightsLifetime
+from worker.ledger.messages import JobRecipe, Outcome
+from worker.ledger.records import Records
+from worker.ledger.store import WeightStore
+from worker.logs import Lines, LogFormat
+from worker.runtime import MadeAdapter, Resident, Runtime
+from worker.settings import WorkerSettings
+
+
+def test_a_job_ends_with_weights_that_load_and_a_record_that_tells(runner: JobRunner, tiny: Base) -> None:
+    status, digest, error = run(runner, recipe(tiny))
+    assert (status, error) == ("ready", None)
+    record = runner.records.get("t", "a1")
+    assert record is not None and digest is not None
+    content = runner.store.get("t", "a1", record.fence, digest)
+    adapter = adapter_from_bytes(content, tiny)
+    assert adapter.metadata.labels == ("close", "order")
+    assert len(record.support_loss) == 3
+    assert set(record.timings) == {"queue", "tokenize", "inner_loop", "store"}
+
+
+def test_the_same_wake_up_twice_is_one_computation(runner: JobRunner, tiny: Base) -> None:
+    run(runner, recipe(tiny))
+    runner.run("t", "a1")
+    record = runner.records.get("t", "a1")
+    assert record is not None and record.attempt == 1
+    runner.run("t", "never accepted")
+
+
+def test_failures_are_data(runner: JobRunner, tiny: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    status, _, error = run(runner, recipe(tiny, initialization_digest="0" * 64), "a2")
+    assert status == "failed" and error is not None and "is not on this worker" in error
+    status, _, error = run(runner, recipe(tiny, precision="bfloat16"), "a5")
+    assert status == "failed" and error is not None and "asks for bfloat16, this worker runs float32" in error
+    slow = JobRunner("w", WorkerSettings(job_seconds=1e-9), runner.records, runner.store, runner.runtime)
+    status, _, error = run(slow, recipe(tiny), "a3")
+    assert status == "failed" and error is not None and "deadline after 0 of 3 steps" in error
+
+    class Broken(Runtime):
+        def adapt(self, recipe: JobRecipe, **_: object) -> MadeAdapter:
+            raise RuntimeError("the text of an example: order pizza")
+
+    broken = JobRunner("w", WorkerSettings(), runner.records, runner.store, Broken(Resident(tiny, {})))
+    assert run(broken, recipe(tiny), "a4") == ("failed", None, "internal error: RuntimeError")
+
+
+def test_a_refused_commit_leaves_no_weights(runner: JobRunner, tiny: Base, redis_client: "redis.Redis") -> None:
+    """Deleted while it ran: the worker's commit is refused, and what it stored goes."""
+    runtime = runner.runtime
+
+    class DeletedMeanwhile(Runtime):
+        def adapt(self, recipe: JobRecipe, **_: object) -> MadeAdapter:
+            runner.records.delete("t", "a1")
+            return runtime.adapt(recipe)
+
+    late = JobRunner("w", WorkerSettings(), runner.records, runner.store, DeletedMeanwhile(Resident(tiny, {})))
+    runner.records.accept("t", "a1", recipe(tiny), 60_000, ())
+    late.run("t", "a1")
+    assert runner.records.get("t", "a1") is None
+    assert list(redis_client.scan_iter("qs:t:*")) == [b"qs:t:usage"]  # sums, and no weights
+    with pytest.raises(WeightsMissing):
+        runner.store.get("t", "a1", 1, "x")
+
+
+def test_the_server_of_records_and_weights_may_be_away_while_a_job_runs(tiny: Base, redis_server: RedisServer) -> None:
+    """The outcome is kept until it is back, and no attempt is gone."""
+    client = redis.Redis.from_url(redis_server.url)
+    runtime = Runtime(Resident(tiny, {"lora-from-zero": lora_from_zero(tiny)}))
+
+    class OutageMeanwhile(Runtime):
+        def adapt(self, recipe: JobRecipe, **_: object) -> MadeAdapter:
+            made = runtime.adapt(recipe)
+            redis_server.stop()
+            threading.Timer(1.0, redis_server.start).start()
+            return made
+
+    runner = JobRunner("w", WorkerSettings(), Records(client), WeightStore(client), OutageMeanwhile(Resident(tiny, {})))
+    runner.records.accept("t", "a1", recipe(tiny), 60_000, ())
+    runner.run("t", "a1")
+    record = runner.records.get("t", "a1")
+    assert record is not None and (record.status, record.attempt) == ("ready", 1)
+    assert runner.store.get("t", "a1", record.fence, str(record.digest))
+    client.close()
+
+
+def test_a_lost_answer_to_the_commit_costs_no_weights(runner: JobRunner, tiny: Base, redis_client: "redis.Redis") -> None:
+    class LosesTheFirstAnswer(Claims):
+        lost = False
+
+        def commit(self, claim: Claim, outcome: Outcome) -> WeightsLifetime | None:
+            found = super().commit(claim, outcome)
+            if not self.lost:
+                self.lost = True
+                raise redis.exceptions.TimeoutError
+            return found
+
+    runner.records.claims = LosesTheFirstAnswer(redis_client)
+    assert run(runner, recipe(tiny))[0] == "ready"
+    record = runner.records.get("t", "a1")
+    assert record is not None and runner.store.has("t", "a1", record.fence)
+
+
+@pytest.mark.parametrize("pinned", [True, False])
+def test_pinned_or_unpinned_while_it_runs(runner: JobRunner, tiny: Base, redis_client: Any, pinned: bool) -> None:
+    runtime = runner.runtime
+
+    class PinnedMeanwhile(Runtime):
+        def adapt(self, recipe: JobRecipe, **_: object) -> MadeAdapter:
+            runner.records.pin("t", "a1", pinned)
+            return runtime.adapt(recipe)
+
+    runner.records.accept("t", "a1", recipe(tiny), 60_000, ())
+    runner.records.pin("t", "a1", not pinned)
+    JobRunner("w", WorkerSettings(), runner.records, runner.store, PinnedMeanwhile(Resident(tiny, {}))).run("t", "a1")
+    (key,) = redis_client.scan_iter("qs:t:weights:*")
+    assert redis_client.pttl(key) == -1 if pinned else 0 < redis_client.pttl(key) <= 60_000
+
+
+@pytest.mark.parametrize(
+    ("form", "field"), [("text", r"attempt=1 fence=\d+ request=r7"), ("json", r'"attempt": 1, "fence": \d+, "request": "r7"')]
+)
+def test_lines_say_whose_they_are_and_nothing_of_the_support_set(
+    runner: JobRunner, tiny: Base, caplog: pytest.LogCaptureFixture, form: LogFormat, field: str
+) -> None:
+    class Broken(Runtime):
+        def adapt(self, recipe: JobRecipe, **_: object) -> MadeAdapter:
+            raise RuntimeError(f"a message that quotes {recipe.support[0][0]}")
+
+    caplog.set_level("DEBUG")
+    caplog.handler.setFormatter(Lines("worker", form))
+    broken = JobRunner("w", WorkerSettings(), runner.records, runner.store, Broken(Resident(tiny, {})))
+    runner.records.accept("t", "a1", recipe(tiny), 60_000, (), "r7")
+    broken.run("t", "a1")
+    record = runner.records.get("t", "a1")
+    assert record is not None and record.error == "internal error: RuntimeError"
+    assert "RuntimeError" in caplog.text and re.search(field, caplog.text)
+    if form == "json":
+        assert all(json.loads(line)["adapter"] == "a1" for line in caplog.text.splitlines())
+    assert not any(text in caplog.text for text, _ in SUPPORT)

@@ -1,0 +1,49 @@
+"""What a runtime makes of a recipe."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from metatrain.artifacts.artifact import adapter_from_bytes
+from metatrain.artifacts.baselines import lora_from_zero
+from metatrain.models.base import Base
+from tests.worker.jobs import SUPPORT, recipe, run
+from worker.job import JobRunner
+from worker.ledger.store import weights_digest
+from worker.runtime import Resident, Runtime, load_runtime
+from worker.settings import WorkerSettings
+
+
+def test_label_words_are_one_more_example_of_each_label(runner: JobRunner, tiny: Base) -> None:
+    named = tuple((text, {"close": "close_account", "order": "orderPizza"}[label]) for text, label in SUPPORT)
+    spelled = (*named, ("close account", "close_account"), ("order Pizza", "orderPizza"))
+    digests = [
+        weights_digest(runner.runtime.adapt(recipe(tiny, support=support, label_words=words)).content)
+        for support, words in ((named, True), (spelled, False), (named, False))
+    ]
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_computed_again_it_has_the_same_bits(runner: JobRunner, tiny: Base) -> None:
+    digests = {weights_digest(runner.runtime.adapt(recipe(tiny)).content) for _ in range(3)}
+    assert len(digests) == 1
+    assert run(runner, recipe(tiny))[1] in digests
+    other = Runtime(Resident(tiny, {"lora-from-zero": lora_from_zero(tiny)}))
+    assert weights_digest(other.adapt(recipe(tiny)).content) in digests
+
+
+def test_an_initialization_with_a_base_model_of_its_own_is_adapted_on_it(tiny: Base) -> None:
+    """Its outer loop moved parameters of the base model too; the model itself stays as it is."""
+    plain = lora_from_zero(tiny)
+    moved = replace(plain, base_update={n: p + 0.2 for n, p in tiny.parameters(["encoder.layer.1.output.*"]).items()})
+    runtime = Runtime(Resident(tiny, {"plain": plain, "moved": moved}))
+    before, own, after = (runtime.adapt(recipe(tiny, initialization_digest=init.digest)).content for init in (plain, moved, plain))
+    assert before == after
+    left, right = (adapter_from_bytes(content, tiny).answering["head.weight"] for content in (before, own))
+    assert not torch.allclose(left, right, atol=1e-2)
+
+
+def test_load_runtime_probes_and_lists_what_it_has(tiny_folder: Path) -> None:
+    runtime = load_runtime(WorkerSettings(base_model=str(tiny_folder), precision="float32", threads=torch.get_num_threads()))
+    assert len(runtime.by_digest) == 2  # the shipped default belongs to another base model

@@ -1,0 +1,68 @@
+"""Keep the lease of a claimed job from a thread, and report its progress."""
+
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+
+import redis
+
+from worker.ledger.claims import Claim, Claims
+from worker.logs import fields
+
+log = logging.getLogger(__name__)
+REPORT_SECONDS = 0.05
+"""How often new support losses are reported."""
+HEARTBEATS_PER_LEASE = 3
+
+
+@dataclass(frozen=True)
+class HeldJob:
+    """A claimed job and what is known of it while it runs."""
+
+    claim: Claim
+    losses: list[float] = field(default_factory=list)
+    """The support loss before each inner step so far."""
+    lost: threading.Event = field(default_factory=threading.Event)
+    """Set once the claim no longer holds: the job was deleted, or another worker took it over."""
+    ended: threading.Event = field(default_factory=threading.Event)
+    """Set once the job needs no more heartbeats."""
+
+    def log_fields(self) -> AbstractContextManager[None]:
+        """Return a context in which log lines name this job."""
+        claim = self.claim
+        return fields(
+            adapter=claim.adapter_id, tenant=claim.tenant, attempt=claim.attempt, fence=claim.fence, request=claim.request
+        )
+
+
+@contextmanager
+def keep_lease(claims: Claims, claim: Claim, lease_ms: int) -> Iterator[HeldJob]:
+    """Extend the lease and report the support losses from a thread while the block runs or until the job has ended."""
+    job = HeldJob(claim)
+    thread = threading.Thread(target=_beat, args=(claims, job, lease_ms), name=f"heartbeat-{claim.adapter_id}", daemon=True)
+    thread.start()
+    try:
+        yield job
+    finally:
+        job.ended.set()
+        thread.join()
+
+
+def _beat(claims: Claims, job: HeldJob, lease_ms: int) -> None:
+    """Send heartbeats until the job has ended or its claim is lost."""
+    pause = lease_ms / 1000 / HEARTBEATS_PER_LEASE
+    reported, next_lease = 0, time.monotonic() + pause
+    while not job.ended.wait(REPORT_SECONDS):
+        if len(job.losses) == reported and time.monotonic() < next_lease:
+            continue
+        reported, next_lease = len(job.losses), time.monotonic() + pause
+        try:
+            if not claims.heartbeat(job.claim, lease_ms, job.losses[:reported]):
+                job.lost.set()
+                return
+        except redis.RedisError as error:
+            with fields(adapter=job.claim.adapter_id, tenant=job.claim.tenant, fence=job.claim.fence):
+                log.warning("heartbeat not delivered: %s", type(error).__name__)

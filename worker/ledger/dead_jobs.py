@@ -1,0 +1,31 @@
+"""Jobs that used up their attempts: they failed with that reason, and wait for an operator to retry or drop them. Torch-free."""
+
+from collections.abc import Callable
+from typing import cast
+
+import redis
+
+from worker.ledger import names, scripts
+from worker.ledger.record import Record
+from worker.ledger.retention import KEEP_EXPIRED_RECORDS_MS
+
+
+class DeadJobs:
+    """Read and revive dead jobs. Every method may raise `redis.RedisError` if Redis cannot be reached.
+
+    `get` reads a record.
+    """
+
+    def __init__(self, client: "redis.Redis", get: Callable[[str, str], Record | None]) -> None:
+        self._redis, self._get = client, get
+        self._revive = scripts.register(client, "revive")
+
+    def latest(self, most: int = 1000) -> list[Record]:
+        """Return the dead jobs, the latest first."""
+        members = cast(list[bytes], self._redis.zrevrange(names.DEAD, 0, most - 1))
+        return [record for member in members if (record := self._get(*names.split_member(member))) is not None]
+
+    def revive(self, tenant: str, adapter_id: str) -> bool:
+        """Queue a dead job again with all its attempts. Return False if it is not dead."""
+        keys = [*names.job_keys(tenant, adapter_id), names.RETIRE]
+        return bool(self._revive(keys=keys, args=[names.member(tenant, adapter_id), KEEP_EXPIRED_RECORDS_MS]))

@@ -1,0 +1,10 @@
+-- Record that the append-only file was rewritten. Text deleted after the rewrite began is still in the file.
+--
+-- KEYS  1 erase, 2 erase-last
+-- ARGV  1 when the rewrite began
+-- Returns 0 if deleted text is left.
+
+local last = tonumber(redis.call('GET', KEYS[2]) or 0)
+redis.call('DEL', KEYS[1])
+if last >= tonumber(ARGV[1]) then redis.call('SET', KEYS[1], last); return 0 end
+return 1

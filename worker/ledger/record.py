@@ -1,0 +1,91 @@
+"""What a record stores, and how it is read. Torch-free.
+
+A record is the Redis hash `qs:TENANT:adapter:ID`. Its fields are those of `Record`, and
+
+| field | holds |
+|---|---|
+| `recipe` | the job recipe as JSON, with the text of every example |
+| `kin` | the pass key: jobs with the same one may share a pass |
+| `queued_at`, `announced_at` | when the job was queued; when its wake-up was last repeated |
+| `lease_until`, `heard_at`, `lost_at` | end of the lease; last heartbeat; last sign of a worker that was lost |
+| `worker`, `request` | name of the worker that holds the job; id of the request that asked for it |
+| `bytes`, `example_bytes` | size of the weights and of the recipe, as the tenant's usage counts them |
+
+The Lua scripts write them. A record has no TTL, so no memory policy can evict it: `qs:retire` says when it may be removed.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from worker.ledger.messages import RecipeSummary, Status
+from worker.ledger.names import text
+
+
+class Record(BaseModel):
+    """The account of one adapter as it is stored, without the examples in its recipe (`Records.recipe`). Times are in ms.
+
+    `status` comes from the record alone: only the cache of weights knows whether a ready adapter is `evicted`.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    tenant: str
+    adapter_id: str
+    status: Status
+    summary: RecipeSummary
+    truncated: tuple[int, ...]
+    created_at: int
+    expires_at: int
+    ttl_ms: int
+    attempt: int
+    fence: int
+    queue: str = ""
+    readapting: bool = False
+    pinned: bool = False
+    last_error: str | None = None
+    recovery_ms: int | None = None
+    support_loss: tuple[float, ...] = ()
+    digest: str | None = None
+    error: str | None = None
+    timings: dict[str, float] = {}
+    name: str | None = None
+    tags: tuple[str, ...] = ()
+    parent: str | None = None
+
+
+FIELDS = [name for name in Record.model_fields if name not in ("tenant", "adapter_id")]
+"""The fields of the hash that a record is read from."""
+
+
+@dataclass(frozen=True)
+class JobState:
+    """How far a job is: the few fields that change while it runs."""
+
+    status: Status
+    attempt: int
+    fence: int
+    support_loss: tuple[float, ...]
+
+
+JOB_STATE_FIELDS = ["status", "attempt", "fence", "support_loss"]
+
+
+def stored_fields(values: Sequence[bytes | None]) -> dict[str, str]:
+    """Return the stored ones among the values of `FIELDS`, by name."""
+    return {name: text(value) for name, value in zip(FIELDS, values, strict=True) if value is not None}
+
+
+def parse_record(tenant: str, adapter_id: str, stored: Mapping[str, str], now: int) -> Record:
+    """Return the record as it is at `now`: a ready adapter whose time is over is `expired`."""
+    fields: dict[str, Any] = dict(stored)
+    for key in ("truncated", "support_loss", "timings", "tags"):
+        fields[key] = json.loads(fields.get(key) or ("{}" if key == "timings" else "[]"))
+    fields["summary"] = json.loads(fields["summary"])
+    over = fields.get("pinned") != "1" and int(fields["expires_at"]) <= now
+    if fields["status"] == "ready" and over:
+        fields["status"] = "expired"
+    return Record.model_validate({**fields, "tenant": tenant, "adapter_id": adapter_id})

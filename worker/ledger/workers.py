@@ -1,0 +1,37 @@
+"""Which workers are alive: each one announces itself every second. Torch-free."""
+
+import json
+from collections import Counter
+from typing import Any, cast
+
+import redis
+
+from worker.ledger import names, scripts
+from worker.ledger.clock import server_ms
+
+
+class Workers:
+    """Announce and count workers. Every method may raise `redis.RedisError` if Redis cannot be reached."""
+
+    def __init__(self, client: "redis.Redis") -> None:
+        self._redis = client
+        self._announce = scripts.register(client, "announce_worker")
+
+    def announce(self, name: str, description: dict[str, Any], seconds: int) -> None:
+        """Record that a worker is alive for the next `seconds`."""
+        keys = [names.WORKERS, names.WORKER_DESCRIPTIONS]
+        self._announce(keys=keys, args=[name, json.dumps(description), 1000 * seconds])
+
+    def remove(self, name: str) -> None:
+        """Record that a worker has stopped."""
+        with self._redis.pipeline() as pipe:
+            pipe.zrem(names.WORKERS, name)
+            pipe.hdel(names.WORKER_DESCRIPTIONS, name)
+            pipe.execute()
+
+    def by_queue(self) -> dict[str, int]:
+        """Return the number of workers that are alive, by queue."""
+        alive = cast(list[bytes], self._redis.zrangebyscore(names.WORKERS, f"({server_ms(self._redis)}", "+inf"))
+        said = cast(list[bytes | None], self._redis.hmget(names.WORKER_DESCRIPTIONS, alive)) if alive else []
+        described = [json.loads(each) for each in said if each is not None]
+        return dict(Counter(queue for each in described for queue in each.get("queues", [each.get("queue", "")])))

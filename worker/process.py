@@ -1,0 +1,110 @@
+"""One worker process: a Celery worker with a solo pool, one process a device, and a reaper in a thread."""
+
+import logging
+import os
+import socket
+from typing import Any
+
+from celery import Celery
+from celery.signals import worker_ready, worker_shutting_down
+
+from worker.app import celery_app
+from worker.job import JobRunner
+from worker.ledger.messages import ADAPT_TASK
+from worker.ledger.records import Records
+from worker.ledger.servers import records_client, weights_client
+from worker.ledger.store import WeightStore
+from worker.logs import fields, places
+from worker.reaper import Reaper
+from worker.runtime import Runtime, load_runtime
+from worker.settings import WorkerSettings
+
+log = logging.getLogger(__name__)
+_NO_CHATTER = ("--without-gossip", "--without-mingle", "--without-heartbeat")
+
+
+def run_worker(settings: WorkerSettings) -> None:
+    """Load the base models, then run jobs until told to stop (SIGTERM finishes the job at hand)."""
+    WorkerProcess(settings).run()
+
+
+def queues_of(runtime: Runtime) -> dict[str, list[str]]:
+    """Return the queues that a worker takes jobs of, as `Claims.claim` takes them.
+
+    These are the queues of its base models, and those that jobs had in earlier versions, when base models were told apart by their
+    weights alone (or not at all: the queue without a name). Of the latter it takes only jobs of initializations that it has.
+    """
+    digests = list(runtime.by_digest)
+    earlier = {resident.earlier_queue: digests for resident in runtime.residents}
+    return {**{resident.queue: [] for resident in runtime.residents}, **earlier, "": digests}
+
+
+class WorkerProcess:
+    """The parts of a worker process, made from its settings. Raises MetatrainError, and SettingsError."""
+
+    def __init__(self, settings: WorkerSettings) -> None:
+        client = records_client(settings.redis_url)
+        store = WeightStore(weights_client(settings.weights_url, timeout=30))
+        records = Records(client)
+        runtime = load_runtime(settings)
+        queues = queues_of(runtime)
+        self._settings, self._name = settings, f"{socket.gethostname()}-{os.getpid()}"
+        self._queues = [queue for queue in queues if queue]
+        self._description = _description(runtime)
+        self._runner = JobRunner(self._name, settings, records, store, runtime, queues)
+        self._app = celery_app(settings.redis_url, self._queues[0])
+        self._reaper = Reaper(
+            client,
+            records,
+            store,
+            self._app,
+            name=self._name,
+            description=self._description,
+            erase_seconds=settings.erase_seconds,
+        )
+
+    def run(self) -> None:
+        """Run jobs until the process is told to stop."""
+        self._app.conf.worker_consumer = "worker.consumer:PromptConsumer"
+        _register(self._app, self._runner)
+        worker_ready.connect(self._on_ready, weak=False)
+        worker_shutting_down.connect(self._on_stop, weak=False)
+        self._app.worker_main(
+            [
+                "--quiet",
+                "worker",
+                "--pool=solo",
+                f"--queues={','.join(self._queues)}",
+                f"--loglevel={self._settings.log_level}",
+                f"--hostname={self._name}@%h",
+                *_NO_CHATTER,
+            ]
+        )
+
+    def _on_ready(self, **_: Any) -> None:
+        self._reaper.start()
+        with fields(name=self._name, **self._description):
+            log.info("ready")
+
+    def _on_stop(self, **_: Any) -> None:
+        self._runner.draining.start()
+        self._reaper.stop()
+
+
+def _description(runtime: Runtime) -> dict[str, Any]:
+    """Return what a worker announces of itself."""
+    first = runtime.residents[0].base
+    own = [resident.queue for resident in runtime.residents]
+    return {"device": str(first.device), "dtype": first.precision, "queue": own[0], "queues": own}
+
+
+def _register(app: Celery, runner: JobRunner) -> None:
+    """Have the app run a job for each wake-up."""
+
+    @app.task(name=ADAPT_TASK)  # type: ignore[untyped-decorator]
+    def adapt(tenant: str, adapter_id: str) -> None:
+        try:
+            runner.run(tenant, adapter_id)
+        except Exception as error:  # Celery would log its message, which may quote an input; the reaper brings the job back
+            with fields(adapter=adapter_id, tenant=tenant):
+                log.error("the job was left as it is\n%s", places(error))

@@ -1,0 +1,101 @@
+"""The reaper, a thread in every worker: it announces lost jobs again, and removes records and text that have had their time."""
+
+import base64
+import json
+import logging
+import threading
+from collections.abc import Mapping
+from typing import Any, cast
+
+import redis
+from celery import Celery
+from kombu.exceptions import OperationalError
+
+from worker.ledger import names
+from worker.ledger.messages import ADAPT_TASK, FIRST, IN_TURN, wake_up
+from worker.ledger.records import Records
+from worker.ledger.store import WeightStore
+from worker.logs import fields, places
+
+log = logging.getLogger(__name__)
+REAP_INTERVAL_SECONDS = 1.0
+WORKER_ALIVE_SECONDS = 6
+"""How long a worker counts as alive after it last announced itself."""
+
+
+class Reaper:
+    """Announces this worker and looks after the records, every second until it is stopped.
+
+    Several reapers may run at once. `erase_seconds`: after a deletion, until the append-only file is rewritten without it.
+    """
+
+    def __init__(
+        self,
+        client: "redis.Redis",
+        records: Records,
+        store: WeightStore,
+        app: Celery,
+        *,
+        name: str,
+        description: Mapping[str, Any],
+        erase_seconds: float,
+    ) -> None:
+        self._client, self._records, self._store, self._app = client, records, store, app
+        self._name, self._description = name, dict(description)
+        self._erase_ms = int(1000 * erase_seconds)
+        self._stopping = threading.Event()
+
+    def start(self) -> None:
+        threading.Thread(target=self._run, name="reaper", daemon=True).start()
+
+    def stop(self) -> None:
+        """Stop, and record that this worker is gone."""
+        self._stopping.set()
+        try:
+            self._records.workers.remove(self._name)
+        except redis.RedisError:
+            log.info("Redis was gone before this worker")
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                self._records.workers.announce(self._name, self._description, WORKER_ALIVE_SECONDS)
+                self.reap()
+            except (redis.RedisError, OperationalError) as error:
+                log.warning("Redis is out of reach (%s), trying again", type(error).__name__)
+            except Exception as error:  # whatever it was, jobs must go on being announced
+                log.error("the reaper stumbled\n%s", places(error))
+            self._stopping.wait(REAP_INTERVAL_SECONDS)
+
+    def reap(self) -> None:
+        """Announce lost jobs, retire old records, and erase deleted text, once."""
+        self._announce_lost_jobs()
+        for tenant, adapter_id, fence in self._records.retention.retire():
+            self._store.remove(tenant, adapter_id, fence)
+        try:
+            if self._records.retention.erase(self._erase_ms):
+                log.info("the append-only file has been written anew, without what was deleted")
+        except redis.ResponseError as error:
+            log.warning("deleted text stays in the append-only file until the server writes it anew: %s", error)
+
+    def _announce_lost_jobs(self) -> None:
+        found = {queue: oldest_wake_up(self._client, queue) for queue in self._records.waiting.queues()}
+        oldest = {queue: job for queue, job in found.items() if job is not None}
+        for tenant, adapter_id, queue in self._records.waiting.due(oldest=oldest):
+            with fields(adapter=adapter_id, tenant=tenant):
+                log.info("announced again")
+            queue = queue or self._app.conf.task_default_queue
+            self._app.send_task(ADAPT_TASK, kwargs=wake_up(tenant, adapter_id), priority=FIRST, queue=queue)
+
+
+def oldest_wake_up(client: "redis.Redis", queue: str) -> tuple[str, str] | None:
+    """Return (tenant, adapter id) of the wake-up that has waited longest in `queue`, or None if none waits.
+
+    New wake-ups (IN_TURN) count before repeated ones (FIRST): only if no new one waits is the oldest repeated one returned.
+    """
+    for suffix in (f"\x06\x16{IN_TURN}", ""):  # kombu's names for a queue's priorities
+        message = cast(bytes | None, client.lindex(f"{names.CELERY_PREFIX}{queue}{suffix}", -1))
+        if message is not None:
+            _, named, _ = json.loads(base64.b64decode(json.loads(message)["body"]))
+            return named["tenant"], named["adapter_id"]
+    return None
