@@ -1,4 +1,7 @@
-"""The small sets of parameters that adaptation moves, one file a kind."""
+"""The small sets of parameters that adaptation moves, one file a kind.
+
+`kind.py` says what every kind has, `sites.py` where in a model it can act, and `scope.py` how it reaches the modules of one call.
+"""
 
 from metatrain.deltas.bottleneck import BottleneckConfig
 from metatrain.deltas.head import HeadConfig

@@ -19,7 +19,10 @@ from metatrain.deltas.sites import Layout, Site, find_sites, lowest_layer
 
 
 class BottleneckConfig(BaseModel):
-    """`targets` and `layers` as for LoRA; by default what closes each attention and feed-forward block of BERT's kin."""
+    """The choices of bottleneck adapters: `targets` and `layers` as for LoRA.
+
+    The default targets are the last layers of each attention and feed-forward block of BERT-like models.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -30,7 +33,10 @@ class BottleneckConfig(BaseModel):
 
 
 class Bottleneck:
-    """Leaves `{module}.down.weight` [R, D], `{module}.down.bias` [R], `{module}.up.weight` [D, R], `{module}.up.bias` [D]."""
+    """Leaves `{module}.down.weight` [R, D], `{module}.down.bias` [R], `{module}.up.weight` [D, R], `{module}.up.bias` [D].
+
+    Raises UnsupportedDelta where a target matches no layer of a supported type (`sites.py`).
+    """
 
     def __init__(self, config: BottleneckConfig, model: nn.Module) -> None:
         self.config = config
@@ -47,7 +53,7 @@ class Bottleneck:
         return lowest_layer(self.sites)
 
     def initial(self, generator: torch.Generator, *, b_std: float = 0.0) -> dict[str, Tensor]:
-        """A fresh θ, one task, float32: V Kaiming uniform (a = √5), U normal with `b_std`, biases zero."""
+        """Draw a fresh θ, one task, float32: V Kaiming uniform (a = √5), U normal with `b_std`, biases zero."""
         theta = {name: torch.zeros(shape) for name, shape in self.shapes.items()}
         for name, leaf in theta.items():
             if name.endswith("down.weight"):

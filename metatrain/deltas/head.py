@@ -1,4 +1,4 @@
-"""No delta at all: the head alone is adapted, on features of the base model as it is."""
+"""No delta at all: only the head is adapted, on features of the unchanged base model."""
 
 from collections.abc import Iterable
 from typing import Literal
@@ -17,7 +17,7 @@ class HeadConfig(BaseModel):
 
 
 class HeadOnly:
-    """Has no leaves."""
+    """A delta without leaves and without sites, which every model has a place for."""
 
     def __init__(self, config: HeadConfig, model: nn.Module) -> None:
         self.config = config

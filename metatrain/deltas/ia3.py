@@ -20,8 +20,10 @@ from metatrain.errors import UnsupportedDelta
 
 
 class IA3Config(BaseModel):
-    """What PEFT calls `target_modules` and `feedforward_modules`; `targets` and `layers` as for LoRA. Those targets that are in
-    `feedforward` are rescaled on their input, the others on their output."""
+    """The choices of an (IA)³; PEFT calls them `target_modules` and `feedforward_modules`. `targets` and `layers` as for LoRA.
+
+    Those targets that are in `feedforward` are rescaled on their input, the others on their output.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -62,7 +64,7 @@ class IA3:
         return lowest_layer(self.sites)
 
     def initial(self, generator: torch.Generator, *, b_std: float = 0.0) -> dict[str, Tensor]:
-        """A fresh θ, one task, float32: ones, with normal noise of `b_std` around them."""
+        """Draw a fresh θ, one task, float32: ones, with normal noise of `b_std` around them."""
         return {name: 1 + b_std * torch.randn(shape, generator=generator) for name, shape in self.shapes.items()}
 
     def attach(self, sites: Iterable[str]) -> None:
@@ -72,7 +74,7 @@ class IA3:
             module.register_forward_hook(_output_hook(site, layout))
 
     def fold(self, delta: Delta) -> dict[str, Tensor]:
-        """l − 1: what a row without a delta reads is zero."""
+        """Return l − 1, so that a row without a delta reads zeros."""
         return {name: leaf - 1 for name, leaf in delta.items()}
 
     @property

@@ -1,4 +1,4 @@
-"""What a delta kind is to everything else: named leaves, a start, and hooks that apply them."""
+"""The interface of a delta kind (named leaves, a start, hooks that apply them, its names in PEFT), and all kinds by name."""
 
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Protocol
@@ -32,21 +32,23 @@ class DeltaKind(Protocol):
 
     @property
     def lowest_layer(self) -> int:
-        """Nothing below this layer of the base model depends on the delta."""
+        """The layer of the base model below which nothing depends on the delta."""
 
     def initial(self, generator: torch.Generator, *, b_std: float = 0.0) -> dict[str, Tensor]:
-        """A fresh θ, one task, float32; `b_std`: the spread of what would otherwise start at the base model itself."""
+        """Draw a fresh θ, one task, float32; `b_std`: the spread of what would otherwise start at the base model itself."""
 
     def attach(self, sites: Iterable[str]) -> None:
         """Hook these of the sites. A site without leaves in the delta of a call is left as it is."""
 
     def fold(self, delta: Delta) -> dict[str, Tensor]:
-        """What the modules read."""
+        """Return what the modules read; leaves that are all zero then leave a row alone, but for `counts`."""
 
     @property
     def counts(self) -> dict[str, int]:
-        """What the modules read beside that, one number a group, where groups of other numbers of virtual tokens, or of other
-        kinds, stand in the same call. Without that, leaves that are zero leave a group's rows alone."""
+        """What a call needs beside the leaves if groups with other numbers of virtual tokens, or of other kinds, are in it too.
+
+        By leaf name, this kind's number of virtual tokens; the call takes a leaf [G] with the number of each group.
+        """
 
     @property
     def peft(self) -> PeftFiles | None:
@@ -54,7 +56,7 @@ class DeltaKind(Protocol):
 
 
 def _kind_of(value: Any) -> str:
-    """LoRA where nothing is said."""
+    """Read the kind of a configuration; LoRA where none is given."""
     return str(value.get("kind", "lora") if isinstance(value, dict) else getattr(value, "kind", value))
 
 
@@ -79,6 +81,6 @@ KINDS: dict[str, Any] = {
 
 
 def build(config: Any, model: nn.Module) -> DeltaKind:
-    """The delta kind of a `DeltaConfig` on a model. Raises UnsupportedDelta where the model has no place for it."""
+    """Make the delta kind of a `DeltaConfig` on a model. Raises UnsupportedDelta where the model has no place for it."""
     kind: DeltaKind = KINDS[config.kind](config, model)
     return kind

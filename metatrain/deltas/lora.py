@@ -20,8 +20,10 @@ from metatrain.deltas.sites import Layout, Site, fan_in_fan_out, find_sites, low
 
 
 class LoRAConfig(BaseModel):
-    """What PEFT calls `r`, `lora_alpha`, `target_modules` and `layers_to_transform`; `targets` are suffixes of module names,
-    matched at a dot; `layers` are the first number in a module's name, all where None."""
+    """The choices of a LoRA; PEFT calls them `r`, `lora_alpha`, `target_modules` and `layers_to_transform`.
+
+    `targets`: suffixes of module names, matched at a dot. `layers`: numbers of layers (`sites.layer_of`), all where None.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -56,7 +58,7 @@ class LoRA:
         return lowest_layer(self.sites)
 
     def initial(self, generator: torch.Generator, *, b_std: float = 0.0) -> dict[str, Tensor]:
-        """A fresh θ, one task, float32: A as PEFT draws it (Kaiming uniform, a = √5), B normal with `b_std`.
+        """Draw a fresh θ, one task, float32: A as PEFT draws it (Kaiming uniform, a = √5), B normal with `b_std`.
 
         PEFT's own start is b_std = 0, where ∇A is exactly zero at the first step; a meta-initialization starts with B small
         and non-zero, so that A learns from the beginning.
@@ -77,7 +79,7 @@ class LoRA:
             self.sites[site].module.register_forward_hook(_lora_hook(site, self.sites[site].layout))
 
     def fold(self, delta: Delta) -> dict[str, Tensor]:
-        """What the modules read: the same leaves with alpha / R multiplied into B. Keeps the leading axis, if any."""
+        """Return what the modules read: the same leaves with alpha / R multiplied into B. Keeps the leading axis, if any."""
         scaling = self.config.scaling
         return {name: leaf * scaling if name.endswith("lora_B.weight") else leaf for name, leaf in delta.items()}
 

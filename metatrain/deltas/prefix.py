@@ -31,7 +31,7 @@ _NAMES = {"eager": "quickstudy_eager", "sdpa": "quickstudy_sdpa"}
 
 
 class PrefixConfig(BaseModel):
-    """What PEFT calls `num_virtual_tokens`."""
+    """The choices of a prefix: P = `tokens`, PEFT's `num_virtual_tokens`, and `layers`, all that attend where None."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -65,11 +65,11 @@ class Prefix:
 
     @property
     def lowest_layer(self) -> int:
-        """0: positions are moved on from the bottom."""
+        """0, since positions are moved on from the bottom."""
         return 0
 
     def initial(self, generator: torch.Generator, *, b_std: float = 0.0) -> dict[str, Tensor]:
-        """A fresh θ, one task, float32."""
+        """Draw a fresh θ, one task, float32."""
         return random_vectors(self.shapes, generator, b_std)
 
     def attach(self, sites: Iterable[str]) -> None:
@@ -82,7 +82,7 @@ class Prefix:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Of the rows, for their positions, and of each site, since prefixes may differ in their layers."""
+        """P for the rows, which moves their positions, and P for each site, since prefixes may differ in their layers."""
         return dict.fromkeys([PREFIX_TOKENS, *(f"{site}.{PREFIX_TOKENS}" for site in self.sites)], self.config.tokens)
 
     @property
@@ -128,7 +128,7 @@ def _with_prefix(own: Callable[..., Any] | None) -> Callable[..., Any]:
 
 
 def _heads(prefix: Tensor, like: Tensor) -> Tensor:
-    """[G, P, H·d] → [B, H, P, d], each group's prefix for its rows; like: [B, H, L, d]."""
+    """Give each row its group's prefix: [G, P, H·d] → [B, H, P, d] for states `like` [B, H, L, d]."""
     rows, heads, _, size = like.shape
     split = prefix.to(like.dtype).view(prefix.shape[0], -1, heads, size).transpose(1, 2)
     return split.repeat_interleave(rows // prefix.shape[0], dim=0)
@@ -146,7 +146,10 @@ def _implied_mask(module: nn.Module, query: Tensor, key: Tensor, is_causal: bool
 
 
 def _with_prefix_seen(mask: Tensor | None, tokens: int, counts: Tensor | None, query: Tensor, keys: int) -> Tensor | None:
-    """Return `mask` [B or 1, 1, L, K], None where all is seen, with P places in front, [B, 1, L, P + K]: seen but for padding."""
+    """Put P places in front of `mask` [B or 1, 1, L, K]: [B, 1, L, P + K]. They are seen, but for padding.
+
+    None, in and out, is a mask that hides nothing.
+    """
     if counts is None:
         return None if mask is None else nn.functional.pad(mask, (tokens, 0), value=True if mask.dtype == torch.bool else 0.0)
     rows, _, length, _ = query.shape

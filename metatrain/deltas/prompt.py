@@ -19,7 +19,7 @@ from metatrain.errors import UnsupportedDelta
 
 
 class PromptConfig(BaseModel):
-    """What PEFT calls `num_virtual_tokens`."""
+    """The choice of a prompt: P = `tokens`, PEFT's `num_virtual_tokens`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -47,7 +47,7 @@ class Prompt:
         return 0
 
     def initial(self, generator: torch.Generator, *, b_std: float = 0.0) -> dict[str, Tensor]:
-        """A fresh θ, one task, float32."""
+        """Draw a fresh θ, one task, float32."""
         return random_vectors(self.shapes, generator, b_std)
 
     def attach(self, sites: Iterable[str]) -> None:

@@ -31,10 +31,10 @@ def delta_scope(delta: Delta | None, noise: Tensor | None = None) -> Iterator[No
 
 
 def current_delta() -> Delta | None:
-    """The delta of the call in progress, or None where the bare base model is meant."""
+    """Return the delta of the call in progress, or None where the bare base model is meant."""
     return _delta_of_this_call.get()
 
 
 def current_noise() -> Tensor | None:
-    """What is added to the word embeddings of the call in progress."""
+    """Return what is added to the word embeddings of the call in progress, [B, L, D], if anything."""
     return _noise_of_this_call.get()

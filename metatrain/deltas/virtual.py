@@ -1,4 +1,4 @@
-"""What prefix and prompt share: virtual tokens, of which the rows of a mixed batch may have unequal numbers.
+"""Virtual tokens, which prefix and prompt share. The rows of a mixed batch may have unequal numbers of them.
 
 Then the leaves are padded in front to the most that a row has, and a leaf `prefix_tokens` or `prompt_tokens` [G] says how many of
 them, the last ones, are real; the others are not attended to, and every row's words keep the position numbers that they have alone.
@@ -79,7 +79,7 @@ def move_positions(model: nn.Module) -> None:
 
 
 def _embedded(_embedding: nn.Module, inputs: Inputs, named: dict[str, Any]) -> tuple[Inputs, dict[str, Any]] | None:
-    """On by what a prefix puts in front, as PEFT's cache of past keys does, and back by the padding in front of a prompt."""
+    """Move positions on by what a prefix puts in front, as PEFT's cache of past keys does, and back by the padding of a prompt."""
     delta = current_delta()
     if delta is None:
         return None
@@ -92,7 +92,7 @@ def _embedded(_embedding: nn.Module, inputs: Inputs, named: dict[str, Any]) -> t
 
 
 def _rotated(_rotation: nn.Module, inputs: Inputs, named: dict[str, Any]) -> tuple[Inputs, dict[str, Any]] | None:
-    """Back by the padding in front of a prompt. Only distances count between words, but the keys of a prefix are not rotated."""
+    """Move positions back by the padding of a prompt. Only distances count between words; a prefix's keys are not rotated."""
     delta = current_delta()
     if delta is None or PROMPT_TOKENS not in delta:
         return None
@@ -102,7 +102,7 @@ def _rotated(_rotation: nn.Module, inputs: Inputs, named: dict[str, Any]) -> tup
 
 
 def _padding(delta: Delta) -> Tensor | int:
-    """[G, 1]: how many of a prompt's places are not real."""
+    """Return how many places of each group's prompt are padding, [G, 1]."""
     if PROMPT_TOKENS not in delta:
         return 0
     return delta[PROMPT].shape[1] - delta[PROMPT_TOKENS].long().unsqueeze(1)

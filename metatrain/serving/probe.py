@@ -98,7 +98,7 @@ def _unequal_numbers(base: Base, kind: DeltaKind, delta: dict[str, Tensor], wher
 
 @torch.no_grad()
 def _longest_row_fits(base: Base, kind: DeltaKind) -> None:
-    """With what the delta puts in front of it, which takes positions too."""
+    """Try the longest row, with what the delta puts in front of it, which takes positions too."""
     longest = base.inputs.collate([base.inputs.longest()])
     theta = kind.fold(stack(kind.initial(torch.Generator().manual_seed(0)), 1))
     where = f"{type(base.model).__name__} with {kind.config.kind}"
@@ -113,7 +113,7 @@ def _longest_row_fits(base: Base, kind: DeltaKind) -> None:
 
 
 def _score(base: Base, kind: DeltaKind, delta: dict[str, Tensor], batch: Batch) -> Tensor:
-    """Some scalar that depends on all features."""
+    """Return a scalar that depends on all features."""
     features = base.features(kind.fold(delta), batch, slots=torch.arange(_ROWS, device=base.device))
     weights = torch.randn(features.shape, generator=torch.Generator().manual_seed(1)).to(features.device)
     return (features * weights).sum()
