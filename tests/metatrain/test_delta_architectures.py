@@ -8,6 +8,7 @@ import pytest
 import torch
 from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
 from torch import Tensor, nn
+from transformers import AttentionInterface
 
 from metatrain.deltas import (
     BottleneckConfig,
@@ -130,11 +131,14 @@ def test_files_in_peft_come_back_bit_by_bit(kind: str, name: str) -> None:
 
 
 @either_attention
+@pytest.mark.parametrize("most", [3, 9])
 @pytest.mark.parametrize("name", [name for name, architecture in ARCHITECTURES.items() if architecture.text])
 @pytest.mark.parametrize("kind", ["prefix", "prompt"])
-def test_rows_with_unequal_numbers_of_virtual_tokens_are_each_alone(kind: str, name: str, attention: str) -> None:
+def test_rows_with_unequal_numbers_of_virtual_tokens_are_each_alone(kind: str, name: str, most: int, attention: str) -> None:
+    """Rows of equal length too, which a model attends to without a mask."""
     hooked = Hooked(name, kind, attention)
-    rows, full, numbers = draw_rows(hooked.architecture, 4), hooked.folded(hooked.thetas), torch.tensor([1, 3, 0, 2])
+    rows, full = [row[:most] for row in draw_rows(hooked.architecture, 4)], hooked.folded(hooked.thetas)
+    numbers = torch.tensor([1, 3, 0, 2])
     padded = {leaf: value * real_places(numbers, 3).unsqueeze(-1) for leaf, value in full.items()}
     mixed = hooked.states({**padded, **dict.fromkeys(hooked.kind.counts, numbers.float())}, rows)
     for i, number in enumerate(numbers.tolist()):
@@ -157,6 +161,26 @@ def test_decoding_with_a_cache_is_the_whole_forward_pass(kind: str, name: str, a
             output = hooked.model(input_ids=token.view(1, 1), past_key_values=output.past_key_values, use_cache=True)
             parts.append(output.last_hidden_state[0])
     torch.testing.assert_close(torch.cat(parts), whole, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("of_module", [True, False])
+@pytest.mark.parametrize("of_call", [True, False, None])
+def test_fused_attention_with_a_prefix_is_causal_where_the_call_or_the_module_says_so(
+    of_module: bool, of_call: bool | None
+) -> None:
+    """Without a mask, as models leave it out where no row is padded."""
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(2, 2, 4, 8, generator=generator) for _ in range(3))
+    attend = cast(Any, AttentionInterface)()["quickstudy_sdpa"]
+    module: Any = nn.Module()
+    module.prefix_site, module.is_causal = "here", of_module
+    delta = {f"here.prefix_{part}": torch.randn(2, 3, 16, generator=generator) for part in ("key", "value")}
+    causal = of_module if of_call is None else of_call
+    mask = torch.ones(1, 1, 4, 4).tril().bool() if causal else torch.ones(1, 1, 4, 4).bool()
+    with delta_scope(delta):
+        found = attend(module, query, key, value, None, is_causal=of_call)[0]
+        stated = attend(module, query, key, value, mask)[0]
+    torch.testing.assert_close(found, stated)
 
 
 @either_attention
