@@ -29,8 +29,8 @@ from worker.ledger.api_keys import Keys
 from worker.ledger.messages import JobRecipe
 from worker.ledger.records import Records
 from worker.ledger.servers import records_client, weights_client
-from worker.ledger.store import WeightStore
 from worker.ledger.usage import Usage
+from worker.ledger.weights_cache import WeightStore
 from worker.runtime import Resident
 
 log = logging.getLogger(__name__)
