@@ -36,7 +36,7 @@ from service.running.demo import served
 from worker.ledger.ids import adapter_id
 from worker.ledger.messages import JobRecipe, Outcome
 from worker.ledger.records import Records
-from worker.ledger.store import WeightStore, weights_digest
+from worker.ledger.weights_cache import WeightStore, weights_digest
 from worker.runtime import Runtime, load_runtime
 from worker.settings import WorkerSettings, read_settings
 

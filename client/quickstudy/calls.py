@@ -46,6 +46,8 @@ class LearnOptions(TypedDict, total=False):
 
 class AdaptOptions(LearnOptions, total=False):
     initialization: str
+    base_model: str
+    """One of those that the service has; without it, the first one that has the initialization."""
 
 
 class AdapterFilters(TypedDict, total=False):

@@ -22,7 +22,7 @@ from worker.ledger.aliases import Aliases
 from worker.ledger.messages import JobRecipe, RecipeSummary
 from worker.ledger.record import Record
 from worker.ledger.records import Records
-from worker.ledger.store import WeightStore
+from worker.ledger.weights_cache import WeightStore
 from worker.runtime import Resident
 
 

@@ -22,7 +22,7 @@ from service.errors import Overloaded
 from service.predicting.batcher import Batcher
 from service.predicting.shelf import Shelf
 from service.settings import ServiceSettings
-from worker.ledger.store import WeightStore
+from worker.ledger.weights_cache import WeightStore
 
 log = logging.getLogger(__name__)
 _LOADERS = 8

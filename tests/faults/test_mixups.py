@@ -19,7 +19,7 @@ from service.predicting.predictor import InProcessPredictor, WeightsKey
 from service.settings import ServiceSettings
 from tests.conftest import RedisServer
 from worker.errors import WeightsMissing
-from worker.ledger.store import WeightStore, weights_digest
+from worker.ledger.weights_cache import WeightStore, weights_digest
 
 KINDS: list[DeltaConfig] = [
     LoRAConfig(rank=2, alpha=4),

@@ -22,7 +22,7 @@ from service.predicting.predictor import Answer, InProcessPredictor, WeightsKey
 from service.settings import ServiceSettings
 from tests.conftest import RedisServer
 from worker.errors import WeightsCorrupt, WeightsMissing
-from worker.ledger.store import WeightStore, weights_digest
+from worker.ledger.weights_cache import WeightStore, weights_digest
 
 DAY = 86_400_000
 

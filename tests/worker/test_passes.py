@@ -16,7 +16,7 @@ from tests.worker.jobs import SUPPORT, accept_several, recipe, status_of
 from worker.job import JobRunner
 from worker.ledger.claims import Claim, Claims, WeightsLifetime
 from worker.ledger.messages import Outcome
-from worker.ledger.store import weights_digest
+from worker.ledger.weights_cache import weights_digest
 from worker.runtime import Resident, Runtime
 from worker.settings import WorkerSettings
 

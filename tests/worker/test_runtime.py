@@ -10,7 +10,7 @@ from metatrain.artifacts.baselines import lora_from_zero
 from metatrain.models.base import Base
 from tests.worker.jobs import SUPPORT, recipe, run
 from worker.job import JobRunner
-from worker.ledger.store import weights_digest
+from worker.ledger.weights_cache import weights_digest
 from worker.runtime import Resident, Runtime, load_runtime
 from worker.settings import WorkerSettings
 

@@ -6,9 +6,9 @@ import click
 
 from quickstudy import Adaptation, Adapter, Client, DryRun, Invalid
 from quickstudy.calls import AdaptOptions
-from quickstudy.commands.asking import as_json, asks, failed, print_json, print_table
 from quickstudy.commands.progress import AdaptProgress
 from quickstudy.commands.rows import Format, format_option, opened
+from quickstudy.commands.service_options import as_json, asks, failed, print_json, print_table
 
 WAIT_SECONDS = 600.0
 
@@ -19,6 +19,7 @@ WAIT_SECONDS = 600.0
 @click.option("--label-column", metavar="NAME", help="Of their labels; `label` where there is one.")
 @format_option
 @click.option("--initialization", metavar="NAME", help="What to adapt from; `quickstudy status` lists them.")
+@click.option("--base-model", metavar="NAME", help="Where the service has several: `quickstudy status` lists them.")
 @click.option("--steps", type=click.IntRange(0, 100), help="Inner steps; as the initialization has it where not said.")
 @click.option("--label-words", is_flag=True, help="Each label's own words are one more example of it.")
 @click.option("--name", help="What the adapter is called in lists.")
@@ -35,6 +36,7 @@ def adapt(
     label_column: str | None,
     chosen: Format | None,
     initialization: str | None,
+    base_model: str | None,
     steps: int | None,
     label_words: bool,
     name: str | None,
@@ -49,6 +51,8 @@ def adapt(
         examples = rows.examples(text_column, label_column)
         source = rows.name
     options = _options(initialization, steps, label_words, name, tags, ttl)
+    if base_model is not None:
+        options["base_model"] = base_model
     support = [(text, label) for _, text, label in examples]
     try:
         if dry_run:

@@ -7,8 +7,8 @@ from prometheus_client import generate_latest
 from metatrain.inner.config import InnerConfig, Objective
 from service.errors import NotReady
 from service.http.auth import access, needs
+from service.http.deployment_schemas import Alive, InitializationList, InitializationView, InPartsView, Missing, Readiness
 from service.http.openapi import OF_ANY_ROUTE, problems
-from service.http.schemas import Alive, InitializationList, InitializationView, InPartsView, Missing, Readiness
 from service.http.state import State
 
 router = APIRouter(tags=["deployment"])

@@ -5,8 +5,8 @@ from typing import Any
 from fastapi import APIRouter, Depends, Request, Response
 from starlette.concurrency import run_in_threadpool
 
-from service.checks import check_inputs
 from service.errors import AdapterNotReady, Overloaded, UnknownAdapter
+from service.field_checks import check_inputs
 from service.http.auth import needs
 from service.http.openapi import OF_A_BODY, OF_ANY_ROUTE, problems
 from service.http.schemas import PredictAnswer, PredictRequest, concrete

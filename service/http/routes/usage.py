@@ -7,8 +7,8 @@ from fastapi import APIRouter, Depends, Query
 
 from service.errors import InvalidRequest, MissingScope
 from service.http.auth import Access, access
+from service.http.deployment_schemas import UsageView
 from service.http.openapi import OF_ANY_ROUTE, problems
-from service.http.schemas import UsageView
 from service.http.state import State
 from worker.errors import InvalidKey
 from worker.ledger.api_keys import TENANT_PATTERN, check_tenant

@@ -1,0 +1,92 @@
+"""Every error of a request as a problem document: our own, and those that the framework and Redis raise."""
+
+import logging
+import re
+
+import redis
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from kombu.exceptions import OperationalError
+from starlette.exceptions import HTTPException
+
+from service.errors import InvalidRequest, MethodNotAllowed, QuotaExceeded, ServiceError, Unavailable, UnknownPath, problem
+from service.kinds.registry import http_kinds
+from worker.errors import LimitReached
+
+log = logging.getLogger(__name__)
+
+
+def answer_errors_with_problems(app: FastAPI) -> None:
+    """Register a handler for each kind of error."""
+    app.add_exception_handler(ServiceError, _service_error)
+    app.add_exception_handler(LimitReached, _limit_reached)
+    app.add_exception_handler(RequestValidationError, _validation_error)
+    app.add_exception_handler(HTTPException, _http_error)
+    for away in (redis.RedisError, OperationalError):
+        app.add_exception_handler(away, _redis_error)
+
+
+async def _service_error(_request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, ServiceError)
+    return problem(error)
+
+
+async def _limit_reached(_request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, LimitReached)
+    return problem(QuotaExceeded(error))
+
+
+async def _validation_error(request: Request, error: Exception) -> JSONResponse:
+    """The first problem of a body or query, as a field path like `support[3].label`."""
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    loc = [part for part in first["loc"][1:] if part not in http_kinds()]  # of an example that is one of several kinds
+    path = [_printable(part) if isinstance(part, str) else f"[{part}]" for part in loc]
+    field = re.sub(r"\.\[", "[", ".".join(path)) or "body"
+    if first["type"] == "json_invalid":
+        detail = first.get("ctx", {}).get("error", "malformed JSON")
+        return problem(InvalidRequest("body", "valid JSON", f"{detail} at character {first['loc'][-1]}"))
+    if not path and isinstance(first["input"], bytes):
+        return problem(InvalidRequest("Content-Type", "application/json", request.headers.get("content-type", "nothing")))
+    expected = {"missing": "a value", "extra_forbidden": "no such field"}.get(first["type"], _lower_first(first["msg"]))
+    return problem(InvalidRequest(field, expected, "nothing" if first["type"] == "missing" else first["input"]))
+
+
+def _printable(name: str) -> str:
+    """A field's name comes from outside: it may be long, or no text that can be encoded."""
+    shown = name.encode("utf-8", "backslashreplace").decode()
+    return shown if len(shown) <= 80 else shown[:77] + "…"
+
+
+async def _http_error(request: Request, error: Exception) -> JSONResponse:
+    """What the framework raises by itself."""
+    assert isinstance(error, HTTPException)
+    method, path = request.method, request.url.path
+    if error.status_code == 404:
+        return problem(UnknownPath(f"nothing is at {path}"))
+    if error.status_code == 405:
+        return problem(MethodNotAllowed(f"{path} takes no {method}", headers={"Allow": _allowed(request, error)}))
+    if error.status_code == 400:  # a body that is no JSON in another way than syntax
+        return problem(InvalidRequest("body", "valid JSON", "something that cannot be read"))
+    wrapped = ServiceError(str(error.detail), headers=dict(error.headers or {}))
+    wrapped.status, wrapped.title = error.status_code, str(error.detail)
+    return problem(wrapped)
+
+
+def _allowed(request: Request, error: HTTPException) -> str:
+    """All methods of the path: the framework names those of one route."""
+    documented = request.app.openapi()["paths"].get(getattr(request.scope.get("route"), "path_format", ""))
+    if documented is None:
+        return (error.headers or {}).get("Allow", "")
+    return ", ".join(sorted(method.upper() for method in documented))
+
+
+async def _redis_error(request: Request, error: Exception) -> JSONResponse:
+    log.warning("%s %s: Redis is out of reach: %s", request.method, request.url.path, type(error).__name__)
+    return problem(Unavailable("the queue or the cache is out of reach"))
+
+
+def _lower_first(message: str) -> str:
+    message = message.removeprefix("Input should be ").removeprefix("Value error, ")
+    return message[:1].lower() + message[1:]
