@@ -25,7 +25,7 @@ from metatrain.inner.encoded import Encoded
 from metatrain.inner.problem import Outer, start_rates
 from metatrain.inner.supervised import Supervised
 from metatrain.meta.algorithms import Algorithm
-from metatrain.meta.metagrad import Differentiation, MetaGradient
+from metatrain.meta.metagrad import MetaGradient
 from metatrain.models.backbone import Attention
 from metatrain.models.base import Base
 from metatrain.models.loading import load_base
@@ -193,8 +193,6 @@ class _Run:
             "dropped": self.dropped,
             "attribution": recipe.data.attribution,
         }
-        algorithm = recipe.algorithm
-        name = f"{algorithm.name} ({algorithm.order} order)" if algorithm.name == "maml" else algorithm.name
         return Initialization(
             recipe.name,
             self.encoded.base.spec,
@@ -203,7 +201,7 @@ class _Run:
             outer.theta,
             outer.rates,
             float(outer.scale),
-            name,
+            recipe.algorithm.title,
             provenance,
             outer.base,
         )
@@ -301,17 +299,14 @@ def _meta_batch(recipe: Recipe, sampler: EpisodeSampler, step: int) -> list[Epis
 def _start(recipe: Recipe, base: Base, kind: DeltaKind) -> Outer:
     theta = kind.initial(torch.Generator().manual_seed(recipe.seed), b_std=recipe.start.b_std)
     steps = max(1, recipe.inner.most_steps) if recipe.start.rates_by_step else 1
-    rates = start_rates(theta, recipe.start.rate, steps=steps)
-    if recipe.algorithm.name == "metasgd" and recipe.algorithm.rates == "parameter":
-        rates = {name: torch.full((steps, *leaf.shape), recipe.start.rate) for name, leaf in theta.items()}
+    rates = recipe.algorithm.rates_of(theta, recipe.start.rate, steps=steps)
     rates |= start_rates(HEAD_LEAVES, recipe.start.head_rate, steps=steps)  # a head has as many parameters as a task has classes
     return Outer(theta, rates, torch.tensor(recipe.start.scale), base.parameters(recipe.base.updated))
 
 
 def attention_for(algorithm: Algorithm) -> Attention:
     """The attention that the meta-gradient can be taken through: only a second derivative rules the fused one out."""
-    second = algorithm.order == "second" and getattr(algorithm, "gradient", Differentiation()).twice
-    return "eager" if second else "auto"
+    return "eager" if algorithm.second_derivative else "auto"
 
 
 def _sizes(datasets: list[Dataset]) -> dict[str, dict[str, int]]:
