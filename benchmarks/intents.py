@@ -19,8 +19,8 @@ from tqdm import tqdm
 from benchmarks.folds import DEFAULT_RECIPE
 from benchmarks.record import RUNS, Progress, Row, difference_rows, write
 from benchmarks.systems import with_label_words
-from metatrain.artifacts.artifact import Initialization, load_initialization
 from metatrain.artifacts.baselines import frozen_prototypes
+from metatrain.artifacts.initialization import Initialization, load_initialization
 from metatrain.cli import train_with_progress
 from metatrain.inner.config import InnerConfig
 from metatrain.inner.encoded import Encoded

@@ -154,8 +154,8 @@ def evaluate(
 ) -> None:
     """Compare INITIALIZATIONS (folders; the shipped default where none is named) with frozen prototypes and plain LoRA from
     zero, on the same episodes. The interval is that of the paired difference to frozen prototypes."""
-    from metatrain.artifacts.artifact import load_initialization
     from metatrain.artifacts.baselines import frozen_prototypes, lora_from_zero
+    from metatrain.artifacts.initialization import load_initialization
     from metatrain.inner.encoded import Encoded
     from metatrain.models.loading import load_base
     from metatrain.serving.probe import probe

@@ -20,7 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from metatrain.artifacts.artifact import write_atomically
+from metatrain.artifacts.files import write_atomically
 from metatrain.errors import DataError, NoMetaGradient, NonFinite
 from metatrain.inner.problem import Outer
 from metatrain.meta.metagrad import MetaGradient

@@ -13,7 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from metatrain.artifacts.artifact import Initialization, load_initialization, write_atomically
+from metatrain.artifacts.files import write_atomically
+from metatrain.artifacts.initialization import Initialization, load_initialization
 from metatrain.deltas.sites import layer_of
 from metatrain.errors import MetatrainError
 from metatrain.inner.encoded import Encoded

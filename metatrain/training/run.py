@@ -18,7 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from metatrain.artifacts.artifact import Initialization, save_initialization, write_atomically
+from metatrain.artifacts.files import write_atomically
+from metatrain.artifacts.initialization import Initialization, save_initialization
 from metatrain.deltas import DeltaKind
 from metatrain.errors import DataError, NonFinite, RecipeError
 from metatrain.inner.encoded import Encoded

@@ -18,8 +18,9 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from metatrain.artifacts.artifact import Initialization, write_atomically
 from metatrain.artifacts.baselines import SCALE
+from metatrain.artifacts.files import write_atomically
+from metatrain.artifacts.initialization import Initialization
 from metatrain.deltas import DeltaConfig
 from metatrain.errors import RecipeError
 from metatrain.inner.config import InnerConfig

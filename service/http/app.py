@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse
 from kombu.exceptions import OperationalError
 from starlette.exceptions import HTTPException
 
-from metatrain.artifacts.artifact import adapter_bytes_at_most
+from metatrain.artifacts.adapter import adapter_bytes_at_most
 from service.adapting.idempotency import IdempotencyKeys
 from service.adapting.jobs import Jobs
 from service.errors import InvalidRequest, MethodNotAllowed, QuotaExceeded, ServiceError, Unavailable, UnknownPath, problem

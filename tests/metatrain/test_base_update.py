@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from metatrain.artifacts.artifact import load_initialization, save_initialization
 from metatrain.artifacts.baselines import lora_from_zero
+from metatrain.artifacts.initialization import load_initialization, save_initialization
 from metatrain.deltas import LoRAConfig, PromptConfig
 from metatrain.errors import ArtifactError, BaseModelError, NoMetaGradient, RecipeError
 from metatrain.inner.encoded import Encoded

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 import yaml
 
-from metatrain.artifacts.artifact import load_initialization
+from metatrain.artifacts.initialization import load_initialization
 from metatrain.models.loading import load_base
 from metatrain.training.processes import Processes
 from metatrain.training.recipe import Recipe

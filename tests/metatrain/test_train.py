@@ -13,7 +13,7 @@ import torch
 import yaml
 from click.testing import CliRunner
 
-from metatrain.artifacts.artifact import load_initialization
+from metatrain.artifacts.initialization import load_initialization
 from metatrain.cli import main
 from metatrain.errors import DataError, NoMetaGradient, NonFinite, RecipeError
 from metatrain.inner.encoded import Encoded
