@@ -30,8 +30,8 @@ from metatrain.meta.algorithms import ANIL, IMAML, MAML, Algorithm, MetaSGD, Pro
 from metatrain.meta.metagrad import Differentiation
 from metatrain.tasks.arrays import ArraySampler, read_npz
 from metatrain.tasks.episodes import EpisodeShape
-from metatrain.training.outer_loop import CHECKPOINT, OuterConfig, State, not_finite, outer_step
-from metatrain.training.recipe import Split
+from metatrain.training.outer_loop import CHECKPOINT, OuterConfig, OuterState, outer_step, unusable_gradient
+from metatrain.training.recipe import ClassList
 
 TESTED = 600
 PARTS = ("sinusoid", "5-way", "20-way")
@@ -64,9 +64,9 @@ class Run:
         """What its checkpoint belongs to."""
         return f"{self.training}, {self.system}, {self.outer.model_dump_json(exclude_defaults=True)}"
 
-    def reached(self) -> State:
+    def reached(self) -> OuterState:
         """Where an earlier call left it."""
-        return State.load(self.folder / CHECKPOINT, self.identity) or State.start(self.start)
+        return OuterState.load(self.folder / CHECKPOINT, self.identity) or OuterState.start(self.start)
 
 
 def main_rows(runs: list[Run], minutes: float | None) -> list[Row]:
@@ -103,7 +103,7 @@ def main_rows(runs: list[Run], minutes: float | None) -> list[Row]:
     return rows
 
 
-def train(run: Run, state: State, until: float) -> str:
+def train(run: Run, state: OuterState, until: float) -> str:
     """On, as far as its outer steps and the time go; why it could not go on, where it could not."""
     run.folder.mkdir(parents=True, exist_ok=True)
     saved, stopped = time.monotonic(), ""
@@ -114,7 +114,7 @@ def train(run: Run, state: State, until: float) -> str:
             try:
                 gradient = run.algorithm.meta_gradient(tasks, outer, run.optimizer, state.step)
             except NonFinite as problem:  # a step that is skipped and counted, as `metatrain train` does
-                gradient, why = not_finite(state.leaves), str(problem)
+                gradient, why = unusable_gradient(state.leaves), str(problem)
             try:
                 outer_step(run.outer, state, gradient, why)
             except NonFinite as problem:
@@ -128,7 +128,7 @@ def train(run: Run, state: State, until: float) -> str:
     return stopped
 
 
-def tested(run: Run, state: State) -> tuple[float, float]:
+def tested(run: Run, state: OuterState) -> tuple[float, float]:
     """Mean over the test tasks and half of its 95 % interval: accuracy in percent, or the squared error."""
     scores: list[float] = []
     number = 0
@@ -219,7 +219,7 @@ def omniglot_runs(data: Path, ways: int) -> list[Run]:
     al. 2017 for prototypes, of 60-way training there and of the same ways here."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     arrays = read_npz(data / "omniglot" / "omniglot28.npz")
-    parts = {name: Split(file="omniglot/splits.json", id="vinyals", part=name) for name in ("train", "valid", "test")}
+    parts = {name: ClassList(file="omniglot/splits.json", id="vinyals", part=name) for name in ("train", "valid", "test")}
     classes = {name: split.labels(data) for name, split in parts.items()}
     training = arrays.only([*classes["train"], *classes["valid"]])
     samplers = {"train": ArraySampler(training, 0, rotations=True), "test": ArraySampler(arrays.only(classes["test"]), 1)}

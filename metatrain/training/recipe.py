@@ -34,7 +34,7 @@ def _rising(bounds: tuple[int, int]) -> tuple[int, int]:
 Range = Annotated[tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]], AfterValidator(_rising)]
 
 
-class Split(_Section):
+class ClassList(_Section):
     """Labels listed in a JSON file as {id: {part: [labels]}}."""
 
     file: str
@@ -60,7 +60,7 @@ class Source(_Section):
     """
 
     path: str
-    split: Split | None = None
+    split: ClassList | None = None
     labels: tuple[str, ...] = ()
     columns: Columns = Columns()
 

@@ -25,7 +25,7 @@ from metatrain.meta.metagrad import MetaGradient
 from metatrain.models.base import Base
 from metatrain.models.loading import load_base
 from metatrain.readouts.classes import ClassReadout
-from metatrain.training.outer_loop import CHECKPOINT, OuterConfig, State, outer_step, schedule
+from metatrain.training.outer_loop import CHECKPOINT, OuterConfig, OuterState, outer_step, schedule
 from metatrain.training.recipe import Recipe, read_recipe
 from metatrain.training.run import read_data, train
 from tests.tiny import tasks
@@ -85,7 +85,7 @@ def test_killed_and_resumed_gives_the_same_bits(tiny_folder: Path, tmp_path: Pat
 def test_what_is_written_loads_and_says_where_it_comes_from(tiny_folder: Path, tiny: Base, tmp_path: Path) -> None:
     plan = recipe(tiny_folder)
     events: list[dict[str, Any]] = []
-    trained = train(plan, Path(), tmp_path, report=events.append)
+    trained = train(plan, Path(), tmp_path, on_event=events.append)
     loaded = load_initialization(tmp_path / "tiny", tiny)
     assert loaded.digest == trained.digest
     assert loaded.provenance["recipe_digest"] == plan.digest
@@ -189,7 +189,7 @@ def test_an_outer_step_is_adam(tiny_folder: Path) -> None:
         tiny_folder, outer={"steps": 10, "tasks": 1, "learning_rate": 0.1, "rate_learning_rate": 0.2, "warmup": 0, "clip": 1e9}
     )
     outer = Outer({"a": torch.tensor([1.0, -2.0])}, {"a": torch.tensor(0.5)}, torch.tensor(2.0))
-    state = State.start(outer)
+    state = OuterState.start(outer)
     ours = {n: t.clone().requires_grad_() for n, t in outer.leaves().items()}
     groups = [{"params": [t], "lr": 0.1 if n.startswith("theta.") else 0.2} for n, t in ours.items()]
     adam = torch.optim.Adam(groups)
@@ -208,7 +208,7 @@ def test_an_outer_step_is_adam(tiny_folder: Path) -> None:
 
 def test_meta_gradients_that_are_not_finite_are_skipped_and_a_run_of_them_stops_the_training() -> None:
     config = OuterConfig(most_skipped=2, warmup=0)
-    state = State.start(Outer({"a": torch.zeros(2)}, {}, torch.tensor(1.0)))
+    state = OuterState.start(Outer({"a": torch.zeros(2)}, {}, torch.tensor(1.0)))
     broken = MetaGradient(0.0, 0.0, (), {"theta.a": torch.tensor([float("nan"), 0.0]), "log_scale": torch.tensor(0.0)})
     sound = MetaGradient(0.0, 0.0, (), {"theta.a": torch.tensor([1.0, -1.0]), "log_scale": torch.tensor(0.0)})
     for _ in range(2):
@@ -226,7 +226,7 @@ def test_meta_gradients_that_are_not_finite_are_skipped_and_a_run_of_them_stops_
 
 
 def test_a_leaf_that_the_loss_does_not_depend_on_is_named() -> None:
-    state = State.start(Outer({"a": torch.zeros(2), "b": torch.zeros(2), "c": torch.zeros(1)}, {}, torch.tensor(1.0)))
+    state = OuterState.start(Outer({"a": torch.zeros(2), "b": torch.zeros(2), "c": torch.zeros(1)}, {}, torch.tensor(1.0)))
     zero, some = torch.zeros(2), torch.ones(2)
     for step in range(4):  # a wakes up late, as LoRA's A does; c is never reached
         gradients = {"theta.a": some if step else zero, "theta.b": some, "theta.c": torch.zeros(1), "log_scale": torch.tensor(0.0)}
@@ -237,7 +237,7 @@ def test_a_leaf_that_the_loss_does_not_depend_on_is_named() -> None:
 
 def test_the_average_of_theta_is_what_is_kept() -> None:
     config = OuterConfig(average=0.5, warmup=0, steps=10**6)
-    state = State.start(Outer({"a": torch.zeros(1)}, {}, torch.tensor(1.0)))
+    state = OuterState.start(Outer({"a": torch.zeros(1)}, {}, torch.tensor(1.0)))
     gradients = {"theta.a": torch.ones(1), "log_scale": torch.tensor(0.0)}
     expected = torch.zeros(1)
     for _ in range(3):
@@ -362,7 +362,7 @@ def test_data_that_cannot_fill_a_recipe_is_told_before_anything_is_trained(
 ) -> None:
     told: list[dict[str, Any]] = []
     with pytest.raises(DataError) as error:
-        train(recipe(tiny_folder, **change), Path(), tmp_path / "out", report=told.append)
+        train(recipe(tiny_folder, **change), Path(), tmp_path / "out", on_event=told.append)
     assert str(error.value).startswith(message) and not told and not (tmp_path / "out").exists()
 
 

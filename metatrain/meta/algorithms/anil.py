@@ -32,7 +32,7 @@ class ANIL(AlgorithmConfig):
 
     @property
     def second_derivative(self) -> bool:
-        return self.gradient.twice
+        return self.gradient.second_derivative
 
     def meta_gradient(self, tasks: Tasks, outer: Outer, optimizer: Optimizer, step: int) -> MetaGradient:
         return meta_gradient(tasks, outer, optimizer, self.gradient)

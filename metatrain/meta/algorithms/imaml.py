@@ -40,12 +40,12 @@ class Proximal:
         return self.tasks.steps
 
     @property
-    def twice(self) -> str | None:
-        return self.tasks.twice
+    def no_second_derivative(self) -> str | None:
+        return self.tasks.no_second_derivative
 
     @property
-    def coarse(self) -> str | None:
-        return self.tasks.coarse
+    def no_differences(self) -> str | None:
+        return self.tasks.no_differences
 
     def start(self, outer: Outer) -> Start:
         return self.tasks.start(outer)
@@ -75,7 +75,7 @@ class IMAML(AlgorithmConfig):
 
     @property
     def second_derivative(self) -> bool:
-        return self.gradient.twice
+        return self.gradient.second_derivative
 
     @property
     def inner_entries(self) -> Mapping[str, Any]:

@@ -43,7 +43,7 @@ class MAML(AlgorithmConfig):
 
     @property
     def second_derivative(self) -> bool:
-        return self.order == "second" and self.gradient.twice
+        return self.order == "second" and self.gradient.second_derivative
 
     def meta_gradient(self, tasks: Tasks, outer: Outer, optimizer: Optimizer, step: int) -> MetaGradient:
         first = self.order == "first" or step < self.annealed

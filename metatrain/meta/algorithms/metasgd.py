@@ -32,7 +32,7 @@ class MetaSGD(AlgorithmConfig):
 
     @property
     def second_derivative(self) -> bool:
-        return self.gradient.twice
+        return self.gradient.second_derivative
 
     def rates_of(self, theta: Leaves, rate: float, *, steps: int) -> dict[str, torch.Tensor]:
         if self.rates == "leaf":

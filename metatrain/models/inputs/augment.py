@@ -1,10 +1,10 @@
 """Augmented views of a support set: more rows of the same meaning, made without another model.
 
-    token_dropout     each inner token is dropped with probability `strength`
-    span_mask         one run of `strength` of the inner tokens is replaced by the mask token
+    token_dropout     each middle token is dropped with probability `strength`
+    span_mask         one run of `strength` of the middle tokens is replaced by the mask token
     embedding_noise   Uniform(−1, 1) · strength / √(L·D) is added to each token embedding (Jain et al. 2023, arXiv:2310.05914)
 
-The first and last token (the specials of an encoder) and at least one inner token always stay. Every draw depends on (seed, row)
+The first and last token (the specials of an encoder) and at least one middle token always stay. Every draw depends on (seed, row)
 alone, so a task sees the same views whatever tasks it is adapted with.
 """
 
@@ -65,17 +65,17 @@ class Method(Protocol):
 
 
 @dataclass(frozen=True)
-class InnerTokens:
+class MiddleTokens:
     """Change the tokens between the first and the last; a row with fewer than two of them stays as it is."""
 
     change: Callable[[list[int], float, TokenEncoder, np.random.Generator], list[int]]
     share: bool = True
 
     def view(self, ids: Sequence[int], strength: float, encoder: TokenEncoder, seed: Sequence[int]) -> View:
-        inner = list(ids[1:-1])
-        if len(inner) < 2:
+        middle = list(ids[1:-1])
+        if len(middle) < 2:
             return View(list(ids))
-        return View([ids[0], *self.change(inner, strength, encoder, np.random.default_rng(seed)), ids[-1]])
+        return View([ids[0], *self.change(middle, strength, encoder, np.random.default_rng(seed)), ids[-1]])
 
 
 @dataclass(frozen=True)
@@ -90,21 +90,21 @@ class EmbeddingNoise:
         return View(ids, noise)
 
 
-def _drop(inner: list[int], strength: float, _encoder: TokenEncoder, rng: np.random.Generator) -> list[int]:
-    keep = rng.random(len(inner)) >= strength
+def _drop(middle: list[int], strength: float, _encoder: TokenEncoder, rng: np.random.Generator) -> list[int]:
+    keep = rng.random(len(middle)) >= strength
     if not keep.any():
-        keep[rng.integers(len(inner))] = True
-    return [token for token, kept in zip(inner, keep.tolist(), strict=True) if kept]
+        keep[rng.integers(len(middle))] = True
+    return [token for token, kept in zip(middle, keep.tolist(), strict=True) if kept]
 
 
-def _mask_span(inner: list[int], strength: float, encoder: TokenEncoder, rng: np.random.Generator) -> list[int]:
-    length = min(len(inner) - 1, max(1, round(strength * len(inner))))
-    start = int(rng.integers(len(inner) - length + 1))
-    return [*inner[:start], *[encoder.mask_token] * length, *inner[start + length :]]
+def _mask_span(middle: list[int], strength: float, encoder: TokenEncoder, rng: np.random.Generator) -> list[int]:
+    length = min(len(middle) - 1, max(1, round(strength * len(middle))))
+    start = int(rng.integers(len(middle) - length + 1))
+    return [*middle[:start], *[encoder.mask_token] * length, *middle[start + length :]]
 
 
 METHODS: dict[AugmentationKind, Method] = {
-    "token_dropout": InnerTokens(_drop),
-    "span_mask": InnerTokens(_mask_span),
+    "token_dropout": MiddleTokens(_drop),
+    "span_mask": MiddleTokens(_mask_span),
     "embedding_noise": EmbeddingNoise(),
 }
