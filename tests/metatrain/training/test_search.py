@@ -10,7 +10,7 @@ from metatrain.cli import main
 from metatrain.errors import RecipeError
 from metatrain.training.search import SearchSpace, draw_candidates, read_space, search
 
-SEARCHES = Path(__file__).resolve().parents[2] / "metatrain" / "searches"
+SEARCHES = Path(__file__).resolve().parents[3] / "metatrain" / "searches"
 
 
 def space(tiny_folder: Path, **change: Any) -> dict[str, Any]:
