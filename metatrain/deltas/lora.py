@@ -8,7 +8,7 @@ Stacked over G groups (tasks, or rows of a mixed batch) A is [G, R, D_in] and B 
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -24,6 +24,8 @@ class LoRAConfig(BaseModel):
     matched at a dot; `layers` are the first number in a module's name, all where None."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    has_leaves: ClassVar[bool] = True
 
     kind: Literal["lora"] = "lora"
     rank: int = Field(default=8, ge=1, le=256)

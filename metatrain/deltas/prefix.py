@@ -11,7 +11,7 @@ keep their numbers. Which modules attend is measured by calling the model once. 
 import sys
 from collections.abc import Callable, Iterable
 from contextvars import ContextVar
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -34,6 +34,8 @@ class PrefixConfig(BaseModel):
     """What PEFT calls `num_virtual_tokens`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    has_leaves: ClassVar[bool] = True
 
     kind: Literal["prefix"] = "prefix"
     tokens: int = Field(default=8, ge=1, le=256)

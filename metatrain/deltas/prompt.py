@@ -6,7 +6,7 @@ They pass through the same position embeddings and layer norm as words do, and a
 """
 
 from collections.abc import Iterable
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -22,6 +22,8 @@ class PromptConfig(BaseModel):
     """What PEFT calls `num_virtual_tokens`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    has_leaves: ClassVar[bool] = True
 
     kind: Literal["prompt"] = "prompt"
     tokens: int = Field(default=8, ge=1, le=256)

@@ -89,8 +89,8 @@ def trajectory(
     """The inner loop as the points that it passes, φ_0 … φ_K, or those after `begun`, which says how many there are. Arguments and
     errors as `adapt`."""
     second = order == "second"
-    if second and tasks.twice is not None:
-        raise ValueError(f'order="second": {tasks.twice}')
+    if second and tasks.no_second_derivative is not None:
+        raise ValueError(f'order="second": {tasks.no_second_derivative}')
     if begun is None:
         start = tasks.start(outer)
         of = max(start.steps) if steps is None else steps

@@ -212,8 +212,8 @@ class _HeadAlone:
     features: Tensor
     targets: ClassTargets
     steps: int
-    twice: str | None = None
-    coarse: str | None = None
+    no_second_derivative: str | None = None
+    no_differences: str | None = None
     proximal: float = 0.0
 
     @property

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from metatrain.artifacts.artifact import Initialization
+from metatrain.artifacts.initialization import Initialization
 from service.errors import InvalidRequest
 from service.field_checks import check_count, check_notes, check_ttl
 from service.http.schemas import AdaptRequest, ExamplesRequest, Options

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 
-from metatrain.artifacts.artifact import adapter_bytes_at_most
+from metatrain.artifacts.adapter import adapter_bytes_at_most
 from service.adapting.idempotency import IdempotencyKeys
 from service.adapting.jobs import Jobs
 from service.http.auth import Authentication, Door

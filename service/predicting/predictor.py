@@ -14,7 +14,8 @@ from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from metatrain.artifacts.artifact import Initialization, adapter_from_bytes, adapter_metadata
+from metatrain.artifacts.adapter import adapter_from_bytes, adapter_metadata
+from metatrain.artifacts.initialization import Initialization
 from metatrain.errors import ArtifactError
 from metatrain.models.base import Base
 from metatrain.serving.bank import Bank, Packed, pack

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from metatrain.artifacts.artifact import Initialization
 from metatrain.artifacts.baselines import frozen_prototypes, lora_from_zero
+from metatrain.artifacts.initialization import Initialization
 from metatrain.errors import ArtifactError
 from metatrain.models.base import Base
 from service.errors import Overloaded, Unavailable
