@@ -7,7 +7,7 @@
 | from inputs to predictions | `predicting/` |
 | the examples and predictions of a kind of task, their checks | `kinds/` |
 | the commands that run a service, the embedded default | `running/` |
-| what a request may hold, whatever its kind | `checks.py` |
+| what a request may hold, whatever its kind | `field_checks.py` |
 | the shape of an error | `errors.py` |
 | limits and defaults | `settings.py` |
 """
