@@ -17,8 +17,8 @@ from metatrain.artifacts.header import Header, check_described, header_bytes, re
 from metatrain.artifacts.initialization import Initialization, attached
 from metatrain.deltas import DeltaConfig
 from metatrain.errors import ArtifactError
-from metatrain.invalid import first_problem
 from metatrain.models.base import Base
+from metatrain.pydantic_errors import first_problem
 from metatrain.readouts.registry import CLASSES, readout_kinds
 
 _METADATA_KEY = "quickstudy"  # one key: safetensors does not keep several in order, and the bytes are digested

@@ -28,13 +28,13 @@ from metatrain.artifacts.files import (
 )
 from metatrain.artifacts.header import Leaf, shown
 from metatrain.deltas import DeltaConfig, DeltaKind
-from metatrain.deltas.peft_files import PeftFiles
+from metatrain.deltas.peft_format import PeftFiles
 from metatrain.errors import ArtifactError, BaseModelError
 from metatrain.inner.config import InnerConfig
 from metatrain.inner.problem import Outer
-from metatrain.invalid import first_problem
 from metatrain.models.base import Base
 from metatrain.models.inputs import AnySpec
+from metatrain.pydantic_errors import first_problem
 from metatrain.readouts.registry import CLASSES, readout_kinds
 
 _BASE_UPDATE = "base_update.safetensors"

@@ -14,7 +14,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from metatrain.deltas.peft_files import PeftFiles, in_module, leaf_by_leaf
+from metatrain.deltas.peft_format import PeftFiles, in_module, leaf_by_leaf
 from metatrain.deltas.scope import Delta, current_delta
 from metatrain.deltas.sites import Layout, Site, fan_in_fan_out, find_sites, lowest_layer
 

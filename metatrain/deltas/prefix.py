@@ -20,7 +20,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
-from metatrain.deltas.peft_files import PeftFiles, side_by_side, virtual_tokens
+from metatrain.deltas.peft_format import PeftFiles, side_by_side, virtual_tokens
 from metatrain.deltas.scope import Delta, current_delta
 from metatrain.deltas.sites import layer_of
 from metatrain.deltas.virtual import PREFIX_TOKENS, check_takes_tokens, move_positions, random_vectors, real_places

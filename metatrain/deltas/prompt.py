@@ -12,7 +12,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from metatrain.deltas.peft_files import PeftFiles, PeftLeaf, leaf_by_leaf, virtual_tokens
+from metatrain.deltas.peft_format import PeftFiles, PeftLeaf, leaf_by_leaf, virtual_tokens
 from metatrain.deltas.scope import Delta
 from metatrain.deltas.virtual import PROMPT, PROMPT_TOKENS, check_takes_tokens, move_positions, random_vectors
 from metatrain.errors import UnsupportedDelta

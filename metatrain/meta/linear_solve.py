@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from metatrain.inner.problem import Leaves
-from metatrain.meta.leaves import dot, over
+from metatrain.meta.named_tensors import dot, over
 
 MatrixProduct = Callable[[Leaves], dict[str, Tensor]]
 

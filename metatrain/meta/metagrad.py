@@ -30,8 +30,8 @@ from metatrain.inner.loop import adapt, move, support_gradient, trajectory
 from metatrain.inner.optimizers import Moments, Optimizer
 from metatrain.inner.problem import Leaves, Outer, Start, Tasks, seen_from
 from metatrain.meta.curvature import PRODUCTS, ProductName, Reverse
-from metatrain.meta.leaves import add, alive, from_namespace, gradients_of, inner_product, into_namespace
 from metatrain.meta.linear_solve import Solution, conjugate_gradient, neumann
+from metatrain.meta.named_tensors import add, alive, from_namespace, gradients_of, inner_product, into_namespace
 
 Mode = Literal["first_order", "unrolled", "checkpointed", "adjoint", "implicit", "auto"]
 

@@ -12,10 +12,10 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from metatrain.deltas import DeltaConfig, LoRAConfig
 from metatrain.errors import DataError, RecipeError
 from metatrain.inner.config import InnerConfig
-from metatrain.invalid import first_problem
 from metatrain.meta.algorithms import AlgorithmSection
 from metatrain.models.precision import Precision
 from metatrain.models.source import DEFAULT_MODEL
+from metatrain.pydantic_errors import first_problem
 from metatrain.tasks.episodes import Dataset
 from metatrain.tasks.readers import Columns, read_source
 from metatrain.training.outer_loop import OuterConfig

@@ -26,9 +26,9 @@ from metatrain.errors import RecipeError
 from metatrain.inner.config import InnerConfig
 from metatrain.inner.encoded import Encoded
 from metatrain.inner.problem import start_rates
-from metatrain.invalid import first_problem
 from metatrain.models.base import Base
 from metatrain.models.loading import load_base
+from metatrain.pydantic_errors import first_problem
 from metatrain.readouts.heads import HEAD_LEAVES
 from metatrain.serving.probe import probe
 from metatrain.tasks.episodes import Dataset, Episode, EpisodeSampler, EpisodeShape, manifest_digest

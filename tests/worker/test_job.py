@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import redis
 
-from metatrain.artifacts.artifact import adapter_from_bytes
+from metatrain.artifacts.adapter import adapter_from_bytes
 from metatrain.artifacts.baselines import lora_from_zero
 from metatrain.models.base import Base
 from tests.conftest import RedisServer

@@ -8,7 +8,7 @@ import pytest
 import redis
 import torch
 
-from metatrain.artifacts.artifact import adapter_from_bytes
+from metatrain.artifacts.adapter import adapter_from_bytes
 from metatrain.artifacts.baselines import lora_from_zero
 from metatrain.errors import DeadlineExceeded
 from metatrain.models.base import Base

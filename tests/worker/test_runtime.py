@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from metatrain.artifacts.artifact import adapter_from_bytes
+from metatrain.artifacts.adapter import adapter_from_bytes
 from metatrain.artifacts.baselines import lora_from_zero
 from metatrain.models.base import Base
 from tests.worker.jobs import SUPPORT, recipe, run

@@ -3,7 +3,7 @@
 import torch
 from pydantic import BaseModel, Field
 
-from metatrain.artifacts.artifact import Initialization
+from metatrain.artifacts.initialization import Initialization
 from metatrain.deltas import LoRAConfig
 from metatrain.inner.config import InnerConfig
 from metatrain.inner.problem import start_rates
