@@ -105,7 +105,7 @@ class Process:
         self.starter.submit(self._start).result()
 
     def _start(self) -> None:
-        tied = [sys.executable, "-m", "service.running.tether", str(os.getpid()), *self.command]
+        tied = [sys.executable, "-m", "service.running.end_with_parent", str(os.getpid()), *self.command]
         with self.log.open("ab") as output:
             self.child = subprocess.Popen(
                 tied, env=self.environment, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=output, stderr=output

@@ -19,8 +19,8 @@ from tqdm import tqdm
 from benchmarks.folds import DEFAULT_RECIPE
 from benchmarks.record import RUNS, Progress, Row, difference_rows, write
 from benchmarks.systems import with_label_words
-from metatrain.artifacts.artifact import Initialization, load_initialization
 from metatrain.artifacts.baselines import frozen_prototypes
+from metatrain.artifacts.initialization import Initialization, load_initialization
 from metatrain.cli import train_with_progress
 from metatrain.inner.config import InnerConfig
 from metatrain.inner.encoded import Encoded
@@ -31,11 +31,11 @@ from metatrain.tasks.episodes import EpisodeSampler, EpisodeShape
 from metatrain.training.evaluate import evaluate, evaluate_prototypes
 from metatrain.training.outer_loop import OuterConfig
 from metatrain.training.recipe import (
+    ClassList,
     DataSection,
     EpisodesSection,
     Recipe,
     Source,
-    Split,
     ValidationSection,
     read_recipe,
 )
@@ -56,7 +56,7 @@ def split_recipe(name: str, split: str, method: str) -> Recipe:
     recipe = read_recipe(DEFAULT_RECIPE)
 
     def part(which: str) -> tuple[Source, ...]:
-        return (Source(path=f"{name}/full.jsonl.gz", split=Split(file=f"{name}/splits.json", id=split, part=which)),)
+        return (Source(path=f"{name}/full.jsonl.gz", split=ClassList(file=f"{name}/splits.json", id=split, part=which)),)
 
     change: dict[str, object] = {
         "name": f"{name}-{split}-{method.split('-')[0].lower()}",
@@ -146,7 +146,7 @@ def accuracies(
     base: Base, encoded: Encoded, init: Initialization, part: Part, shots: int, count: int, data: Path
 ) -> Sequence[float]:
     """Of each episode of the split's test classes."""
-    source = Source(path=f"{part.name}/full.jsonl.gz", split=Split(file=f"{part.name}/splits.json", id=part.split, part="test"))
+    source = Source(path=f"{part.name}/full.jsonl.gz", split=ClassList(file=f"{part.name}/splits.json", id=part.split, part="test"))
     sampler = EpisodeSampler([source.read(data)], seed=1234)
     episodes = [sampler.episode(i, EpisodeShape(WAYS, shots, QUERIES)) for i in range(count)]
     if part.method in WITH_WORDS:

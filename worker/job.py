@@ -15,7 +15,7 @@ from worker.heartbeat import HeldJob, keep_lease
 from worker.ledger.claims import WITHOUT_NAME, Claim, Queues
 from worker.ledger.messages import Outcome
 from worker.ledger.records import Records
-from worker.ledger.store import WeightStore, weights_digest
+from worker.ledger.weights_cache import WeightStore, weights_digest
 from worker.logs import places
 from worker.passes import PassRunner
 from worker.retry import retry_while_away

@@ -13,7 +13,7 @@ from worker.job import JobRunner
 from worker.ledger.messages import ADAPT_TASK
 from worker.ledger.records import Records
 from worker.ledger.servers import records_client, weights_client
-from worker.ledger.store import WeightStore
+from worker.ledger.weights_cache import WeightStore
 from worker.logs import fields, places
 from worker.reaper import Reaper
 from worker.runtime import Runtime, load_runtime

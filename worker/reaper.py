@@ -14,7 +14,7 @@ from kombu.exceptions import OperationalError
 from worker.ledger import names
 from worker.ledger.messages import ADAPT_TASK, FIRST, IN_TURN, wake_up
 from worker.ledger.records import Records
-from worker.ledger.store import WeightStore
+from worker.ledger.weights_cache import WeightStore
 from worker.logs import fields, places
 
 log = logging.getLogger(__name__)

@@ -8,8 +8,10 @@ from itertools import pairwise
 
 import torch
 
-from metatrain.artifacts.artifact import Adapter, AdapterMetadata, Initialization, adapter_to_bytes, not_finite
+from metatrain.artifacts.adapter import Adapter, AdapterMetadata, adapter_to_bytes
 from metatrain.artifacts.catalog import load_catalog
+from metatrain.artifacts.files import not_finite
+from metatrain.artifacts.initialization import Initialization
 from metatrain.errors import AdaptationError, DeadlineExceeded, NonFinite
 from metatrain.inner.encoded import Encoded
 from metatrain.inner.supervised import Supervised
@@ -61,7 +63,9 @@ class Runtime:
         """Whether a job may run in one pass with others of its kin: not where its support set is walked through in parts, or gets
         augmented views, which are made by one seed for all."""
         _, init = self.by_digest.get(recipe.initialization_digest, (None, None))
-        return init is not None and init.inner.augmentation is None and recipe.rows <= init.inner.rows_per_step
+        if init is None or recipe.kind not in task_kinds():
+            return False
+        return init.inner.augmentation is None and recipe.rows <= init.inner.rows_per_step
 
     def adapt(self, recipe: JobRecipe, *, deadline: float = math.inf, on_step: OnStep | None = None) -> MadeAdapter:
         """Run the inner loop of one job. Raises AdaptationError: the initialization is not here, the precision is another, a loss
@@ -115,6 +119,8 @@ class Runtime:
 
     def _start_of(self, recipes: Sequence[JobRecipe]) -> tuple[Base, Initialization]:
         for recipe in recipes:
+            if recipe.kind not in task_kinds():
+                raise AdaptationError(f"tasks of kind {recipe.kind!r} are not known to this worker: is its package installed?")
             digest = recipe.initialization_digest
             if digest not in self.by_digest:
                 raise AdaptationError(f"initialization {recipe.initialization!r} with digest {digest[:12]}… is not on this worker")

@@ -8,7 +8,7 @@ from worker.draining import DrainTimer
 from worker.errors import CacheRefused
 from worker.heartbeat import HeldJob
 from worker.ledger.claims import Claim, WeightsLifetime
-from worker.ledger.store import WeightStore
+from worker.ledger.weights_cache import WeightStore
 from worker.retry import retry_while_away
 
 log = logging.getLogger(__name__)

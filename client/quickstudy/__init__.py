@@ -1,7 +1,7 @@
 """A Python client of the service, for asyncio and without. Needs httpx alone.
 
 One call is a value (`calls`), its answer another (`answers`); what takes several steps is a generator that does none of them
-(`flows`, `events`, `retries`); two clients do the steps (`blocking`, `asynchronous`).
+(`multi_step`, `events`, `retries`); two clients do the steps (`blocking`, `asynchronous`).
 """
 
 from importlib import import_module

@@ -9,7 +9,7 @@ from typing import Any, Self, TypeVar, Unpack, overload
 
 import httpx
 
-from quickstudy import calls, flows
+from quickstudy import calls, multi_step
 from quickstudy.answers import (
     Adaptation,
     Adapter,
@@ -26,7 +26,7 @@ from quickstudy.answers import (
 from quickstudy.calls import AdapterFilters, AdaptOptions, AliasCondition, Call, Changes, LearnOptions, Named, Pairs
 from quickstudy.connection import Connection
 from quickstudy.events import EndEvent, Event, Reading
-from quickstudy.flows import Flow, Pause, Reply
+from quickstudy.multi_step import Flow, Pause, Reply
 
 T = TypeVar("T")
 
@@ -38,7 +38,7 @@ class AsyncClient:
         self, url: str = "http://localhost:8000", *, api_key: str | None = None, timeout: float = 90.0, retries: int = 3
     ) -> None:
         self._connection = Connection(url, api_key, timeout, retries)
-        self._retries, self._parts = self._connection.retries, flows.PartSize()
+        self._retries, self._parts = self._connection.retries, multi_step.PartSize()
         self._http = httpx.AsyncClient(**self._connection.settings)
 
     async def __aenter__(self) -> Self:
@@ -77,7 +77,7 @@ class AsyncClient:
     async def wait(self, adapter: Named, seconds: float = 30.0, on_progress: Callable[[Event], None] | None = None) -> Adapter:
         deadline = time.monotonic() + seconds
         if on_progress is None:
-            there = await self._run(flows.ended(adapter, deadline, seconds, self._retries))
+            there = await self._run(multi_step.ended(adapter, deadline, seconds, self._retries))
             if there is not None:
                 return there
         async with aclosing(self._events(Reading(adapter, self._retries, seconds, deadline))) as events:
@@ -85,7 +85,7 @@ class AsyncClient:
                 if on_progress is not None:
                     on_progress(event)
                 if isinstance(event, EndEvent):
-                    return flows.ready(event.adapter)
+                    return multi_step.ready(event.adapter)
         raise AssertionError("unreachable")
 
     def events(self, adapter: Named, *, within: float | None = None) -> AsyncGenerator[Event, None]:
@@ -118,8 +118,8 @@ class AsyncClient:
     async def predict(self, adapter: Named, inputs: Sequence[str], *, top_k: int | None = None) -> Predictions: ...
     async def predict(self, adapter: Named, inputs: str | Sequence[str], *, top_k: int | None = None) -> Prediction | Predictions:
         if isinstance(inputs, str):
-            return (await self._run(flows.predicted(adapter, [inputs], top_k, self._parts, self._retries)))[0]
-        return await self._run(flows.predicted(adapter, inputs, top_k, self._parts, self._retries))
+            return (await self._run(multi_step.predicted(adapter, [inputs], top_k, self._parts, self._retries)))[0]
+        return await self._run(multi_step.predicted(adapter, inputs, top_k, self._parts, self._retries))
 
     async def score(self, adapter: Named, examples: Pairs) -> Score:
         return await self._answer(calls.score(adapter, examples))
@@ -172,7 +172,7 @@ class AsyncClient:
         return await self._answer(calls.usage(tenant))
 
     async def ready(self) -> Readiness:
-        return await self._run(flows.readiness())
+        return await self._run(multi_step.readiness())
 
     async def _made(
         self, call: Callable[[float], Call[Adaptation]], wait: float, on_progress: Callable[[Event], None] | None
@@ -181,10 +181,10 @@ class AsyncClient:
         answer = await self._answer(call(0.0 if on_progress else wait), deadline if wait > 0 else None)
         if wait <= 0 or (answer.status == "ready" and on_progress is None):
             return answer
-        return flows.made(answer, await self.wait(answer, max(0.0, deadline - time.monotonic()), on_progress))
+        return multi_step.made(answer, await self.wait(answer, max(0.0, deadline - time.monotonic()), on_progress))
 
     async def _answer(self, call: Call[T], deadline: float | None = None) -> T:
-        return await self._run(flows.answered(call, self._retries, deadline))
+        return await self._run(multi_step.answered(call, self._retries, deadline))
 
     async def _run(self, flow: Flow[T]) -> T:
         reply: Reply = None

@@ -8,7 +8,7 @@ from typing import Any, Self, TypeVar, Unpack, overload
 
 import httpx
 
-from quickstudy import calls, flows
+from quickstudy import calls, multi_step
 from quickstudy.answers import (
     Adaptation,
     Adapter,
@@ -25,7 +25,7 @@ from quickstudy.answers import (
 from quickstudy.calls import AdapterFilters, AdaptOptions, AliasCondition, Call, Changes, LearnOptions, Named, Pairs
 from quickstudy.connection import Connection
 from quickstudy.events import EndEvent, Event, Reading
-from quickstudy.flows import Flow, Pause, Reply
+from quickstudy.multi_step import Flow, Pause, Reply
 
 T = TypeVar("T")
 
@@ -42,7 +42,7 @@ class Client:
         self, url: str = "http://localhost:8000", *, api_key: str | None = None, timeout: float = 90.0, retries: int = 3
     ) -> None:
         self._connection = Connection(url, api_key, timeout, retries)
-        self._retries, self._parts = self._connection.retries, flows.PartSize()
+        self._retries, self._parts = self._connection.retries, multi_step.PartSize()
         self._http = httpx.Client(**self._connection.settings)
 
     def __enter__(self) -> Self:
@@ -89,7 +89,7 @@ class Client:
         """The adapter, once it is ready. Raises NotReady where it ends otherwise, or not within `seconds`."""
         deadline = time.monotonic() + seconds
         if on_progress is None:
-            there = self._run(flows.ended(adapter, deadline, seconds, self._retries))
+            there = self._run(multi_step.ended(adapter, deadline, seconds, self._retries))
             if there is not None:
                 return there
         with closing(self._events(Reading(adapter, self._retries, seconds, deadline))) as events:
@@ -97,7 +97,7 @@ class Client:
                 if on_progress is not None:
                     on_progress(event)
                 if isinstance(event, EndEvent):
-                    return flows.ready(event.adapter)
+                    return multi_step.ready(event.adapter)
         raise AssertionError("unreachable")
 
     def events(self, adapter: Named, *, within: float | None = None) -> Generator[Event, None, None]:
@@ -132,8 +132,8 @@ class Client:
         """One prediction for one input; a sequence of them for several, however many, in order. `top_k`: the probabilities of the
         most probable labels only."""
         if isinstance(inputs, str):
-            return self._run(flows.predicted(adapter, [inputs], top_k, self._parts, self._retries))[0]
-        return self._run(flows.predicted(adapter, inputs, top_k, self._parts, self._retries))
+            return self._run(multi_step.predicted(adapter, [inputs], top_k, self._parts, self._retries))[0]
+        return self._run(multi_step.predicted(adapter, inputs, top_k, self._parts, self._retries))
 
     def score(self, adapter: Named, examples: Pairs) -> Score:
         """How well it predicts (input, label) pairs."""
@@ -193,7 +193,7 @@ class Client:
 
     def ready(self) -> Readiness:
         """Whether the service answers and has all it needs, now."""
-        return self._run(flows.readiness())
+        return self._run(multi_step.readiness())
 
     def _made(
         self, call: Callable[[float], Call[Adaptation]], wait: float, on_progress: Callable[[Event], None] | None
@@ -202,10 +202,10 @@ class Client:
         answer = self._answer(call(0.0 if on_progress else wait), deadline if wait > 0 else None)
         if wait <= 0 or (answer.status == "ready" and on_progress is None):
             return answer
-        return flows.made(answer, self.wait(answer, max(0.0, deadline - time.monotonic()), on_progress))
+        return multi_step.made(answer, self.wait(answer, max(0.0, deadline - time.monotonic()), on_progress))
 
     def _answer(self, call: Call[T], deadline: float | None = None) -> T:
-        return self._run(flows.answered(call, self._retries, deadline))
+        return self._run(multi_step.answered(call, self._retries, deadline))
 
     def _run(self, flow: Flow[T]) -> T:
         reply: Reply = None

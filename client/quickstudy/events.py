@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 
-from quickstudy import calls, flows
+from quickstudy import calls, multi_step
 from quickstudy.answers import IN_FLIGHT, Adapter, Status, read_as
 from quickstudy.calls import Call, Named
 from quickstudy.errors import NotFound, NotUnderstood, QuickstudyError, RateLimited, Unavailable, error_of, out_of_reach
@@ -148,7 +148,7 @@ class Reading:
 
     def _check_deadline(self) -> None:
         if not self.ended and self.deadline is not None and time.monotonic() >= self.deadline:
-            raise flows.late(calls.name_of(self._name), self._status, self._within or 0.0)
+            raise multi_step.late(calls.name_of(self._name), self._status, self._within or 0.0)
 
 
 class EventStream:

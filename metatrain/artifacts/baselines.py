@@ -2,7 +2,7 @@
 
 import torch
 
-from metatrain.artifacts.artifact import Initialization
+from metatrain.artifacts.initialization import Initialization
 from metatrain.deltas import DeltaConfig, LoRAConfig
 from metatrain.inner.config import InnerConfig
 from metatrain.inner.problem import start_rates

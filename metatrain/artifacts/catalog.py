@@ -5,7 +5,7 @@ import logging
 from collections.abc import Iterable
 from pathlib import Path
 
-from metatrain.artifacts.artifact import Initialization, load_initialization
+from metatrain.artifacts.initialization import Initialization, load_initialization
 from metatrain.deltas import DeltaConfig
 from metatrain.errors import ArtifactError
 from metatrain.models.base import Base

@@ -8,7 +8,7 @@ base model is unchanged. PEFT has no such kind.
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -25,6 +25,8 @@ class BottleneckConfig(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    has_leaves: ClassVar[bool] = True
 
     kind: Literal["bottleneck"] = "bottleneck"
     rank: int = Field(default=16, ge=1, le=256)

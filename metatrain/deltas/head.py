@@ -1,7 +1,7 @@
 """No delta at all: only the head is adapted, on features of the unchanged base model."""
 
 from collections.abc import Iterable
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -12,6 +12,8 @@ from metatrain.deltas.scope import Delta
 
 class HeadConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    has_leaves: ClassVar[bool] = False
 
     kind: Literal["head"] = "head"
 

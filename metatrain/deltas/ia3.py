@@ -7,13 +7,13 @@ which side a module is rescaled on, and the leaves' names and shapes, as in PEFT
 """
 
 from collections.abc import Callable, Iterable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
-from metatrain.deltas.peft_files import PeftFiles, in_module, leaf_by_leaf
+from metatrain.deltas.peft_format import PeftFiles, in_module, leaf_by_leaf
 from metatrain.deltas.scope import Delta, current_delta
 from metatrain.deltas.sites import Layout, Site, fan_in_fan_out, find_sites, lowest_layer
 from metatrain.errors import UnsupportedDelta
@@ -26,6 +26,8 @@ class IA3Config(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    has_leaves: ClassVar[bool] = True
 
     kind: Literal["ia3"] = "ia3"
     targets: tuple[str, ...] = Field(default=("key", "value", "intermediate.dense"), min_length=1)

@@ -11,7 +11,7 @@ from metatrain.deltas.bottleneck import Bottleneck, BottleneckConfig
 from metatrain.deltas.head import HeadConfig, HeadOnly
 from metatrain.deltas.ia3 import IA3, IA3Config
 from metatrain.deltas.lora import LoRA, LoRAConfig
-from metatrain.deltas.peft_files import PeftFiles
+from metatrain.deltas.peft_format import PeftFiles
 from metatrain.deltas.prefix import Prefix, PrefixConfig
 from metatrain.deltas.prompt import Prompt, PromptConfig
 from metatrain.deltas.scope import Delta

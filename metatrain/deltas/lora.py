@@ -8,13 +8,13 @@ Stacked over G groups (tasks, or rows of a mixed batch) A is [G, R, D_in] and B 
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from metatrain.deltas.peft_files import PeftFiles, in_module, leaf_by_leaf
+from metatrain.deltas.peft_format import PeftFiles, in_module, leaf_by_leaf
 from metatrain.deltas.scope import Delta, current_delta
 from metatrain.deltas.sites import Layout, Site, fan_in_fan_out, find_sites, lowest_layer
 
@@ -26,6 +26,8 @@ class LoRAConfig(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    has_leaves: ClassVar[bool] = True
 
     kind: Literal["lora"] = "lora"
     rank: int = Field(default=8, ge=1, le=256)

@@ -11,7 +11,7 @@ keep their numbers. Which modules attend is measured by calling the model once. 
 import sys
 from collections.abc import Callable, Iterable
 from contextvars import ContextVar
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -20,7 +20,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
-from metatrain.deltas.peft_files import PeftFiles, side_by_side, virtual_tokens
+from metatrain.deltas.peft_format import PeftFiles, side_by_side, virtual_tokens
 from metatrain.deltas.scope import Delta, current_delta
 from metatrain.deltas.sites import layer_of
 from metatrain.deltas.virtual import PREFIX_TOKENS, check_takes_tokens, move_positions, random_vectors, real_places
@@ -34,6 +34,8 @@ class PrefixConfig(BaseModel):
     """The choices of a prefix: P = `tokens`, PEFT's `num_virtual_tokens`, and `layers`, all that attend where None."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    has_leaves: ClassVar[bool] = True
 
     kind: Literal["prefix"] = "prefix"
     tokens: int = Field(default=8, ge=1, le=256)

@@ -6,13 +6,13 @@ They pass through the same position embeddings and layer norm as words do, and a
 """
 
 from collections.abc import Iterable
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from metatrain.deltas.peft_files import PeftFiles, PeftLeaf, leaf_by_leaf, virtual_tokens
+from metatrain.deltas.peft_format import PeftFiles, PeftLeaf, leaf_by_leaf, virtual_tokens
 from metatrain.deltas.scope import Delta
 from metatrain.deltas.virtual import PROMPT, PROMPT_TOKENS, check_takes_tokens, move_positions, random_vectors
 from metatrain.errors import UnsupportedDelta
@@ -22,6 +22,8 @@ class PromptConfig(BaseModel):
     """The choice of a prompt: P = `tokens`, PEFT's `num_virtual_tokens`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    has_leaves: ClassVar[bool] = True
 
     kind: Literal["prompt"] = "prompt"
     tokens: int = Field(default=8, ge=1, le=256)

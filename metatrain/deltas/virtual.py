@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from metatrain.deltas.peft_files import PROMPT_EMBEDDINGS
+from metatrain.deltas.peft_format import PROMPT_EMBEDDINGS
 from metatrain.deltas.scope import Delta, current_delta
 from metatrain.errors import UnsupportedDelta
 

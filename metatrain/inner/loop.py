@@ -85,12 +85,16 @@ def trajectory(
     steps: int | None = None,
     order: Order = "first",
     begun: Point | None = None,
+    rate_step: int | None = None,
 ) -> Iterator[Point]:
-    """The inner loop as the points that it passes, φ_0 … φ_K, or those after `begun`, which says how many there are. Arguments and
-    errors as `adapt`."""
+    """Run the inner loop, yielding the points that it passes: φ_0 … φ_K, or those after `begun`, which says how many there are.
+
+    `rate_step`: the step whose rates all steps take (−1: the last one's); each step its own if None. Other arguments and errors as
+    `adapt`.
+    """
     second = order == "second"
-    if second and tasks.twice is not None:
-        raise ValueError(f'order="second": {tasks.twice}')
+    if second and tasks.no_second_derivative is not None:
+        raise ValueError(f'order="second": {tasks.no_second_derivative}')
     if begun is None:
         start = tasks.start(outer)
         of = max(start.steps) if steps is None else steps
@@ -104,7 +108,7 @@ def trajectory(
         loss, gradients = support_gradient(tasks, phi, seen, step, start, graph=second)
         start = replace(start, first=None)  # its graph is not needed any longer
         with torch.set_grad_enabled(keeps_graph):
-            phi, moments = move(optimizer, phi, moments, gradients, outer.rates, step)
+            phi, moments = move(optimizer, phi, moments, gradients, outer.rates, step, rate_step)
         losses = (*losses, loss)
         yield Point(step + 1, begun.of, phi, losses, moments, start)
 
@@ -126,11 +130,18 @@ def support_gradient(
 
 
 def move(
-    optimizer: Optimizer, phi: Leaves, moments: Leaves, gradients: Leaves, rates: Leaves, step: int
+    optimizer: Optimizer,
+    phi: Leaves,
+    moments: Leaves,
+    gradients: Leaves,
+    rates: Leaves,
+    step: int,
+    rate_step: int | None = None,
 ) -> tuple[dict[str, Tensor], Moments]:
     """φ_{k+1} and the optimizer's moments: a function of its tensors alone, differentiable in all of them."""
     after, moves = optimizer.update(moments, gradients, step)
-    return {name: leaf - rate(rates[name], step) * moves[name] for name, leaf in phi.items()}, after
+    at = step if rate_step is None else rate_step
+    return {name: leaf - rate(rates[name], at) * moves[name] for name, leaf in phi.items()}, after
 
 
 def rate(rates: Tensor, step: int) -> Tensor:

@@ -47,8 +47,8 @@ class NetTasks:
 
     Raises ValueError where `moved` names none, or the support set does not have so many rows."""
 
-    twice: str | None = None
-    coarse: str | None = None
+    no_second_derivative: str | None = None
+    no_differences: str | None = None
     proximal = 0.0
 
     def __init__(

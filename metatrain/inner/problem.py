@@ -105,12 +105,12 @@ class Tasks(Protocol):
         """The inner steps that are planned for these tasks, the most of them. `Start.steps` has those that each one takes."""
 
     @property
-    def twice(self) -> str | None:
-        """None where `support_loss` has a second derivative, else why it has none."""
+    def no_second_derivative(self) -> str | None:
+        """Why `support_loss` has no second derivative; None if it has one."""
 
     @property
-    def coarse(self) -> str | None:
-        """None where differences of gradients mean something, else why they do not."""
+    def no_differences(self) -> str | None:
+        """Why differences of gradients mean nothing; None if they mean something."""
 
     @property
     def proximal(self) -> float:
@@ -155,8 +155,8 @@ def _distance(phi: Leaves, begin: Leaves) -> Tensor:
     return torch.stack([(leaf - begin[name]).square().flatten(1).sum(1) for name, leaf in phi.items()]).sum(0)
 
 
-def _under(prefix: str, named: Leaves) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): t for name, t in named.items() if name.startswith(prefix)}
+def _under(namespace: str, named: Leaves) -> dict[str, Tensor]:
+    return {name.removeprefix(namespace): t for name, t in named.items() if name.startswith(namespace)}
 
 
 def _is_positive(value_name: str) -> bool:

@@ -92,11 +92,11 @@ class Supervised:
         return self.config.proximal
 
     @property
-    def twice(self) -> str | None:
+    def no_second_derivative(self) -> str | None:
         return None if self.base.attention == "eager" else _NO_SECOND_DERIVATIVE
 
     @property
-    def coarse(self) -> str | None:
+    def no_differences(self) -> str | None:
         return "the base model runs in bfloat16, whose rounding drowns them" if self.base.dtype == torch.bfloat16 else None
 
     def only(self, which: Sequence[int], start: Start) -> "Supervised | None":

@@ -15,7 +15,7 @@ from torch.autograd import forward_ad
 
 from metatrain.inner.loop import support_gradient
 from metatrain.inner.problem import Leaves, Outer, Start, Tasks, inner_loss, seen_from
-from metatrain.meta.leaves import alive, gradients_of, inner_product, length, named, over, part
+from metatrain.meta.named_tensors import alive, from_namespace, gradients_of, inner_product, into_namespace, length, over
 
 ProductName = Literal["reverse", "forward", "central"]
 
@@ -31,9 +31,9 @@ class Reverse:
 
     def along(self, gamma: Leaves, *, last: bool = False) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """(∂²L/∂φ²) γ, and (∂²L/∂φ∂outer)ᵀ γ by the names of `Outer.values()`. `last`: no other γ follows."""
-        both = {**named("phi", self.phi), **named("outer", self.outer.values())}
+        both = {**into_namespace("phi", self.phi), **into_namespace("outer", self.outer.values())}
         gradients = gradients_of(inner_product(self.graph, gamma), both, keep=not last)
-        return part("phi", gradients), part("outer", gradients)
+        return from_namespace("phi", gradients), from_namespace("outer", gradients)
 
 
 class Forward:
@@ -51,7 +51,7 @@ class Forward:
             for name, g in gradients.items():
                 tangent = _tangent(g)
                 tangents[name] = torch.zeros_like(g) if tangent is None else tangent.detach()
-        return part("phi", tangents), part("outer", tangents)
+        return from_namespace("phi", tangents), from_namespace("outer", tangents)
 
 
 class Central:
@@ -71,7 +71,7 @@ class Central:
             gradients = _both_gradients(self.tasks, alive(moved), outer, self.step, self.begun, weights=1 / (2 * epsilon))
             ends.append({n: g.detach() for n, g in gradients.items()})
         difference = {n: plus - ends[1][n] for n, plus in ends[0].items()}
-        return part("phi", difference), part("outer", difference)
+        return from_namespace("phi", difference), from_namespace("outer", difference)
 
 
 PRODUCTS: dict[ProductName, Callable[[Tasks, Leaves, Outer, int, Start], Reverse | Forward | Central]] = {
@@ -96,4 +96,4 @@ def _both_gradients(
     with torch.enable_grad():
         loss = inner_loss(tasks, phi, outer, step, seen_from(tasks, start, outer))
         total = loss.sum() if weights is None else (weights * loss).sum()
-        return gradients_of(total, {**named("phi", phi), **named("outer", outer.values())})
+        return gradients_of(total, {**into_namespace("phi", phi), **into_namespace("outer", outer.values())})

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from metatrain.inner.problem import Leaves
-from metatrain.meta.leaves import dot, over
+from metatrain.meta.named_tensors import dot, over
 
-Product = Callable[[Leaves], dict[str, Tensor]]
+MatrixProduct = Callable[[Leaves], dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Solution:
     residual: float
 
 
-def conjugate_gradient(product: Product, v: Leaves, *, iterations: int, tolerance: float = 1e-10) -> Solution:
+def conjugate_gradient(product: MatrixProduct, v: Leaves, *, iterations: int, tolerance: float = 1e-10) -> Solution:
     """A task stops for good at a relative residual of `tolerance`, and where it meets a direction of no positive curvature: A is
     then not positive definite. Every task's best x is kept, so no residual is above that of x = 0, which is 1."""
     x = best = {name: torch.zeros_like(leaf) for name, leaf in v.items()}
@@ -51,7 +51,7 @@ def conjugate_gradient(product: Product, v: Leaves, *, iterations: int, toleranc
     return Solution(best, _worst(least, begin))
 
 
-def neumann(product: Product, v: Leaves, *, iterations: int, rate: float) -> Solution:
+def neumann(product: MatrixProduct, v: Leaves, *, iterations: int, rate: float) -> Solution:
     """`iterations` terms of the series, each one product."""
     term, total = dict(v), dict(v)
     for _ in range(iterations - 1):

@@ -30,8 +30,8 @@ from metatrain.inner.loop import adapt, move, support_gradient, trajectory
 from metatrain.inner.optimizers import Moments, Optimizer
 from metatrain.inner.problem import Leaves, Outer, Start, Tasks, seen_from
 from metatrain.meta.curvature import PRODUCTS, ProductName, Reverse
-from metatrain.meta.leaves import add, alive, gradients_of, inner_product, named, part
 from metatrain.meta.linear_solve import Solution, conjugate_gradient, neumann
+from metatrain.meta.named_tensors import add, alive, from_namespace, gradients_of, inner_product, into_namespace
 
 Mode = Literal["first_order", "unrolled", "checkpointed", "adjoint", "implicit", "auto"]
 
@@ -57,7 +57,7 @@ class Differentiation(BaseModel):
         return self
 
     @property
-    def twice(self) -> bool:
+    def second_derivative(self) -> bool:
         """A second derivative of the support loss is taken."""
         return self.mode != "first_order" and self.product != "central"
 
@@ -115,10 +115,10 @@ def meta_gradient(
     kept = list(last_alone if weights is None else weights)
     if len(kept) != of + 1:
         raise ValueError(f"weights: expected {of + 1}, one for each of φ_0 … φ_{of}, got {len(kept)}")
-    if how.twice and tasks.twice is not None:
-        raise ValueError(f"{how.mode}: {tasks.twice}")
-    if how.product == "central" and tasks.coarse is not None:
-        raise ValueError(f"{how.mode} with central differences: {tasks.coarse}")
+    if how.second_derivative and tasks.no_second_derivative is not None:
+        raise ValueError(f"{how.mode}: {tasks.no_second_derivative}")
+    if how.product == "central" and tasks.no_differences is not None:
+        raise ValueError(f"{how.mode} with central differences: {tasks.no_differences}")
     if how.mode == "implicit" and kept != last_alone:
         raise ValueError("weights: the implicit gradient is of the last inner step alone")
     return _MODES[how.mode](_Procedure(tasks, outer, optimizer, of, kept, how.mode), how)
@@ -205,8 +205,12 @@ def _checkpointed(procedure: _Procedure, how: Differentiation) -> MetaGradient:
     for begin in reversed(range(0, procedure.steps, how.segment)):
         phi, state, _ = kept.pop()
         live = procedure.outer.detached(live=True)
-        inputs = {**named("phi", alive(phi)), **named("state", alive(state)), **named("outer", live.values())}
-        moved, after, total = part("phi", inputs), part("state", inputs), torch.zeros(())
+        inputs = {
+            **into_namespace("phi", alive(phi)),
+            **into_namespace("state", alive(state)),
+            **into_namespace("outer", live.values()),
+        }
+        moved, after, total = from_namespace("phi", inputs), from_namespace("state", inputs), torch.zeros(())
         seen = seen_from(procedure.tasks, start, live)
         for step in range(begin, min(begin + how.segment, procedure.steps)):
             if step > begin and procedure.weights[step]:
@@ -214,8 +218,8 @@ def _checkpointed(procedure: _Procedure, how: Differentiation) -> MetaGradient:
             gradients = support_gradient(procedure.tasks, moved, live, step, seen, graph=True)[1]
             moved, after = move(procedure.optimizer, moved, after, gradients, live.rates, step)
         owed = gradients_of(total + inner_product(moved, back.phi) + inner_product(after, back.state), inputs)
-        back.phi, back.state = part("phi", owed), part("state", owed)
-        add(back.found, part("outer", owed))
+        back.phi, back.state = from_namespace("phi", owed), from_namespace("state", owed)
+        add(back.found, from_namespace("outer", owed))
         if procedure.weights[begin]:
             back.judge(phi, begin)
     return back.result(judged, losses)
@@ -279,18 +283,18 @@ class _Back:
         outer = self.procedure.outer
         product = PRODUCTS[how.product](self.procedure.tasks, phi, outer, step, self.begun)
         inputs = {
-            **named("phi", alive(phi)),
-            **named("state", alive(state)),
-            **named("g", alive(product.gradient if isinstance(product, Reverse) else gradients)),
-            **named("rates", alive(outer.rates)),
+            **into_namespace("phi", alive(phi)),
+            **into_namespace("state", alive(state)),
+            **into_namespace("g", alive(product.gradient if isinstance(product, Reverse) else gradients)),
+            **into_namespace("rates", alive(outer.rates)),
         }
-        begin, moments, taken, rates = (part(name, inputs) for name in ("phi", "state", "g", "rates"))
+        begin, moments, taken, rates = (from_namespace(name, inputs) for name in ("phi", "state", "g", "rates"))
         moved, after = move(self.procedure.optimizer, begin, moments, taken, rates, step)
         back = gradients_of(inner_product(moved, self.phi) + inner_product(after, self.state), inputs)
-        add(self.found, {f"rates.{name}": g for name, g in part("rates", back).items()})
-        curvature, mixed = product.along(part("g", back), last=True)
+        add(self.found, {f"rates.{name}": g for name, g in from_namespace("rates", back).items()})
+        curvature, mixed = product.along(from_namespace("g", back), last=True)
         add(self.found, mixed)
-        self.phi, self.state = part("phi", back), part("state", back)
+        self.phi, self.state = from_namespace("phi", back), from_namespace("state", back)
         add(self.phi, curvature)
 
     def result(self, judged: tuple[Tensor, Tensor], losses: Sequence[Tensor]) -> MetaGradient:
@@ -308,10 +312,10 @@ def _judge_back(
     live, outer = alive(phi), procedure.outer.detached(live=True)
     judged = procedure.judge(live, outer, step)
     if procedure.weights[step]:
-        both = {**named("phi", live), **named("outer", outer.values())}
+        both = {**into_namespace("phi", live), **into_namespace("outer", outer.values())}
         gradients = gradients_of(procedure.weights[step] * judged[0], both)
-        add(adjoint, part("phi", gradients))
-        add(found, part("outer", gradients))
+        add(adjoint, from_namespace("phi", gradients))
+        add(found, from_namespace("outer", gradients))
     return judged[0].detach(), judged[1].detach()
 
 

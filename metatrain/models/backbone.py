@@ -17,7 +17,7 @@ from torch.func import functional_call
 from metatrain.deltas import Delta, DeltaKind, build, delta_scope
 from metatrain.deltas.scope import current_noise
 from metatrain.deltas.virtual import with_prompt
-from metatrain.models.cut import lower_part, upper_part
+from metatrain.models.split_model import lower_part, upper_part
 
 log = logging.getLogger(__name__)
 Attention = Literal["auto", "sdpa", "eager"]

@@ -150,9 +150,9 @@ class ClassReadout:
         second = exact and features.requires_grad
         fixed, scale = (features, outer.scale) if second else (features.detach(), outer.scale.detach())
         tasks = _HeadAlone(begin, fixed, targets, self.config.head_steps)
-        rates = {name: outer.rates[name][-1:] for name in HEAD_LEAVES}
+        rates = {name: outer.rates[name] for name in HEAD_LEAVES}
         adam = Optimizer("adam", self.config.beta1, self.config.beta2, self.config.epsilon)
-        *_, end = trajectory(tasks, Outer({}, rates, scale), adam, order="second" if second else "first")
+        *_, end = trajectory(tasks, Outer({}, rates, scale), adam, order="second" if second else "first", rate_step=-1)
         return end.phi
 
     def judge(
@@ -212,8 +212,8 @@ class _HeadAlone:
     features: Tensor
     targets: ClassTargets
     steps: int
-    twice: str | None = None
-    coarse: str | None = None
+    no_second_derivative: str | None = None
+    no_differences: str | None = None
     proximal: float = 0.0
 
     @property

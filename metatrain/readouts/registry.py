@@ -15,4 +15,8 @@ ENTRY_POINTS = "quickstudy.readouts"
 @cache
 def readout_kinds() -> dict[str, ReadoutKind]:
     """Return the product's own readouts, and those of installed packages (entry points named `quickstudy.readouts`)."""
-    return {**{point.name: point.load() for point in entry_points(group=ENTRY_POINTS)}, **_OWN}
+    points = entry_points(group=ENTRY_POINTS)
+    names = [*_OWN, *(point.name for point in points)]
+    if len(set(names)) < len(names):
+        raise ValueError(f"entry points {ENTRY_POINTS}: two readouts have one name, of {', '.join(names)}")
+    return {**_OWN, **{point.name: point.load() for point in points}}

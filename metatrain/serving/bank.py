@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metatrain.artifacts.artifact import Adapter
+from metatrain.artifacts.adapter import Adapter
 from metatrain.deltas import DeltaKind
 from metatrain.deltas.virtual import COUNTS
 from metatrain.errors import ArtifactError, UnsupportedDelta

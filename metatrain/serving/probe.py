@@ -9,7 +9,7 @@ from peft import PeftConfig, get_peft_model, get_peft_model_state_dict, set_peft
 from torch import Tensor
 
 from metatrain.deltas import DeltaKind
-from metatrain.deltas.peft_files import PeftFiles
+from metatrain.deltas.peft_format import PeftFiles
 from metatrain.deltas.virtual import real_places
 from metatrain.errors import UnsupportedDelta, first_line
 from metatrain.inner.problem import stack

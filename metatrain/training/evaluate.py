@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from metatrain.artifacts.artifact import Initialization
+from metatrain.artifacts.initialization import Initialization
 from metatrain.inner.encoded import Encoded
 from metatrain.inner.loop import trajectory
 from metatrain.inner.problem import stack

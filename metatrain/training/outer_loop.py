@@ -20,13 +20,13 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from metatrain.artifacts.artifact import write_atomically
+from metatrain.artifacts.files import write_atomically
 from metatrain.errors import DataError, NoMetaGradient, NonFinite
 from metatrain.inner.problem import Outer
 from metatrain.meta.metagrad import MetaGradient
 
 CHECKPOINT = "checkpoint.safetensors"
-_PARTS = ("leaves", "first_moment", "second_moment", "average", "best_leaves")
+_TENSORS = ("leaves", "first_moment", "second_moment", "average", "best_leaves")
 _NOTICED_AFTER = 5
 
 
@@ -49,7 +49,7 @@ class OuterConfig(BaseModel):
 
 
 @dataclass
-class State:
+class OuterState:
     """All that changes during a run. `unmoved`: leaves of θ, and of the base model, that have had no gradient yet."""
 
     leaves: dict[str, Tensor]
@@ -66,7 +66,7 @@ class State:
     history: list[dict[str, Any]] = field(default_factory=list)
 
     @classmethod
-    def start(cls, outer: Outer) -> "State":
+    def start(cls, outer: Outer) -> "OuterState":
         leaves = dict(sorted(outer.leaves().items()))  # the order that a checkpoint gives back: sums depend on it
         zeros = {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
         unmoved = {name for name in leaves if _is_weight(name)}
@@ -78,12 +78,12 @@ class State:
 
     def save(self, path: Path, run: str) -> None:
         """Everything, under the name of the run that it belongs to."""
-        tensors = {f"{part}/{name}": leaf for part in _PARTS for name, leaf in getattr(self, part).items()}
+        tensors = {f"{kind}/{name}": leaf for kind in _TENSORS for name, leaf in getattr(self, kind).items()}
         scalars = {name: getattr(self, name) for name in _SCALARS} | {"run_digest": run, "unmoved": sorted(self.unmoved)}
         write_atomically(path, save({n: t.clone() for n, t in tensors.items()}, metadata={"state": json.dumps(scalars)}))
 
     @classmethod
-    def load(cls, path: Path, run: str) -> "State | None":
+    def load(cls, path: Path, run: str) -> "OuterState | None":
         """What `save` wrote, or None where there is nothing. Raises DataError for a checkpoint of another run."""
         if not path.is_file():
             return None
@@ -91,17 +91,17 @@ class State:
             scalars = json.loads(file.metadata()["state"])
             if scalars.pop("run_digest") != run:
                 raise DataError(f"{path} belongs to another recipe, base model or data; choose another --out folder")
-            tensors: dict[str, Any] = {part: {} for part in _PARTS}
+            tensors: dict[str, Any] = {kind: {} for kind in _TENSORS}
             for key in file.keys():  # noqa: SIM118  (safe_open is no mapping)
-                part, name = key.split("/", 1)
-                tensors[part][name] = file.get_tensor(key)
+                kind, name = key.split("/", 1)
+                tensors[kind][name] = file.get_tensor(key)
         return cls(**tensors, **{**scalars, "unmoved": set(scalars["unmoved"])})
 
 
 _SCALARS = ("step", "skipped", "skipped_in_a_row", "best_score", "best_step", "history")
 
 
-def outer_step(config: OuterConfig, state: State, gradient: MetaGradient, why: str = "") -> float:
+def outer_step(config: OuterConfig, state: OuterState, gradient: MetaGradient, why: str = "") -> float:
     """One step on all outer leaves, which moves gradients from other devices to them; `why`: of a gradient that could not be taken.
     Returns the norm of the gradient of θ and the base model before clipping, NaN for a step that was skipped.
 
@@ -131,13 +131,13 @@ def outer_step(config: OuterConfig, state: State, gradient: MetaGradient, why: s
     return norm
 
 
-def _adam(state: State, name: str, gradient: Tensor, taken: int) -> Tensor:
+def _adam(state: OuterState, name: str, gradient: Tensor, taken: int) -> Tensor:
     m = state.first_moment[name] = 0.9 * state.first_moment[name] + 0.1 * gradient
     v = state.second_moment[name] = 0.999 * state.second_moment[name] + 0.001 * gradient * gradient
     return (m / (1 - 0.9**taken)) / ((v / (1 - 0.999**taken)).sqrt() + 1e-8)
 
 
-def not_finite(leaves: Mapping[str, Tensor]) -> MetaGradient:
+def unusable_gradient(leaves: Mapping[str, Tensor]) -> MetaGradient:
     """What stands for a meta-gradient that could not be taken: a step that `outer_step` skips."""
     gradients = {name: torch.full_like(leaf, math.nan) for name, leaf in leaves.items()}
     return MetaGradient(math.nan, math.nan, (), gradients, mode="first_order")
@@ -149,7 +149,7 @@ def schedule(config: OuterConfig, step: int) -> float:
     return warm * 0.5 * (1 + math.cos(math.pi * (step - 1) / config.steps))
 
 
-def _notice(state: State, gradient: MetaGradient) -> None:
+def _notice(state: OuterState, gradient: MetaGradient) -> None:
     state.unmoved -= {name for name, g in gradient.gradients.items() if g.any()}
     if state.unmoved and state.step - state.skipped == _NOTICED_AFTER:
         part, first = min(state.unmoved).split(".", 1)

@@ -12,14 +12,12 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from metatrain.deltas import DeltaConfig, LoRAConfig
 from metatrain.errors import DataError, RecipeError
 from metatrain.inner.config import InnerConfig
-from metatrain.invalid import first_problem
 from metatrain.meta.algorithms import AlgorithmSection
 from metatrain.models.precision import Precision
 from metatrain.models.source import DEFAULT_MODEL
+from metatrain.pydantic_errors import first_problem
 from metatrain.tasks.episodes import Dataset
-from metatrain.tasks.hub import read_hub
-from metatrain.tasks.jsonl import STARTER, read_jsonl
-from metatrain.tasks.table import read_table
+from metatrain.tasks.readers import Columns, read_source
 from metatrain.training.outer_loop import OuterConfig
 
 
@@ -36,7 +34,7 @@ def _rising(bounds: tuple[int, int]) -> tuple[int, int]:
 Range = Annotated[tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]], AfterValidator(_rising)]
 
 
-class Split(_Section):
+class ClassList(_Section):
     """Labels listed in a JSON file as {id: {part: [labels]}}."""
 
     file: str
@@ -54,14 +52,6 @@ class Split(_Section):
             raise DataError(f"{path}: no split {self.id!r} with part {self.part!r}") from error
 
 
-class Columns(_Section):
-    """Where the examples of a table are; of a data set of the hub, in which of its splits too."""
-
-    text: str = "text"
-    label: str = "label"
-    split: str = "train"
-
-
 class Source(_Section):
     """Labelled examples: `path` under the data folder (JSON Lines; CSV or TSV by its ending), `starter` for the task set that ships
     with the package, or `hub:NAME` for a data set of the Hugging Face hub.
@@ -70,12 +60,12 @@ class Source(_Section):
     """
 
     path: str
-    split: Split | None = None
+    split: ClassList | None = None
     labels: tuple[str, ...] = ()
     columns: Columns = Columns()
 
     def read(self, data: Path) -> Dataset:
-        dataset = self._all(data)
+        dataset = read_source(self.path, data, self.columns)
         if self.split is not None:
             dataset = dataset.only(self.split.labels(data))
         if self.labels:
@@ -87,16 +77,6 @@ class Source(_Section):
                 matched |= own
             dataset = dataset.only([label for label in dataset.texts if label in matched])
         return dataset
-
-    def _all(self, data: Path) -> Dataset:
-        if self.path == "starter":
-            return read_jsonl(STARTER)
-        text, label = self.columns.text, self.columns.label
-        if self.path.startswith("hub:"):
-            return read_hub(self.path.removeprefix("hub:"), split=self.columns.split, text=text, label=label)
-        if {".csv", ".tsv"} & set(Path(self.path).suffixes):
-            return read_table(data / self.path, text=text, label=label)
-        return read_jsonl(data / self.path)
 
 
 class BaseSection(_Section):
@@ -175,8 +155,9 @@ class Recipe(_Section):
 
     @model_validator(mode="after")
     def _base_is_moved(self) -> "Recipe":
-        if self.base.updated and self.algorithm.name == "reptile":
-            raise ValueError("base.updated: expected nothing with reptile, which moves only what the inner loop moves")
+        if self.base.updated and not self.algorithm.moves_base:
+            name = self.algorithm.name
+            raise ValueError(f"base.updated: expected nothing with {name}, which moves only what the inner loop moves")
         return self
 
     @model_validator(mode="after")
@@ -185,21 +166,16 @@ class Recipe(_Section):
             inner = self.recorded_inner
         except ValidationError as error:
             raise ValueError(f"inner, as {self.algorithm.name} takes it: {first_problem(error, InnerConfig)}") from None
-        if self.delta.kind == "head" and inner.moved != "head" and inner.most_steps:
-            raise ValueError('inner.moved: a delta of kind "head" has nothing else to move; expected "head", got "all"')
+        if not self.delta.has_leaves and inner.moved != "head" and inner.most_steps:
+            raise ValueError(
+                f'inner.moved: a delta of kind "{self.delta.kind}" has nothing else to move; expected "head", got "{inner.moved}"'
+            )
         return self
 
     @property
     def recorded_inner(self) -> InnerConfig:
         """The inner loop as the initialization records it: what the algorithm makes of `inner`."""
-        own = self.inner.model_dump()
-        if self.algorithm.name == "protonet":
-            own |= {"steps": 0, "steps_by_shots": {}, "hard_steps": None, "in_parts": None}
-        if self.algorithm.name == "anil":
-            own |= {"moved": "head"}
-        if self.algorithm.name == "imaml":
-            own |= {"proximal": self.algorithm.strength}
-        return InnerConfig.model_validate(own)
+        return InnerConfig.model_validate({**self.inner.model_dump(), **self.algorithm.inner_entries})
 
     @property
     def digest(self) -> str:

@@ -8,26 +8,26 @@ import io
 import json
 import resource
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from metatrain.artifacts.artifact import Initialization, load_initialization, write_atomically
+from metatrain.artifacts.files import write_atomically
+from metatrain.artifacts.initialization import Initialization, load_initialization
 from metatrain.deltas.sites import layer_of
 from metatrain.errors import MetatrainError
 from metatrain.inner.encoded import Encoded
 from metatrain.models.base import Base
 from metatrain.models.loading import load_base
 from metatrain.training.evaluate import evaluate_steps
+from metatrain.training.events import OnEvent
 from metatrain.training.recipe import Recipe
 from metatrain.training.run import read_data, validation_episodes
 
 LOG = "log.jsonl"
-Report = Callable[[dict[str, Any]], None]
 
 
-def logger(folder: Path) -> Report:
+def logger(folder: Path) -> OnEvent:
     """Appends every event with its time and memory to `log.jsonl`: what `history.json`, equal to the bit for equal runs, leaves
     out."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -39,7 +39,7 @@ def logger(folder: Path) -> Report:
     return log
 
 
-def tensorboard(folder: Path) -> Report:
+def tensorboard(folder: Path) -> OnEvent:
     """Writes scalars to `folder`/tensorboard. Raises MetatrainError where TensorBoard is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter

@@ -8,7 +8,6 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,14 +17,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from metatrain.artifacts.artifact import Initialization, save_initialization, write_atomically
+from metatrain.artifacts.files import write_atomically
+from metatrain.artifacts.initialization import Initialization, save_initialization
 from metatrain.deltas import DeltaKind
 from metatrain.errors import DataError, NonFinite, RecipeError
 from metatrain.inner.encoded import Encoded
 from metatrain.inner.problem import Outer, start_rates
 from metatrain.inner.supervised import Supervised
 from metatrain.meta.algorithms import Algorithm
-from metatrain.meta.metagrad import Differentiation, MetaGradient
+from metatrain.meta.metagrad import MetaGradient
 from metatrain.models.backbone import Attention
 from metatrain.models.base import Base
 from metatrain.models.loading import load_base
@@ -45,12 +45,12 @@ from metatrain.tasks.episodes import (
 )
 from metatrain.tasks.overlap import without_overlap
 from metatrain.training.evaluate import evaluate
-from metatrain.training.outer_loop import CHECKPOINT, State, not_finite, outer_step
+from metatrain.training.events import OnEvent
+from metatrain.training.outer_loop import CHECKPOINT, OuterState, outer_step, unusable_gradient
 from metatrain.training.processes import ALONE, Processes
 from metatrain.training.recipe import Recipe
 
 VALIDATION_QUERIES = 5
-Report = Callable[[dict[str, Any]], None]
 
 
 def train(
@@ -58,7 +58,7 @@ def train(
     data: Path,
     out: Path,
     *,
-    report: Report = lambda event: None,
+    on_event: OnEvent = lambda event: None,
     max_steps: int | None = None,
     processes: Processes = ALONE,
 ) -> Initialization:
@@ -69,7 +69,7 @@ def train(
 
     Raises DataError, RecipeError, BaseModelError, NonFinite and NoMetaGradient.
     """
-    run = _Run.prepare(recipe, data, out, report, processes)
+    run = _Run.prepare(recipe, data, out, on_event, processes)
     state = run.state
     last = recipe.outer.steps if max_steps is None else min(max_steps, recipe.outer.steps)
     if state.step == 0 and not state.history:
@@ -100,12 +100,12 @@ class _Run:
     validation: list[Episode]
     checkpoint: Path
     digest: str
-    state: State
-    report: Report
+    state: OuterState
+    on_event: OnEvent
     processes: Processes
 
     @classmethod
-    def prepare(cls, recipe: Recipe, data: Path, out: Path, report: Report, processes: Processes) -> "_Run":
+    def prepare(cls, recipe: Recipe, data: Path, out: Path, on_event: OnEvent, processes: Processes) -> "_Run":
         """At the checkpoint in `out`, or at the start where it holds none. Raises what `train` does before its first step."""
         train_sets, valid_sets, dropped = read_data(recipe, data)
         assert_episodes(recipe, train_sets, valid_sets)
@@ -120,11 +120,11 @@ class _Run:
         encoded = Encoded(base, recipe.base.train_max_length)
         sampler = _sampler(recipe, encoded, train_sets)
         validation = validation_episodes(recipe, valid_sets)
-        report({"event": "data", "train": _sizes(train_sets), "valid": _sizes(valid_sets), "dropped": dropped})
+        on_event({"event": "data", "train": _sizes(train_sets), "valid": _sizes(valid_sets), "dropped": dropped})
         out.mkdir(parents=True, exist_ok=True)
         checkpoint, digest = out / CHECKPOINT, _run_digest(recipe, base, train_sets, validation)
-        state = State.load(checkpoint, digest) or State.start(_start(recipe, base, kind))
-        return cls(recipe, kind, encoded, train_sets, dropped, sampler, validation, checkpoint, digest, state, report, processes)
+        state = OuterState.load(checkpoint, digest) or OuterState.start(_start(recipe, base, kind))
+        return cls(recipe, kind, encoded, train_sets, dropped, sampler, validation, checkpoint, digest, state, on_event, processes)
 
     def outer_step(self) -> None:
         """One meta-batch, shared by the processes."""
@@ -141,7 +141,7 @@ class _Run:
         if gradient.residual is not None:
             event["residual"] = gradient.residual
         state.history.append(event)
-        self.report({**event, "of": self.recipe.outer.steps, "seconds": time.perf_counter() - began})
+        self.on_event({**event, "of": self.recipe.outer.steps, "seconds": time.perf_counter() - began})
 
     def _own_gradient(self, episodes: list[Episode]) -> tuple[MetaGradient | None, str]:
         """Of this process's episodes, None where it has none; and why it could not be taken, where it could not."""
@@ -154,7 +154,7 @@ class _Run:
         try:
             return recipe.algorithm.meta_gradient(tasks, outer, inner.update, self.state.step), ""
         except NonFinite as problem:
-            return not_finite(leaves), str(problem)
+            return unusable_gradient(leaves), str(problem)
         except ValueError as problem:  # a mode that this base model cannot be differentiated in
             raise RecipeError(f"algorithm.gradient: {problem}") from problem
 
@@ -169,7 +169,7 @@ class _Run:
         event = {"event": "validation", "step": state.step, "score": score, "best_step": state.best_step, "by_shots": by_shots}
         event["by_set"] = by_set
         state.history.append(event)
-        self.report(event)
+        self.on_event(event)
 
     def out_of_patience(self) -> bool:
         validations: list[int] = [event["step"] for event in self.state.history if event["event"] == "validation"]
@@ -193,8 +193,6 @@ class _Run:
             "dropped": self.dropped,
             "attribution": recipe.data.attribution,
         }
-        algorithm = recipe.algorithm
-        name = f"{algorithm.name} ({algorithm.order} order)" if algorithm.name == "maml" else algorithm.name
         return Initialization(
             recipe.name,
             self.encoded.base.spec,
@@ -203,7 +201,7 @@ class _Run:
             outer.theta,
             outer.rates,
             float(outer.scale),
-            name,
+            recipe.algorithm.title,
             provenance,
             outer.base,
         )
@@ -301,17 +299,14 @@ def _meta_batch(recipe: Recipe, sampler: EpisodeSampler, step: int) -> list[Epis
 def _start(recipe: Recipe, base: Base, kind: DeltaKind) -> Outer:
     theta = kind.initial(torch.Generator().manual_seed(recipe.seed), b_std=recipe.start.b_std)
     steps = max(1, recipe.inner.most_steps) if recipe.start.rates_by_step else 1
-    rates = start_rates(theta, recipe.start.rate, steps=steps)
-    if recipe.algorithm.name == "metasgd" and recipe.algorithm.rates == "parameter":
-        rates = {name: torch.full((steps, *leaf.shape), recipe.start.rate) for name, leaf in theta.items()}
+    rates = recipe.algorithm.rates_of(theta, recipe.start.rate, steps=steps)
     rates |= start_rates(HEAD_LEAVES, recipe.start.head_rate, steps=steps)  # a head has as many parameters as a task has classes
     return Outer(theta, rates, torch.tensor(recipe.start.scale), base.parameters(recipe.base.updated))
 
 
 def attention_for(algorithm: Algorithm) -> Attention:
     """The attention that the meta-gradient can be taken through: only a second derivative rules the fused one out."""
-    second = algorithm.order == "second" and getattr(algorithm, "gradient", Differentiation()).twice
-    return "eager" if second else "auto"
+    return "eager" if algorithm.second_derivative else "auto"
 
 
 def _sizes(datasets: list[Dataset]) -> dict[str, dict[str, int]]:

@@ -10,7 +10,7 @@ that number costs nothing to search; a candidate's score is the mean over shots 
 import itertools
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,23 +18,23 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from metatrain.artifacts.artifact import Initialization, write_atomically
 from metatrain.artifacts.baselines import SCALE
+from metatrain.artifacts.files import write_atomically
+from metatrain.artifacts.initialization import Initialization
 from metatrain.deltas import DeltaConfig
 from metatrain.errors import RecipeError
 from metatrain.inner.config import InnerConfig
 from metatrain.inner.encoded import Encoded
 from metatrain.inner.problem import start_rates
-from metatrain.invalid import first_problem
 from metatrain.models.base import Base
 from metatrain.models.loading import load_base
+from metatrain.pydantic_errors import first_problem
 from metatrain.readouts.heads import HEAD_LEAVES
 from metatrain.serving.probe import probe
 from metatrain.tasks.episodes import Dataset, Episode, EpisodeSampler, EpisodeShape, manifest_digest
 from metatrain.training.evaluate import evaluate_steps
+from metatrain.training.events import OnEvent
 from metatrain.training.recipe import BaseSection, Source, read_model
-
-Report = Callable[[dict[str, Any]], None]
 
 
 class SearchSpace(BaseModel):
@@ -108,7 +108,7 @@ def draw_candidates(space: SearchSpace) -> list[Candidate]:
     return found
 
 
-def search(space: SearchSpace, data: Path, out: Path, *, report: Report = lambda event: None) -> list[dict[str, Any]]:
+def search(space: SearchSpace, data: Path, out: Path, *, on_event: OnEvent = lambda event: None) -> list[dict[str, Any]]:
     """Run the search; returns the rungs' results, best first, and keeps each finished candidate in `out`/search.json, from which
     the same search goes on. Raises DataError, RecipeError, BaseModelError."""
     sets = [source.read(data) for source in space.valid]
@@ -130,7 +130,7 @@ def search(space: SearchSpace, data: Path, out: Path, *, report: Report = lambda
                 done[key] = _score(base, encoded, space, candidate, episodes)
                 write_atomically(path, json.dumps(done, indent=1).encode())
             scored.append((done[key]["score"], candidate))
-            report({"event": "candidate", "rung": rung, "of": rungs, "label": candidate.label, **done[key]})
+            on_event({"event": "candidate", "rung": rung, "of": rungs, "label": candidate.label, **done[key]})
             described = {"label": candidate.label, "candidate": candidate.model_dump(mode="json")}
             results.append({"rung": rung, **described, **done[key]})
         scored.sort(key=lambda pair: -pair[0])

@@ -8,7 +8,7 @@ from typing import Annotated
 from fastapi import Header, Query, Response
 from starlette.concurrency import run_in_threadpool
 
-from service.adapting.checked import CheckedRequest
+from service.adapting.checked_request import CheckedRequest
 from service.errors import UnknownAdapter
 from service.http.limits import prefer_wait
 from service.http.schemas import AdaptAnswer, DryRunAnswer, Warned

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 
-from metatrain.artifacts.artifact import adapter_bytes_at_most
+from metatrain.artifacts.adapter import adapter_bytes_at_most
 from service.adapting.idempotency import IdempotencyKeys
 from service.adapting.jobs import Jobs
 from service.http.auth import Authentication, Door
@@ -29,8 +29,8 @@ from worker.ledger.api_keys import Keys
 from worker.ledger.messages import JobRecipe
 from worker.ledger.records import Records
 from worker.ledger.servers import records_client, weights_client
-from worker.ledger.store import WeightStore
 from worker.ledger.usage import Usage
+from worker.ledger.weights_cache import WeightStore
 from worker.runtime import Resident
 
 log = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""The shapes of HTTP bodies. Limits that are settings are checked in `service.checks`, and shown in the OpenAPI by `openapi`."""
+"""The shapes of HTTP bodies. Limits that are settings are checked in `service.field_checks`, and shown by `openapi`."""
 
 from itertools import islice
 from typing import Annotated, Any, Generic, Literal, TypeVar
@@ -13,7 +13,7 @@ def _whole(value: object) -> object:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-# The pattern is told and not checked here: `service/checks.py` does, and names the field and what came.
+# The pattern is told and not checked here: `service/field_checks.py` does, and names the field and what came.
 Text = Annotated[str, StringConstraints(strict=True), Field(json_schema_extra={"pattern": r"^[^\x00]*$"})]
 # Limits before the validator: after it they would be checked, but not documented.
 Count = Annotated[int, Field(strict=True, ge=1), BeforeValidator(_whole)]

@@ -6,7 +6,7 @@ from typing import Annotated, cast
 from fastapi import Depends, Request
 from redis import Redis
 
-from metatrain.artifacts.artifact import Initialization
+from metatrain.artifacts.initialization import Initialization
 from metatrain.models.base import Base
 from service.adapting.idempotency import IdempotencyKeys
 from service.adapting.jobs import Jobs
@@ -22,7 +22,7 @@ from worker.ledger.aliases import Aliases
 from worker.ledger.messages import JobRecipe, RecipeSummary
 from worker.ledger.record import Record
 from worker.ledger.records import Records
-from worker.ledger.store import WeightStore
+from worker.ledger.weights_cache import WeightStore
 from worker.runtime import Resident
 
 

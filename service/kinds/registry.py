@@ -19,7 +19,12 @@ _OWN: tuple[HttpKind, ...] = (TextClassification(),)
 def http_kinds() -> dict[str, HttpKind]:
     """Return the product's own kinds, and those of installed packages (entry points named `quickstudy.http_kinds`)."""
     found: list[HttpKind] = [*_OWN, *(point.load()() for point in entry_points(group=ENTRY_POINTS))]
-    return {kind.name: kind for kind in found}
+    kinds = {kind.name: kind for kind in found}
+    if len(kinds) < len(found):
+        raise ValueError(
+            f"entry points {ENTRY_POINTS}: two kinds of tasks have one name, of {', '.join(kind.name for kind in found)}"
+        )
+    return kinds
 
 
 def example_type() -> Any:

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 from pydantic import BaseModel, Field
 
 from metatrain.tasks.labels import label_words
-from service.checks import check_text
 from service.errors import InvalidRequest
+from service.field_checks import check_text
 from service.http.schemas import SUPPORT_EXAMPLE, TEXT_PATTERN, Body, Options, Text, Warned, example_body, schema_of
 from service.predicting.predictor import Answer
 from service.settings import ServiceSettings

@@ -14,7 +14,8 @@ from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from metatrain.artifacts.artifact import Initialization, adapter_from_bytes, adapter_metadata
+from metatrain.artifacts.adapter import adapter_from_bytes, adapter_metadata
+from metatrain.artifacts.initialization import Initialization
 from metatrain.errors import ArtifactError
 from metatrain.models.base import Base
 from metatrain.serving.bank import Bank, Packed, pack
@@ -22,7 +23,7 @@ from service.errors import Overloaded
 from service.predicting.batcher import Batcher
 from service.predicting.shelf import Shelf
 from service.settings import ServiceSettings
-from worker.ledger.store import WeightStore
+from worker.ledger.weights_cache import WeightStore
 
 log = logging.getLogger(__name__)
 _LOADERS = 8

@@ -17,7 +17,7 @@ from service.running.binding import BindingRefused, opened
 from service.settings import ServiceSettings
 from worker.errors import SettingsError
 from worker.ledger.servers import weights_client
-from worker.ledger.store import WeightStore
+from worker.ledger.weights_cache import WeightStore
 from worker.runtime import Resident, load_residents
 
 log = logging.getLogger(__name__)

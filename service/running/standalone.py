@@ -103,7 +103,7 @@ class _Child:
         now = time.monotonic()
         self._pause = 0.5 if now > self.start_after + 60 else min(2 * self._pause, 30.0)
         self.start_after = now + self._pause
-        tied = [sys.executable, "-m", "service.running.tether", str(os.getpid()), *self._command]
+        tied = [sys.executable, "-m", "service.running.end_with_parent", str(os.getpid()), *self._command]
         output = self._log_file.open("ab") if self._log_file else None
         self._process = subprocess.Popen(
             tied, env=self._environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True

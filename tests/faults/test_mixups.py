@@ -10,8 +10,9 @@ import pytest
 import redis
 import torch
 
-from metatrain.artifacts.artifact import Adapter, AdapterMetadata, Initialization, adapter_to_bytes
+from metatrain.artifacts.adapter import Adapter, AdapterMetadata, adapter_to_bytes
 from metatrain.artifacts.baselines import frozen_prototypes, lora_from_zero
+from metatrain.artifacts.initialization import Initialization
 from metatrain.deltas import BottleneckConfig, DeltaConfig, HeadConfig, IA3Config, LoRAConfig, PrefixConfig, PromptConfig
 from metatrain.inner.problem import stack
 from metatrain.models.base import Base
@@ -19,7 +20,7 @@ from service.predicting.predictor import InProcessPredictor, WeightsKey
 from service.settings import ServiceSettings
 from tests.conftest import RedisServer
 from worker.errors import WeightsMissing
-from worker.ledger.store import WeightStore, weights_digest
+from worker.ledger.weights_cache import WeightStore, weights_digest
 
 KINDS: list[DeltaConfig] = [
     LoRAConfig(rank=2, alpha=4),

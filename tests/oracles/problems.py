@@ -26,8 +26,8 @@ class Quadratic:
     center: Tensor
     target: Tensor
     steps: int
-    twice: str | None = None
-    coarse: str | None = None
+    no_second_derivative: str | None = None
+    no_differences: str | None = None
     proximal: float = 0.0
 
     @property

@@ -19,7 +19,7 @@ from metatrain.meta.algorithms.maml import multi_step_weights
 from metatrain.meta.linear_solve import conjugate_gradient, neumann
 from metatrain.meta.metagrad import Differentiation, meta_gradient
 from metatrain.models.base import Base
-from metatrain.training.outer_loop import OuterConfig, State, outer_step, schedule
+from metatrain.training.outer_loop import OuterConfig, OuterState, outer_step, schedule
 from tests.oracles.problems import Objective, central_difference, directions, net_tasks, quadratic, smooth, text_outer, text_tasks
 
 SGD = Optimizer("sgd")
@@ -114,7 +114,7 @@ def test_reptile_goes_to_where_the_tasks_end() -> None:
 
 def test_reptile_with_sgd_at_one_lands_where_the_tasks_end() -> None:
     tasks, outer = net_tasks(steps=3)
-    state = State.start(outer)
+    state = OuterState.start(outer)
     config = OuterConfig(optimizer="sgd", learning_rate=1.0, warmup=0, clip=1e9)
     outer_step(config, state, Reptile().meta_gradient(tasks, outer, SGD, 0))
     for name, leaf in adapt(tasks, outer, SGD).phi.items():
@@ -124,7 +124,7 @@ def test_reptile_with_sgd_at_one_lands_where_the_tasks_end() -> None:
 def test_the_outer_sgd_step_is_its_rate_times_the_clipped_gradient() -> None:
     tasks, outer = net_tasks(steps=2)
     config = OuterConfig(optimizer="sgd", steps=10, learning_rate=0.5, rate_learning_rate=0.2, warmup=4, clip=0.1)
-    state = State.start(outer)
+    state = OuterState.start(outer)
     for step in range(2):
         before = dict(state.leaves)
         found = MAML(order="second").meta_gradient(tasks, Outer.from_leaves(before), SGD, step)

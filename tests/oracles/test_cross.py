@@ -5,7 +5,7 @@ import pytest
 from metatrain.inner.config import InnerConfig
 from metatrain.meta.metagrad import Differentiation, meta_gradient
 from metatrain.models.base import Base
-from tests.metatrain.test_deltas import KINDS, config_for
+from tests.metatrain.deltas.test_deltas import KINDS, config_for
 from tests.oracles.problems import Objective, central_difference, directions, smooth, text_outer, text_tasks
 
 MODES = [

@@ -12,7 +12,7 @@ from metatrain.inner.optimizers import Optimizer
 from metatrain.inner.problem import Outer
 from metatrain.meta.metagrad import Differentiation, meta_gradient
 from metatrain.models.base import Base
-from metatrain.training.outer_loop import OuterConfig, State, outer_step
+from metatrain.training.outer_loop import OuterConfig, OuterState, outer_step
 from tests.oracles.problems import text_outer, text_tasks
 
 
@@ -23,7 +23,7 @@ def tensors() -> int:
 
 @pytest.mark.parametrize("mode", ["unrolled", "adjoint"])
 def test_two_hundred_outer_steps_leave_nothing_behind(tiny64: Base, lora64: LoRA, mode: str) -> None:
-    state, config = State.start(text_outer(lora64)), OuterConfig(steps=220)
+    state, config = OuterState.start(text_outer(lora64)), OuterConfig(steps=220)
     how, process = Differentiation.model_validate({"mode": mode}), psutil.Process()
     counts, sizes = [], []
     for step in range(220):

@@ -12,8 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from metatrain.artifacts.artifact import Adapter, AdapterMetadata, Initialization, adapter_to_bytes
+from metatrain.artifacts.adapter import Adapter, AdapterMetadata, adapter_to_bytes
 from metatrain.artifacts.baselines import frozen_prototypes, lora_from_zero
+from metatrain.artifacts.initialization import Initialization
 from metatrain.deltas import DeltaConfig, LoRAConfig
 from metatrain.errors import ArtifactError
 from metatrain.models.base import Base
@@ -22,7 +23,7 @@ from service.predicting.predictor import Answer, InProcessPredictor, WeightsKey
 from service.settings import ServiceSettings
 from tests.conftest import RedisServer
 from worker.errors import WeightsCorrupt, WeightsMissing
-from worker.ledger.store import WeightStore, weights_digest
+from worker.ledger.weights_cache import WeightStore, weights_digest
 
 DAY = 86_400_000
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from metatrain.artifacts.artifact import Initialization
 from metatrain.artifacts.baselines import frozen_prototypes, lora_from_zero
+from metatrain.artifacts.initialization import Initialization
 from metatrain.errors import ArtifactError
 from metatrain.models.base import Base
 from service.errors import Overloaded, Unavailable
@@ -28,7 +28,7 @@ from tests.end_to_end.test_service import BODY, identity, predict
 from tests.service.test_predictor import put
 from worker.errors import WeightsCorrupt, WeightsMissing
 from worker.ledger.servers import weights_client
-from worker.ledger.store import WeightStore
+from worker.ledger.weights_cache import WeightStore
 
 TEXTS = ["order pizza", "close my account please", "play", "order pizza now please close account"]
 

@@ -22,7 +22,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
-from metatrain.artifacts.artifact import Adapter, AdapterMetadata
+from metatrain.artifacts.adapter import Adapter, AdapterMetadata
 from metatrain.deltas import DeltaConfig
 from metatrain.errors import DeadlineExceeded
 from metatrain.inner.config import InnerConfig

@@ -5,7 +5,7 @@ from metatrain.artifacts.baselines import lora_from_zero
 from metatrain.models.base import Base
 from worker.job import JobRunner
 from worker.ledger.records import Records
-from worker.ledger.store import WeightStore
+from worker.ledger.weights_cache import WeightStore
 from worker.runtime import Resident, Runtime
 from worker.settings import WorkerSettings
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import redis
 
-from metatrain.artifacts.artifact import adapter_from_bytes
+from metatrain.artifacts.adapter import adapter_from_bytes
 from metatrain.artifacts.baselines import lora_from_zero
 from metatrain.models.base import Base
 from tests.conftest import RedisServer
@@ -18,7 +18,7 @@ from worker.job import JobRunner
 from worker.ledger.claims import Claim, Claims, WeightsLifetime
 from worker.ledger.messages import JobRecipe, Outcome
 from worker.ledger.records import Records
-from worker.ledger.store import WeightStore
+from worker.ledger.weights_cache import WeightStore
 from worker.logs import Lines, LogFormat
 from worker.runtime import MadeAdapter, Resident, Runtime
 from worker.settings import WorkerSettings

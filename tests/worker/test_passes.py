@@ -8,7 +8,7 @@ import pytest
 import redis
 import torch
 
-from metatrain.artifacts.artifact import adapter_from_bytes
+from metatrain.artifacts.adapter import adapter_from_bytes
 from metatrain.artifacts.baselines import lora_from_zero
 from metatrain.errors import DeadlineExceeded
 from metatrain.models.base import Base
@@ -16,7 +16,7 @@ from tests.worker.jobs import SUPPORT, accept_several, recipe, status_of
 from worker.job import JobRunner
 from worker.ledger.claims import Claim, Claims, WeightsLifetime
 from worker.ledger.messages import Outcome
-from worker.ledger.store import weights_digest
+from worker.ledger.weights_cache import weights_digest
 from worker.runtime import Resident, Runtime
 from worker.settings import WorkerSettings
 

@@ -3,14 +3,16 @@
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
 
-from metatrain.artifacts.artifact import adapter_from_bytes
+from metatrain.artifacts.adapter import adapter_from_bytes
 from metatrain.artifacts.baselines import lora_from_zero
+from metatrain.errors import AdaptationError
 from metatrain.models.base import Base
 from tests.worker.jobs import SUPPORT, recipe, run
 from worker.job import JobRunner
-from worker.ledger.store import weights_digest
+from worker.ledger.weights_cache import weights_digest
 from worker.runtime import Resident, Runtime, load_runtime
 from worker.settings import WorkerSettings
 
@@ -47,3 +49,10 @@ def test_an_initialization_with_a_base_model_of_its_own_is_adapted_on_it(tiny: B
 def test_load_runtime_probes_and_lists_what_it_has(tiny_folder: Path) -> None:
     runtime = load_runtime(WorkerSettings(base_model=str(tiny_folder), precision="float32", threads=torch.get_num_threads()))
     assert len(runtime.by_digest) == 2  # the shipped default belongs to another base model
+
+
+def test_a_kind_of_task_whose_package_is_gone_fails_its_jobs_with_that_reason(runner: JobRunner, tiny: Base) -> None:
+    orphan = recipe(tiny).model_copy(update={"kind": "number-from-text"})
+    with pytest.raises(AdaptationError, match=r"tasks of kind 'number-from-text' are not known to this worker"):
+        runner.runtime.adapt(orphan)
+    assert not runner.runtime.together(orphan)

@@ -9,7 +9,7 @@ import redis
 from metatrain.models.base import Base
 from tests.worker.jobs import end, recipe
 from worker.job import JobRunner
-from worker.ledger.store import WeightStore
+from worker.ledger.weights_cache import WeightStore
 from worker.settings import WorkerSettings
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:  # torch, which the ledger does without
-    from metatrain.artifacts.artifact import Initialization
+    from metatrain.artifacts.initialization import Initialization
     from metatrain.inner.encoded import Encoded
     from metatrain.inner.support import Support
     from metatrain.models.base import Base

@@ -14,4 +14,9 @@ _OWN: tuple[TaskKind, ...] = (TextClassification(),)
 def task_kinds() -> dict[str, TaskKind]:
     """Return the product's own kinds, and those of installed packages (entry points named `quickstudy.task_kinds`)."""
     found: list[TaskKind] = [*_OWN, *(point.load()() for point in entry_points(group=ENTRY_POINTS))]
-    return {kind.name: kind for kind in found}
+    kinds = {kind.name: kind for kind in found}
+    if len(kinds) < len(found):
+        raise ValueError(
+            f"entry points {ENTRY_POINTS}: two kinds of tasks have one name, of {', '.join(kind.name for kind in found)}"
+        )
+    return kinds

@@ -9,7 +9,7 @@ from metatrain.tasks.labels import label_words
 from worker.kinds.kind import Canonical
 
 if TYPE_CHECKING:
-    from metatrain.artifacts.artifact import Initialization
+    from metatrain.artifacts.initialization import Initialization
     from metatrain.inner.encoded import Encoded
     from metatrain.inner.support import Support
     from metatrain.models.base import Base

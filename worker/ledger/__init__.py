@@ -13,7 +13,7 @@
 | ids of adapters | `ids.py` |
 | a tenant's usage and limits | `usage.py` |
 | aliases; name, tags and parent of an adapter; API keys | `aliases.py`, `notes.py`, `api_keys.py` |
-| weights in the cache | `store.py` |
+| weights in the cache | `weights_cache.py` |
 | job recipes, outcomes and wake-ups | `messages.py` |
 | keys in Redis and their names | `names.py` |
 | an atomic step | `lua/`, composed by `scripts.py` |

@@ -6,9 +6,9 @@ import click
 
 from quickstudy import Adaptation, Adapter, Client, DryRun, Invalid
 from quickstudy.calls import AdaptOptions
-from quickstudy.commands.asking import as_json, asks, failed, print_json, print_table
 from quickstudy.commands.progress import AdaptProgress
 from quickstudy.commands.rows import Format, format_option, opened
+from quickstudy.commands.service_options import as_json, asks, failed, print_json, print_table
 
 WAIT_SECONDS = 600.0
 

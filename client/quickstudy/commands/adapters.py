@@ -7,9 +7,9 @@ from datetime import datetime
 import click
 
 from quickstudy import Client, EndEvent, Event, Invalid, Score, StatusEvent, StepEvent
-from quickstudy.commands.asking import as_json, asks, failed, plain, print_json, print_table
 from quickstudy.commands.rows import Format, format_option, opened
-from quickstudy.flows import ready
+from quickstudy.commands.service_options import as_json, asks, failed, plain, print_json, print_table
+from quickstudy.multi_step import ready
 
 
 @click.group()

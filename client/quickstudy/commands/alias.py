@@ -7,7 +7,7 @@ import click
 
 from quickstudy import Client
 from quickstudy.calls import AliasCondition
-from quickstudy.commands.asking import as_json, asks, print_json, print_table
+from quickstudy.commands.service_options import as_json, asks, print_json, print_table
 
 
 @click.group()

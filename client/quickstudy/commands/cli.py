@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from quickstudy.commands.late import LateCommand
+from quickstudy.commands.lazy_command import LateCommand
 
 GROUP = "quickstudy.commands"
 NEEDS = "quickstudy[cli]"

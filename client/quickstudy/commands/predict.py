@@ -14,8 +14,8 @@ import click
 from tqdm import tqdm
 
 from quickstudy import Client, Invalid, Prediction, Predictions
-from quickstudy.commands.asking import asks, failed
 from quickstudy.commands.rows import Format, Rows, UnreadableRows, format_option, opened
+from quickstudy.commands.service_options import asks, failed
 
 _PART_ROWS = 256
 Output = Literal["csv", "jsonl"]

@@ -5,7 +5,7 @@ import dataclasses
 import click
 
 from quickstudy import Client
-from quickstudy.commands.asking import Failed, as_json, asks, print_json, print_table
+from quickstudy.commands.service_options import Failed, as_json, asks, print_json, print_table
 
 
 @click.command()

@@ -8,21 +8,31 @@ of a small net ψ is the last layer, whose start is learned. It is MAML on tasks
 Raghu, Raghu, Bengio, Vinyals 2020, "Rapid Learning or Feature Reuse?", arXiv:1909.09157, §4.1.
 """
 
-from typing import Literal
-
-from pydantic import BaseModel, ConfigDict
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from metatrain.inner.optimizers import Optimizer
 from metatrain.inner.problem import Outer, Tasks
+from metatrain.meta.algorithms.config import AlgorithmConfig
 from metatrain.meta.metagrad import Differentiation, MetaGradient, ThroughTheLoop, meta_gradient
 
 
-class ANIL(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
+class ANIL(AlgorithmConfig):
     name: Literal["anil"] = "anil"
     order: Literal["second"] = "second"
     gradient: ThroughTheLoop = Differentiation()
+
+    @property
+    def inner_entries(self) -> Mapping[str, Any]:
+        return {"moved": "head"}
+
+    @property
+    def title(self) -> str:
+        return self.name
+
+    @property
+    def second_derivative(self) -> bool:
+        return self.gradient.second_derivative
 
     def meta_gradient(self, tasks: Tasks, outer: Outer, optimizer: Optimizer, step: int) -> MetaGradient:
         return meta_gradient(tasks, outer, optimizer, self.gradient)

@@ -12,14 +12,16 @@ Rajeswaran, Finn, Kakade, Levine 2019, "Meta-Learning with Implicit Gradients", 
 Duvenaud 2020, arXiv:1911.02590, for the Neumann series.
 """
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 from torch import Tensor
 
 from metatrain.errors import NonFinite
 from metatrain.inner.optimizers import Optimizer
 from metatrain.inner.problem import Leaves, Outer, Start, Tasks
+from metatrain.meta.algorithms.config import AlgorithmConfig
 from metatrain.meta.metagrad import AtTheMinimum, Differentiation, MetaGradient, meta_gradient
 
 
@@ -38,12 +40,12 @@ class Proximal:
         return self.tasks.steps
 
     @property
-    def twice(self) -> str | None:
-        return self.tasks.twice
+    def no_second_derivative(self) -> str | None:
+        return self.tasks.no_second_derivative
 
     @property
-    def coarse(self) -> str | None:
-        return self.tasks.coarse
+    def no_differences(self) -> str | None:
+        return self.tasks.no_differences
 
     def start(self, outer: Outer) -> Start:
         return self.tasks.start(outer)
@@ -55,9 +57,7 @@ class Proximal:
         return self.tasks.query_loss(phi, outer, step, exact=exact)
 
 
-class IMAML(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
+class IMAML(AlgorithmConfig):
     name: Literal["imaml"] = "imaml"
     order: Literal["second"] = "second"
     strength: float = Field(default=1.0, gt=0, description="λ of the proximal term")
@@ -68,6 +68,18 @@ class IMAML(BaseModel):
     def _is_implicit(cls, value: Any) -> Any:
         """What is not said is as in the default."""
         return {"mode": "implicit", "iterations": 5, **value} if isinstance(value, dict) else value
+
+    @property
+    def title(self) -> str:
+        return self.name
+
+    @property
+    def second_derivative(self) -> bool:
+        return self.gradient.second_derivative
+
+    @property
+    def inner_entries(self) -> Mapping[str, Any]:
+        return {"proximal": self.strength}
 
     def meta_gradient(self, tasks: Tasks, outer: Outer, optimizer: Optimizer, step: int) -> MetaGradient:
         """Adds the proximal term to tasks that have none. Raises NonFinite where the solve got nowhere (a relative residual of 1 is

@@ -14,18 +14,17 @@ head's start in Triantafillou et al. 2020, arXiv:1903.03096.
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from metatrain.inner.optimizers import Optimizer
 from metatrain.inner.problem import Outer, Tasks
+from metatrain.meta.algorithms.config import AlgorithmConfig
 from metatrain.meta.metagrad import Differentiation, MetaGradient, ThroughTheLoop, meta_gradient
 
 FIRST_ORDER = Differentiation(mode="first_order")
 
 
-class MAML(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
+class MAML(AlgorithmConfig):
     name: Literal["maml"] = "maml"
     order: Literal["first", "second"] = Field(default="first", description="of the meta-gradient: first is FOMAML")
     gradient: ThroughTheLoop = Field(default=Differentiation(), description="how order second is taken")
@@ -37,6 +36,14 @@ class MAML(BaseModel):
         if self.order == "first" and {"gradient", "annealed"} & self.model_fields_set - _at_default(self):
             raise ValueError('order: gradient and annealed are of order "second", got order "first"')
         return self
+
+    @property
+    def title(self) -> str:
+        return f"{self.name} ({self.order} order)"
+
+    @property
+    def second_derivative(self) -> bool:
+        return self.order == "second" and self.gradient.second_derivative
 
     def meta_gradient(self, tasks: Tasks, outer: Outer, optimizer: Optimizer, step: int) -> MetaGradient:
         first = self.order == "first" or step < self.annealed

@@ -11,20 +11,33 @@ step: Antoniou et al. 2019, arXiv:1810.09502, §4.
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+import torch
+from pydantic import Field
 
 from metatrain.inner.optimizers import Optimizer
-from metatrain.inner.problem import Outer, Tasks
+from metatrain.inner.problem import Leaves, Outer, Tasks
+from metatrain.meta.algorithms.config import AlgorithmConfig
 from metatrain.meta.metagrad import Differentiation, MetaGradient, ThroughTheLoop, meta_gradient
 
 
-class MetaSGD(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
+class MetaSGD(AlgorithmConfig):
     name: Literal["metasgd"] = "metasgd"
     rates: Literal["leaf", "parameter"] = Field(default="parameter", description="what has a rate of its own")
     order: Literal["second"] = "second"
     gradient: ThroughTheLoop = Differentiation()
+
+    @property
+    def title(self) -> str:
+        return self.name
+
+    @property
+    def second_derivative(self) -> bool:
+        return self.gradient.second_derivative
+
+    def rates_of(self, theta: Leaves, rate: float, *, steps: int) -> dict[str, torch.Tensor]:
+        if self.rates == "leaf":
+            return super().rates_of(theta, rate, steps=steps)
+        return {name: torch.full((steps, *leaf.shape), rate) for name, leaf in theta.items()}
 
     def meta_gradient(self, tasks: Tasks, outer: Outer, optimizer: Optimizer, step: int) -> MetaGradient:
         return meta_gradient(tasks, outer, optimizer, self.gradient)

@@ -10,20 +10,26 @@ Snell, Swersky, Zemel 2017, "Prototypical Networks for Few-shot Learning", arXiv
 for logits on a text encoder, negative squared distance on a small net, as in the paper.
 """
 
-from typing import Literal
-
-from pydantic import BaseModel, ConfigDict
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from metatrain.inner.optimizers import Optimizer
 from metatrain.inner.problem import Outer, Tasks
+from metatrain.meta.algorithms.config import AlgorithmConfig
 from metatrain.meta.metagrad import Differentiation, MetaGradient, meta_gradient
 
 
-class ProtoNet(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
+class ProtoNet(AlgorithmConfig):
     name: Literal["protonet"] = "protonet"
     order: Literal["first"] = "first"
+
+    @property
+    def inner_entries(self) -> Mapping[str, Any]:
+        return {"steps": 0, "steps_by_shots": {}, "hard_steps": None, "in_parts": None}
+
+    @property
+    def title(self) -> str:
+        return self.name
 
     def meta_gradient(self, tasks: Tasks, outer: Outer, optimizer: Optimizer, step: int) -> MetaGradient:
         return meta_gradient(tasks, outer, optimizer, Differentiation(mode="first_order"), steps=0)

@@ -13,19 +13,25 @@ Nichol, Achiam, Schulman 2018, "On First-Order Meta-Learning Algorithms", arXiv:
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict
 
 from metatrain.inner.loop import adapt
 from metatrain.inner.optimizers import Optimizer
 from metatrain.inner.problem import Outer, Tasks
+from metatrain.meta.algorithms.config import AlgorithmConfig
 from metatrain.meta.metagrad import MetaGradient
 
 
-class Reptile(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
+class Reptile(AlgorithmConfig):
     name: Literal["reptile"] = "reptile"
     order: Literal["first"] = "first"
+
+    @property
+    def moves_base(self) -> bool:
+        return False
+
+    @property
+    def title(self) -> str:
+        return self.name
 
     def meta_gradient(self, tasks: Tasks, outer: Outer, optimizer: Optimizer, step: int) -> MetaGradient:
         still = outer.detached()

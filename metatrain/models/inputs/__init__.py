@@ -1,4 +1,4 @@
-"""How raw examples become rows and batches: one file for each modality, one line in each registry below."""
+"""How raw examples become rows and batches: the protocol `Inputs`, and one file for each modality, named in `AnySpec`."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol

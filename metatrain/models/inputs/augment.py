@@ -1,15 +1,16 @@
 """Augmented views of a support set: more rows of the same meaning, made without another model.
 
-    token_dropout     each inner token is dropped with probability `strength`
-    span_mask         one run of `strength` of the inner tokens is replaced by the mask token
+    token_dropout     each middle token is dropped with probability `strength`
+    span_mask         one run of `strength` of the middle tokens is replaced by the mask token
     embedding_noise   Uniform(−1, 1) · strength / √(L·D) is added to each token embedding (Jain et al. 2023, arXiv:2310.05914)
 
-The first and last token (the specials of an encoder) and at least one inner token always stay. Every draw depends on (seed, row)
+The first and last token (the specials of an encoder) and at least one middle token always stay. Every draw depends on (seed, row)
 alone, so a task sees the same views whatever tasks it is adapted with.
 """
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,31 +31,80 @@ class Augmentation(BaseModel):
 
     @model_validator(mode="after")
     def _a_share_is_a_share(self) -> "Augmentation":
-        if self.kind != "embedding_noise" and self.strength >= 1:
+        if METHODS[self.kind].share and self.strength >= 1:
             raise ValueError(f"strength: expected a share of the tokens below 1 for {self.kind}, got {self.strength:g}")
         return self
 
 
-def token_view(ids: Sequence[int], kind: AugmentationKind, strength: float, mask: int, seed: Sequence[int]) -> list[int]:
-    """One augmented copy of a row's token ids; an empty row (padding) stays empty."""
-    inner = list(ids[1:-1])
-    if len(inner) < 2 or kind == "embedding_noise":
-        return list(ids)
-    rng = np.random.default_rng(seed)
-    if kind == "token_dropout":
-        keep = rng.random(len(inner)) >= strength
-        if not keep.any():
-            keep[rng.integers(len(inner))] = True
-        inner = [token for token, kept in zip(inner, keep.tolist(), strict=True) if kept]
-    else:
-        length = min(len(inner) - 1, max(1, round(strength * len(inner))))
-        start = int(rng.integers(len(inner) - length + 1))
-        inner[start : start + length] = [mask] * length
-    return [ids[0], *inner, ids[-1]]
+@dataclass(frozen=True)
+class View:
+    """An augmented copy of a row: its token ids, and the noise [L, D] to add to their embeddings, if any."""
+
+    ids: Sequence[int]
+    noise: NDArray[np.float32] | None = None
 
 
-def embedding_noise(length: int, width: int, alpha: float, seed: Sequence[int]) -> NDArray[np.float32]:
-    """[length, width] float32."""
-    rng = np.random.default_rng(seed)
-    noise: NDArray[np.float32] = (rng.uniform(-1, 1, (length, width)) * alpha / np.sqrt(length * width)).astype(np.float32)
-    return noise
+class TokenEncoder(Protocol):
+    """What a method needs of the text encoder: the mask token's id, and D of the embeddings."""
+
+    width: int
+
+    @property
+    def mask_token(self) -> int: ...
+
+
+class Method(Protocol):
+    """One kind of augmentation."""
+
+    @property
+    def share(self) -> bool:
+        """The strength is a share of the tokens, below 1."""
+
+    def view(self, ids: Sequence[int], strength: float, encoder: TokenEncoder, seed: Sequence[int]) -> View:
+        """Return an augmented copy of a row, drawn by `seed` alone."""
+
+
+@dataclass(frozen=True)
+class MiddleTokens:
+    """Change the tokens between the first and the last; a row with fewer than two of them stays as it is."""
+
+    change: Callable[[list[int], float, TokenEncoder, np.random.Generator], list[int]]
+    share: bool = True
+
+    def view(self, ids: Sequence[int], strength: float, encoder: TokenEncoder, seed: Sequence[int]) -> View:
+        middle = list(ids[1:-1])
+        if len(middle) < 2:
+            return View(list(ids))
+        return View([ids[0], *self.change(middle, strength, encoder, np.random.default_rng(seed)), ids[-1]])
+
+
+@dataclass(frozen=True)
+class EmbeddingNoise:
+    """Add uniform noise to every token embedding."""
+
+    share: bool = False
+
+    def view(self, ids: Sequence[int], strength: float, encoder: TokenEncoder, seed: Sequence[int]) -> View:
+        rng, length, width = np.random.default_rng(seed), len(ids), encoder.width
+        noise: NDArray[np.float32] = (rng.uniform(-1, 1, (length, width)) * strength / np.sqrt(length * width)).astype(np.float32)
+        return View(ids, noise)
+
+
+def _drop(middle: list[int], strength: float, _encoder: TokenEncoder, rng: np.random.Generator) -> list[int]:
+    keep = rng.random(len(middle)) >= strength
+    if not keep.any():
+        keep[rng.integers(len(middle))] = True
+    return [token for token, kept in zip(middle, keep.tolist(), strict=True) if kept]
+
+
+def _mask_span(middle: list[int], strength: float, encoder: TokenEncoder, rng: np.random.Generator) -> list[int]:
+    length = min(len(middle) - 1, max(1, round(strength * len(middle))))
+    start = int(rng.integers(len(middle) - length + 1))
+    return [*middle[:start], *[encoder.mask_token] * length, *middle[start + length :]]
+
+
+METHODS: dict[AugmentationKind, Method] = {
+    "token_dropout": MiddleTokens(_drop),
+    "span_mask": MiddleTokens(_mask_span),
+    "embedding_noise": EmbeddingNoise(),
+}

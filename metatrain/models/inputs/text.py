@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from metatrain.models.backbone import Batch, Bucket, Pooling
-from metatrain.models.inputs.augment import Augmentation, embedding_noise, token_view
+from metatrain.models.inputs.augment import METHODS, Augmentation
 from metatrain.models.spec import Spec
 
 _SAMPLE = (
@@ -63,9 +63,9 @@ class TextInputs:
 
     def view(self, row: TextRow, augmentation: Augmentation, key: Sequence[int]) -> TextRow:
         """An augmented copy of a row, drawn by `key` alone."""
-        if augmentation.kind == "embedding_noise":
-            return TextRow(row.ids, row.truncated, embedding_noise(len(row), self.width, augmentation.strength, key))
-        return TextRow(token_view(row.ids, augmentation.kind, augmentation.strength, self.mask_token, key), row.truncated)
+        method = METHODS[augmentation.kind]
+        view = method.view(row.ids, augmentation.strength, self, key)
+        return TextRow(view.ids, row.truncated, view.noise)
 
     def collate(self, rows: Sequence[TextRow | None], groups: int = 1) -> Batch:
         """Make a batch on the backbone's device of B rows in `groups` groups (group-major).

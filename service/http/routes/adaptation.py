@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends
 from starlette.concurrency import run_in_threadpool
 
-from service.adapting.checked import checked_adapt, checked_examples
+from service.adapting.checked_request import checked_adapt, checked_examples
 from service.adapting.intake import HowToAnswer, accepted
 from service.errors import KeyUsedOtherwise, UnknownAdapter
 from service.http.auth import needs

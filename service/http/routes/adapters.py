@@ -5,8 +5,8 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query
 
-from service.checks import check_notes
 from service.errors import AdapterInUse, AdapterNotReady, InvalidRequest, UnknownAdapter
+from service.field_checks import check_notes
 from service.http.auth import needs
 from service.http.openapi import OF_A_BODY, OF_ANY_ROUTE, problems
 from service.http.schemas import AdapterChanges, AdapterId, AdapterPage, AdapterView

@@ -4,8 +4,8 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query
 
-from service.checks import check_alias
 from service.errors import AliasMoved, InvalidRequest, UnknownAdapter, UnknownAlias
+from service.field_checks import check_alias
 from service.http.auth import needs
 from service.http.openapi import OF_A_BODY, OF_ANY_ROUTE, TO_THE_ALIAS, problems
 from service.http.schemas import AliasMove, AliasName, AliasPage, AliasTarget, AliasView

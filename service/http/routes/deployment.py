@@ -22,7 +22,7 @@ def initializations(state: State) -> InitializationList:
         InitializationView(
             name=init.name,
             digest=init.digest,
-            base_model=init.base.model,
+            base_model=own.base.spec.model,
             delta=init.delta.model_dump(mode="json"),
             algorithm=init.algorithm,
             steps=init.inner.steps,

@@ -5,8 +5,8 @@ from typing import Any
 from fastapi import APIRouter, Depends, Request, Response
 from starlette.concurrency import run_in_threadpool
 
-from service.checks import check_inputs
 from service.errors import AdapterNotReady, Overloaded, UnknownAdapter
+from service.field_checks import check_inputs
 from service.http.auth import needs
 from service.http.openapi import OF_A_BODY, OF_ANY_ROUTE, problems
 from service.http.schemas import PredictAnswer, PredictRequest, concrete
@@ -42,12 +42,16 @@ def routes(prediction: Any) -> APIRouter:
             if now == identity:
                 raise
             record, [answer] = await answered(now, [request.inputs], connection, state, tenant)
+        kind = http_kinds().get(record.summary.kind)
+        if kind is None:
+            reason = f"tasks of kind {record.summary.kind!r} are not known to this service: is their package installed?"
+            raise AdapterNotReady(f"adapter {record.adapter_id}: {reason}", adapter_status="ready")
         response.headers["Server-Timing"] = ", ".join(f"{stage};dur={1e3 * s:.2f}" for stage, s in answer.seconds.items())
         return predict_answer(
             adapter_id=record.adapter_id,
             alias=alias,
             digest=str(record.digest),
-            predictions=http_kinds()[record.summary.kind].predictions(answer, request.top_k),
+            predictions=kind.predictions(answer, request.top_k),
             truncated=answer.truncated,
         )
 

@@ -5,8 +5,8 @@ from dataclasses import asdict
 from fastapi import APIRouter, Depends, Request
 from starlette.concurrency import run_in_threadpool
 
-from service.checks import check_count
 from service.errors import AdapterNotReady, InvalidRequest, Overloaded, UnknownAdapter
+from service.field_checks import check_count
 from service.http.auth import needs
 from service.http.openapi import OF_A_BODY, OF_ANY_ROUTE, problems
 from service.http.schemas import AdapterId, LabelScore, ScoreAnswer

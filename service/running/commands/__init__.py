@@ -1,6 +1,6 @@
 """The commands that run a service and look after it. `COMMANDS` lists them for `quickstudy`, which imports one when it runs."""
 
-from quickstudy.commands.late import LateCommand
+from quickstudy.commands.lazy_command import LateCommand
 
 NEEDS = "quickstudy-server[embedded]"
 COMMANDS = (

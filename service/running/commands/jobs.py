@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from service.running.reach import on_data_dir, reach
+from service.running.find_records import on_data_dir, reach
 from worker.ledger.record import Record
 from worker.ledger.records import Records
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 import redis
 
-from service.running.reach import on_data_dir, reach_redis
+from service.running.find_records import on_data_dir, reach_redis
 from worker.errors import InvalidKey
 from worker.ledger.api_keys import DEFAULT_TENANT, KEY_CACHE_SECONDS, SCOPES, Key, Keys, Scope
 

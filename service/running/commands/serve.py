@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
+from service.running.end_with_parent import tie_to_parent
 from service.running.standalone import DEFAULT_DATA_DIR, StandaloneError, standalone
-from service.running.tether import tie_to_parent
 from worker.errors import SettingsError
 from worker.logs import configure
 

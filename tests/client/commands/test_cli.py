@@ -9,7 +9,7 @@ import click
 import pytest
 from click.testing import CliRunner
 from quickstudy.commands import cli
-from quickstudy.commands.late import LateCommand
+from quickstudy.commands.lazy_command import LateCommand
 
 from service.__main__ import main
 from service.running.commands import COMMANDS

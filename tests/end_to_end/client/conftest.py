@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from metatrain.artifacts.artifact import save_initialization
 from metatrain.artifacts.baselines import lora_from_zero
+from metatrain.artifacts.initialization import save_initialization
 from metatrain.models.base import Base
 from tests.end_to_end.conftest import Served, served
 

@@ -3,13 +3,13 @@
 import torch
 from pydantic import BaseModel, Field
 
-from metatrain.artifacts.artifact import Initialization
+from metatrain.artifacts.initialization import Initialization
 from metatrain.deltas import LoRAConfig
 from metatrain.inner.config import InnerConfig
 from metatrain.inner.problem import start_rates
 from metatrain.inner.support import Support
 from metatrain.readouts.readout import MovedReadout, ReadoutKind, RowTargets
-from service.checks import check_text
+from service.field_checks import check_text
 from service.http.schemas import Body, Text
 
 LEAVES = ("number.weight", "number.bias")

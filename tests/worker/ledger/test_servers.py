@@ -12,7 +12,7 @@ from worker.errors import SettingsError, WeightsMissing
 from worker.ledger.messages import ADAPT_TASK, wake_up
 from worker.ledger.records import NotReplicated, Records
 from worker.ledger.servers import broker, records_client, weights_client
-from worker.ledger.store import WeightStore, weights_digest
+from worker.ledger.weights_cache import WeightStore, weights_digest
 from worker.reaper import oldest_wake_up
 from worker.settings import WorkerSettings, read_settings
 

@@ -5,7 +5,7 @@ import redis
 
 from tests.worker.ledger.jobs import DAY
 from worker.errors import WeightsCorrupt, WeightsMissing
-from worker.ledger.store import WeightStore, weights_digest
+from worker.ledger.weights_cache import WeightStore, weights_digest
 
 
 def test_weights_are_checked_on_the_way_out(redis_client: "redis.Redis") -> None:

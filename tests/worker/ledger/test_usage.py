@@ -9,8 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import redis
 
-from metatrain.artifacts.artifact import Adapter, AdapterMetadata, Initialization, adapter_bytes_at_most, adapter_to_bytes
+from metatrain.artifacts.adapter import Adapter, AdapterMetadata, adapter_bytes_at_most, adapter_to_bytes
 from metatrain.artifacts.baselines import frozen_prototypes, lora_from_zero
+from metatrain.artifacts.initialization import Initialization
 from metatrain.models.base import Base
 from tests.conftest import RedisServer
 from tests.worker.ledger.jobs import DAY, RECIPE

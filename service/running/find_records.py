@@ -13,7 +13,7 @@ from service.running.standalone import DEFAULT_DATA_DIR, url_of
 from worker.errors import SettingsError
 from worker.ledger.records import Records
 from worker.ledger.servers import records_client, weights_client
-from worker.ledger.store import WeightStore
+from worker.ledger.weights_cache import WeightStore
 from worker.settings import WorkerSettings, read_settings
 
 

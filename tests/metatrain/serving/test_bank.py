@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from metatrain.artifacts.artifact import Adapter, AdapterMetadata
+from metatrain.artifacts.adapter import Adapter, AdapterMetadata
 from metatrain.deltas import BottleneckConfig, HeadConfig, IA3Config, LoRAConfig, PrefixConfig, PromptConfig
 from metatrain.errors import ArtifactError, UnsupportedDelta
 from metatrain.models.base import Base

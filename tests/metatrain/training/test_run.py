@@ -1,7 +1,6 @@
-"""The outer loop on the tiny model and the shipped task set."""
+"""Whole training runs on the tiny model and the shipped task set."""
 
 import json
-import math
 import subprocess
 import sys
 import time
@@ -13,46 +12,24 @@ import torch
 import yaml
 from click.testing import CliRunner
 
-from metatrain.artifacts.artifact import load_initialization
+from metatrain.artifacts.initialization import load_initialization
 from metatrain.cli import main
-from metatrain.errors import DataError, NoMetaGradient, NonFinite, RecipeError
+from metatrain.errors import DataError
 from metatrain.inner.encoded import Encoded
 from metatrain.inner.loop import adapt
-from metatrain.inner.problem import Outer, stack
+from metatrain.inner.problem import stack
 from metatrain.inner.supervised import Supervised
 from metatrain.meta.algorithms.imaml import Proximal
-from metatrain.meta.metagrad import MetaGradient
 from metatrain.models.base import Base
 from metatrain.models.loading import load_base
 from metatrain.readouts.classes import ClassReadout
-from metatrain.training.outer_loop import CHECKPOINT, OuterConfig, State, outer_step, schedule
-from metatrain.training.recipe import Recipe, read_recipe
+from metatrain.training.outer_loop import CHECKPOINT
+from metatrain.training.recipe import Recipe
 from metatrain.training.run import read_data, train
+from tests.metatrain.training.plans import content, recipe
 from tests.tiny import tasks
 
-RECIPES = Path(__file__).resolve().parents[2] / "metatrain" / "recipes"
-
-
-def content(tiny_folder: Path, **changes: Any) -> dict[str, Any]:
-    return {
-        "name": "tiny",
-        "base": {"model": str(tiny_folder), "precision": "float32"},
-        "delta": {"rank": 2, "targets": ["query"]},
-        "algorithm": {"name": "maml", "order": "first"},
-        "inner": {"steps": 2},
-        "data": {
-            "train": [{"path": "starter", "labels": ["gym_membership/*", "car_rental/*"]}],
-            "valid": [{"path": "starter", "labels": ["public_library/*"]}],
-        },
-        "episodes": {"ways": [2, 4], "shots": [1, 3], "queries": 2},
-        "outer": {"steps": 8, "tasks": 2, "warmup": 2},
-        "validation": {"every": 4, "episodes": 2, "ways": 3, "shots": [1, 2]},
-        **changes,
-    }
-
-
-def recipe(tiny_folder: Path, **changes: Any) -> Recipe:
-    return Recipe.model_validate(content(tiny_folder, **changes))
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.mark.parametrize(
@@ -85,22 +62,13 @@ def test_killed_and_resumed_gives_the_same_bits(tiny_folder: Path, tmp_path: Pat
 def test_what_is_written_loads_and_says_where_it_comes_from(tiny_folder: Path, tiny: Base, tmp_path: Path) -> None:
     plan = recipe(tiny_folder)
     events: list[dict[str, Any]] = []
-    trained = train(plan, Path(), tmp_path, report=events.append)
+    trained = train(plan, Path(), tmp_path, on_event=events.append)
     loaded = load_initialization(tmp_path / "tiny", tiny)
     assert loaded.digest == trained.digest
     assert loaded.provenance["recipe_digest"] == plan.digest
     assert loaded.provenance["training_sets"] == {"starter_intents": {"classes": 8, "texts": 112}}
     assert [e["step"] for e in events if e["event"] == "validation"] == [0, 4, 8]
     assert trained.provenance["outer_steps"] in (0, 4, 8)
-
-
-def test_a_digest_tells_algorithms_and_kinds_apart_and_leaves_what_is_at_its_default_out(tiny_folder: Path) -> None:
-    recipes = [
-        recipe(tiny_folder, algorithm={"name": name}) for name in ("maml", "metasgd", "anil", "reptile", "imaml", "protonet")
-    ]
-    recipes += [recipe(tiny_folder, delta={"kind": kind}) for kind in ("lora", "bottleneck", "ia3", "prefix", "prompt")]
-    assert len({plan.digest for plan in recipes}) == len(recipes)
-    assert recipe(tiny_folder, seed=0).digest == recipe(tiny_folder).digest != recipe(tiny_folder, seed=1).digest
 
 
 def test_imaml_serves_the_inner_loop_that_it_trained(tiny_folder: Path, tmp_path: Path) -> None:
@@ -184,69 +152,6 @@ def test_training_lowers_the_query_loss(tiny_folder: Path, tmp_path: Path) -> No
     assert sum(losses[-15:]) / 15 < 0.9 * sum(losses[:15]) / 15
 
 
-def test_an_outer_step_is_adam(tiny_folder: Path) -> None:
-    plan = recipe(
-        tiny_folder, outer={"steps": 10, "tasks": 1, "learning_rate": 0.1, "rate_learning_rate": 0.2, "warmup": 0, "clip": 1e9}
-    )
-    outer = Outer({"a": torch.tensor([1.0, -2.0])}, {"a": torch.tensor(0.5)}, torch.tensor(2.0))
-    state = State.start(outer)
-    ours = {n: t.clone().requires_grad_() for n, t in outer.leaves().items()}
-    groups = [{"params": [t], "lr": 0.1 if n.startswith("theta.") else 0.2} for n, t in ours.items()]
-    adam = torch.optim.Adam(groups)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, 10)
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(4):
-        gradients = {n: torch.randn(t.shape, generator=generator) for n, t in ours.items()}
-        for n, t in ours.items():
-            t.grad = gradients[n]
-        adam.step()
-        schedule.step()
-        outer_step(plan.outer, state, MetaGradient(0.0, 0.0, (), gradients))
-    for n, t in ours.items():
-        torch.testing.assert_close(state.leaves[n], t.detach())
-
-
-def test_meta_gradients_that_are_not_finite_are_skipped_and_a_run_of_them_stops_the_training() -> None:
-    config = OuterConfig(most_skipped=2, warmup=0)
-    state = State.start(Outer({"a": torch.zeros(2)}, {}, torch.tensor(1.0)))
-    broken = MetaGradient(0.0, 0.0, (), {"theta.a": torch.tensor([float("nan"), 0.0]), "log_scale": torch.tensor(0.0)})
-    sound = MetaGradient(0.0, 0.0, (), {"theta.a": torch.tensor([1.0, -1.0]), "log_scale": torch.tensor(0.0)})
-    for _ in range(2):
-        assert math.isnan(outer_step(config, state, broken))
-    assert not state.leaves["theta.a"].any() and (state.step, state.skipped) == (2, 2)
-    assert outer_step(config, state, sound) == pytest.approx(2**0.5)
-    # As if it were the first: Adam's bias correction counts the steps that were taken.
-    size = config.learning_rate * schedule(config, 3)
-    torch.testing.assert_close(state.leaves["theta.a"], torch.tensor([-size, size]))
-    assert state.skipped_in_a_row == 0
-    for _ in range(2):
-        outer_step(config, state, broken)
-    with pytest.raises(NonFinite, match=r"theta\.a is not finite at outer step 5, the last of 3 such steps"):
-        outer_step(config, state, broken)
-
-
-def test_a_leaf_that_the_loss_does_not_depend_on_is_named() -> None:
-    state = State.start(Outer({"a": torch.zeros(2), "b": torch.zeros(2), "c": torch.zeros(1)}, {}, torch.tensor(1.0)))
-    zero, some = torch.zeros(2), torch.ones(2)
-    for step in range(4):  # a wakes up late, as LoRA's A does; c is never reached
-        gradients = {"theta.a": some if step else zero, "theta.b": some, "theta.c": torch.zeros(1), "log_scale": torch.tensor(0.0)}
-        outer_step(OuterConfig(), state, MetaGradient(0.0, 0.0, (), gradients))
-    with pytest.raises(NoMetaGradient, match=r"1 of 3 leaves had no meta-gradient in 5 outer steps, the first of them c"):
-        outer_step(OuterConfig(), state, MetaGradient(0.0, 0.0, (), gradients))
-
-
-def test_the_average_of_theta_is_what_is_kept() -> None:
-    config = OuterConfig(average=0.5, warmup=0, steps=10**6)
-    state = State.start(Outer({"a": torch.zeros(1)}, {}, torch.tensor(1.0)))
-    gradients = {"theta.a": torch.ones(1), "log_scale": torch.tensor(0.0)}
-    expected = torch.zeros(1)
-    for _ in range(3):
-        outer_step(config, state, MetaGradient(0.0, 0.0, (), gradients))
-        expected = 0.5 * expected + 0.5 * state.leaves["theta.a"]
-    torch.testing.assert_close(state.kept(config)["theta.a"], expected)
-    assert state.kept(OuterConfig()) is state.leaves
-
-
 def test_held_out_and_validation_data_stay_out_of_training(tiny_folder: Path, tmp_path: Path) -> None:
     rows = [("a", f"a {i}") for i in range(20)] + [("b", f"b {i}") for i in range(20)]
     rows += [("c", f"c {i}") for i in range(20)] + [("d", f"d {i}") for i in range(20)] + [("e", f"e {i}") for i in range(20)]
@@ -265,58 +170,6 @@ def test_held_out_and_validation_data_stay_out_of_training(tiny_folder: Path, tm
     data["valid"] = [{"path": "main.jsonl", "labels": ["b", "c"]}]
     with pytest.raises(DataError, match=r"data\.train and data\.valid: class 'b' of main is on both sides"):
         read_data(recipe(tiny_folder, data=data), tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"data": {"trian": []}}, "data.trian: no such key; expected one of attribution, held_out, train, valid"),
-        ({"algorithm": "maml"}, "algorithm: expected keys and values, got 'maml'"),
-        ({"inner": {"stepz": 3}}, "inner.stepz: no such key; expected one of augmentation, "),
-        (
-            {"algorithm": {"name": "mamml"}},
-            "algorithm.name: expected one of 'maml', 'metasgd', 'anil', 'reptile', 'imaml', 'protonet', got 'mamml'",
-        ),
-        ({"outer": {"steps": 0}}, "outer.steps: Input should be greater than or equal to 1, got '0'"),
-        ({"inner": {"steps": 2, "steps_by_shots": {1: 0}}}, "inner.steps: 2 is never taken"),
-        ({"name": "Two Words"}, "name: String should match pattern"),
-        (
-            {"delta": {"kind": "hed"}},
-            "delta.kind: expected one of 'lora', 'bottleneck', 'prefix', 'prompt', 'ia3', 'head', got 'hed'",
-        ),
-        ({"delta": "lora"}, "delta"),
-        ({"delta": None}, "delta"),
-        ({"delta": {"kind": "prefix", "rank": 3}}, "delta.rank: no such key; expected one of kind, layers, tokens"),
-        (
-            {"data": {"train": [{"path": "starter", "lables": ["a"]}], "valid": [{"path": "starter"}]}},
-            "data.train.0.lables: no such key; expected one of columns, labels, path, split",
-        ),
-        ({"delta": {"kind": "head"}}, 'inner.moved: a delta of kind "head" has nothing else to move; expected "head", got "all"'),
-        (
-            {"algorithm": {"name": "anil"}, "inner": {"head": "prototypes"}},
-            'inner, as anil takes it: moved: "head" needs head "linear", got "prototypes", which no step moves',
-        ),
-        (
-            {"algorithm": {"name": "maml", "order": "second", "gradient": {"mode": "implicit"}}},
-            "algorithm.gradient: mode: expected one of unrolled, checkpointed, adjoint, auto, got 'implicit'",
-        ),
-        (
-            {"algorithm": {"name": "maml", "gradient": {"mode": "adjoint"}}},
-            'order: gradient and annealed are of order "second", got order "first"',
-        ),
-    ],
-)
-def test_a_wrong_recipe_is_one_clear_line(tiny_folder: Path, tmp_path: Path, change: dict[str, Any], message: str) -> None:
-    path = tmp_path / "recipe.yaml"
-    path.write_text(yaml.safe_dump(content(tiny_folder, **change)))
-    with pytest.raises(RecipeError) as error:
-        read_recipe(path)
-    assert message in str(error.value) and "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
-def test_shipped_recipes_are_valid(path: Path) -> None:
-    assert read_recipe(path).name == path.stem
 
 
 def test_the_command_line_trains_resumes_evaluates_and_fails_in_one_line(tiny_folder: Path, tmp_path: Path) -> None:
@@ -362,7 +215,7 @@ def test_data_that_cannot_fill_a_recipe_is_told_before_anything_is_trained(
 ) -> None:
     told: list[dict[str, Any]] = []
     with pytest.raises(DataError) as error:
-        train(recipe(tiny_folder, **change), Path(), tmp_path / "out", report=told.append)
+        train(recipe(tiny_folder, **change), Path(), tmp_path / "out", on_event=told.append)
     assert str(error.value).startswith(message) and not told and not (tmp_path / "out").exists()
 
 
@@ -389,7 +242,9 @@ def test_a_run_that_is_killed_goes_on_with_the_same_bits(tiny_folder: Path, tmp_
     whole = train(Recipe.model_validate(plan), Path(), tmp_path / "whole")
     (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan))
     command = [sys.executable, "-m", "metatrain.cli", "train", str(tmp_path / "plan.yaml"), "--out", str(tmp_path / "killed")]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=RECIPES.parents[1])
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=Path(__file__).resolve().parents[3]
+    )
     checkpoint = tmp_path / "killed" / CHECKPOINT
     deadline = time.monotonic() + 120
     while not checkpoint.is_file() and time.monotonic() < deadline:

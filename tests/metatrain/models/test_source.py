@@ -12,7 +12,7 @@ import pytest
 from worker.errors import SettingsError
 from worker.settings import WorkerSettings
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 TOKEN = "hf_aTokenThatIsInNoLog0123456789"
 PROGRAM = """
 import json, logging, socket, sys

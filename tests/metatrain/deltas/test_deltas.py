@@ -10,8 +10,8 @@ import torch
 from peft import PeftModel
 from transformers import AutoModel
 
-from metatrain.artifacts.artifact import Initialization, load_initialization, save_initialization
 from metatrain.artifacts.baselines import SCALE
+from metatrain.artifacts.initialization import Initialization, load_initialization, save_initialization
 from metatrain.deltas import BottleneckConfig, HeadConfig, IA3Config, LoRAConfig, PrefixConfig, PromptConfig
 from metatrain.errors import ArtifactError, UnsupportedDelta
 from metatrain.inner.config import InnerConfig

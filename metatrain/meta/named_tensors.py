@@ -42,14 +42,14 @@ def alive(leaves: Leaves) -> dict[str, Tensor]:
     return {name: leaf.detach().requires_grad_() for name, leaf in leaves.items()}
 
 
-def named(prefix: str, leaves: Leaves) -> dict[str, Tensor]:
-    """Under names that say what they are a part of, so that several kinds can stand side by side."""
-    return {f"{prefix}:{name}": leaf for name, leaf in leaves.items()}
+def into_namespace(namespace: str, leaves: Leaves) -> dict[str, Tensor]:
+    """Return leaves under names that begin with what they belong to, so that several kinds can stand side by side."""
+    return {f"{namespace}:{name}": leaf for name, leaf in leaves.items()}
 
 
-def part(prefix: str, leaves: Leaves) -> dict[str, Tensor]:
-    """Those that `named` put under the prefix, by their own names again."""
-    return {name.removeprefix(f"{prefix}:"): leaf for name, leaf in leaves.items() if name.startswith(f"{prefix}:")}
+def from_namespace(namespace: str, leaves: Leaves) -> dict[str, Tensor]:
+    """Return the leaves that `into_namespace` put under `namespace`, by their own names."""
+    return {name.removeprefix(f"{namespace}:"): leaf for name, leaf in leaves.items() if name.startswith(f"{namespace}:")}
 
 
 def add(into: dict[str, Tensor], more: Leaves) -> None:

@@ -1,6 +1,6 @@
 """Ties a process to the life of the one that started it (Linux): when that one is gone, however it went, so is this one.
 
-As a command, `python -m service.running.tether PARENT_PID COMMAND …` ties itself and then becomes COMMAND.
+As a command, `python -m service.running.end_with_parent PARENT_PID COMMAND …` ties itself and then becomes COMMAND.
 """
 
 import ctypes

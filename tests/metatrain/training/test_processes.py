@@ -9,12 +9,12 @@ from pathlib import Path
 import torch
 import yaml
 
-from metatrain.artifacts.artifact import load_initialization
+from metatrain.artifacts.initialization import load_initialization
 from metatrain.models.loading import load_base
 from metatrain.training.processes import Processes
 from metatrain.training.recipe import Recipe
 from metatrain.training.run import train
-from tests.metatrain.test_train import content
+from tests.metatrain.training.plans import content
 
 
 def test_two_processes_follow_the_gradient_of_one(tiny_folder: Path, tmp_path: Path) -> None:
@@ -27,7 +27,7 @@ def test_two_processes_follow_the_gradient_of_one(tiny_folder: Path, tmp_path: P
     file.write_text(yaml.safe_dump(plan))
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"]
     torchrun += ["--rdzv-endpoint", "localhost:0", "-m", "metatrain.cli", "train", str(file), "--out", str(tmp_path / "two")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).resolve().parents[3])}
     for more in (["--max-steps", "4"], []):
         done = subprocess.run([*torchrun, *more], capture_output=True, text=True, env=environment, timeout=240, check=False)
         assert done.returncode == 0, done.stderr

@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from metatrain.artifacts.artifact import load_initialization, save_initialization
 from metatrain.artifacts.baselines import lora_from_zero
+from metatrain.artifacts.initialization import load_initialization, save_initialization
 from metatrain.deltas import LoRAConfig, PromptConfig
 from metatrain.errors import ArtifactError, BaseModelError, NoMetaGradient, RecipeError
 from metatrain.inner.encoded import Encoded
@@ -24,7 +24,7 @@ from metatrain.tasks.jsonl import STARTER, read_jsonl
 from metatrain.training.evaluate import evaluate, evaluate_prototypes
 from metatrain.training.recipe import Recipe, read_recipe
 from metatrain.training.run import train
-from tests.metatrain.test_train import content
+from tests.metatrain.training.plans import content
 from tests.tiny import joined, tasks
 
 ABOVE, BELOW, WORDS = "encoder.layer.1.output.dense.weight", "encoder.layer.0.*.bias", "embeddings.word_embeddings.weight"

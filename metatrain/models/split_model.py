@@ -2,7 +2,7 @@
 
 The lower part is a run of the whole model that ends where that layer would begin; the upper part is a view of the model that shares
 its modules, with the lower layers left out and hidden states in the place of embeddings. Whether the two parts make the whole is
-measured on each model (`Base.prefix`), not assumed: some architectures treat layers by their number.
+measured on each model (`Backbone.below`), not assumed: some architectures treat layers by their number.
 """
 
 import copy

@@ -10,7 +10,7 @@ from metatrain.cli import main
 from metatrain.errors import RecipeError
 from metatrain.training.search import SearchSpace, draw_candidates, read_space, search
 
-SEARCHES = Path(__file__).resolve().parents[2] / "metatrain" / "searches"
+SEARCHES = Path(__file__).resolve().parents[3] / "metatrain" / "searches"
 
 
 def space(tiny_folder: Path, **change: Any) -> dict[str, Any]:
@@ -33,7 +33,7 @@ def space(tiny_folder: Path, **change: Any) -> dict[str, Any]:
 def test_half_go_on_with_twice_the_episodes(tiny_folder: Path, tmp_path: Path) -> None:
     plan = SearchSpace.model_validate(space(tiny_folder))
     events: list[dict[str, Any]] = []
-    results = search(plan, Path(), tmp_path, report=events.append)
+    results = search(plan, Path(), tmp_path, on_event=events.append)
     assert [e["rung"] for e in events] == [0, 0, 0, 0, 1, 1, 2]
     first = sorted((e for e in events if e["rung"] == 0), key=lambda e: -e["score"])
     assert {e["label"] for e in events if e["rung"] == 1} == {e["label"] for e in first[:2]}
@@ -41,7 +41,7 @@ def test_half_go_on_with_twice_the_episodes(tiny_folder: Path, tmp_path: Path) -
     assert results[0]["score"] == max(results[0]["accuracy"]["2"].values())
     again: list[dict[str, Any]] = []
     before = (tmp_path / "search.json").stat().st_mtime_ns
-    assert search(plan, Path(), tmp_path, report=again.append) == results
+    assert search(plan, Path(), tmp_path, on_event=again.append) == results
     assert again == events and (tmp_path / "search.json").stat().st_mtime_ns == before, "nothing is computed twice"
 
 

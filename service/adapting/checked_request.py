@@ -6,9 +6,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from metatrain.artifacts.artifact import Initialization
-from service.checks import check_count, check_notes, check_ttl
+from metatrain.artifacts.initialization import Initialization
 from service.errors import InvalidRequest
+from service.field_checks import check_count, check_notes, check_ttl
 from service.http.schemas import AdaptRequest, ExamplesRequest, Options
 from service.http.state import Deployed, ServiceState
 from service.kinds.kind import HttpKind

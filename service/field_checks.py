@@ -1,6 +1,6 @@
 """What the parts of a request may hold. Every check names the field, what was expected and what came.
 
-Examples are checked by their kind of task (`service.kinds`), whole requests to adapt in `service.adapting.order`.
+Examples are checked by their kind of task (`service.kinds`), whole requests to adapt in `service.adapting.checked_request`.
 """
 
 from collections.abc import Sequence

@@ -7,18 +7,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from metatrain.artifacts.artifact import (
-    Adapter,
-    AdapterMetadata,
-    Initialization,
-    adapter_from_bytes,
-    adapter_to_bytes,
-    load_initialization,
-    save_initialization,
-    write_atomically,
-)
+from metatrain.artifacts.adapter import Adapter, AdapterMetadata, adapter_from_bytes, adapter_to_bytes
 from metatrain.artifacts.baselines import frozen_prototypes, lora_from_zero
 from metatrain.artifacts.catalog import SHIPPED
+from metatrain.artifacts.files import write_atomically
+from metatrain.artifacts.initialization import Initialization, load_initialization, save_initialization
 from metatrain.errors import ArtifactError
 from metatrain.models.base import Base
 from metatrain.training.recipe import read_recipe

@@ -7,7 +7,7 @@ import yaml
 from click.testing import CliRunner
 
 from metatrain.cli import main
-from tests.metatrain.test_train import content
+from tests.metatrain.training.plans import content
 
 
 def test_a_run_ends_with_a_page_and_scalars(tiny_folder: Path, tmp_path: Path) -> None:

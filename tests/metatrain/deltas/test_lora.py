@@ -8,8 +8,8 @@ from peft import PeftModel
 from torch import nn
 from transformers import AutoModel
 
-from metatrain.artifacts.artifact import save_initialization
 from metatrain.artifacts.baselines import lora_from_zero
+from metatrain.artifacts.initialization import save_initialization
 from metatrain.deltas import LoRA, LoRAConfig, delta_scope
 from metatrain.errors import BaseModelError, UnsupportedDelta
 from metatrain.models.base import Base

@@ -16,16 +16,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from metatrain.artifacts.artifact import (
-    Adapter,
-    AdapterMetadata,
-    adapter_from_bytes,
-    adapter_metadata,
-    adapter_to_bytes,
-    load_initialization,
-    save_initialization,
-)
+from metatrain.artifacts.adapter import Adapter, AdapterMetadata, adapter_from_bytes, adapter_metadata, adapter_to_bytes
 from metatrain.artifacts.baselines import lora_from_zero
+from metatrain.artifacts.initialization import load_initialization, save_initialization
 from metatrain.errors import ArtifactError
 from metatrain.models.base import Base
 

@@ -1,0 +1,229 @@
+"""Initializations, to and from disk.
+
+An initialization is a folder: θ as PEFT's own two files, `inner_lr.safetensors`, `base_update.safetensors` where parameters of
+the base model were learned too, and `initialization.json` with everything else.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors.torch import save
+from torch import Tensor
+
+from metatrain.artifacts.files import (
+    FORMAT_VERSION,
+    added_since,
+    canonical_json,
+    contiguous,
+    read_at_most,
+    read_weights,
+    sha256,
+    write_atomically,
+)
+from metatrain.artifacts.header import Leaf, shown
+from metatrain.deltas import DeltaConfig, DeltaKind
+from metatrain.deltas.peft_format import PeftFiles
+from metatrain.errors import ArtifactError, BaseModelError
+from metatrain.inner.config import InnerConfig
+from metatrain.inner.problem import Outer
+from metatrain.models.base import Base
+from metatrain.models.inputs import AnySpec
+from metatrain.pydantic_errors import first_problem
+from metatrain.readouts.registry import CLASSES, readout_kinds
+
+_BASE_UPDATE = "base_update.safetensors"
+_MOST_JSON_BYTES = 16_000_000
+_MOST_STEPS = 1_000  # of rates by step
+
+
+class InitializationFile(BaseModel):
+    """`initialization.json`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format_version: Literal[2] = FORMAT_VERSION
+    name: str
+    base: AnySpec
+    delta: DeltaConfig
+    inner: InnerConfig
+    scale: float = Field(gt=0, allow_inf_nan=False, description="s, the inverse softmax temperature of the cosine logits")
+    algorithm: str
+    weights_sha256: dict[str, str]
+    provenance: dict[str, Any] = Field(default_factory=dict)
+    readout: str = CLASSES
+
+
+@dataclass(frozen=True)
+class Initialization:
+    """All that an inner loop needs besides the support set.
+
+    `theta`: one task's delta, float32. `rates`: [S] per leaf of the delta and of the head, not negative. `scale`: s. `base_update`:
+    parameters that stand in the place of the base model's own of their names, float32. `digest` covers exactly what determines an
+    adapter's weights: base model, delta, inner loop, θ, rates, s and base update; not name or provenance.
+    """
+
+    name: str
+    base: AnySpec
+    delta: DeltaConfig
+    inner: InnerConfig
+    theta: dict[str, Tensor]
+    rates: dict[str, Tensor]
+    scale: float
+    algorithm: str
+    provenance: dict[str, Any]
+    base_update: dict[str, Tensor] = field(default_factory=dict)
+    readout: str = CLASSES
+
+    @cached_property
+    def digest(self) -> str:
+        identity = {
+            "format_version": FORMAT_VERSION,
+            "base": self.base.identity,
+            "delta": self.delta.model_dump(),
+            "inner": self.inner.model_dump(exclude=added_since({"moved", "proximal", "hard_steps", "in_parts"}, self.inner)),
+            "scale": self.scale,
+            "theta": sha256(save(contiguous(self.theta))),
+            "rates": sha256(save(contiguous(self.rates))),
+        }
+        if self.readout != CLASSES:
+            identity["readout"] = self.readout
+        if self.base_update:
+            identity["base_update"] = sha256(save(contiguous(self.base_update)))
+        return sha256(canonical_json(identity))
+
+    def outer(self, device: torch.device) -> Outer:
+        """θ, rates and scale on `device`: what the inner loop starts from."""
+        return Outer(self.theta, self.rates, torch.tensor(self.scale), self.base_update).on(device)
+
+
+def save_initialization(init: Initialization, folder: Path, kind: DeltaKind) -> None:
+    """Write `init` to `folder`, the JSON last, so that a folder with one is complete."""
+    folder.mkdir(parents=True, exist_ok=True)
+    named = init.theta if kind.peft is None else kind.peft.to_peft(init.theta)
+    weights = {_weights_file(kind): save(contiguous(named)), "inner_lr.safetensors": save(contiguous(init.rates))}
+    if init.base_update:
+        weights[_BASE_UPDATE] = save(contiguous(init.base_update))
+    described = InitializationFile(
+        name=init.name,
+        base=init.base,
+        delta=init.delta,
+        inner=init.inner,
+        scale=init.scale,
+        algorithm=init.algorithm,
+        weights_sha256={name: sha256(content) for name, content in weights.items()},
+        provenance=init.provenance,
+        readout=init.readout,
+    )
+    for name, content in weights.items():
+        write_atomically(folder / name, content)
+    if not init.base_update:
+        (folder / _BASE_UPDATE).unlink(missing_ok=True)  # of an initialization that was here before
+    if kind.peft is not None:
+        config = json.dumps(kind.peft.config(init.base.model), indent=2)
+        write_atomically(folder / "adapter_config.json", config.encode() + b"\n")
+    write_atomically(
+        folder / "initialization.json",
+        described.model_dump_json(indent=2, exclude=added_since({"readout"}, described)).encode() + b"\n",
+    )
+
+
+def load_initialization(folder: Path, base: Base) -> Initialization:
+    """Read an initialization for `base`, strictly. Raises ArtifactError naming file and leaf, what was expected and what came."""
+    path = folder / "initialization.json"
+    if not path.is_file():
+        raise ArtifactError(f"{folder}: no initialization.json there")
+    try:
+        described = InitializationFile.model_validate_json(read_at_most(path, _MOST_JSON_BYTES))
+    except ValidationError as error:
+        raise ArtifactError(f"{path}: {first_problem(error, InitializationFile)}") from error
+    expected_base, found_base = described.base.identity, base.spec.identity
+    for key, expected in expected_base.items():
+        if found_base[key] != expected:
+            raise ArtifactError(
+                f"{path}: base.{key} is {expected!r}, the resident base model {base.spec.model} has {found_base[key]!r}"
+            )
+    kind = attached(base, described.delta, str(path))
+    for name in described.weights_sha256.keys() - {_weights_file(kind), "inner_lr.safetensors", _BASE_UPDATE}:
+        raise ArtifactError(f"{path}: weights_sha256: expected no file {shown(repr(name))}")
+    if described.readout not in readout_kinds():
+        known = ", ".join(readout_kinds())
+        raise ArtifactError(f"{path}: readout: expected one of {known}, got {shown(described.readout)!r}")
+    leaves = readout_kinds()[described.readout].leaves
+    shapes = kind.shapes if kind.peft is None else kind.peft.shapes
+    theta = read_weights(folder / _weights_file(kind), described.weights_sha256, lambda _: shapes)
+    rates = read_weights(folder / "inner_lr.safetensors", described.weights_sha256, lambda found: _rate_shapes(found, kind, leaves))
+    update = _read_base_update(folder / _BASE_UPDATE, described.weights_sha256, base)
+    for name, rate in rates.items():
+        if (rate < 0).any():
+            raise ArtifactError(f"{folder}/inner_lr.safetensors: {name}: expected rates of at least 0, got {float(rate.min())}")
+    if kind.peft is not None:
+        _check_peft_config(folder / "adapter_config.json", kind.peft)
+        theta = kind.peft.from_peft(theta)
+    return Initialization(
+        name=described.name,
+        base=described.base,
+        delta=described.delta,
+        inner=described.inner,
+        theta=theta,
+        rates=rates,
+        scale=described.scale,
+        algorithm=described.algorithm,
+        provenance=described.provenance,
+        base_update=update,
+        readout=described.readout,
+    )
+
+
+def _read_base_update(path: Path, digests: Mapping[str, str], base: Base) -> dict[str, Tensor]:
+    """Parameters of `base`, each of its own shape; none where the initialization has none."""
+    if path.name not in digests:
+        if path.exists():
+            raise ArtifactError(f"{path}: expected no such file, initialization.json does not name it")
+        return {}
+    shapes = {name: tuple(parameter.shape) for name, parameter in base.model.named_parameters()}
+    update = read_weights(path, digests, lambda found: {name: shape for name, shape in shapes.items() if name in found})
+    if not update:
+        raise ArtifactError(f"{path}: expected at least one parameter, got none")
+    return update
+
+
+def _weights_file(kind: DeltaKind) -> str:
+    return "delta.safetensors" if kind.peft is None else "adapter_model.safetensors"
+
+
+def _rate_shapes(found: Mapping[str, Leaf], kind: DeltaKind, readout: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """Of each leaf and step [S], or of each parameter and step [S, *leaf], the same S for all."""
+    steps = max((leaf.shape[0] for leaf in found.values() if leaf.shape), default=1)
+    expected: dict[str, tuple[int, ...]] = dict.fromkeys((*kind.shapes, *readout), (min(steps, _MOST_STEPS),))
+    for name, shape in kind.shapes.items():
+        if name in found and len(found[name].shape) > 1:
+            expected[name] = (min(steps, _MOST_STEPS), *shape)
+    return expected
+
+
+def _check_peft_config(path: Path, files: PeftFiles) -> None:
+    if not path.is_file():
+        raise ArtifactError(f"{path.parent}: adapter_config.json is missing")
+    try:
+        stated = dict(json.loads(read_at_most(path, _MOST_JSON_BYTES)))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ArtifactError(f"{path}: expected a JSON object: {error}") from error
+    for key, value in files.essentials.items():
+        if stated.get(key) != value:
+            raise ArtifactError(f"{path}: {key}: expected {value!r} as in initialization.json, got {stated.get(key)!r}")
+    for key in ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "layers_to_transform"):
+        if stated.get(key):
+            raise ArtifactError(f"{path}: {key}: expected nothing, got {stated[key]!r}: PEFT would compute something else")
+
+
+def attached(base: Base, config: DeltaConfig, where: str) -> DeltaKind:
+    try:
+        return base.attach(config)
+    except BaseModelError as error:
+        raise ArtifactError(f"{where}: delta: {shown(str(error))}") from error
