@@ -2,6 +2,7 @@
 
 import fnmatch
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
@@ -56,7 +57,7 @@ class Base:
         """The dtype of the weights, as recipes and adapters name it: `float32`, `bfloat16`."""
         return self.backbone.precision
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """The full base digest: weights, inputs and precision."""
         return self.spec.digest(self.precision)

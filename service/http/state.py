@@ -19,7 +19,7 @@ from service.predicting.predictor import Predictor
 from service.settings import ServiceSettings
 from worker.kinds.kind import TaskKind
 from worker.ledger.aliases import Aliases
-from worker.ledger.messages import JobRecipe, RecipeSummary
+from worker.ledger.messages import JobRecipe
 from worker.ledger.record import Record
 from worker.ledger.records import Records
 from worker.ledger.weights_cache import WeightStore
@@ -91,17 +91,16 @@ class ServiceState:
         raise InvalidRequest("initialization", f"one of {', '.join(names)}", recipe.initialization)
 
     def of_record(self, record: Record) -> Deployed | None:
-        """The base model that an adapter was made on; None where this service does not have it."""
-        return self.deployed_for(record.queue, record.summary)
+        """Return the base model that an adapter was made on, None if this service does not have it.
 
-    def deployed_for(self, queue: str, summary: RecipeSummary) -> Deployed | None:
-        """By the queue of its job, which names the base model, or, from before it did, by the initialization."""
+        The queue of its job names the base model; that of an earlier version did not, and the initialization tells instead.
+        """
         for own in self.deployed:
-            if queue == own.queue:
+            if record.queue == own.queue:
                 return own
         for own in self.deployed:
             digests = (init.digest for init in own.initializations.values())
-            if own.base.precision == summary.precision and summary.initialization_digest in digests:
+            if own.base.precision == record.summary.precision and record.summary.initialization_digest in digests:
                 return own
         return None
 
