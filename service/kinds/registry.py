@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 from functools import cache
-from importlib.metadata import entry_points
 from typing import Annotated, Any, Union
 
 from pydantic import BaseModel, Discriminator, Tag
 
+from metatrain.plugins import by_name, installed
 from service.errors import InvalidRequest
 from service.kinds.kind import HttpKind
 from service.kinds.text_classification import TextClassification
@@ -18,13 +18,8 @@ _OWN: tuple[HttpKind, ...] = (TextClassification(),)
 @cache
 def http_kinds() -> dict[str, HttpKind]:
     """Return the product's own kinds, and those of installed packages (entry points named `quickstudy.http_kinds`)."""
-    found: list[HttpKind] = [*_OWN, *(point.load()() for point in entry_points(group=ENTRY_POINTS))]
-    kinds = {kind.name: kind for kind in found}
-    if len(kinds) < len(found):
-        raise ValueError(
-            f"entry points {ENTRY_POINTS}: two kinds of tasks have one name, of {', '.join(kind.name for kind in found)}"
-        )
-    return kinds
+    found = [*_OWN, *(make() for _, make in installed(ENTRY_POINTS))]
+    return by_name(((kind.name, kind) for kind in found), ENTRY_POINTS)
 
 
 def example_type() -> Any:

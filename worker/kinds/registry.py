@@ -1,8 +1,8 @@
 """All kinds of tasks by name. A new one is a file beside this one and a line here, or an entry point of another package."""
 
 from functools import cache
-from importlib.metadata import entry_points
 
+from metatrain.plugins import by_name, installed
 from worker.kinds.kind import TaskKind
 from worker.kinds.text_classification import TextClassification
 
@@ -13,10 +13,5 @@ _OWN: tuple[TaskKind, ...] = (TextClassification(),)
 @cache
 def task_kinds() -> dict[str, TaskKind]:
     """Return the product's own kinds, and those of installed packages (entry points named `quickstudy.task_kinds`)."""
-    found: list[TaskKind] = [*_OWN, *(point.load()() for point in entry_points(group=ENTRY_POINTS))]
-    kinds = {kind.name: kind for kind in found}
-    if len(kinds) < len(found):
-        raise ValueError(
-            f"entry points {ENTRY_POINTS}: two kinds of tasks have one name, of {', '.join(kind.name for kind in found)}"
-        )
-    return kinds
+    found = [*_OWN, *(make() for _, make in installed(ENTRY_POINTS))]
+    return by_name(((kind.name, kind) for kind in found), ENTRY_POINTS)
