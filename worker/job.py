@@ -70,7 +70,7 @@ class JobRunner:
             return []
         more: list[Claim] = []
         try:
-            for tenant, adapter_id in self.records.waiting.for_pass(first.recipe.kin, most):
+            for tenant, adapter_id in self.records.waiting.for_pass(first.recipe.pass_key, most):
                 claim = self._claim(tenant, adapter_id)
                 more += [] if claim is None else [claim]
         except Exception as error:  # whatever it is, those that are held already are not left alone

@@ -14,12 +14,10 @@ from metatrain.artifacts.files import not_finite
 from metatrain.artifacts.initialization import Initialization
 from metatrain.errors import AdaptationError, DeadlineExceeded, NonFinite
 from metatrain.inner.encoded import Encoded
-from metatrain.inner.supervised import Supervised
 from metatrain.inner.together import Ended, OnStep, adapt_each
 from metatrain.models.base import Base
 from metatrain.models.loading import load_base
 from metatrain.models.source import Hub
-from metatrain.readouts.registry import readout_kinds
 from worker.errors import SettingsError
 from worker.kinds.registry import task_kinds
 from worker.ledger.messages import JobRecipe, earlier_queue_name, queue_name
@@ -60,8 +58,8 @@ class Runtime:
         self.by_digest = {init.digest: (own.base, init) for own in residents for init in own.initializations.values()}
 
     def together(self, recipe: JobRecipe) -> bool:
-        """Whether a job may run in one pass with others of its kin: not where its support set is walked through in parts, or gets
-        augmented views, which are made by one seed for all."""
+        """Return True if the job may share a pass with others of its pass key. It may not if its support set is walked through in
+        parts or gets augmented views, which are made by one seed for all."""
         _, init = self.by_digest.get(recipe.initialization_digest, (None, None))
         if init is None or recipe.kind not in task_kinds():
             return False
@@ -78,7 +76,9 @@ class Runtime:
     def adapt_together(
         self, recipes: Sequence[JobRecipe], *, deadline: float = math.inf, on_step: OnStep | None = None
     ) -> list[MadeAdapter | AdaptationError]:
-        """Run the inner loops of several jobs of one kin in one pass, each as alone up to rounding. `on_step({job: support loss})`.
+        """Run the inner loops of several jobs with the same pass key in one pass, each as alone up to rounding.
+
+        `on_step({job: support loss})` is called after each inner step.
 
         An error that is one job's alone stands in the place of its adapter; raises those that are of the pass, with which job they
         are about unknown where there are several.
@@ -89,16 +89,7 @@ class Runtime:
         began = time.perf_counter()
         support = task_kinds()[recipes[0].kind].support(recipes, Encoded(base))
         encoded = time.perf_counter()
-        tasks = Supervised(
-            base,
-            base.attach(init.delta),
-            readout_kinds()[init.readout].learner,
-            init.inner,
-            support,
-            steps=[recipe.steps for recipe in recipes],
-            seed=recipes[0].seed,
-            serving=True,
-        )
+        tasks = init.tasks(base, support, steps=[recipe.steps for recipe in recipes], seed=recipes[0].seed)
         ticks = [time.perf_counter()]
 
         def tick(losses: dict[int, float]) -> None:

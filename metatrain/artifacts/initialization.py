@@ -32,10 +32,12 @@ from metatrain.deltas.peft_format import PeftFiles
 from metatrain.errors import ArtifactError, BaseModelError
 from metatrain.inner.config import InnerConfig
 from metatrain.inner.problem import Outer
+from metatrain.inner.supervised import Supervised
+from metatrain.inner.support import Query, Support
 from metatrain.models.base import Base
 from metatrain.models.inputs import AnySpec
 from metatrain.pydantic_errors import first_problem
-from metatrain.readouts.registry import CLASSES, readout_kinds
+from metatrain.readouts.registry import CLASSES, ReadoutName, readout_kinds
 
 _BASE_UPDATE = "base_update.safetensors"
 _MOST_JSON_BYTES = 16_000_000
@@ -56,7 +58,7 @@ class InitializationFile(BaseModel):
     algorithm: str
     weights_sha256: dict[str, str]
     provenance: dict[str, Any] = Field(default_factory=dict)
-    readout: str = CLASSES
+    readout: ReadoutName = CLASSES
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,19 @@ class Initialization:
     def outer(self, device: torch.device) -> Outer:
         """θ, rates and scale on `device`: what the inner loop starts from."""
         return Outer(self.theta, self.rates, torch.tensor(self.scale), self.base_update).on(device)
+
+    def tasks(
+        self,
+        base: Base,
+        support: Support[Any],
+        query: Query[Any] | None = None,
+        *,
+        steps: int | Sequence[int | None] | None = None,
+        seed: int = 0,
+    ) -> Supervised:
+        """The tasks as they are adapted for requests, on `base`. `steps`: of all or of each, None for the initialization's own."""
+        learner = readout_kinds()[self.readout].learner
+        return Supervised(base, base.attach(self.delta), learner, self.inner, support, query, steps=steps, seed=seed, serving=True)
 
 
 def save_initialization(init: Initialization, folder: Path, kind: DeltaKind) -> None:
@@ -151,9 +166,6 @@ def load_initialization(folder: Path, base: Base) -> Initialization:
     kind = attached(base, described.delta, str(path))
     for name in described.weights_sha256.keys() - {_weights_file(kind), "inner_lr.safetensors", _BASE_UPDATE}:
         raise ArtifactError(f"{path}: weights_sha256: expected no file {shown(repr(name))}")
-    if described.readout not in readout_kinds():
-        known = ", ".join(readout_kinds())
-        raise ArtifactError(f"{path}: readout: expected one of {known}, got {shown(described.readout)!r}")
     leaves = readout_kinds()[described.readout].leaves
     shapes = kind.shapes if kind.peft is None else kind.peft.shapes
     theta = read_weights(folder / _weights_file(kind), described.weights_sha256, lambda _: shapes)

@@ -74,13 +74,13 @@ class InnerConfig(BaseModel):
             raise ValueError('head: a linear head moves by cross_entropy alone; add it to objective, or expected head "prototypes"')
         if self.head == "linear" and self.head_steps:
             raise ValueError('head_steps: expected 0 with head "linear", which moves along with the delta')
-        if self.moved == "head" and self.augmentation is not None:
+        if self.moves_head_alone and self.augmentation is not None:
             raise ValueError('augmentation: expected none with moved "head", whose features stand still')
-        if self.moved == "head" and self.in_parts is not None:
+        if self.moves_head_alone and self.in_parts is not None:
             raise ValueError('in_parts: expected none with moved "head", whose support set is taken whole')
         if self.head == "linear" and self.in_parts is not None and "cross_entropy" not in self.in_parts.objective:
             raise ValueError("in_parts.objective: expected cross_entropy among it, by which alone a linear head moves")
-        if self.moved == "head" and self.head != "linear":
+        if self.moves_head_alone and self.head != "linear":
             raise ValueError('moved: "head" needs head "linear", got "prototypes", which no step moves')
         if self.hard_steps is not None and not 0 < self.most_steps < self.hard_steps.steps:
             raise ValueError(
@@ -103,12 +103,16 @@ class InnerConfig(BaseModel):
         """The loop that meta-training and its validation go through: without what is for single requests."""
         return self.model_copy(update={"hard_steps": None, "in_parts": None})
 
+    @property
+    def moves_head_alone(self) -> bool:
+        return self.moved == "head"
+
     def steps_for(self, examples: int, classes: int) -> int:
         """Inner steps for a support set: what is recorded for its mean shots (examples / classes), for each of the parts that it is
         walked through in, up to a number of them: more examples need more steps, but not for ever."""
         reached = [shots for shots in self.steps_by_shots if examples >= shots * classes]
         each = self.steps_by_shots[max(reached)] if reached else self.steps
-        parts = math.ceil(examples / self.rows_per_step) if self.moved == "all" else 1
+        parts = 1 if self.moves_head_alone else math.ceil(examples / self.rows_per_step)
         most = _MOST_PARTS if self.in_parts is None else self.in_parts.most
         return each * min(most, max(1, parts))
 

@@ -67,7 +67,7 @@ class Outer:
 class Start:
     """What `Tasks.start` returns: all that the steps of T tasks share, as a value.
 
-    `phi`: φ_0, leaves [T, …]; the proximal term is anchored there. `steps`: how many steps each task takes. `shared`: tensors
+    `phi`: φ_0, leaves [T, …], from which the proximal term measures. `steps`: how many steps each task takes. `shared`: tensors
     [T, …] that the support losses read beside φ, made under the same outer values. `first`, where a first pass over the support
     set was made at φ_0 already: the support loss of step 0 at φ_0, from that pass.
     """

@@ -69,7 +69,7 @@ class Supervised:
         self._make_readout, self.readout = readout, readout(config, rows)
         asked = list(steps) if isinstance(steps, Sequence) else [steps] * self.count
         sizes = support.targets.sizes
-        if config.moved == "all" and rows > config.rows_per_step and min(size[0] for size in sizes) < rows:
+        if not config.moves_head_alone and rows > config.rows_per_step and min(size[0] for size in sizes) < rows:
             unequal = sorted({examples for examples, _ in sizes})
             raise ValueError(f"tasks of one pass that go in parts must agree in their rows, these have {unequal}")
         self.planned = tuple(config.steps_for(*size) if own is None else own for own, size in zip(asked, sizes, strict=True))
@@ -102,7 +102,7 @@ class Supervised:
     def only(self, which: Sequence[int], start: Start) -> "Supervised | None":
         """These of the tasks, to go on with after their first steps; None where they are better left together: constant features
         are there for all of them, and parts or views of support sets are drawn for all at once."""
-        if self.config.moved == "head" or not self._whole:
+        if self.config.moves_head_alone or not self._whole:
             return None
         steps = [start.steps[t] for t in which]
         support = self.support.only(which)
@@ -112,7 +112,7 @@ class Supervised:
         """Its delta equals θ but is a node of its own: g_0 is the partial derivative at a fixed head, although the head, being made
         of prototypes under θ, depends on θ too."""
         theta = stack(outer.theta, self.count)
-        head_alone = self.config.moved == "head"
+        head_alone = self.config.moves_head_alone
         delta = {} if head_alone else {name: leaf.view_as(leaf) for name, leaf in theta.items()}
         made_of_features = self.readout.moved or not self.steps or head_alone
         if not made_of_features and not any(self._may_be_hard):
@@ -143,7 +143,7 @@ class Supervised:
         return tuple(max(own, hard.steps) if m else own for own, m in zip(self.planned, more, strict=True))
 
     def support_loss(self, phi: Leaves, outer: Outer, step: int, start: Start) -> Tensor:
-        if self.config.moved == "head":
+        if self.config.moves_head_alone:
             return self.readout.losses(phi, start.shared["features"], self.support.targets, outer)
         batch, targets = self._rows(step)
         return self.readout.losses(phi, self._features(self._delta(phi), batch, outer), targets, outer)
@@ -167,7 +167,7 @@ class Supervised:
 
     def adapted(self, phi: Leaves, outer: Outer, step: int, *, exact: bool = True) -> Adapted:
         """What φ, after `step` inner steps, answers with; `exact`: the readout's own steps are differentiated, else constants."""
-        delta = stack(outer.theta, self.count) if self.config.moved == "head" else self._delta(phi)
+        delta = stack(outer.theta, self.count) if self.config.moves_head_alone else self._delta(phi)
         targets = self.support.targets
         return Adapted(
             delta, self.readout.answering(phi, lambda: self._all_features(delta, outer), targets, outer, step, exact=exact)

@@ -11,13 +11,11 @@ from metatrain.artifacts.initialization import Initialization
 from metatrain.inner.encoded import Encoded
 from metatrain.inner.loop import trajectory
 from metatrain.inner.problem import stack
-from metatrain.inner.supervised import Supervised
 from metatrain.inner.support import Query, Support
 from metatrain.inner.together import adapted_each
 from metatrain.models.base import Base
 from metatrain.readouts.classes import ClassTargets
 from metatrain.readouts.heads import linear_from_prototypes
-from metatrain.readouts.registry import readout_kinds
 from metatrain.tasks.episodes import Episode
 
 
@@ -52,9 +50,7 @@ def evaluate(
     seconds = 0.0
     for support, query in _batches(base, init, episodes, together, encoded):
         outer, began = init.outer(base.device), time.perf_counter()
-        tasks = Supervised(
-            base, base.attach(init.delta), readout_kinds()[init.readout].learner, init.inner, support, query, serving=True
-        )
+        tasks = init.tasks(base, support, query)
         adapted = adapted_each(tasks, outer, init.inner.update)
         seconds += time.perf_counter() - began
         with torch.no_grad():
@@ -78,16 +74,7 @@ def evaluate_steps(
     seconds: dict[int, float] = {}
     for support, query in _batches(base, init, episodes, together, encoded):
         outer, spent, began = init.outer(base.device), 0.0, time.perf_counter()
-        tasks = Supervised(
-            base,
-            base.attach(init.delta),
-            readout_kinds()[init.readout].learner,
-            init.inner,
-            support,
-            query,
-            steps=max(marks),
-            serving=True,
-        )
+        tasks = init.tasks(base, support, query, steps=max(marks))
         for point in trajectory(tasks, outer, init.inner.update):
             if point.step not in marks:
                 continue
@@ -118,12 +105,11 @@ def own_steps(
     base: Base, init: Initialization, episodes: Sequence[Episode], *, together: int = 8, encoded: Encoded | None = None
 ) -> tuple[int, ...]:
     """The number of inner steps that `evaluate` takes for each episode where it is told none."""
-    kind, outer, encoded = base.attach(init.delta), init.outer(base.device), encoded or Encoded(base)
+    outer, encoded = init.outer(base.device), encoded or Encoded(base)
     found: list[int] = []
     for start in range(0, len(episodes), together):
         support = encoded.support([episode.support for episode in episodes[start : start + together]])
-        tasks = Supervised(base, kind, readout_kinds()[init.readout].learner, init.inner, support, serving=True)
-        found += tasks.start(outer).steps
+        found += init.tasks(base, support).start(outer).steps
     return tuple(found)
 
 

@@ -58,10 +58,9 @@ def checked_adapt(body: AdaptRequest[Any], state: ServiceState) -> CheckedReques
     check_count("support", len(body.support), 2, state.settings.max_examples, "examples")
     kind = kind_of(body.support)
     kind.check(body.support, body.options, state.settings)
-    check_notes(body.name, body.tags)
+    notes = _notes(body)
     check_ttl(body.ttl_seconds, state.settings)
     deployed, init = state.initialization(body.initialization, task_kinds()[kind.name], body.base_model)
-    notes = Notes(body.name, None if body.tags is None else tuple(body.tags))
     own = _kept(kind, body.support)
     return CheckedRequest(kind, own, (), deployed, init, body.options, body.ttl_seconds, notes, "/adapt", body)
 
@@ -77,11 +76,15 @@ def checked_examples(body: ExamplesRequest[Any], parent_id: str, parent: JobReci
     if given.name != kind.name:
         raise InvalidRequest("support[0]", f"an example of {kind.name}, as the adapter has", given.name)
     kind.check(body.support, options, state.settings, before)
-    check_notes(body.name, body.tags)
+    notes = _notes(body, parent_id)
     check_ttl(body.ttl_seconds, state.settings)
-    notes = Notes(body.name, None if body.tags is None else tuple(body.tags), parent=parent_id)
     own, path = _kept(kind, body.support), f"/adapters/{parent_id}/examples"
     return CheckedRequest(kind, own, before, deployed, init, options, body.ttl_seconds, notes, path, body)
+
+
+def _notes(body: AdaptRequest[Any] | ExamplesRequest[Any], parent: str | None = None) -> Notes:
+    check_notes(body.name, body.tags)
+    return Notes(body.name, None if body.tags is None else tuple(body.tags), parent=parent)
 
 
 def _kept(kind: HttpKind, support: Sequence[BaseModel]) -> tuple[Canonical, ...]:

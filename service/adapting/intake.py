@@ -10,7 +10,7 @@ from starlette.concurrency import run_in_threadpool
 
 from service.adapting.checked_request import CheckedRequest
 from service.errors import UnknownAdapter
-from service.http.limits import prefer_wait
+from service.http.prefer import prefer_wait
 from service.http.schemas import AdaptAnswer, DryRunAnswer, Warned
 from service.http.state import ServiceState, State, Tenant
 from service.http.views import status_of

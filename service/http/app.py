@@ -10,7 +10,7 @@ from metatrain.artifacts.adapter import adapter_bytes_at_most
 from service.adapting.idempotency import IdempotencyKeys
 from service.adapting.jobs import Jobs
 from service.http.auth import Authentication, Door
-from service.http.limits import BodyLimit
+from service.http.body_limit import BodyLimit
 from service.http.meter import Meter
 from service.http.metrics import Metrics
 from service.http.openapi import describe, operation_id

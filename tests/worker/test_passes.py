@@ -102,7 +102,7 @@ def test_a_job_too_large_for_its_pass_runs_alone(runner: JobRunner, tiny: Base, 
     recipes = [recipe(tiny, initialization_digest=init.digest, support=SUPPORT, seed=n) for n in range(2)]
     longer = (*SUPPORT, ("order a book", "order"), ("close it", "close"), ("send money", "close"))
     recipes.append(recipe(tiny, initialization_digest=init.digest, support=longer))
-    assert len({job.kin for job in recipes}) == 1
+    assert len({job.pass_key for job in recipes}) == 1
     for n, job in enumerate(recipes):
         runner.records.accept("t", f"a{n}", job, 60_000, ())
     JobRunner("w", WorkerSettings(), runner.records, runner.store, runtime).run("t", "a0")

@@ -68,7 +68,7 @@ class JobRecipe(BaseModel):
         return task_kinds()[self.kind].size(self.support, label_words=self.label_words)[0]
 
     @property
-    def kin(self) -> str:
+    def pass_key(self) -> str:
         """Jobs that agree in it may run in one pass, which then takes little longer than any of them wants: the same
         initialization, precision and steps asked for, rows within a factor of two."""
         return f"{self.initialization_digest[:32]}/{self.precision}/{self.steps}/{self.rows.bit_length()}"

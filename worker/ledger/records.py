@@ -93,7 +93,7 @@ class Records:
             ANNOUNCE_AGAIN_MS,
             KEEP_EXPIRED_RECORDS_MS,
             request,
-            recipe.kin,
+            recipe.pass_key,
             queue,
             json.dumps(dict(limits)),
             size,

@@ -10,8 +10,8 @@ from service.adapting.checked_request import checked_adapt, checked_examples
 from service.adapting.intake import HowToAnswer, accepted
 from service.errors import KeyUsedOtherwise, UnknownAdapter
 from service.http.auth import needs
-from service.http.limits import prefer_wait
 from service.http.openapi import OF_A_BODY, OF_ANY_ROUTE, TO_THE_ADAPTER, Responses, problems
+from service.http.prefer import prefer_wait
 from service.http.schemas import AdaptAnswer, AdapterId, AdaptRequest, DryRunAnswer, ExamplesRequest, concrete
 from service.http.views import require
 

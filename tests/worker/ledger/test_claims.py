@@ -115,9 +115,9 @@ def test_a_fence_never_comes_again_though_a_new_master_lost_the_counter(records:
 def test_a_worker_of_another_queue_takes_nothing(records: Records) -> None:
     records.accept("t", "a1", RECIPE, DAY, (), queue="q")
     assert records.claims.claim("t", "a1", lease_ms=10_000, attempts=3, worker="w", queues={"r": ()}) is None
-    assert records.waiting.for_pass(RECIPE.kin, 5) == [("t", "a1")]
+    assert records.waiting.for_pass(RECIPE.pass_key, 5) == [("t", "a1")]
     claim = records.claims.claim("t", "a1", lease_ms=10_000, attempts=3, worker="w", queues={"q": ()})
-    assert claim is not None and records.waiting.for_pass(RECIPE.kin, 5) == []
+    assert claim is not None and records.waiting.for_pass(RECIPE.pass_key, 5) == []
 
 
 def test_the_end_of_a_job_is_published(records: Records, redis_client: "redis.Redis") -> None:

@@ -1,23 +1,8 @@
-"""What a request may take, whatever it holds: the size of its body, and how long it waits."""
+"""Refuse a request whose body is over the limit, before it is read whole."""
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import BodyTooLarge, InvalidRequest, problem
-
-
-def prefer_wait(header: str | None, most: float) -> float:
-    """Seconds of `Prefer: wait=N` (RFC 7240), at most `most`; 0 where it is not asked for."""
-    for preference in (header or "").split(","):
-        name, _, value = preference.partition("=")
-        if name.strip().lower() == "wait":
-            try:
-                seconds = float(value.strip().strip('"'))
-            except ValueError:
-                seconds = -1.0
-            if not 0 <= seconds < float("inf"):
-                raise InvalidRequest("Prefer", "wait=SECONDS", header)
-            return min(seconds, most)
-    return 0.0
+from service.errors import BodyTooLarge, problem
 
 
 class BodyLimit:

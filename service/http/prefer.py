@@ -1,0 +1,18 @@
+"""The `Prefer` header: how long a request is willing to wait."""
+
+from service.errors import InvalidRequest
+
+
+def prefer_wait(header: str | None, most: float) -> float:
+    """Seconds of `Prefer: wait=N` (RFC 7240), at most `most`; 0 where it is not asked for."""
+    for preference in (header or "").split(","):
+        name, _, value = preference.partition("=")
+        if name.strip().lower() == "wait":
+            try:
+                seconds = float(value.strip().strip('"'))
+            except ValueError:
+                seconds = -1.0
+            if not 0 <= seconds < float("inf"):
+                raise InvalidRequest("Prefer", "wait=SECONDS", header)
+            return min(seconds, most)
+    return 0.0
