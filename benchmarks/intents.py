@@ -29,7 +29,7 @@ from metatrain.models.base import Base
 from metatrain.models.loading import load_base
 from metatrain.tasks.episodes import EpisodeSampler, EpisodeShape
 from metatrain.training.evaluate import evaluate, evaluate_prototypes
-from metatrain.training.outer_loop import OuterConfig
+from metatrain.training.outer_step import OuterConfig
 from metatrain.training.recipe import (
     ClassList,
     DataSection,

@@ -30,7 +30,7 @@ from metatrain.meta.algorithms import ANIL, IMAML, MAML, Algorithm, MetaSGD, Pro
 from metatrain.meta.metagrad import Differentiation
 from metatrain.tasks.arrays import ArraySampler, read_npz
 from metatrain.tasks.episodes import EpisodeShape
-from metatrain.training.outer_loop import CHECKPOINT, OuterConfig, OuterState, outer_step, unusable_gradient
+from metatrain.training.outer_step import CHECKPOINT, OuterConfig, OuterState, outer_step, unusable_gradient
 from metatrain.training.recipe import ClassList
 
 TESTED = 600

@@ -72,9 +72,15 @@ class MissingScope(ServiceError):
 class UnknownAdapter(ServiceError):
     status, kind, title = 404, "unknown-adapter", "Unknown adapter"
 
+    def __init__(self, adapter_id: str, detail: str = "no adapter {}") -> None:
+        super().__init__(detail.format(adapter_id))
+
 
 class UnknownAlias(ServiceError):
     status, kind, title = 404, "unknown-alias", "Unknown alias"
+
+    def __init__(self, alias: str) -> None:
+        super().__init__(f"no alias {alias}")
 
 
 class UnknownPath(ServiceError):

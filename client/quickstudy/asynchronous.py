@@ -27,6 +27,7 @@ from quickstudy.calls import AdapterFilters, AdaptOptions, AliasCondition, Call,
 from quickstudy.connection import Connection
 from quickstudy.events import EndEvent, Event, Reading
 from quickstudy.multi_step import Flow, Pause, Reply
+from quickstudy.retries import RETRIES
 
 T = TypeVar("T")
 
@@ -35,7 +36,7 @@ class AsyncClient:
     """`async with AsyncClient("http://localhost:8000") as quickstudy: …`; everything else as `Client`."""
 
     def __init__(
-        self, url: str = "http://localhost:8000", *, api_key: str | None = None, timeout: float = 90.0, retries: int = 3
+        self, url: str = "http://localhost:8000", *, api_key: str | None = None, timeout: float = 90.0, retries: int = RETRIES
     ) -> None:
         self._connection = Connection(url, api_key, timeout, retries)
         self._retries, self._parts = self._connection.retries, multi_step.PartSize()

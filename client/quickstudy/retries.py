@@ -10,6 +10,8 @@ from quickstudy.errors import OutOfReach, QuickstudyError, RateLimited, Unavaila
 
 _FIRST_SECONDS, _MOST_SECONDS = 0.2, 10.0
 _PATIENCE_SECONDS = 120.0
+RETRIES = 3
+"""Further attempts of a call, unless a client is made with another number."""
 NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout)
 """Of these the service has seen nothing."""
 _FRUITLESS = (httpx.ReadTimeout, httpx.WriteTimeout, httpx.PoolTimeout, httpx.LocalProtocolError, httpx.UnsupportedProtocol)

@@ -22,8 +22,9 @@ import torch
 from torch import Tensor
 
 from metatrain.errors import DeadlineExceeded, NonFinite
+from metatrain.inner.inner_loss import inner_loss
 from metatrain.inner.optimizers import Moments, Optimizer
-from metatrain.inner.problem import Leaves, Outer, Start, Tasks, inner_loss
+from metatrain.inner.problem import Leaves, Outer, Start, Tasks
 
 Order = Literal["first", "second"]
 

@@ -127,19 +127,6 @@ class Tasks(Protocol):
         gradient steps that judging takes itself are differentiated too."""
 
 
-def inner_loss(tasks: Tasks, phi: Leaves, outer: Outer, step: int, start: Start) -> Tensor:
-    """The support loss of step number `step` and the proximal term, [T]: L_support(φ) + λ/2 ‖φ − φ_0‖²."""
-    loss = start.first(phi, outer) if step == 0 and start.first is not None else tasks.support_loss(phi, outer, step, start)
-    if tasks.proximal:
-        loss = loss + 0.5 * tasks.proximal * _distance(phi, start.phi)
-    return loss
-
-
-def seen_from(tasks: Tasks, start: Start, outer: Outer) -> Start:
-    """The start as steps see it under `outer`, equal values that a gradient is taken at: made again only if steps read it."""
-    return tasks.start(outer) if tasks.proximal or start.shared else start
-
-
 def stack(theta: Leaves, tasks: int) -> dict[str, Tensor]:
     """One start seen by T tasks: [...] → [T, ...] without a copy."""
     return {name: leaf.unsqueeze(0).expand(tasks, *leaf.shape) for name, leaf in theta.items()}
@@ -148,11 +135,6 @@ def stack(theta: Leaves, tasks: int) -> dict[str, Tensor]:
 def start_rates(leaves: Iterable[str], rate: float, *, steps: int = 1) -> dict[str, Tensor]:
     """The same inner rate for every leaf and each of `steps` steps."""
     return {name: torch.full((steps,), rate) for name in leaves}
-
-
-def _distance(phi: Leaves, begin: Leaves) -> Tensor:
-    """‖φ − φ_0‖² of each task, [T]."""
-    return torch.stack([(leaf - begin[name]).square().flatten(1).sum(1) for name, leaf in phi.items()]).sum(0)
 
 
 def _under(namespace: str, named: Leaves) -> dict[str, Tensor]:

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from metatrain.inner.inner_loss import inner_loss, seen_from
 from metatrain.inner.loop import support_gradient
-from metatrain.inner.problem import Leaves, Outer, Start, Tasks, inner_loss, seen_from
+from metatrain.inner.problem import Leaves, Outer, Start, Tasks
 from metatrain.meta.named_tensors import alive, from_namespace, gradients_of, inner_product, into_namespace, length, over
 
 ProductName = Literal["reverse", "forward", "central"]

@@ -26,9 +26,10 @@ import torch
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
+from metatrain.inner.inner_loss import seen_from
 from metatrain.inner.loop import adapt, move, support_gradient, trajectory
 from metatrain.inner.optimizers import Moments, Optimizer
-from metatrain.inner.problem import Leaves, Outer, Start, Tasks, seen_from
+from metatrain.inner.problem import Leaves, Outer, Start, Tasks
 from metatrain.meta.curvature import PRODUCTS, ProductName, Reverse
 from metatrain.meta.linear_solve import Solution, conjugate_gradient, neumann
 from metatrain.meta.named_tensors import add, alive, from_namespace, gradients_of, inner_product, into_namespace

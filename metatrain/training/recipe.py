@@ -18,7 +18,7 @@ from metatrain.models.source import DEFAULT_MODEL
 from metatrain.pydantic_errors import first_problem
 from metatrain.tasks.episodes import Dataset
 from metatrain.tasks.readers import Columns, read_source
-from metatrain.training.outer_loop import OuterConfig
+from metatrain.training.outer_step import OuterConfig
 
 
 class _Section(BaseModel):

@@ -46,7 +46,7 @@ from metatrain.tasks.episodes import (
 from metatrain.tasks.overlap import without_overlap
 from metatrain.training.evaluate import evaluate
 from metatrain.training.events import OnEvent
-from metatrain.training.outer_loop import CHECKPOINT, OuterState, outer_step, unusable_gradient
+from metatrain.training.outer_step import CHECKPOINT, OuterState, outer_step, unusable_gradient
 from metatrain.training.processes import ALONE, Processes
 from metatrain.training.recipe import Recipe
 

@@ -66,7 +66,7 @@ async def accepted(request: CheckedRequest, how: HowToAnswer) -> AdaptAnswer | D
     if seconds and status in ("queued", "running"):
         record = await state.jobs.wait(tenant, identity, seconds)
         if record is None:
-            raise UnknownAdapter(f"adapter {identity} was deleted while it was being made")
+            raise UnknownAdapter(identity, "adapter {} was deleted while it was being made")
         status = record.status
     how.response.status_code = 200 if status == "ready" else 202
     how.response.headers["Location"] = f"/adapters/{identity}"

@@ -19,7 +19,7 @@ def known(adapter_id: str, state: ServiceState, tenant: str) -> Record:
 def require(adapter_id: str, found: T | None) -> T:
     """Raises UnknownAdapter where nothing was found."""
     if found is None:
-        raise UnknownAdapter(f"no adapter {adapter_id}")
+        raise UnknownAdapter(adapter_id)
     return found
 
 

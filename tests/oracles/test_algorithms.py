@@ -19,7 +19,7 @@ from metatrain.meta.algorithms.maml import multi_step_weights
 from metatrain.meta.linear_solve import conjugate_gradient, neumann
 from metatrain.meta.metagrad import Differentiation, meta_gradient
 from metatrain.models.base import Base
-from metatrain.training.outer_loop import OuterConfig, OuterState, outer_step, schedule
+from metatrain.training.outer_step import OuterConfig, OuterState, outer_step, schedule
 from tests.oracles.problems import Objective, central_difference, directions, net_tasks, quadratic, smooth, text_outer, text_tasks
 
 SGD = Optimizer("sgd")

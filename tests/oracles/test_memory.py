@@ -12,7 +12,7 @@ from metatrain.inner.optimizers import Optimizer
 from metatrain.inner.problem import Outer
 from metatrain.meta.metagrad import Differentiation, meta_gradient
 from metatrain.models.base import Base
-from metatrain.training.outer_loop import OuterConfig, OuterState, outer_step
+from metatrain.training.outer_step import OuterConfig, OuterState, outer_step
 from tests.oracles.problems import text_outer, text_tasks
 
 

@@ -59,7 +59,7 @@ def change_adapter(adapter_id: AdapterId, changes: AdapterChanges, state: State,
     given = changes.model_fields_set
     notes = Notes((changes.name or "") if "name" in given else None, tuple(changes.tags) if "tags" in given else None)
     if not state.records.annotate(tenant, adapter_id, notes):
-        raise UnknownAdapter(f"no adapter {adapter_id}")
+        raise UnknownAdapter(adapter_id)
     return view(known(adapter_id, state, tenant), state)
 
 

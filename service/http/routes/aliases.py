@@ -33,7 +33,7 @@ def get_alias(alias: AliasName, state: State, tenant: Tenant) -> AliasView:
     """Where an alias points."""
     found = state.aliases.get(tenant, alias)
     if found is None:
-        raise UnknownAlias(f"no alias {alias}")
+        raise UnknownAlias(alias)
     return _view(found)
 
 
@@ -49,7 +49,7 @@ def set_alias(alias: AliasName, target: AliasTarget, state: State, tenant: Tenan
     expected = target.expected if "expected" in target.model_fields_set else "*"
     moved = state.aliases.point(tenant, alias, target.adapter_id, expected, state.settings.max_aliases)
     if moved.verdict == "unknown":
-        raise UnknownAdapter(f"no adapter {target.adapter_id}")
+        raise UnknownAdapter(target.adapter_id)
     if moved.verdict == "moved":
         points = f"points at {moved.previous}" if moved.previous else "points nowhere"
         raise AliasMoved(f"alias {alias} {points}, not at {expected or 'nothing'}", alias_points_at=moved.previous)
@@ -65,7 +65,7 @@ def set_alias(alias: AliasName, target: AliasTarget, state: State, tenant: Tenan
 def delete_alias(alias: AliasName, state: State, tenant: Tenant) -> None:
     """Take an alias away; the adapter stays."""
     if not state.aliases.remove(tenant, alias):
-        raise UnknownAlias(f"no alias {alias}")
+        raise UnknownAlias(alias)
 
 
 def _view(alias: Alias) -> AliasView:

@@ -61,5 +61,5 @@ def routes(prediction: Any) -> APIRouter:
 def _target(alias: str, state: ServiceState, tenant: str) -> str:
     found = state.aliases.get(tenant, alias)
     if found is None:
-        raise UnknownAdapter(f"no adapter and no alias {alias}")
+        raise UnknownAdapter(alias, "no adapter and no alias {}")
     return found.adapter_id

@@ -23,7 +23,7 @@ from metatrain.meta.algorithms.imaml import Proximal
 from metatrain.models.base import Base
 from metatrain.models.loading import load_base
 from metatrain.readouts.classes import ClassReadout
-from metatrain.training.outer_loop import CHECKPOINT
+from metatrain.training.outer_step import CHECKPOINT
 from metatrain.training.recipe import Recipe
 from metatrain.training.run import read_data, train
 from tests.metatrain.training.plans import content, recipe

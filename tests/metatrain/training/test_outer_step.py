@@ -9,7 +9,7 @@ import torch
 from metatrain.errors import NoMetaGradient, NonFinite
 from metatrain.inner.problem import Outer
 from metatrain.meta.metagrad import MetaGradient
-from metatrain.training.outer_loop import OuterConfig, OuterState, outer_step, schedule
+from metatrain.training.outer_step import OuterConfig, OuterState, outer_step, schedule
 from tests.metatrain.training.plans import recipe
 
 

@@ -1,4 +1,4 @@
-"""The outer loop: one Adam or SGD step after another on θ, log α, log s and what it moves of the base model, on tasks of any kind.
+"""One step of the outer optimizer on θ, log α, log s and parameters of the base model; the state of a run as a checkpoint.
 
     Adam    m ← 0.9 m + 0.1 g,  v ← 0.999 v + 0.001 g²,  leaf ← leaf − η_k m̂ / (√v̂ + 1e-8)
     SGD     leaf ← leaf − η_k g                                                                g clipped to a norm over weights
