@@ -1,16 +1,16 @@
-"""Takes jobs from the queue, runs the inner loop, stores adapters. Knows no HTTP.
+"""The worker takes jobs from the queue, runs the inner loop and stores the adapters. Knows no HTTP.
 
 | to change | look in |
 |---|---|
 | a job from claim to commit | `job.py` |
 | which jobs share a forward pass | `passes.py` |
-| heartbeats, how a lost job is noticed | `heartbeat.py` |
-| what happens if the cache or the records are away | `weights.py`, `retry.py` |
-| how a worker stops | `draining.py` |
-| what is announced again, removed, erased | `reaper.py` |
+| heartbeats, how a worker notices that it lost a job | `heartbeat.py` |
+| what happens while the cache or the records cannot be reached | `weights.py`, `retry.py` |
+| how a worker shuts down | `draining.py` |
+| repeating lost wake-ups, removing old records, erasing deleted text | `reaper.py` |
 | the process, the queues that it listens to | `process.py`, `consumer.py` |
 | the Celery app | `app.py` |
-| a recipe into an adapter | `runtime.py`, `kinds/` |
+| how a recipe becomes an adapter | `runtime.py`, `kinds/` |
 | records, claims, weights, aliases, keys, usage (torch-free) | `ledger/` |
 | environment variables, log lines, errors | `settings.py`, `logs.py`, `errors.py` |
 """

@@ -14,8 +14,9 @@ def main() -> None:
         settings = read_settings(WorkerSettings)
     except SettingsError as error:
         sys.exit(f"error: {error}")
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # service and worker share the cores; longer spinning costs both half
-    configure("worker", settings.log_level, settings.log_format)  # before torch comes in, so that its warnings are log lines
+    # Service and worker share the cores: longer busy-waiting of OpenMP threads halves the speed of both.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    configure("worker", settings.log_level, settings.log_format)  # before torch is imported, so that its warnings are log lines
     logging.getLogger("celery.worker.strategy").setLevel(logging.WARNING)
     from metatrain.errors import MetatrainError
     from worker.process import run_worker

@@ -1,4 +1,4 @@
-"""The Celery app: how the service and the workers see the queues of wake-ups. Torch-free."""
+"""The Celery app that the service and the workers share: the queues of wake-ups. Torch-free."""
 
 from celery import Celery
 
@@ -7,10 +7,12 @@ from worker.ledger.servers import broker
 
 
 def celery_app(redis_url: str, queue: str) -> Celery:
-    """Return the Celery app of either end of the queues. `queue`: where its messages go unless another is named.
+    """Return the Celery app, for the service that sends wake-ups and for the workers that receive them.
 
-    Messages are JSON. There are no results: what became of a job is in its record. Messages are acknowledged early: they are
-    wake-ups, and the reaper announces again whatever its worker did not finish.
+    `queue`: the queue of messages that name no other.
+
+    Messages are JSON. Celery stores no results: the outcome of a job is in its record. A message is acknowledged before its job
+    runs, because it is only a wake-up: the reaper announces every unfinished job again.
     """
     url, options = broker(redis_url)
     app = Celery("quickstudy", broker=url)
@@ -31,7 +33,7 @@ def celery_app(redis_url: str, queue: str) -> Celery:
             "socket_connect_timeout": 3,
             "unacked_restore_interval": 2,
             "unacked_restore_throttle": 1,
-            "health_check_interval": 2,  # a master that vanished without a word is missed after twice that
+            "health_check_interval": 2,  # a master that disappeared without closing its connections is noticed after twice that
         },
         task_publish_retry=False,
     )

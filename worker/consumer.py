@@ -1,4 +1,4 @@
-"""Celery's consumer, with less patience between attempts to reach the broker: its own pause grows to 30 seconds."""
+"""A Celery consumer that reconnects to the broker quickly: Celery's own delay grows to 30 seconds."""
 
 import logging
 from typing import Any
@@ -10,11 +10,11 @@ log = logging.getLogger(__name__)
 
 
 class PromptConsumer(Consumer):  # type: ignore[misc]
-    """Tries again after half a second, and every two seconds from the fourth time on."""
+    """A consumer that retries the broker after 0.5 s, then at growing intervals of at most 2 s."""
 
     def ensure_connected(self, conn: Any) -> Any:
-        def tell(error: Exception, pause: float) -> None:
+        def log_retry(error: Exception, pause: float) -> None:
             log.warning("the broker is out of reach (%s), trying again in %.1f s", type(error).__name__, pause)
 
-        conn.ensure_connection(tell, interval_start=0.5, interval_step=0.5, interval_max=2, callback=maybe_shutdown)
-        return super().ensure_connected(conn)  # which finds it connected
+        conn.ensure_connection(log_retry, interval_start=0.5, interval_step=0.5, interval_max=2, callback=maybe_shutdown)
+        return super().ensure_connected(conn)  # returns at once: the connection is established

@@ -1,18 +1,19 @@
-"""How a worker stops: it takes no new job, and has `DRAIN_SECONDS` to finish those at hand."""
+"""Graceful shutdown: a stopping worker claims no new job and has `DRAIN_SECONDS` for its claimed ones."""
 
 import math
 import time
 
 
 class DrainTimer:
-    """Tells whether a worker that was asked to stop has used up its time. Before `start` it never has."""
+    """A deadline for the jobs of a worker that is shutting down. Without `start` it never expires."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
-        self._until = math.inf
+        self._deadline = math.inf
 
     def start(self) -> None:
-        self._until = min(self._until, time.monotonic() + self._seconds)
+        """Start the countdown. Further calls do not extend it."""
+        self._deadline = min(self._deadline, time.monotonic() + self._seconds)
 
     def expired(self) -> bool:
-        return time.monotonic() > self._until
+        return time.monotonic() > self._deadline

@@ -1,25 +1,26 @@
-"""What can go wrong between a job and its adapter.
+"""All errors that the worker and its ledger raise.
 
 WorkerError
-├── WeightsMissing  the cache no longer has an adapter's weights
-├── WeightsCorrupt  the cache has other bytes than the record's digest says
-├── ClaimLost       somebody else holds the job now, or it was deleted
-├── CacheRefused    the cache did not take a job's weights
-├── Stopping        the worker was told to stop and gives the job back
-├── AdapterAliased  aliases point at the adapter that was to be deleted
-├── AdapterExpired  the adapter that was to be kept has expired
-├── InvalidKey      a tenant, name or life that no API key can have
-├── LimitReached    a tenant has all that a limit allows
-└── SettingsError   an environment variable with a value that cannot be used
+├── WeightsMissing  the weights of an adapter are no longer in the cache
+├── WeightsCorrupt  the cached weights do not match the digest in the record
+├── ClaimLost       the claim no longer holds: another worker has the job, or it was deleted
+├── CacheRefused    the cache refused the weights of a job, or could not be reached
+├── Stopping        the worker is shutting down and hands the job back
+├── AdapterAliased  the adapter cannot be deleted while aliases point at it
+├── AdapterExpired  the adapter cannot be pinned or unpinned any more: it has expired
+├── InvalidKey      an API key cannot have this tenant, name or lifetime
+├── LimitReached    the tenant has used up one of its limits
+└── SettingsError   an environment variable has a value that cannot be used
 """
 
 JOB_SECONDS, ROOM_SECONDS = 2, 60
-"""When to ask again that met the limit of jobs, which end by themselves; of what somebody deletes."""
+"""Seconds after which a refused request is worth a retry: JOB_SECONDS at the limit on jobs, which end by themselves,
+ROOM_SECONDS at a limit where something must be deleted first."""
 _ALIASES_NAMED = 20
 
 
 class WorkerError(Exception):
-    """Root of the tree."""
+    """The base class of all errors of the worker."""
 
 
 class WeightsMissing(WorkerError):
@@ -35,11 +36,15 @@ class ClaimLost(WorkerError):
 
 
 class CacheRefused(WorkerError):
-    """`counts`: True if this was one of the job's attempts: the cache answered, and refused."""
+    """The cache did not store the weights of a job.
 
-    def __init__(self, reason: str, *, counts: bool) -> None:
+    `is_attempt`: True if this uses up one of the job's attempts, because the cache answered and refused. False if the cache
+    could not be reached.
+    """
+
+    def __init__(self, reason: str, *, is_attempt: bool) -> None:
         super().__init__(reason)
-        self.counts = counts
+        self.is_attempt = is_attempt
 
 
 class Stopping(WorkerError):
@@ -47,7 +52,7 @@ class Stopping(WorkerError):
 
 
 class AdapterAliased(WorkerError):
-    """`aliases`: the first of them; `number`: how many there are."""
+    """Aliases point at an adapter. `aliases`: the first 20 of them; `number`: how many there are in all."""
 
     def __init__(self, aliases: list[str]) -> None:
         self.aliases, self.number = aliases[:_ALIASES_NAMED], len(aliases)
@@ -66,10 +71,13 @@ class InvalidKey(WorkerError):
 
 
 class LimitReached(WorkerError):
-    """`limit`: the setting's name; `most`: its value; `used`: what the tenant has; `retry_after`: seconds."""
+    """A tenant has used up a limit.
+
+    `limit`: the name of the setting; `most`: its value; `used`: what the tenant uses now; `retry_after`: in seconds.
+    """
 
     def __init__(self, limit: str, most: int, used: int, *, retry_after: int) -> None:
-        super().__init__(f"{limit}: expected at most {most}, used are {used}")
+        super().__init__(f"{limit}: expected at most {most}, and {used} are in use")
         self.limit, self.most, self.used, self.retry_after = limit, most, used, retry_after
 
 

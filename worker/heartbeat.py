@@ -1,4 +1,4 @@
-"""Keep the lease of a claimed job from a thread, and report its progress."""
+"""Heartbeats: a thread extends the lease of a claimed job and reports its progress."""
 
 import logging
 import threading
@@ -14,24 +14,24 @@ from worker.logs import fields
 
 log = logging.getLogger(__name__)
 REPORT_SECONDS = 0.05
-"""How often new support losses are reported."""
+"""How often a heartbeat looks for new support losses to report, in seconds."""
 HEARTBEATS_PER_LEASE = 3
 
 
 @dataclass(frozen=True)
 class HeldJob:
-    """A claimed job and what is known of it while it runs."""
+    """A claimed job and its state while it runs."""
 
     claim: Claim
     losses: list[float] = field(default_factory=list)
     """The support loss before each inner step so far."""
     lost: threading.Event = field(default_factory=threading.Event)
-    """Set once the claim no longer holds: the job was deleted, or another worker took it over."""
+    """Set once the claim no longer holds: the job was deleted, or another worker has claimed it."""
     ended: threading.Event = field(default_factory=threading.Event)
     """Set once the job needs no more heartbeats."""
 
     def log_fields(self) -> AbstractContextManager[None]:
-        """Return a context in which log lines name this job."""
+        """Return a context manager that adds the fields of this job to every log line."""
         claim = self.claim
         return fields(
             adapter=claim.adapter_id, tenant=claim.tenant, attempt=claim.attempt, fence=claim.fence, request=claim.request
@@ -40,9 +40,14 @@ class HeldJob:
 
 @contextmanager
 def keep_lease(claims: Claims, claim: Claim, lease_ms: int) -> Iterator[HeldJob]:
-    """Extend the lease and report the support losses from a thread while the block runs or until the job has ended."""
+    """Send heartbeats for the job from a thread until the block or the job ends.
+
+    A heartbeat extends the lease by `lease_ms` and stores the support losses so far.
+    """
     job = HeldJob(claim)
-    thread = threading.Thread(target=_beat, args=(claims, job, lease_ms), name=f"heartbeat-{claim.adapter_id}", daemon=True)
+    thread = threading.Thread(
+        target=_send_heartbeats, args=(claims, job, lease_ms), name=f"heartbeat-{claim.adapter_id}", daemon=True
+    )
     thread.start()
     try:
         yield job
@@ -51,7 +56,7 @@ def keep_lease(claims: Claims, claim: Claim, lease_ms: int) -> Iterator[HeldJob]
         thread.join()
 
 
-def _beat(claims: Claims, job: HeldJob, lease_ms: int) -> None:
+def _send_heartbeats(claims: Claims, job: HeldJob, lease_ms: int) -> None:
     """Send heartbeats until the job has ended or its claim is lost."""
     pause = lease_ms / 1000 / HEARTBEATS_PER_LEASE
     reported, next_lease = 0, time.monotonic() + pause

@@ -1,4 +1,7 @@
-"""Run a job from claim to commit: the weights are written first, then the record, and only if the claim still holds."""
+"""Run jobs from claim to commit.
+
+The weights are written first, then the record, and the record only if the claim still holds.
+"""
 
 import logging
 import time
@@ -12,32 +15,35 @@ from metatrain.errors import DeadlineExceeded, MetatrainError
 from worker.draining import DrainTimer
 from worker.errors import CacheRefused, ClaimLost, Stopping
 from worker.heartbeat import HeldJob, keep_lease
-from worker.ledger.claims import WITHOUT_NAME, Claim, Queues
+from worker.ledger.claims import UNNAMED_QUEUE, Claim, Queues
 from worker.ledger.messages import Outcome
 from worker.ledger.records import Records
 from worker.ledger.weights_cache import WeightStore, weights_digest
 from worker.logs import places
 from worker.passes import PassRunner
-from worker.retry import retry_while_away
+from worker.retry import retry_while_unreachable
 from worker.runtime import MadeAdapter, Runtime
 from worker.settings import WorkerSettings
 from worker.weights import WeightsWriter
 
 log = logging.getLogger(__name__)
 CACHE_RETRY_MS = 2_000
-"""Delay before a job is announced again after the cache did not take its weights, in milliseconds."""
+"""Delay before a job is announced again after the cache did not store its weights, in milliseconds."""
 
 
 @dataclass
 class JobRunner:
-    """Runs the jobs of some queues in one worker process. `name`: of the worker, as records show it."""
+    """Runs the jobs of `queues` in one worker process.
+
+    `name`: the worker's name, which records show while it holds their jobs.
+    """
 
     name: str
     settings: WorkerSettings
     records: Records
     store: WeightStore
     runtime: Runtime
-    queues: Queues = field(default_factory=lambda: WITHOUT_NAME)
+    queues: Queues = field(default_factory=lambda: UNNAMED_QUEUE)
 
     def __post_init__(self) -> None:
         self.draining = DrainTimer(self.settings.drain_seconds)
@@ -46,17 +52,17 @@ class JobRunner:
         self._weights = WeightsWriter(self.store, self.draining)
 
     def run(self, tenant: str, adapter_id: str) -> None:
-        """Claim the job, and waiting ones that can share its pass. End each as ready or failed, or hand it back.
+        """Claim a job and waiting ones that can share its pass, and run them to their end.
 
-        A job is handed back if the cache does not take its weights now, or the worker stops. Does nothing if the job cannot be
-        claimed.
+        Each ends as ready or failed, or is handed back if the cache does not store its weights or the worker stops. Does nothing
+        if the job cannot be claimed.
 
         Raises redis.RedisError if the records stay out of reach. The record then still says `running`, and another worker claims
-        it once the lease has run out.
+        the job once the lease has expired.
         """
         claim = self._claim(tenant, adapter_id)
         if claim is not None:
-            self._end([claim, *self._claim_for_same_pass(claim)])
+            self._run_claimed([claim, *self._claim_for_same_pass(claim)])
 
     def _claim(self, tenant: str, adapter_id: str) -> Claim | None:
         return self.records.claims.claim(
@@ -65,7 +71,7 @@ class JobRunner:
 
     def _claim_for_same_pass(self, first: Claim) -> list[Claim]:
         """Claim waiting jobs that can share a pass with this one."""
-        most = self._passes.room_beside(first)
+        most = self._passes.spare_places(first)
         if most < 1:
             return []
         more: list[Claim] = []
@@ -73,52 +79,52 @@ class JobRunner:
             for tenant, adapter_id in self.records.waiting.for_pass(first.recipe.pass_key, most):
                 claim = self._claim(tenant, adapter_id)
                 more += [] if claim is None else [claim]
-        except Exception as error:  # whatever it is, those that are held already are not left alone
-            log.warning("no more jobs for this pass: %s", type(error).__name__)
+        except Exception as error:  # the jobs that are already claimed must run, whatever the error
+            log.warning("no more jobs claimed for this pass: %s", type(error).__name__)
         return more
 
-    def _end(self, claims: Sequence[Claim]) -> None:
-        """Run claimed jobs to their end. Everything that may take time is done while heartbeats keep the leases."""
+    def _run_claimed(self, claims: Sequence[Claim]) -> None:
+        """Run claimed jobs to their end, with heartbeats that keep their leases."""
         with ExitStack() as stack:
             jobs = [stack.enter_context(keep_lease(self.records.claims, claim, self._lease_ms)) for claim in claims]
             for job in jobs:
                 if job.claim.previous_fence:
                     with job.log_fields():
                         self._weights.discard(job.claim, job.claim.previous_fence)
-            problems: list[Exception] = []
-            made: list[tuple[Outcome, MadeAdapter]] = []
+            errors: list[Exception] = []
+            committed: list[tuple[Outcome, MadeAdapter]] = []
             for job, result in zip(jobs, self._passes.adapt(jobs), strict=True):
                 try:
                     with job.log_fields():
-                        made += self._end_one(job, result)
-                except Exception as error:  # the others of the pass must not be left as they are for it
-                    problems.append(error)
+                        committed += self._finish(job, result)
+                except Exception as error:  # the other jobs of the pass must still be finished
+                    errors.append(error)
                 finally:
                     job.ended.set()
-        self._count_times(made)
-        if problems:
-            raise problems[0]
+        self._count_times(committed)
+        if errors:
+            raise errors[0]
 
-    def _end_one(self, job: HeldJob, result: MadeAdapter | Exception) -> list[tuple[Outcome, MadeAdapter]]:
+    def _finish(self, job: HeldJob, result: MadeAdapter | Exception) -> list[tuple[Outcome, MadeAdapter]]:
         """Commit a job or hand it back. Return its outcome and adapter if it was adapted and committed."""
         claim = job.claim
         try:
             outcome = self._outcome(job, result)
-            lifetime = retry_while_away(
+            lifetime = retry_while_unreachable(
                 lambda: self.records.claims.commit(claim, outcome), job, seconds=self.settings.job_seconds, draining=self.draining
             )
         except ClaimLost:
-            self._lost(claim)
+            self._discard_lost(claim)
             return []
         except Stopping:
-            self._hand_back(job, "its worker was stopped", delay_ms=0, counts=False)
+            self._hand_back(job, "its worker was stopped", delay_ms=0, is_attempt=False)
             return []
         except CacheRefused as refusal:
             self._weights.discard(claim, claim.fence)
-            self._hand_back(job, str(refusal), delay_ms=CACHE_RETRY_MS, counts=refusal.counts)
+            self._hand_back(job, str(refusal), delay_ms=CACHE_RETRY_MS, is_attempt=refusal.is_attempt)
             return []
         if lifetime is None:
-            self._lost(claim)
+            self._discard_lost(claim)
             return []
         log.info(outcome.status)
         if outcome.status == "ready" and (lifetime.pinned or lifetime.ttl_ms != claim.ttl_ms):
@@ -126,31 +132,37 @@ class JobRunner:
         return [] if isinstance(result, Exception) else [(outcome, result)]
 
     def _outcome(self, job: HeldJob, result: MadeAdapter | Exception) -> Outcome:
-        """Store the weights of a job that was adapted, and return how it ended. Raises ClaimLost, Stopping and CacheRefused."""
+        """Return the outcome of a job, after storing the weights if it was adapted.
+
+        Raises ClaimLost, Stopping and CacheRefused.
+        """
         if isinstance(result, ClaimLost | Stopping):
             raise result
         if isinstance(result, Exception):
-            failed = self._failed(job, result)
+            failed = self._failed_outcome(job, result)
             if job.lost.is_set():
                 raise ClaimLost
             return failed
         if job.lost.is_set():
             raise ClaimLost
-        return self._stored(job, result)
+        return self._store_weights(job, result)
 
-    def _failed(self, job: HeldJob, error: Exception) -> Outcome:
-        """Return the outcome of a failed job. Its reason goes to the record, not to the log: it may quote an input."""
+    def _failed_outcome(self, job: HeldJob, error: Exception) -> Outcome:
+        """Return the outcome of a failed job.
+
+        The reason goes to the record and not to the log, because it may quote an input.
+        """
         losses = tuple(job.losses)
         if not isinstance(error, MetatrainError):
-            # Its message may quote the support set, so only the type leaves the worker's log of this traceback.
+            # The message may quote the support set, so the record gets only the error's type, and the log a traceback without it.
             log.error("internal error\n%s", places(error))
             return Outcome(status="failed", error=f"internal error: {type(error).__name__}", support_loss=losses)
-        log.warning("%s, the reason is in the record", type(error).__name__)
+        log.warning("failed with %s, the reason is in the record", type(error).__name__)
         limit = f" (JOB_SECONDS is {self.settings.job_seconds:g})" if isinstance(error, DeadlineExceeded) else ""
         return Outcome(status="failed", error=f"{error}{limit}", support_loss=losses)
 
-    def _stored(self, job: HeldJob, made: MadeAdapter) -> Outcome:
-        """Store the weights, and return the outcome of a job that is ready."""
+    def _store_weights(self, job: HeldJob, made: MadeAdapter) -> Outcome:
+        """Store the weights of a job, and return its outcome `ready`."""
         began = time.perf_counter()
         self._weights.write(job, made.content)
         store_ms = 1e3 * (time.perf_counter() - began)
@@ -162,14 +174,14 @@ class JobRunner:
             timings={"queue": float(job.claim.waited_ms), **made.timings, "store": store_ms},
         )
 
-    def _lost(self, claim: Claim) -> None:
+    def _discard_lost(self, claim: Claim) -> None:
         self._weights.discard(claim, claim.fence)
         log.warning("commit refused: the claim no longer holds")
 
-    def _hand_back(self, job: HeldJob, reason: str, *, delay_ms: int, counts: bool) -> None:
+    def _hand_back(self, job: HeldJob, reason: str, *, delay_ms: int, is_attempt: bool) -> None:
         """Queue the job again for any worker."""
-        held = retry_while_away(
-            lambda: self.records.claims.hand_back(job.claim, reason, delay_ms=delay_ms, counts=counts),
+        held = retry_while_unreachable(
+            lambda: self.records.claims.hand_back(job.claim, reason, delay_ms=delay_ms, is_attempt=is_attempt),
             job,
             seconds=self.settings.job_seconds,
             draining=self.draining,
@@ -179,13 +191,16 @@ class JobRunner:
         else:
             log.warning("not handed back (%s): the claim no longer holds", reason)
 
-    def _count_times(self, made: Sequence[tuple[Outcome, MadeAdapter]]) -> None:
-        """Count the times of the jobs of a pass. Its inner steps are counted once: those of the job that took most."""
-        if not made:
+    def _count_times(self, committed: Sequence[tuple[Outcome, MadeAdapter]]) -> None:
+        """Add the times of the jobs of a pass to the histograms.
+
+        The inner steps are counted once for the pass, those of the job that took the most.
+        """
+        if not committed:
             return
-        stages = {stage: [outcome.timings[stage] for outcome, _ in made] for stage in made[0][0].timings}
-        steps = max((adapter.steps_ms for _, adapter in made), key=len)
+        stages = {stage: [outcome.timings[stage] for outcome, _ in committed] for stage in committed[0][0].timings}
+        steps = max((adapter.steps_ms for _, adapter in committed), key=len)
         try:
             self.records.counts.observe({**stages, "inner_step": steps})
         except redis.RedisError as error:
-            log.warning("the times of %d jobs are not counted: %s", len(made), type(error).__name__)
+            log.warning("the times of %d jobs are not counted: %s", len(committed), type(error).__name__)

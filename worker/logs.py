@@ -1,4 +1,6 @@
-"""Log lines that say whose they are, as fields: request, tenant, adapter, attempt, fence; never an input. Torch-free.
+"""Log lines with fields that say what they are about: request, tenant, adapter, attempt, fence.
+
+No line quotes an input. Torch-free.
 
 2026-11-21 10:00:00,000 INFO worker ready adapter=a1… tenant=default attempt=1 fence=7 request=…        LOG_FORMAT=text
 {"time": "…", "level": "INFO", "part": "worker", "message": "ready", "adapter": "a1…", …}           LOG_FORMAT=json
@@ -18,7 +20,7 @@ _fields: ContextVar[dict[str, Any] | None] = ContextVar("log_fields", default=No
 
 @contextmanager
 def fields(**named: Any) -> Iterator[None]:
-    """What every line carries that is written within the block, in this thread or task."""
+    """Add fields to every log line that this thread or task writes within the block."""
     token = _fields.set({**(_fields.get() or {}), **named})
     try:
         yield
@@ -27,12 +29,12 @@ def fields(**named: Any) -> Iterator[None]:
 
 
 def current_request() -> str:
-    """The id of the request that is being answered; empty outside of one."""
+    """Return the id of the request that is being answered, or an empty string outside a request."""
     return str((_fields.get() or {}).get("request", ""))
 
 
-class Lines(logging.Formatter):
-    """`part`: service or worker."""
+class FieldsFormatter(logging.Formatter):
+    """Formats log lines with their fields, as text or as JSON. `part`: `service` or `worker`."""
 
     def __init__(self, part: str, form: LogFormat) -> None:
         super().__init__(f"%(asctime)s %(levelname)s {part} %(message)s")
@@ -42,7 +44,7 @@ class Lines(logging.Formatter):
         named = {name: value for name, value in (_fields.get() or {}).items() if value not in (None, "")}
         if not self._json:
             head, *rest = super().format(record).split("\n", 1)
-            return "\n".join([" ".join([head, *(f"{name}={_plain(value)}" for name, value in named.items())]), *rest])
+            return "\n".join([" ".join([head, *(f"{name}={_quoted_if_needed(value)}" for name, value in named.items())]), *rest])
         line: dict[str, Any] = {"time": self.formatTime(record), "level": record.levelname, "part": self._part}
         line |= {"logger": record.name, "message": record.getMessage(), **named}
         if record.exc_info:
@@ -50,20 +52,20 @@ class Lines(logging.Formatter):
         return json.dumps(line, ensure_ascii=False)
 
 
-def _plain(value: Any) -> str:
-    """As it is where it is one word, else quoted: a path may hold a line break."""
+def _quoted_if_needed(value: Any) -> str:
+    """Return the value as text, in quotes unless it is one printable word (a path may not be)."""
     text = str(value)
     return text if text.isprintable() and not set(text) & set(' "=') else json.dumps(text)
 
 
 def places(error: BaseException) -> str:
-    """The traceback without messages, which may quote an input."""
+    """Return the traceback and the error's type, without messages: these may quote an input."""
     return "".join(traceback.format_tb(error.__traceback__)) + type(error).__name__
 
 
 def configure(part: str, level: str, form: LogFormat) -> None:
-    """Everything that is logged or warned of, to stderr."""
+    """Send all log records and Python warnings to stderr, in the form of `FieldsFormatter`."""
     logging.captureWarnings(True)
     handler = logging.StreamHandler()
-    handler.setFormatter(Lines(part, form))
+    handler.setFormatter(FieldsFormatter(part, form))
     logging.basicConfig(level=level, handlers=[handler])

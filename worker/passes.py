@@ -1,4 +1,4 @@
-"""Run the inner loops of claimed jobs: those that can share one forward pass together, the others one by one."""
+"""Run the inner loops of claimed jobs, in one forward pass where jobs can share one."""
 
 import logging
 import time
@@ -16,35 +16,35 @@ log = logging.getLogger(__name__)
 
 
 class PassRunner:
-    """Decide which jobs share a pass, and run it."""
+    """Decides which jobs share a pass, and runs their inner loops."""
 
     def __init__(self, settings: WorkerSettings, runtime: Runtime, draining: DrainTimer) -> None:
         self._settings, self._runtime, self._draining = settings, runtime, draining
 
-    def room_beside(self, claim: Claim) -> int:
-        """Return how many more jobs with the same pass key may run in one pass with this one.
+    def spare_places(self, claim: Claim) -> int:
+        """Return how many more jobs with the same pass key may share a pass with this one.
 
-        None if this is not its first attempt, or the only one allowed: a job that cost one worker may cost another, and must not
-        use up attempts of other jobs.
+        Returns 0 if this is not the job's first attempt, or if only one attempt is allowed. A job that has crashed one worker may
+        crash the next one, and must not use up attempts of other jobs.
         """
-        if claim.attempt > 1 or self._settings.attempts == 1 or not self._runtime.together(claim.recipe):
+        if claim.attempt > 1 or self._settings.attempts == 1 or not self._runtime.can_share_pass(claim.recipe):
             return 0
         rows_each = 1 << claim.recipe.rows.bit_length()
         return max(0, min(self._settings.jobs_together, self._settings.pass_rows // rows_each) - 1)
 
     def adapt(self, jobs: Sequence[HeldJob]) -> list[MadeAdapter | Exception]:
-        """Return for each job its adapter, or the error that stands in its place.
+        """Run the inner loops of jobs. Return for each job its adapter or its error.
 
         If a pass of several jobs fails, they run one by one, so that every job gets an error of its own.
         """
-        together = [number for number, job in enumerate(jobs) if self._runtime.together(job.claim.recipe)]
-        results = self._in_one_pass(jobs, together) if len(together) > 1 else {}
-        return [results[number] if number in results else self._alone(job) for number, job in enumerate(jobs)]
+        sharing = [number for number, job in enumerate(jobs) if self._runtime.can_share_pass(job.claim.recipe)]
+        results = self._adapt_in_one_pass(jobs, sharing) if len(sharing) > 1 else {}
+        return [results[number] if number in results else self._adapt_alone(job) for number, job in enumerate(jobs)]
 
-    def _in_one_pass(self, jobs: Sequence[HeldJob], numbers: list[int]) -> dict[int, MadeAdapter | Exception]:
-        """Return the results of one pass by number, without those of jobs that have to run alone.
+    def _adapt_in_one_pass(self, jobs: Sequence[HeldJob], numbers: list[int]) -> dict[int, MadeAdapter | Exception]:
+        """Run the jobs with these numbers in one pass, and return the results by number.
 
-        These are all of them if the pass fails, and those that ran out of time beside the others.
+        Jobs that must run alone have no result: all of them if the pass fails, otherwise those that exceeded its deadline.
         """
         chosen = [jobs[number] for number in numbers]
         try:
@@ -54,12 +54,12 @@ class PassRunner:
         except (ClaimLost, Stopping) as stop:
             return dict.fromkeys(numbers, stop)
         except Exception as error:
-            log.warning("%d jobs fail in one pass (%s) and are done one by one", len(numbers), type(error).__name__)
+            log.warning("a pass of %d jobs failed (%s): running them one by one", len(numbers), type(error).__name__)
             return {}
         log.info("%d jobs in one pass", len(numbers))
-        return {number: each for number, each in zip(numbers, made, strict=True) if not isinstance(each, DeadlineExceeded)}
+        return {number: result for number, result in zip(numbers, made, strict=True) if not isinstance(result, DeadlineExceeded)}
 
-    def _alone(self, job: HeldJob) -> MadeAdapter | Exception:
+    def _adapt_alone(self, job: HeldJob) -> MadeAdapter | Exception:
         job.losses.clear()
         with job.log_fields():
             try:
@@ -71,9 +71,9 @@ class PassRunner:
         return time.monotonic() + self._settings.job_seconds
 
     def _on_step(self, jobs: Sequence[HeldJob]) -> Callable[[dict[int, float]], None]:
-        """Return what a pass calls at each inner step. It notes the losses, and raises to stop the pass.
+        """Return the callback of a pass for each inner step: it stores the losses, or raises to stop the pass.
 
-        ClaimLost: no job is held any more. Stopping: the worker's time to drain is over.
+        It raises ClaimLost once every claim of the pass is lost, and Stopping once the worker's time to drain is over.
         """
 
         def on_step(losses: dict[int, float]) -> None:

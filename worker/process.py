@@ -1,4 +1,4 @@
-"""One worker process: a Celery worker with a solo pool, one process a device, and a reaper in a thread."""
+"""A worker process: a Celery worker with a solo pool, and a reaper in a thread. Run one per device."""
 
 import logging
 import os
@@ -24,15 +24,18 @@ _NO_CHATTER = ("--without-gossip", "--without-mingle", "--without-heartbeat")
 
 
 def run_worker(settings: WorkerSettings) -> None:
-    """Load the base models, then run jobs until told to stop (SIGTERM finishes the job at hand)."""
+    """Load the base models, then run jobs until the process is stopped.
+
+    On SIGTERM, claimed jobs have `DRAIN_SECONDS` to finish.
+    """
     WorkerProcess(settings).run()
 
 
 def queues_of(runtime: Runtime) -> dict[str, list[str]]:
-    """Return the queues that a worker takes jobs of, as `Claims.claim` takes them.
+    """Return the queues whose jobs a worker may claim, in the form that `Claims.claim` expects.
 
-    These are the queues of its base models, and those that jobs had in earlier versions, when base models were told apart by their
-    weights alone (or not at all: the queue without a name). Of the latter it takes only jobs of initializations that it has.
+    These are the queues of its base models, and the queues of jobs that earlier versions accepted: one per digest of base weights
+    alone, and before that one queue without a name. Of these older queues a worker may claim only jobs whose initialization it has.
     """
     digests = list(runtime.by_digest)
     earlier = {resident.earlier_queue: digests for resident in runtime.residents}
@@ -40,7 +43,7 @@ def queues_of(runtime: Runtime) -> dict[str, list[str]]:
 
 
 class WorkerProcess:
-    """The parts of a worker process, made from its settings. Raises MetatrainError, and SettingsError."""
+    """A worker process, built from its settings. Raises MetatrainError and SettingsError."""
 
     def __init__(self, settings: WorkerSettings) -> None:
         client = records_client(settings.redis_url)
@@ -64,7 +67,7 @@ class WorkerProcess:
         )
 
     def run(self) -> None:
-        """Run jobs until the process is told to stop."""
+        """Run jobs until the process is stopped."""
         self._app.conf.worker_consumer = "worker.consumer:PromptConsumer"
         _register(self._app, self._runner)
         worker_ready.connect(self._on_ready, weak=False)
@@ -92,19 +95,19 @@ class WorkerProcess:
 
 
 def _description(runtime: Runtime) -> dict[str, Any]:
-    """Return what a worker announces of itself."""
+    """Return the description of a worker that it announces: its device, precision and queues."""
     first = runtime.residents[0].base
-    own = [resident.queue for resident in runtime.residents]
-    return {"device": str(first.device), "dtype": first.precision, "queue": own[0], "queues": own}
+    queues = [resident.queue for resident in runtime.residents]
+    return {"device": str(first.device), "dtype": first.precision, "queue": queues[0], "queues": queues}
 
 
 def _register(app: Celery, runner: JobRunner) -> None:
-    """Have the app run a job for each wake-up."""
+    """Register the Celery task that runs a job for each wake-up."""
 
     @app.task(name=ADAPT_TASK)  # type: ignore[untyped-decorator]
     def adapt(tenant: str, adapter_id: str) -> None:
         try:
             runner.run(tenant, adapter_id)
-        except Exception as error:  # Celery would log its message, which may quote an input; the reaper brings the job back
+        except Exception as error:  # Celery would log the message, which may quote an input; the reaper announces the job again
             with fields(adapter=adapter_id, tenant=tenant):
-                log.error("the job was left as it is\n%s", places(error))
+                log.error("the job was not finished, and will be announced again\n%s", places(error))

@@ -1,4 +1,7 @@
-"""The reaper, a thread in every worker: it announces lost jobs again, and removes records and text that have had their time."""
+"""The reaper, a thread in every worker that announces lost jobs again and removes old data.
+
+It removes records of adapters that expired long ago, and deleted text in the append-only file.
+"""
 
 import base64
 import json
@@ -20,13 +23,14 @@ from worker.logs import fields, places
 log = logging.getLogger(__name__)
 REAP_INTERVAL_SECONDS = 1.0
 WORKER_ALIVE_SECONDS = 6
-"""How long a worker counts as alive after it last announced itself."""
+"""How long a worker counts as alive after it last announced itself, in seconds."""
 
 
 class Reaper:
-    """Announces this worker and looks after the records, every second until it is stopped.
+    """Announces that this worker is alive and maintains the records, every second until it is stopped.
 
-    Several reapers may run at once. `erase_seconds`: after a deletion, until the append-only file is rewritten without it.
+    Several reapers may run at once. `erase_seconds`: delay after a deletion before the append-only file is rewritten without the
+    deleted text.
     """
 
     def __init__(
@@ -49,12 +53,12 @@ class Reaper:
         threading.Thread(target=self._run, name="reaper", daemon=True).start()
 
     def stop(self) -> None:
-        """Stop, and record that this worker is gone."""
+        """Stop the reaper, and record that this worker is gone."""
         self._stopping.set()
         try:
             self._records.workers.remove(self._name)
         except redis.RedisError:
-            log.info("Redis was gone before this worker")
+            log.info("Redis is out of reach: this worker counts as alive for up to %d s", WORKER_ALIVE_SECONDS)
 
     def _run(self) -> None:
         while not self._stopping.is_set():
@@ -63,24 +67,24 @@ class Reaper:
                 self.reap()
             except (redis.RedisError, OperationalError) as error:
                 log.warning("Redis is out of reach (%s), trying again", type(error).__name__)
-            except Exception as error:  # whatever it was, jobs must go on being announced
-                log.error("the reaper stumbled\n%s", places(error))
+            except Exception as error:  # lost jobs must still be announced, whatever the error
+                log.error("the reaper failed, trying again\n%s", places(error))
             self._stopping.wait(REAP_INTERVAL_SECONDS)
 
     def reap(self) -> None:
-        """Announce lost jobs, retire old records, and erase deleted text, once."""
+        """Announce lost jobs again, remove old records and erase deleted text, once."""
         self._announce_lost_jobs()
         for tenant, adapter_id, fence in self._records.retention.retire():
             self._store.remove(tenant, adapter_id, fence)
         try:
             if self._records.retention.erase(self._erase_ms):
-                log.info("the append-only file has been written anew, without what was deleted")
+                log.info("the append-only file was rewritten without the deleted text")
         except redis.ResponseError as error:
-            log.warning("deleted text stays in the append-only file until the server writes it anew: %s", error)
+            log.warning("deleted text stays in the append-only file until the server itself rewrites it: %s", error)
 
     def _announce_lost_jobs(self) -> None:
-        found = {queue: oldest_wake_up(self._client, queue) for queue in self._records.waiting.queues()}
-        oldest = {queue: job for queue, job in found.items() if job is not None}
+        by_queue = {queue: oldest_wake_up(self._client, queue) for queue in self._records.waiting.queues()}
+        oldest = {queue: job for queue, job in by_queue.items() if job is not None}
         for tenant, adapter_id, queue in self._records.waiting.due(oldest=oldest):
             with fields(adapter=adapter_id, tenant=tenant):
                 log.info("announced again")
@@ -89,13 +93,13 @@ class Reaper:
 
 
 def oldest_wake_up(client: "redis.Redis", queue: str) -> tuple[str, str] | None:
-    """Return (tenant, adapter id) of the wake-up that has waited longest in `queue`, or None if none waits.
+    """Return (tenant, adapter id) of the oldest wake-up in a queue, or None if the queue is empty.
 
-    New wake-ups (IN_TURN) count before repeated ones (FIRST): only if no new one waits is the oldest repeated one returned.
+    Repeated wake-ups (priority FIRST) are considered only if there is no new one (IN_TURN).
     """
-    for suffix in (f"\x06\x16{IN_TURN}", ""):  # kombu's names for a queue's priorities
+    for suffix in (f"\x06\x16{IN_TURN}", ""):  # kombu keeps a list for each priority, with such a suffix
         message = cast(bytes | None, client.lindex(f"{names.CELERY_PREFIX}{queue}{suffix}", -1))
         if message is not None:
-            _, named, _ = json.loads(base64.b64decode(json.loads(message)["body"]))
-            return named["tenant"], named["adapter_id"]
+            _, arguments, _ = json.loads(base64.b64decode(json.loads(message)["body"]))
+            return arguments["tenant"], arguments["adapter_id"]
     return None

@@ -1,4 +1,7 @@
-"""Repeat a call while its Redis server is away, so that a restart of the server does not discard a computed adapter."""
+"""Retry calls while a Redis server cannot be reached.
+
+A restart of the server then does not cost an adapter that is already computed.
+"""
 
 import logging
 import time
@@ -16,22 +19,22 @@ RETRY_SECONDS = 0.25
 T = TypeVar("T")
 
 
-def retry_while_away(ask: Callable[[], T], job: HeldJob, *, seconds: float, draining: DrainTimer) -> T:
-    """Return `ask()`, repeated for up to `seconds` while the server cannot be reached.
+def retry_while_unreachable(call: Callable[[], T], job: HeldJob, *, seconds: float, draining: DrainTimer) -> T:
+    """Return `call()`, and retry it for up to `seconds` while the server cannot be reached.
 
-    Raises redis.ResponseError at once: the server answered. Raises ClaimLost if the job was lost meanwhile, and redis.RedisError
-    if the time is over or the worker has to stop.
+    Raises redis.ResponseError without a retry, because then the server did answer. Raises ClaimLost if the job's claim was lost
+    meanwhile, and redis.RedisError once `seconds` have passed or the worker's time to drain is over.
     """
-    until = time.monotonic() + seconds
+    deadline = time.monotonic() + seconds
     while True:
         try:
-            return ask()
+            return call()
         except redis.exceptions.ResponseError:
             raise
         except redis.RedisError as error:
-            if time.monotonic() > until or draining.expired():
+            if time.monotonic() > deadline or draining.expired():
                 raise
             if job.lost.is_set():
                 raise ClaimLost from error
-            log.warning("%s, trying again", type(error).__name__)
+            log.warning("Redis is out of reach (%s), trying again", type(error).__name__)
             time.sleep(RETRY_SECONDS)

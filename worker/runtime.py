@@ -1,4 +1,4 @@
-"""Resident base models and the initializations they can adapt from; turns recipes into adapters' bytes."""
+"""The base models in a worker's memory, their initializations, and the inner loops that run on them."""
 
 import math
 import time
@@ -26,17 +26,20 @@ from worker.settings import WorkerSettings
 
 @dataclass(frozen=True)
 class MadeAdapter:
-    """An adapter's bytes, the support loss before each step, milliseconds by stage, and of each inner step of its pass."""
+    """The result of an inner loop: an adapter as bytes, its losses and its times."""
 
     content: bytes
     support_loss: tuple[float, ...]
+    """The support loss before each inner step."""
     timings: dict[str, float]
+    """Milliseconds by stage of the pass."""
     steps_ms: tuple[float, ...]
+    """Milliseconds of each inner step of the pass that this job took part in."""
 
 
 @dataclass(frozen=True)
 class Resident:
-    """A base model and the initializations that can be adapted from on it, by name."""
+    """A loaded base model and the initializations that belong to it, by name."""
 
     base: Base
     initializations: dict[str, Initialization]
@@ -51,23 +54,33 @@ class Resident:
 
 
 class Runtime:
-    """The resident base models of one worker; turns recipes into adapters' bytes."""
+    """The resident base models of one worker. It turns recipes into adapters, as bytes.
+
+    `by_digest`: the base model and the initialization of each initialization digest.
+    """
 
     def __init__(self, *residents: Resident) -> None:
         self.residents = residents
-        self.by_digest = {init.digest: (own.base, init) for own in residents for init in own.initializations.values()}
+        self.by_digest = {
+            init.digest: (resident.base, init) for resident in residents for init in resident.initializations.values()
+        }
 
-    def together(self, recipe: JobRecipe) -> bool:
-        """Return True if the job may share a pass with others of its pass key. It may not if its support set is walked through in
-        parts or gets augmented views, which are made by one seed for all."""
+    def can_share_pass(self, recipe: JobRecipe) -> bool:
+        """Return True if the job may share a pass with other jobs of its pass key.
+
+        It may not if a step uses only a part of its support set, or augmented views, which one seed draws for the whole pass.
+        """
         _, init = self.by_digest.get(recipe.initialization_digest, (None, None))
         if init is None or recipe.kind not in task_kinds():
             return False
         return init.inner.augmentation is None and recipe.rows <= init.inner.rows_per_step
 
     def adapt(self, recipe: JobRecipe, *, deadline: float = math.inf, on_step: OnStep | None = None) -> MadeAdapter:
-        """Run the inner loop of one job. Raises AdaptationError: the initialization is not here, the precision is another, a loss
-        or weight is not finite, or the deadline (`time.monotonic`) passed."""
+        """Run the inner loop of one job. `deadline` is a time of `time.monotonic`.
+
+        Raises AdaptationError if this worker lacks the task kind or the initialization, if the initialization is for another kind
+        or the precision differs, if a loss or weight is not finite, or if the deadline has passed.
+        """
         (made,) = self.adapt_together([recipe], deadline=deadline, on_step=on_step)
         if isinstance(made, AdaptationError):
             raise made
@@ -76,42 +89,49 @@ class Runtime:
     def adapt_together(
         self, recipes: Sequence[JobRecipe], *, deadline: float = math.inf, on_step: OnStep | None = None
     ) -> list[MadeAdapter | AdaptationError]:
-        """Run the inner loops of several jobs with the same pass key in one pass, each as alone up to rounding.
+        """Run the inner loops of several jobs with the same pass key in one pass.
 
-        `on_step({job: support loss})` is called after each inner step.
+        Each adapter is the one that the job alone would produce, up to rounding. `on_step({job number: support loss})` is called
+        after each inner step.
 
-        An error that is one job's alone stands in the place of its adapter; raises those that are of the pass, with which job they
-        are about unknown where there are several.
+        Returns for each job its adapter, or the error that concerns this job alone. Raises an error that concerns the whole pass;
+        if there are several jobs, it does not say which of them caused it.
         """
-        base, init = self._start_of(recipes)
-        if len(recipes) > 1 and not all(map(self.together, recipes)):
-            raise ValueError("jobs that are walked through in parts, or get augmented views, cannot share a pass")
-        began = time.perf_counter()
+        base, init = self._base_and_initialization(recipes)
+        if len(recipes) > 1 and not all(map(self.can_share_pass, recipes)):
+            raise ValueError("a job whose steps use parts of the support set or augmented views cannot share a pass")
+        began_at = time.perf_counter()
         support = task_kinds()[recipes[0].kind].support(recipes, Encoded(base))
-        encoded = time.perf_counter()
+        encoded_at = time.perf_counter()
         tasks = init.tasks(base, support, steps=[recipe.steps for recipe in recipes], seed=recipes[0].seed)
-        ticks = [time.perf_counter()]
+        step_times = [time.perf_counter()]
 
-        def tick(losses: dict[int, float]) -> None:
-            ticks.append(time.perf_counter())
+        def record_step(losses: dict[int, float]) -> None:
+            step_times.append(time.perf_counter())
             if on_step is not None:
                 on_step(losses)
 
-        ended = adapt_each(tasks, init.outer(base.device), init.inner.update, deadline=deadline, on_step=tick)
-        made: list[MadeAdapter | AdaptationError] = []
-        timings = {"tokenize": 1e3 * (encoded - began), "inner_loop": 1e3 * (time.perf_counter() - encoded)}
-        steps_ms = tuple(1e3 * (over - began) for began, over in pairwise(ticks))
-        for recipe, each in zip(recipes, ended, strict=True):
+        ended = adapt_each(tasks, init.outer(base.device), init.inner.update, deadline=deadline, on_step=record_step)
+        results: list[MadeAdapter | AdaptationError] = []
+        timings = {"tokenize": 1e3 * (encoded_at - began_at), "inner_loop": 1e3 * (time.perf_counter() - encoded_at)}
+        steps_ms = tuple(1e3 * (end - start) for start, end in pairwise(step_times))
+        for recipe, task in zip(recipes, ended, strict=True):
             try:
-                made.append(each if isinstance(each, DeadlineExceeded) else _made(recipe, base, init, each, timings, steps_ms))
+                results.append(
+                    task if isinstance(task, DeadlineExceeded) else _to_adapter(recipe, base, init, task, timings, steps_ms)
+                )
             except NonFinite as error:
-                made.append(error)
-        return made
+                results.append(error)
+        return results
 
-    def _start_of(self, recipes: Sequence[JobRecipe]) -> tuple[Base, Initialization]:
+    def _base_and_initialization(self, recipes: Sequence[JobRecipe]) -> tuple[Base, Initialization]:
+        """Return the base model and the initialization of the recipes of one pass.
+
+        Raises AdaptationError if this worker cannot run one of them.
+        """
         for recipe in recipes:
             if recipe.kind not in task_kinds():
-                raise AdaptationError(f"tasks of kind {recipe.kind!r} are not known to this worker: is its package installed?")
+                raise AdaptationError(f"tasks of kind {recipe.kind!r} are not known to this worker: install the kind's package")
             digest = recipe.initialization_digest
             if digest not in self.by_digest:
                 raise AdaptationError(f"initialization {recipe.initialization!r} with digest {digest[:12]}… is not on this worker")
@@ -121,11 +141,14 @@ class Runtime:
                     f"the job asks for {recipe.precision}, this worker runs {base.precision}; set PRECISION on both ends"
                 )
             if task_kinds()[recipe.kind].readout != init.readout:
-                raise AdaptationError(f"initialization {recipe.initialization!r} is not for tasks of kind {recipe.kind}")
+                raise AdaptationError(
+                    f"initialization {recipe.initialization!r} is not for tasks of kind {recipe.kind}: expected readout "
+                    f"{task_kinds()[recipe.kind].readout}, got {init.readout}"
+                )
         return self.by_digest[recipes[0].initialization_digest]
 
 
-def _made(
+def _to_adapter(
     recipe: JobRecipe, base: Base, init: Initialization, ended: Ended, timings: dict[str, float], steps_ms: tuple[float, ...]
 ) -> MadeAdapter:
     adapter = Adapter(
@@ -146,16 +169,18 @@ def _made(
 
 
 def load_residents(settings: WorkerSettings, *, probed: bool = True) -> list[Resident]:
-    """Load the base models of the settings with every initialization, each delta probed on each. Raises MetatrainError, and
-    SettingsError."""
+    """Load the base models of the settings, each with all initializations that belong to it.
+
+    `probed`: check on every base model that it supports the delta of each initialization. Raises MetatrainError and SettingsError.
+    """
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     hub = Hub(reachable=not settings.air_gapped, token=settings.hub_token)
     residents: list[Resident] = []
     for name in settings.base_models:
         base = load_base(name, precision=settings.precision, hub=hub)
-        if any(own.base.digest == base.digest for own in residents):
-            raise SettingsError(f"BASE_MODEL: {name} is there twice, perhaps under another name")
+        if any(resident.base.digest == base.digest for resident in residents):
+            raise SettingsError(f"BASE_MODEL: expected different base models, got {name} twice, perhaps under two names")
         baselines = [init for kind in task_kinds().values() for init in kind.baselines(base)]
         folder = settings.initializations_dir
         several = len(settings.base_models) > 1
@@ -164,5 +189,5 @@ def load_residents(settings: WorkerSettings, *, probed: bool = True) -> list[Res
 
 
 def load_runtime(settings: WorkerSettings) -> Runtime:
-    """Load all that a worker needs to adapt. Raises MetatrainError, and SettingsError."""
+    """Load all that a worker needs for inner loops. Raises MetatrainError and SettingsError."""
     return Runtime(*load_residents(settings))

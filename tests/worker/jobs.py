@@ -1,4 +1,4 @@
-"""Jobs for the tests of a worker, and short ways to run them."""
+"""Jobs for the tests of the worker, and helpers that run them."""
 
 import time
 
@@ -18,6 +18,7 @@ def recipe(base: Base, **changes: object) -> JobRecipe:
 
 
 def run(runner: JobRunner, job: JobRecipe, identity: str = "a1") -> tuple[str, str | None, str | None]:
+    """Accept a job and run it. Return its status, digest and error."""
     runner.records.accept("t", identity, job, 60_000, ())
     runner.run("t", identity)
     record = runner.records.get("t", identity)
@@ -25,19 +26,19 @@ def run(runner: JobRunner, job: JobRecipe, identity: str = "a1") -> tuple[str, s
     return record.status, record.digest, record.error
 
 
-def end(runner: JobRunner, seconds: float = 30) -> Record:
-    """Wake a worker, as the reaper does, until the job has ended."""
+def run_until_finished(runner: JobRunner, seconds: float = 30) -> Record:
+    """Run the job `a1` repeatedly, like the wake-ups of the reaper, until it has ended. Return its record."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         runner.run("t", "a1")
         record = runner.records.get("t", "a1")
         if record is not None and record.status in ("ready", "failed"):
             return record
-    raise AssertionError(f"it has not ended: {record}")
+    raise AssertionError(f"the job has not ended after {seconds} s: {record}")
 
 
 def accept_several(runner: JobRunner, tiny: Base, count: int, **changes: object) -> list[JobRecipe]:
-    """Accept jobs of one pass key: other texts, two or three classes."""
+    """Accept jobs `a0`, `a1`, … with one pass key, but with different texts and two or three classes."""
     recipes = []
     for n in range(count):
         support = [(f"{text} {'now ' * (n % 3)}", label) for text, label in SUPPORT]
@@ -49,5 +50,6 @@ def accept_several(runner: JobRunner, tiny: Base, count: int, **changes: object)
 
 
 def status_of(runner: JobRunner, number: int) -> str:
+    """Return the status of the job `aNUMBER`, or `gone` if it has no record."""
     record = runner.records.get("t", f"a{number}")
     return "gone" if record is None else record.status

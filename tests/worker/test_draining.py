@@ -1,4 +1,4 @@
-"""A worker that is told to stop."""
+"""Graceful shutdown of a worker."""
 
 import time
 
@@ -8,7 +8,7 @@ from worker.job import JobRunner
 from worker.settings import WorkerSettings
 
 
-def test_a_worker_that_is_told_to_stop_finishes_what_is_short_and_hands_back_what_is_long(runner: JobRunner, tiny: Base) -> None:
+def test_a_stopping_worker_finishes_short_jobs_and_hands_back_long_ones(runner: JobRunner, tiny: Base) -> None:
     for seconds, status in ((60.0, "ready"), (0.0, "queued")):
         stopping = JobRunner("w", WorkerSettings(drain_seconds=seconds), runner.records, runner.store, runner.runtime)
         stopping.draining.start()
@@ -18,10 +18,10 @@ def test_a_worker_that_is_told_to_stop_finishes_what_is_short_and_hands_back_wha
         record = runner.records.get("t", f"a{status}")
         assert record is not None and record.status == status
         assert (record.attempt, record.last_error) == ((1, None) if status == "ready" else (0, "its worker was stopped"))
-    assert runner.records.waiting.due() == [("t", "aqueued", "")]  # no message waits for it: the next worker is told at once
+    assert runner.records.waiting.due() == [("t", "aqueued", "")]  # it has no wake-up in a queue, so it is announced at once
 
 
-def test_told_to_stop_all_of_a_pass_are_handed_back(runner: JobRunner, tiny: Base) -> None:
+def test_a_stopping_worker_hands_back_all_jobs_of_a_pass(runner: JobRunner, tiny: Base) -> None:
     accept_several(runner, tiny, 3)
     stopping = JobRunner("w", WorkerSettings(drain_seconds=0), runner.records, runner.store, runner.runtime)
     stopping.draining.start()

@@ -1,4 +1,4 @@
-"""Heartbeats notice that a job is lost."""
+"""Heartbeats notice that the claim of a job is lost."""
 
 import time
 from typing import Any
@@ -11,8 +11,8 @@ from worker.runtime import MadeAdapter, Resident, Runtime
 from worker.settings import WorkerSettings
 
 
-def test_deletion_stops_what_runs(runner: JobRunner, tiny: Base) -> None:
-    """The heartbeat notices within a fraction of a second, and the inner loop ends at its next step."""
+def test_deleting_a_job_stops_its_inner_loop(runner: JobRunner, tiny: Base) -> None:
+    """A heartbeat notices the deletion at once, and the inner loop ends at its next step."""
     steps = []
 
     class Slow(Runtime):
@@ -23,7 +23,7 @@ def test_deletion_stops_what_runs(runner: JobRunner, tiny: Base) -> None:
                     runner.records.delete("t", "a1")
                 time.sleep(0.02)
                 on_step({0: 1.0})
-            raise AssertionError("it was not stopped")
+            raise AssertionError("the inner loop was not stopped")
 
     runner.records.accept("t", "a1", recipe(tiny), 60_000, ())
     JobRunner("w", WorkerSettings(), runner.records, runner.store, Slow(Resident(tiny, {}))).run("t", "a1")

@@ -19,12 +19,12 @@ from worker.ledger.claims import Claim, Claims, WeightsLifetime
 from worker.ledger.messages import JobRecipe, Outcome
 from worker.ledger.records import Records
 from worker.ledger.weights_cache import WeightStore
-from worker.logs import Lines, LogFormat
+from worker.logs import FieldsFormatter, LogFormat
 from worker.runtime import MadeAdapter, Resident, Runtime
 from worker.settings import WorkerSettings
 
 
-def test_a_job_ends_with_weights_that_load_and_a_record_that_tells(runner: JobRunner, tiny: Base) -> None:
+def test_a_job_ends_with_weights_that_load_and_a_complete_record(runner: JobRunner, tiny: Base) -> None:
     status, digest, error = run(runner, recipe(tiny))
     assert (status, error) == ("ready", None)
     record = runner.records.get("t", "a1")
@@ -36,7 +36,7 @@ def test_a_job_ends_with_weights_that_load_and_a_record_that_tells(runner: JobRu
     assert set(record.timings) == {"queue", "tokenize", "inner_loop", "store"}
 
 
-def test_the_same_wake_up_twice_is_one_computation(runner: JobRunner, tiny: Base) -> None:
+def test_a_repeated_wake_up_does_not_run_the_job_again(runner: JobRunner, tiny: Base) -> None:
     run(runner, recipe(tiny))
     runner.run("t", "a1")
     record = runner.records.get("t", "a1")
@@ -44,7 +44,7 @@ def test_the_same_wake_up_twice_is_one_computation(runner: JobRunner, tiny: Base
     runner.run("t", "never accepted")
 
 
-def test_failures_are_data(runner: JobRunner, tiny: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_reason_of_a_failure_is_in_the_record(runner: JobRunner, tiny: Base, monkeypatch: pytest.MonkeyPatch) -> None:
     status, _, error = run(runner, recipe(tiny, initialization_digest="0" * 64), "a2")
     assert status == "failed" and error is not None and "is not on this worker" in error
     status, _, error = run(runner, recipe(tiny, precision="bfloat16"), "a5")
@@ -62,7 +62,7 @@ def test_failures_are_data(runner: JobRunner, tiny: Base, monkeypatch: pytest.Mo
 
 
 def test_a_refused_commit_leaves_no_weights(runner: JobRunner, tiny: Base, redis_client: "redis.Redis") -> None:
-    """Deleted while it ran: the worker's commit is refused, and what it stored goes."""
+    """The job is deleted while it runs. The worker's commit is refused, and its weights are removed."""
     runtime = runner.runtime
 
     class DeletedMeanwhile(Runtime):
@@ -74,13 +74,13 @@ def test_a_refused_commit_leaves_no_weights(runner: JobRunner, tiny: Base, redis
     runner.records.accept("t", "a1", recipe(tiny), 60_000, ())
     late.run("t", "a1")
     assert runner.records.get("t", "a1") is None
-    assert list(redis_client.scan_iter("qs:t:*")) == [b"qs:t:usage"]  # sums, and no weights
+    assert list(redis_client.scan_iter("qs:t:*")) == [b"qs:t:usage"]  # the tenant's sums are left, but no weights
     with pytest.raises(WeightsMissing):
         runner.store.get("t", "a1", 1, "x")
 
 
-def test_the_server_of_records_and_weights_may_be_away_while_a_job_runs(tiny: Base, redis_server: RedisServer) -> None:
-    """The outcome is kept until it is back, and no attempt is gone."""
+def test_a_job_survives_an_outage_of_the_server_of_records_and_weights(tiny: Base, redis_server: RedisServer) -> None:
+    """The worker keeps the outcome until the server is back, and no attempt is used up."""
     client = redis.Redis.from_url(redis_server.url)
     runtime = Runtime(Resident(tiny, {"lora-from-zero": lora_from_zero(tiny)}))
 
@@ -100,16 +100,16 @@ def test_the_server_of_records_and_weights_may_be_away_while_a_job_runs(tiny: Ba
     client.close()
 
 
-def test_a_lost_answer_to_the_commit_costs_no_weights(runner: JobRunner, tiny: Base, redis_client: "redis.Redis") -> None:
+def test_a_lost_answer_to_a_commit_does_not_lose_the_weights(runner: JobRunner, tiny: Base, redis_client: "redis.Redis") -> None:
     class LosesTheFirstAnswer(Claims):
         lost = False
 
         def commit(self, claim: Claim, outcome: Outcome) -> WeightsLifetime | None:
-            found = super().commit(claim, outcome)
+            lifetime = super().commit(claim, outcome)
             if not self.lost:
                 self.lost = True
                 raise redis.exceptions.TimeoutError
-            return found
+            return lifetime
 
     runner.records.claims = LosesTheFirstAnswer(redis_client)
     assert run(runner, recipe(tiny))[0] == "ready"
@@ -118,7 +118,7 @@ def test_a_lost_answer_to_the_commit_costs_no_weights(runner: JobRunner, tiny: B
 
 
 @pytest.mark.parametrize("pinned", [True, False])
-def test_pinned_or_unpinned_while_it_runs(runner: JobRunner, tiny: Base, redis_client: Any, pinned: bool) -> None:
+def test_pinning_a_running_job_sets_the_ttl_of_its_weights(runner: JobRunner, tiny: Base, redis_client: Any, pinned: bool) -> None:
     runtime = runner.runtime
 
     class PinnedMeanwhile(Runtime):
@@ -136,7 +136,7 @@ def test_pinned_or_unpinned_while_it_runs(runner: JobRunner, tiny: Base, redis_c
 @pytest.mark.parametrize(
     ("form", "field"), [("text", r"attempt=1 fence=\d+ request=r7"), ("json", r'"attempt": 1, "fence": \d+, "request": "r7"')]
 )
-def test_lines_say_whose_they_are_and_nothing_of_the_support_set(
+def test_log_lines_name_the_job_and_quote_nothing_of_the_support_set(
     runner: JobRunner, tiny: Base, caplog: pytest.LogCaptureFixture, form: LogFormat, field: str
 ) -> None:
     class Broken(Runtime):
@@ -144,7 +144,7 @@ def test_lines_say_whose_they_are_and_nothing_of_the_support_set(
             raise RuntimeError(f"a message that quotes {recipe.support[0][0]}")
 
     caplog.set_level("DEBUG")
-    caplog.handler.setFormatter(Lines("worker", form))
+    caplog.handler.setFormatter(FieldsFormatter("worker", form))
     broken = JobRunner("w", WorkerSettings(), runner.records, runner.store, Broken(Resident(tiny, {})))
     runner.records.accept("t", "a1", recipe(tiny), 60_000, (), "r7")
     broken.run("t", "a1")

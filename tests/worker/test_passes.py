@@ -1,4 +1,4 @@
-"""Several jobs in one pass."""
+"""Several jobs that share one pass."""
 
 import time
 from dataclasses import replace
@@ -21,7 +21,9 @@ from worker.runtime import Resident, Runtime
 from worker.settings import WorkerSettings
 
 
-def test_jobs_of_one_kin_run_in_one_pass_and_end_as_alone(runner: JobRunner, tiny: Base, caplog: pytest.LogCaptureFixture) -> None:
+def test_jobs_with_one_pass_key_share_a_pass_and_give_the_same_adapters_as_alone(
+    runner: JobRunner, tiny: Base, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level("INFO")
     recipes = accept_several(runner, tiny, 6)
     other = recipe(tiny, steps=0)
@@ -31,18 +33,18 @@ def test_jobs_of_one_kin_run_in_one_pass_and_end_as_alone(runner: JobRunner, tin
     for n, job in enumerate(recipes):
         record = runner.records.get("t", f"a{n}")
         assert record is not None and (record.status, record.attempt, len(record.support_loss)) == ("ready", 1, job.steps)
-        found = adapter_from_bytes(runner.store.get("t", f"a{n}", record.fence, str(record.digest)), tiny)
+        shared = adapter_from_bytes(runner.store.get("t", f"a{n}", record.fence, str(record.digest)), tiny)
         alone = adapter_from_bytes(runner.runtime.adapt(job).content, tiny)
-        assert found.metadata == alone.metadata
+        assert shared.metadata == alone.metadata
         for name, leaf in {**alone.delta, **alone.answering}.items():
-            torch.testing.assert_close({**found.delta, **found.answering}[name], leaf, rtol=2e-3, atol=2e-4)
-    left = runner.records.get("t", "other")
-    assert left is not None and left.status == "queued"
+            torch.testing.assert_close({**shared.delta, **shared.answering}[name], leaf, rtol=2e-3, atol=2e-4)
+    other_record = runner.records.get("t", "other")
+    assert other_record is not None and other_record.status == "queued"
     assert runner.records.counts.read()["attempts"] == 6
 
 
-def test_what_cost_a_worker_before_runs_alone(runner: JobRunner, tiny: Base, caplog: pytest.LogCaptureFixture) -> None:
-    """A support set that kills its workers must not take others with it twice."""
+def test_a_job_that_lost_its_worker_before_runs_alone(runner: JobRunner, tiny: Base, caplog: pytest.LogCaptureFixture) -> None:
+    """A support set that crashes its worker must not cost other jobs a second attempt."""
     caplog.set_level("INFO")
     accept_several(runner, tiny, 3)
     for n in (0, 1):
@@ -55,19 +57,19 @@ def test_what_cost_a_worker_before_runs_alone(runner: JobRunner, tiny: Base, cap
     assert "in one pass" not in caplog.text
 
 
-def test_a_pass_that_fails_is_done_one_by_one_and_each_job_has_its_own_end(runner: JobRunner, tiny: Base) -> None:
-    """The second is deleted while it runs, the third's maths fails."""
+def test_after_a_failed_pass_jobs_run_one_by_one_with_outcomes_of_their_own(runner: JobRunner, tiny: Base) -> None:
+    """The second job is deleted while it runs; the inner loop of the third fails."""
     runtime = runner.runtime
 
     class Failing(Runtime):
-        def adapt_together(self, recipes: Any, **how: Any) -> Any:
+        def adapt_together(self, recipes: Any, **options: Any) -> Any:
             if len(recipes) > 1:
                 raise RuntimeError("out of memory")
             if recipes[0].seed == 1:
                 runner.records.delete("t", "a1")
             if recipes[0].seed == 2:
                 raise RuntimeError("again")
-            return runtime.adapt_together(recipes, **how)
+            return runtime.adapt_together(recipes, **options)
 
     accept_several(runner, tiny, 4)
     failing = Failing(Resident(tiny, {"lora-from-zero": lora_from_zero(tiny)}))
@@ -77,24 +79,24 @@ def test_a_pass_that_fails_is_done_one_by_one_and_each_job_has_its_own_end(runne
     assert failed is not None and failed.error == "internal error: RuntimeError"
 
 
-def test_one_deleted_while_they_run_together_the_others_end(runner: JobRunner, tiny: Base, redis_client: Any) -> None:
+def test_deleting_one_job_of_a_pass_does_not_affect_the_others(runner: JobRunner, tiny: Base, redis_client: Any) -> None:
     runtime = runner.runtime
 
     class DeletedMeanwhile(Runtime):
-        def adapt_together(self, recipes: Any, **how: Any) -> Any:
+        def adapt_together(self, recipes: Any, **options: Any) -> Any:
             runner.records.delete("t", "a1")
             time.sleep(0.2)  # a heartbeat or the commit notices
-            return runtime.adapt_together(recipes, **how)
+            return runtime.adapt_together(recipes, **options)
 
     accept_several(runner, tiny, 3)
-    watching = DeletedMeanwhile(Resident(tiny, {"lora-from-zero": lora_from_zero(tiny)}))
-    JobRunner("w", WorkerSettings(lease_seconds=2), runner.records, runner.store, watching).run("t", "a0")
+    deleting = DeletedMeanwhile(Resident(tiny, {"lora-from-zero": lora_from_zero(tiny)}))
+    JobRunner("w", WorkerSettings(lease_seconds=2), runner.records, runner.store, deleting).run("t", "a0")
     assert [status_of(runner, n) for n in range(3)] == ["ready", "gone", "ready"]
     assert len(list(redis_client.scan_iter("qs:t:weights:*"))) == 2
 
 
 def test_a_job_too_large_for_its_pass_runs_alone(runner: JobRunner, tiny: Base, caplog: pytest.LogCaptureFixture) -> None:
-    """Its support set is walked through in parts, which a pass of several has not."""
+    """Its inner steps each use a part of the support set, which a shared pass does not support."""
     caplog.set_level("INFO")
     init = lora_from_zero(tiny)
     init = replace(init, inner=init.inner.model_copy(update={"rows_per_step": 5}))
@@ -113,20 +115,20 @@ def test_a_job_too_large_for_its_pass_runs_alone(runner: JobRunner, tiny: Base, 
         runtime.adapt_together([recipes[0], recipes[2]])
 
 
-def test_who_had_no_time_beside_others_gets_it_alone(runner: JobRunner, tiny: Base) -> None:
-    class Crowded(Runtime):
-        def adapt_together(self, recipes: Any, **how: Any) -> Any:
-            made = super().adapt_together(recipes, **how)
+def test_a_job_that_exceeds_the_deadline_of_a_shared_pass_runs_again_alone(runner: JobRunner, tiny: Base) -> None:
+    class Slow(Runtime):
+        def adapt_together(self, recipes: Any, **options: Any) -> Any:
+            made = super().adapt_together(recipes, **options)
             return made if len(made) == 1 else [made[0], DeadlineExceeded("too late"), made[2]]
 
     accept_several(runner, tiny, 3)
-    crowded = Crowded(Resident(tiny, {"lora-from-zero": lora_from_zero(tiny)}))
-    JobRunner("w", WorkerSettings(), runner.records, runner.store, crowded).run("t", "a0")
+    slow = Slow(Resident(tiny, {"lora-from-zero": lora_from_zero(tiny)}))
+    JobRunner("w", WorkerSettings(), runner.records, runner.store, slow).run("t", "a0")
     assert [status_of(runner, n) for n in range(3)] == ["ready"] * 3
 
 
 @pytest.mark.parametrize("settings", [WorkerSettings(attempts=1), WorkerSettings(jobs_together=1), WorkerSettings(pass_rows=15)])
-def test_jobs_run_alone_where_a_lost_worker_would_end_them_or_so_it_is_set(
+def test_jobs_run_alone_with_one_attempt_or_if_the_settings_allow_no_more(
     runner: JobRunner, tiny: Base, settings: WorkerSettings
 ) -> None:
     accept_several(runner, tiny, 2)
@@ -134,8 +136,8 @@ def test_jobs_run_alone_where_a_lost_worker_would_end_them_or_so_it_is_set(
     assert [status_of(runner, n) for n in range(2)] == ["ready", "queued"]
 
 
-def test_trouble_with_one_job_of_a_pass_leaves_none_of_the_others(runner: JobRunner, tiny: Base, redis_client: Any) -> None:
-    """One whose record nobody can read, and one whose commit is refused by the server."""
+def test_an_error_of_one_job_of_a_pass_does_not_stop_the_others(runner: JobRunner, tiny: Base, redis_client: Any) -> None:
+    """One job has an unreadable record, and the server refuses the commit of another."""
 
     class Refused(Claims):
         def commit(self, claim: Claim, outcome: Outcome) -> WeightsLifetime | None:

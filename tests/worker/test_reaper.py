@@ -1,4 +1,4 @@
-"""What the reaper reads from the queue."""
+"""The reaper reads wake-ups from a queue."""
 
 import redis
 
@@ -10,7 +10,7 @@ from worker.reaper import oldest_wake_up
 
 
 def test_the_oldest_wake_up_is_read_from_the_queue_itself(redis_server: RedisServer, redis_client: "redis.Redis") -> None:
-    """kombu's own format, which no contract holds still."""
+    """The format of messages is internal to kombu and may change."""
     app = celery_app(redis_server.url, "q")
     assert oldest_wake_up(redis_client, "q") is None
     for name, priority in (("lost", FIRST), ("a1", IN_TURN), ("a2", IN_TURN)):

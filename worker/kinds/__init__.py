@@ -1,1 +1,4 @@
-"""The kinds of tasks that the worker and the service know: one file for each, one line in `registry.py`. Torch-free."""
+"""The task kinds that the worker and the service support: one file each, and a line in `registry.py`.
+
+Torch-free.
+"""

@@ -1,11 +1,11 @@
-"""What a kind of task is to the worker and the service: how its examples are kept, and how they teach."""
+"""The protocol of a task kind: how its examples are stored, and how the inner loop is trained on them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-if TYPE_CHECKING:  # torch, which the ledger does without
+if TYPE_CHECKING:  # these import torch, and the ledger must not
     from metatrain.artifacts.initialization import Initialization
     from metatrain.inner.encoded import Encoded
     from metatrain.inner.support import Support
@@ -13,42 +13,44 @@ if TYPE_CHECKING:  # torch, which the ledger does without
     from worker.ledger.messages import JobRecipe
 
 Canonical = tuple[Any, ...]
-"""An example as it stands in records and ids: values that JSON has, equal for equal examples."""
+"""An example in the form that records and ids use: JSON values, equal for equal examples."""
 
 
 class TaskKind(Protocol):
-    """One kind of task. An object of this kind imports no torch; its methods may.
-
-    `readout`: the kind of readout of the initializations that its adapters start from. `default`: the initialization that a request
-    gets if it names `default` and there is none of that name.
-    """
+    """One kind of task. Creating an object must not import torch; `support` and `baselines` may import it."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """The name of the kind in records and requests, such as `text-classification`."""
 
     @property
-    def readout(self) -> str: ...
+    def readout(self) -> str:
+        """The name of the readout that an initialization must have to be adapted to tasks of this kind."""
 
     @property
-    def default(self) -> str: ...
+    def default(self) -> str:
+        """The initialization that a request for `default` gets if none has the name `default`."""
 
     def canonical(self, example: Mapping[str, Any]) -> Canonical:
-        """An example of a request's body as it is kept: what the adapter's id is made of."""
+        """Return an example of a request's body in its stored form, from which the adapter's id is made."""
 
     def ordered(self, support: Sequence[Canonical]) -> tuple[Canonical, ...]:
-        """A support set in an order that does not depend on that of the request."""
+        """Return a support set in an order that does not depend on the order in the request."""
 
     def inputs(self, support: Sequence[Canonical]) -> list[Any]:
-        """The raw input of each example, as `Inputs.encode` takes it."""
+        """Return the raw input of each example, as `Inputs.encode` expects it."""
 
     def labels(self, support: Sequence[Canonical]) -> tuple[str, ...]:
-        """The labels of a support set in the order of the readout's rows; empty where answers are no labels."""
+        """Return the labels in the order of the readout's rows; empty if the kind has no labels."""
 
     def size(self, support: Sequence[Canonical], *, label_words: bool) -> tuple[int, int]:
-        """The rows that the inner loop is taught with, and the groups that they are spread over (see `Targets.sizes`)."""
+        """Return the numbers of rows that the inner loop is trained on and of groups (see `Targets.sizes`).
+
+        `label_words`: True if the words of each label are one more example of it.
+        """
 
     def support(self, recipes: Sequence[JobRecipe], encoded: Encoded) -> Support[Any]:
-        """The support sets of several jobs as rows and targets."""
+        """Return the support sets of several jobs as rows and targets."""
 
     def baselines(self, base: Base) -> list[Initialization]:
-        """Initializations of this kind that nothing was learned for."""
+        """Return the initializations of this kind that exist without meta-training."""

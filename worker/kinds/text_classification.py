@@ -1,4 +1,4 @@
-"""Labelled texts: one label for each text, answered with probabilities."""
+"""The task kind `text-classification`: each text has one label, and predictions are probabilities."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class TextClassification:
-    """`worker.kinds.kind.TaskKind` of (input, label) pairs."""
+    """The `worker.kinds.kind.TaskKind` whose examples are (text, label) pairs."""
 
     name = "text-classification"
     readout = "classes"
@@ -27,7 +27,7 @@ class TextClassification:
         return example["input"], example["label"]
 
     def ordered(self, support: Sequence[Canonical]) -> tuple[Canonical, ...]:
-        """Sort by (label, input)."""
+        """Return the pairs sorted by (label, text)."""
         return tuple(sorted(support, key=lambda pair: pair[::-1]))
 
     def inputs(self, support: Sequence[Canonical]) -> list[Any]:
@@ -40,16 +40,19 @@ class TextClassification:
         labels = len({label for _, label in support})
         return len(support) + labels * label_words, labels
 
-    def taught(self, recipe: JobRecipe) -> list[tuple[str, str]]:
-        """The (text, label) pairs of the inner loop: the examples, and the labels' words where they count."""
+    def training_pairs(self, recipe: JobRecipe) -> list[tuple[str, str]]:
+        """Return the (text, label) pairs that the inner loop is trained on.
+
+        These are the examples and, if the recipe says so, each label's words as one more example of it.
+        """
         words = [(label_words(label), label) for label in recipe.labels if recipe.label_words]
         return [(text, label) for text, label in recipe.support] + words
 
     def support(self, recipes: Sequence[JobRecipe], encoded: Encoded) -> Support[Any]:
         pairs = []
         for recipe in recipes:
-            number = {label: c for c, label in enumerate(recipe.labels)}
-            pairs.append([(text, number[label]) for text, label in self.taught(recipe)])
+            class_of = {label: c for c, label in enumerate(recipe.labels)}
+            pairs.append([(text, class_of[label]) for text, label in self.training_pairs(recipe)])
         return encoded.support(pairs)
 
     def baselines(self, base: Base) -> list[Initialization]:

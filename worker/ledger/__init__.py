@@ -1,15 +1,15 @@
-"""The durable account of every job and adapter in Redis. Nothing in this folder imports torch.
+"""The durable records of all jobs and adapters, in Redis. Nothing in this folder imports torch.
 
 | to change | look in |
 |---|---|
-| what a record stores, how it is read | `record.py` |
+| the fields of a record, reading a record | `record.py` |
 | accepting, listing, pinning, deleting adapters | `records.py` |
 | claims, leases, heartbeats, fences, attempts, commits | `claims.py` |
 | the order of waiting jobs, when a job is announced again | `waiting.py` |
 | jobs that used up their attempts | `dead_jobs.py` |
 | how long records are kept, erasing deleted text | `retention.py` |
 | which workers are alive | `workers.py` |
-| counts and histogram bounds of `/metrics` | `counts.py` |
+| event counts and histogram bounds for `/metrics` | `counts.py` |
 | ids of adapters | `ids.py` |
 | a tenant's usage and limits | `usage.py` |
 | aliases; name, tags and parent of an adapter; API keys | `aliases.py`, `notes.py`, `api_keys.py` |

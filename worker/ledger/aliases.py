@@ -1,4 +1,4 @@
-"""Aliases: names that point at adapters and can be moved from one adapter to another in one step. Torch-free.
+"""Aliases: names that point at adapters and can be moved from one adapter to another atomically.
 
 An adapter that aliases point at cannot be deleted by request, and no alias outlives its adapter.
 """
@@ -18,7 +18,7 @@ _ADAPTER_ID = re.compile(r"a[0-9a-f]{40}")
 
 @dataclass(frozen=True)
 class Alias:
-    """An alias and the adapter that it points at; `updated_at` in ms."""
+    """An alias and the adapter that it points at. `updated_at`: when it was last moved, in ms."""
 
     alias: str
     adapter_id: str
@@ -27,9 +27,10 @@ class Alias:
 
 @dataclass(frozen=True)
 class Moved:
-    """The result of moving an alias, and where it pointed before.
+    """The result of moving an alias.
 
-    `verdict` is `set`; `unknown` if there is no such adapter; or `moved` if the alias did not point where the caller expected.
+    `verdict` is `set` if the alias was moved, `unknown` if there is no such adapter, and `moved` if the alias did not point where
+    the caller expected. `previous` is the adapter that the alias pointed at before, None if there was none.
     """
 
     verdict: str
@@ -41,12 +42,15 @@ def is_adapter_id(text: str) -> bool:
 
 
 def is_alias(text: str) -> bool:
-    """Return True if an alias may have this name. None may look like an adapter's id."""
+    """Return True if an alias may have this name. No alias may look like an adapter's id."""
     return _ALIAS.fullmatch(text) is not None and not is_adapter_id(text)
 
 
 class Aliases:
-    """The aliases on one Redis, beside the records. Every method may raise `redis.RedisError` if it cannot be reached."""
+    """Stores aliases in Redis, beside the records.
+
+    Every method raises `redis.RedisError` if Redis cannot be reached.
+    """
 
     def __init__(self, client: "redis.Redis") -> None:
         self._redis = client
@@ -54,20 +58,21 @@ class Aliases:
         self._remove = scripts.register(client, "remove_alias")
 
     def get(self, tenant: str, alias: str) -> Alias | None:
-        found = cast(bytes | None, self._redis.hget(names.alias_targets(tenant), alias))
-        return None if found is None else _read(alias, found)
+        stored = cast(bytes | None, self._redis.hget(names.alias_targets(tenant), alias))
+        return None if stored is None else _parse_alias(alias, stored)
 
     def point(self, tenant: str, alias: str, adapter_id: str, expected: str | None = "*", most: int = 0) -> Moved:
-        """Point an alias at an adapter if it points at `expected` now (`*`: at any or none, None: at none), in one step.
+        """Point an alias at an adapter if it points at `expected` now, atomically.
 
-        Raises LimitReached if the tenant would have more than `most` aliases (0: no limit).
+        `expected`: an adapter id; `*` accepts any state of the alias, None only that it does not exist. Raises LimitReached if
+        the tenant would have more than `most` aliases (0: no limit).
         """
         keys = [*names.alias_keys(tenant, adapter_id), names.record(tenant, adapter_id)]
         arguments: list[Any] = [alias, adapter_id, expected or "", names.aliases_of(tenant, ""), most]
-        verdict, before, *used = self._point(keys=keys, args=arguments)
+        verdict, previous, *used = self._point(keys=keys, args=arguments)
         if used:
             raise LimitReached("MAX_ALIASES", most, *map(int, used), retry_after=ROOM_SECONDS)
-        return Moved(verdict.decode(), before.decode() or None)
+        return Moved(verdict.decode(), previous.decode() or None)
 
     def remove(self, tenant: str, alias: str) -> bool:
         """Remove an alias. Return False if there is no such alias."""
@@ -75,19 +80,22 @@ class Aliases:
         return bool(self._remove(keys=keys, args=[alias, names.aliases_of(tenant, "")]))
 
     def of(self, tenant: str, adapter_id: str) -> list[str]:
-        """Return the aliases that point at an adapter."""
+        """Return the aliases that point at an adapter, sorted."""
         return sorted(name.decode() for name in cast(set[bytes], self._redis.smembers(names.aliases_of(tenant, adapter_id))))
 
     def page(self, tenant: str, limit: int, after: str | None) -> tuple[list[Alias], str | None]:
-        """Return aliases of a tenant by name, and the cursor of the next page (None at the end)."""
+        """Return up to `limit` aliases of a tenant, sorted by name, and the cursor of the next page.
+
+        `after` is the cursor of this page, None for the first one. The returned cursor is None at the end.
+        """
         start = "-" if after is None else f"({after}"
         listed = cast(list[bytes], self._redis.zrangebylex(names.alias_names(tenant), start, "+", start=0, num=limit + 1))
         chosen = [name.decode() for name in listed[:limit]]
         targets: list[Any] = cast(list[Any], self._redis.hmget(names.alias_targets(tenant), chosen)) if chosen else []
-        found = [_read(name, target) for name, target in zip(chosen, targets, strict=True) if target is not None]
-        return found, chosen[-1] if len(listed) > limit else None
+        aliases = [_parse_alias(name, target) for name, target in zip(chosen, targets, strict=True) if target is not None]
+        return aliases, chosen[-1] if len(listed) > limit else None
 
 
-def _read(alias: str, found: bytes) -> Alias:
-    adapter_id, since = found.decode().split(" ")
-    return Alias(alias, adapter_id, int(since))
+def _parse_alias(alias: str, stored: bytes) -> Alias:
+    adapter_id, updated_at = stored.decode().split(" ")
+    return Alias(alias, adapter_id, int(updated_at))

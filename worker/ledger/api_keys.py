@@ -1,9 +1,9 @@
-"""Create, find and revoke API keys. Only the hash of a secret is stored; the secret itself is shown once. Torch-free.
+"""API keys: create, find and revoke them. A secret is shown once; only its hash is stored.
 
-    qs_ + 12 hexadecimal characters, the key's id + _ + 43 base64url characters, its secret: 32 random bytes
+A key has the form `qs_ID_SECRET`: ID is 12 hexadecimal characters, SECRET is 32 random bytes as 43 base64url characters.
 
 All keys are fields of one Redis hash without a TTL, `qs:keys`, by id. No key is ever removed, not even a revoked one, so `Keys.any`
-stays True once the first key was created. Times are the Redis server's.
+stays True once the first key was created. Times are those of the Redis server.
 """
 
 import hashlib
@@ -24,16 +24,16 @@ Scope = Literal["adapt", "predict", "admin"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 DEFAULT_TENANT = "default"
 KEY_CACHE_SECONDS = 1.0
-"""How long a service may use a key that it has read before it reads the key again, in seconds."""
+"""How long a service may use a key that it has read before it must read the key again, in seconds."""
 _FORM = re.compile(r"qs_([0-9a-f]{12})_([A-Za-z0-9_-]{43})")
 TENANT_PATTERN = r"^[a-z0-9][a-z0-9-]{0,62}$"
 _RESERVED = ("celery", "worker")
-"""Names that no tenant may have: the Redis keys of the queue and of workers begin with them."""
-_NOBODY = "0" * 64
+"""Names that no tenant may have, because the Redis keys of the queue and of workers begin with them."""
+_NO_SHA256 = "0" * 64
 
 
 class Key(BaseModel):
-    """What is stored about a key: everything but its secret. Times are in ms."""
+    """An API key as it is stored, without its secret. Times are in ms."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -46,26 +46,27 @@ class Key(BaseModel):
     revoked_at: int | None = None
 
     def holds(self, now: int) -> bool:
-        """Return True if the key is neither revoked nor expired at the time `now`."""
+        """Return True if the key is neither revoked nor expired at `now`, in ms."""
         return self.revoked_at is None and (self.expires_at is None or now < self.expires_at)
 
 
 class Keys:
-    """Store the keys on one Redis. Every method may raise `redis.RedisError` if it cannot be reached."""
+    """Stores API keys in Redis. Every method raises `redis.RedisError` if Redis cannot be reached."""
 
     def __init__(self, client: "redis.Redis") -> None:
         self._redis = client
 
     def create(self, tenant: str, name: str, scopes: Sequence[Scope], *, lives_ms: int | None = None) -> tuple[str, str, Key]:
-        """Create a key. Return its id, the whole key (which cannot be read again) and what is stored about it.
+        """Create a key. Return its id, the whole key and its stored form.
 
-        Raises InvalidKey for a tenant, name or lifetime that is not allowed.
+        The whole key cannot be read again. `lives_ms`: its lifetime, None for a key that does not expire. Raises InvalidKey if
+        the tenant, name or lifetime is not allowed.
         """
         check_tenant(tenant)
         if not (name.isprintable() and len(name) <= 100):
             raise InvalidKey("name", "at most 100 printable characters", name)
         if lives_ms is not None and not 0 < lives_ms <= 10**14:
-            raise InvalidKey("expires", "a time from now", lives_ms)
+            raise InvalidKey("expires", "a lifetime of 1 to 10^14 ms", lives_ms)
         identity, secret = secrets.token_hex(6), secrets.token_urlsafe(32)
         now = self.now()
         key = Key(
@@ -77,7 +78,7 @@ class Keys:
             expires_at=None if lives_ms is None else now + lives_ms,
         )
         if not self._redis.hsetnx(names.API_KEYS, identity, key.model_dump_json(exclude_none=True)):
-            return self.create(tenant, name, scopes, lives_ms=lives_ms)  # the id exists already: a chance of one in 2^48
+            return self.create(tenant, name, scopes, lives_ms=lives_ms)  # the random id is taken: a chance of one in 2^48
         return identity, f"qs_{identity}_{secret}", key
 
     def any(self) -> bool:
@@ -85,7 +86,7 @@ class Keys:
         return bool(self._redis.exists(names.API_KEYS))
 
     def find(self, identity: str) -> tuple[Key | None, int]:
-        """Return the key with this id, or None, and the server's time in ms."""
+        """Return the key with this id (None if there is none), and the server's time in ms."""
         with self._redis.pipeline(transaction=False) as pipe:
             pipe.hget(names.API_KEYS, identity)
             pipe.time()
@@ -94,7 +95,10 @@ class Keys:
         return key, to_ms(time)
 
     def revoke(self, identity: str) -> bool:
-        """Revoke a key for good. Return False if there is no such key; a key that is revoked already stays as it was."""
+        """Revoke a key for good. Return False if there is no such key.
+
+        A key that is already revoked does not change.
+        """
         key, now = self.find(identity)
         if key is not None and key.revoked_at is None:
             revoked = key.model_copy(update={"revoked_at": now})
@@ -104,8 +108,8 @@ class Keys:
     def list(self) -> list[tuple[str, Key]]:
         """Return all keys with their ids, the oldest first."""
         stored = cast(dict[bytes, bytes], self._redis.hgetall(names.API_KEYS))
-        found = [(identity.decode(), Key.model_validate_json(content)) for identity, content in stored.items()]
-        return sorted(found, key=lambda pair: (pair[1].created_at, pair[0]))
+        keys = [(identity.decode(), Key.model_validate_json(content)) for identity, content in stored.items()]
+        return sorted(keys, key=lambda pair: (pair[1].created_at, pair[0]))
 
     def now(self) -> int:
         """Return the server's time in ms."""
@@ -113,20 +117,23 @@ class Keys:
 
 
 def parts(presented: str) -> tuple[str, str] | None:
-    """Split a presented key into (id, secret); None if it does not have the form of a key."""
+    """Split a presented key into (id, secret). Return None if it does not have the form of a key."""
     match = _FORM.fullmatch(presented)
     return None if match is None else (match[1], match[2])
 
 
 def proves(key: Key | None, secret: str) -> bool:
-    """Return True if the secret belongs to the key. The time taken reveals neither how much is right nor whether the key exists."""
-    return hmac.compare_digest(_NOBODY if key is None else key.sha256, _sha256(secret)) and key is not None
+    """Return True if the secret belongs to the key, in constant time.
+
+    So the duration reveals neither how much of a secret is right nor whether the key exists.
+    """
+    return hmac.compare_digest(_NO_SHA256 if key is None else key.sha256, _sha256(secret)) and key is not None
 
 
 def check_tenant(tenant: str) -> None:
     """Raise InvalidKey if no tenant may have this name."""
     if not re.fullmatch(TENANT_PATTERN, tenant) or tenant in _RESERVED:
-        expected = f"1 to 63 lowercase letters, digits and dashes, the first no dash, and not {' or '.join(_RESERVED)}"
+        expected = f"1 to 63 lowercase letters, digits and dashes, not starting with a dash, and not {' or '.join(_RESERVED)}"
         raise InvalidKey("tenant", expected, tenant)
 
 

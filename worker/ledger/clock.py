@@ -1,4 +1,7 @@
-"""The time of the Redis server. All times of the ledger come from it, so that the clocks of several machines do not matter."""
+"""The clock of the Redis server.
+
+All times in the ledger come from it, so the clocks of the other machines need not agree.
+"""
 
 import redis
 
@@ -9,6 +12,6 @@ def server_ms(client: "redis.Redis") -> int:
 
 
 def to_ms(time: tuple[int, int]) -> int:
-    """Convert Redis's TIME, seconds and microseconds, to milliseconds."""
+    """Convert the answer to Redis's TIME, (seconds, microseconds), to milliseconds."""
     seconds, microseconds = time
     return int(seconds * 1000 + microseconds // 1000)

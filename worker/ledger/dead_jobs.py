@@ -1,4 +1,4 @@
-"""Jobs that used up their attempts: they failed with that reason, and wait for an operator to retry or drop them. Torch-free."""
+"""Dead jobs: they used up their attempts and failed. An operator may retry or delete them."""
 
 from collections.abc import Callable
 from typing import cast
@@ -11,9 +11,9 @@ from worker.ledger.retention import KEEP_EXPIRED_RECORDS_MS
 
 
 class DeadJobs:
-    """Read and revive dead jobs. Every method may raise `redis.RedisError` if Redis cannot be reached.
+    """Lists and revives dead jobs. Every method raises `redis.RedisError` if Redis cannot be reached.
 
-    `get` reads a record.
+    `get(tenant, adapter_id)` returns a record, None if there is none.
     """
 
     def __init__(self, client: "redis.Redis", get: Callable[[str, str], Record | None]) -> None:
@@ -21,7 +21,7 @@ class DeadJobs:
         self._revive = scripts.register(client, "revive")
 
     def latest(self, most: int = 1000) -> list[Record]:
-        """Return the dead jobs, the latest first."""
+        """Return up to `most` dead jobs, the latest first."""
         members = cast(list[bytes], self._redis.zrevrange(names.DEAD, 0, most - 1))
         return [record for member in members if (record := self._get(*names.split_member(member))) is not None]
 

@@ -1,4 +1,4 @@
-"""Make the id of an adapter from all that determines its weights. Torch-free."""
+"""Adapter ids, computed from everything that determines an adapter's weights."""
 
 import hashlib
 import hmac
@@ -11,17 +11,20 @@ from worker.ledger import names
 from worker.ledger.messages import JobRecipe
 
 ID_FORMAT = 1
-"""Part of every id. A change of how weights follow from a recipe is a new number, so that old ids keep meaning old weights."""
+"""Part of every id. Increase it when the same recipe starts to give other weights: old ids then still mean the old weights."""
 
 
 def id_key(client: "redis.Redis") -> bytes:
-    """Return the secret that adapter ids are made with. It is created once and kept beside the records."""
+    """Return the secret key of adapter ids. It is created at the first call and stored beside the records."""
     client.set(names.ID_KEY, secrets.token_hex(32), nx=True)
     return bytes.fromhex(names.text(client.get(names.ID_KEY)))
 
 
 def adapter_id(key: bytes, tenant: str, recipe: JobRecipe) -> str:
-    """Return a keyed digest of all that determines the weights (so not of the TTL): the same request gives the same id."""
+    """Return the id of an adapter: a keyed digest of all that determines its weights.
+
+    The TTL and the initialization's name are not part of it, so equal requests give the same id.
+    """
     identity = recipe.model_dump(mode="json", exclude={"initialization"}, exclude_defaults=True)
     content = json.dumps([ID_FORMAT, tenant, identity], sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return "a" + hmac.new(key, content.encode(), hashlib.sha256).hexdigest()[:40]

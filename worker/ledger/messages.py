@@ -1,4 +1,4 @@
-"""What crosses the queue: names, JSON arguments, and failures as data. Torch-free."""
+"""The data that the service and the workers exchange: job recipes, outcomes, wake-ups and queue names."""
 
 from typing import Any, Literal
 
@@ -8,17 +8,17 @@ from worker.kinds.registry import task_kinds
 
 ADAPT_TASK = "quickstudy.adapt"
 FIRST, IN_TURN = 0, 3
-"""Priorities of wake-ups: what was lost has waited longest, so it goes before what is new."""
+"""Priorities of wake-ups: FIRST for repeated ones, because their jobs have waited longest, IN_TURN for new ones."""
 DONE_CHANNEL = "qs:done"
 """Redis channel on which `tenant/adapter_id` is published when a job ends."""
 
 TEXT_CLASSIFICATION = "text-classification"
-"""The kind of task of records from before there were others."""
+"""The task kind of records that were written before there were other kinds."""
 Status = Literal["queued", "running", "ready", "failed", "evicted", "expired"]
 
 
 class RecipeSummary(BaseModel):
-    """What is shown of a recipe: all but its examples' texts, which may be millions of bytes."""
+    """A recipe without the texts of its examples, which may be millions of bytes."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -34,48 +34,51 @@ class RecipeSummary(BaseModel):
 
 
 class JobRecipe(BaseModel):
-    """What to adapt: everything that determines the weights, as it is kept in the record.
+    """The recipe of a job: everything that determines the weights, as the record stores it.
 
-    `support` is in its kind's canonical order, so that the order of a request's examples means nothing. A field with
-    a default is left out of records and ids where it has that value, so that those from before the field stay valid: a default
-    must never change.
+    `support` is in the canonical order of its task kind, so the order of the examples in a request does not matter. Records and
+    ids leave out a field that has its default value, so records and ids that are older than the field stay valid. For the same
+    reason, a default must never change.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     initialization: str
     initialization_digest: str
-    support: tuple[tuple[Any, ...], ...] = Field(description="examples as their kind of task keeps them: (input, label) pairs")
-    steps: int | None = Field(description="None: by the support set's own accuracy, as the initialization has it")
+    support: tuple[tuple[Any, ...], ...] = Field(description="examples as their task kind stores them, such as (input, label)")
+    steps: int | None = Field(description="inner steps; None: as many as the initialization sets for this support set")
     seed: int
-    label_words: bool = Field(default=False, description="each label's own words are one more example of it")
+    label_words: bool = Field(default=False, description="True: the words of each label are one more example of it")
     precision: str
-    kind: str = Field(default=TEXT_CLASSIFICATION, description="of task")
+    kind: str = Field(default=TEXT_CLASSIFICATION, description="task kind")
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The labels in the order of the readout's rows; none where answers are no labels."""
+        """The labels in the order of the readout's rows; empty if the task kind has no labels."""
         return task_kinds()[self.kind].labels(self.support)
 
     @property
     def summary(self) -> RecipeSummary:
-        own = {name: getattr(self, name) for name in RecipeSummary.model_fields if name != "examples"}
-        return RecipeSummary(**own, examples=len(self.support))
+        shared = {name: getattr(self, name) for name in RecipeSummary.model_fields if name != "examples"}
+        return RecipeSummary(**shared, examples=len(self.support))
 
     @property
     def rows(self) -> int:
-        """How many rows the inner loop is taught with."""
+        """The number of rows that the inner loop is trained on."""
         return task_kinds()[self.kind].size(self.support, label_words=self.label_words)[0]
 
     @property
     def pass_key(self) -> str:
-        """Jobs that agree in it may run in one pass, which then takes little longer than any of them wants: the same
-        initialization, precision and steps asked for, rows within a factor of two."""
+        """The key that jobs must have in common to share a pass.
+
+        They then have the same initialization, precision and requested steps, and numbers of rows within a factor of two. So a
+        shared pass takes little longer than each of them would alone.
+        """
         return f"{self.initialization_digest[:32]}/{self.precision}/{self.steps}/{self.rows.bit_length()}"
 
 
 class Outcome(BaseModel):
-    """How a job ended. A failure is data; no exception crosses the queue."""
+    """The result of a job, ready or failed. A failure is stored as data: no exception crosses the queue."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -88,15 +91,18 @@ class Outcome(BaseModel):
 
 
 def queue_name(base_digest: str, precision: str) -> str:
-    """Workers take the jobs of the base models that they have. `base_digest`: the full one, of weights, inputs and precision."""
+    """Return the queue of the jobs of a base model, which only workers with that base model listen to.
+
+    `base_digest`: the full base digest, of weights, inputs and precision.
+    """
     return f"quickstudy.base-{base_digest[:16]}.{precision}"
 
 
 def earlier_queue_name(base_weights_sha256: str, precision: str) -> str:
-    """The queue of jobs that were accepted when base models were told apart by their weights alone."""
+    """Return the queue of jobs from versions that identified a base model by its weights alone."""
     return f"quickstudy.{base_weights_sha256[:16]}.{precision}"
 
 
 def wake_up(tenant: str, adapter_id: str) -> dict[str, Any]:
-    """The arguments of the adapt task. A message only wakes a worker up; the record says what to do."""
+    """Return the arguments of a wake-up message. It only names a job; the record says what to do."""
     return {"tenant": tenant, "adapter_id": adapter_id}

@@ -1,40 +1,44 @@
-"""The names of all keys in Redis, in one place: what is stored where. Torch-free.
+"""The names of all Redis keys, and what each key stores.
 
-Of the deployment:
+Keys of the deployment:
 
 | key | type | holds |
 |---|---|---|
-| `qs:pending` | sorted set | unfinished jobs, by when the reaper should look at them |
-| `qs:running` | sorted set | claimed jobs, by the end of their lease |
-| `qs:dead` | sorted set | jobs that used up their attempts, by when |
-| `qs:waiting:KIN` | sorted set | jobs of one pass key that wait for their first attempt, by since when |
-| `qs:retire` | sorted set | records, by when they may be removed |
-| `qs:counts` | hash | what has happened so far, by name |
+| `qs:pending` | sorted set | unfinished jobs; score: when the reaper must check them next |
+| `qs:running` | sorted set | claimed jobs; score: end of the lease |
+| `qs:dead` | sorted set | jobs that used up their attempts; score: when they did |
+| `qs:waiting:PASS_KEY` | sorted set | jobs with this pass key that wait for their first attempt; score: since when |
+| `qs:retire` | sorted set | records; score: when they may be removed |
+| `qs:counts` | hash | event counts, by name |
 | `qs:fence` | number | the latest fence |
-| `qs:sequence` | number | numbers the records in the order of their creation |
+| `qs:sequence` | number | the number of the latest record, counted in the order of creation |
 | `qs:queues` | set | every queue that ever had a job |
-| `qs:workers`, `qs:worker-descriptions` | sorted set, hash | workers, by the end of their announcement; what each said |
-| `qs:erase`, `qs:erase-last` | number | since when the append-only file holds deleted text; the latest deletion |
+| `qs:workers` | sorted set | workers; score: until when they count as alive |
+| `qs:worker-descriptions` | hash | the announced description of each worker |
+| `qs:erase` | number | since when the append-only file has contained deleted text |
+| `qs:erase-last` | number | the time of the latest deletion |
 | `qs:keys` | hash | API keys, by id |
-| `qs:id-key` | string | the secret that adapter ids are made with |
+| `qs:id-key` | string | the secret key of adapter ids |
 | `qs:celery:…` | Celery's own | wake-ups |
 
-Of a tenant, all under `qs:TENANT:`:
+Keys of a tenant, all under `qs:TENANT:`:
 
 | key | type | holds |
 |---|---|---|
 | `…:adapter:ID` | hash | the record of one adapter (`record.py`) |
-| `…:adapters` | sorted set | its adapters, in the order of their creation |
+| `…:adapters` | sorted set | its adapters; score: number in the order of creation |
 | `…:unfinished` | set | its unfinished jobs |
-| `…:weighed` | sorted set | adapters whose weights are counted, by when they expire (infinity while pinned or being adapted) |
-| `…:usage` | hash | sums over its records: bytes, example_bytes, adaptations, predictions |
+| `…:weighed` | sorted set | adapters whose weights are counted; score: expiry (infinity while pinned or being adapted) |
+| `…:usage` | hash | bytes and example_bytes of its records; adaptations and predictions so far |
 | `…:requests:MINUTE` | number | requests of one minute |
 | `…:aliases-of:ID` | set | the aliases that point at an adapter |
-| `…:alias-targets`, `…:alias-names` | hash, sorted set | where each alias points and since when; the aliases in order |
+| `…:alias-targets` | hash | where each alias points, and since when |
+| `…:alias-names` | sorted set | the aliases, sorted by name |
 | `…:idempotency:DIGEST` | string | the job of an Idempotency-Key (`service.adapting.idempotency`) |
-| `…:weights:ID:FENCE` | string | the weights that one claim stored, on the cache's server |
+| `…:weights:ID:FENCE` | string | the weights that one claim stored; on the server of the cache |
 
-The Lua scripts make some of these names themselves. The end of each job is published on the channel `messages.DONE_CHANNEL`.
+Times are in milliseconds. The Lua scripts build some of these names themselves. The end of each job is published on the channel
+`messages.DONE_CHANNEL`.
 """
 
 from typing import Any
@@ -91,26 +95,26 @@ def alias_names(tenant: str) -> str:
 
 
 def job_keys(tenant: str, adapter_id: str) -> list[str]:
-    """Return the keys that every script of one job takes first."""
+    """Return the keys that every Lua script for one job takes first."""
     return [record(tenant, adapter_id), PENDING, RUNNING, COUNTS, DEAD]
 
 
 def alias_keys(tenant: str, adapter_id: str) -> list[str]:
-    """Return the keys of a script that changes the aliases of an adapter."""
+    """Return the keys that a Lua script needs to change the aliases of an adapter."""
     return [aliases_of(tenant, adapter_id), alias_targets(tenant), alias_names(tenant)]
 
 
 def member(tenant: str, adapter_id: str) -> str:
-    """Return how a job is called in sets and messages."""
+    """Return the name of a job in sets and messages, `tenant/adapter_id`."""
     return f"{tenant}/{adapter_id}"
 
 
 def split_member(member: bytes) -> tuple[str, str]:
-    """Return the tenant and adapter id of a member."""
+    """Split a name made by `member` into (tenant, adapter id)."""
     tenant, adapter_id = text(member).split("/", 1)
     return tenant, adapter_id
 
 
 def text(value: Any) -> str:
-    """Decode a value as Redis returned it."""
+    """Return a value from Redis as text."""
     return value.decode() if isinstance(value, bytes) else str(value)

@@ -1,4 +1,4 @@
-"""Notes on an adapter: name, tags and parent, which are no part of its id. Torch-free."""
+"""Notes on an adapter: its name, tags and parent. They are not part of its id."""
 
 import json
 from dataclasses import dataclass
@@ -6,14 +6,17 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Notes:
-    """Changes of notes: None leaves a note, an empty one removes it. `parent`: the adapter that this one adds examples to."""
+    """Changes to the notes of an adapter. None keeps a note as it is, an empty value removes it.
+
+    `parent`: the adapter whose examples this one extends.
+    """
 
     name: str | None = None
     tags: tuple[str, ...] | None = None
     parent: str | None = None
 
     def flat(self) -> list[str]:
-        """Return field, value, field, value … as the scripts take them."""
+        """Return [field, value, field, value, …], the form that the Lua scripts expect."""
         tags = None if self.tags is None else json.dumps(self.tags) if self.tags else ""
-        noted = (("name", self.name), ("tags", tags), ("parent", self.parent))
-        return [part for field, value in noted if value is not None for part in (field, value)]
+        notes = (("name", self.name), ("tags", tags), ("parent", self.parent))
+        return [part for field, value in notes if value is not None for part in (field, value)]

@@ -1,17 +1,18 @@
-"""What a record stores, and how it is read. Torch-free.
+"""The record of an adapter: its fields in Redis, and how to parse them.
 
-A record is the Redis hash `qs:TENANT:adapter:ID`. Its fields are those of `Record`, and
+A record is the Redis hash `qs:TENANT:adapter:ID`. It has the fields of `Record`, and these:
 
 | field | holds |
 |---|---|
 | `recipe` | the job recipe as JSON, with the text of every example |
-| `kin` | the pass key: jobs with the same one may share a pass |
+| `kin` | the pass key: jobs with the same pass key may share a pass |
 | `queued_at`, `announced_at` | when the job was queued; when its wake-up was last repeated |
-| `lease_until`, `heard_at`, `lost_at` | end of the lease; last heartbeat; last sign of a worker that was lost |
+| `lease_until`, `heard_at`, `lost_at` | end of the lease; last heartbeat; last sign of life of a lost worker |
 | `worker`, `request` | name of the worker that holds the job; id of the request that asked for it |
-| `bytes`, `example_bytes` | size of the weights and of the recipe, as the tenant's usage counts them |
+| `bytes`, `example_bytes` | size of the weights and of the recipe, as counted in the tenant's usage |
 
-The Lua scripts write them. A record has no TTL, so no memory policy can evict it: `qs:retire` says when it may be removed.
+The Lua scripts write these fields. A record has no TTL, so Redis's `volatile-*` policies never evict it. `qs:retire` says when it
+may be removed.
 """
 
 import json
@@ -26,9 +27,9 @@ from worker.ledger.names import text
 
 
 class Record(BaseModel):
-    """The account of one adapter as it is stored, without the examples in its recipe (`Records.recipe`). Times are in ms.
+    """The stored state of one adapter, without its examples (for these, see `Records.recipe`).
 
-    `status` comes from the record alone: only the cache of weights knows whether a ready adapter is `evicted`.
+    Times are in ms. `status` is never `evicted` here: only the cache shows whether the weights of a ready adapter still exist.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -58,12 +59,12 @@ class Record(BaseModel):
 
 
 FIELDS = [name for name in Record.model_fields if name not in ("tenant", "adapter_id")]
-"""The fields of the hash that a record is read from."""
+"""The fields of the Redis hash from which a `Record` is read."""
 
 
 @dataclass(frozen=True)
 class JobState:
-    """How far a job is: the few fields that change while it runs."""
+    """The progress of a job: the few fields that change while it runs."""
 
     status: Status
     attempt: int
@@ -75,17 +76,17 @@ JOB_STATE_FIELDS = ["status", "attempt", "fence", "support_loss"]
 
 
 def stored_fields(values: Sequence[bytes | None]) -> dict[str, str]:
-    """Return the stored ones among the values of `FIELDS`, by name."""
+    """Return the values of `FIELDS` by name, without those that are not stored."""
     return {name: text(value) for name, value in zip(FIELDS, values, strict=True) if value is not None}
 
 
 def parse_record(tenant: str, adapter_id: str, stored: Mapping[str, str], now: int) -> Record:
-    """Return the record as it is at `now`: a ready adapter whose time is over is `expired`."""
+    """Return the record as it is at the time `now`, in ms: a ready adapter past its expiry is `expired`."""
     fields: dict[str, Any] = dict(stored)
     for key in ("truncated", "support_loss", "timings", "tags"):
         fields[key] = json.loads(fields.get(key) or ("{}" if key == "timings" else "[]"))
     fields["summary"] = json.loads(fields["summary"])
-    over = fields.get("pinned") != "1" and int(fields["expires_at"]) <= now
-    if fields["status"] == "ready" and over:
+    has_expired = fields.get("pinned") != "1" and int(fields["expires_at"]) <= now
+    if fields["status"] == "ready" and has_expired:
         fields["status"] = "expired"
     return Record.model_validate({**fields, "tenant": tenant, "adapter_id": adapter_id})

@@ -1,7 +1,8 @@
-"""The records: accept a job, read and change what is stored about its adapter, delete it. Torch-free.
+"""The records: accept a job, read and change the record of its adapter, delete the record.
 
 A job is `queued` until a worker claims it (`claims.py`), then `running`, and ends as `ready` or `failed`. The record is written
-before anybody is told of the job, and it alone says what to do. Its other subjects are attributes of `Records`, one file each.
+before a wake-up for the job is sent, and it alone says what to do. Further operations, such as claims, are attributes of
+`Records`, with one file each.
 """
 
 import json
@@ -29,18 +30,18 @@ from worker.ledger.workers import Workers
 REPLICATION_TIMEOUT_MS = 2_000
 """How long a new record may take to reach its replicas, in milliseconds."""
 FILTERED_PAGE_MIN_READ = 50
-"""Records that a page with a filter reads at once, at least: few of them may match."""
+"""The least number of records that a page with a filter reads at once, because only a few of them may match."""
 
 
 class NotReplicated(redis.RedisError):
-    """A record is written, but on fewer replicas than it should be."""
+    """A record was written, but to fewer replicas than required."""
 
 
 class Records:
-    """The records on one Redis. Every method may raise `redis.RedisError` if it cannot be reached.
+    """Stores records in Redis. Every method raises `redis.RedisError` if Redis cannot be reached.
 
-    `replicas`: how many replicas must have a new record before it counts as accepted. A master that dies takes with it what no
-    replica has.
+    `replicas`: how many replicas must have a new record before it counts as accepted. If the master is lost, so is every record
+    that no replica has.
     """
 
     def __init__(self, client: "redis.Redis", replicas: int = 0) -> None:
@@ -58,7 +59,7 @@ class Records:
         self._delete = scripts.register(client, "delete")
 
     def id_key(self) -> bytes:
-        """Return the secret that adapter ids are made with."""
+        """Return the secret key of adapter ids."""
         return ids.id_key(self._redis)
 
     def accept(
@@ -77,11 +78,14 @@ class Records:
     ) -> tuple[bool, Status]:
         """Write the record of a job. Return (True if there is a new job to announce in `queue`, status).
 
-        The same id again is the same job while it is queued, running or ready; only its TTL starts again. After failure or expiry
-        the job starts again. Notes are kept either way, except those that are given.
+        While a job with this id is queued, running or ready, no new job is created, and only its TTL starts again. After failure
+        or expiry, the job is queued as a new one. In both cases the given notes replace stored ones, and the others are kept.
 
-        `limits`: of the tenant, by name, 0 for none. `size`: the most bytes that the weights can have, which count from now on.
-        Raises LimitReached if a new job would exceed a limit, and NotReplicated; then repeat the same call.
+        `truncated`: the numbers of the examples whose text was cut. `request`: the id of the request. `size`: the largest possible
+        number of bytes of the weights, which counts from now on. `limits`: the tenant's limits by name, 0 for no limit.
+
+        Raises LimitReached if a new job would exceed a limit. Raises NotReplicated if too few replicas have the record in time;
+        then repeat the same call.
         """
         keys = [*names.job_keys(tenant, adapter_id), names.adapters(tenant), names.SEQUENCE, names.RETIRE, names.QUEUES]
         arguments: list[Any] = [
@@ -100,29 +104,31 @@ class Records:
             recipe.summary.model_dump_json(),
             *notes.flat(),
         ]
-        created, said, *refused = self._replicated(lambda client: self._accept(keys=keys, args=arguments, client=client))
+        created, status_or_limit, *refused = self._write_replicated(
+            lambda client: self._accept(keys=keys, args=arguments, client=client)
+        )
         if refused:
-            limit = text(said)
+            limit = text(status_or_limit)
             raise LimitReached(limit, *map(int, refused), retry_after=JOB_SECONDS if limit == "MAX_JOBS" else ROOM_SECONDS)
-        return bool(created), cast(Status, text(said))
+        return bool(created), cast(Status, text(status_or_limit))
 
-    def _replicated(self, write: Callable[["redis.Redis"], Any]) -> Any:
-        """Return the answer to `write` once enough replicas have what it wrote."""
+    def _write_replicated(self, write: Callable[["redis.Redis"], Any]) -> Any:
+        """Return the answer to `write` once enough replicas have its data."""
         if not self._replicas:
             return write(self._redis)
-        with self._redis.pipeline(transaction=False) as pipe:  # one connection: WAIT is about what its own has written
+        with self._redis.pipeline(transaction=False) as pipe:  # WAIT covers only the writes of its own connection
             write(pipe)
             pipe.wait(self._replicas, REPLICATION_TIMEOUT_MS)
-            answer, reached = pipe.execute()
-        if reached < self._replicas:
-            raise NotReplicated(f"on {reached} of {self._replicas} replicas after {REPLICATION_TIMEOUT_MS} ms")
+            answer, replicated = pipe.execute()
+        if replicated < self._replicas:
+            raise NotReplicated(f"on {replicated} of {self._replicas} replicas after {REPLICATION_TIMEOUT_MS} ms")
         return answer
 
     def requeue(self, record: Record, why: Literal["evicted", "corrupt"], queue: str = "") -> bool:
-        """Queue a ready job again because its weights are missing or wrong, and count that. Its TTL runs on.
+        """Queue a ready job again because its weights are missing or wrong, and count the reason `why`.
 
-        `queue`: for a record that has none yet. Returns False if the record has changed since it was read: it was deleted, or
-        somebody else has queued it again.
+        The TTL is not restarted. `queue`: for a record that has no queue yet. Returns False if the record was deleted or queued
+        again since it was read.
         """
         arguments: list[Any] = [names.member(record.tenant, record.adapter_id), record.fence, ANNOUNCE_AGAIN_MS, why, queue]
         return bool(self._requeue(keys=names.job_keys(record.tenant, record.adapter_id), args=arguments))
@@ -132,17 +138,17 @@ class Records:
         return self._redis.scard(names.unfinished(tenant))
 
     def get(self, tenant: str, adapter_id: str) -> Record | None:
-        """Return the record, with `expired` instead of `ready` once its time is over; None if there is none."""
+        """Return the record, None if there is none. Its status is `expired` if a ready adapter has expired."""
         values = cast(list[bytes | None], self._redis.hmget(names.record(tenant, adapter_id), FIELDS))
         return self._parse(tenant, adapter_id, values, server_ms(self._redis))
 
     def recipe(self, tenant: str, adapter_id: str) -> JobRecipe | None:
-        """Return what the adapter is made from, with the text of every example; None if there is no record."""
+        """Return the recipe of an adapter, with all its examples; None if there is no record."""
         content = cast(bytes | None, self._redis.hget(names.record(tenant, adapter_id), "recipe"))
         return None if content is None else JobRecipe.model_validate_json(content)
 
     def job_state(self, tenant: str, adapter_id: str) -> JobState | None:
-        """Return how far a job is, for callers that ask repeatedly; None if there is no record."""
+        """Return the progress of a job, None if there is no record. This is cheap, for callers that poll."""
         values = cast(list[bytes | None], self._redis.hmget(names.record(tenant, adapter_id), JOB_STATE_FIELDS))
         if values[0] is None:
             return None
@@ -152,42 +158,43 @@ class Records:
     def page(
         self, tenant: str, limit: int, before: int | None, wanted: Callable[[Record], bool] | None = None, most: int = 1000
     ) -> tuple[list[Record], int | None]:
-        """Return records of a tenant, newest first, and the cursor of the next page (None at the end).
+        """Return up to `limit` records of a tenant, newest first, and the cursor of the next page.
 
-        `wanted` filters them. Then a page may have fewer than `limit` records before the end: it stops after reading `most`.
+        `before` is the cursor of this page, None for the first one. The returned cursor is None at the end. With the filter
+        `wanted`, a page ends after reading `most` records, so it may have fewer than `limit` records before the end.
         """
-        found: list[Record] = []
+        matching: list[Record] = []
         index, cursor, left = names.adapters(tenant), before, most
-        while len(found) < limit and left > 0:
-            number = limit - len(found) if wanted is None else min(left, max(FILTERED_PAGE_MIN_READ, limit - len(found)))
+        while len(matching) < limit and left > 0:
+            number = limit - len(matching) if wanted is None else min(left, max(FILTERED_PAGE_MIN_READ, limit - len(matching)))
             top: str | float = "+inf" if cursor is None else f"({cursor}"
             rows = cast(
                 list[tuple[bytes, float]],
                 self._redis.zrevrangebyscore(index, top, "-inf", start=0, num=number, withscores=True),
             )
             if not rows:
-                return found, None
+                return matching, None
             with self._redis.pipeline(transaction=False) as pipe:
                 for raw, _ in rows:
                     pipe.hmget(names.record(tenant, text(raw)), FIELDS)
                 contents, now = pipe.execute(), server_ms(self._redis)
             for (raw, score), values in zip(rows, contents, strict=True):
-                if len(found) == limit:
+                if len(matching) == limit:
                     break
                 cursor, left = int(score), left - 1
                 record = self._parse(tenant, text(raw), values, now)
                 if record is None:
                     self._redis.zrem(index, raw)
                 elif wanted is None or wanted(record):
-                    found.append(record)
-        return found, cursor
+                    matching.append(record)
+        return matching, cursor
 
     def _parse(self, tenant: str, adapter_id: str, values: list[bytes | None], now: int) -> Record | None:
-        """Return the record of the values of `FIELDS`, None if nothing is stored."""
+        """Return the record with these values of `FIELDS`, None if nothing is stored."""
         stored = stored_fields(values)
         if "status" not in stored:
             return None
-        if "summary" not in stored:  # it was accepted before there were summaries
+        if "summary" not in stored:  # the record is from a version without summaries
             recipe = self.recipe(tenant, adapter_id)
             if recipe is None:
                 return None
@@ -195,9 +202,9 @@ class Records:
         return parse_record(tenant, adapter_id, stored, now)
 
     def pin(self, tenant: str, adapter_id: str, pinned: bool) -> int | None:
-        """Keep an adapter from expiring, or start its TTL again. Return the TTL in ms, None if there is no record.
+        """Pin an adapter, so that it does not expire, or unpin it, which restarts its TTL.
 
-        Raises AdapterExpired if its time is over already.
+        Returns the TTL in ms, None if there is no record. Raises AdapterExpired if the adapter has already expired.
         """
         arguments: list[Any] = [names.member(tenant, adapter_id), int(pinned), KEEP_EXPIRED_RECORDS_MS]
         ttl = self._pin(keys=[*names.job_keys(tenant, adapter_id), names.RETIRE], args=arguments)
@@ -210,10 +217,10 @@ class Records:
         return bool(self._annotate(keys=[names.record(tenant, adapter_id)], args=notes.flat()))
 
     def delete(self, tenant: str, adapter_id: str, *, only: Literal["", "dead", "over"] = "") -> int | None:
-        """Delete the record with its examples. Return its fence, None if there is no such record.
+        """Delete a record with its examples. Return its fence, None if nothing was deleted.
 
-        `only`: delete it if the job is dead, or if the record's time is over, and then with the aliases that point at it. Without
-        it, raises AdapterAliased if aliases point at the adapter.
+        `only`: a condition. `dead` deletes the record only if the job is dead, `over` only if the time in `qs:retire` has come.
+        Under a condition, the aliases that point at the adapter are deleted too; without one, they raise AdapterAliased.
         """
         keys = [*names.job_keys(tenant, adapter_id), names.adapters(tenant), names.RETIRE, names.ERASE, names.ERASE_LAST]
         keys += names.alias_keys(tenant, adapter_id)

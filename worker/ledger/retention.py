@@ -1,4 +1,4 @@
-"""Remove what has had its time: records of adapters that expired long ago, and deleted text in the append-only file. Torch-free."""
+"""Retention: remove old records, and deleted text that is still in the append-only file."""
 
 from collections.abc import Callable
 from typing import cast
@@ -9,34 +9,39 @@ from worker.ledger import names, scripts
 from worker.ledger.clock import server_ms
 
 KEEP_EXPIRED_RECORDS_MS = 7 * 24 * 3600 * 1000
-"""How long a record outlives its adapter, in milliseconds, so that a late reader is told `expired` and not `unknown`."""
+"""How long a record is kept after its adapter expires, in milliseconds. Late readers then get `expired` instead of `unknown`."""
 
 
 class Retention:
-    """Remove old records and deleted text. Every method may raise `redis.RedisError` if Redis cannot be reached.
+    """Removes old records and deleted text.
 
-    `delete_if_over` deletes a record if its time is over, and returns its fence, or None if it was not deleted.
+    Every method raises `redis.RedisError` if Redis cannot be reached. `delete_if_due(tenant, adapter_id)` deletes a record if the
+    time in `qs:retire` has come. It returns the fence, or None if the record was not deleted.
     """
 
-    def __init__(self, client: "redis.Redis", delete_if_over: Callable[[str, str], int | None]) -> None:
-        self._redis, self._delete_if_over = client, delete_if_over
+    def __init__(self, client: "redis.Redis", delete_if_due: Callable[[str, str], int | None]) -> None:
+        self._redis, self._delete_if_due = client, delete_if_due
         self._erased = scripts.register(client, "erased")
         self._rewrite_began: int | None = None
 
     def retire(self, most: int = 100) -> list[tuple[str, str, int]]:
-        """Remove records whose adapters expired long ago. Return (tenant, adapter id, fence) of each."""
+        """Remove records whose adapters expired long ago, at most `most` in a call.
+
+        Returns (tenant, adapter id, fence) of each removed record.
+        """
         members = cast(list[bytes], self._redis.zrangebyscore(names.RETIRE, "-inf", server_ms(self._redis), start=0, num=most))
-        gone = [(tenant, identity, self._delete_if_over(tenant, identity)) for tenant, identity in map(names.split_member, members)]
-        return [(tenant, identity, fence) for tenant, identity, fence in gone if fence is not None]
+        jobs = map(names.split_member, members)
+        fences = [(tenant, identity, self._delete_if_due(tenant, identity)) for tenant, identity in jobs]
+        return [(tenant, identity, fence) for tenant, identity, fence in fences if fence is not None]
 
     def erase(self, after_ms: int) -> bool:
-        """Have the server rewrite its append-only file `after_ms` after a deletion, because the file still holds the deleted text.
+        """Make the server rewrite its append-only file `after_ms` after a deletion.
 
-        Call it repeatedly: it starts the rewrite, and returns True once the rewritten file is in place. Raises
-        redis.ResponseError if the server does not allow the rewrite.
+        Until then the file still contains the deleted text. Call this repeatedly: one call starts the rewrite, and a later one
+        returns True once the rewritten file is in place. Raises redis.ResponseError if the server does not allow the rewrite.
         """
-        since = cast(bytes | None, self._redis.get(names.ERASE))
-        if since is None:
+        deleted_at = cast(bytes | None, self._redis.get(names.ERASE))
+        if deleted_at is None:
             return False
         state = self._redis.info("persistence")
         if state["aof_rewrite_in_progress"] or state.get("aof_rewrite_scheduled"):
@@ -45,7 +50,7 @@ class Retention:
             began, self._rewrite_began = self._rewrite_began, None
             return bool(self._erased(keys=[names.ERASE, names.ERASE_LAST], args=[began]))
         now = server_ms(self._redis)
-        if now - int(since) >= after_ms:
+        if now - int(deleted_at) >= after_ms:
             self._redis.bgrewriteaof()
             self._rewrite_began = now
         return False

@@ -1,20 +1,21 @@
-"""Read the Lua files of `lua/`, one for each atomic step of the ledger, and register them with a Redis client. Torch-free.
+"""The Lua scripts of the ledger, one file in `lua/` for each atomic step: read and register them.
 
-Redis runs a script as a whole, so no reader ever sees half of a step. The scripts of one job take these keys first
-(`names.job_keys`), and what else they touch after them:
+Redis runs a script atomically, so no reader ever sees half of a step. A script for one job takes these keys first
+(`names.job_keys`), then the other keys that it needs:
 
 | key | holds |
 |---|---|
 | `KEYS[1]` | the record |
-| `KEYS[2]` | `qs:pending`: unfinished jobs, by when the reaper should look at them |
-| `KEYS[3]` | `qs:running`: claimed jobs, by the end of their lease |
-| `KEYS[4]` | `qs:counts`: what has happened so far, for `/metrics` |
-| `KEYS[5]` | `qs:dead`: jobs that used up their attempts, by when |
+| `KEYS[2]` | `qs:pending`: unfinished jobs; score: when the reaper must check them next |
+| `KEYS[3]` | `qs:running`: claimed jobs; score: end of the lease |
+| `KEYS[4]` | `qs:counts`: event counts, for `/metrics` |
+| `KEYS[5]` | `qs:dead`: jobs that used up their attempts; score: when they did |
 
-`ARGV[1]` is the member, `tenant/adapter_id`. The comment at the head of each file names the rest.
+`ARGV[1]` is the member, `tenant/adapter_id`. The comment at the top of each file lists the other keys and arguments.
 
-A server without memory refuses a script's first write if that could need some, and none after it. So every script of a job but
-`accept` begins with a removal: a job can be ended, handed back or deleted on such a server.
+A Redis server that is out of memory refuses a script at its first write, if that write may need memory; it refuses no later write
+of a script. So every script for a job except `accept` begins with a removal. Jobs can then be ended, handed back and deleted even
+on a server that is out of memory.
 """
 
 from functools import cache
@@ -44,22 +45,25 @@ SHARED = {
     "take_requests": (),
     "usage": ("now", "tenant"),
 }
-"""The files of `lua/shared` that each script starts with. Later ones may use what earlier ones define."""
+"""The files of `lua/shared` that are put before each script. A later file may use the definitions of an earlier one."""
 
 
 def register(client: "redis.Redis", name: str) -> Script:
-    """Return the script `lua/NAME.lua`, to be called with keys and arguments."""
+    """Return the script `lua/NAME.lua` as a callable that takes keys and arguments."""
     return client.register_script(text(name))
 
 
 @cache
 def text(name: str) -> str:
-    """Return the whole text of a script as Redis gets it: its shared parts, then its own."""
+    """Return the whole text of a script as it is sent to Redis: its shared files, then its own."""
     return "".join(_code(FOLDER / "shared" / f"{part}.lua") for part in SHARED[name]) + _code(FOLDER / f"{name}.lua")
 
 
 def _code(path: Path) -> str:
-    """Return a file without the comment at its head, so that editing the comment does not change the script's SHA in Redis."""
+    """Return the text of a file without the comment at its top.
+
+    Editing that comment then does not change the script's SHA in Redis.
+    """
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     first = next(number for number, line in enumerate(lines) if not line.startswith("--"))
     return "".join(lines[first:])

@@ -1,10 +1,13 @@
-"""Redis by URL, for every process: one server, one behind Sentinel, or, for weights alone, a cluster. Torch-free.
+"""Redis clients by URL, for every process: one server, a master behind Sentinel, or a cluster.
 
     redis://[user:password@]host:port/db · rediss://… (TLS) · unix:///path
     redis+sentinel://[user:password@]host:port,host:port/SERVICE[/db]
-    redis+cluster://[user:password@]host:port,host:port          CACHE_URL alone: a job's scripts want all of its keys on one server
+    redis+cluster://[user:password@]host:port,host:port
 
-User and password are the servers'; Sentinels that want one of their own, and TLS to Sentinels or a cluster, are not supported.
+A cluster is allowed only for the cache of weights (CACHE_URL), because the Lua scripts of a job need all its keys on one server.
+
+User and password are those of the Redis servers. Sentinels with a password of their own, and TLS to Sentinels or to a cluster, are
+not supported.
 """
 
 import re
@@ -28,13 +31,13 @@ _NODE = r"(?:[^,:/@\s]+|\[[0-9a-fA-F:]+\])(?::\d+)?"
 _LOGIN = r"(?:(?P<user>[^:@/]*):(?P<password>[^@/]*)@)?"
 _SENTINEL = rf"redis\+sentinel://{_LOGIN}(?P<nodes>{_NODE}(?:,{_NODE})*)/(?P<service>[^/?#]+)(?:/(?P<db>\d+))?"
 _CLUSTER = rf"redis\+cluster://{_LOGIN}(?P<nodes>{_NODE}(?:,{_NODE})*)/?"
-_ASKED = {"socket_timeout": 2.0, "socket_connect_timeout": 1.0}
-_PORTS = {"sentinel": 26379, "cluster": 6379}
+_SENTINEL_TIMEOUTS = {"socket_timeout": 2.0, "socket_connect_timeout": 1.0}
+_DEFAULT_PORTS = {"sentinel": 26379, "cluster": 6379}
 
 
 @dataclass(frozen=True)
-class _Many:
-    """What a URL of several nodes says."""
+class _MultiNodeUrl:
+    """The parts of a Sentinel or cluster URL."""
 
     nodes: tuple[tuple[str, int], ...]
     login: dict[str, str]
@@ -42,89 +45,99 @@ class _Many:
     db: int
 
 
-def _parsed(kind: Literal["sentinel", "cluster"], url: str) -> _Many | None:
-    found = re.fullmatch(_SENTINEL if kind == "sentinel" else _CLUSTER, url)
-    if found is None:
+def _parse(kind: Literal["sentinel", "cluster"], url: str) -> _MultiNodeUrl | None:
+    match = re.fullmatch(_SENTINEL if kind == "sentinel" else _CLUSTER, url)
+    if match is None:
         return None
-    own = found.groupdict()
+    parts = match.groupdict()
     nodes = []
-    for node in own["nodes"].split(","):
+    for node in parts["nodes"].split(","):
         host, _, port = node.rpartition(":") if re.search(r":\d+$", node) else (node, "", "")
-        nodes.append((host.strip("[]"), int(port or _PORTS[kind])))
-    login = {"username": own["user"], "password": own["password"]}
-    given = {name: unquote(value) for name, value in login.items() if value}
-    return _Many(tuple(nodes), given, own.get("service") or "", int(own.get("db") or 0))
+        nodes.append((host.strip("[]"), int(port or _DEFAULT_PORTS[kind])))
+    credentials = {"username": parts["user"], "password": parts["password"]}
+    login = {name: unquote(value) for name, value in credentials.items() if value}
+    return _MultiNodeUrl(tuple(nodes), login, parts.get("service") or "", int(parts.get("db") or 0))
 
 
-def for_records(url: str) -> bool:
-    """Whether queue and records can be there."""
-    return bool(re.fullmatch(_SINGLE, url)) or _parsed("sentinel", url) is not None
+def is_records_url(url: str) -> bool:
+    """Return True if queue and records can be stored at this URL."""
+    return bool(re.fullmatch(_SINGLE, url)) or _parse("sentinel", url) is not None
 
 
-def for_weights(url: str) -> bool:
-    """Whether the cache can be there."""
-    return for_records(url) or _parsed("cluster", url) is not None
+def is_weights_url(url: str) -> bool:
+    """Return True if the weights can be stored at this URL."""
+    return is_records_url(url) or _parse("cluster", url) is not None
 
 
 def records_client(url: str, *, timeout: float = 10, connect_timeout: float = 3) -> "redis.Redis":
-    """A client of queue and records; of whichever server is the master now, behind Sentinel. Connects at first use."""
+    """Return a client for queue and records, which connects at its first use.
+
+    Behind Sentinel it always connects to the current master. Timeouts are in seconds.
+    """
     timeouts = {"socket_timeout": timeout, "socket_connect_timeout": connect_timeout}
-    if (many := _parsed("sentinel", url)) is not None:
-        return cast(redis.Redis, _master(redis.sentinel.Sentinel, Retry, many, timeouts))
+    if (sentinel := _parse("sentinel", url)) is not None:
+        return cast(redis.Redis, _master_client(redis.sentinel.Sentinel, Retry, sentinel, timeouts))
     return redis.Redis.from_url(url, **timeouts)
 
 
 def subscriber(url: str) -> "redis.asyncio.Redis":
-    """An asynchronous client for `pubsub`."""
-    if (many := _parsed("sentinel", url)) is not None:
-        found = _master(redis.asyncio.sentinel.Sentinel, AsyncRetry, many, {"socket_connect_timeout": 3.0})
-        return cast(redis.asyncio.Redis, found)
+    """Return an asynchronous client for `pubsub`."""
+    if (sentinel := _parse("sentinel", url)) is not None:
+        client = _master_client(redis.asyncio.sentinel.Sentinel, AsyncRetry, sentinel, {"socket_connect_timeout": 3.0})
+        return cast(redis.asyncio.Redis, client)
     return redis.asyncio.Redis.from_url(url)
 
 
-def _master(sentinel: Any, retry: Any, many: _Many, timeouts: dict[str, float]) -> Any:
-    # Once each: redis-py would try a Sentinel that is gone ten times before it asks the next one.
-    asked = sentinel(many.nodes, sentinel_kwargs={**_ASKED, "retry": retry(NoBackoff(), 0)})
-    return asked.master_for(many.service, db=many.db, **many.login, **timeouts)
+def _master_client(sentinel_class: Any, retry: Any, url: _MultiNodeUrl, timeouts: dict[str, float]) -> Any:
+    # No retries: by default redis-py tries a Sentinel that is gone ten times before it asks the next one.
+    sentinel = sentinel_class(url.nodes, sentinel_kwargs={**_SENTINEL_TIMEOUTS, "retry": retry(NoBackoff(), 0)})
+    return sentinel.master_for(url.service, db=url.db, **url.login, **timeouts)
 
 
 def weights_client(url: str, *, timeout: float = 10, connect_timeout: float = 3) -> "redis.Redis":
-    """A client of the cache, which may be a cluster. Connects at first use."""
-    if (many := _parsed("cluster", url)) is not None:
-        return cast(redis.Redis, _Cluster(many, timeout, connect_timeout))
+    """Return a client for the cache of weights, which connects at its first use. Timeouts are in seconds."""
+    if (cluster := _parse("cluster", url)) is not None:
+        return cast(redis.Redis, _ClusterClient(cluster, timeout, connect_timeout))
     return records_client(url, timeout=timeout, connect_timeout=connect_timeout)
 
 
 def broker(url: str) -> tuple[str, dict[str, Any]]:
-    """The URL as Celery wants it, and the transport options that belong to it."""
-    if (many := _parsed("sentinel", url)) is not None:
-        user, password = (quote(many.login.get(name, ""), safe="") for name in ("username", "password"))
+    """Return the URL in the form that Celery expects, and the transport options for it."""
+    if (sentinel := _parse("sentinel", url)) is not None:
+        user, password = (quote(sentinel.login.get(name, ""), safe="") for name in ("username", "password"))
         login = f"{user}:{password}@" if password else ""
-        hosts = (f"[{host}]" if ":" in host else host for host, _ in many.nodes)
-        urls = [f"sentinel://{login}{host}:{port}/{many.db}" for host, (_, port) in zip(hosts, many.nodes, strict=True)]
-        return ";".join(urls), {"master_name": many.service, "sentinel_kwargs": {**_ASKED, "retry": Retry(NoBackoff(), 0)}}
+        hosts = (f"[{host}]" if ":" in host else host for host, _ in sentinel.nodes)
+        urls = [f"sentinel://{login}{host}:{port}/{sentinel.db}" for host, (_, port) in zip(hosts, sentinel.nodes, strict=True)]
+        options = {
+            "master_name": sentinel.service,
+            "sentinel_kwargs": {**_SENTINEL_TIMEOUTS, "retry": Retry(NoBackoff(), 0)},
+        }
+        return ";".join(urls), options
     return url.replace("unix://", "redis+socket://", 1), {}
 
 
-class _Cluster:
-    """A cluster's client as `WeightStore` needs it: redis-py's own connects when it is made, and raises what is no RedisError."""
+class _ClusterClient:
+    """A cluster client for `WeightStore`: it connects at its first use and raises only RedisError.
 
-    def __init__(self, many: _Many, timeout: float, connect_timeout: float) -> None:
+    The cluster client of redis-py connects when it is created, and raises errors that are not a `redis.RedisError`.
+    """
+
+    def __init__(self, url: _MultiNodeUrl, timeout: float, connect_timeout: float) -> None:
         node: Any = ClusterNode
-        self._nodes = [node(host, port) for host, port in many.nodes]
-        self._options: dict[str, Any] = {**many.login, "socket_timeout": timeout, "socket_connect_timeout": connect_timeout}
+        self._nodes = [node(host, port) for host, port in url.nodes]
+        self._options: dict[str, Any] = {**url.login, "socket_timeout": timeout, "socket_connect_timeout": connect_timeout}
         self._client: RedisCluster | None = None
 
-    def _reached(self) -> RedisCluster:
+    def _connected(self) -> RedisCluster:
         if self._client is None:
             self._client = RedisCluster(startup_nodes=self._nodes, **self._options)
         return self._client
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
-        def ask(*arguments: Any, **named: Any) -> Any:
+        def call(*arguments: Any, **named: Any) -> Any:
             try:
-                return getattr(self._reached(), name)(*arguments, **named)
-            except (RedisClusterException, ClusterError) as error:  # ClusterError is a refusal to redis-py, and here an outage
+                return getattr(self._connected(), name)(*arguments, **named)
+            except (RedisClusterException, ClusterError) as error:  # some are a ResponseError, but all mean an outage
                 raise redis.ConnectionError(f"the cluster is out of reach: {error}") from error
 
-        return ask
+        return call

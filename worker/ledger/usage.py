@@ -1,6 +1,6 @@
-"""What each tenant has and has done, and the limits on it. Torch-free.
+"""Usage of each tenant, and its limits.
 
-Adapters, bytes and jobs are counted in the scripts that change them (`lua/shared/tenant.lua`), and their limits are checked where
+Adapters, bytes and jobs are counted in the scripts that change them (`lua/shared/tenant.lua`), and their limits are checked when
 a job is accepted (`lua/accept.lua`). Requests and predictions are counted here.
 """
 
@@ -17,11 +17,11 @@ LIMITS = ("MAX_ADAPTERS", "MAX_ADAPTER_BYTES", "MAX_EXAMPLE_BYTES", "MAX_JOBS", 
 
 @dataclass(frozen=True)
 class Used:
-    """What a tenant uses.
+    """The usage of one tenant.
 
-    `adapters`: records of any status. `bytes`: of weights that are ready, and the most that those being adapted can have.
-    `example_bytes`: of the records' examples. `jobs`: unfinished ones. `adaptations` (jobs accepted) and `predictions` (inputs
-    answered) count since the records began.
+    `adapters`: records of any status. `bytes`: size of ready weights, plus the largest possible size of weights that are being
+    adapted. `example_bytes`: size of the examples in all records. `jobs`: unfinished jobs. `adaptations` and `predictions`: all
+    jobs accepted and all inputs answered so far.
     """
 
     adapters: int
@@ -35,7 +35,7 @@ class Used:
 
 
 class Usage:
-    """Read and count usage. Every method may raise `redis.RedisError` if the records cannot be reached."""
+    """Counts and reads usage. Every method raises `redis.RedisError` if the records cannot be reached."""
 
     def __init__(self, client: "redis.Redis") -> None:
         self._redis = client
@@ -43,14 +43,17 @@ class Usage:
         self._take = scripts.register(client, "take_requests")
 
     def of(self, tenant: str) -> Used:
-        """Return what a tenant uses, all read at one moment.
+        """Return the usage of a tenant, read atomically.
 
-        If more than a thousand adapters have expired since the last call, bytes of some of them are still counted.
+        If more than a thousand adapters have expired since the last call, the bytes of some of them are still counted.
         """
         return Used(*map(int, self._used(args=[f"{tenant}/"])))
 
     def take_requests(self, tenant: str, number: int, most: int = 0) -> None:
-        """Count requests of this minute. Raises LimitReached, and counts none, if there would be more than `most` (0: no limit)."""
+        """Count `number` requests in the current minute.
+
+        Raises LimitReached, without counting any, if the minute would have more than `most` requests (0: no limit).
+        """
         arguments: list[Any] = [tenant, number, most]
         refused = self._take(args=arguments)
         if refused:
@@ -58,5 +61,5 @@ class Usage:
             raise LimitReached("MAX_REQUESTS_A_MINUTE", most, used, retry_after=seconds)
 
     def add_predictions(self, tenant: str, number: int) -> None:
-        """Count inputs that were answered."""
+        """Count `number` inputs that were answered."""
         self._redis.hincrby(names.usage(tenant), "predictions", number)

@@ -1,7 +1,7 @@
-"""The jobs that wait: in what order, in which queues, and which must be announced to the workers again. Torch-free.
+"""Waiting jobs: their order, their queues, and which of them must be announced again.
 
-A message in a queue only wakes a worker up, and may be lost. `qs:pending` has every unfinished job by when a reaper should look
-at it; a job that is due there, and whose wake-up is gone, is announced again.
+A job is announced by a wake-up, a message in a queue, which may be lost. `qs:pending` holds every unfinished job with the time at
+which a reaper must check it. If the job's wake-up is gone then, the job is announced again.
 """
 
 from collections.abc import Mapping
@@ -14,20 +14,23 @@ from worker.ledger import names, scripts
 from worker.ledger.names import text
 
 ANNOUNCE_AGAIN_MS = 10_000
-"""Delay before a queued job that no worker has claimed is announced again, in milliseconds."""
+"""Delay before the reaper checks a queued job that no worker has claimed, in milliseconds."""
 
 
 class WaitingJobs:
-    """Read the waiting jobs on one Redis. Every method may raise `redis.RedisError` if it cannot be reached."""
+    """Reads the waiting jobs from Redis.
+
+    Every method raises `redis.RedisError` if Redis cannot be reached.
+    """
 
     def __init__(self, client: "redis.Redis") -> None:
         self._redis = client
         self._due = scripts.register(client, "due")
 
     def for_pass(self, pass_key: str, most: int) -> list[tuple[str, str]]:
-        """Return (tenant, adapter id) of jobs with this pass key that wait for their first attempt, the longest wait first.
+        """Return (tenant, adapter id) of up to `most` jobs that may share a pass, the longest wait first.
 
-        They still have to be claimed: another worker may be faster.
+        They have this pass key and wait for their first attempt. They still have to be claimed: another worker may be faster.
         """
         members = cast(list[bytes], self._redis.zrange(names.waiting(pass_key), 0, most - 1)) if most else []
         return [names.split_member(member) for member in members]
@@ -37,12 +40,12 @@ class WaitingJobs:
         return sorted(text(name) for name in cast(set[bytes], self._redis.smembers(names.QUEUES)))
 
     def due(self, most: int = 100, *, oldest: Mapping[str, tuple[str, str]] = MappingProxyType({})) -> list[tuple[str, str, str]]:
-        """Return (tenant, adapter id, queue) of unfinished jobs to be announced again, and put off when they are due next.
+        """Return (tenant, adapter id, queue) of the jobs to announce again, and postpone their next check.
 
-        Their lease ran out, or they were handed back, or no worker claimed them although their wake-up is gone. `oldest`: by queue,
-        the job whose wake-up has waited longest, for queues that hold one. The queue is empty for a job that was accepted before
-        there were several.
+        These are jobs whose lease expired, that were handed back, or that no worker claimed although their wake-up is gone.
+        At most `most` jobs are checked. `oldest`: for each queue that holds a wake-up, the job of the oldest one. The returned
+        queue is empty for a job that was accepted before queues had names.
         """
         keys = [names.PENDING, *(names.record(*job) for job in oldest.values())]
-        found = self._due(keys=keys, args=[most, ANNOUNCE_AGAIN_MS, *oldest])
-        return [(*names.split_member(member), text(queue)) for member, queue in zip(found[::2], found[1::2], strict=True)]
+        flat = self._due(keys=keys, args=[most, ANNOUNCE_AGAIN_MS, *oldest])
+        return [(*names.split_member(member), text(queue)) for member, queue in zip(flat[::2], flat[1::2], strict=True)]

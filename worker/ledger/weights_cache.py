@@ -1,4 +1,7 @@
-"""Store adapter weights in Redis as bytes, with a TTL unless pinned, and check their digest when they are read. Torch-free."""
+"""The cache of adapter weights in Redis.
+
+Weights are bytes with a TTL, unless their adapter is pinned. Their digest is checked when they are read.
+"""
 
 import hashlib
 from typing import cast
@@ -10,14 +13,14 @@ from worker.ledger import names
 
 
 def weights_digest(content: bytes) -> str:
-    """Return the sha256 of an adapter's bytes, as records and answers state it."""
+    """Return the sha256 of an adapter's bytes, the digest in records and answers."""
     return hashlib.sha256(content).hexdigest()
 
 
 class WeightStore:
-    """The weights on one cache. Every method may raise `redis.RedisError` if it cannot be reached.
+    """Stores weights in the cache. Every method raises `redis.RedisError` if the cache cannot be reached.
 
-    Each claim writes under its own fence, so removing what a stale worker wrote cannot touch what another one committed.
+    Each claim writes under its own fence, so removing the weights of a stale worker cannot affect those that another committed.
     """
 
     def __init__(self, client: "redis.Redis") -> None:
@@ -27,22 +30,26 @@ class WeightStore:
         self._redis.set(names.weights(tenant, adapter_id, fence), content, px=ttl_ms)
 
     def get(self, tenant: str, adapter_id: str, fence: int, digest: str) -> bytes:
-        """Return the weights. Raises WeightsMissing; and WeightsCorrupt, after removing them, if `digest` is not theirs."""
+        """Return the weights.
+
+        Raises WeightsMissing if they are not in the cache. Raises WeightsCorrupt if they do not have this `digest`, after removing
+        them from the cache.
+        """
         content = cast(bytes | None, self._redis.get(names.weights(tenant, adapter_id, fence)))
         if content is None:
-            raise WeightsMissing(f"the weights of {adapter_id} are no longer cached")
+            raise WeightsMissing(f"the weights of {adapter_id} are no longer in the cache")
         if weights_digest(content) != digest:
             self.remove(tenant, adapter_id, fence)
-            raise WeightsCorrupt(f"the cached weights of {adapter_id} do not have the digest on record")
+            raise WeightsCorrupt(f"the cached weights of {adapter_id} do not match the digest in the record")
         return content
 
     def has(self, tenant: str, adapter_id: str, fence: int) -> bool:
         return bool(self._redis.exists(names.weights(tenant, adapter_id, fence)))
 
     def keep(self, tenant: str, adapter_id: str, fence: int, ttl_ms: int | None) -> bool:
-        """Start the TTL again, or with None remove it. Return False if the weights are gone.
+        """Restart the TTL, or remove it if `ttl_ms` is None. Return False if the weights are gone.
 
-        Without a TTL they neither expire nor can be evicted by `volatile-lru`.
+        Weights without a TTL neither expire nor are evicted under the policy `volatile-lru`.
         """
         if ttl_ms is not None:
             return bool(self._redis.pexpire(names.weights(tenant, adapter_id, fence), ttl_ms))

@@ -1,4 +1,4 @@
-"""Which workers are alive: each one announces itself every second. Torch-free."""
+"""The workers that are alive: each one announces itself every second."""
 
 import json
 from collections import Counter
@@ -11,7 +11,7 @@ from worker.ledger.clock import server_ms
 
 
 class Workers:
-    """Announce and count workers. Every method may raise `redis.RedisError` if Redis cannot be reached."""
+    """Announces and counts workers. Every method raises `redis.RedisError` if Redis cannot be reached."""
 
     def __init__(self, client: "redis.Redis") -> None:
         self._redis = client
@@ -32,6 +32,6 @@ class Workers:
     def by_queue(self) -> dict[str, int]:
         """Return the number of workers that are alive, by queue."""
         alive = cast(list[bytes], self._redis.zrangebyscore(names.WORKERS, f"({server_ms(self._redis)}", "+inf"))
-        said = cast(list[bytes | None], self._redis.hmget(names.WORKER_DESCRIPTIONS, alive)) if alive else []
-        described = [json.loads(each) for each in said if each is not None]
-        return dict(Counter(queue for each in described for queue in each.get("queues", [each.get("queue", "")])))
+        stored = cast(list[bytes | None], self._redis.hmget(names.WORKER_DESCRIPTIONS, alive)) if alive else []
+        workers = [json.loads(description) for description in stored if description is not None]
+        return dict(Counter(queue for worker in workers for queue in worker.get("queues", [worker.get("queue", "")])))

@@ -1,4 +1,4 @@
-"""Jobs for the tests of the ledger, and short ways to claim them."""
+"""A job recipe for the tests of the ledger, and helpers that claim jobs."""
 
 from worker.ledger.claims import Claim
 from worker.ledger.messages import JobRecipe
@@ -13,7 +13,7 @@ RECIPE = JobRecipe(
     precision="float32",
 )
 DAY = 86_400_000
-"""Milliseconds."""
+"""A day in milliseconds."""
 
 
 def claim(records: Records, identity: str = "a1", *, lease_ms: int = 10_000, attempts: int = 3) -> Claim | None:
@@ -21,6 +21,7 @@ def claim(records: Records, identity: str = "a1", *, lease_ms: int = 10_000, att
 
 
 def claimed(records: Records, identity: str = "a1", *, lease_ms: int = 10_000) -> Claim:
-    found = claim(records, identity, lease_ms=lease_ms)
-    assert found is not None
-    return found
+    """Claim a job that can be claimed."""
+    result = claim(records, identity, lease_ms=lease_ms)
+    assert result is not None
+    return result

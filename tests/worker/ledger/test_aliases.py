@@ -1,4 +1,4 @@
-"""Aliases against a real server: moved at once, by who knew where they pointed, and never left without an adapter."""
+"""Aliases on a real server: they move atomically and never point at a missing adapter."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -15,10 +15,10 @@ from worker.ledger.records import Records
 
 @pytest.fixture
 def records(redis_client: "redis.Redis") -> Records:
-    found = Records(redis_client)
+    records = Records(redis_client)
     for identity in ("a1", "a2"):
-        found.accept("t", identity, RECIPE, DAY, ())
-    return found
+        records.accept("t", identity, RECIPE, DAY, ())
+    return records
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def aliases(redis_client: "redis.Redis", records: Records) -> Aliases:
     return Aliases(redis_client)
 
 
-def test_an_alias_points_where_it_was_last_put(aliases: Aliases) -> None:
+def test_an_alias_points_where_it_was_last_moved(aliases: Aliases) -> None:
     assert aliases.get("t", "live") is None and not aliases.remove("t", "live")
     assert aliases.point("t", "live", "a1") == Moved("set", None)
     assert aliases.point("t", "live", "a2") == Moved("set", "a1")
@@ -40,18 +40,18 @@ def test_an_alias_points_where_it_was_last_put(aliases: Aliases) -> None:
     assert aliases.remove("t", "live") and aliases.of("t", "a2") == [] and aliases.page("t", 9, None) == ([], None)
 
 
-def test_there_are_no_more_than_may_be(aliases: Aliases) -> None:
+def test_a_tenant_has_at_most_the_allowed_number_of_aliases(aliases: Aliases) -> None:
     for name in ("one", "two"):
         aliases.point("t", name, "a1", most=2)
     with pytest.raises(LimitReached) as refused:
         aliases.point("t", "three", "a1", most=2)
     assert (refused.value.limit, refused.value.most, refused.value.used) == ("MAX_ALIASES", 2, 2)
-    assert aliases.point("t", "two", "a2", most=2) == Moved("set", "a1")  # it is there already
+    assert aliases.point("t", "two", "a2", most=2) == Moved("set", "a1")  # the alias is not a new one
     assert aliases.remove("t", "one") and aliases.point("t", "three", "a1", most=2) == Moved("set", None)
     assert aliases.point("t", "four", "a1") == Moved("set", None)
 
 
-def test_an_adapter_of_many_aliases_names_some(aliases: Aliases, records: Records) -> None:
+def test_the_error_for_an_adapter_with_many_aliases_names_the_first_twenty(aliases: Aliases, records: Records) -> None:
     for number in range(30):
         aliases.point("t", f"n{number:02}", "a1")
     with pytest.raises(AdapterAliased, match=r"n18, n19 and 10 more$") as refused:
@@ -59,7 +59,7 @@ def test_an_adapter_of_many_aliases_names_some(aliases: Aliases, records: Record
     assert refused.value.aliases == [f"n{number:02}" for number in range(20)] and refused.value.number == 30
 
 
-def test_it_moves_only_from_where_it_was_expected(aliases: Aliases) -> None:
+def test_an_alias_moves_only_from_the_expected_adapter(aliases: Aliases) -> None:
     assert aliases.point("t", "live", "a1", "a2") == Moved("moved", None)
     assert aliases.point("t", "live", "a1", None) == Moved("set", None)
     assert aliases.point("t", "live", "a2", None) == Moved("moved", "a1")
@@ -69,7 +69,7 @@ def test_it_moves_only_from_where_it_was_expected(aliases: Aliases) -> None:
     assert verdicts.count("set") == 1 and verdicts.count("moved") == 39
 
 
-def test_pages_are_in_order(aliases: Aliases) -> None:
+def test_pages_are_sorted_and_complete(aliases: Aliases) -> None:
     names = [f"n{i:02}" for i in range(7)] + ["n.x", "n-x", "n_x"]
     for name in names:
         aliases.point("t", name, "a1")
@@ -83,7 +83,9 @@ def test_pages_are_in_order(aliases: Aliases) -> None:
     assert seen == sorted(names) and aliases.of("t", "a1") == sorted(names)
 
 
-def test_no_adapter_goes_from_under_its_aliases(aliases: Aliases, records: Records, redis_client: "redis.Redis") -> None:
+def test_an_adapter_with_aliases_cannot_be_deleted_by_request(
+    aliases: Aliases, records: Records, redis_client: "redis.Redis"
+) -> None:
     aliases.point("t", "live", "a1")
     aliases.point("t", "test", "a1")
     with pytest.raises(AdapterAliased, match="live, test") as refused:
@@ -92,23 +94,23 @@ def test_no_adapter_goes_from_under_its_aliases(aliases: Aliases, records: Recor
     aliases.point("t", "live", "a2")
     records.claims.commit(claimed(records), Outcome(status="ready", digest="f"))
     redis_client.zadd("qs:retire", {"t/a1": 1})
-    assert [identity for _, identity, _ in records.retention.retire()] == ["a1"]  # its time is over: what points at it goes with it
+    assert [identity for _, identity, _ in records.retention.retire()] == ["a1"]  # with the alias that points at it
     assert aliases.get("t", "test") is None and [alias.alias for alias in aliases.page("t", 9, None)[0]] == ["live"]
     assert aliases.remove("t", "live") and records.delete("t", "a2") is not None
     assert not list(redis_client.scan_iter("qs:t:alias*"))
 
 
 @pytest.mark.parametrize("name", ["a", "live", "a.b-c_d", "0", "a" + "0" * 39, "b" + "0" * 40])
-def test_what_may_be_an_alias(name: str) -> None:
+def test_allowed_names_of_aliases(name: str) -> None:
     assert is_alias(name)
 
 
 @pytest.mark.parametrize("name", ["", "-a", "A", "a b", "a/b", "ä", "x" * 64, "a" + "0" * 40, "live\n"])
-def test_what_may_not(name: str) -> None:
+def test_refused_names_of_aliases(name: str) -> None:
     assert not is_alias(name) and is_adapter_id(name) == (len(name) == 41)
 
 
-def test_notes_outlive_a_new_start_and_change_alone(records: Records) -> None:
+def test_notes_survive_a_new_start_of_the_job_and_change_independently(records: Records) -> None:
     records.accept("t", "a3", RECIPE, DAY, (), notes=Notes("one", ("x", "y"), "a1"))
     record = records.get("t", "a3")
     assert record is not None and (record.name, record.tags, record.parent) == ("one", ("x", "y"), "a1")

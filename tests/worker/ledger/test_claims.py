@@ -1,4 +1,4 @@
-"""Claims, leases, fences and commits against a real server."""
+"""Claims, leases, fences and commits on a real server."""
 
 import time
 from typing import Any, cast
@@ -12,7 +12,7 @@ from worker.ledger.messages import DONE_CHANNEL, Outcome
 from worker.ledger.records import Records
 
 
-def test_a_lost_lease_goes_to_another_and_the_fence_refuses_the_first(records: Records) -> None:
+def test_after_an_expired_lease_the_fence_refuses_the_first_worker(records: Records) -> None:
     records.accept("t", "a1", RECIPE, DAY, ())
     stale = claimed(records, lease_ms=20)
     assert claim(records) is None
@@ -30,7 +30,7 @@ def test_a_lost_lease_goes_to_another_and_the_fence_refuses_the_first(records: R
     assert record is not None and record.digest == "fresh" and record.attempt == 2
 
 
-def test_a_worker_of_before_a_deletion_cannot_commit_after_it(records: Records) -> None:
+def test_a_claim_from_before_a_deletion_cannot_commit_after_it(records: Records) -> None:
     records.accept("t", "a1", RECIPE, DAY, ())
     before = claimed(records)
     assert records.delete("t", "a1") == before.fence
@@ -42,7 +42,7 @@ def test_a_worker_of_before_a_deletion_cannot_commit_after_it(records: Records) 
     assert records.delete("t", "never") is None
 
 
-def test_a_job_that_costs_every_worker_ends_as_failed(records: Records) -> None:
+def test_a_job_that_loses_every_worker_ends_as_failed(records: Records) -> None:
     records.accept("t", "a1", RECIPE, DAY, ())
     for _ in range(2):
         claimed(records, lease_ms=1)
@@ -53,8 +53,8 @@ def test_a_job_that_costs_every_worker_ends_as_failed(records: Records) -> None:
     assert records.waiting.due() == []
 
 
-def test_a_commit_said_twice_is_one(records: Records) -> None:
-    """The answer to the first was lost."""
+def test_a_repeated_commit_takes_effect_once(records: Records) -> None:
+    """A worker repeats a commit whose answer was lost."""
     records.accept("t", "a1", RECIPE, DAY, ())
     only = claimed(records)
     ready = Outcome(status="ready", digest="f")
@@ -64,7 +64,7 @@ def test_a_commit_said_twice_is_one(records: Records) -> None:
     assert counts["ready"] == 1 and counts["refused_commits"] == 1
 
 
-def test_without_memory_jobs_still_end_and_can_be_deleted(redis_server: RedisServer) -> None:
+def test_on_a_server_out_of_memory_jobs_still_end_and_can_be_deleted(redis_server: RedisServer) -> None:
     client = redis.Redis.from_url(redis_server.url)
     records = Records(client)
     for identity in ("a1", "a2", "a3", "a4"):
@@ -76,7 +76,7 @@ def test_without_memory_jobs_still_end_and_can_be_deleted(redis_server: RedisSer
         records.accept("t", "a5", RECIPE, DAY, ())
     assert records.get("t", "a5") is None
     assert records.claims.heartbeat(first, 10_000) and records.claims.commit(first, Outcome(status="failed", error="because"))
-    assert records.claims.hand_back(second, "because", delay_ms=0, counts=True)
+    assert records.claims.hand_back(second, "because", delay_ms=0, is_attempt=True)
     assert claim(records, "a2", attempts=1) is None and [dead.adapter_id for dead in records.dead_jobs.latest()] == ["a2"]
     third = claimed(records, "a3")
     assert records.delete("t", "a3") == third.fence and records.get("t", "a3") is None
@@ -84,35 +84,35 @@ def test_without_memory_jobs_still_end_and_can_be_deleted(redis_server: RedisSer
     client.close()
 
 
-def test_a_job_handed_back_waits_for_another_worker(records: Records) -> None:
+def test_a_job_that_is_handed_back_waits_for_another_worker(records: Records) -> None:
     records.accept("t", "a1", RECIPE, DAY, ())
     first = claimed(records)
-    assert records.claims.hand_back(first, "because", delay_ms=0, counts=True)
-    assert not records.claims.hand_back(first, "twice", delay_ms=0, counts=True)
+    assert records.claims.hand_back(first, "because", delay_ms=0, is_attempt=True)
+    assert not records.claims.hand_back(first, "twice", delay_ms=0, is_attempt=True)
     assert not records.claims.heartbeat(first, 1000) and not records.claims.commit(first, Outcome(status="ready", digest="f"))
     record = records.get("t", "a1")
     assert record is not None and (record.status, record.attempt, record.last_error) == ("queued", 1, "because")
     assert records.waiting.due() == [("t", "a1", "")]
     second = claimed(records)
-    assert records.claims.hand_back(second, "again", delay_ms=0, counts=False)
+    assert records.claims.hand_back(second, "again", delay_ms=0, is_attempt=False)
     third = claimed(records)
     assert third.attempt == 2 and records.claims.commit(third, Outcome(status="ready", digest="f"))
     record = records.get("t", "a1")
     assert record is not None and record.last_error is None and record.attempt == 2
 
 
-def test_a_fence_never_comes_again_though_a_new_master_lost_the_counter(records: Records, redis_client: "redis.Redis") -> None:
+def test_a_fence_is_never_reused_even_if_a_new_master_lost_the_counter(records: Records, redis_client: "redis.Redis") -> None:
     records.accept("t", "a1", RECIPE, DAY, ())
     first = claimed(records)
-    time.sleep(0.002)  # a failover takes longer than the millisecond that fences count in
-    redis_client.delete("qs:fence")  # its last writes were not replicated, nor was the claim
+    time.sleep(0.002)  # fences count in milliseconds, and a failover takes longer than one
+    redis_client.delete("qs:fence")  # neither the latest fence nor the claim was replicated
     redis_client.hset("qs:t:adapter:a1", mapping={"status": "queued", "fence": 0})
     second = claimed(records)
     assert second.fence > first.fence
     assert not records.claims.heartbeat(first, 10_000) and records.claims.heartbeat(second, 10_000)
 
 
-def test_a_worker_of_another_queue_takes_nothing(records: Records) -> None:
+def test_a_worker_of_another_queue_cannot_claim_a_job(records: Records) -> None:
     records.accept("t", "a1", RECIPE, DAY, (), queue="q")
     assert records.claims.claim("t", "a1", lease_ms=10_000, attempts=3, worker="w", queues={"r": ()}) is None
     assert records.waiting.for_pass(RECIPE.pass_key, 5) == [("t", "a1")]
@@ -123,7 +123,7 @@ def test_a_worker_of_another_queue_takes_nothing(records: Records) -> None:
 def test_the_end_of_a_job_is_published(records: Records, redis_client: "redis.Redis") -> None:
     channel = cast(Any, redis_client).pubsub()
     channel.subscribe(DONE_CHANNEL)
-    assert channel.get_message(timeout=2)  # the subscription's own answer
+    assert channel.get_message(timeout=2)  # the confirmation of the subscription
     records.accept("t", "a1", RECIPE, DAY, ())
     records.claims.commit(claimed(records), Outcome(status="ready", digest="f"))
     message = channel.get_message(timeout=2)

@@ -1,4 +1,4 @@
-"""What happens is counted."""
+"""Events and times are counted."""
 
 import time
 
@@ -7,7 +7,7 @@ from worker.ledger.messages import Outcome
 from worker.ledger.records import Records
 
 
-def test_what_happens_is_counted(records: Records) -> None:
+def test_events_are_counted(records: Records) -> None:
     assert records.counts.read() == {"now_queued": 0, "now_running": 0}
     for identity in ("a1", "a2", "a3"):
         records.accept("t", identity, RECIPE, DAY, ())

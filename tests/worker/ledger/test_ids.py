@@ -1,11 +1,11 @@
-"""Ids of adapters."""
+"""The ids of adapters."""
 
 from tests.worker.ledger.jobs import RECIPE
 from worker.ledger.ids import adapter_id
 from worker.ledger.records import Records
 
 
-def test_ids_depend_on_what_determines_the_weights_and_on_nothing_else(records: Records) -> None:
+def test_an_id_depends_on_all_that_determines_the_weights_and_on_nothing_else(records: Records) -> None:
     key = records.id_key()
     assert key == records.id_key() and len(key) == 32
     base = adapter_id(key, "t", RECIPE)

@@ -1,4 +1,4 @@
-"""Old records are removed, and only those."""
+"""Retention removes old records, and only these."""
 
 import redis
 

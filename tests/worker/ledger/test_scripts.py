@@ -1,4 +1,4 @@
-"""The Lua files are complete, and what is sent to Redis is their code."""
+"""All Lua files are registered, and Redis gets their code."""
 
 import subprocess
 import sys
@@ -6,16 +6,16 @@ import sys
 from worker.ledger import scripts
 
 
-def test_every_file_is_a_script_or_a_part_of_one() -> None:
+def test_every_lua_file_is_registered_as_a_script_or_a_shared_part() -> None:
     assert {path.stem for path in scripts.FOLDER.glob("*.lua")} == set(scripts.SHARED)
     parts = {part for parts in scripts.SHARED.values() for part in parts}
     assert {path.stem for path in (scripts.FOLDER / "shared").glob("*.lua")} == parts
 
 
-def test_a_script_is_its_shared_parts_and_its_own_code_without_the_comment_at_its_head() -> None:
+def test_a_script_is_its_shared_parts_and_its_own_code_without_the_comments_at_the_top() -> None:
     text = scripts.text("annotate")
-    assert text.startswith("\nlocal function note(from)\n") and text.endswith("\nnote(1)\nreturn 1\n")
-    assert "-- there may be more of them" in scripts.text("accept")  # comments within the code stay
+    assert text.startswith("\nlocal function note(first)\n") and text.endswith("\nnote(1)\nreturn 1\n")
+    assert "-- the next call can then free" in scripts.text("accept")  # comments within the code stay
 
 
 def test_no_script_is_read_at_import() -> None:

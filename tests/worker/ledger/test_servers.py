@@ -1,4 +1,4 @@
-"""URLs of one server and of many; a real Sentinel and a real cluster."""
+"""Redis URLs of one server and of several; a real Sentinel and a real cluster."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from worker.settings import WorkerSettings, read_settings
 CONTENT = b"weights"
 
 
-def test_urls(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_urls_are_parsed_and_invalid_ones_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     assert broker("unix:///tmp/r.sock") == ("redis+socket:///tmp/r.sock", {})
     assert broker("redis://h/1") == ("redis://h/1", {})
     url, options = broker("redis+sentinel://u:p%40s@one:1,[::1]/queue/2")
@@ -27,15 +27,15 @@ def test_urls(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REDIS_URL", "redis+sentinel://one:1,two:2/queue")
     monkeypatch.setenv("CACHE_URL", "redis+cluster://one,two")
     assert read_settings(WorkerSettings).weights_url == "redis+cluster://one,two"
-    of_no_form = ("redis+cluster://:secret@one,two", "redis+sentinel://:secret@one", "http://:secret@one")
-    for wrong in (*of_no_form, "redis+sentinel://:se/cret@one", "redis+sentinel://:se@cret@one", "redis+sentinel://one/q?ssl=1"):
+    unsupported = ("redis+cluster://:secret@one,two", "redis+sentinel://:secret@one", "http://:secret@one")
+    for wrong in (*unsupported, "redis+sentinel://:se/cret@one", "redis+sentinel://:se@cret@one", "redis+sentinel://one/q?ssl=1"):
         monkeypatch.setenv("REDIS_URL", wrong)
         with pytest.raises(SettingsError, match=r"REDIS_URL: expected redis://.*, got ") as error:
             read_settings(WorkerSettings)
         assert "cret" not in str(error.value)
 
 
-def test_a_sentinels_master_dies_and_what_was_accepted_lives(tmp_path: Path) -> None:
+def test_accepted_jobs_survive_the_loss_of_the_master_behind_sentinel(tmp_path: Path) -> None:
     with sentinel(tmp_path, "queue") as (url, master, replica):
         records, app = Records(records_client(url), replicas=1), celery_app(url, "q")
         assert records.accept("t", "a1", RECIPE, DAY, (), queue="q") == (True, "queued")
@@ -43,19 +43,19 @@ def test_a_sentinels_master_dies_and_what_was_accepted_lives(tmp_path: Path) -> 
         master.kill()
         until(lambda: records.get("t", "a1") is not None)
         assert replica.client.info("replication")["role"] == "master"
-        with pytest.raises(NotReplicated, match="on 0 of 1 replicas"):  # written, but should this one die too it would be lost
+        with pytest.raises(NotReplicated, match="on 0 of 1 replicas"):  # written, but lost if this master dies too
             records.accept("t", "a2", RECIPE, DAY, (), queue="q")
         app.send_task(ADAPT_TASK, kwargs=wake_up("t", "a2"))
-        # The first wake-up may have been lost with the master, the second went to the new one.
+        # The first wake-up may have been lost with the old master. The second one went to the new master.
         assert oldest_wake_up(records_client(url), "q") in (("t", "a1"), ("t", "a2"))
         app.close()
 
 
-def test_weights_live_on_a_cluster(tmp_path: Path) -> None:
+def test_weights_can_be_stored_on_a_cluster(tmp_path: Path) -> None:
     with cluster(tmp_path) as (url, nodes, form):
         store, digest = WeightStore(weights_client(f"{url},127.0.0.1:1")), weights_digest(CONTENT)
         with pytest.raises(redis.ConnectionError, match="out of reach"):
-            store.put("t", "a0", 1, CONTENT, 60_000)  # no slot belongs to anybody yet
+            store.put("t", "a0", 1, CONTENT, 60_000)  # no node owns a slot yet
         form()
         for number in range(30):
             store.put("t", f"a{number}", 1, CONTENT, 60_000)

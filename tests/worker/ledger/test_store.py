@@ -1,4 +1,4 @@
-"""Weights in the cache."""
+"""The store of weights in the cache."""
 
 import pytest
 import redis

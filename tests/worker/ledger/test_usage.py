@@ -1,4 +1,4 @@
-"""What a tenant has is what its records say, and limits hold for those who come together."""
+"""The usage of a tenant matches its records, and limits hold for concurrent requests."""
 
 import contextlib
 import random
@@ -26,52 +26,53 @@ EXAMPLES = len(RECIPE.model_dump_json(exclude_defaults=True))
 
 
 def claimed(records: Records, tenant: str, identity: str, attempts: int = 3) -> Claim | None:
-    """By a worker of the job's queue."""
+    """Claim a job for a worker of its queue."""
     record = records.get(tenant, identity)
     queue = "" if record is None else record.queue
     return records.claims.claim(tenant, identity, lease_ms=60_000, attempts=attempts, worker="w", queues={queue: ()})
 
 
 def ready(records: Records, tenant: str, identity: str, size: int) -> None:
+    """Claim a job and commit it as ready, with weights of `size` bytes."""
     claim = claimed(records, tenant, identity)
     assert claim is not None and records.claims.commit(claim, Outcome(status="ready", digest=f"d{size}", size=size))
 
 
-def test_bytes_are_counted_where_they_are_committed_and_given_back(redis_client: "redis.Redis") -> None:
+def test_bytes_are_counted_from_acceptance_until_failure_expiry_or_deletion(redis_client: "redis.Redis") -> None:
     records, usage = Records(redis_client), Usage(redis_client)
 
     def used() -> tuple[int, int, int]:
-        own = usage.of("t")
-        return own.adapters, own.bytes, own.jobs
+        now = usage.of("t")
+        return now.adapters, now.bytes, now.jobs
 
     records.accept("t", "a1", RECIPE, DAY, (), size=ESTIMATE)
     assert used() == (1, ESTIMATE, 1)
     ready(records, "t", "a1", 80)
     assert used() == (1, 80, 0)
-    records.accept("t", "a1", RECIPE, DAY, (), size=ESTIMATE)  # it is there
+    records.accept("t", "a1", RECIPE, DAY, (), size=ESTIMATE)  # no new job
     assert used() == (1, 80, 0)
     records.accept("t", "a2", RECIPE, DAY, (), size=ESTIMATE)
     failing = claimed(records, "t", "a2")
     assert failing is not None and used() == (2, 180, 1)
     assert records.claims.commit(failing, Outcome(status="failed", error="because"))
-    assert used() == (2, 80, 0)  # its record is there, with its examples
+    assert used() == (2, 80, 0)  # its record stays, with its examples
     record = records.get("t", "a1")
-    assert record is not None and records.requeue(record, "evicted") and used() == (2, 80, 1)  # made again: it counts on
+    assert record is not None and records.requeue(record, "evicted") and used() == (2, 80, 1)  # recomputed: its bytes stay counted
     ready(records, "t", "a1", 90)
     assert used() == (2, 90, 0)
     records.accept("t", "a3", RECIPE, 20, (), size=ESTIMATE)
     time.sleep(0.03)
-    assert used() == (3, 190, 1)  # one that is being made counts, whatever its time
+    assert used() == (3, 190, 1)  # a job counts until it has ended, even if its TTL has passed
     ready(records, "t", "a3", 70)
-    assert used() == (3, 90, 0)  # it has expired meanwhile
+    assert used() == (3, 90, 0)  # its TTL had already passed
     records.pin("t", "a1", True)
     records.accept("t", "a1", RECIPE, 1, ())
     time.sleep(0.01)
-    assert used() == (3, 90, 0)  # pinned bytes count
+    assert used() == (3, 90, 0)  # a pinned adapter stays counted after its TTL
     records.pin("t", "a1", False)
     time.sleep(0.01)
     assert used() == (3, 0, 0)
-    records.accept("t", "a3", RECIPE, DAY, (), size=ESTIMATE)  # afresh
+    records.accept("t", "a3", RECIPE, DAY, (), size=ESTIMATE)  # a new job, because it had expired
     assert used() == (3, ESTIMATE, 1)
     records.delete("t", "a3")
     records.delete("t", "a3")
@@ -83,7 +84,7 @@ def test_bytes_are_counted_where_they_are_committed_and_given_back(redis_client:
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_after_anything_usage_is_what_the_records_say(redis_client: "redis.Redis", seed: int) -> None:
+def test_usage_matches_the_records_after_random_operations(redis_client: "redis.Redis", seed: int) -> None:
     records, usage, draw = Records(redis_client), Usage(redis_client), random.Random(seed)
     names = [(tenant, f"a{n}") for tenant in ("t", "u") for n in range(4)]
     sizes: dict[tuple[str, str], int] = {}
@@ -97,15 +98,15 @@ def test_after_anything_usage_is_what_the_records_say(redis_client: "redis.Redis
         if claim is None:
             return
         size = draw.randrange(1, ESTIMATE)
-        well = draw.random() < 0.7
-        outcome = Outcome(status="ready", digest=f"d{size}", size=size) if well else Outcome(status="failed", error="because")
+        succeeds = draw.random() < 0.7
+        outcome = Outcome(status="ready", digest=f"d{size}", size=size) if succeeds else Outcome(status="failed", error="because")
         if draw.random() < 0.2:
-            records.claims.hand_back(claim, "because", delay_ms=0, counts=True)
-        elif records.claims.commit(claim, outcome) and well:
+            records.claims.hand_back(claim, "because", delay_ms=0, is_attempt=True)
+        elif records.claims.commit(claim, outcome) and succeeds:
             sizes[tenant, identity] = size
             records.claims.commit(claim, outcome)
 
-    def again(tenant: str, identity: str) -> None:
+    def requeue(tenant: str, identity: str) -> None:
         record = records.get(tenant, identity)
         if record is not None and record.status == "ready":
             records.requeue(record, "evicted")
@@ -114,34 +115,34 @@ def test_after_anything_usage_is_what_the_records_say(redis_client: "redis.Redis
         with contextlib.suppress(AdapterExpired):
             records.pin(tenant, identity, draw.random() < 0.5)
 
-    acts: list[Callable[[str, str], object]] = [
+    operations: list[Callable[[str, str], object]] = [
         accept,
         accept,
         end,
         end,
         end,
-        again,
+        requeue,
         records.dead_jobs.revive,
         records.delete,
         pin,
     ]
     for step in range(250):
-        draw.choice(acts)(*draw.choice(names))
+        draw.choice(operations)(*draw.choice(names))
         if step % 10:
             continue
         time.sleep(0.002)
         for tenant in ("t", "u"):
-            held = {n: r for n in names if n[0] == tenant and (r := records.get(*n)) is not None}
-            counted = {n: r for n, r in held.items() if r.status in ("queued", "running", "ready")}
+            stored = {n: r for n in names if n[0] == tenant and (r := records.get(*n)) is not None}
+            counted = {n: r for n, r in stored.items() if r.status in ("queued", "running", "ready")}
             unfinished = sum(r.status != "ready" for r in counted.values())
-            own = usage.of(tenant)
-            assert (own.adapters, own.bytes, own.jobs) == (len(held), sum(sizes[n] for n in counted), unfinished)
-            assert own.example_bytes == len(held) * EXAMPLES
+            used = usage.of(tenant)
+            assert (used.adapters, used.bytes, used.jobs) == (len(stored), sum(sizes[n] for n in counted), unfinished)
+            assert used.example_bytes == len(stored) * EXAMPLES
 
 
 @pytest.mark.parametrize(("limit", "most"), [("MAX_ADAPTERS", 5), ("MAX_ADAPTER_BYTES", 5 * ESTIMATE + 99), ("MAX_JOBS", 5)])
 def test_those_who_come_together_do_not_pass_a_limit(redis_server: RedisServer, limit: str, most: int) -> None:
-    def ask(number: int) -> "tuple[bool, str] | LimitReached":
+    def accept(number: int) -> "tuple[bool, str] | LimitReached":
         records = Records(redis.Redis.from_url(redis_server.url))
         try:
             return records.accept("t", f"a{number}", RECIPE, DAY, (), size=ESTIMATE, limits={limit: most})
@@ -149,17 +150,17 @@ def test_those_who_come_together_do_not_pass_a_limit(redis_server: RedisServer, 
             return reached
 
     with ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(ask, range(24)))
+        answers = list(pool.map(accept, range(24)))
     refusals = [answer for answer in answers if isinstance(answer, LimitReached)]
     assert len(refusals) == 19
     assert {(each.limit, each.most, each.used) for each in refusals} == {(limit, most, most // 100 * 100 if most > 5 else 5)}
     records = Records(redis.Redis.from_url(redis_server.url))
-    there = next(number for number, answer in enumerate(answers) if not isinstance(answer, LimitReached))
-    assert records.accept("t", f"a{there}", RECIPE, DAY, (), size=ESTIMATE, limits={limit: most}) == (False, "queued")
-    assert records.accept("u", f"a{there}", RECIPE, DAY, (), size=ESTIMATE, limits={limit: most}) == (True, "queued")
+    accepted = [number for number, answer in enumerate(answers) if not isinstance(answer, LimitReached)]
+    first = accepted[0]
+    assert records.accept("t", f"a{first}", RECIPE, DAY, (), size=ESTIMATE, limits={limit: most}) == (False, "queued")
+    assert records.accept("u", f"a{first}", RECIPE, DAY, (), size=ESTIMATE, limits={limit: most}) == (True, "queued")
     assert records.counts.read()["accepted"] == 6
-    there_are = {number for number in range(24) if records.get("t", f"a{number}") is not None}
-    assert there_are == {number for number, answer in enumerate(answers) if not isinstance(answer, LimitReached)}
+    assert [number for number in range(24) if records.get("t", f"a{number}") is not None] == accepted
 
 
 def test_examples_count_until_their_record_is_gone(redis_client: "redis.Redis") -> None:
@@ -173,18 +174,21 @@ def test_examples_count_until_their_record_is_gone(redis_client: "redis.Redis") 
     with pytest.raises(LimitReached) as refused:
         records.accept("t", "a3", RECIPE, DAY, (), limits=limits)
     assert (refused.value.limit, refused.value.used) == ("MAX_EXAMPLE_BYTES", 2 * EXAMPLES) and refused.value.retry_after == 60
-    assert records.accept("t", "a1", RECIPE, DAY, (), limits=limits) == (True, "queued")  # no more examples than before
+    assert records.accept("t", "a1", RECIPE, DAY, (), limits=limits) == (
+        True,
+        "queued",
+    )  # it adds no example bytes
     assert records.delete("t", "a2") is not None and usage.of("t").example_bytes == EXAMPLES
     records.accept("t", "a3", RECIPE, 1, (), limits=limits)
     ready(records, "t", "a3", 1)
     redis_client.zadd("qs:retire", {"t/a3": 1})
     assert len(records.retention.retire()) == 1 and usage.of("t").example_bytes == EXAMPLES
-    redis_client.hdel("qs:t:adapter:a1", "example_bytes")  # as of before they were counted
+    redis_client.hdel("qs:t:adapter:a1", "example_bytes")  # as in records from versions that did not count them
     redis_client.hset("qs:t:usage", "example_bytes", 0)
     assert records.delete("t", "a1") is not None and usage.of("t").example_bytes == 0
 
 
-def test_what_has_expired_is_given_back_in_parts_and_is_not_walked_again(redis_client: "redis.Redis") -> None:
+def test_expired_adapters_stop_counting_a_thousand_per_call_and_only_once(redis_client: "redis.Redis") -> None:
     records, usage = Records(redis_client), Usage(redis_client)
     records.accept("t", "a1", RECIPE, DAY, (), size=7)
     names = [f"e{n}" for n in range(2_500)]
@@ -200,9 +204,9 @@ def test_what_has_expired_is_given_back_in_parts_and_is_not_walked_again(redis_c
     assert redis_client.zcard("qs:t:weighed") == 1 and usage.of("t").bytes == 7
 
 
-def test_requests_of_a_minute(redis_client: "redis.Redis") -> None:
+def test_requests_are_limited_by_the_minute_and_predictions_are_counted(redis_client: "redis.Redis") -> None:
     usage = Usage(redis_client)
-    for _ in range(2):  # the minute may turn once
+    for _ in range(2):  # a new minute may begin once
         try:
             for _ in range(7):
                 usage.take_requests("t", 1, 3)
@@ -211,14 +215,14 @@ def test_requests_of_a_minute(redis_client: "redis.Redis") -> None:
             assert 1 <= reached.retry_after <= 60
             break
     else:
-        raise AssertionError("seven requests of two minutes with three each")
+        raise AssertionError("expected LimitReached: seven requests in two minutes with at most three each")
     usage.take_requests("u", 1, 3)
     usage.add_predictions("u", 5)
     usage.add_predictions("u", 2)
     assert usage.of("u").predictions == 7 and usage.of("u").requests_this_minute in (0, 1)
 
 
-def test_the_reserved_bytes_are_at_least_those_of_the_weights(tiny: Base) -> None:
+def test_the_estimated_size_is_an_upper_bound_of_the_size_of_the_weights(tiny: Base) -> None:
     def content(init: Initialization, labels: tuple[str, ...]) -> bytes:
         import torch
 

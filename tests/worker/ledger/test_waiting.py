@@ -1,4 +1,4 @@
-"""Which jobs are announced again, and in which queue."""
+"""Lost jobs are announced again, each in its queue."""
 
 import time
 
@@ -8,7 +8,7 @@ from tests.worker.ledger.jobs import DAY, RECIPE, claimed
 from worker.ledger.records import Records
 
 
-def test_due_names_what_was_lost_once_and_only_that(records: Records, redis_client: "redis.Redis") -> None:
+def test_due_lists_each_lost_job_once_and_no_other(records: Records, redis_client: "redis.Redis") -> None:
     records.accept("t", "a1", RECIPE, DAY, ())
     records.accept("t", "a2", RECIPE, DAY, ())
     records.accept("t", "a3", RECIPE, DAY, ())
@@ -16,27 +16,27 @@ def test_due_names_what_was_lost_once_and_only_that(records: Records, redis_clie
     claimed(records, "a2", lease_ms=60_000)
     time.sleep(0.005)
     assert records.waiting.due() == [("t", "a1", "")]
-    assert records.waiting.due() == []  # put off: another reaper need not repeat it
+    assert records.waiting.due() == []  # postponed, so that another reaper does not announce it too
     for name in ("a4", "a3"):
-        redis_client.zadd("qs:pending", {f"t/{name}": 0})  # as if it were time to look at it
+        redis_client.zadd("qs:pending", {f"t/{name}": 0})  # as if their check were due
     redis_client.hset("qs:t:adapter:a3", "queued_at", 5_000)
     records.accept("t", "a4", RECIPE, DAY, ())
-    assert records.waiting.due(oldest={"": ("t", "a3")}) == []  # its own wake-up waits, so all later ones do
+    assert records.waiting.due(oldest={"": ("t", "a3")}) == []  # the oldest wake-up is its own: none is lost
     redis_client.zadd("qs:pending", {"t/a3": 0})
-    assert records.waiting.due(oldest={"": ("t", "a4")}) == [("t", "a3", "")]  # a later one waits: its own is gone
+    assert records.waiting.due(oldest={"": ("t", "a4")}) == [("t", "a3", "")]  # the oldest one is later: its own is gone
     redis_client.zadd("qs:pending", {"t/a3": 0})
-    assert records.waiting.due(oldest={"": ("t", "a4")}) == []  # it has been announced since
+    assert records.waiting.due(oldest={"": ("t", "a4")}) == []  # it was announced again meanwhile
     redis_client.zadd("qs:pending", {"t/a3": 0})
     assert records.waiting.due(oldest={"": ("t", "deleted")}) == []
     redis_client.zadd("qs:pending", {"t/a3": 0})
-    assert records.waiting.due() == [("t", "a3", "")]  # no wake-up waits
+    assert records.waiting.due() == [("t", "a3", "")]  # the queue has no wake-up
 
 
-def test_each_queue_has_wake_ups_of_its_own(records: Records, redis_client: "redis.Redis") -> None:
+def test_lost_wake_ups_are_found_for_each_queue_separately(records: Records, redis_client: "redis.Redis") -> None:
     for name, queue in (("a1", "q"), ("a2", "r"), ("a3", "q")):
         records.accept("t", name, RECIPE, DAY, (), queue=queue)
         redis_client.zadd("qs:pending", {f"t/{name}": 0})
     assert records.waiting.queues() == ["q", "r"]
-    assert records.waiting.due(oldest={"q": ("t", "a1")}) == [("t", "a2", "r")]  # nothing waits in r
+    assert records.waiting.due(oldest={"q": ("t", "a1")}) == [("t", "a2", "r")]  # the queue r has no wake-up
     record = records.get("t", "a2")
     assert record is not None and record.queue == "r"

@@ -1,4 +1,4 @@
-"""Which workers are alive."""
+"""The workers that are alive."""
 
 import redis
 
@@ -12,7 +12,7 @@ def test_workers_are_counted_by_queue_while_they_are_alive(records: Records, red
     records.workers.remove("w0")
     records.workers.announce("w1", {"queue": "r"}, 10)
     assert records.workers.by_queue() == {"r": 2}
-    redis_client.zadd("qs:workers", {"w1": 1})  # silent since
+    redis_client.zadd("qs:workers", {"w1": 1})  # its announcement has expired
     assert records.workers.by_queue() == {"r": 1}
     records.workers.announce("w2", {"queue": "r"}, 10)
     assert redis_client.hkeys("qs:worker-descriptions") == [b"w2"]

@@ -1,4 +1,4 @@
--- Change the notes of an adapter.
+-- Change the notes (name, tags, parent) of an adapter.
 --
 -- KEYS  1 record
 -- ARGV  1... notes

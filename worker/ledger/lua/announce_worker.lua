@@ -1,7 +1,7 @@
--- Record that a worker is alive, and remove those that have fallen silent.
+-- Record that a worker is alive, and remove the workers whose announcement has expired.
 --
--- KEYS  1 workers, by the time their announcement ends, 2 descriptions
--- ARGV  1 name, 2 description, 3 ms that the announcement lasts
+-- KEYS  1 workers, with the time at which their announcement expires, 2 descriptions
+-- ARGV  1 name, 2 description, 3 ms until the announcement expires
 
 for _, name in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now)) do
   redis.call('ZREM', KEYS[1], name)

@@ -1,26 +1,27 @@
--- List jobs to be announced again: their lease ran out, they were handed back, or their wake-up was lost. Each one is put off, so
--- that several reapers do not announce the same job. Wake-ups are consumed in order, so a queued job still has its own if that
--- was sent no earlier than the oldest one of its queue.
+-- List the jobs to announce again: their lease expired, they were handed back, or their wake-up was lost. The next check of every
+-- job looked at is postponed, so that several reapers do not announce the same job. Wake-ups are consumed in order. So the wake-up
+-- of a queued job is still there if it was sent no earlier than the oldest one in its queue.
 --
--- KEYS  1 pending, 2... for each queue with a wake-up in it, the record of the wake-up that has waited longest
--- ARGV  1 most, 2 delay in ms before a job is announced again, 3... those queues
+-- KEYS  1 pending, 2... for each queue that holds a wake-up, the record of the job of the oldest one
+-- ARGV  1 most jobs to check, 2 delay in ms before the next check of a job, 3... these queues
 -- Returns member, queue, member, queue ...
 
 local due, lost = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, ARGV[1]), {}
-local since = {}
+local oldest_sent_at = {}
 for i = 2, #KEYS do
-  local o = redis.call('HMGET', KEYS[i], 'announced_at', 'queued_at')
-  since[ARGV[i + 1]] = tonumber(o[1] or o[2] or 0)
+  local announced_at, queued_at = unpack(redis.call('HMGET', KEYS[i], 'announced_at', 'queued_at'))
+  oldest_sent_at[ARGV[i + 1]] = tonumber(announced_at or queued_at or 0)
 end
 for _, member in ipairs(due) do
   redis.call('ZADD', KEYS[1], now + tonumber(ARGV[2]), member)
   local slash = string.find(member, '/', 1, true)
   local record = 'qs:' .. string.sub(member, 1, slash - 1) .. ':adapter:' .. string.sub(member, slash + 1)
   local r = redis.call('HMGET', record, 'status', 'last_error', 'announced_at', 'queued_at', 'queue')
-  if r[1] ~= 'queued' or r[2] or tonumber(r[3] or r[4] or 0) < (since[r[5] or ''] or math.huge) then
+  local status, last_error, sent_at, queue = r[1], r[2], tonumber(r[3] or r[4] or 0), r[5] or ''
+  if status ~= 'queued' or last_error or sent_at < (oldest_sent_at[queue] or math.huge) then
     table.insert(lost, member)
-    table.insert(lost, r[5] or '')
-    if r[1] then redis.call('HSET', record, 'announced_at', now) end
+    table.insert(lost, queue)
+    if status then redis.call('HSET', record, 'announced_at', now) end
   end
 end
 return lost

@@ -1,8 +1,8 @@
 -- Record that the append-only file was rewritten. Text deleted after the rewrite began is still in the file.
 --
 -- KEYS  1 erase, 2 erase-last
--- ARGV  1 when the rewrite began
--- Returns 0 if deleted text is left.
+-- ARGV  1 the time in ms at which the rewrite began
+-- Returns 0 if the file still contains deleted text, else 1.
 
 local last = tonumber(redis.call('GET', KEYS[2]) or 0)
 redis.call('DEL', KEYS[1])

@@ -3,16 +3,17 @@
 -- ARGV  1 member, 2 channel, 3 reason, 4 attempts allowed
 
 local r = redis.call('HMGET', KEYS[1], 'status', 'lease_until', 'last_error', 'attempt')
-local free = r[1] == 'queued' or (r[1] == 'running' and tonumber(r[2]) < now)
-if free and tonumber(r[4]) >= tonumber(ARGV[4]) then
+local status, lease_until, last_error, attempts = unpack(r)
+local free = status == 'queued' or (status == 'running' and tonumber(lease_until) < now)
+if free and tonumber(attempts) >= tonumber(ARGV[4]) then
   redis.call('ZREM', KEYS[2], ARGV[1])
   redis.call('ZREM', KEYS[3], ARGV[1])
   finished()
   unweigh(id)
-  if r[1] == 'running' then count('lost_workers') end
-  local why = ARGV[3]
-  if r[1] == 'queued' and r[3] then why = why .. '; the last one ended with: ' .. r[3] end
-  redis.call('HSET', KEYS[1], 'status', 'failed', 'error', why)
+  if status == 'running' then count('lost_workers') end
+  local reason = ARGV[3]
+  if status == 'queued' and last_error then reason = reason .. '; the last one ended with: ' .. last_error end
+  redis.call('HSET', KEYS[1], 'status', 'failed', 'error', reason)
   redis.call('HDEL', KEYS[1], 'lost_at', 'readapting', 'last_error')
   redis.call('ZADD', KEYS[5], now, ARGV[1])
   count('failed'); count('dead')

@@ -1,6 +1,6 @@
 -- Queue a claimed job again, for any worker.
 --
--- ARGV  1 member, 2 fence, 3 delay in ms before it is announced, 4 reason, 5 '1' if this counts as an attempt
+-- ARGV  1 member, 2 fence, 3 delay in ms before it is announced again, 4 reason, 5 '1' if this uses up an attempt, else '0'
 -- Returns 0 if the claim no longer holds.
 
 if not held then return 0 end

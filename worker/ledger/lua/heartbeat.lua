@@ -1,6 +1,6 @@
 -- Extend the lease of a claim, and store the support loss so far.
 --
--- ARGV  1 member, 2 fence, 3 lease_ms, 4 support loss as JSON ('': leave it)
+-- ARGV  1 member, 2 fence, 3 lease_ms, 4 support loss as JSON ('': keep the stored one)
 -- Returns 0 if the claim no longer holds.
 
 if not held then count('overtaken'); return 0 end

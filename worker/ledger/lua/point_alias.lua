@@ -1,19 +1,19 @@
--- Point an alias at an adapter, if it points where the caller expects.
+-- Point an alias at an adapter, if it now points where the caller expects.
 --
 -- KEYS  1 aliases of the adapter, 2 alias targets, 3 alias names, 4 record of the adapter
 -- ARGV  1 alias, 2 adapter id, 3 expected target ('*': any, '': none), 4 prefix of the keys `aliases-of`,
 --       5 most aliases (0: no limit)
--- Returns {verdict, previous target}, and the number of aliases if the limit refuses a new one.
+-- Returns {verdict, previous target}, and as a third item the number of aliases if the limit refuses a new one.
 
-local was = redis.call('HGET', KEYS[2], ARGV[1])
-local before = was and string.match(was, '^%w+') or ''
-if redis.call('EXISTS', KEYS[4]) == 0 then return {'unknown', before} end
-if ARGV[3] ~= '*' and ARGV[3] ~= before then return {'moved', before} end
+local stored = redis.call('HGET', KEYS[2], ARGV[1])
+local previous = stored and string.match(stored, '^%w+') or ''
+if redis.call('EXISTS', KEYS[4]) == 0 then return {'unknown', previous} end
+if ARGV[3] ~= '*' and ARGV[3] ~= previous then return {'moved', previous} end
 local most, used = tonumber(ARGV[5]), redis.call('HLEN', KEYS[2])
-if not was and most > 0 and used >= most then return {'full', before, used} end
-local t = redis.call('TIME')
-if was then redis.call('SREM', ARGV[4] .. before, ARGV[1]) end
-redis.call('HSET', KEYS[2], ARGV[1], ARGV[2] .. ' ' .. t[1] * 1000 + math.floor(t[2] / 1000))
+if not stored and most > 0 and used >= most then return {'full', previous, used} end
+local time = redis.call('TIME')
+if stored then redis.call('SREM', ARGV[4] .. previous, ARGV[1]) end
+redis.call('HSET', KEYS[2], ARGV[1], ARGV[2] .. ' ' .. time[1] * 1000 + math.floor(time[2] / 1000))
 redis.call('ZADD', KEYS[3], 0, ARGV[1])
 redis.call('SADD', KEYS[1], ARGV[1])
-return {'set', before}
+return {'set', previous}

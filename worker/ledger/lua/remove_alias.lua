@@ -4,9 +4,9 @@
 -- ARGV  1 alias, 2 prefix of the keys `aliases-of`
 -- Returns 0 if there is no such alias.
 
-local was = redis.call('HGET', KEYS[1], ARGV[1])
-if not was then return 0 end
-redis.call('SREM', ARGV[2] .. string.match(was, '^%w+'), ARGV[1])
+local stored = redis.call('HGET', KEYS[1], ARGV[1])
+if not stored then return 0 end
+redis.call('SREM', ARGV[2] .. string.match(stored, '^%w+'), ARGV[1])
 redis.call('HDEL', KEYS[1], ARGV[1])
 redis.call('ZREM', KEYS[2], ARGV[1])
 return 1

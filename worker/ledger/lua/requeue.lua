@@ -1,14 +1,15 @@
--- Queue a ready job again because its weights are missing or wrong, if it still has the fence that the caller saw.
+-- Queue a ready job again because its weights are missing or wrong, if it still has the fence that the caller read.
 -- Its bytes stay counted meanwhile.
 --
--- ARGV  1 member, 2 fence, 3 delay in ms before an unclaimed job is announced again, 4 name of the count (evicted, corrupt),
---       5 queue, for a record that was written before there were several
+-- ARGV  1 member, 2 fence, 3 delay in ms before the reaper checks an unclaimed job, 4 name of the count (evicted, corrupt),
+--       5 queue, for a record from a version in which queues had no names
+-- Returns 0 if the job is not ready or has another fence, else 1.
 
-local r = redis.call('HMGET', KEYS[1], 'status', 'fence')
-if r[1] ~= 'ready' or r[2] ~= ARGV[2] then return 0 end
+local status, fence = unpack(redis.call('HMGET', KEYS[1], 'status', 'fence'))
+if status ~= 'ready' or fence ~= ARGV[2] then return 0 end
 redis.call('HDEL', KEYS[1], 'announced_at')
-local kin = redis.call('HGET', KEYS[1], 'kin')
-if kin then redis.call('ZADD', 'qs:waiting:' .. kin, now, ARGV[1]) end
+local pass_key = redis.call('HGET', KEYS[1], 'kin')
+if pass_key then redis.call('ZADD', 'qs:waiting:' .. pass_key, now, ARGV[1]) end
 if redis.call('HSETNX', KEYS[1], 'queue', ARGV[5]) == 1 then redis.call('SADD', 'qs:queues', ARGV[5]) end
 redis.call('HSET', KEYS[1], 'status', 'queued', 'queued_at', now, 'attempt', 0, 'lease_until', 0, 'readapting', 1)
 redis.call('ZADD', KEYS[2], now + tonumber(ARGV[3]), ARGV[1])

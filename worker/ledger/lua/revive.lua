@@ -1,17 +1,17 @@
--- Queue a dead job again with all its attempts and a new TTL; it is announced at once.
+-- Queue a dead job again, with all its attempts and a new TTL. The next reaper announces it.
 --
 -- KEYS  ... 6 retire
--- ARGV  1 member, 2 ms that a record outlives its adapter
+-- ARGV  1 member, 2 ms that a record is kept after its adapter expires
 -- Returns 0 if the job is not dead.
 
 if redis.call('ZREM', KEYS[5], ARGV[1]) == 0 then return 0 end
-local over = now + tonumber(redis.call('HGET', KEYS[1], 'ttl_ms'))
+local expires_at = now + tonumber(redis.call('HGET', KEYS[1], 'ttl_ms'))
 redis.call('HSET', KEYS[1], 'status', 'queued', 'queued_at', now, 'attempt', 0, 'lease_until', 0, 'announced_at', 0,
-           'expires_at', over)
+           'expires_at', expires_at)
 redis.call('HDEL', KEYS[1], 'error')
 redis.call('ZADD', KEYS[2], now, ARGV[1])
 weigh(size_of(id), '+inf')
 unfinished()
-if redis.call('HGET', KEYS[1], 'pinned') ~= '1' then redis.call('ZADD', KEYS[6], over + tonumber(ARGV[2]), ARGV[1]) end
+if redis.call('HGET', KEYS[1], 'pinned') ~= '1' then redis.call('ZADD', KEYS[6], expires_at + tonumber(ARGV[2]), ARGV[1]) end
 count('revived')
 return 1

@@ -1,2 +1,2 @@
--- count(what, by): add to a count of `qs:counts`, which /metrics reads. Needs KEYS[4].
-local function count(what, by) redis.call('HINCRBY', KEYS[4], what, by or 1) end
+-- count(name, amount): add `amount` (1 if omitted) to a count in `qs:counts`, which /metrics reads. Needs KEYS[4].
+local function count(name, amount) redis.call('HINCRBY', KEYS[4], name, amount or 1) end

@@ -1,4 +1,4 @@
--- `held`: the claim with the fence ARGV[2] still owns the job. `c`: the record's fence and status.
+-- `held`: true if the claim with the fence ARGV[2] still holds the job. `current`: {fence, status} of the record.
 
-local c = redis.call('HMGET', KEYS[1], 'fence', 'status')
-local held = c[1] == ARGV[2] and c[2] == 'running'
+local current = redis.call('HMGET', KEYS[1], 'fence', 'status')
+local held = current[1] == ARGV[2] and current[2] == 'running'

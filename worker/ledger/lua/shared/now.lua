@@ -1,2 +1,2 @@
--- `now`: the server's time in ms. `t`: its TIME, seconds and microseconds.
-local t = redis.call('TIME'); local now = t[1] * 1000 + math.floor(t[2] / 1000)
+-- `now`: the server's time in ms. `time`: the answer to TIME, {seconds, microseconds}.
+local time = redis.call('TIME'); local now = time[1] * 1000 + math.floor(time[2] / 1000)

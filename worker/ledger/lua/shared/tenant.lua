@@ -1,34 +1,34 @@
--- What a tenant uses, counted in the same step that changes it. Needs `now`, and ARGV[1] = tenant/adapter_id.
+-- Usage of a tenant, counted in the same atomic step that changes it. Needs `now`, and ARGV[1] = tenant/adapter_id.
 --
--- own                     prefix of the tenant's keys, `qs:TENANT`
--- id                      the adapter
--- size_of(which)          bytes of an adapter's weights, as its record has them
--- unweigh(which)          stop counting those bytes
--- weigh(size, expires)    count `size` bytes for this adapter until `expires` in ms ('+inf': while it is pinned or being adapted)
+-- prefix                  prefix of the tenant's keys, `qs:TENANT`
+-- id                      id of the adapter
+-- size_of(adapter)        size of an adapter's weights in bytes, as its record states it
+-- unweigh(adapter)        stop counting these bytes
+-- weigh(size, expires)    count `size` bytes for this adapter until `expires` in ms ('+inf' while it is pinned or being adapted)
 -- forget_examples()       stop counting the bytes of the record's examples
--- expired()               up to 1000 adapters whose bytes are counted although their time is over
--- finished(), unfinished()  remove this job from, or add it to, the tenant's unfinished jobs
+-- expired()               up to 1000 adapters that have expired but whose bytes are still counted
+-- finished(), unfinished()  remove this job from the tenant's unfinished jobs, or add it
 --
--- Bytes are subtracted only if the adapter is in the sorted set `weighed`, or the record has `example_bytes`: so nothing is
--- subtracted twice, and records written before there were counts subtract nothing.
+-- Bytes are subtracted only if the adapter is in the sorted set `weighed`, or the record has `example_bytes`. So nothing is
+-- subtracted twice, and records from versions that did not count bytes subtract nothing.
 
 local slash = string.find(ARGV[1], '/', 1, true)
-local own, id = 'qs:' .. string.sub(ARGV[1], 1, slash - 1), string.sub(ARGV[1], slash + 1)
-local function size_of(which) return tonumber(redis.call('HGET', own .. ':adapter:' .. which, 'bytes') or 0) end
-local function unweigh(which)
-  local size = size_of(which)
-  if redis.call('ZREM', own .. ':weighed', which) == 1 then redis.call('HINCRBY', own .. ':usage', 'bytes', -size) end
+local prefix, id = 'qs:' .. string.sub(ARGV[1], 1, slash - 1), string.sub(ARGV[1], slash + 1)
+local function size_of(adapter) return tonumber(redis.call('HGET', prefix .. ':adapter:' .. adapter, 'bytes') or 0) end
+local function unweigh(adapter)
+  local size = size_of(adapter)
+  if redis.call('ZREM', prefix .. ':weighed', adapter) == 1 then redis.call('HINCRBY', prefix .. ':usage', 'bytes', -size) end
 end
 local function weigh(size, expires)
   unweigh(id)
   redis.call('HSET', KEYS[1], 'bytes', size)
-  redis.call('HINCRBY', own .. ':usage', 'bytes', size)
-  redis.call('ZADD', own .. ':weighed', expires, id)
+  redis.call('HINCRBY', prefix .. ':usage', 'bytes', size)
+  redis.call('ZADD', prefix .. ':weighed', expires, id)
 end
 local function forget_examples()
   local size = redis.call('HGET', KEYS[1], 'example_bytes')
-  if size then redis.call('HINCRBY', own .. ':usage', 'example_bytes', -size) end
+  if size then redis.call('HINCRBY', prefix .. ':usage', 'example_bytes', -size) end
 end
-local function expired() return redis.call('ZRANGEBYSCORE', own .. ':weighed', '-inf', now, 'LIMIT', 0, 1000) end
-local function finished() redis.call('SREM', own .. ':unfinished', id) end
-local function unfinished() redis.call('SADD', own .. ':unfinished', id) end
+local function expired() return redis.call('ZRANGEBYSCORE', prefix .. ':weighed', '-inf', now, 'LIMIT', 0, 1000) end
+local function finished() redis.call('SREM', prefix .. ':unfinished', id) end
+local function unfinished() redis.call('SADD', prefix .. ':unfinished', id) end
