@@ -1,4 +1,4 @@
-"""All errors that the worker and its ledger raise.
+"""The errors of the worker and its ledger, as a tree.
 
 WorkerError
 ├── WeightsMissing  the weights of an adapter are no longer in the cache

@@ -53,7 +53,10 @@ class FieldsFormatter(logging.Formatter):
 
 
 def _quoted_if_needed(value: Any) -> str:
-    """Return the value as text, in quotes unless it is one printable word (a path may not be)."""
+    """Return the value as text, as a JSON string unless it is one printable word.
+
+    So a value with a line break, such as a strange path, stays on one line.
+    """
     text = str(value)
     return text if text.isprintable() and not set(text) & set(' "=') else json.dumps(text)
 

@@ -24,8 +24,8 @@ class PassRunner:
     def spare_places(self, claim: Claim) -> int:
         """Return how many more jobs with the same pass key may share a pass with this one.
 
-        Returns 0 if this is not the job's first attempt, or if only one attempt is allowed. A job that has crashed one worker may
-        crash the next one, and must not use up attempts of other jobs.
+        Returns 0 if the job cannot share a pass, if this is not its first attempt, or if only one attempt is allowed. A job that
+        has crashed one worker may crash the next one, and must not use up attempts of other jobs.
         """
         if claim.attempt > 1 or self._settings.attempts == 1 or not self._runtime.can_share_pass(claim.recipe):
             return 0

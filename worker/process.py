@@ -20,7 +20,7 @@ from worker.runtime import Runtime, load_runtime
 from worker.settings import WorkerSettings
 
 log = logging.getLogger(__name__)
-_NO_CHATTER = ("--without-gossip", "--without-mingle", "--without-heartbeat")
+_DISABLED_FEATURES = ("--without-gossip", "--without-mingle", "--without-heartbeat")
 
 
 def run_worker(settings: WorkerSettings) -> None:
@@ -80,7 +80,7 @@ class WorkerProcess:
                 f"--queues={','.join(self._queues)}",
                 f"--loglevel={self._settings.log_level}",
                 f"--hostname={self._name}@%h",
-                *_NO_CHATTER,
+                *_DISABLED_FEATURES,
             ]
         )
 

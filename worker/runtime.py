@@ -171,7 +171,8 @@ def _to_adapter(
 def load_residents(settings: WorkerSettings, *, probed: bool = True) -> list[Resident]:
     """Load the base models of the settings, each with all initializations that belong to it.
 
-    `probed`: check on every base model that it supports the delta of each initialization. Raises MetatrainError and SettingsError.
+    `probed`: True to check that each base model supports the deltas of its initializations. Raises MetatrainError and
+    SettingsError.
     """
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
