@@ -35,7 +35,7 @@ class ServiceSettings(WorkerSettings):
 
     allow_without_keys: bool = Field(
         default=False,
-        description="accept requests without an API key on any address until the first key is created; default: only on loopback addresses",
+        description="accept requests without an API key on any address until the first key exists; default: only on loopback",
     )
     max_body_bytes: int = Field(default=8_000_000, ge=1_000, description="largest request body, in bytes; larger ones get 413")
     max_examples: int = Field(default=2_000, ge=2, description="most examples in a support set, and in one request to score")

@@ -44,7 +44,7 @@ def _name(secret: bytes, tenant: str, key: str) -> str:
 
 
 def _adapter(stored: bytes | None, digest: str) -> str | None:
-    """Return the adapter id in a stored value. Raises IdempotencyKeyReused if the value has another digest."""
+    """Return the adapter id in a stored value. Raises IdempotencyKeyReused if its digest differs."""
     if stored is None:
         return None
     stored_digest, adapter_id = stored.decode().split(" ")

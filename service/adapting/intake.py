@@ -1,4 +1,4 @@
-"""Accept checked requests to adapt: derive the adapter's id, record the job, answer; or answer a dry run."""
+"""Accept checked requests to adapt: record their jobs and answer them, or answer a dry run."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -29,7 +29,8 @@ class AdaptContext:
     state: State
     tenant: Tenant
     prefer: Annotated[
-        str | None, Header(description="`wait=SECONDS`: answer when the job has ended, or after so many seconds", examples=["wait=30"])
+        str | None,
+        Header(description="`wait=SECONDS`: answer when the job has ended, or after so many seconds", examples=["wait=30"]),
     ] = None
     idempotency_key: Annotated[
         str | None,

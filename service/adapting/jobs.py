@@ -93,7 +93,10 @@ class Jobs:
             self._wake(record.tenant, record.adapter_id, record.queue or queue)
 
     def _wake(self, tenant: str, adapter_id: str, queue: str) -> None:
-        """Send a wake-up for a job. It may be lost: the job is in the record, and the reaper wakes workers again."""
+        """Send a wake-up for a job.
+
+        It may be lost: the record has the job, and the reaper repeats wake-ups that no worker answers.
+        """
         try:
             self._app.send_task(ADAPT_TASK, kwargs=wake_up(tenant, adapter_id), priority=IN_TURN, queue=queue)
         except OperationalError as error:

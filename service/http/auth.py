@@ -29,7 +29,9 @@ PUBLIC = frozenset({"/healthz", "/readyz", "/docs", "/docs/oauth2-redirect", "/r
 PUBLIC_BELOW = "/problems/"
 UNMETERED = frozenset({"/metrics"})
 """Paths that do not count towards a tenant's limit of requests."""
-_bearer = HTTPBearer(auto_error=False, bearerFormat="qs_ID_SECRET", description="An API key, as `quickstudy keys create` prints it.")
+_bearer = HTTPBearer(
+    auto_error=False, bearerFormat="qs_ID_SECRET", description="An API key, as `quickstudy keys create` prints it."
+)
 
 
 @dataclass(frozen=True)
@@ -89,16 +91,16 @@ class Authenticator:
     async def _valid_key(self, identity: str) -> Key | None:
         """Return the key with this id, None if it is unknown, revoked or expired."""
         began = time.monotonic()
-        until, key = self._cached_keys.get(identity, (0.0, None))
+        until, cached = self._cached_keys.get(identity, (0.0, None))
         if began < until:
-            return key
-        found, now = await run_in_threadpool(self._keys.find, identity)
-        self._open_allowed = self._open_allowed and found is None
-        if found is None or not found.holds(now):
+            return cached
+        key, now = await run_in_threadpool(self._keys.find, identity)
+        self._open_allowed = self._open_allowed and key is None
+        if key is None or not key.holds(now):
             self._cached_keys.pop(identity, None)
             return None
-        self._cached_keys[identity] = (began + KEY_CACHE_SECONDS, found)
-        return found
+        self._cached_keys[identity] = (began + KEY_CACHE_SECONDS, key)
+        return key
 
 
 class Authentication:
@@ -139,7 +141,7 @@ async def access(request: Request, _documented: Annotated[HTTPAuthorizationCrede
 
 
 async def tenant(granted: Annotated[Access, Depends(access)]) -> str:
-    """Return the tenant of the request; a FastAPI dependency, and the only source of the tenant for routes."""
+    """Return the tenant of the request; a FastAPI dependency, and the only source of it for routes."""
     return granted.tenant
 
 

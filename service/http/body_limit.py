@@ -6,9 +6,9 @@ from service.errors import BodyTooLarge, problem
 
 
 class BodyLimit:
-    """ASGI middleware that answers 413 as soon as a body exceeds the limit, by its header or as it arrives.
+    """ASGI middleware that answers 413 as soon as a body exceeds the limit of `most` bytes.
 
-    `most` is the limit in bytes.
+    The Content-Length header is checked first, then the bytes that arrive.
     """
 
     def __init__(self, app: ASGIApp, most: int) -> None:

@@ -21,7 +21,9 @@ class InitializationView(BaseModel):
     name: str = Field(description="value of `initialization` in a request to adapt")
     digest: str = Field(description="digest of the initialization's content")
     base_model: str
-    delta: dict[str, object] = Field(description="the parameters that adaptation moves: kind and options, such as LoRA and its rank")
+    delta: dict[str, object] = Field(
+        description="the parameters that adaptation moves: kind and options, such as LoRA and its rank"
+    )
     algorithm: str = Field(description="the meta-learning algorithm that produced the initialization")
     steps: int = Field(description="inner steps, unless `steps_by_shots` or `hard_steps` says otherwise")
     steps_by_shots: dict[int, int] = Field(description="inner steps from this many examples per label on, instead of `steps`")

@@ -1,4 +1,4 @@
-"""The Prometheus metrics behind `GET /metrics`: job counts from the records, and requests of this process.
+"""The Prometheus metrics of `GET /metrics`: job counts from the records, requests of this process.
 
 Job counts are stored with the records: every replica reports the same ones, and a restart does not reset them. While the
 records cannot be reached, `quickstudy_records_up` is 0 and the metrics from the records are missing.
@@ -21,8 +21,8 @@ _COUNTERS = {
     "attempts": "Claims of a job by a worker",
     "handed_back": "Attempts that ended with the job queued again",
     "lost_workers": "Workers that lost their job because their lease expired",
-    "overtaken": "Workers that found, while they adapted, that they no longer held their job",
-    "refused_commits": "Results that were refused because the worker no longer held its job",
+    "overtaken": "Workers that noticed, while adapting, that they had lost their job",
+    "refused_commits": "Results refused because the worker had lost its job",
     "recomputed": "Adapters adapted again because their weights were evicted or corrupt",
     "evicted": "Weights that were needed and that the cache had evicted",
     "corrupt": "Weights whose digest was not the one on record",

@@ -54,7 +54,9 @@ ALIAS_LINKS: dict[str, Any] = {
     "predict": {"operationId": "predict", "requestBody": {"adapter_id": "$response.body#/alias", **_INPUTS}},
     "delete_adapter": {"operationId": "delete_adapter", "parameters": _ADAPTER_ID_OF_ANSWER},
 }
-_REQUEST_ID = {"X-Request-ID": {"description": "id of the request: as the request sent it, or else a new one", "schema": {"type": "string"}}}
+_REQUEST_ID = {
+    "X-Request-ID": {"description": "id of the request: as the request sent it, or else a new one", "schema": {"type": "string"}}
+}
 
 
 def operation_id(route: APIRoute) -> str:

@@ -4,7 +4,7 @@ from service.errors import InvalidRequest
 
 
 def prefer_wait(header: str | None, most: float) -> float:
-    """Return the seconds of `Prefer: wait=N` (RFC 7240), at most `most`; 0 if the header does not set them.
+    """Return the seconds of `Prefer: wait=N` (RFC 7240), at most `most`; 0 if the header has none.
 
     Raises InvalidRequest if N is not a number of seconds.
     """

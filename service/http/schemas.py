@@ -30,9 +30,13 @@ AdapterId = Annotated[
 AliasName = Annotated[
     str, StringConstraints(strict=True, pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$"), Field(examples=["support-desk.production"])
 ]
-Name = Annotated[Text, Field(max_length=100, examples=["support desk"], description="a name for people; it does not affect the adapter's id")]
+Name = Annotated[
+    Text, Field(max_length=100, examples=["support desk"], description="a name for people; it does not affect the adapter's id")
+]
 Tag = Annotated[Text, Field(max_length=64, examples=["english"])]
-Tags = Annotated[list[Tag], Field(fail_fast=True, max_length=16, description="tags for people and filters; they do not affect the adapter's id")]
+Tags = Annotated[
+    list[Tag], Field(fail_fast=True, max_length=16, description="tags for people and filters; they do not affect the adapter's id")
+]
 
 _ID, _DIGEST = "a3f0c1d2e4b5a69788776655443322110ffeeddcc", "9c0d" * 16
 SUPPORT_EXAMPLE = [
@@ -81,7 +85,9 @@ class Problem(BaseModel):
 
     model_config = ConfigDict(extra="allow")
 
-    type: str = Field(description="relative URI of the type of problem; decide by this member", examples=["/problems/invalid-request"])
+    type: str = Field(
+        description="relative URI of the type of problem; decide by this member", examples=["/problems/invalid-request"]
+    )
     title: str = Field(description="the type of problem for people; its wording may change")
     status: int = Field(description="HTTP status")
     detail: str = Field(description="this problem for people; its wording may change")
@@ -130,7 +136,9 @@ class AdaptRequest(Body, Generic[E]):
         default=None, description="one of this deployment's base models; absent: the first one that has the initialization"
     )
     options: Options = Options()
-    ttl_seconds: Count | None = Field(default=None, description="time to live of the adapter, in seconds; absent: the service's default")
+    ttl_seconds: Count | None = Field(
+        default=None, description="time to live of the adapter, in seconds; absent: the service's default"
+    )
     name: Name | None = Field(default=None, description="a name for people; absent: an existing adapter keeps its name")
     tags: Tags | None = Field(default=None, description="tags for people and filters; absent: an existing adapter keeps its tags")
 

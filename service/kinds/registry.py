@@ -1,6 +1,6 @@
 """The registry of the task kinds' HTTP sides.
 
-To add one, write a file beside this one and a line here, or an entry point in another package.
+To add one, write a file in this folder and a line here, or register an entry point in another package.
 """
 
 from collections.abc import Sequence

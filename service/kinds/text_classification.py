@@ -1,4 +1,4 @@
-"""Text classification over HTTP: examples are `{"input", "label"}`, predictions a label with probabilities."""
+"""Text classification over HTTP: labelled texts in, labels with probabilities out."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence

@@ -1,4 +1,4 @@
-"""The predictor: a base model with its adapters, a batcher and the thread that runs the forward passes.
+"""The predictor: a base model, its adapters, a batcher and the thread that runs the forward passes.
 
 Adapters are kept in three places: the bank on the device, the shelf in host memory, and the cache in Redis.
 
@@ -64,10 +64,11 @@ class Predictor(Protocol):
     """The interface that the routes use; a predictor in a separate process has the same one."""
 
     def submit(self, weights: WeightsKey, texts: Sequence[str]) -> "Future[Answer]":
-        """Queue a call that answers each input with an adapter. Cancelling the future removes it from the queue.
+        """Queue a call that answers each input with an adapter.
 
-        Raises Overloaded, and Unavailable if the predictor is a separate process that cannot be reached. The future raises
-        WeightsMissing, WeightsCorrupt, ArtifactError for weights that do not load, and redis.RedisError.
+        Cancelling the future removes the call from the queue. Raises Overloaded, and Unavailable if the predictor is a separate
+        process that cannot be reached. The future raises WeightsMissing, WeightsCorrupt, ArtifactError for weights that do not
+        load, and redis.RedisError.
         """
         ...
 
@@ -115,9 +116,9 @@ class _Call:
 
 
 class InProcessPredictor:
-    """A predictor in this process, for adapters of `initializations`; it batches calls of different adapters.
+    """A predictor in this process, for adapters of `initializations`.
 
-    `share`: the part of BANK_MB and SHELF_MB that it may use, between 0 and 1.
+    It batches calls of different adapters. `share`: the part of BANK_MB and SHELF_MB that it may use, between 0 and 1.
     """
 
     def __init__(
@@ -137,7 +138,9 @@ class InProcessPredictor:
         self._initialization_digests = {init.digest for init in initializations.values()}
         self._batcher: Batcher[_Call] = Batcher(settings.batch_tokens, settings.batch_rows, self._bank.slots)
         self._tokenizers = ThreadPoolExecutor(2, thread_name_prefix="tokenize")
-        self._loaders = ThreadPoolExecutor(_LOADERS, thread_name_prefix="load")  # apart from tokenizing, which must not wait for a slow cache
+        self._loaders = ThreadPoolExecutor(
+            _LOADERS, thread_name_prefix="load"
+        )  # apart from tokenizing, which must not wait for a slow cache
         self._changed = threading.Condition()  # guards the batcher and the fields below
         self._unanswered_rows = 0
         self._unanswered_rows_of = Counter[str]()  # by tenant
@@ -191,8 +194,8 @@ class InProcessPredictor:
     def _check_room(self, tenant: str, rows: int) -> None:
         """Raise Overloaded if the queue has no room for a call.
 
-        A tenant may fill the whole queue while it is the only one waiting, and half of it while others wait. An empty queue takes
-        one call of any size, and so does the half of a tenant that has nothing waiting, as far as the whole queue has room.
+        The queue holds QUEUE_ROWS rows, but if it is empty it takes one call of any size. While other tenants have rows waiting, a
+        tenant that has rows waiting too may use at most half of it.
         """
         most, waiting, waiting_of_tenant = self._settings.queue_rows, self._unanswered_rows, self._unanswered_rows_of[tenant]
         if waiting and waiting + rows > most:
@@ -243,7 +246,8 @@ class InProcessPredictor:
     def _fetch(self, weights: WeightsKey) -> Packed:
         """Read an adapter from the cache.
 
-        Raises ArtifactError if its initialization is not one of this service: the bank has room only for their deltas.
+        Raises ArtifactError if this service does not have its initialization: the bank is built only for deltas of those that were
+        loaded and probed at start-up.
         """
         content = self._store.get(weights.tenant, weights.adapter_id, weights.fence, weights.digest)
         digest = adapter_metadata(content).initialization_digest

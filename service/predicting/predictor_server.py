@@ -40,7 +40,8 @@ async def serve(predictors: Sequence[InProcessPredictor], url: str) -> None:
     else:
         if address[0] not in ("127.0.0.1", "::1", "localhost"):
             log.warning(
-                "every client that can reach %s can predict with any adapter and drop it from memory: keep it on a private network", url
+                "every client that can reach %s can predict with any adapter and drop it from memory: keep it on a private network",
+                url,
             )
         server = await asyncio.start_server(connections.handle, *address, limit=wire.LINE_BYTES)
     stop = asyncio.Event()
@@ -148,7 +149,7 @@ class _Connections:
 
 
 def _error_message(number: int, problem: BaseException) -> dict[str, Any]:
-    """Return the message for the service; an unexpected error is also logged here, with its traceback's locations."""
+    """Return the message for the service. Log an unexpected error, with the locations of its traceback."""
     if wire.error_kind(problem) is None and not isinstance(problem, ServiceError):
         log.error("failed\n%s", places(problem))
     return wire.error(number, problem)

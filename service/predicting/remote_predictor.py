@@ -1,4 +1,4 @@
-"""The service's client of a predictor in a separate process, over one connection that is reopened if it breaks."""
+"""The client of a predictor in a separate process, over one connection that is reopened if it breaks."""
 
 import asyncio
 import itertools
@@ -24,9 +24,10 @@ _UNSENT_BYTES = 16 * 2**20
 
 
 class RemotePredictor:
-    """A Predictor in a separate process. Create and close it on the event loop; `forget` works from any thread.
+    """A Predictor in a separate process.
 
-    If the connection breaks, waiting calls fail with Unavailable. Predictions change nothing, so a client may retry them.
+    Create and close it on the event loop; `forget` may be called from any thread. If the connection breaks, waiting calls fail
+    with Unavailable. Predictions change nothing, so a client may retry them.
     """
 
     def __init__(self, base: Base, url: str) -> None:

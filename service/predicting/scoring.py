@@ -1,4 +1,4 @@
-"""Scores of predicted labels: accuracy, precision, recall, F1 and confusion. Uses neither HTTP nor torch."""
+"""Scores of predicted labels: accuracy, precision, recall, F1 and confusion. HTTP- and torch-free."""
 
 from collections import Counter
 from collections.abc import Sequence

@@ -33,7 +33,9 @@ class Shelf(Generic[V]):
         return len(self._values)
 
     def put(self, key: str, value: V) -> None:
-        """Store a value and evict the least recently used ones. A value larger than the whole shelf is not stored."""
+        """Store a value and evict the least recently used ones.
+
+        A value larger than the whole shelf is not stored, and then the shelf is empty."""
         with self._lock:
             self._drop(key)
             self._values[key] = value

@@ -1,4 +1,4 @@
-"""The protocol between a service and a predictor process: one JSON document per line, over a Unix socket or TCP.
+"""The protocol of services and predictor processes: one JSON document per line, over a socket or TCP.
 
     service → predictor   {"about": …}                                        first, once: selects the predictor of a base model
                           {"call": N, "weights": {…}, "texts": […]}           · {"cancel": N} · {"forget": [tenant, digest]}
@@ -54,7 +54,7 @@ def answer_of(document: dict[str, Any]) -> Answer:
 
 
 def error(number: int, problem: BaseException) -> dict[str, Any]:
-    """Return an error's message. Of an unexpected error only the type is sent: its text may quote an input."""
+    """Return an error's document. An unexpected error is sent by type only: its text may quote an input."""
     if isinstance(problem, Overloaded):
         return {"error": number, "kind": "Overloaded", "message": problem.detail, "retry_after": problem.headers["Retry-After"]}
     if isinstance(problem, Unavailable):
@@ -64,7 +64,7 @@ def error(number: int, problem: BaseException) -> dict[str, Any]:
 
 
 def error_kind(problem: BaseException) -> str | None:
-    """Return the name of an expected type of error, which is sent with its message; None for any other error."""
+    """Return the name of an expected error type, which is sent with its text; None for other errors."""
     return next((name for name in _ERRORS if name in [each.__name__ for each in type(problem).__mro__]), None)
 
 

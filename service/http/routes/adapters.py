@@ -1,4 +1,4 @@
-"""`/adapters`, `/adapters/{adapter_id}` and its `/pin`: list, show, change, delete, pin and unpin adapters."""
+"""`/adapters`, `/adapters/{adapter_id}` and its `/pin`: list, show, change, delete and pin adapters."""
 
 from functools import partial
 from typing import Annotated

@@ -43,7 +43,9 @@ def initializations(state: State) -> InitializationList:
 def _in_parts(inner: InnerConfig) -> InPartsView | None:
     if inner.in_parts is None:
         return None
-    return InPartsView(more_than=inner.rows_per_step, objective=_objective_weights(inner.in_parts.objective), most=inner.in_parts.most)
+    return InPartsView(
+        more_than=inner.rows_per_step, objective=_objective_weights(inner.in_parts.objective), most=inner.in_parts.most
+    )
 
 
 def _objective_weights(objective: Objective) -> dict[str, float]:

@@ -88,7 +88,11 @@ async def adapter_events(
     tenant: Tenant,
     last_event_id: Annotated[
         str | None,
-        Header(pattern=r"^[0-9]{1,15}-[0-9]{1,6}$", description="id of the last event that arrived: the stream continues after it", examples=["7-1"]),
+        Header(
+            pattern=r"^[0-9]{1,15}-[0-9]{1,6}$",
+            description="id of the last event that arrived: the stream continues after it",
+            examples=["7-1"],
+        ),
     ] = None,
 ) -> Response:
     """Stream the progress of an adapter's job as server-sent events.

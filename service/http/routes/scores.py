@@ -26,7 +26,7 @@ router = APIRouter(tags=["predictions"], dependencies=[Depends(needs("predict"))
 async def score_adapter(
     adapter_id: AdapterId, request: ScoreRequest, connection: Request, state: State, tenant: Tenant
 ) -> ScoreAnswer:
-    """Predict the labels of examples and compare them with the true ones: accuracy, F1, confusion and mistakes.
+    """Predict labelled examples and return the scores: accuracy, F1, confusion and mistakes.
 
     Counts towards MAX_REQUESTS_A_MINUTE as many times as predictions of the same examples would, with MAX_INPUTS inputs each.
     """

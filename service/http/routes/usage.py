@@ -22,7 +22,9 @@ async def usage(
     granted: Annotated[Access, Depends(access)],
     tenant: Annotated[
         str | None,
-        Query(pattern=TENANT_PATTERN, description="another tenant, which needs the scope `admin`; absent: the tenant of the API key"),
+        Query(
+            pattern=TENANT_PATTERN, description="another tenant, which needs the scope `admin`; absent: the tenant of the API key"
+        ),
     ] = None,
 ) -> UsageView:
     """Return a tenant's current usage, its adaptations and predictions so far, and its limits."""
