@@ -100,7 +100,7 @@ class AdapterInUse(ServiceError):
 
 
 class AliasMoved(ServiceError):
-    status, kind, title = 409, "alias-moved", "The alias points at another adapter"
+    status, kind, title = 409, "alias-moved", "The alias does not point at the expected adapter"
 
 
 class BodyTooLarge(ServiceError):

@@ -109,8 +109,8 @@ def _options(parent: JobRecipe, requested: Options, init: Initialization) -> Opt
 def _steps(kind: str, support: Sequence[Canonical], options: Options, init: Initialization) -> int | None:
     """Return the number of inner steps: the requested one, or the initialization's for these shots.
 
-    None: the initialization decides by the accuracy on the support set, while adapting. Raises InvalidRequest for a
-    requested number of steps that could not change anything: one example of each label, and an objective that needs more.
+    None: the initialization decides while adapting, by the accuracy on the support set. Raises InvalidRequest if steps are
+    requested that could learn nothing: there is one example of each label, and the objective needs more.
     """
     rows, groups = task_kinds()[kind].size(support, label_words=options.label_words)
     if options.steps is None:

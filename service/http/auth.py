@@ -104,7 +104,7 @@ class Authenticator:
 
 
 class Authentication:
-    """ASGI middleware that authenticates and counts every request before its body is read.
+    """ASGI middleware that authenticates and counts requests before their body is read.
 
     Only public paths are served without a valid key. Requests above the tenant's limit per minute are refused.
     """

@@ -1,7 +1,7 @@
 """Answer inputs with an adapter, or raise the reason why that is not possible.
 
-If the adapter's weights are evicted or corrupt, it is adapted again and the call waits for it. Neither another adapter nor the
-bare base model ever answers instead.
+If the adapter's weights are evicted or corrupt, it is adapted again, and the call waits for it up to
+READAPT_WAIT_SECONDS. Neither another adapter nor the bare base model ever answers instead.
 """
 
 import asyncio
@@ -44,7 +44,7 @@ async def answer_parts(
             for part in parts:
                 answers.append(await _answer(ready, part, connection, state))
                 state.metrics.observe_prediction(answers[-1].seconds)
-                if len(answers) > counted:  # count each part once, even if it is answered again after an eviction
+                if len(answers) > counted:  # each part counts once, even if it is answered again or a later part fails
                     counted = len(answers)
                     state.meter.count_predictions(tenant, len(part))
             return ready, answers

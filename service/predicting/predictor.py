@@ -138,9 +138,8 @@ class InProcessPredictor:
         self._initialization_digests = {init.digest for init in initializations.values()}
         self._batcher: Batcher[_Call] = Batcher(settings.batch_tokens, settings.batch_rows, self._bank.slots)
         self._tokenizers = ThreadPoolExecutor(2, thread_name_prefix="tokenize")
-        self._loaders = ThreadPoolExecutor(
-            _LOADERS, thread_name_prefix="load"
-        )  # apart from tokenizing, which must not wait for a slow cache
+        # Loading has threads of its own, so that a slow cache does not delay tokenizing.
+        self._loaders = ThreadPoolExecutor(_LOADERS, thread_name_prefix="load")
         self._changed = threading.Condition()  # guards the batcher and the fields below
         self._unanswered_rows = 0
         self._unanswered_rows_of = Counter[str]()  # by tenant

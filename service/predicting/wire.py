@@ -1,4 +1,4 @@
-"""The protocol of services and predictor processes: one JSON document per line, over a socket or TCP.
+"""The protocol of services and predictors: one JSON document per line, over a Unix socket or TCP.
 
     service → predictor   {"about": …}                                        first, once: selects the predictor of a base model
                           {"call": N, "weights": {…}, "texts": […]}           · {"cancel": N} · {"forget": [tenant, digest]}
@@ -33,7 +33,10 @@ _ERRORS: dict[str, Callable[[str], Exception]] = {
 
 
 def about(base: Base) -> dict[str, Any]:
-    """Return what both sides must agree on: the version of the protocol and the base model."""
+    """Return what both sides must agree on: the version of the protocol and the base model.
+
+    An adapter works only on the base model that it was made on.
+    """
     return {"format": FORMAT, "base": base.digest}
 
 

@@ -177,7 +177,7 @@ Calls = st.lists(
 def test_concurrent_calls_get_the_same_answers_as_single_calls(
     tiny: Base, catalog: dict[str, Initialization], store: WeightStore
 ) -> None:
-    """Use adapters of three initializations, one of which changes the base model, more than fit on the device.
+    """Use adapters of three initializations, one with a changed base model, more than fit on the device.
 
     Meanwhile one adapter is repeatedly dropped from device and memory.
     """
