@@ -97,7 +97,9 @@ class Problem(BaseModel):
 
 class Options(Body):
     steps: Steps | None = Field(default=None, description="number of inner steps; absent: the initialization decides")
-    seed: Seed = Field(default=0, description="seed for the order in which a large support set is split into parts")
+    seed: Seed = Field(
+        default=0, description="seed of the inner loop's random choices, such as the split of a large support set into parts"
+    )
     label_words: bool = Field(
         default=False,
         strict=True,

@@ -99,7 +99,8 @@ async def adapter_events(
 
     The events are `status` with `{"status", "attempt"}`, `step` with `{"step", "support_loss"}`, and finally `end` with the
     adapter as `GET /adapters/{adapter_id}` returns it. A stream ends without `end` if the adapter is deleted, after ten minutes,
-    if the API key is no longer valid, or if the service stops: then reconnect with `Last-Event-ID`.
+    if the API key is no longer valid, if the records cannot be reached, or if the service stops: then reconnect with
+    `Last-Event-ID`.
     """
     job = require(adapter_id, await run_in_threadpool(state.records.job_state, tenant, adapter_id))
     seen = (-1, -1) if last_event_id is None else _parse_id(last_event_id)
