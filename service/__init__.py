@@ -1,13 +1,13 @@
-"""The HTTP face: takes support sets, hands adaptation to the workers, serves predictions.
+"""The HTTP service: accepts support sets, queues adaptation jobs for workers, serves predictions.
 
 | to change | look in |
 |---|---|
 | routes, bodies, keys and scopes, metrics, the OpenAPI document | `http/` |
-| from a request to adapt to its job | `adapting/` |
-| from inputs to predictions | `predicting/` |
-| the examples and predictions of a kind of task, their checks | `kinds/` |
-| the commands that run a service, the embedded default | `running/` |
-| what a request may hold, whatever its kind | `field_checks.py` |
-| the shape of an error | `errors.py` |
+| how a request to adapt becomes a job | `adapting/` |
+| how inputs become predictions | `predicting/` |
+| the fields of a task kind's examples and predictions, and their checks | `kinds/` |
+| the commands that run a service, the embedded Redis server and worker | `running/` |
+| checks of request fields that all task kinds share | `field_checks.py` |
+| errors and their problem documents | `errors.py` |
 | limits and defaults | `settings.py` |
 """

@@ -1,4 +1,4 @@
-"""`python -m service`: the command line from a checkout; the console script `quickstudy` is the same, installed."""
+"""The command line of a checkout, `python -m service`; once installed, it is `quickstudy`."""
 
 from quickstudy.commands.cli import command_line
 

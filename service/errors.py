@@ -1,23 +1,23 @@
-"""Errors as problem documents (RFC 9457).
+"""The errors of the service, and their problem documents (RFC 9457).
 
-ServiceError            status, kind (the last part of the document's `type`), title
-├── InvalidRequest      422  names the field, what was expected, what came
-├── KeyUsedOtherwise    422  an Idempotency-Key that came with another request before
-├── Unauthenticated     401  the same for a key that is missing, unknown, revoked or expired
-├── MissingScope        403  names the scope
-├── UnknownAdapter      404
-├── UnknownAlias        404
-├── UnknownPath         404
-├── MethodNotAllowed    405  Allow
-├── AdapterNotReady     409  with the adapter's status, and the reason where it failed
-├── AdapterInUse        409  names the aliases that point at it
-├── AliasMoved          409  with where the alias points now
-├── BodyTooLarge        413
-├── ClientGone          499  which nobody reads, but the log
-├── Overloaded          429  Retry-After
-├── QuotaExceeded       429  Retry-After; names the limit, the most it allows, and what is used
-└── Unavailable         503  Retry-After
-    └── NotReady        503  of /readyz; names what is missing
+ServiceError             status, kind (the last part of the document's `type`), title
+├── InvalidRequest       422  names the field, what was expected and what came
+├── IdempotencyKeyReused 422  the Idempotency-Key came with another request before
+├── Unauthenticated      401  the key is missing, unknown, revoked or expired; the answer does not say which
+├── MissingScope         403  names the missing scope
+├── UnknownAdapter       404
+├── UnknownAlias         404
+├── UnknownPath          404
+├── MethodNotAllowed     405  Allow names the methods of the path
+├── AdapterNotReady      409  has the adapter's status, and the reason if it failed
+├── AdapterInUse         409  names the aliases that point at it
+├── AliasMoved           409  has the adapter that the alias points at now
+├── BodyTooLarge         413
+├── ClientGone           499  appears only in the log and the metrics: the client disconnected
+├── Overloaded           429  Retry-After; too many inputs are waiting for a prediction
+├── QuotaExceeded        429  Retry-After; has the limit's name, its value and the usage
+└── Unavailable          503  Retry-After
+    └── NotReady         503  only /readyz; names what is missing
 """
 
 from typing import Any
@@ -29,7 +29,7 @@ from worker.logs import current_request
 
 
 class ServiceError(Exception):
-    """Root of the tree; `detail` is what the user reads, `extra` goes into the document beside it."""
+    """Root of the tree: `detail` is the message for the user, `extra` are further members of the document."""
 
     status = 500
     kind = "internal-error"
@@ -50,7 +50,7 @@ class InvalidRequest(ServiceError):
         )
 
 
-class KeyUsedOtherwise(ServiceError):
+class IdempotencyKeyReused(ServiceError):
     status, kind, title = 422, "idempotency-key-used-otherwise", "Idempotency-Key used for another request"
 
 
@@ -58,7 +58,7 @@ class Unauthenticated(ServiceError):
     status, kind, title = 401, "unauthenticated", "No valid API key"
 
     def __init__(self) -> None:
-        detail = "expected a valid API key, as Authorization: Bearer KEY"
+        detail = "expected a valid API key in the header Authorization: Bearer KEY"
         super().__init__(detail, headers={"WWW-Authenticate": "Bearer"})
 
 
@@ -100,7 +100,7 @@ class AdapterInUse(ServiceError):
 
 
 class AliasMoved(ServiceError):
-    status, kind, title = 409, "alias-moved", "The alias points elsewhere"
+    status, kind, title = 409, "alias-moved", "The alias does not point at the expected adapter"
 
 
 class BodyTooLarge(ServiceError):
@@ -108,10 +108,10 @@ class BodyTooLarge(ServiceError):
 
 
 class ClientGone(ServiceError):
-    status, kind, title = 499, "client-gone", "The client went before the answer"
+    status, kind, title = 499, "client-gone", "The client disconnected before the answer"
 
     def __init__(self) -> None:
-        super().__init__("the client went before the answer")
+        super().__init__("the client disconnected before the answer")
 
 
 class Overloaded(ServiceError):
@@ -122,7 +122,7 @@ class Overloaded(ServiceError):
 
 
 class QuotaExceeded(ServiceError):
-    status, kind, title = 429, "quota-exceeded", "A limit of this tenant is reached"
+    status, kind, title = 429, "quota-exceeded", "This tenant has reached a limit"
 
     def __init__(self, reached: LimitReached) -> None:
         headers = {"Retry-After": str(reached.retry_after)}
@@ -141,7 +141,7 @@ class NotReady(Unavailable):
 
 
 def problem(error: ServiceError) -> JSONResponse:
-    """Within a request, so that the document carries its id."""
+    """Return the answer for an error, with the id of the current request in its document."""
     body = {"type": f"/problems/{error.kind}", "title": error.title, "status": error.status, "detail": error.detail}
     body |= {"request_id": current_request(), **error.extra}
     return JSONResponse(body, error.status, headers=error.headers, media_type="application/problem+json")

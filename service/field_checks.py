@@ -1,6 +1,7 @@
-"""What the parts of a request may hold. Every check names the field, what was expected and what came.
+"""Checks of request fields that all task kinds share.
 
-Examples are checked by their kind of task (`service.kinds`), whole requests to adapt in `service.adapting.checked_request`.
+Every error names the field, what was expected and what came. `service.kinds` checks the examples of each task kind,
+`service.adapting.checked_request` whole requests to adapt.
 """
 
 from collections.abc import Sequence
@@ -10,14 +11,14 @@ from service.settings import ServiceSettings
 from worker.ledger.aliases import is_alias
 
 
-def check_count(field: str, number: int, least: int, most: int, what: str, beside: str = "") -> None:
-    """Raises InvalidRequest unless `number` is in [least, most]."""
+def check_count(field: str, number: int, least: int, most: int, noun: str, suffix: str = "") -> None:
+    """Raise InvalidRequest unless least ≤ number ≤ most. `noun` and `suffix` complete the message."""
     if not least <= number <= most:
-        raise InvalidRequest(field, f"{least} to {most} {what}{beside}", f"{number} {what}")
+        raise InvalidRequest(field, f"{least} to {most} {noun}{suffix}", f"{number} {noun}")
 
 
 def check_notes(name: str | None, tags: Sequence[str] | None) -> None:
-    """Raises InvalidRequest. Their lengths are the schema's."""
+    """Raise InvalidRequest if a name or tag is blank or not proper Unicode. The schema limits lengths."""
     if name is not None:
         check_text("name", name, len(name))
     for i, tag in enumerate(tags or ()):
@@ -25,26 +26,26 @@ def check_notes(name: str | None, tags: Sequence[str] | None) -> None:
 
 
 def check_ttl(ttl_seconds: int | None, settings: ServiceSettings) -> None:
-    """Raises InvalidRequest."""
+    """Raise InvalidRequest if the time to live is longer than MAX_TTL_SECONDS. None: not set."""
     if ttl_seconds is not None and ttl_seconds > settings.max_ttl_seconds:
         raise InvalidRequest("ttl_seconds", f"at most {settings.max_ttl_seconds}", ttl_seconds)
 
 
 def check_inputs(inputs: Sequence[str], settings: ServiceSettings) -> None:
-    """Raises InvalidRequest for the first thing that is wrong with the inputs of a prediction."""
+    """Raise InvalidRequest for the first error in the inputs of a prediction."""
     check_count("inputs", len(inputs), 1, settings.max_inputs, "texts")
     for i, text in enumerate(inputs):
         check_text(f"inputs[{i}]", text, settings.max_text_chars)
 
 
 def check_alias(alias: str) -> None:
-    """Raises InvalidRequest for a name that looks like an adapter's id."""
+    """Raise InvalidRequest for an alias that has the form of an adapter's id."""
     if not is_alias(alias):
-        raise InvalidRequest("alias", "a name that is not of the form of an adapter's id", alias)
+        raise InvalidRequest("alias", "a name that does not have the form of an adapter's id", alias)
 
 
 def check_text(field: str, text: str, most: int) -> None:
-    """Raises InvalidRequest for a text that is empty, longer than `most` characters, or no proper Unicode."""
+    """Raise InvalidRequest if the text is blank, longer than `most` characters, or not proper Unicode."""
     if not text.strip():
         raise InvalidRequest(field, "a text that is not empty", text)
     if len(text) > most:

@@ -1,4 +1,4 @@
-"""Settings of the service, from the environment, read once."""
+"""Settings of the service, read once from environment variables."""
 
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -10,7 +10,10 @@ from worker.settings import WorkerSettings
 
 
 def predictor_address(url: str) -> str | tuple[str, int]:
-    """A socket's path, or host and port. Raises ValueError."""
+    """Return the path of a Unix socket, or host and port, from a predictor's URL.
+
+    Raises ValueError if the URL has another form.
+    """
     parts = urlsplit(url)
     if parts.scheme == "unix" and parts.path:
         return parts.path
@@ -25,40 +28,73 @@ def _predictor_url(url: str) -> str:
 
 
 class ServiceSettings(WorkerSettings):
-    """The worker's settings (both ends must agree on them) and the service's own."""
+    """The worker's settings, which services and workers must agree on, and the service's own.
 
-    allow_without_keys: bool = Field(default=False, description="be open on any address until the first API key is made")
-    max_body_bytes: int = Field(default=8_000_000, ge=1_000, description="of a request; 413 beyond")
-    max_examples: int = Field(default=2_000, ge=2, description="in a support set")
-    max_labels: int = Field(default=200, ge=2)
-    max_text_chars: int = Field(default=10_000, ge=1, description="of one example or input")
-    max_label_chars: int = Field(default=200, ge=1)
-    max_inputs: int = Field(default=256, ge=1, description="in one predict call")
-    default_ttl_seconds: int = Field(default=7 * 24 * 3600, ge=1)
-    max_ttl_seconds: int = Field(default=90 * 24 * 3600, ge=1)
-    max_wait_seconds: float = Field(default=60, ge=0, description="largest `Prefer: wait`")
-    readapt_wait_seconds: float = Field(default=5, ge=0, description="how long predict waits for an evicted adapter")
-    bank_mb: float = Field(default=256, gt=0, description="adapters kept on the device, in MB")
-    shelf_mb: float = Field(default=1024, ge=0, description="adapters kept in memory that have left the device, in MB")
-    batch_rows: int = Field(default=64, ge=1, description="rows of one forward pass")
-    batch_tokens: int = Field(default=4096, ge=1, description="tokens of one forward pass")
-    batch_wait_ms: float = Field(default=2, ge=0, le=1000, description="longest wait for calls on their way to a batch")
+    Each field is set by the environment variable with its name in capitals.
+    """
+
+    allow_without_keys: bool = Field(
+        default=False,
+        description="accept requests without an API key on any address until the first key exists; default: only on loopback",
+    )
+    max_body_bytes: int = Field(default=8_000_000, ge=1_000, description="largest request body, in bytes; larger ones get 413")
+    max_examples: int = Field(default=2_000, ge=2, description="most examples in a support set, and in one request to score")
+    max_labels: int = Field(default=200, ge=2, description="most different labels in a support set")
+    max_text_chars: int = Field(default=10_000, ge=1, description="longest text of one example or input, in characters")
+    max_label_chars: int = Field(default=200, ge=1, description="longest label, in characters")
+    max_inputs: int = Field(default=256, ge=1, description="most inputs in one request to predict")
+    default_ttl_seconds: int = Field(
+        default=7 * 24 * 3600, ge=1, description="time to live of an adapter whose request sets none, in seconds; default: 7 days"
+    )
+    max_ttl_seconds: int = Field(
+        default=90 * 24 * 3600, ge=1, description="longest time to live that a request may set, in seconds; default: 90 days"
+    )
+    max_wait_seconds: float = Field(default=60, ge=0, description="longest wait that a `Prefer: wait` header gets, in seconds")
+    readapt_wait_seconds: float = Field(
+        default=5, ge=0, description="longest time that a prediction waits for an evicted adapter to be adapted again, in seconds"
+    )
+    bank_mb: float = Field(default=256, gt=0, description="device memory for adapters, in MiB, divided among the base models")
+    shelf_mb: float = Field(
+        default=1024,
+        ge=0,
+        description="host memory for adapters that are not on the device, in MiB, divided among the base models",
+    )
+    batch_rows: int = Field(default=64, ge=1, description="most rows in one forward pass")
+    batch_tokens: int = Field(default=4096, ge=1, description="most tokens in one forward pass; a longer row runs alone")
+    batch_wait_ms: float = Field(
+        default=2,
+        ge=0,
+        le=1000,
+        description="longest time that a batch waits for calls that are still being prepared, in milliseconds",
+    )
     predictor_url: Annotated[str, AfterValidator(_predictor_url)] | None = Field(
         default=None,
-        description="of a predictor in a process of its own: unix:///path or tcp://host:port; in this process where unset",
+        description="address of a predictor that runs as a separate process: unix:///path or tcp://host:port; "
+        "unset: predict in this process",
     )
     queue_rows: int = Field(
-        default=2048, ge=1, description="inputs that may wait for a prediction, half of them one tenant's beside others; 429 beyond"
+        default=2048,
+        ge=1,
+        description="most inputs that may wait for a prediction; further ones get 429. "
+        "While other tenants have inputs waiting, one tenant may use half of them",
     )
-    max_adapters: int = Field(default=0, ge=0, description="records of a tenant, whatever their status; 0: no limit")
-    max_adapter_bytes: int = Field(default=0, ge=0, description="of a tenant's weights that are ready or being made; 0: no limit")
-    max_example_bytes: int = Field(default=0, ge=0, description="of the examples in a tenant's records; 0: no limit")
-    max_jobs: int = Field(default=0, ge=0, description="unfinished jobs of a tenant; 0: no limit")
-    max_aliases: int = Field(default=1000, ge=0, description="of a tenant; 0: no limit")
-    max_requests_a_minute: int = Field(default=0, ge=0, description="of a tenant, by the clock's minute; 0: no limit")
-    max_streams: int = Field(default=100, ge=0, description="streams and waits of a tenant open in this process; 0: no limit")
+    max_adapters: int = Field(default=0, ge=0, description="most adapters of a tenant, whatever their status; 0: no limit")
+    max_adapter_bytes: int = Field(
+        default=0, ge=0, description="most bytes of a tenant's weights, ready or still being adapted; 0: no limit"
+    )
+    max_example_bytes: int = Field(default=0, ge=0, description="most bytes of examples in a tenant's records; 0: no limit")
+    max_jobs: int = Field(default=0, ge=0, description="most unfinished jobs of a tenant; 0: no limit")
+    max_aliases: int = Field(default=1000, ge=0, description="most aliases of a tenant; 0: no limit")
+    max_requests_a_minute: int = Field(
+        default=0, ge=0, description="most requests of a tenant in one minute of the clock, over all replicas; 0: no limit"
+    )
+    max_streams: int = Field(
+        default=100,
+        ge=0,
+        description="most event streams and waiting requests of a tenant that are open at once in one process; 0: no limit",
+    )
 
     @property
     def limits(self) -> dict[str, int]:
-        """Of a tenant over all replicas, by the names of their variables."""
+        """The limits on a tenant that hold over all replicas, by the name of their environment variable."""
         return {name: getattr(self, name.lower()) for name in LIMITS}

@@ -1,1 +1,1 @@
-"""From a request to adapt to its job on record, and waiting for the job to end."""
+"""Turn requests to adapt into recorded jobs, and wait for jobs to end."""

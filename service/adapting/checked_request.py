@@ -1,4 +1,4 @@
-"""From the body of a request to adapt to what is to be adapted, every part checked: the one place where that is done."""
+"""Checks of whole requests to adapt: the only place where a body becomes a `CheckedRequest`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,14 +21,15 @@ from worker.ledger.notes import Notes
 
 @dataclass(frozen=True)
 class CheckedRequest:
-    """What is to be adapted: the examples of the request as they are kept, and those that they stand beside.
+    """A request to adapt whose parts have all been checked.
 
-    `path` and `body` tell requests apart that come with the same Idempotency-Key.
+    `new_examples` come from the body, `parent_examples` from the adapter that they are added to; both are in canonical
+    form. `path` and `body` show whether two requests with the same Idempotency-Key are the same request.
     """
 
     kind: HttpKind
-    own: tuple[Canonical, ...]
-    before: tuple[Canonical, ...]
+    new_examples: tuple[Canonical, ...]
+    parent_examples: tuple[Canonical, ...]
     deployed: Deployed
     init: Initialization
     options: Options
@@ -39,8 +40,8 @@ class CheckedRequest:
 
     @property
     def recipe(self) -> JobRecipe:
-        """All that determines the adapter's weights."""
-        support = task_kinds()[self.kind.name].ordered((*self.before, *self.own))
+        """Everything that determines the adapter's weights."""
+        support = task_kinds()[self.kind.name].ordered((*self.parent_examples, *self.new_examples))
         return JobRecipe(
             initialization=self.init.name,
             initialization_digest=self.init.digest,
@@ -53,33 +54,36 @@ class CheckedRequest:
         )
 
 
-def checked_adapt(body: AdaptRequest[Any], state: ServiceState) -> CheckedRequest:
-    """Check the body of `POST /adapt`. Raises InvalidRequest for the first thing that is wrong."""
+def check_adapt_request(body: AdaptRequest[Any], state: ServiceState) -> CheckedRequest:
+    """Check the body of `POST /adapt`. Raises InvalidRequest for the first error."""
     check_count("support", len(body.support), 2, state.settings.max_examples, "examples")
     kind = kind_of(body.support)
     kind.check(body.support, body.options, state.settings)
     notes = _notes(body)
     check_ttl(body.ttl_seconds, state.settings)
     deployed, init = state.initialization(body.initialization, task_kinds()[kind.name], body.base_model)
-    own = _kept(kind, body.support)
-    return CheckedRequest(kind, own, (), deployed, init, body.options, body.ttl_seconds, notes, "/adapt", body)
+    examples = _canonical(kind, body.support)
+    return CheckedRequest(kind, examples, (), deployed, init, body.options, body.ttl_seconds, notes, "/adapt", body)
 
 
-def checked_examples(body: ExamplesRequest[Any], parent_id: str, parent: JobRecipe, state: ServiceState) -> CheckedRequest:
-    """Check the body of `POST /adapters/{id}/examples`: `parent` is the adapter's recipe. Raises InvalidRequest."""
-    kind, before = http_kinds()[parent.kind], parent.support
+def check_examples_request(body: ExamplesRequest[Any], parent_id: str, parent: JobRecipe, state: ServiceState) -> CheckedRequest:
+    """Check the body of `POST /adapters/{parent_id}/examples`; `parent` is that adapter's recipe.
+
+    Raises InvalidRequest for the first error.
+    """
+    kind, parent_examples = http_kinds()[parent.kind], parent.support
     deployed, init = state.initialization_of(parent)
     options = _options(parent, body.options, init)
-    beside = f" beside the adapter's {len(before)}"
-    check_count("support", len(body.support), 1, state.settings.max_examples - len(before), "examples", beside)
-    given = kind_of(body.support)
-    if given.name != kind.name:
-        raise InvalidRequest("support[0]", f"an example of {kind.name}, as the adapter has", given.name)
-    kind.check(body.support, options, state.settings, before)
+    most, suffix = state.settings.max_examples - len(parent_examples), f" beside the adapter's {len(parent_examples)}"
+    check_count("support", len(body.support), 1, most, "examples", suffix)
+    body_kind = kind_of(body.support)
+    if body_kind.name != kind.name:
+        raise InvalidRequest("support[0]", f"an example of {kind.name}, as the adapter has", body_kind.name)
+    kind.check(body.support, options, state.settings, parent_examples)
     notes = _notes(body, parent_id)
     check_ttl(body.ttl_seconds, state.settings)
-    own, path = _kept(kind, body.support), f"/adapters/{parent_id}/examples"
-    return CheckedRequest(kind, own, before, deployed, init, options, body.ttl_seconds, notes, path, body)
+    examples, path = _canonical(kind, body.support), f"/adapters/{parent_id}/examples"
+    return CheckedRequest(kind, examples, parent_examples, deployed, init, options, body.ttl_seconds, notes, path, body)
 
 
 def _notes(body: AdaptRequest[Any] | ExamplesRequest[Any], parent: str | None = None) -> Notes:
@@ -87,22 +91,27 @@ def _notes(body: AdaptRequest[Any] | ExamplesRequest[Any], parent: str | None = 
     return Notes(body.name, None if body.tags is None else tuple(body.tags), parent=parent)
 
 
-def _kept(kind: HttpKind, support: Sequence[BaseModel]) -> tuple[Canonical, ...]:
+def _canonical(kind: HttpKind, support: Sequence[BaseModel]) -> tuple[Canonical, ...]:
     return tuple(task_kinds()[kind.name].canonical(example.model_dump()) for example in support)
 
 
-def _options(parent: JobRecipe, given: Options, init: Initialization) -> Options:
-    """The parent's options, but for those that are given. A number of steps that its initialization chose for its examples is
-    chosen again for more of them."""
-    own = Options(seed=parent.seed, label_words=parent.label_words)
-    if parent.steps != _steps(parent.kind, parent.support, own, init):
-        own = own.model_copy(update={"steps": parent.steps})
-    return own.model_copy(update={name: getattr(given, name) for name in given.model_fields_set})
+def _options(parent: JobRecipe, requested: Options, init: Initialization) -> Options:
+    """Return the parent's options, replaced by those that the request sets.
+
+    If the initialization chose the parent's number of steps, it chooses again for the larger support set.
+    """
+    options = Options(seed=parent.seed, label_words=parent.label_words)
+    if parent.steps != _steps(parent.kind, parent.support, options, init):
+        options = options.model_copy(update={"steps": parent.steps})
+    return options.model_copy(update={name: getattr(requested, name) for name in requested.model_fields_set})
 
 
 def _steps(kind: str, support: Sequence[Canonical], options: Options, init: Initialization) -> int | None:
-    """The inner steps that are asked for, or that the initialization has for these shots; None where it has the support set's own
-    accuracy decide. Raises InvalidRequest for steps that could teach nothing."""
+    """Return the number of inner steps: the requested one, or the initialization's for these shots.
+
+    None: the initialization decides while adapting, by the accuracy on the support set. Raises InvalidRequest if steps are
+    requested that could learn nothing: there is one example of each label, and the objective needs more.
+    """
     rows, groups = task_kinds()[kind].size(support, label_words=options.label_words)
     if options.steps is None:
         return None if init.inner.asks(rows, groups) else init.inner.steps_for(rows, groups)

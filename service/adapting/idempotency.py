@@ -1,4 +1,4 @@
-"""Which request an Idempotency-Key came with first, and which adapter that gave. Kept beside the records for a day."""
+"""Idempotency keys: the request and the adapter that each key belongs to, stored for a day."""
 
 import hashlib
 import hmac
@@ -6,26 +6,33 @@ from typing import cast
 
 import redis
 
-from service.errors import KeyUsedOtherwise
+from service.errors import IdempotencyKeyReused
 
 KEPT_SECONDS = 24 * 3600
 
 
 class IdempotencyKeys:
-    """On one Redis, by tenant. Neither keys nor requests are stored, only keyed digests of them, so that nothing of a deleted
-    adapter's examples stays here. Methods may raise `redis.RedisError`."""
+    """The idempotency keys of all tenants, in Redis.
+
+    Only keyed digests of keys and requests are stored, so that no example of a deleted adapter remains. Every method may
+    raise `redis.RedisError`.
+    """
 
     def __init__(self, client: "redis.Redis") -> None:
         self._redis = client
 
-    def first(self, secret: bytes, tenant: str, key: str, request: str) -> str | None:
-        """The adapter of the first request that came with the key and was accepted; None where there was none. Raises
-        KeyUsedOtherwise where that was another request."""
+    def find(self, secret: bytes, tenant: str, key: str, request: str) -> str | None:
+        """Return the adapter of the accepted request that used this key, None if the key is unused.
+
+        Raises IdempotencyKeyReused if that was another request.
+        """
         return _adapter(cast(bytes | None, self._redis.get(_name(secret, tenant, key))), _digest(secret, request))
 
     def keep(self, secret: bytes, tenant: str, key: str, request: str, adapter_id: str) -> None:
-        """Have the key stand for a request that was accepted, unless it stands for one already. Raises KeyUsedOtherwise where
-        that is another request: of two that come at once one is the first."""
+        """Store the key of an accepted request, unless the key is stored already.
+
+        Raises IdempotencyKeyReused if it is stored for another request, also if both requests came at the same time.
+        """
         digest = _digest(secret, request)
         content = f"{digest} {adapter_id}"
         before = self._redis.set(_name(secret, tenant, key), content, nx=True, get=True, ex=KEPT_SECONDS)
@@ -36,14 +43,17 @@ def _name(secret: bytes, tenant: str, key: str) -> str:
     return f"qs:{tenant}:idempotency:{_digest(secret, key)}"
 
 
-def _adapter(kept: bytes | None, digest: str) -> str | None:
-    """Raises KeyUsedOtherwise where what is kept has another digest."""
-    if kept is None:
+def _adapter(stored: bytes | None, digest: str) -> str | None:
+    """Return the adapter id in a stored value. Raises IdempotencyKeyReused if its digest differs."""
+    if stored is None:
         return None
-    its_digest, its_adapter = kept.decode().split(" ")
-    if its_digest != digest:
-        raise KeyUsedOtherwise("Idempotency-Key: another request came with this key within the last 24 hours")
-    return its_adapter
+    stored_digest, adapter_id = stored.decode().split(" ")
+    if stored_digest != digest:
+        raise IdempotencyKeyReused(
+            "Idempotency-Key: expected the request that this key was first used for, got another one; "
+            "use a new key for it, or wait until 24 hours have passed"
+        )
+    return adapter_id
 
 
 def _digest(secret: bytes, text: str) -> str:

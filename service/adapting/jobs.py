@@ -1,4 +1,4 @@
-"""Hands work to the workers by name, and waits for what comes of it."""
+"""Queue jobs for the workers, and wait for jobs to end."""
 
 import asyncio
 import contextlib
@@ -24,19 +24,26 @@ log = logging.getLogger(__name__)
 
 
 class Jobs:
-    """The service's end of the queue. Methods raise `redis.RedisError` where the records are out of reach."""
+    """The service's side of the job queue.
+
+    Every method may raise `redis.RedisError` if the records cannot be reached.
+    """
 
     def __init__(
         self, records: Records, app: Celery, redis_url: str, limits: Mapping[str, int], size_of: Callable[[JobRecipe], int]
     ) -> None:
-        """`limits` of a tenant, as `Records.accept` takes them; `size_of`: what a recipe's weights take at most, in bytes."""
+        """Set up the queue; nothing connects yet.
+
+        `limits`: the limits on a tenant, by name, for `Records.accept`. `size_of` returns an upper bound on the bytes of a
+        recipe's weights.
+        """
         self._records, self._app = records, app
         self._redis_url = redis_url
         self._limits, self._size_of = limits, size_of
         self._waiting: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
         self._listener: asyncio.Task[None] | None = None
         self.stopping = False
-        """Set when the service is told to stop: then nobody is kept waiting."""
+        """True once the service shuts down: requests that wait for a job are then answered at once."""
 
     def start(
         self,
@@ -49,7 +56,10 @@ class Jobs:
         *,
         queue: str,
     ) -> Status:
-        """Write the record, then wake a worker of `queue`. Raises LimitReached."""
+        """Record the job and wake a worker of `queue`; return the record's status.
+
+        If the same job is queued, running or ready already, only its time to live starts again. Raises LimitReached.
+        """
         try:
             created, status = self._records.accept(
                 tenant,
@@ -64,16 +74,18 @@ class Jobs:
                 limits=self._limits,
             )
         except NotReplicated:
-            self._wake(tenant, adapter_id, queue)  # it is written; who asks again must not wait for the reaper
+            self._wake(tenant, adapter_id, queue)  # the record is written: a retry must not wait for the reaper's wake-up
             raise
         if created:
             self._wake(tenant, adapter_id, queue)
         return status
 
-    def start_again(self, record: Record, why: Literal["evicted", "corrupt"], queue: str) -> None:
-        """Have an adapter made again whose weights are gone or wrong; does nothing where it was deleted or is being made
-        already. `queue`: of a record that has none. Raises LimitReached, by what is counted before: several at once may pass it
-        together."""
+    def readapt(self, record: Record, why: Literal["evicted", "corrupt"], queue: str) -> None:
+        """Queue an adapter again whose weights are evicted or corrupt.
+
+        Does nothing if the adapter was deleted or is queued already. `queue` is used if the record names none. Raises
+        LimitReached; the limit is checked before the job is queued, so several calls at once may exceed it together.
+        """
         most, used = self._limits.get("MAX_JOBS", 0), self._records.unfinished(record.tenant)
         if 0 < most <= used:
             raise LimitReached("MAX_JOBS", most, used, retry_after=JOB_SECONDS)
@@ -81,7 +93,10 @@ class Jobs:
             self._wake(record.tenant, record.adapter_id, record.queue or queue)
 
     def _wake(self, tenant: str, adapter_id: str, queue: str) -> None:
-        """May be lost: the job is in its record, and the reaper repeats what goes unanswered."""
+        """Send a wake-up for a job.
+
+        It may be lost: the record has the job, and the reaper repeats wake-ups that no worker answers.
+        """
         try:
             self._app.send_task(ADAPT_TASK, kwargs=wake_up(tenant, adapter_id), priority=IN_TURN, queue=queue)
         except OperationalError as error:
@@ -89,23 +104,26 @@ class Jobs:
                 log.warning("wake-up not delivered: %s", type(error).__name__)
 
     async def wait(self, tenant: str, adapter_id: str, seconds: float) -> Record | None:
-        """The record as soon as its job has ended or was deleted, or as it is after `seconds` or when the service stops."""
+        """Wait until the job ends, the adapter is deleted, `seconds` have passed or the service stops.
+
+        Returns the record at that moment, None if the adapter was deleted.
+        """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + seconds
-        with self.hearing(tenant, adapter_id) as ended:
+        with self.subscribe(tenant, adapter_id) as ended:
             while True:
-                ended.clear()  # before looking, so that an end between the look and the wait is not missed
+                ended.clear()  # before reading, so that a job that ends between the read and the wait is not missed
                 record = await run_in_threadpool(self._records.get, tenant, adapter_id)
                 left = deadline - loop.time()
                 if record is None or record.status not in ("queued", "running") or left <= 0 or self.stopping:
                     return record
-                # Looks again each second all the same: a publication is lost while the subscription reconnects.
+                # Read again every second: messages are lost while the subscription reconnects.
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(ended.wait(), min(left, 1.0))
 
     @contextlib.contextmanager
-    def hearing(self, tenant: str, adapter_id: str) -> Iterator[asyncio.Event]:
-        """An event that is set whenever the adapter's job ends or it is deleted, while the block runs."""
+    def subscribe(self, tenant: str, adapter_id: str) -> Iterator[asyncio.Event]:
+        """Yield an event that is set, while the block runs, whenever the adapter's job ends or it is deleted."""
         ended, member = asyncio.Event(), f"{tenant}/{adapter_id}"
         self._waiting[member].add(ended)
         try:
@@ -116,8 +134,8 @@ class Jobs:
                 del self._waiting[member]
 
     def listen(self) -> None:
-        """Start hearing of ended jobs. Call on the event loop."""
-        self._listener = asyncio.create_task(self._hear(), name="ended-jobs")
+        """Start to listen for ended jobs. Must be called on the event loop."""
+        self._listener = asyncio.create_task(self._listen_for_ended_jobs(), name="ended-jobs")
 
     async def close(self) -> None:
         if self._listener is not None:
@@ -125,7 +143,7 @@ class Jobs:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._listener
 
-    async def _hear(self) -> None:
+    async def _listen_for_ended_jobs(self) -> None:
         while True:
             client = subscriber(self._redis_url)
             try:
@@ -136,7 +154,7 @@ class Jobs:
                             for ended in self._waiting.get(message["data"].decode(), ()):
                                 ended.set()
             except (redis.RedisError, OSError) as error:
-                log.warning("Redis is out of reach (%s), subscribing again", type(error).__name__)
+                log.warning("Redis cannot be reached (%s), subscribing again", type(error).__name__)
                 await asyncio.sleep(1)
             finally:
                 await client.aclose()

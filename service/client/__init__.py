@@ -1,4 +1,4 @@
-"""Deprecated name of the Python client, kept for one version: write `from quickstudy import Client`."""
+"""Deprecated name of the Python client, kept for one version: use `from quickstudy import Client`."""
 
 import warnings
 

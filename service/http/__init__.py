@@ -1,1 +1,1 @@
-"""The HTTP face: the application, its routes and bodies, and who may call them."""
+"""The HTTP application: its routes, bodies, authentication and metrics."""

@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from metatrain.artifacts.adapter import adapter_bytes_at_most
 from service.adapting.idempotency import IdempotencyKeys
 from service.adapting.jobs import Jobs
-from service.http.auth import Authentication, Door
+from service.http.auth import Authentication, Authenticator
 from service.http.body_limit import BodyLimit
 from service.http.meter import Meter
 from service.http.metrics import Metrics
@@ -37,25 +37,25 @@ log = logging.getLogger(__name__)
 
 
 def create_app(settings: ServiceSettings, residents: Sequence[Resident]) -> FastAPI:
-    """Make the application around loaded base models. Redis may come later, and go."""
+    """Return the application for loaded base models. Redis need not be reachable, now or later."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         state = app.state.service = _state(settings, residents)
         state.jobs.listen()
-        state.meter.begin()
+        state.meter.start()
         yield
         await state.jobs.close()
         await state.meter.close()
-        for own in state.deployed:
-            own.predictor.close()
+        for deployed in state.deployed:
+            deployed.predictor.close()
 
     app = FastAPI(
         title="Quickstudy",
         summary="Few-shot adaptation as a service",
         version="0.1.0",
         lifespan=lifespan,
-        redirect_slashes=False,  # one path a resource
+        redirect_slashes=False,  # a resource has exactly one path
         generate_unique_id_function=operation_id,
     )
     app.include_router(adaptation.routes(example_type()))
@@ -65,7 +65,7 @@ def create_app(settings: ServiceSettings, residents: Sequence[Resident]) -> Fast
     app.include_router(predictions.routes(prediction_type()))
     for module in (scores, usage, deployment):
         app.include_router(module.router)
-    describe(app, settings, [name for own in residents for name in own.initializations])
+    describe(app, settings, [name for resident in residents for name in resident.initializations])
     app.add_middleware(BodyLimit, most=settings.max_body_bytes)
     app.add_middleware(Authentication)
     app.add_middleware(Requests)
@@ -74,17 +74,17 @@ def create_app(settings: ServiceSettings, residents: Sequence[Resident]) -> Fast
 
 
 def _state(settings: ServiceSettings, residents: Sequence[Resident]) -> ServiceState:
-    """Make all that the routes work with. Nothing connects yet."""
+    """Create everything that the routes use. Nothing connects to Redis yet."""
     client = records_client(settings.redis_url, connect_timeout=2)
     records = Records(client, settings.wait_replicas)
     cache = weights_client(settings.weights_url, connect_timeout=2)
     store = WeightStore(cache)
-    deployed = tuple(Deployed(own, _predictor(own, store, settings, 1 / len(residents))) for own in residents)
-    by_digest = {init.digest: (own, init) for own in residents for init in own.initializations.values()}
+    deployed = tuple(Deployed(resident, _predictor(resident, store, settings, 1 / len(residents))) for resident in residents)
+    by_digest = {init.digest: (resident, init) for resident in residents for init in resident.initializations.values()}
 
     def size_of(recipe: JobRecipe) -> int:
-        own, init = by_digest[recipe.initialization_digest]
-        return adapter_bytes_at_most(init, recipe.labels, own.base.hidden_size)
+        resident, init = by_digest[recipe.initialization_digest]
+        return adapter_bytes_at_most(init, recipe.labels, resident.base.hidden_size)
 
     return ServiceState(
         settings=settings,
@@ -95,14 +95,16 @@ def _state(settings: ServiceSettings, residents: Sequence[Resident]) -> ServiceS
         store=store,
         jobs=Jobs(records, celery_app(settings.redis_url, residents[0].queue), settings.redis_url, settings.limits, size_of),
         deployed=deployed,
-        metrics=Metrics(records, [own.predictor for own in deployed]),
-        door=Door(Keys(client), open_allowed=settings.allow_without_keys),
+        metrics=Metrics(records, [each.predictor for each in deployed]),
+        authenticator=Authenticator(Keys(client), open_allowed=settings.allow_without_keys),
         meter=Meter(Usage(client), settings.max_requests_a_minute),
         streams=Streams(settings.max_streams),
     )
 
 
-def _predictor(own: Resident, store: WeightStore, settings: ServiceSettings, share: float) -> RemotePredictor | InProcessPredictor:
+def _predictor(
+    resident: Resident, store: WeightStore, settings: ServiceSettings, share: float
+) -> RemotePredictor | InProcessPredictor:
     if settings.predictor_url is not None:
-        return RemotePredictor(own.base, settings.predictor_url)
-    return InProcessPredictor(own.base, own.initializations, store, settings, share=share)
+        return RemotePredictor(resident.base, settings.predictor_url)
+    return InProcessPredictor(resident.base, resident.initializations, store, settings, share=share)

@@ -1,8 +1,9 @@
-"""Whose request is it, and what may it do? Every key in Redis starts with the tenant, and the tenant comes from the API key alone.
+"""Authentication and authorization: the tenant of a request, and its scopes.
 
-The door stands before the body is read and before the routes, so that a route which declares nothing is behind it all the same.
-Until the first key is made, and where `settings.allow_without_keys` says so, whoever comes is `default` with every scope. A key
-that is revoked or expires stops working within `KEY_CACHE_SECONDS`, and the first key ends the openness within that time.
+The tenant comes only from the API key, and every Redis key starts with the tenant. Requests are authenticated before their
+body is read and before routing, so that a route cannot be left unprotected by mistake. While no key exists and
+`settings.allow_without_keys` is set, every request belongs to the tenant `default` and has every scope. A revoked or expired
+key stops working within `KEY_CACHE_SECONDS`; within the same time the first key ends access without keys.
 """
 
 import logging
@@ -27,75 +28,86 @@ log = logging.getLogger(__name__)
 PUBLIC = frozenset({"/healthz", "/readyz", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"})
 PUBLIC_BELOW = "/problems/"
 UNMETERED = frozenset({"/metrics"})
-"""Not a tenant's own: no limit of requests holds for it."""
-_bearer = HTTPBearer(auto_error=False, bearerFormat="qs_ID_SECRET", description="As `quickstudy keys create` shows it.")
+"""Paths that do not count towards a tenant's limit of requests."""
+_bearer = HTTPBearer(
+    auto_error=False, bearerFormat="qs_ID_SECRET", description="An API key, as `quickstudy keys create` prints it."
+)
 
 
 @dataclass(frozen=True)
 class Access:
-    """What a request was let in as. `key`: the id of its key, empty where none was needed."""
+    """The tenant and scopes of an authenticated request.
+
+    `key` is the id of its API key, empty if the service is open.
+    """
 
     tenant: str
     scopes: tuple[Scope, ...]
     key: str = ""
 
     def allows(self, scope: Scope) -> bool:
-        """`admin` has the other scopes too."""
+        """Return True if the request has this scope. `admin` includes all others."""
         return scope in self.scopes or "admin" in self.scopes
 
 
-class Door:
-    """Lets requests in by their key. `open_allowed`: as `default` without one, until the first key is made."""
+class Authenticator:
+    """Authenticates requests by their API key.
+
+    `open_allowed`: requests without a key are accepted as tenant `default` until the first key is created.
+    """
 
     def __init__(self, keys: Keys, *, open_allowed: bool) -> None:
         self._keys, self._open_allowed = keys, open_allowed
-        self._known: dict[str, tuple[float, Key]] = {}
+        self._cached_keys: dict[str, tuple[float, Key]] = {}  # until when it may be used, in `time.monotonic` seconds
         self._open_until = 0.0
 
-    async def admit(self, authorizations: list[bytes]) -> Access:
-        """By the request's Authorization headers. Raises Unauthenticated, and redis.RedisError where what it takes is out of reach.
+    async def authenticate(self, authorizations: list[bytes]) -> Access:
+        """Return the access that a request's Authorization headers give.
 
-        A key that is not valid is refused in an open service too: who shows one expects the data of its tenant.
+        An invalid key is refused even if the service is open: its sender expects the data of the key's tenant. Raises
+        Unauthenticated, and redis.RedisError if the keys cannot be read.
         """
-        shown = [header[7:] for header in authorizations if header[:7].lower() == b"bearer "]
-        if not shown and self._open_allowed and await self._open():
+        tokens = [header[7:] for header in authorizations if header[:7].lower() == b"bearer "]
+        if not tokens and self._open_allowed and await self._is_open():
             return Access(DEFAULT_TENANT, SCOPES)
-        named = parts(shown[0].strip().decode("latin-1")) if len(shown) == len(authorizations) == 1 else None
-        if named is None:
+        id_and_secret = parts(tokens[0].strip().decode("latin-1")) if len(tokens) == len(authorizations) == 1 else None
+        if id_and_secret is None:
             raise Unauthenticated
-        identity, secret = named
-        key = await self._key(identity)
+        identity, secret = id_and_secret
+        key = await self._valid_key(identity)
         if not proves(key, secret):
             raise Unauthenticated
         return Access(cast(Key, key).tenant, cast(Key, key).scopes, identity)
 
-    async def _open(self) -> bool:
-        began = time.monotonic()  # before it is read: what happens in between counts from here
+    async def _is_open(self) -> bool:
+        began = time.monotonic()  # taken before the read, so that a key created meanwhile takes effect in time
         if began >= self._open_until:
             if await run_in_threadpool(self._keys.any):
-                self._open_allowed = False  # for good: not even the loss of all records opens this process again
+                self._open_allowed = False  # permanently: even if all records are lost, this process does not open again
             else:
                 self._open_until = began + KEY_CACHE_SECONDS
         return self._open_allowed
 
-    async def _key(self, identity: str) -> Key | None:
-        """One that holds."""
+    async def _valid_key(self, identity: str) -> Key | None:
+        """Return the key with this id, None if it is unknown, revoked or expired."""
         began = time.monotonic()
-        until, key = self._known.get(identity, (0.0, None))
+        until, cached = self._cached_keys.get(identity, (0.0, None))
         if began < until:
-            return key
-        found, now = await run_in_threadpool(self._keys.find, identity)
-        self._open_allowed = self._open_allowed and found is None
-        if found is None or not found.holds(now):
-            self._known.pop(identity, None)
+            return cached
+        key, now = await run_in_threadpool(self._keys.find, identity)
+        self._open_allowed = self._open_allowed and key is None
+        if key is None or not key.holds(now):
+            self._cached_keys.pop(identity, None)
             return None
-        self._known[identity] = (began + KEY_CACHE_SECONDS, found)
-        return found
+        self._cached_keys[identity] = (began + KEY_CACHE_SECONDS, key)
+        return key
 
 
 class Authentication:
-    """ASGI middleware: nothing but `PUBLIC` paths is answered without a valid key, or beyond the tenant's requests of a minute, and
-    no body is read before."""
+    """ASGI middleware that authenticates and counts requests before their body is read.
+
+    Only public paths are served without a valid key. Requests above the tenant's limit per minute are refused.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -107,34 +119,34 @@ class Authentication:
         headers = [value for name, value in scope["headers"] if name == b"authorization"]
         service = scope["app"].state.service
         try:
-            access = await service.door.admit(headers)
+            access = await service.authenticator.authenticate(headers)
             scope.setdefault("state", {})["access"] = access
             if scope["path"] not in UNMETERED:
-                await service.meter.request(access.tenant)
+                await service.meter.count_requests(access.tenant)
         except ServiceError as error:
             await problem(error)(scope, receive, send)
         except LimitReached as reached:
             await problem(QuotaExceeded(reached))(scope, receive, send)
         except redis.RedisError as error:
-            log.warning("the records are out of reach: %s", type(error).__name__)
-            await problem(Unavailable("the records are out of reach"))(scope, receive, send)
+            log.warning("the records cannot be reached: %s", type(error).__name__)
+            await problem(Unavailable("the records cannot be reached"))(scope, receive, send)
         else:
             with fields(tenant=access.tenant, key=access.key):
                 await self.app(scope, receive, send)
 
 
 async def access(request: Request, _documented: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> Access:
-    """FastAPI dependency: as whom the request was let in. A route on a public path has no such thing, and fails."""
+    """Return the access of the request; a FastAPI dependency that fails on public paths, which have none."""
     return cast(Access, request.state.access)
 
 
 async def tenant(granted: Annotated[Access, Depends(access)]) -> str:
-    """FastAPI dependency: routes take the tenant from here and from nowhere else."""
+    """Return the tenant of the request; a FastAPI dependency, and the only source of it for routes."""
     return granted.tenant
 
 
 def needs(scope: Scope) -> Callable[[Access], Awaitable[None]]:
-    """A dependency of a route or router: raises MissingScope where the request's key has not this scope."""
+    """Return a dependency for a route or router that raises MissingScope if the request lacks the scope."""
 
     async def check(granted: Annotated[Access, Depends(access)]) -> None:
         if not granted.allows(scope):

@@ -1,4 +1,4 @@
-"""Refuse a request whose body is over the limit, before it is read whole."""
+"""A limit on request bodies, enforced before a body is read completely."""
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -6,7 +6,10 @@ from service.errors import BodyTooLarge, problem
 
 
 class BodyLimit:
-    """ASGI middleware: 413 as soon as a body is known to be over the limit, whatever its headers say."""
+    """ASGI middleware that answers 413 as soon as a body exceeds the limit of `most` bytes.
+
+    The Content-Length header is checked first, then the bytes that arrive.
+    """
 
     def __init__(self, app: ASGIApp, most: int) -> None:
         self.app, self.most = app, most
@@ -15,10 +18,10 @@ class BodyLimit:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        stated = dict(scope["headers"]).get(b"content-length", b"0")
+        declared = dict(scope["headers"]).get(b"content-length", b"0")
         chunks: list[bytes] = []
         received = 0
-        size, more = int(stated) if stated.isdigit() else 0, scope["method"] not in ("GET", "HEAD", "DELETE")
+        size, more = int(declared) if declared.isdigit() else 0, scope["method"] not in ("GET", "HEAD", "DELETE")
         while more and size <= self.most:
             message = await receive()
             if message["type"] == "http.disconnect":

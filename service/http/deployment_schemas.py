@@ -1,4 +1,4 @@
-"""The shapes of what a deployment says of itself: initializations, readiness, usage."""
+"""Bodies that describe a deployment: its initializations, readiness and usage."""
 
 from typing import Literal
 
@@ -10,27 +10,34 @@ Missing = Literal["worker", "redis", "cache", "predictor"]
 
 
 class InPartsView(BaseModel):
-    more_than: int = Field(description="examples, label words among them: that many are taken at each step")
-    objective: dict[str, float]
-    most: int = Field(description="parts that are given `steps` each")
+    more_than: int = Field(
+        description="a support set with more rows than this (examples, and label words if used) is split into parts of this size"
+    )
+    objective: dict[str, float] = Field(description="weight of each term of the objective for such a support set")
+    most: int = Field(description="at most so many parts get `steps` inner steps each")
 
 
 class InitializationView(BaseModel):
-    name: str
-    digest: str
+    name: str = Field(description="value of `initialization` in a request to adapt")
+    digest: str = Field(description="digest of the initialization's content")
     base_model: str
-    delta: dict[str, object]
-    algorithm: str
-    steps: int
-    steps_by_shots: dict[int, int]
-    hard_steps: dict[str, int | float] | None = Field(
-        description="`steps` for a support set of `shots` a label or more whose own leave-one-out accuracy is below `below`"
+    delta: dict[str, object] = Field(
+        description="the parameters that adaptation moves: kind and options, such as LoRA and its rank"
     )
-    optimizer: str
-    objective: dict[str, float]
-    in_parts: InPartsView | None = Field(description="of a support set that is too large for one step; null: as any other")
-    temperature: float
-    max_length: int
+    algorithm: str = Field(description="the meta-learning algorithm that produced the initialization")
+    steps: int = Field(description="inner steps, unless `steps_by_shots` or `hard_steps` says otherwise")
+    steps_by_shots: dict[int, int] = Field(description="inner steps from this many examples per label on, instead of `steps`")
+    hard_steps: dict[str, int | float] | None = Field(
+        description="use `steps` inner steps for a support set with at least `shots` examples per label and a leave-one-out "
+        "accuracy below `below`; null: no such rule"
+    )
+    optimizer: str = Field(description="optimizer of the inner loop")
+    objective: dict[str, float] = Field(description="weight of each term of the inner loop's objective")
+    in_parts: InPartsView | None = Field(
+        description="the rule for support sets that are too large for one step; null: no separate rule"
+    )
+    temperature: float = Field(description="softmax temperature of the cosine logits")
+    max_length: int = Field(description="longest input, in tokens; longer ones are truncated")
 
 
 class InitializationList(BaseModel):
@@ -42,14 +49,14 @@ class InitializationList(BaseModel):
 class Alive(BaseModel):
     model_config = example_body(status="alive")
 
-    status: Literal["alive"]
+    status: Literal["alive"] = Field(description="always `alive`: the process answers")
 
 
 class Readiness(BaseModel):
     model_config = example_body(status="ready", missing=[])
 
     status: Literal["ready"]
-    missing: list[Missing] = Field(description="empty; the problem of a 503 has the same member")
+    missing: list[Missing] = Field(description="empty; in the problem of a 503, the parts that are missing")
 
 
 class UsageView(BaseModel):
@@ -74,12 +81,12 @@ class UsageView(BaseModel):
     )
 
     tenant: str
-    adapters: int = Field(description="that there is a record of, whatever its status")
+    adapters: int = Field(description="adapters on record, whatever their status")
     aliases: int
-    bytes: int = Field(description="of weights that are ready, and most that those being made will have")
-    example_bytes: int = Field(description="of the examples in records, whatever their status")
-    jobs: int = Field(description="that are queued or running")
-    requests_this_minute: int = Field(description="by the clock of the records")
-    adaptations: int = Field(description="jobs taken, since the records began")
-    predictions: int = Field(description="inputs answered, since the records began")
-    limits: dict[str, int] = Field(description="by the name of the setting; 0: none")
+    bytes: int = Field(description="bytes of the weights that are ready, plus an upper bound for those still being adapted")
+    example_bytes: int = Field(description="bytes of the examples on record, whatever their adapter's status")
+    jobs: int = Field(description="jobs that are queued or running")
+    requests_this_minute: int = Field(description="requests in the current minute of the clock, as the record server tells time")
+    adaptations: int = Field(description="jobs accepted since the records began")
+    predictions: int = Field(description="inputs answered since the records began")
+    limits: dict[str, int] = Field(description="the tenant's limits, by the name of their setting; 0: no limit")

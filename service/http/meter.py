@@ -1,5 +1,8 @@
-"""Counts what tenants ask for. Without a limit of requests nothing is written while somebody waits: what was counted goes to the
-records, where a write takes a disk's time, once a second, and what a killed process had not written is lost."""
+"""Usage counts by tenant: requests, and inputs answered.
+
+A write to the records takes as long as a disk write. Unless requests are limited, counts are therefore written once a second
+and not during a request; a killed process loses what it had not written.
+"""
 
 import asyncio
 import contextlib
@@ -16,7 +19,10 @@ _FLUSH_SECONDS = 1.0
 
 
 class Meter:
-    """`most`: requests of a tenant in a minute, over all replicas; 0: no limit. To be used on the event loop."""
+    """Counts requests and predictions of each tenant. Must be used on the event loop.
+
+    `most`: the limit on a tenant's requests per minute, over all replicas; 0: no limit.
+    """
 
     def __init__(self, usage: Usage, most: int) -> None:
         self._usage, self._most = usage, most
@@ -24,29 +30,32 @@ class Meter:
         self._predictions: Counter[str] = Counter()
         self._flushing: asyncio.Task[None] | None = None
 
-    async def request(self, tenant: str, number: int = 1) -> None:
-        """Count so many. Raises LimitReached, with none counted, and redis.RedisError where there is a limit and the records are
-        out of reach."""
+    async def count_requests(self, tenant: str, number: int = 1) -> None:
+        """Count requests of a tenant.
+
+        Raises LimitReached if they exceed the limit, and then counts none of them. If there is a limit, also raises
+        redis.RedisError if the records cannot be reached.
+        """
         if self._most:
             await run_in_threadpool(self._usage.take_requests, tenant, number, self._most)
         else:
             self._requests[tenant] += number
 
-    def predicted(self, tenant: str, inputs: int) -> None:
+    def count_predictions(self, tenant: str, inputs: int) -> None:
         """Count inputs that were answered."""
         self._predictions[tenant] += inputs
 
     async def used(self, tenant: str) -> Used:
-        """What the tenant has and has done, what this process has counted included. Raises redis.RedisError."""
+        """Return the tenant's usage, including what this process has counted. Raises redis.RedisError."""
         await self._flush()
         return await run_in_threadpool(self._usage.of, tenant)
 
-    def begin(self) -> None:
-        """Start writing down what is counted. Call on the event loop."""
-        self._flushing = asyncio.create_task(self._flush_always(), name="usage")
+    def start(self) -> None:
+        """Start to write the counts to the records once a second."""
+        self._flushing = asyncio.create_task(self._flush_periodically(), name="usage")
 
     async def close(self) -> None:
-        """Write down what is left, if the records are in reach."""
+        """Stop, and write the remaining counts if the records can be reached."""
         if self._flushing is not None:
             self._flushing.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -54,18 +63,18 @@ class Meter:
         with contextlib.suppress(redis.RedisError):
             await self._flush()
 
-    async def _flush_always(self) -> None:
+    async def _flush_periodically(self) -> None:
         while True:
             await asyncio.sleep(_FLUSH_SECONDS)
             try:
                 await self._flush()
             except redis.RedisError as error:
-                log.warning("usage is not written down (%s), trying again", type(error).__name__)
+                log.warning("usage could not be written to the records (%s), trying again", type(error).__name__)
 
     async def _flush(self) -> None:
         for counter, write in ((self._requests, self._usage.take_requests), (self._predictions, self._usage.add_predictions)):
             for tenant in list(counter):
-                number = counter.pop(tenant, 0)  # taken before it is written: another flush must not write it too
+                number = counter.pop(tenant, 0)  # removed before the write, so that a concurrent flush does not write it too
                 if not number:
                     continue
                 try:

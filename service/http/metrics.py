@@ -1,7 +1,7 @@
-"""`GET /metrics`: what the records have counted and what this process has answered, for Prometheus.
+"""The Prometheus metrics of `GET /metrics`: job counts from the records, requests of this process.
 
-Counts of jobs are kept beside the records, so every replica of the service gives the same, and no restart loses them. While the
-records are out of reach, `quickstudy_records_up` is 0 and theirs are left out.
+Job counts are stored with the records: every replica reports the same ones, and a restart does not reset them. While the
+records cannot be reached, `quickstudy_records_up` is 0 and the metrics from the records are missing.
 """
 
 from collections import Counter as TallyCounter
@@ -17,44 +17,43 @@ from worker.ledger.counts import JOB_STAGES, RECOVERY_BOUNDS_MS, STAGE_BOUNDS_MS
 from worker.ledger.records import Records
 
 _COUNTERS = {
-    "accepted": "Jobs taken with a 202",
+    "accepted": "Jobs accepted with a 202",
     "attempts": "Claims of a job by a worker",
-    "handed_back": "Attempts that ended with the job waiting again",
-    "lost_workers": "Jobs taken over from a worker that fell silent",
-    "overtaken": "Workers that learned while they ran that they no longer held their job",
-    "refused_commits": "Results of workers that no longer held their job",
-    "recomputed": "Adapters made again because their weights were gone or wrong",
-    "evicted": "Weights that the cache no longer had when they were wanted",
-    "corrupt": "Weights that were not those on record",
-    "dead": "Jobs that used up their attempts",
-    "revived": "Dead jobs that were started again",
+    "handed_back": "Attempts that ended with the job queued again",
+    "lost_workers": "Workers that lost their job because their lease expired",
+    "overtaken": "Workers that noticed, while adapting, that they had lost their job",
+    "refused_commits": "Results refused because the worker had lost its job",
+    "recomputed": "Adapters adapted again because their weights were evicted or corrupt",
+    "evicted": "Weights that were needed and that the cache had evicted",
+    "corrupt": "Weights whose digest was not the one on record",
+    "dead": "Jobs that failed after all their attempts",
+    "revived": "Dead jobs that were queued again by `quickstudy jobs retry`",
     "deleted": "Adapters deleted by request",
     "retired": "Records removed a week after their adapters expired",
 }
 
 _GAUGES = {
-    "waiting_inputs": "Inputs that have come and are not answered yet",
+    "waiting_inputs": "Inputs received and not answered yet",
     "bank_adapters": "Adapters on the device",
-    "bank_slots": "Adapters that the device has room for",
-    "bank_bytes": "Bytes that adapters take on the device",
-    "shelf_adapters": "Adapters in memory that are not on the device",
-    "shelf_bytes": "Bytes that those take",
+    "bank_slots": "Number of adapters that fit on the device",
+    "bank_bytes": "Bytes of the adapters on the device",
+    "shelf_adapters": "Adapters in host memory that are not on the device",
+    "shelf_bytes": "Bytes of the adapters in host memory",
 }
 _STAGE_BOUNDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 
 
 class Metrics:
-    """One registry for each application, so that several in a process do not mix."""
+    """The metrics of one application, in a registry of its own: several may run in one process."""
 
     def __init__(self, records: Records, predictors: Sequence[Predictor]) -> None:
         self.registry = CollectorRegistry()
-        self.registry.register(_OfRecords(records))
-        self.registry.register(_OfPredictors(predictors))
+        self.registry.register(_RecordsCollector(records))
+        self.registry.register(_PredictorsCollector(predictors))
         self.requests = Counter(
             "quickstudy_http_requests", "Requests answered", ["method", "route", "status"], registry=self.registry
         )
         self.seconds = Histogram("quickstudy_http_request_seconds", "Time to answer", ["method", "route"], registry=self.registry)
-
         self.stages = Histogram(
             "quickstudy_predict_stage_seconds",
             f"Time of a prediction in each stage: {', '.join(STAGES)}",
@@ -63,18 +62,18 @@ class Metrics:
             registry=self.registry,
         )
 
-    def predicted(self, seconds: Mapping[str, float]) -> None:
-        """Seconds by stage of one answer."""
+    def observe_prediction(self, seconds: Mapping[str, float]) -> None:
+        """Record the seconds that one answer spent in each stage."""
         for stage, spent in seconds.items():
             self.stages.labels(stage).observe(spent)
 
-    def answered(self, method: str, route: str, status: int, seconds: float) -> None:
+    def observe_request(self, method: str, route: str, status: int, seconds: float) -> None:
         self.requests.labels(method, route, str(status)).inc()
         self.seconds.labels(method, route).observe(seconds)
 
 
-class _OfPredictors(Collector):
-    """Sums over the predictors of all base models."""
+class _PredictorsCollector(Collector):
+    """The gauges of the predictors, summed over all base models."""
 
     def __init__(self, predictors: Sequence[Predictor]) -> None:
         self._predictors = predictors
@@ -87,19 +86,19 @@ class _OfPredictors(Collector):
         for predictor in self._predictors:
             sums.update(predictor.gauges())
         for name, value in sums.items():
-            if name in _GAUGES:  # a predictor in a process of its own may be of another version
+            if name in _GAUGES:  # a predictor in a separate process may have another version
                 yield GaugeMetricFamily(f"quickstudy_predictor_{name}", _GAUGES[name], value=value)
 
 
-class _OfRecords(Collector):
+class _RecordsCollector(Collector):
     def __init__(self, records: Records) -> None:
         self._records = records
 
     def describe(self) -> Iterator[Metric]:
-        return iter(())  # nothing is asked of Redis at registration
+        return iter(())  # otherwise registration would read from Redis
 
     def collect(self) -> Iterator[Metric]:
-        up = GaugeMetricFamily("quickstudy_records_up", "Whether queue and records are in reach")
+        up = GaugeMetricFamily("quickstudy_records_up", "1 if the queue and the records can be reached, else 0")
         try:
             counts, workers = self._records.counts.read(), self._records.workers.by_queue()
         except redis.RedisError:
@@ -112,7 +111,7 @@ class _OfRecords(Collector):
         for status in ("queued", "running"):
             jobs.add_metric([status], counts[f"now_{status}"])
         yield jobs
-        alive = GaugeMetricFamily("quickstudy_workers", "Workers that said lately that they are alive", labels=["queue"])
+        alive = GaugeMetricFamily("quickstudy_workers", "Workers with a recent sign of life", labels=["queue"])
         for queue, count in workers.items():
             alive.add_metric([queue], count)
         yield alive
@@ -127,14 +126,14 @@ class _OfRecords(Collector):
         buckets = [(str(bound / 1000), counts.get(f"recovery_le_{bound}", 0)) for bound in RECOVERY_BOUNDS_MS]
         yield HistogramMetricFamily(
             "quickstudy_recovery_seconds",
-            "From the last sign of a lost worker to the end of its job",
+            "Time from a lost worker's last sign of life to the end of its job",
             buckets=[*buckets, ("+Inf", total)],
             sum_value=counts.get("recovery_ms", 0) / 1000,
         )
 
 
 def _stages(counts: Mapping[str, int]) -> HistogramMetricFamily:
-    """Of every worker's jobs."""
+    """Return the times of adaptations by stage, over the jobs of all workers."""
     family = HistogramMetricFamily(
         "quickstudy_adapt_stage_seconds", f"Time of an adaptation in each stage: {', '.join(JOB_STAGES)}", labels=["stage"]
     )

@@ -1,4 +1,4 @@
-"""The OpenAPI document: every error of every route as a problem, and the limits that are settings."""
+"""The OpenAPI document: the problems of every route, and the limits that are settings."""
 
 from typing import Any
 
@@ -20,18 +20,18 @@ from service.kinds.registry import http_kinds
 from service.settings import ServiceSettings
 
 Responses = dict[int | str, dict[str, Any]]
-OF_ANY_ROUTE: tuple[type[ServiceError], ...] = (Unauthenticated, MissingScope, QuotaExceeded, Unavailable, ServiceError)
-"""Of routes that take keys. `needs` and `Tenant` raise the first three."""
-OF_A_BODY = (InvalidRequest, BodyTooLarge)
-_RETRY_AFTER = {"Retry-After": {"description": "seconds", "schema": {"type": "integer", "minimum": 1}}}
+ROUTE_ERRORS: tuple[type[ServiceError], ...] = (Unauthenticated, MissingScope, QuotaExceeded, Unavailable, ServiceError)
+"""The errors of every route that requires an API key; authentication and `needs` raise the first three."""
+BODY_ERRORS = (InvalidRequest, BodyTooLarge)
+_RETRY_AFTER = {"Retry-After": {"description": "seconds to wait before a retry", "schema": {"type": "integer", "minimum": 1}}}
 _HEADERS: dict[int, dict[str, Any]] = {
     401: {"WWW-Authenticate": {"schema": {"type": "string", "const": "Bearer"}}},
     429: _RETRY_AFTER,
     503: _RETRY_AFTER,
 }
-_THE_ADAPTER = {"adapter_id": "$response.body#/adapter_id"}
+_ADAPTER_ID_OF_ANSWER = {"adapter_id": "$response.body#/adapter_id"}
 _INPUTS = {"inputs": ["order pizza", "play a song"]}
-_OF_AN_ADAPTER = (
+_ADAPTER_OPERATIONS = (
     "get_adapter",
     "delete_adapter",
     "change_adapter",
@@ -40,30 +40,32 @@ _OF_AN_ADAPTER = (
     "unpin_adapter",
     "add_examples",
 )
-TO_THE_ADAPTER: dict[str, Any] = {
-    **{name: {"operationId": name, "parameters": _THE_ADAPTER} for name in _OF_AN_ADAPTER},
-    "predict": {"operationId": "predict", "requestBody": {**_THE_ADAPTER, **_INPUTS}},
-    "set_alias": {"operationId": "set_alias", "requestBody": _THE_ADAPTER},
+ADAPTER_LINKS: dict[str, Any] = {
+    **{name: {"operationId": name, "parameters": _ADAPTER_ID_OF_ANSWER} for name in _ADAPTER_OPERATIONS},
+    "predict": {"operationId": "predict", "requestBody": {**_ADAPTER_ID_OF_ANSWER, **_INPUTS}},
+    "set_alias": {"operationId": "set_alias", "requestBody": _ADAPTER_ID_OF_ANSWER},
 }
-"""Links of answers that name an adapter: what can be asked for with it."""
-TO_THE_ALIAS: dict[str, Any] = {
+"""OpenAPI links from an answer that names an adapter to the operations on it."""
+ALIAS_LINKS: dict[str, Any] = {
     **{
         name: {"operationId": name, "parameters": {"alias": "$response.body#/alias"}}
         for name in ("get_alias", "delete_alias", "set_alias")
     },
     "predict": {"operationId": "predict", "requestBody": {"adapter_id": "$response.body#/alias", **_INPUTS}},
-    "delete_adapter": {"operationId": "delete_adapter", "parameters": _THE_ADAPTER},
+    "delete_adapter": {"operationId": "delete_adapter", "parameters": _ADAPTER_ID_OF_ANSWER},
 }
-_REQUEST_ID = {"X-Request-ID": {"description": "as it came, or made here", "schema": {"type": "string"}}}
+_REQUEST_ID = {
+    "X-Request-ID": {"description": "id of the request: as the request sent it, or else a new one", "schema": {"type": "string"}}
+}
 
 
 def operation_id(route: APIRoute) -> str:
-    """The function's name: generated clients name their methods after it."""
+    """Return the name of the route's function, after which generated clients name their methods."""
     return route.name
 
 
 def problems(*errors: type[ServiceError]) -> Responses:
-    """For `responses` of a route: each status with the problems that it stands for."""
+    """Return the `responses` of a route that may raise these errors: for each status, its problems."""
     responses: Responses = {}
     for error in sorted(errors, key=lambda error: error.status):
         response = responses.setdefault(error.status, {"description": "", "content": {"application/problem+json": {}}})
@@ -72,17 +74,20 @@ def problems(*errors: type[ServiceError]) -> Responses:
             response["headers"] = _HEADERS[error.status]
         content = response["content"]["application/problem+json"]
         content["schema"] = {"$ref": "#/components/schemas/Problem"}
-        content.setdefault("examples", {})[error.kind] = {"value": _shown(error)}
+        content.setdefault("examples", {})[error.kind] = {"value": _example(error)}
     return responses
 
 
-def _shown(error: type[ServiceError]) -> dict[str, Any]:
-    shown = {"type": f"/problems/{error.kind}", "title": error.title, "status": error.status}
-    return {**shown, "detail": "…", "request_id": "4be1a0c85f7d9023"}
+def _example(error: type[ServiceError]) -> dict[str, Any]:
+    members = {"type": f"/problems/{error.kind}", "title": error.title, "status": error.status}
+    return {**members, "detail": "…", "request_id": "4be1a0c85f7d9023"}
 
 
 def describe(app: FastAPI, settings: ServiceSettings, initializations: list[str]) -> None:
-    """Have the application's document show the limits of `settings`. `initializations`: what can be adapted from."""
+    """Make the application's OpenAPI document show the limits of `settings`.
+
+    `initializations`: the names of all initializations of this deployment.
+    """
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
@@ -90,20 +95,20 @@ def describe(app: FastAPI, settings: ServiceSettings, initializations: list[str]
             schemas = document["components"]["schemas"]
             problem = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
             schemas |= {**problem.pop("$defs"), "Problem": problem}
-            _limit(schemas, settings)
-            _show_initialization(schemas["AdaptRequest"]["properties"]["initialization"], initializations)
+            _add_limits(schemas, settings)
+            _describe_initialization(schemas["AdaptRequest"]["properties"]["initialization"], initializations)
             for operation in (operation for path in document["paths"].values() for operation in path.values()):
                 for response in operation["responses"].values():
                     response["headers"] = {**response.get("headers", {}), **_REQUEST_ID}
                 for parameter in operation.get("parameters", ()):
-                    _not_nullable(parameter["schema"])
+                    _drop_null(parameter["schema"])
             app.openapi_schema = document
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]
 
 
-def _limit(schemas: dict[str, Any], settings: ServiceSettings) -> None:
+def _add_limits(schemas: dict[str, Any], settings: ServiceSettings) -> None:
     text = {"minLength": 1, "maxLength": settings.max_text_chars, "pattern": TEXT_PATTERN}
     for kind in http_kinds().values():
         kind.document(schemas, settings)
@@ -114,26 +119,29 @@ def _limit(schemas: dict[str, Any], settings: ServiceSettings) -> None:
     inputs |= {"minItems": 1, "maxItems": settings.max_inputs}
     inputs["items"] |= text
     for name in ("AdaptRequest", "ExamplesRequest"):
-        _not_null(schemas[name], "ttl_seconds")["maximum"] = settings.max_ttl_seconds
+        _non_null(schemas[name], "ttl_seconds")["maximum"] = settings.max_ttl_seconds
     for name in ("AdaptRequest", "ExamplesRequest", "AdapterChanges"):
-        _not_null(schemas[name], "name")["pattern"] = TEXT_PATTERN
-        _not_null(schemas[name], "tags")["items"]["pattern"] = TEXT_PATTERN
+        _non_null(schemas[name], "name")["pattern"] = TEXT_PATTERN
+        _non_null(schemas[name], "tags")["items"]["pattern"] = TEXT_PATTERN
 
 
-def _not_nullable(schema: dict[str, Any]) -> None:
-    """A query or a header has no null: it is there or not."""
+def _drop_null(schema: dict[str, Any]) -> None:
+    """Remove null from the schema of a query parameter or header, which is either present or absent."""
     if "anyOf" in schema:
         schema |= next(kind for kind in schema.pop("anyOf") if kind != {"type": "null"})
 
 
-def _not_null(schema: dict[str, Any], name: str) -> dict[str, Any]:
-    own: dict[str, Any] = schema["properties"][name]
-    first: dict[str, Any] = own["anyOf"][0] if "anyOf" in own else own
+def _non_null(schema: dict[str, Any], name: str) -> dict[str, Any]:
+    field: dict[str, Any] = schema["properties"][name]
+    first: dict[str, Any] = field["anyOf"][0] if "anyOf" in field else field
     return first
 
 
-def _show_initialization(schema: dict[str, Any], names: list[str]) -> None:
-    """Only by example: the document is public, and which there are is for those with a key to know."""
-    schema |= {"description": "one of those that `GET /initializations` lists", "examples": ["default"]}
+def _describe_initialization(schema: dict[str, Any], names: list[str]) -> None:
+    """Describe the field without listing `names`: the document is public, the names need an API key.
+
+    The default is removed if no initialization has that name.
+    """
+    schema |= {"description": "name of an initialization; `GET /initializations` lists them", "examples": ["default"]}
     if schema["default"] not in names:
         del schema["default"]

@@ -1,10 +1,13 @@
-"""The `Prefer` header: how long a request is willing to wait."""
+"""The `Prefer` header, by which a request says that it wants to wait for its result."""
 
 from service.errors import InvalidRequest
 
 
 def prefer_wait(header: str | None, most: float) -> float:
-    """Seconds of `Prefer: wait=N` (RFC 7240), at most `most`; 0 where it is not asked for."""
+    """Return the seconds of `Prefer: wait=N` (RFC 7240), at most `most`; 0 if the header has none.
+
+    Raises InvalidRequest if N is not a number of seconds.
+    """
     for preference in (header or "").split(","):
         name, _, value = preference.partition("=")
         if name.strip().lower() == "wait":

@@ -1,4 +1,4 @@
-"""Every error of a request as a problem document: our own, and those that the framework and Redis raise."""
+"""Exception handlers that answer every error with a problem document."""
 
 import logging
 import re
@@ -18,13 +18,13 @@ log = logging.getLogger(__name__)
 
 
 def answer_errors_with_problems(app: FastAPI) -> None:
-    """Register a handler for each kind of error."""
+    """Register a handler for each type of error: the service's own, the framework's and Redis's."""
     app.add_exception_handler(ServiceError, _service_error)
     app.add_exception_handler(LimitReached, _limit_reached)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)
-    for away in (redis.RedisError, OperationalError):
-        app.add_exception_handler(away, _redis_error)
+    for connection_error in (redis.RedisError, OperationalError):
+        app.add_exception_handler(connection_error, _redis_error)
 
 
 async def _service_error(_request: Request, error: Exception) -> JSONResponse:
@@ -38,10 +38,10 @@ async def _limit_reached(_request: Request, error: Exception) -> JSONResponse:
 
 
 async def _validation_error(request: Request, error: Exception) -> JSONResponse:
-    """The first problem of a body or query, as a field path like `support[3].label`."""
+    """Answer with the first error of a body or query; its field is a path like `support[3].label`."""
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
-    loc = [part for part in first["loc"][1:] if part not in http_kinds()]  # of an example that is one of several kinds
+    loc = [part for part in first["loc"][1:] if part not in http_kinds()]  # pydantic adds the kind of an example
     path = [_printable(part) if isinstance(part, str) else f"[{part}]" for part in loc]
     field = re.sub(r"\.\[", "[", ".".join(path)) or "body"
     if first["type"] == "json_invalid":
@@ -54,28 +54,28 @@ async def _validation_error(request: Request, error: Exception) -> JSONResponse:
 
 
 def _printable(name: str) -> str:
-    """A field's name comes from outside: it may be long, or no text that can be encoded."""
+    """Return a field name from a request in a form that can be encoded, cut to 80 characters."""
     shown = name.encode("utf-8", "backslashreplace").decode()
     return shown if len(shown) <= 80 else shown[:77] + "…"
 
 
 async def _http_error(request: Request, error: Exception) -> JSONResponse:
-    """What the framework raises by itself."""
+    """Answer an error that the framework raised."""
     assert isinstance(error, HTTPException)
     method, path = request.method, request.url.path
     if error.status_code == 404:
-        return problem(UnknownPath(f"nothing is at {path}"))
+        return problem(UnknownPath(f"no resource at {path}"))
     if error.status_code == 405:
-        return problem(MethodNotAllowed(f"{path} takes no {method}", headers={"Allow": _allowed(request, error)}))
-    if error.status_code == 400:  # a body that is no JSON in another way than syntax
-        return problem(InvalidRequest("body", "valid JSON", "something that cannot be read"))
+        return problem(MethodNotAllowed(f"{path} does not support {method}", headers={"Allow": _allowed(request, error)}))
+    if error.status_code == 400:  # the framework could not decode the body, for example invalid UTF-8
+        return problem(InvalidRequest("body", "valid JSON", "a body that cannot be decoded"))
     wrapped = ServiceError(str(error.detail), headers=dict(error.headers or {}))
     wrapped.status, wrapped.title = error.status_code, str(error.detail)
     return problem(wrapped)
 
 
 def _allowed(request: Request, error: HTTPException) -> str:
-    """All methods of the path: the framework names those of one route."""
+    """Return all methods of the path, comma-separated; the framework names only those of one route."""
     documented = request.app.openapi()["paths"].get(getattr(request.scope.get("route"), "path_format", ""))
     if documented is None:
         return (error.headers or {}).get("Allow", "")
@@ -83,8 +83,8 @@ def _allowed(request: Request, error: HTTPException) -> str:
 
 
 async def _redis_error(request: Request, error: Exception) -> JSONResponse:
-    log.warning("%s %s: Redis is out of reach: %s", request.method, request.url.path, type(error).__name__)
-    return problem(Unavailable("the queue or the cache is out of reach"))
+    log.warning("%s %s: Redis cannot be reached: %s", request.method, request.url.path, type(error).__name__)
+    return problem(Unavailable("the queue or the cache cannot be reached"))
 
 
 def _lower_first(message: str) -> str:

@@ -1,4 +1,4 @@
-"""What every request gets: an id, in and out, a line in the log when it is answered, and a place in the metrics."""
+"""Middleware for every request: its id, its log line and its metrics."""
 
 import logging
 import re
@@ -13,18 +13,21 @@ from worker.logs import fields, places
 
 log = logging.getLogger(__name__)
 _METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
-_NONE = ClientGone.status
-"""The status of a request that had no answer: its client went before."""
-_USABLE = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+_NO_ANSWER = ClientGone.status
+"""The logged status of a request without an answer, because its client disconnected."""
+_VALID_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
 
-class _Broken(Exception):
-    """An answer that could not be finished; what happened is in the log already."""
+class _AnswerBroken(Exception):
+    """Raised if an answer fails after it has started; the cause is already in the log."""
 
 
 class Requests:
-    """ASGI middleware. `X-Request-ID` of up to 64 letters, digits, dots, dashes and underscores is kept, anything else replaced;
-    the answer carries it."""
+    """ASGI middleware that gives every request an id, logs it and counts it when it is answered.
+
+    An `X-Request-ID` of up to 64 letters, digits, dots, dashes and underscores is kept, anything else is replaced. The answer
+    carries the id.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -33,34 +36,35 @@ class Requests:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        given = dict(scope["headers"]).get(b"x-request-id", b"")
-        identity = given if _USABLE.fullmatch(given) else secrets.token_hex(8).encode()
-        began, status = time.perf_counter(), _NONE
+        request_id = dict(scope["headers"]).get(b"x-request-id", b"")
+        if not _VALID_ID.fullmatch(request_id):
+            request_id = secrets.token_hex(8).encode()
+        began, status = time.perf_counter(), _NO_ANSWER
 
         async def answer(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message = {**message, "headers": [*message.get("headers", []), (b"x-request-id", identity)]}
+                message = {**message, "headers": [*message.get("headers", []), (b"x-request-id", request_id)]}
             await send(message)
 
-        with fields(request=identity.decode()):
+        with fields(request=request_id.decode()):
             try:
                 await self.app(scope, receive, answer)
-            except Exception as error:  # here, and not in the server, which would log a message that may quote an input
+            except Exception as error:  # caught here: the server would log the message, which may quote an input
                 log.error("failed\n%s", places(error))
-                if status != _NONE:
-                    raise _Broken from None
-                failed = f"{scope['method']} {scope['path']} failed; the service's log has the reason"
+                if status != _NO_ANSWER:
+                    raise _AnswerBroken from None
+                failed = f"{scope['method']} {scope['path']} failed; the service's log has the reason, under the request id"
                 await problem(ServiceError(failed))(scope, receive, answer)
             finally:
                 spent = time.perf_counter() - began
                 method = scope["method"] if scope["method"] in _METHODS else "other"
-                route = getattr(scope.get("route"), "path", "unknown")  # the template: no ids among the labels
+                route = getattr(scope.get("route"), "path", "unknown")  # the path template, so that no ids become metric labels
                 metrics: Metrics = scope["app"].state.service.metrics
-                metrics.answered(method, route, status, spent)
+                metrics.observe_request(method, route, status, spent)
                 access = scope.get("state", {}).get("access")
-                whose = {"tenant": access.tenant, "key": access.key} if access else {}
-                about = {"method": scope["method"], "path": scope["path"], "status": status}
-                with fields(**about, milliseconds=round(1e3 * spent, 1), **whose):
+                caller = {"tenant": access.tenant, "key": access.key} if access else {}
+                request = {"method": scope["method"], "path": scope["path"], "status": status}
+                with fields(**request, milliseconds=round(1e3 * spent, 1), **caller):
                     log.info("answered")

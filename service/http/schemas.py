@@ -1,4 +1,7 @@
-"""The shapes of HTTP bodies. Limits that are settings are checked in `service.field_checks`, and shown by `openapi`."""
+"""The bodies of requests and answers.
+
+Limits that are settings are checked in `service.field_checks` and added to the OpenAPI document in `service.http.openapi`.
+"""
 
 from itertools import islice
 from typing import Annotated, Any, Generic, Literal, TypeVar
@@ -8,17 +11,17 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstr
 from worker.ledger.messages import Status
 
 
-def _whole(value: object) -> object:
-    """JSON knows one kind of number: 3.0 is 3."""
+def _integral_float_to_int(value: object) -> object:
+    """Convert 3.0 to 3: JSON does not distinguish them. Other values stay as they are."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-# The pattern is told and not checked here: `service/field_checks.py` does, and names the field and what came.
+# The pattern is only documented here: `service/field_checks.py` checks it, with an error that names the field and the value.
 Text = Annotated[str, StringConstraints(strict=True), Field(json_schema_extra={"pattern": r"^[^\x00]*$"})]
-# Limits before the validator: after it they would be checked, but not documented.
-Count = Annotated[int, Field(strict=True, ge=1), BeforeValidator(_whole)]
-Steps = Annotated[int, Field(strict=True, ge=0, le=100), BeforeValidator(_whole)]
-Seed = Annotated[int, Field(strict=True, ge=0, lt=2**31), BeforeValidator(_whole)]
+# Limits stand before the validator: after it, pydantic would check them but leave them out of the schema.
+Count = Annotated[int, Field(strict=True, ge=1), BeforeValidator(_integral_float_to_int)]
+Steps = Annotated[int, Field(strict=True, ge=0, le=100), BeforeValidator(_integral_float_to_int)]
+Seed = Annotated[int, Field(strict=True, ge=0, lt=2**31), BeforeValidator(_integral_float_to_int)]
 AdapterId = Annotated[
     str,
     StringConstraints(strict=True, max_length=64, pattern=r"^[a-z0-9]+$"),
@@ -27,9 +30,13 @@ AdapterId = Annotated[
 AliasName = Annotated[
     str, StringConstraints(strict=True, pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$"), Field(examples=["support-desk.production"])
 ]
-Name = Annotated[Text, Field(max_length=100, examples=["support desk"], description="what people call it; no part of its id")]
+Name = Annotated[
+    Text, Field(max_length=100, examples=["support desk"], description="a name for people; it does not affect the adapter's id")
+]
 Tag = Annotated[Text, Field(max_length=64, examples=["english"])]
-Tags = Annotated[list[Tag], Field(fail_fast=True, max_length=16, description="no part of its id")]
+Tags = Annotated[
+    list[Tag], Field(fail_fast=True, max_length=16, description="tags for people and filters; they do not affect the adapter's id")
+]
 
 _ID, _DIGEST = "a3f0c1d2e4b5a69788776655443322110ffeeddcc", "9c0d" * 16
 SUPPORT_EXAMPLE = [
@@ -40,7 +47,7 @@ SUPPORT_EXAMPLE = [
 ]
 
 TEXT_PATTERN = r"^[^\u0000]*\S[^\u0000]*$"
-"""Of a text that is not empty, for the OpenAPI document."""
+"""Matches texts that are not blank and have no NUL; for the OpenAPI document."""
 
 
 def example_body(**content: Any) -> ConfigDict:
@@ -48,14 +55,18 @@ def example_body(**content: Any) -> ConfigDict:
 
 
 class Body(BaseModel):
-    """One error is told, so no more are collected: a body at its limit has room for a million. Hence fail_fast of lists too."""
+    """A request body that refuses unknown fields.
+
+    Validation stops at the first error, also in lists (`fail_fast`): only one is reported, and a large body could contain a
+    million.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
     @model_validator(mode="before")
     @classmethod
-    def _one_unknown_field(cls, body: object) -> object:
-        """Of the fields that it does not know the first alone, to be refused by name."""
+    def _keep_one_unknown_field(cls, body: object) -> object:
+        """Drop all unknown fields but the first one, which the error then names."""
         if not isinstance(body, dict):
             return body
         fields = cls.model_fields
@@ -64,75 +75,86 @@ class Body(BaseModel):
 
 
 class FieldProblem(BaseModel):
-    field: str
+    field: str = Field(description="path of the field, such as `support[3].label`")
     expected: str
-    got: str
+    got: str = Field(description="the value that came, cut to 80 characters")
 
 
 class Problem(BaseModel):
-    """What went wrong (RFC 9457). Some types have further members; docs/api.md names them."""
+    """A problem document (RFC 9457). Some types have further members; docs/api.md lists them."""
 
     model_config = ConfigDict(extra="allow")
 
-    type: str = Field(description="a relative URI, one for each kind of problem", examples=["/problems/invalid-request"])
-    title: str
-    status: int
-    detail: str = Field(description="for people: its wording may change")
-    request_id: str = Field(description="as in X-Request-ID, and in the service's log")
-    errors: list[FieldProblem] | None = Field(default=None, description="of an invalid request")
+    type: str = Field(
+        description="relative URI of the type of problem; decide by this member", examples=["/problems/invalid-request"]
+    )
+    title: str = Field(description="the type of problem for people; its wording may change")
+    status: int = Field(description="HTTP status")
+    detail: str = Field(description="this problem for people; its wording may change")
+    request_id: str = Field(description="id of the request, as in `X-Request-ID` and in the service's log")
+    errors: list[FieldProblem] | None = Field(default=None, description="the invalid field; only for `/problems/invalid-request`")
 
 
 class Options(Body):
-    steps: Steps | None = Field(default=None, description="inner steps; the initialization's own where absent")
-    seed: Seed = Field(default=0, description="order of minibatches of a large support set")
+    steps: Steps | None = Field(default=None, description="number of inner steps; absent: the initialization decides")
+    seed: Seed = Field(
+        default=0, description="seed of the inner loop's random choices, such as the split of a large support set into parts"
+    )
     label_words: bool = Field(
         default=False,
         strict=True,
-        description="let each label's own words (`card_arrival`: card arrival) count as one more example of it; for labels "
-        "that say what they mean, worth most with few examples",
+        description="also use each label's own words (`card_arrival`: card arrival) as one more example of it; useful if labels "
+        "are meaningful words, most of all with few examples",
     )
 
 
 E = TypeVar("E")
-"""The type of one example: see `service.kinds.registry`."""
+"""The type of one example, see `service.kinds.registry`."""
 P = TypeVar("P")
 """The type of the answer to one input."""
 
 
 def schema_of(schemas: dict[str, Any], model: type[BaseModel]) -> dict[str, Any]:
-    """Return a model's schema in the OpenAPI document, where it has its module's name too if several models share its own."""
+    """Return a model's schema in the OpenAPI document.
+
+    If several models have the same name, the document prefixes it with the module's name.
+    """
     qualified = f"{model.__module__.replace('.', '__')}__{model.__name__}"
     found: dict[str, Any] = schemas[model.__name__ if model.__name__ in schemas else qualified]
     return found
 
 
 def concrete(generic: Any, of: Any) -> Any:
-    """Return a generic body for one type of examples or predictions, under its own name in the OpenAPI document."""
+    """Return a generic body for one type of examples or predictions, with the generic's name in OpenAPI."""
     return create_model(generic.__name__, __base__=generic[of], __doc__=generic.__doc__)
 
 
 class AdaptRequest(Body, Generic[E]):
     model_config = example_body(support=SUPPORT_EXAMPLE, options={"label_words": True}, name="support desk", tags=["english"])
 
-    support: Annotated[list[E], Field(fail_fast=True)] = Field(description="a handful of labelled examples, one label each")
+    support: Annotated[list[E], Field(fail_fast=True)] = Field(description="labelled examples, one label each")
     initialization: Text = "default"
     base_model: Text | None = Field(
-        default=None, description="one of those that this deployment has; absent: the first one that has the initialization"
+        default=None, description="one of this deployment's base models; absent: the first one that has the initialization"
     )
     options: Options = Options()
-    ttl_seconds: Count | None = Field(default=None, description="how long the adapter is kept")
-    name: Name | None = Field(default=None, description="absent leaves the name that it has")
-    tags: Tags | None = Field(default=None, description="absent leaves the tags that it has")
+    ttl_seconds: Count | None = Field(
+        default=None, description="time to live of the adapter, in seconds; absent: the service's default"
+    )
+    name: Name | None = Field(default=None, description="a name for people; absent: an existing adapter keeps its name")
+    tags: Tags | None = Field(default=None, description="tags for people and filters; absent: an existing adapter keeps its tags")
 
 
 class ExamplesRequest(Body, Generic[E]):
     model_config = example_body(support=SUPPORT_EXAMPLE[:1], name="support desk, second round")
 
-    support: Annotated[list[E], Field(fail_fast=True)] = Field(description="further examples, beside those of the adapter")
-    options: Options = Field(default=Options(), description="each that is absent is as the adapter has it")
-    ttl_seconds: Count | None = Field(default=None, description="how long the new adapter is kept")
-    name: Name | None = Field(default=None, description="of the new adapter")
-    tags: Tags | None = Field(default=None, description="of the new adapter")
+    support: Annotated[list[E], Field(fail_fast=True)] = Field(description="examples to add to those of the adapter")
+    options: Options = Field(default=Options(), description="an absent option is taken from the adapter")
+    ttl_seconds: Count | None = Field(
+        default=None, description="time to live of the new adapter, in seconds; absent: the service's default"
+    )
+    name: Name | None = Field(default=None, description="name of the new adapter, for people")
+    tags: Tags | None = Field(default=None, description="tags of the new adapter, for people and filters")
 
 
 class AdaptAnswer(BaseModel):
@@ -141,17 +163,17 @@ class AdaptAnswer(BaseModel):
     adapter_id: str
     status: Status
     truncated: list[int] = Field(
-        description="positions of examples of the request that were cut to the base model's maximum length"
+        description="positions in `support` of examples that were truncated to the base model's maximum length"
     )
 
 
 class Warned(BaseModel):
-    field: str
-    message: str
+    field: str = Field(description="path of the field, such as `support[3].input`")
+    message: str = Field(description="the warning for people; its wording may change")
 
 
 class DryRunAnswer(BaseModel):
-    """What a request would give; nothing was written."""
+    """The answer to a dry run: the adapter that the request would give. Nothing was written."""
 
     model_config = example_body(
         adapter_id=_ID,
@@ -164,27 +186,29 @@ class DryRunAnswer(BaseModel):
     )
 
     adapter_id: str
-    status: Literal["new"] | Status
-    examples: int
-    labels: dict[str, int] = Field(description="examples of each label")
-    steps: int | None = Field(description="null where the support set decides")
-    truncated: list[int]
+    status: Literal["new"] | Status = Field(description="`new`, or the status of the adapter that exists already")
+    examples: int = Field(description="number of examples in the support set, including those of a parent adapter")
+    labels: dict[str, int] = Field(description="number of examples of each label")
+    steps: int | None = Field(description="number of inner steps; null: decided while adapting, by accuracy on the support set")
+    truncated: list[int] = Field(
+        description="positions in `support` of examples that would be truncated to the base model's maximum length"
+    )
     warnings: list[Warned]
 
 
 class AdapterChanges(Body):
     model_config = example_body(name="support desk", tags=["english", "production"])
 
-    name: Name | None = Field(default=None, description="null takes it away, absent leaves it")
-    tags: Tags = Field(default=[], description="all of them; absent leaves them")
+    name: Name | None = Field(default=None, description="null removes the name, absent keeps it")
+    tags: Tags = Field(default=[], description="replaces all tags; absent keeps them")
 
 
 class PredictRequest(Body):
     model_config = example_body(adapter_id="support-desk.production", inputs=["the cash machine ate my card"], top_k=1)
 
     adapter_id: AliasName = Field(description="an adapter's id, or an alias")
-    inputs: Annotated[list[Text], Field(fail_fast=True)]
-    top_k: Count | None = Field(default=None, description="only so many labels, the most probable ones first")
+    inputs: Annotated[list[Text], Field(fail_fast=True)] = Field(description="texts to predict for")
+    top_k: Count | None = Field(default=None, description="return only so many labels, the most probable first; absent: all")
 
 
 class PredictAnswer(BaseModel, Generic[P]):
@@ -196,18 +220,18 @@ class PredictAnswer(BaseModel, Generic[P]):
         truncated=[],
     )
 
-    adapter_id: str
-    alias: str | None = Field(default=None, description="where one was asked for")
-    digest: str = Field(description="sha256 of the adapter's weights")
-    predictions: list[P] = Field(description="in the order of the inputs")
-    truncated: list[int] = Field(description="positions of inputs that were cut to the base model's maximum length")
+    adapter_id: str = Field(description="the adapter that answered")
+    alias: str | None = Field(default=None, description="the alias in the request; null if it named an adapter by its id")
+    digest: str = Field(description="SHA-256 of the adapter's weights, hexadecimal")
+    predictions: list[P] = Field(description="one for each input, in the same order")
+    truncated: list[int] = Field(description="positions of inputs that were truncated to the base model's maximum length")
 
 
 class LabelScore(BaseModel):
-    precision: float = Field(description="0 where it was never predicted")
-    recall: float = Field(description="0 where no example has it")
-    f1: float
-    examples: int
+    precision: float = Field(description="0 if the label was never predicted")
+    recall: float = Field(description="0 if no example has the label")
+    f1: float = Field(description="harmonic mean of precision and recall; 0 if either is 0")
+    examples: int = Field(description="number of examples with this label")
 
 
 class ScoreAnswer(BaseModel):
@@ -226,13 +250,13 @@ class ScoreAnswer(BaseModel):
     )
 
     adapter_id: str
-    digest: str = Field(description="sha256 of the adapter's weights")
-    examples: int
-    accuracy: float
-    macro_f1: float = Field(description="the mean f1 of `labels`")
-    labels: dict[str, LabelScore] = Field(description="those that examples have or that were predicted")
-    confusion: dict[str, dict[str, int]] = Field(description="true label: predicted label: how often")
-    mistakes: list[int] = Field(description="positions of examples that were labelled otherwise")
+    digest: str = Field(description="SHA-256 of the adapter's weights, hexadecimal")
+    examples: int = Field(description="number of examples")
+    accuracy: float = Field(description="share of examples whose predicted label is the true one")
+    macro_f1: float = Field(description="mean f1 of `labels`")
+    labels: dict[str, LabelScore] = Field(description="scores of each label that an example has or that was predicted")
+    confusion: dict[str, dict[str, int]] = Field(description="number of examples by true label, then by predicted label")
+    mistakes: list[int] = Field(description="positions of examples whose predicted label is wrong")
 
 
 class AdapterView(BaseModel):
@@ -266,38 +290,44 @@ class AdapterView(BaseModel):
     )
 
     adapter_id: str
-    kind: str = Field(description="of task")
-    base_model: str | None = Field(description="null where this service does not have it")
+    kind: str = Field(description="kind of task, such as `text-classification`")
+    base_model: str | None = Field(description="null if this service does not have it")
     status: Status
     name: str | None
     tags: list[str]
-    parent: str | None = Field(description="the adapter whose examples this one goes on from")
+    parent: str | None = Field(description="the adapter whose examples this one extends; null: none")
     initialization: str
     initialization_digest: str
     labels: list[str]
-    examples: int
-    steps: int | None = Field(description="null where the support set decides, until the adapter is ready")
+    examples: int = Field(description="number of examples in the support set")
+    steps: int | None = Field(
+        description="number of inner steps; null until the adapter is ready if accuracy on the support set decides"
+    )
     seed: int
-    label_words: bool
-    precision: str
-    attempt: int
-    support_loss: list[float] = Field(description="before each inner step")
-    truncated: list[int]
+    label_words: bool = Field(description="true if each label's words were one more example of it")
+    precision: str = Field(description="number format of the base model: `float32` or `bfloat16`")
+    attempt: int = Field(description="number of the job's current or last attempt; 0: none yet")
+    support_loss: list[float] = Field(description="loss on the support set before each inner step")
+    truncated: list[int] = Field(
+        description="positions in the stored support set of examples that were truncated to the base model's maximum length"
+    )
     timings: dict[str, float] = Field(description="milliseconds by stage: queue, tokenize, inner_loop, store")
-    digest: str | None
-    error: str | None
-    last_error: str | None = Field(description="of an unfinished job: why its last attempt was not the end of it")
-    pinned: bool
-    recovery_ms: int | None = Field(description="from the last sign of a worker that was lost to the end of the job")
+    digest: str | None = Field(description="SHA-256 of the adapter's weights, hexadecimal; null until the adapter is ready")
+    error: str | None = Field(description="why the job failed; null if it did not")
+    last_error: str | None = Field(description="of an unfinished job: why its last attempt did not succeed")
+    pinned: bool = Field(description="true if the adapter does not expire and its weights are not evicted")
+    recovery_ms: int | None = Field(
+        description="milliseconds from a lost worker's last sign of life to the end of the job; null if no worker was lost"
+    )
     created_at: float = Field(description="Unix time in seconds")
-    expires_at: float | None = Field(description="Unix time in seconds; null: pinned")
+    expires_at: float | None = Field(description="Unix time in seconds; null if the adapter is pinned")
 
 
 class AdapterPage(BaseModel):
     model_config = example_body(adapters=[], next_cursor=None)
 
     adapters: list[AdapterView] = Field(description="newest first")
-    next_cursor: str | None = Field(description="of the next page; null at the end")
+    next_cursor: str | None = Field(description="value of `cursor` for the next page; null at the end")
 
 
 class AliasTarget(Body):
@@ -305,7 +335,8 @@ class AliasTarget(Body):
 
     adapter_id: AdapterId
     expected: AdapterId | None = Field(
-        default=None, description="where the alias must point now; null: nowhere; absent: anywhere or nowhere"
+        default=None,
+        description="move the alias only if it points at this adapter now; null: only if it does not exist; absent: in any case",
     )
 
 
@@ -314,7 +345,7 @@ class AliasMove(BaseModel):
 
     alias: str
     adapter_id: str
-    previous: str | None = Field(description="where it pointed before; null: nowhere")
+    previous: str | None = Field(description="the adapter that the alias pointed at before; null if the alias is new")
 
 
 class AliasView(BaseModel):
@@ -322,11 +353,11 @@ class AliasView(BaseModel):
 
     alias: str
     adapter_id: str
-    updated_at: float = Field(description="Unix time in seconds")
+    updated_at: float = Field(description="when the alias was last moved, Unix time in seconds")
 
 
 class AliasPage(BaseModel):
     model_config = example_body(aliases=[], next_cursor=None)
 
-    aliases: list[AliasView] = Field(description="in the order of their names")
-    next_cursor: str | None = Field(description="of the next page; null at the end")
+    aliases: list[AliasView] = Field(description="sorted by name")
+    next_cursor: str | None = Field(description="value of `cursor` for the next page; null at the end")

@@ -1,4 +1,4 @@
-"""What one service process works with, made once at start-up and given to the routes."""
+"""The state of one service process, created once at start-up and passed to the routes."""
 
 from dataclasses import dataclass
 from typing import Annotated, cast
@@ -11,7 +11,7 @@ from metatrain.models.base import Base
 from service.adapting.idempotency import IdempotencyKeys
 from service.adapting.jobs import Jobs
 from service.errors import InvalidRequest
-from service.http.auth import Door, tenant
+from service.http.auth import Authenticator, tenant
 from service.http.meter import Meter
 from service.http.metrics import Metrics
 from service.http.streams import Streams
@@ -28,7 +28,7 @@ from worker.runtime import Resident
 
 @dataclass(frozen=True)
 class Deployed:
-    """One base model of this deployment: its initializations, the queue of its jobs, and what predicts on it."""
+    """One base model of this deployment: its initializations, its job queue and its predictor."""
 
     resident: Resident
     predictor: Predictor
@@ -48,7 +48,7 @@ class Deployed:
 
 @dataclass(frozen=True)
 class ServiceState:
-    """`deployed`: in the order of BASE_MODEL."""
+    """Everything that the routes use. `deployed` has the base models in the order of BASE_MODEL."""
 
     settings: ServiceSettings
     cache: Redis
@@ -59,49 +59,57 @@ class ServiceState:
     jobs: Jobs
     deployed: tuple[Deployed, ...]
     metrics: Metrics
-    door: Door
+    authenticator: Authenticator
     meter: Meter
     streams: Streams
 
     def initialization(self, name: str, kind: TaskKind, base_model: str | None = None) -> tuple[Deployed, Initialization]:
-        """The first base model that has an initialization of this name for tasks of this kind, or that base model's. `default`: the
-        kind's own default where no initialization has that name. Raises InvalidRequest for what this deployment does not have."""
-        among = [own for own in self.deployed if base_model in (None, own.base.spec.model)]
-        if not among:
-            raise InvalidRequest("base_model", f"one of {', '.join(own.base.spec.model for own in self.deployed)}", base_model)
-        known: set[str] = set()
-        for wanted in dict.fromkeys((name, kind.default if name == "default" else name)):
-            for own in among:
-                fitting = {key: init for key, init in own.initializations.items() if init.readout == kind.readout}
-                known |= fitting.keys()
-                if wanted in fitting:
-                    return own, fitting[wanted]
-        raise InvalidRequest("initialization", f"one of {', '.join(sorted(known))}", name)
+        """Return an initialization by name, with the first base model that has it.
+
+        Only initializations for tasks of this kind count, and only those of `base_model` if it is given. If no
+        initialization is named `default`, `default` is the kind's own default. Raises InvalidRequest if this deployment has no
+        such base model or initialization.
+        """
+        candidates = [deployed for deployed in self.deployed if base_model in (None, deployed.base.spec.model)]
+        if not candidates:
+            models = ", ".join(deployed.base.spec.model for deployed in self.deployed)
+            raise InvalidRequest("base_model", f"one of {models}", base_model)
+        available: set[str] = set()
+        for candidate_name in dict.fromkeys((name, kind.default if name == "default" else name)):
+            for deployed in candidates:
+                fitting = {key: init for key, init in deployed.initializations.items() if init.readout == kind.readout}
+                available |= fitting.keys()
+                if candidate_name in fitting:
+                    return deployed, fitting[candidate_name]
+        raise InvalidRequest("initialization", f"one of {', '.join(sorted(available))}", name)
 
     def initialization_of(self, recipe: JobRecipe) -> tuple[Deployed, Initialization]:
-        """What an adapter was made from, or what has its name now. Raises InvalidRequest where there is neither."""
-        among = [(own, init) for own in self.deployed for init in own.initializations.values()]
-        for own, init in among:
-            if init.digest == recipe.initialization_digest and own.base.precision == recipe.precision:
-                return own, init
-        for own, init in among:
+        """Return the initialization that an adapter was made from, or the current one of the same name.
+
+        Raises InvalidRequest if this deployment has neither.
+        """
+        candidates = [(deployed, init) for deployed in self.deployed for init in deployed.initializations.values()]
+        for deployed, init in candidates:
+            if init.digest == recipe.initialization_digest and deployed.base.precision == recipe.precision:
+                return deployed, init
+        for deployed, init in candidates:
             if init.name == recipe.initialization:
-                return own, init
-        names = sorted({init.name for _, init in among})
+                return deployed, init
+        names = sorted({init.name for _, init in candidates})
         raise InvalidRequest("initialization", f"one of {', '.join(names)}", recipe.initialization)
 
-    def of_record(self, record: Record) -> Deployed | None:
+    def deployed_for(self, record: Record) -> Deployed | None:
         """Return the base model that an adapter was made on, None if this service does not have it.
 
-        The queue of its job names the base model; that of an earlier version did not, and the initialization tells instead.
+        The job's queue names the base model. Queues of earlier versions did not; then precision and initialization decide.
         """
-        for own in self.deployed:
-            if record.queue == own.queue:
-                return own
-        for own in self.deployed:
-            digests = (init.digest for init in own.initializations.values())
-            if own.base.precision == record.summary.precision and record.summary.initialization_digest in digests:
-                return own
+        for deployed in self.deployed:
+            if record.queue == deployed.queue:
+                return deployed
+        for deployed in self.deployed:
+            digests = (init.digest for init in deployed.initializations.values())
+            if deployed.base.precision == record.summary.precision and record.summary.initialization_digest in digests:
+                return deployed
         return None
 
 

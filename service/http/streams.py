@@ -1,4 +1,7 @@
-"""How many requests a tenant may keep open in this process: each holds a connection, and looks at the records again and again."""
+"""A limit on the event streams and waiting requests that a tenant keeps open in this process.
+
+Each of them holds a connection and reads the records repeatedly.
+"""
 
 import contextlib
 from collections import Counter
@@ -10,14 +13,17 @@ _RETRY_SECONDS = 5
 
 
 class Streams:
-    """Open streams and waits, by tenant. `most`: of one tenant; 0: no limit. To be used on the event loop."""
+    """Counts open streams and waiting requests by tenant. Must be used on the event loop.
+
+    `most`: the limit for one tenant; 0: no limit.
+    """
 
     def __init__(self, most: int) -> None:
         self._most, self._open = most, Counter[str]()
 
     @contextlib.contextmanager
-    def one(self, tenant: str) -> Iterator[None]:
-        """Counts one more while the block runs. Raises LimitReached."""
+    def acquire(self, tenant: str) -> Iterator[None]:
+        """Count one more while the block runs. Raises LimitReached."""
         if self._most and self._open[tenant] >= self._most:
             raise LimitReached("MAX_STREAMS", self._most, self._open[tenant], retry_after=_RETRY_SECONDS)
         self._open[tenant] += 1

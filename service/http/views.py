@@ -1,4 +1,4 @@
-"""Records as HTTP shows them."""
+"""Look up records and convert them to the bodies of answers."""
 
 from typing import TypeVar
 
@@ -11,20 +11,20 @@ from worker.ledger.record import Record
 T = TypeVar("T")
 
 
-def known(adapter_id: str, state: ServiceState, tenant: str) -> Record:
-    """Raises UnknownAdapter where the tenant has no such adapter."""
+def get_record(adapter_id: str, state: ServiceState, tenant: str) -> Record:
+    """Return an adapter's record. Raises UnknownAdapter if the tenant has no such adapter."""
     return require(adapter_id, state.records.get(tenant, adapter_id))
 
 
 def require(adapter_id: str, found: T | None) -> T:
-    """Raises UnknownAdapter where nothing was found."""
+    """Return `found`. Raises UnknownAdapter if it is None."""
     if found is None:
         raise UnknownAdapter(adapter_id)
     return found
 
 
 def status_of(record: Record, state: ServiceState) -> Status:
-    """The record's status, with `evicted` in place of `ready` where the cache no longer has the weights."""
+    """Return the record's status, or `evicted` if it is `ready` but the cache has lost the weights."""
     if record.status == "ready" and not state.store.has(record.tenant, record.adapter_id, record.fence):
         return "evicted"
     return record.status
@@ -32,7 +32,7 @@ def status_of(record: Record, state: ServiceState) -> Status:
 
 def view(record: Record, state: ServiceState) -> AdapterView:
     steps = len(record.support_loss) if record.status in ("ready", "expired") else None
-    deployed = state.of_record(record)
+    deployed = state.deployed_for(record)
     return AdapterView(
         adapter_id=record.adapter_id,
         kind=record.summary.kind,

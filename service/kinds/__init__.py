@@ -1,1 +1,1 @@
-"""The kinds of tasks as HTTP shows them: one file for each, one line in `registry.py`."""
+"""The HTTP side of each task kind: one file per kind, and one line in `registry.py`."""

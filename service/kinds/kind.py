@@ -1,4 +1,4 @@
-"""What a kind of task is to HTTP: the shape of its examples and answers, and what a request of it may hold."""
+"""The protocol of a task kind's HTTP side: its examples, its predictions and their checks."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
@@ -12,10 +12,10 @@ from worker.kinds.kind import Canonical
 
 
 class HttpKind(Protocol):
-    """One kind of task, of the same `name` as its `worker.kinds.kind.TaskKind`.
+    """The HTTP side of one task kind. Its `name` is that of its `worker.kinds.kind.TaskKind`.
 
-    `example`: the body of one example; its required fields tell it from the examples of other kinds. `prediction`: the answer to
-    one input.
+    `example` is the model of one example; its required fields distinguish it from the examples of other kinds.
+    `prediction` is the model of the answer to one input.
     """
 
     @property
@@ -28,14 +28,16 @@ class HttpKind(Protocol):
     def prediction(self) -> type[BaseModel]: ...
 
     def check(self, support: Sequence[Any], options: Options, settings: ServiceSettings, before: Sequence[Canonical] = ()) -> None:
-        """Raise InvalidRequest for the first thing that is wrong with a support set of parsed examples. `before`: the examples, as
-        they are kept, that these are to stand beside. Their number is checked already."""
+        """Raise InvalidRequest for the first error in a support set of parsed examples.
+
+        `before`: the stored examples of the adapter that these are added to. The number of examples is checked already.
+        """
 
     def warnings(self, support: Sequence[Canonical]) -> Iterator[Warned]:
-        """What a dry run says of a whole support set."""
+        """Yield the warnings of a dry run about a whole support set."""
 
     def predictions(self, answer: Answer, top_k: int | None) -> list[BaseModel]:
-        """The answers to a call's inputs. `top_k`: only so many alternatives of each."""
+        """Return the predictions for a call's inputs, each with at most `top_k` alternatives (None: all)."""
 
     def document(self, schemas: dict[str, Any], settings: ServiceSettings) -> None:
-        """Show the limits of `settings` in the OpenAPI schemas of `example`."""
+        """Write the limits of `settings` into the OpenAPI schema of `example`."""

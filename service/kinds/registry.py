@@ -1,4 +1,7 @@
-"""All kinds of tasks as HTTP shows them. A new one is a file beside this one and a line here, or another package's entry point."""
+"""The registry of the task kinds' HTTP sides.
+
+To add one, write a file in this folder and a line here, or register an entry point in another package.
+"""
 
 from collections.abc import Sequence
 from functools import cache
@@ -12,34 +15,43 @@ from service.kinds.kind import HttpKind
 from service.kinds.text_classification import TextClassification
 
 ENTRY_POINTS = "quickstudy.http_kinds"
-_OWN: tuple[HttpKind, ...] = (TextClassification(),)
+_BUILT_IN: tuple[HttpKind, ...] = (TextClassification(),)
 
 
 @cache
 def http_kinds() -> dict[str, HttpKind]:
-    """Return the product's own kinds, and those of installed packages (entry points named `quickstudy.http_kinds`)."""
-    found = [*_OWN, *(make() for _, make in installed(ENTRY_POINTS))]
-    return by_name(((kind.name, kind) for kind in found), ENTRY_POINTS)
+    """Return the built-in kinds and those of installed packages, by name.
+
+    Packages register theirs as entry points of the group `quickstudy.http_kinds`.
+    """
+    kinds = [*_BUILT_IN, *(make() for _, make in installed(ENTRY_POINTS))]
+    return by_name(((kind.name, kind) for kind in kinds), ENTRY_POINTS)
 
 
 def example_type() -> Any:
-    """The type of one example in a body: that of the only kind, or one of those of all kinds, by the fields that it has."""
+    """Return the type of one example in a body.
+
+    If there are several kinds, it is a union, and the fields of an example select the kind.
+    """
     return _one_of({kind.name: kind.example for kind in http_kinds().values()})
 
 
 def prediction_type() -> Any:
-    """The type of the answer to one input."""
+    """Return the type of the answer to one input: a union if there are several kinds."""
     models = [kind.prediction for kind in http_kinds().values()]
-    return models[0] if len(models) == 1 else Union[tuple(models)]  # noqa: UP007  (of a number that is known only now)
+    return models[0] if len(models) == 1 else Union[tuple(models)]  # noqa: UP007  (the number of members is known only at run time)
 
 
 def kind_of(support: Sequence[BaseModel]) -> HttpKind:
-    """The kind that a support set of parsed examples is of. Raises InvalidRequest where they are of several."""
-    named = {kind.example: kind for kind in http_kinds().values()}
-    first = named[type(support[0])] if support else next(iter(named.values()))
+    """Return the kind of a support set of parsed examples.
+
+    Raises InvalidRequest if the examples belong to several kinds.
+    """
+    by_model = {kind.example: kind for kind in http_kinds().values()}
+    first = by_model[type(support[0])] if support else next(iter(by_model.values()))
     for i, example in enumerate(support):
         if type(example) is not first.example:
-            raise InvalidRequest(f"support[{i}]", f"an example of {first.name}, as support[0] is", named[type(example)].name)
+            raise InvalidRequest(f"support[{i}]", f"an example of {first.name}, as support[0] is", by_model[type(example)].name)
     return first
 
 
@@ -48,7 +60,7 @@ def _one_of(models: dict[str, type[BaseModel]]) -> Any:
         return next(iter(models.values()))
 
     def name_of(value: Any) -> str:
-        """The first kind whose required fields are all there; the product's own first kind where none is."""
+        """Return the first kind whose required fields are all present, or the first built-in kind."""
         fields = set(value) if isinstance(value, dict) else set(type(value).model_fields) if isinstance(value, BaseModel) else set()
         return next((name for name, model in models.items() if _required(model) <= fields), next(iter(models)))
 

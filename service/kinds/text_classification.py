@@ -1,4 +1,4 @@
-"""Labelled texts over HTTP: `{"input": "…", "label": "…"}` in, a label with its probabilities out."""
+"""Text classification over HTTP: labelled texts in, labels with probabilities out."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -15,29 +15,29 @@ from service.settings import ServiceSettings
 from worker.kinds.kind import Canonical
 
 _IMBALANCE = 5
-"""A label with this many times the examples of another is worth a warning."""
+"""A dry run warns if one label has at least this many times the examples of another."""
 
 
 class Example(Body):
-    input: Text = Field(examples=["My card was swallowed by the machine"])
-    label: Text = Field(examples=["card_lost"])
+    input: Text = Field(description="the text to learn from", examples=["My card was swallowed by the machine"])
+    label: Text = Field(description="its label, exactly one", examples=["card_lost"])
 
 
 class ScoreRequest(Body):
     model_config = example_body(examples=SUPPORT_EXAMPLE[:2])
 
     examples: Annotated[list[Example], Field(fail_fast=True)] = Field(
-        description="inputs with their true labels, which the adapter must know"
+        description="inputs with their true labels; each label must be one of the adapter's"
     )
 
 
 class Prediction(BaseModel):
-    label: str
-    probabilities: dict[str, float]
+    label: str = Field(description="the most probable label")
+    probabilities: dict[str, float] = Field(description="probability of each label; with `top_k`, only of the most probable ones")
 
 
 class TextClassification:
-    """`service.kinds.kind.HttpKind` of labelled texts."""
+    """The HTTP side of text classification, a `service.kinds.kind.HttpKind`."""
 
     name = "text-classification"
     example = Example
@@ -72,11 +72,11 @@ class TextClassification:
             yield Warned(field="support", message=message)
 
     def predictions(self, answer: Answer, top_k: int | None) -> list[BaseModel]:
-        found: list[BaseModel] = []
+        predictions: list[BaseModel] = []
         for row, best in zip(answer.outputs, best_labels(answer), strict=True):
             columns = range(len(row)) if top_k is None else sorted(range(len(row)), key=row.__getitem__, reverse=True)[:top_k]
-            found.append(Prediction(label=best, probabilities={answer.labels[column]: row[column] for column in columns}))
-        return found
+            predictions.append(Prediction(label=best, probabilities={answer.labels[column]: row[column] for column in columns}))
+        return predictions
 
     def document(self, schemas: dict[str, Any], settings: ServiceSettings) -> None:
         text = {"minLength": 1, "maxLength": settings.max_text_chars, "pattern": TEXT_PATTERN}
@@ -86,25 +86,28 @@ class TextClassification:
 
 
 def check_example(field: str, example: Example, settings: ServiceSettings) -> None:
-    """Raises InvalidRequest."""
+    """Raise InvalidRequest if the example's text or label is blank, too long or not proper Unicode."""
     check_text(f"{field}.input", example.input, settings.max_text_chars)
     check_text(f"{field}.label", example.label, settings.max_label_chars)
 
 
 def best_labels(answer: Answer) -> list[str]:
-    """Each input's most probable label."""
+    """Return the most probable label of each input."""
     return [answer.labels[max(range(len(row)), key=row.__getitem__)] for row in answer.outputs]
 
 
 def _check_label_words(labels: list[str], inputs: dict[str, tuple[str, str]]) -> None:
-    """No text may stand for two labels: neither two labels' words, nor a label's words and another's input."""
-    spoken: dict[str, str] = {}
+    """Raise InvalidRequest if a label's words equal another label's words, or an input with another label.
+
+    `inputs`: each input's place in the request, and its label.
+    """
+    label_by_words: dict[str, str] = {}
     for label in labels:
         words = label_words(label)
-        other = spoken.setdefault(words, label)
+        other = label_by_words.setdefault(words, label)
         if other != label:
             raise InvalidRequest("options.label_words", f"labels of different words, not {other!r} and {label!r}", True)
-        place, own = inputs.get(words, ("", label))
-        if own != label:
+        place, label_of_input = inputs.get(words, ("", label))
+        if label_of_input != label:
             expected = f"no label with the words of another's example, as {label!r} has of {place}"
             raise InvalidRequest("options.label_words", expected, True)

@@ -1,1 +1,1 @@
-"""From inputs to predictions: batches of many adapters on one model, in this process or in one of its own."""
+"""Predict inputs: batches of many adapters on one base model, in this process or a separate one."""

@@ -1,5 +1,8 @@
-"""Answers to inputs under an adapter, or why there are none: it is waited for, made again where its weights are gone, and
-never replaced by another or by the bare base model."""
+"""Answer inputs with an adapter, or raise the reason why that is not possible.
+
+If the adapter's weights are evicted or corrupt, it is adapted again, and the call waits for it up to
+READAPT_WAIT_SECONDS. Neither another adapter nor the bare base model ever answers instead.
+"""
 
 import asyncio
 import logging
@@ -23,72 +26,77 @@ _TRIES = 3
 _ANSWER_SECONDS = 60.0
 
 
-async def answered(
+async def answer_parts(
     identity: str, parts: Sequence[Sequence[str]], connection: Request, state: ServiceState, tenant: str
 ) -> tuple[Record, list[Answer]]:
-    """The record of the adapter and an answer to each part, all with the same weights. One part after the other: more than one
-    call's worth of inputs waits like one call. Raises UnknownAdapter, AdapterNotReady, Overloaded, Unavailable, ClientGone."""
+    """Return the adapter's record and an answer to each part, all with the same weights.
+
+    The parts are answered one after the other, so that many inputs take no more of the queue than one call. Raises
+    UnknownAdapter, AdapterNotReady, Overloaded, Unavailable, ClientGone.
+    """
     record, counted = await run_in_threadpool(state.records.get, tenant, identity), 0
     for _ in range(_TRIES):
         if record is not None and record.readapting:
             record = await state.jobs.wait(tenant, identity, state.settings.readapt_wait_seconds)
-        ready = _ready(record, identity)
+        ready = _require_ready(record, identity)
         try:
             answers: list[Answer] = []
             for part in parts:
                 answers.append(await _answer(ready, part, connection, state))
-                state.metrics.predicted(answers[-1].seconds)
-                if len(answers) > counted:  # each part once, however often they are begun again, and also where a later one fails
+                state.metrics.observe_prediction(answers[-1].seconds)
+                if len(answers) > counted:  # each part counts once, even if it is answered again or a later part fails
                     counted = len(answers)
-                    state.meter.predicted(tenant, len(part))
+                    state.meter.count_predictions(tenant, len(part))
             return ready, answers
         except (WeightsMissing, WeightsCorrupt) as error:
             with fields(adapter=ready.adapter_id, tenant=ready.tenant):
                 log.info("%s", error)
             why: Literal["evicted", "corrupt"] = "corrupt" if isinstance(error, WeightsCorrupt) else "evicted"
-            deployed = _deployed(ready, state)
-            await run_in_threadpool(state.jobs.start_again, ready, why, deployed.queue)
+            await run_in_threadpool(state.jobs.readapt, ready, why, _require_deployed(ready, state).queue)
         record = await run_in_threadpool(state.records.get, tenant, identity)
-    raise Unavailable(f"adapter {identity} is evicted faster than it is made; the cache is too small")
+    raise Unavailable(f"adapter {identity} is evicted faster than it can be adapted; give the cache more memory")
 
 
 async def _answer(ready: Record, texts: Sequence[str], connection: Request, state: ServiceState) -> Answer:
-    """Raises WeightsMissing, WeightsCorrupt where the weights are not on the device, nor in memory or cache."""
+    """Answer one part.
+
+    Raises WeightsMissing or WeightsCorrupt if the weights are neither on the device nor in host memory, and the cache does not
+    have them either.
+    """
     weights = WeightsKey(ready.tenant, ready.adapter_id, ready.fence, str(ready.digest))
-    answer = asyncio.wrap_future(_deployed(ready, state).predictor.submit(weights, texts))
-    gone = asyncio.ensure_future(_gone(connection))
+    answer = asyncio.wrap_future(_require_deployed(ready, state).predictor.submit(weights, texts))
+    disconnected = asyncio.ensure_future(_wait_for_disconnect(connection))
     try:
-        await asyncio.wait((answer, gone), timeout=_ANSWER_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((answer, disconnected), timeout=_ANSWER_SECONDS, return_when=asyncio.FIRST_COMPLETED)
         if answer.done():
             return answer.result()
-        raise ClientGone if gone.done() else Unavailable(f"no prediction within {_ANSWER_SECONDS:.0f} s")
+        raise ClientGone if disconnected.done() else Unavailable(f"no prediction within {_ANSWER_SECONDS:.0f} s")
     except MetatrainError as error:
         raise AdapterNotReady(f"this service cannot use adapter {ready.adapter_id}: {error}", adapter_status="ready") from error
     finally:
-        answer.cancel()  # gives up its place in the queue
-        gone.cancel()
+        answer.cancel()  # frees its place in the queue
+        disconnected.cancel()
 
 
-def _deployed(record: Record, state: ServiceState) -> Deployed:
-    """Raises AdapterNotReady where this service does not have the adapter's base model."""
-    found = state.of_record(record)
-    if found is None:
+def _require_deployed(record: Record, state: ServiceState) -> Deployed:
+    """Return the adapter's base model. Raises AdapterNotReady if this service does not have it."""
+    deployed = state.deployed_for(record)
+    if deployed is None:
         digest = record.summary.initialization_digest
-        reason = f"its initialization, with digest {digest[:12]}…, is not one of this service"
+        reason = f"this service does not have its initialization, with digest {digest[:12]}…"
         raise AdapterNotReady(f"this service cannot use adapter {record.adapter_id}: {reason}", adapter_status="ready")
-    return found
+    return deployed
 
 
-async def _gone(connection: Request) -> None:
-    """Until the client hangs up."""
+async def _wait_for_disconnect(connection: Request) -> None:
     while (await connection.receive())["type"] != "http.disconnect":
         pass
 
 
-def _ready(record: Record | None, identity: str) -> Record:
+def _require_ready(record: Record | None, identity: str) -> Record:
     record = require(identity, record)
     if record.readapting:
-        raise Unavailable(f"adapter {identity} was evicted and is being made again")
+        raise Unavailable(f"adapter {identity} was evicted and is being adapted again")
     if record.status == "failed":
         raise AdapterNotReady(f"adapter {identity} failed: {record.error}", adapter_status="failed", reason=record.error)
     if record.status != "ready":

@@ -1,4 +1,7 @@
-"""Which rows of which waiting calls go into the next forward pass. No threads, no torch."""
+"""The batcher, which decides which rows of waiting calls go into the next forward pass.
+
+It uses neither threads nor torch.
+"""
 
 from bisect import insort
 from collections.abc import Sequence
@@ -6,28 +9,29 @@ from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
 ROW_SECONDS = 0.005
+"""Delay that each row of a call adds to its turn, in seconds."""
 
 
-class Waiting(Protocol):
-    """A call of several rows, all of one adapter."""
+class WaitingCall(Protocol):
+    """A call that waits for a prediction: several rows, all for one adapter."""
 
     @property
     def key(self) -> str:
-        """Its adapter."""
+        """The adapter of the call."""
 
     @property
     def began(self) -> float:
-        """When it came, in seconds."""
+        """The time at which the call arrived, in seconds."""
 
     @property
     def lengths(self) -> Sequence[int]:
-        """Tokens of each row."""
+        """The number of tokens of each row."""
 
-    def waits(self) -> bool:
-        """False once nobody waits for it any more."""
+    def is_pending(self) -> bool:
+        """Return False once the call is answered, failed or cancelled."""
 
 
-C = TypeVar("C", bound=Waiting)
+C = TypeVar("C", bound=WaitingCall)
 
 
 @dataclass
@@ -39,10 +43,13 @@ class _Entry(Generic[C]):
 
 @dataclass
 class Batcher(Generic[C]):
-    """A call of n rows has its turn as if it had come n · `ROW_SECONDS` later than it did: equal calls in the order of their
-    coming, small ones before large ones that came shortly before, and no call is put off for ever.
+    """A queue of calls that gives out batches of their rows.
 
-    A batch holds at most `tokens` tokens (but at least one row), `rows` rows and `adapters` adapters.
+    Calls are served in the order of arrival time + n · `ROW_SECONDS`, with n the number of rows of the call. So calls of equal
+    size are served in the order of their arrival, small calls overtake large ones that came shortly before, and no call waits
+    for ever.
+
+    A batch has at most `tokens` tokens (but at least one row), `rows` rows and `adapters` adapters.
     """
 
     tokens: int
@@ -57,11 +64,11 @@ class Batcher(Generic[C]):
         self._entries = [entry for entry in self._entries if entry.call is not call]
 
     def __len__(self) -> int:
-        """Rows that wait."""
+        """Return the number of waiting rows."""
         return sum(len(entry.call.lengths) - entry.done for entry in self._entries)
 
     def full(self) -> bool:
-        """Another row would not go into the next batch."""
+        """Return True if the waiting rows fill the next batch."""
         rows = tokens = 0
         for entry in self._entries:
             rows, tokens = rows + len(entry.call.lengths) - entry.done, tokens + sum(entry.call.lengths[entry.done :])
@@ -70,13 +77,16 @@ class Batcher(Generic[C]):
         return False
 
     def next(self) -> list[tuple[C, range]]:
-        """Take a batch: calls, and which of their rows. Calls that nobody waits for any more are dropped."""
+        """Remove and return the next batch: calls, and the range of rows of each.
+
+        Calls that are no longer pending are dropped.
+        """
         batch: list[tuple[C, range]] = []
         left: list[_Entry[C]] = []
         keys: set[str] = set()
         tokens = rows = 0
         for entry in self._entries:
-            if not entry.call.waits():
+            if not entry.call.is_pending():
                 continue
             first, lengths = entry.done, entry.call.lengths
             if entry.call.key in keys or len(keys) < self.adapters:

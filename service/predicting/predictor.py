@@ -1,7 +1,8 @@
-"""Answers rows with adapters: a base model, a bank and a batcher, owned by one thread, with the adapters that the bank has no room
-for on a shelf beside it and all others in Redis.
+"""The predictor: a base model, its adapters, a batcher and the thread that runs the forward passes.
 
-    submit → tokenize, load (a few threads) → batcher → forward pass (the one thread) → answer
+Adapters are kept in three places: the bank on the device, the shelf in host memory, and the cache in Redis.
+
+    submit → tokenize and load (a few threads) → batcher → forward pass (one thread) → answer
 """
 
 import logging
@@ -33,7 +34,7 @@ STAGES = ("tokenize", "load", "queue", "forward")
 
 @dataclass(frozen=True)
 class WeightsKey:
-    """Whose weights are meant, and which: `fence` is where the store has them, `digest` what they must be."""
+    """Identifies the weights of an adapter: `fence` locates them in the store, `digest` verifies them."""
 
     tenant: str
     adapter_id: str
@@ -47,8 +48,11 @@ class WeightsKey:
 
 @dataclass(frozen=True)
 class Answer:
-    """`outputs`: what the adapter's readout says of each input; `labels`: the adapter's, if it has any; `truncated`: which inputs
-    were cut; seconds by stage."""
+    """The answer to one call.
+
+    `labels`: the adapter's labels, if it has any. `outputs`: what the adapter's readout returns for each input. `truncated`:
+    positions of inputs that were truncated. `seconds`: time spent in each stage.
+    """
 
     labels: tuple[str, ...]
     outputs: list[Any]
@@ -57,30 +61,31 @@ class Answer:
 
 
 class Predictor(Protocol):
-    """What the routes need; a predictor in a process of its own has the same face."""
+    """The interface that the routes use; a predictor in a separate process has the same one."""
 
     def submit(self, weights: WeightsKey, texts: Sequence[str]) -> "Future[Answer]":
-        """Answer each input with an adapter. To cancel the future gives up its place.
+        """Queue a call that answers each input with an adapter.
 
-        Raises Overloaded. The future raises WeightsMissing, WeightsCorrupt, ArtifactError for weights that do not load, and
-        redis.RedisError.
+        Cancelling the future removes the call from the queue. Raises Overloaded, and Unavailable if the predictor is a separate
+        process that cannot be reached. The future raises WeightsMissing, WeightsCorrupt, ArtifactError for weights that do not
+        load, and redis.RedisError.
         """
         ...
 
     def forget(self, tenant: str, digest: str) -> None:
-        """Drop an adapter, wherever it is kept."""
+        """Drop an adapter from the device and from host memory."""
         ...
 
     def alive(self) -> bool:
-        """Whether calls are being answered at all."""
+        """Return True if the predictor can answer calls."""
         ...
 
     def gauges(self) -> dict[str, float]:
-        """What is kept and what waits now, by name."""
+        """Return the numbers of adapters in memory and of waiting inputs, by name of the metric."""
         ...
 
     def close(self) -> None:
-        """Take no more calls."""
+        """Stop; further calls are not answered."""
         ...
 
 
@@ -94,7 +99,7 @@ class _Call:
     lengths: list[int] = field(default_factory=list)
     truncated: list[int] = field(default_factory=list)
     adapter: Packed | None = None
-    found: dict[int, Any] = field(default_factory=dict)
+    outputs: dict[int, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     queued: float = 0.0
 
@@ -102,7 +107,7 @@ class _Call:
     def key(self) -> str:
         return self.weights.key
 
-    def waits(self) -> bool:
+    def is_pending(self) -> bool:
         return not self.future.done()
 
     def fail(self, error: BaseException) -> None:
@@ -111,7 +116,10 @@ class _Call:
 
 
 class InProcessPredictor:
-    """Batches whatever calls are waiting, of any adapters of `initializations`. `share`: of BANK_MB and SHELF_MB."""
+    """A predictor in this process, for adapters of `initializations`.
+
+    It batches calls of different adapters. `share`: the part of BANK_MB and SHELF_MB that it may use, between 0 and 1.
+    """
 
     def __init__(
         self,
@@ -127,13 +135,15 @@ class InProcessPredictor:
         updates = {init.digest: init.base_update for init in initializations.values()}
         self._bank = Bank(base, list(kinds.values()), int(share * settings.bank_mb * _MB), updates)
         self._shelf: Shelf[Packed] = Shelf(int(share * settings.shelf_mb * _MB))
-        self._known = {init.digest for init in initializations.values()}
+        self._initialization_digests = {init.digest for init in initializations.values()}
         self._batcher: Batcher[_Call] = Batcher(settings.batch_tokens, settings.batch_rows, self._bank.slots)
         self._tokenizers = ThreadPoolExecutor(2, thread_name_prefix="tokenize")
-        self._loaders = ThreadPoolExecutor(_LOADERS, thread_name_prefix="load")  # a slow cache must not keep others from tokenizing
-        self._changed = threading.Condition()  # guards what follows, and the batcher
-        self._unanswered = self._coming = 0  # rows, and calls on their way to the batcher
-        self._unanswered_of = Counter[str]()  # rows, by tenant
+        # Loading has threads of its own, so that a slow cache does not delay tokenizing.
+        self._loaders = ThreadPoolExecutor(_LOADERS, thread_name_prefix="load")
+        self._changed = threading.Condition()  # guards the batcher and the fields below
+        self._unanswered_rows = 0
+        self._unanswered_rows_of = Counter[str]()  # by tenant
+        self._preparing = 0  # calls that are being tokenized or loaded and are not in the batcher yet
         self._forgotten: list[str] = []
         self._closing = False
         self._rows_a_second = 100.0
@@ -144,10 +154,10 @@ class InProcessPredictor:
         call = _Call(weights, texts)
         with self._changed:
             self._check_room(weights.tenant, len(texts))
-            self._unanswered += len(texts)
-            self._unanswered_of[weights.tenant] += len(texts)
-            self._coming += 1
-        call.future.add_done_callback(lambda _: self._answered(weights.tenant, len(texts)))
+            self._unanswered_rows += len(texts)
+            self._unanswered_rows_of[weights.tenant] += len(texts)
+            self._preparing += 1
+        call.future.add_done_callback(lambda _: self._release_room(weights.tenant, len(texts)))
         self._tokenizers.submit(self._prepare, call)
         return call.future
 
@@ -163,7 +173,7 @@ class InProcessPredictor:
 
     def gauges(self) -> dict[str, float]:
         return {
-            "waiting_inputs": self._unanswered,
+            "waiting_inputs": self._unanswered_rows,
             "bank_adapters": len(self._bank),
             "bank_slots": self._bank.slots,
             "bank_bytes": self._bank.nbytes,
@@ -172,7 +182,7 @@ class InProcessPredictor:
         }
 
     def close(self) -> None:
-        """Answer what is waiting, then stop."""
+        """Answer all waiting calls, then stop."""
         with self._changed:
             self._closing = True
             self._changed.notify()
@@ -181,132 +191,146 @@ class InProcessPredictor:
         self._loaders.shutdown()
 
     def _check_room(self, tenant: str, rows: int) -> None:
-        """All of the queue is a tenant's that is alone in it, half of it one's beside whom others wait. Whoever has nothing in it
-        may put one call there, however large."""
-        most, all_of_them, own = self._settings.queue_rows, self._unanswered, self._unanswered_of[tenant]
-        if all_of_them and all_of_them + rows > most:
-            said = f"{all_of_them} inputs are waiting for a prediction, and QUEUE_ROWS is {most}"
-            raise Overloaded(said, math.ceil(all_of_them / self._rows_a_second))
-        if own and own < all_of_them and own + rows > most // 2:
-            said = f"{own} inputs of this tenant are waiting for a prediction, beside others' half of QUEUE_ROWS, which is {most}"
-            raise Overloaded(said, math.ceil(all_of_them / self._rows_a_second))
+        """Raise Overloaded if the queue has no room for a call.
 
-    def _answered(self, tenant: str, rows: int) -> None:
+        The queue holds QUEUE_ROWS rows, but if it is empty it takes one call of any size. While other tenants have rows waiting, a
+        tenant that has rows waiting too may use at most half of it.
+        """
+        most, waiting, waiting_of_tenant = self._settings.queue_rows, self._unanswered_rows, self._unanswered_rows_of[tenant]
+        if waiting and waiting + rows > most:
+            message = f"{waiting} inputs are waiting for a prediction, and QUEUE_ROWS is {most}"
+            raise Overloaded(message, math.ceil(waiting / self._rows_a_second))
+        if waiting_of_tenant and waiting_of_tenant < waiting and waiting_of_tenant + rows > most // 2:
+            message = f"{waiting_of_tenant} inputs of this tenant are waiting for a prediction, and others are waiting too: "
+            message += f"expected at most half of QUEUE_ROWS, which is {most}"
+            raise Overloaded(message, math.ceil(waiting / self._rows_a_second))
+
+    def _release_room(self, tenant: str, rows: int) -> None:
         with self._changed:
-            self._unanswered -= rows
-            self._unanswered_of[tenant] -= rows
-            if not self._unanswered_of[tenant]:
-                del self._unanswered_of[tenant]
+            self._unanswered_rows -= rows
+            self._unanswered_rows_of[tenant] -= rows
+            if not self._unanswered_rows_of[tenant]:
+                del self._unanswered_rows_of[tenant]
 
     def _prepare(self, call: _Call) -> None:
         try:
-            if not call.waits():
+            if not call.is_pending():
                 raise CancelledError
             if not call.rows:
                 call.rows = self.base.inputs.encode(call.texts)
                 call.lengths = [len(row) for row in call.rows]
                 call.truncated = [i for i, row in enumerate(call.rows) if row.truncated]
                 call.seconds["tokenize"] = time.perf_counter() - call.began
-            self._find(call)
-        except Exception as error:  # whatever it is, its caller is told
-            self._lost(call, error)
+            self._load_and_queue(call)
+        except Exception as error:  # every error must reach the caller through its future
+            self._fail_preparation(call, error)
 
-    def _find(self, call: _Call) -> None:
-        """Have the adapter where the call can take it along, and then let the call wait for its batch."""
+    def _load_and_queue(self, call: _Call) -> None:
+        """Load the adapter unless the bank has it, then queue the call for a batch."""
         began = time.perf_counter()
         if call.key in self._bank:
             self._queue(call)
             return
 
-        def loaded(found: "Future[Packed]") -> None:
+        def loaded(loading: "Future[Packed]") -> None:
             call.seconds["load"] += time.perf_counter() - began
-            if (error := found.exception()) is not None:
-                self._lost(call, error)
+            if (error := loading.exception()) is not None:
+                self._fail_preparation(call, error)
             else:
-                call.adapter = found.result()
+                call.adapter = loading.result()
                 self._queue(call)
 
-        self._shelf.get(call.key, lambda: self._load(call.weights), self._loaders.submit).add_done_callback(loaded)
+        self._shelf.get(call.key, lambda: self._fetch(call.weights), self._loaders.submit).add_done_callback(loaded)
 
-    def _load(self, weights: WeightsKey) -> Packed:
-        """Only adapters of initializations that are here: the bank was made for their deltas, and they were probed."""
+    def _fetch(self, weights: WeightsKey) -> Packed:
+        """Read an adapter from the cache.
+
+        Raises ArtifactError if this service does not have its initialization: the bank is built only for deltas of those that were
+        loaded and probed at start-up.
+        """
         content = self._store.get(weights.tenant, weights.adapter_id, weights.fence, weights.digest)
         digest = adapter_metadata(content).initialization_digest
-        if digest not in self._known:
-            raise ArtifactError(f"its initialization, with digest {digest[:12]}…, is not one of this service")
+        if digest not in self._initialization_digests:
+            raise ArtifactError(f"this service does not have its initialization, with digest {digest[:12]}…")
         return pack(adapter_from_bytes(content, self.base), self.base)
 
     def _queue(self, call: _Call) -> None:
         with self._changed:
-            self._coming -= 1
+            self._preparing -= 1
             call.queued = time.perf_counter()
             self._batcher.add(call)
             self._changed.notify()
 
-    def _lost(self, call: _Call, error: BaseException) -> None:
+    def _fail_preparation(self, call: _Call, error: BaseException) -> None:
         with self._changed:
-            self._coming -= 1
+            self._preparing -= 1
             self._changed.notify()
         call.fail(error)
 
     def _serve(self) -> None:
-        while (batch := self._next()) is not None:
+        while (batch := self._wait_for_batch()) is not None:
             began = time.perf_counter()
             try:
                 self._answer(batch, began)
-            except Exception as error:  # the thread must outlive any one batch; every caller of it is told
+            except Exception as error:  # the thread must survive a failed batch; its callers get the error
                 for call, _ in batch:
                     call.fail(error)
             rows, seconds = sum(len(r) for _, r in batch), time.perf_counter() - began
             if rows:
                 self._rows_a_second += 0.1 * (rows / seconds - self._rows_a_second)
 
-    def _next(self) -> list[tuple[_Call, range]] | None:
-        """Wait for a batch; None at the end. One that is not full waits a little for calls that are known to be on their way."""
+    def _wait_for_batch(self) -> list[tuple[_Call, range]] | None:
+        """Wait for the next batch; return None once the predictor is closing and all calls are answered.
+
+        A batch that is not full waits up to BATCH_WAIT_MS for calls that are still being prepared.
+        """
         with self._changed:
             while True:
-                self._changed.wait_for(lambda: len(self._batcher) or self._forgotten or (self._closing and not self._coming))
+                self._changed.wait_for(lambda: len(self._batcher) or self._forgotten or (self._closing and not self._preparing))
                 for key in self._forgotten:
-                    self._shelf.drop(key)  # where it may have gone since
+                    self._shelf.drop(key)  # the bank may have moved it to the shelf since `forget`
                     if key in self._bank:
                         self._bank.take(key)
                 self._forgotten.clear()
                 if len(self._batcher):
-                    self._changed.wait_for(lambda: self._batcher.full() or not self._coming, self._settings.batch_wait_ms / 1000)
+                    self._changed.wait_for(lambda: self._batcher.full() or not self._preparing, self._settings.batch_wait_ms / 1000)
                     return self._batcher.next()
-                if self._closing and not self._coming:
+                if self._closing and not self._preparing:
                     return None
 
     def _answer(self, batch: list[tuple[_Call, range]], began: float) -> None:
-        """One forward pass. A call whose adapter cannot be made resident fails alone, or goes back for it."""
+        """Answer a batch in one forward pass.
+
+        A call whose adapter does not fit into the bank fails alone. A call whose adapter was evicted is prepared again.
+        """
         keep = {call.key for call, _ in batch}
         ready: list[tuple[_Call, range]] = []
         for call, rows in batch:
             try:
-                if call.key not in self._bank and call.adapter is None:  # it left the device since the call asked for it
-                    self._send_back(call)
+                if call.key not in self._bank and call.adapter is None:  # it was evicted after the call was queued
+                    self._prepare_again(call)
                     continue
                 if call.adapter is not None:
-                    for key, gone in self._bank.put(call.key, call.adapter, keep).items():
-                        self._shelf.put(key, gone)
+                    for key, evicted in self._bank.put(call.key, call.adapter, keep).items():
+                        self._shelf.put(key, evicted)
                 ready.append((call, rows))
             except Exception as error:
                 call.fail(error)
         keys = [call.key for call, rows in ready for _ in rows]
-        found = iter(self._bank.answers(keys, [call.rows[row] for call, rows in ready for row in rows]))
+        outputs = iter(self._bank.answers(keys, [call.rows[row] for call, rows in ready for row in rows]))
         seconds = time.perf_counter() - began
         for call, rows in ready:
-            if not call.found:
+            if not call.outputs:
                 call.seconds["queue"] = began - call.queued
             call.seconds["forward"] += seconds
-            call.found.update({row: next(found) for row in rows})
-            if len(call.found) == len(call.rows) and call.future.set_running_or_notify_cancel():
-                in_order = [call.found[row] for row in range(len(call.rows))]
+            call.outputs.update({row: next(outputs) for row in rows})
+            if len(call.outputs) == len(call.rows) and call.future.set_running_or_notify_cancel():
+                in_order = [call.outputs[row] for row in range(len(call.rows))]
                 call.future.set_result(Answer(self._bank.labels(call.key), in_order, call.truncated, call.seconds))
 
-    def _send_back(self, call: _Call) -> None:
+    def _prepare_again(self, call: _Call) -> None:
         with self._changed:
             self._batcher.remove(call)
-            self._coming += 1
-        call.found.clear()
+            self._preparing += 1
+        call.outputs.clear()
         self._tokenizers.submit(self._prepare, call)

@@ -1,4 +1,4 @@
-"""`quickstudy predictor`: the predictor as a process of its own, for any number of services that hold no adapters themselves."""
+"""The server of `quickstudy predictor`: one predictor process for any number of services."""
 
 import asyncio
 import contextlib
@@ -19,36 +19,38 @@ from worker.logs import places
 log = logging.getLogger(__name__)
 _GAUGES_SECONDS = 1.0
 _HELLO_SECONDS = 5.0
-_LAST_SECONDS = 2.0
-"""How long, at the end, a service may take to read its last answers."""
+_DRAIN_SECONDS = 2.0
+"""Longest time at shutdown for a service to read its last answers."""
 
 
 async def serve(predictors: Sequence[InProcessPredictor], url: str) -> None:
-    """Answer calls on `url` until SIGINT or SIGTERM; what has come by then is answered first. `predictors`: one a base model.
+    """Answer calls on `url` until SIGINT or SIGTERM; calls that have arrived by then are still answered.
 
-    Raises ValueError, OSError.
+    `predictors`: one for each base model. Raises ValueError if the URL has another form, and OSError if the address cannot be
+    used.
     """
-    where = predictor_address(url)
+    address = predictor_address(url)
     connections = _Connections(predictors)
-    if isinstance(where, str):
-        before = os.umask(0o177)  # the socket is its owner's alone
+    if isinstance(address, str):
+        previous_umask = os.umask(0o177)  # only the owner may connect to the socket
         try:
-            server = await asyncio.start_unix_server(connections.handle, where, limit=wire.LINE_BYTES)
+            server = await asyncio.start_unix_server(connections.handle, address, limit=wire.LINE_BYTES)
         finally:
-            os.umask(before)
+            os.umask(previous_umask)
     else:
-        if where[0] not in ("127.0.0.1", "::1", "localhost"):
+        if address[0] not in ("127.0.0.1", "::1", "localhost"):
             log.warning(
-                "whoever reaches %s can predict with any adapter and drop it from memory: keep it on a private network", url
+                "every client that can reach %s can predict with any adapter and drop it from memory: keep it on a private network",
+                url,
             )
-        server = await asyncio.start_server(connections.handle, *where, limit=wire.LINE_BYTES)
+        server = await asyncio.start_server(connections.handle, *address, limit=wire.LINE_BYTES)
     stop = asyncio.Event()
-    for each in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(each, stop.set)
+    for stop_signal in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(stop_signal, stop.set)
     log.info("predictor on %s", url)
     await stop.wait()
     server.close()
-    connections.stopping = True  # before a predictor closes, which waits for all that is on its way to it
+    connections.stopping = True  # set before the predictors close: closing waits for all accepted calls
     for predictor in predictors:
         await asyncio.get_running_loop().run_in_executor(None, predictor.close)
     await connections.close()
@@ -61,15 +63,15 @@ class _Connections:
         self.stopping = False
 
     async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One service, until it goes; its calls then give up their places."""
-        own = asyncio.current_task()
-        assert own is not None
+        """Serve one service until it disconnects; then cancel its waiting calls."""
+        task = asyncio.current_task()
+        assert task is not None
         waiting: dict[int, Future[Answer]] = {}
-        self._open[own] = writer
+        self._open[task] = writer
         gauges: asyncio.Task[None] | None = None
         try:
             hello = json.loads(await asyncio.wait_for(reader.readuntil(b"\n"), _HELLO_SECONDS))
-            predictor = next((own for about, own in self._predictors if about == hello["about"]), None)
+            predictor = next((each for about, each in self._predictors if about == hello["about"]), None)
             about = hello["about"] if predictor is not None else self._predictors[0][0]
             writer.write(wire.line({"about": about, "gauges": {} if predictor is None else predictor.gauges()}))
             if predictor is None:
@@ -77,20 +79,20 @@ class _Connections:
                 return
             gauges = asyncio.create_task(self._send_gauges(predictor, writer))
             while True:
-                self._heard(predictor, json.loads(await reader.readuntil(b"\n")), waiting, writer)
+                self._handle_message(predictor, json.loads(await reader.readuntil(b"\n")), waiting, writer)
         except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
             pass
         except (TimeoutError, asyncio.LimitOverrunError, ValueError, KeyError, TypeError) as error:
-            log.warning("a service said what is not understood (%s) and is let go", type(error).__name__)
+            log.warning("a service sent an invalid message (%s); closing its connection", type(error).__name__)
         finally:
             if gauges is not None:
                 gauges.cancel()
             for future in list(waiting.values()):
                 future.cancel()
-            self._open.pop(own, None)
+            self._open.pop(task, None)
             writer.close()
 
-    def _heard(
+    def _handle_message(
         self,
         predictor: InProcessPredictor,
         document: dict[str, Any],
@@ -120,14 +122,14 @@ class _Connections:
             if waiting.pop(number, None) is None or future.cancelled():
                 return
             problem = future.exception()
-            writer.write(wire.line(wire.answer(number, future.result()) if problem is None else _told(number, problem)))
+            writer.write(wire.line(wire.answer(number, future.result()) if problem is None else _error_message(number, problem)))
 
         try:
             if self.stopping:
-                raise Unavailable("the predictor is told to stop")
+                raise Unavailable("the predictor is shutting down")
             future = predictor.submit(weights, texts)
-        except Exception as problem:  # whatever it is, the service is told
-            writer.write(wire.line(_told(number, problem)))
+        except Exception as problem:  # every error must reach the service
+            writer.write(wire.line(_error_message(number, problem)))
             return
         waiting[number] = future
         future.add_done_callback(lambda done: loop.call_soon_threadsafe(answered, done))
@@ -138,16 +140,16 @@ class _Connections:
             writer.write(wire.line({"gauges": predictor.gauges()}))
 
     async def close(self) -> None:
-        """Once the last answers are sent, or their service does not take them."""
+        """Close all connections once the services have read their last answers, or do not read them in time."""
         for task, writer in list(self._open.items()):
             with contextlib.suppress(ConnectionError, TimeoutError):
-                await asyncio.wait_for(writer.drain(), _LAST_SECONDS)
+                await asyncio.wait_for(writer.drain(), _DRAIN_SECONDS)
             task.cancel()
         await asyncio.gather(*self._open, return_exceptions=True)
 
 
-def _told(number: int, problem: BaseException) -> dict[str, Any]:
-    """The error as the service is told it; what nobody expects has its places in the log here."""
-    if wire.known(problem) is None and not isinstance(problem, ServiceError):
+def _error_message(number: int, problem: BaseException) -> dict[str, Any]:
+    """Return the message for the service. Log an unexpected error, with the locations of its traceback."""
+    if wire.error_kind(problem) is None and not isinstance(problem, ServiceError):
         log.error("failed\n%s", places(problem))
     return wire.error(number, problem)

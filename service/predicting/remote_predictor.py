@@ -1,4 +1,4 @@
-"""A predictor in a process of its own, as the routes see it: calls go over one connection, which is made again when it breaks."""
+"""The client of a predictor in a separate process, over one connection that is reopened if it breaks."""
 
 import asyncio
 import itertools
@@ -15,18 +15,19 @@ from service.predicting.predictor import Answer, WeightsKey
 from service.settings import predictor_address
 
 log = logging.getLogger(__name__)
-_AGAIN_SECONDS, _OTHER_SECONDS = 0.5, 5.0
-"""Until the next attempt, and until the one after a predictor that cannot be used."""
-_SILENT_SECONDS = 5.0
-"""Gauges come each second: who says nothing for so long is gone, whatever the socket looks like."""
+_RECONNECT_SECONDS, _MISMATCH_SECONDS = 0.5, 5.0
+"""Pause before the next connection attempt, and extra pause after a predictor with another base model."""
+_SILENCE_SECONDS = 5.0
+"""Silence after which the connection counts as broken: gauges arrive every second."""
 _UNSENT_BYTES = 16 * 2**20
-"""What may wait for a predictor that does not read."""
+"""Most unsent bytes before calls are refused because the predictor does not read."""
 
 
 class RemotePredictor:
-    """A Predictor, made and closed on the service's event loop; `forget` may be called from any thread.
+    """A Predictor in a separate process.
 
-    Calls that wait when the connection breaks fail with Unavailable: they change nothing, so a client may repeat them.
+    Create and close it on the event loop; `forget` may be called from any thread. If the connection breaks, waiting calls fail
+    with Unavailable. Predictions change nothing, so a client may retry them.
     """
 
     def __init__(self, base: Base, url: str) -> None:
@@ -40,9 +41,9 @@ class RemotePredictor:
 
     def submit(self, weights: WeightsKey, texts: Sequence[str]) -> "Future[Answer]":
         if self._writer is None:
-            raise Unavailable("the predictor is out of reach")
+            raise Unavailable("the predictor cannot be reached")
         if self._writer.transport.get_write_buffer_size() > _UNSENT_BYTES:
-            raise Overloaded("the predictor does not take what it is sent", 2)
+            raise Overloaded("the predictor does not read its calls fast enough", 2)
         number, future = next(self._numbers), Future[Answer]()
         self._waiting[number] = future
         future.add_done_callback(lambda done: self._cancel(number) if done.cancelled() else None)
@@ -70,58 +71,58 @@ class RemotePredictor:
         self._connection.cancel()
 
     async def _stay_connected(self) -> None:
-        told = False
+        warned = False
         while True:
             try:
-                where = self._address
-                if isinstance(where, str):
-                    opened = asyncio.open_unix_connection(where, limit=wire.LINE_BYTES)
+                address = self._address
+                if isinstance(address, str):
+                    opening = asyncio.open_unix_connection(address, limit=wire.LINE_BYTES)
                 else:
-                    opened = asyncio.open_connection(*where, limit=wire.LINE_BYTES)
-                reader, writer = await asyncio.wait_for(opened, 3)
-                told = False
+                    opening = asyncio.open_connection(*address, limit=wire.LINE_BYTES)
+                reader, writer = await asyncio.wait_for(opening, 3)
+                warned = False
                 try:
-                    await self._talk(reader, writer)
+                    await self._receive_messages(reader, writer)
                 finally:
-                    self._lost()
+                    self._fail_waiting_calls()
                     writer.close()
-            except Exception as error:  # whatever the other end does, the next attempt may find a better one
-                log.log(logging.DEBUG if told else logging.WARNING, "the predictor is out of reach: %s", type(error).__name__)
-                told = True
-            await asyncio.sleep(_AGAIN_SECONDS)
+            except Exception as error:  # no error of one connection may prevent the next attempt
+                log.log(logging.DEBUG if warned else logging.WARNING, "the predictor cannot be reached: %s", type(error).__name__)
+                warned = True
+            await asyncio.sleep(_RECONNECT_SECONDS)
 
-    async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _receive_messages(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(wire.line({"about": self._about}))
-        first = await _line(reader)
+        first = await _read_message(reader)
         if first["about"] != self._about:
             log.error("the predictor has another base model or precision: %s; this service has %s", first["about"], self._about)
-            await asyncio.sleep(_OTHER_SECONDS)
+            await asyncio.sleep(_MISMATCH_SECONDS)
             return
         self._gauges, self._writer = first["gauges"], writer
         while True:
-            self._heard(await _line(reader))
+            self._handle_message(await _read_message(reader))
 
-    def _heard(self, document: dict[str, Any]) -> None:
+    def _handle_message(self, document: dict[str, Any]) -> None:
         if "gauges" in document:
             self._gauges = document["gauges"]
             return
         number = document["answer" if "answer" in document else "error"]
-        found = wire.answer_of(document) if "answer" in document else wire.error_of(document)
-        future = self._waiting.pop(number, None)  # once it is understood: until then the end of the connection ends the call
+        result = wire.answer_of(document) if "answer" in document else wire.error_of(document)
+        future = self._waiting.pop(number, None)  # after parsing: if that fails, closing the connection fails the call
         if future is None or not future.set_running_or_notify_cancel():
             return
-        if isinstance(found, Answer):
-            future.set_result(found)
+        if isinstance(result, Answer):
+            future.set_result(result)
         else:
-            future.set_exception(found)
+            future.set_exception(result)
 
-    def _lost(self) -> None:
+    def _fail_waiting_calls(self) -> None:
         self._writer, self._gauges = None, {}
         waiting, self._waiting = self._waiting, {}
         for future in waiting.values():
             if future.set_running_or_notify_cancel():
-                future.set_exception(Unavailable("the predictor went before the answer"))
+                future.set_exception(Unavailable("the connection to the predictor was lost before the answer"))
 
 
-async def _line(reader: asyncio.StreamReader) -> Any:
-    return json.loads(await asyncio.wait_for(reader.readuntil(b"\n"), _SILENT_SECONDS))
+async def _read_message(reader: asyncio.StreamReader) -> Any:
+    return json.loads(await asyncio.wait_for(reader.readuntil(b"\n"), _SILENCE_SECONDS))

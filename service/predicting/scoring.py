@@ -1,4 +1,4 @@
-"""How good predictions are: accuracy, precision, recall, F1, confusion. No HTTP, no torch."""
+"""Scores of predicted labels: accuracy, precision, recall, F1 and confusion. HTTP- and torch-free."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -6,8 +6,12 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class OfLabel:
-    """Precision is 0 where a label was never predicted, recall where no example has it, and F1, their harmonic mean, with them."""
+class ScoresOfLabel:
+    """The scores of one label.
+
+    Precision is 0 if the label was never predicted, recall is 0 if no example has it. F1 is their harmonic mean, 0 if either
+    is 0.
+    """
 
     precision: float
     recall: float
@@ -17,35 +21,39 @@ class OfLabel:
 
 @dataclass(frozen=True)
 class Scores:
-    """`labels`: those that examples have or that were predicted. `mistakes`: which examples were labelled otherwise."""
+    """The scores of a set of predictions.
+
+    `labels` has every label that an example has or that was predicted. `confusion` has the number of examples by true label,
+    then by predicted label. `mistakes` are the positions of wrongly predicted examples.
+    """
 
     accuracy: float
     macro_f1: float
-    labels: dict[str, OfLabel]
+    labels: dict[str, ScoresOfLabel]
     confusion: dict[str, dict[str, int]]
     mistakes: list[int]
 
 
 def score(true: Sequence[str], predicted: Sequence[str]) -> Scores:
-    """Of at least one example."""
+    """Return the scores of predicted labels. Needs at least one example."""
     pairs = list(zip(true, predicted, strict=True))
-    counts, had, said = Counter(pairs), Counter(true), Counter(predicted)
+    counts, true_counts, predicted_counts = Counter(pairs), Counter(true), Counter(predicted)
     labels = {}
-    for label in sorted(had | said):
-        right = counts[label, label]
-        labels[label] = OfLabel(
-            precision=right / said[label] if said[label] else 0.0,
-            recall=right / had[label] if had[label] else 0.0,
-            f1=2 * right / (had[label] + said[label]),
-            examples=had[label],
+    for label in sorted(true_counts | predicted_counts):
+        right, of_label, as_label = counts[label, label], true_counts[label], predicted_counts[label]
+        labels[label] = ScoresOfLabel(
+            precision=right / as_label if as_label else 0.0,
+            recall=right / of_label if of_label else 0.0,
+            f1=2 * right / (of_label + as_label),
+            examples=of_label,
         )
-    confusion: dict[str, dict[str, int]] = {label: {} for label in sorted(had)}
+    confusion: dict[str, dict[str, int]] = {label: {} for label in sorted(true_counts)}
     for (label, guess), count in sorted(counts.items()):
         confusion[label][guess] = count
     mistakes = [i for i, (label, guess) in enumerate(pairs) if label != guess]
     return Scores(
         accuracy=1 - len(mistakes) / len(pairs),
-        macro_f1=sum(own.f1 for own in labels.values()) / len(labels),
+        macro_f1=sum(each.f1 for each in labels.values()) / len(labels),
         labels=labels,
         confusion=confusion,
         mistakes=mistakes,

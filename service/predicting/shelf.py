@@ -1,4 +1,4 @@
-"""Adapters that have left the device, or not reached it yet, in this process's memory."""
+"""The shelf: adapters in host memory that are not on the device, evicted from it or not there yet."""
 
 import threading
 from collections import OrderedDict
@@ -16,11 +16,11 @@ V = TypeVar("V", bound=Sized)
 
 
 class Shelf(Generic[V]):
-    """Least recently used first, `most_bytes` in all. Safe to use from any thread."""
+    """A thread-safe cache of at most `most_bytes` bytes that evicts the least recently used values first."""
 
     def __init__(self, most_bytes: int) -> None:
         self._most = most_bytes
-        self._kept: OrderedDict[str, V] = OrderedDict()
+        self._values: OrderedDict[str, V] = OrderedDict()
         self._loading: dict[str, Future[V]] = {}
         self._bytes = 0
         self._lock = threading.Lock()
@@ -30,35 +30,41 @@ class Shelf(Generic[V]):
         return self._bytes
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self._values)
 
     def put(self, key: str, value: V) -> None:
-        """Keep a value, and let the least recently used go for it; one that is larger than the whole shelf is not kept."""
+        """Store a value and evict the least recently used ones.
+
+        A value larger than the whole shelf is not stored, and then the shelf is empty."""
         with self._lock:
             self._drop(key)
-            self._kept[key] = value
+            self._values[key] = value
             self._bytes += value.nbytes
             while self._bytes > self._most:
-                self._drop(next(iter(self._kept)))
+                self._drop(next(iter(self._values)))
 
     def drop(self, key: str) -> None:
         with self._lock:
             self._drop(key)
-            self._loading.pop(key, None)  # what is being loaded is handed to those that wait, and not kept
+            self._loading.pop(key, None)  # a value that is still loading goes to its callers and is not stored
 
     def _drop(self, key: str) -> None:
-        value = self._kept.pop(key, None)
+        value = self._values.pop(key, None)
         if value is not None:
             self._bytes -= value.nbytes
 
     def get(self, key: str, load: Callable[[], V], start: Callable[[Callable[[], None]], object]) -> "Future[V]":
-        """The value, which `load` makes where it is not kept: once, however many ask meanwhile. `start` runs it elsewhere."""
+        """Return a future of the value; if the shelf does not have it, `load` makes it and it is stored.
+
+        Calls for the same key during a load share that load. `start` is called with the function that runs it, for example a
+        thread pool's `submit`.
+        """
         with self._lock:
-            if key in self._kept:
-                self._kept.move_to_end(key)
-                found: Future[V] = Future()
-                found.set_result(self._kept[key])
-                return found
+            if key in self._values:
+                self._values.move_to_end(key)
+                stored: Future[V] = Future()
+                stored.set_result(self._values[key])
+                return stored
             if key in self._loading:
                 return self._loading[key]
             loading: Future[V] = Future()
@@ -68,20 +74,20 @@ class Shelf(Generic[V]):
             try:
                 value = load()
             except BaseException as error:
-                self._loaded(key, loading)
+                self._finish_loading(key, loading)
                 loading.set_exception(error)
                 return
-            if self._loaded(key, loading):
+            if self._finish_loading(key, loading):
                 self.put(key, value)
             loading.set_result(value)
 
         start(run)
         return loading
 
-    def _loaded(self, key: str, loading: "Future[V]") -> bool:
-        """Whether it is still wanted on the shelf."""
+    def _finish_loading(self, key: str, loading: "Future[V]") -> bool:
+        """Return True if the value should be stored: it was not dropped during the load."""
         with self._lock:
-            wanted = self._loading.get(key) is loading
-            if wanted:
+            current = self._loading.get(key) is loading
+            if current:
                 del self._loading[key]
-            return wanted
+            return current

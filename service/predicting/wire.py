@@ -1,11 +1,11 @@
-"""What a service and a predictor in a process of its own say to each other: one JSON document a line, over a Unix socket or TCP.
+"""The protocol of services and predictors: one JSON document per line, over a Unix socket or TCP.
 
-    service → predictor   {"about": …}                                        once, first: which base model's predictor is meant
+    service → predictor   {"about": …}                                        first, once: selects the predictor of a base model
                           {"call": N, "weights": {…}, "texts": […]}           · {"cancel": N} · {"forget": [tenant, digest]}
-    predictor → service   {"about": …, "gauges": {…}}                         then, once; the gauges again each second
+    predictor → service   {"about": …, "gauges": {…}}                         in reply, once; then {"gauges": {…}} every second
                           {"answer": N, …} · {"error": N, "kind": …, "message": …}
 
-Failures cross as data. The link is not authenticated, as that to Redis is not: it belongs on a private network.
+Errors are sent as data. The connection is not authenticated, like the one to Redis: use it only on a private network.
 """
 
 import json
@@ -22,7 +22,7 @@ from service.predicting.predictor import Answer, WeightsKey
 from worker.errors import WeightsCorrupt, WeightsMissing
 
 LINE_BYTES = 64 * 2**20
-"""Longest line: a whole request's texts, or a whole answer, fits."""
+"""Longest line in bytes: enough for all texts of a request, or for a whole answer."""
 FORMAT = 2
 _ERRORS: dict[str, Callable[[str], Exception]] = {
     "WeightsMissing": WeightsMissing,
@@ -33,7 +33,10 @@ _ERRORS: dict[str, Callable[[str], Exception]] = {
 
 
 def about(base: Base) -> dict[str, Any]:
-    """What both ends must agree on: how they speak, and the base model, for adapters of one mean nothing on another."""
+    """Return what both sides must agree on: the version of the protocol and the base model.
+
+    An adapter works only on the base model that it was made on.
+    """
     return {"format": FORMAT, "base": base.digest}
 
 
@@ -45,8 +48,8 @@ def call(number: int, weights: WeightsKey, texts: list[str]) -> dict[str, Any]:
     return {"call": number, "weights": asdict(weights), "texts": texts}
 
 
-def answer(number: int, found: Answer) -> dict[str, Any]:
-    return {"answer": number, **asdict(found)}
+def answer(number: int, result: Answer) -> dict[str, Any]:
+    return {"answer": number, **asdict(result)}
 
 
 def answer_of(document: dict[str, Any]) -> Answer:
@@ -54,17 +57,17 @@ def answer_of(document: dict[str, Any]) -> Answer:
 
 
 def error(number: int, problem: BaseException) -> dict[str, Any]:
-    """Anything unexpected crosses as its type alone: its message may quote an input."""
+    """Return an error's document. An unexpected error is sent by type only: its text may quote an input."""
     if isinstance(problem, Overloaded):
         return {"error": number, "kind": "Overloaded", "message": problem.detail, "retry_after": problem.headers["Retry-After"]}
     if isinstance(problem, Unavailable):
         return {"error": number, "kind": "Unavailable", "message": problem.detail}
-    kind = known(problem)
+    kind = error_kind(problem)
     return {"error": number, "kind": kind or type(problem).__name__, "message": str(problem) if kind else ""}
 
 
-def known(problem: BaseException) -> str | None:
-    """The name by which an error crosses with its message; None for what nobody expects."""
+def error_kind(problem: BaseException) -> str | None:
+    """Return the name of an expected error type, which is sent with its text; None for other errors."""
     return next((name for name in _ERRORS if name in [each.__name__ for each in type(problem).__mro__]), None)
 
 

@@ -1,1 +1,1 @@
-"""Starting and stopping: the command line, the embedded default, and the demo."""
+"""Start and stop a service: the commands, the embedded Redis server and worker, and the demo."""

@@ -1,5 +1,7 @@
-"""Where a service listens, and who may reach one that asks for no key: this machine alone, unless it is said otherwise. Torch-
-free."""
+"""The address that a service listens on, and the rule for services without API keys. Torch-free.
+
+A service that requires no key listens only on loopback addresses, unless the settings allow other ones.
+"""
 
 import ipaddress
 import logging
@@ -16,14 +18,18 @@ log = logging.getLogger(__name__)
 
 
 class BindingRefused(Exception):
-    """An open service on an address that others reach; the message is one line that says what to do."""
+    """A service without API keys was to listen on an address that other machines can reach.
+
+    The message is one line that says what to do.
+    """
 
 
-def opened(settings: ServiceSettings, host: str) -> ServiceSettings:
-    """The settings of a service that listens on the address `host`, with `allow_without_keys` on for a loopback one.
+def settings_for_host(settings: ServiceSettings, host: str) -> ServiceSettings:
+    """Return the settings of a service that listens on the address `host`.
 
-    Raises BindingRefused for any other where no key was ever made and nothing allows to go without. Where the records are out of
-    reach it cannot be known, and the service starts closed: no request is answered without a key.
+    On a loopback address `allow_without_keys` is True. On any other address, raises BindingRefused if no key was ever created and
+    `allow_without_keys` is False. If the records cannot be reached, this is unknown: the service starts, and answers no request
+    without a key unless `allow_without_keys` is True.
     """
     if ipaddress.ip_address(host).is_loopback:
         settings = settings.model_copy(update={"allow_without_keys": True})
@@ -32,25 +38,24 @@ def opened(settings: ServiceSettings, host: str) -> ServiceSettings:
         if Keys(client).any():
             return settings
     except redis.RedisError as error:
-        log.warning(
-            "the records are out of reach (%s): whether there are API keys is seen when they are back", type(error).__name__
-        )
+        log.warning("the records cannot be reached (%s): the service reads the API keys once they can be", type(error).__name__)
         return settings
     finally:
         client.close()
     if not settings.allow_without_keys:
         raise BindingRefused(
-            f"--host {host}: expected a loopback address while there is no API key; make one (`quickstudy keys create`, while "
-            "`quickstudy serve` runs on loopback or REDIS_URL is set), or say --without-keys"
+            f"--host {host}: expected a loopback address while there is no API key; create one (`quickstudy keys create`, while "
+            "`quickstudy serve` runs on loopback or REDIS_URL is set), or use --without-keys"
         )
-    log.warning("there is no API key: whoever comes is tenant default with every scope, until `quickstudy keys create`")
+    log.warning("there is no API key: until `quickstudy keys create`, every request is accepted as tenant default with every scope")
     return settings
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """Exits with one line and status 1 where the port is taken."""
+def bind(host: str, port: int) -> socket.socket:
+    """Return a TCP socket bound to an address and port; exit with one line and status 1 if that fails."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # asyncio turns Nagle off only where it is told TCP
+    # asyncio disables Nagle's algorithm only if the protocol is given.
+    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((host, port))

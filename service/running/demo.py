@@ -1,4 +1,4 @@
-"""The main job end to end: serve, adapt to a support desk's six intents, predict, compare, stop."""
+"""The demo: start a service, adapt to a support desk's six intents, predict, compare, stop."""
 
 import json
 import os
@@ -23,14 +23,14 @@ Pairs = list[tuple[str, str]]
 
 
 def read_examples() -> tuple[Pairs, Pairs]:
-    """(support, query) pairs of the shipped example."""
+    """Return the (text, label) pairs of the shipped example: support set, query set."""
     rows = [json.loads(line) for line in EXAMPLES.read_text(encoding="utf-8").splitlines()]
     parts = {part: [(r["text"], r["label"]) for r in rows if r["part"] == part] for part in ("support", "query")}
     return parts["support"], parts["query"]
 
 
 def run() -> int:
-    """Returns the exit status: 0 only if every step worked."""
+    """Run the demo and return its exit status: 0 if every step worked, otherwise 1."""
     support, query = read_examples()
     try:
         with (
@@ -55,9 +55,9 @@ def _show(quickstudy: Client, adapter: Adaptation, query: Pairs) -> int:
     print(f"\nPOST /predict with {len(query)} inputs that it has not seen:\n")
     right = 0
     for (text, label), prediction in zip(query, predictions, strict=True):
-        hit = prediction.label == label
-        right += hit
-        note = "right" if hit else f"WRONG, is {label}"
+        is_right = prediction.label == label
+        right += is_right
+        note = "right" if is_right else f"WRONG, is {label}"
         print(f"  {text[:72]:<72}  {prediction.label:<16} {prediction.probabilities[prediction.label]:>4.0%}  {note}")
     return right
 
@@ -82,7 +82,10 @@ def _compare(quickstudy: Client, support: Pairs, query: Pairs, right: int, secon
 
 @contextmanager
 def served(data_dir: Path, settings: Mapping[str, str] = MappingProxyType({})) -> Iterator[str]:
-    """An embedded service on a free port, as a child process with these settings; stopped when the block ends."""
+    """Run an embedded service on a free port while the block runs, and yield its URL.
+
+    It is a child process with `settings` as environment variables. Raises RuntimeError if it does not start or stop in time.
+    """
     data_dir.mkdir(parents=True, exist_ok=True)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -1,4 +1,4 @@
-"""How commands reach what a service works with, whether one runs or not."""
+"""Connect commands to the records and weights of a service, on REDIS_URL or on the embedded server."""
 
 import os
 import sys
@@ -18,37 +18,40 @@ from worker.settings import WorkerSettings, read_settings
 
 
 def on_data_dir(command: Callable[..., Any]) -> Callable[..., Any]:
-    """A group's option `--data-dir`."""
+    """Add the option `--data-dir` to a command group."""
     return click.option(
         "--data-dir",
         type=click.Path(path_type=Path),
         default=DEFAULT_DATA_DIR,
         show_default=True,
-        help="Of the embedded server, where REDIS_URL is unset.",
+        help="Folder of the embedded server; used if REDIS_URL is unset.",
     )(command)
 
 
-def reach_redis(data_dir: Path) -> "tuple[redis.Redis, str]":
-    """The server of the records that the environment names, or the embedded one that runs on `data_dir`, and the cache's URL. Exits
-    with one line where it does not answer."""
+def connect_to_records(data_dir: Path) -> "tuple[redis.Redis, str]":
+    """Return a client of the records' server, and the URL of the cache.
+
+    The server is that of REDIS_URL, or if that is unset the embedded one that runs on `data_dir`. Exits with one line if it does
+    not answer.
+    """
     try:
         settings = read_settings(WorkerSettings)
     except SettingsError as error:
         sys.exit(f"error: {error}")
     embedded = not os.environ.get("REDIS_URL")
-    nowhere = f"error: REDIS_URL is not set, and no quickstudy runs on --data-dir {data_dir}"
+    not_running = f"error: REDIS_URL is not set, and no quickstudy runs on --data-dir {data_dir}"
     url = url_of(data_dir) if embedded else settings.redis_url
     if url is None:
-        sys.exit(nowhere)
+        sys.exit(not_running)
     client = records_client(url)
     try:
         client.ping()
     except redis.RedisError as error:
-        sys.exit(nowhere if embedded else f"error: the records are out of reach: {type(error).__name__}")
+        sys.exit(not_running if embedded else f"error: the records cannot be reached: {type(error).__name__}; check REDIS_URL")
     return client, settings.cache_url or url
 
 
-def reach(data_dir: Path) -> tuple[Records, WeightStore]:
-    """Records and weights. Exits as `reach_redis` does."""
-    client, cache_url = reach_redis(data_dir)
+def open_records_and_weights(data_dir: Path) -> tuple[Records, WeightStore]:
+    """Return the records and the weights. Exits like `connect_to_records`."""
+    client, cache_url = connect_to_records(data_dir)
     return Records(client), WeightStore(weights_client(cache_url))

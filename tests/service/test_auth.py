@@ -1,4 +1,4 @@
-"""The door and the binding rule, on a real server of records."""
+"""Authentication, and the rule for addresses of services without keys, on a real Redis server."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -8,8 +8,8 @@ import pytest
 import redis
 
 from service.errors import Unauthenticated
-from service.http.auth import Access, Door
-from service.running.binding import BindingRefused, listen, opened
+from service.http.auth import Access, Authenticator
+from service.running.binding import BindingRefused, bind, settings_for_host
 from service.running.serving import run
 from service.settings import ServiceSettings
 from tests.conftest import RedisServer
@@ -18,17 +18,17 @@ from worker.ledger.api_keys import KEY_CACHE_SECONDS, SCOPES, Keys
 T = TypeVar("T")
 
 
-def asked(coroutine: Coroutine[Any, Any, T]) -> T:
+def run_async(coroutine: Coroutine[Any, Any, T]) -> T:
     return asyncio.run(coroutine)
 
 
-def bearer(whole: str) -> list[bytes]:
-    return [f"Bearer {whole}".encode()]
+def bearer(secret_key: str) -> list[bytes]:
+    return [f"Bearer {secret_key}".encode()]
 
 
-async def turns_away(door: Door, headers: list[bytes]) -> bool:
+async def refuses(authenticator: Authenticator, headers: list[bytes]) -> bool:
     try:
-        await door.admit(headers)
+        await authenticator.authenticate(headers)
     except Unauthenticated:
         return True
     return False
@@ -37,18 +37,22 @@ async def turns_away(door: Door, headers: list[bytes]) -> bool:
 def test_a_service_is_open_until_the_first_key_and_never_again(redis_client: "redis.Redis") -> None:
     keys = Keys(redis_client)
 
-    async def life() -> None:
-        door = Door(keys, open_allowed=True)
-        assert await door.admit([]) == Access("default", SCOPES) == await door.admit([b"Basic YWJj"])
-        identity, whole, _ = keys.create("acme", "", ["predict"])
-        assert await door.admit(bearer(whole)) == Access("acme", ("predict",), identity)  # at once, and not as `default`
-        assert await turns_away(door, [])
+    async def check() -> None:
+        authenticator = Authenticator(keys, open_allowed=True)
+        assert (
+            await authenticator.authenticate([]) == Access("default", SCOPES) == await authenticator.authenticate([b"Basic YWJj"])
+        )
+        identity, secret_key, _ = keys.create("acme", "", ["predict"])
+        assert await authenticator.authenticate(bearer(secret_key)) == Access(
+            "acme", ("predict",), identity
+        )  # at once, and no longer as tenant `default`
+        assert await refuses(authenticator, [])
         keys.revoke(identity)
         redis_client.flushall()
-        assert await turns_away(door, [])  # the records are lost, and this process still knows
-        assert not await turns_away(Door(keys, open_allowed=True), [])
+        assert await refuses(authenticator, [])  # even without the records, this process remembers that a key existed
+        assert not await refuses(Authenticator(keys, open_allowed=True), [])
 
-    asked(life())
+    run_async(check())
 
 
 def test_admin_has_the_other_scopes() -> None:
@@ -57,70 +61,77 @@ def test_admin_has_the_other_scopes() -> None:
     assert predict.allows("predict") and not predict.allows("adapt") and not predict.allows("admin")
 
 
-def test_the_first_key_closes_a_service_that_nobody_has_shown_it_to(redis_client: "redis.Redis") -> None:
+def test_the_first_key_closes_a_service_that_has_not_received_it(redis_client: "redis.Redis") -> None:
     keys = Keys(redis_client)
 
-    async def life() -> None:
-        door = Door(keys, open_allowed=True)
-        await door.admit([])
+    async def check() -> None:
+        authenticator = Authenticator(keys, open_allowed=True)
+        await authenticator.authenticate([])
         keys.revoke(keys.create("acme", "", ["predict"])[0])
         await asyncio.sleep(KEY_CACHE_SECONDS + 0.05)
-        assert await turns_away(door, [])
+        assert await refuses(authenticator, [])
 
-    asked(life())
+    run_async(check())
 
 
 def test_a_revoked_or_expired_key_ends_within_the_stated_time(redis_client: "redis.Redis") -> None:
     keys = Keys(redis_client)
 
-    async def life() -> None:
-        door = Door(keys, open_allowed=False)
-        identity, whole, _ = keys.create("acme", "", ["predict"])
+    async def check() -> None:
+        authenticator = Authenticator(keys, open_allowed=False)
+        identity, secret_key, _ = keys.create("acme", "", ["predict"])
         short = keys.create("acme", "", ["predict"], lives_ms=100)[1]
-        assert not await turns_away(door, bearer(whole)) and not await turns_away(door, bearer(short))
+        assert not await refuses(authenticator, bearer(secret_key)) and not await refuses(authenticator, bearer(short))
         keys.revoke(identity)
         await asyncio.sleep(KEY_CACHE_SECONDS + 0.05)
-        assert await turns_away(door, bearer(whole)) and await turns_away(door, bearer(short))
+        assert await refuses(authenticator, bearer(secret_key)) and await refuses(authenticator, bearer(short))
 
-    asked(life())
+    run_async(check())
 
 
-def test_only_one_right_header_lets_in(redis_client: "redis.Redis") -> None:
+def test_only_a_single_valid_header_is_accepted(redis_client: "redis.Redis") -> None:
     keys = Keys(redis_client)
-    _, whole, _ = keys.create("acme", "", ["predict"])
+    _, secret_key, _ = keys.create("acme", "", ["predict"])
     _, other, _ = keys.create("acme", "", ["predict"])
 
-    async def life() -> None:
-        door = Door(keys, open_allowed=True)
-        assert not await turns_away(door, [f"bearer  {whole} ".encode()])
-        mixed = whole[:16] + other[16:]  # one's id, another's secret
-        for headers in (bearer(mixed), bearer(whole) * 2, [whole.encode()], [b"Basic " + whole.encode()], bearer(whole[:-1])):
-            assert await turns_away(door, headers)
+    async def check() -> None:
+        authenticator = Authenticator(keys, open_allowed=True)
+        assert not await refuses(authenticator, [f"bearer  {secret_key} ".encode()])
+        mixed = secret_key[:16] + other[16:]  # the id of one key, the secret of the other
+        for headers in (
+            bearer(mixed),
+            bearer(secret_key) * 2,
+            [secret_key.encode()],
+            [b"Basic " + secret_key.encode()],
+            bearer(secret_key[:-1]),
+        ):
+            assert await refuses(authenticator, headers)
 
-    asked(life())
+    run_async(check())
 
 
-def test_without_records_nobody_is_let_in(redis_server: RedisServer, redis_client: "redis.Redis") -> None:
-    door, (_, whole, _) = Door(Keys(redis_client), open_allowed=True), Keys(redis_client).create("acme", "", ["predict"])
+def test_without_records_no_request_is_accepted(redis_server: RedisServer, redis_client: "redis.Redis") -> None:
+    authenticator = Authenticator(Keys(redis_client), open_allowed=True)
+    _, secret_key, _ = Keys(redis_client).create("acme", "", ["predict"])
     redis_server.stop()
-    for headers in ([], bearer(whole)):
+    for headers in ([], bearer(secret_key)):
         with pytest.raises(redis.RedisError):
-            asked(door.admit(headers))
+            run_async(authenticator.authenticate(headers))
 
 
 def test_an_open_service_is_on_loopback_alone(redis_server: RedisServer, redis_client: "redis.Redis") -> None:
     settings = ServiceSettings(redis_url=redis_server.url)
     for host in ("127.0.0.1", "127.3.2.1", "::1"):
-        assert opened(settings, host).allow_without_keys
+        assert settings_for_host(settings, host).allow_without_keys
     for host in ("0.0.0.0", "::", "192.0.2.1", "fe80::1%eth0"):
         with pytest.raises(BindingRefused, match=r"quickstudy keys create.* --without-keys"):
-            opened(settings, host)
-    listening = listen("0.0.0.0", 0)
+            settings_for_host(settings, host)
+    listening = bind("0.0.0.0", 0)
     with pytest.raises(SystemExit, match=r"^error: --host 0\.0\.0\.0: expected a loopback address [^\n]*$"):
         run(settings, listening)
     listening.close()
-    assert opened(settings.model_copy(update={"allow_without_keys": True}), "0.0.0.0").allow_without_keys
+    assert settings_for_host(settings.model_copy(update={"allow_without_keys": True}), "0.0.0.0").allow_without_keys
     Keys(redis_client).create("acme", "", ["predict"])
-    assert not opened(settings, "0.0.0.0").allow_without_keys
+    assert not settings_for_host(settings, "0.0.0.0").allow_without_keys
     redis_server.stop()
-    assert not opened(settings, "0.0.0.0").allow_without_keys  # it cannot be known: closed, whatever comes back
+    assert not settings_for_host(settings, "0.0.0.0").allow_without_keys  # unknown whether keys exist: closed

@@ -1,4 +1,4 @@
-"""The service's end of the queue, on a real server."""
+"""The service's side of the job queue, on a real Redis server."""
 
 import pytest
 import redis
@@ -12,7 +12,7 @@ from worker.errors import LimitReached
 from worker.ledger.records import Records
 
 
-def test_adapters_are_made_again_only_where_there_is_room_for_jobs(redis_server: RedisServer, redis_client: "redis.Redis") -> None:
+def test_adapters_are_adapted_again_only_within_the_limit_of_jobs(redis_server: RedisServer, redis_client: "redis.Redis") -> None:
     records = Records(redis_client)
     jobs = Jobs(records, celery_app(redis_server.url, "q"), redis_server.url, {"MAX_JOBS": 2}, lambda recipe: 1)
     for identity in ("a1", "a2", "a3"):
@@ -20,11 +20,11 @@ def test_adapters_are_made_again_only_where_there_is_room_for_jobs(redis_server:
         ready(records, "t", identity, 1)
     evicted = [record for identity in ("a1", "a2", "a3") if (record := records.get("t", identity)) is not None]
     for record in evicted[:2]:
-        jobs.start_again(record, "evicted", "q")
+        jobs.readapt(record, "evicted", "q")
     with pytest.raises(LimitReached) as refused:
-        jobs.start_again(evicted[2], "evicted", "q")
+        jobs.readapt(evicted[2], "evicted", "q")
     assert (refused.value.limit, refused.value.most, refused.value.used) == ("MAX_JOBS", 2, 2)
     ready(records, "t", "a1", 1)
-    jobs.start_again(evicted[2], "evicted", "q")
+    jobs.readapt(evicted[2], "evicted", "q")
     last = records.get("t", "a3")
     assert last is not None and last.status == "queued" and last.readapting

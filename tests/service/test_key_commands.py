@@ -1,4 +1,4 @@
-"""`quickstudy keys` where the records answer at first, and refuse then."""
+"""`quickstudy keys` on records that answer a ping and then refuse the command."""
 
 import pytest
 import redis
@@ -9,18 +9,18 @@ from tests.conftest import RedisServer
 
 
 @pytest.mark.parametrize(
-    ("command", "said"),
+    ("command", "message"),
     [
-        (("create",), "the key is not made"),
-        (("list",), "the keys are not listed"),
-        (("revoke", "0123456789ab"), "the key is not revoked"),
+        (("create",), "the key was not created"),
+        (("list",), "the keys were not listed"),
+        (("revoke", "0123456789ab"), "the key was not revoked"),
     ],
     ids=["create", "list", "revoke"],
 )
-def test_records_that_refuse_are_one_line(
-    redis_server: RedisServer, redis_client: "redis.Redis", command: tuple[str, ...], said: str
+def test_an_error_of_the_records_is_one_line(
+    redis_server: RedisServer, redis_client: "redis.Redis", command: tuple[str, ...], message: str
 ) -> None:
-    redis_client.set("qs:keys", "no hash")
+    redis_client.set("qs:keys", "not a hash")
     done = CliRunner().invoke(main, ["keys", *command], env={"REDIS_URL": redis_server.url})
     assert isinstance(done.exception, SystemExit) and done.exit_code == 1
-    assert done.output == f"error: {said}: ResponseError\n"
+    assert done.output == f"error: {message}: ResponseError\n"

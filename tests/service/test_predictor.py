@@ -1,4 +1,4 @@
-"""The predictor against the bank alone, with a real store; its thread must outlive whatever it is given."""
+"""The predictor on a real store: its queue, its memory, its errors, and answers in shared batches."""
 
 import threading
 import time
@@ -43,14 +43,14 @@ def catalog(tiny: Base) -> dict[str, Initialization]:
 
 @pytest.fixture
 def predictor(tiny: Base, catalog: dict[str, Initialization], store: WeightStore) -> Iterator[InProcessPredictor]:
-    made = InProcessPredictor(tiny, catalog, store, ServiceSettings(bank_mb=1, batch_rows=8, queue_rows=400))
-    yield made
-    made.close()
-    assert not made.alive()
+    predictor = InProcessPredictor(tiny, catalog, store, ServiceSettings(bank_mb=1, batch_rows=8, queue_rows=400))
+    yield predictor
+    predictor.close()
+    assert not predictor.alive()
 
 
 def put(base: Base, store: WeightStore, init: Initialization, seed: int, config: DeltaConfig | None = None) -> WeightsKey:
-    """An adapter whose labels name it."""
+    """Store an adapter with random weights whose labels contain its seed, and return its key."""
     metadata = AdapterMetadata(
         initialization_digest=init.digest,
         base_weights_sha256=base.spec.weights_sha256,
@@ -66,71 +66,73 @@ def put(base: Base, store: WeightStore, init: Initialization, seed: int, config:
     return WeightsKey("t", f"a{seed}", 7, weights_digest(content))
 
 
-def probabilities(predictor: InProcessPredictor, wanted: WeightsKey, texts: list[str]) -> list[list[float]]:
-    return predictor.submit(wanted, texts).result(20).outputs
+def probabilities(predictor: InProcessPredictor, weights: WeightsKey, texts: list[str]) -> list[list[float]]:
+    return predictor.submit(weights, texts).result(20).outputs
 
 
-def test_what_does_not_load_fails_alone_and_the_next_call_is_answered(
+def test_an_adapter_that_does_not_load_fails_alone_and_the_next_call_is_answered(
     tiny: Base, catalog: dict[str, Initialization], store: WeightStore, predictor: InProcessPredictor
 ) -> None:
     init = next(iter(catalog.values()))
-    fine = put(tiny, store, init, 0)
+    valid = put(tiny, store, init, 0)
     failing: list[tuple[WeightsKey, type[Exception]]] = [
-        (put(tiny, store, replace(init, scale=3.0), 1), ArtifactError),  # of an initialization that is not here
-        (put(tiny, store, init, 2, LoRAConfig(rank=64)), ArtifactError),  # of a size that the bank has no room for
-        (replace(fine, adapter_id="a9"), WeightsMissing),
-        (replace(fine, digest="0" * 64), WeightsCorrupt),
+        (put(tiny, store, replace(init, scale=3.0), 1), ArtifactError),  # an initialization that the predictor does not have
+        (put(tiny, store, init, 2, LoRAConfig(rank=64)), ArtifactError),  # a rank that the bank was not built for
+        (replace(valid, adapter_id="a9"), WeightsMissing),
+        (replace(valid, digest="0" * 64), WeightsCorrupt),
     ]
-    answers = [(predictor.submit(wanted, ["order"]), error) for wanted, error in failing]
+    answers = [(predictor.submit(weights, ["order"]), error) for weights, error in failing]
     for future, error in answers:
         with pytest.raises(error):
             future.result(20)
-    fine = put(tiny, store, init, 0)  # the store discards what is not as it should be
-    answer = predictor.submit(fine, ["order pizza"] * 20).result(20)
+    valid = put(tiny, store, init, 0)  # again: the store deletes weights that do not match the expected digest
+    answer = predictor.submit(valid, ["order pizza"] * 20).result(20)
     assert answer.labels == ("0 0", "0 1") and len(answer.outputs) == 20
     assert answer.seconds["forward"] > 0 and predictor.alive()
 
 
-def test_what_is_forgotten_is_not_answered_from_memory(
+def test_a_forgotten_adapter_is_not_answered_from_memory(
     tiny: Base, catalog: dict[str, Initialization], store: WeightStore, predictor: InProcessPredictor
 ) -> None:
-    wanted = put(tiny, store, next(iter(catalog.values())), 0)
-    first = probabilities(predictor, wanted, ["order pizza"])
-    store.remove(wanted.tenant, wanted.adapter_id, wanted.fence)
-    assert probabilities(predictor, wanted, ["order pizza"]) == first  # from the device
-    predictor.forget(wanted.tenant, wanted.digest)
+    weights = put(tiny, store, next(iter(catalog.values())), 0)
+    first = probabilities(predictor, weights, ["order pizza"])
+    store.remove(weights.tenant, weights.adapter_id, weights.fence)
+    assert probabilities(predictor, weights, ["order pizza"]) == first  # from the device
+    predictor.forget(weights.tenant, weights.digest)
     with pytest.raises(WeightsMissing):
-        predictor.submit(wanted, ["order pizza"]).result(20)
+        predictor.submit(weights, ["order pizza"]).result(20)
     assert (predictor.gauges()["bank_adapters"], predictor.gauges()["shelf_adapters"]) == (0, 0)
 
 
-def test_what_left_the_device_comes_back_from_memory(tiny: Base, catalog: dict[str, Initialization], store: WeightStore) -> None:
-    """The store is emptied: nothing else could have brought it back. With no shelf, it is missing."""
+def test_an_adapter_evicted_from_the_device_is_loaded_from_the_shelf(
+    tiny: Base, catalog: dict[str, Initialization], store: WeightStore
+) -> None:
+    """The store is emptied, so only the shelf can have the weights; without a shelf they are missing."""
     init = next(iter(catalog.values()))
     for shelf_mb in (64, 0):
         predictor = InProcessPredictor(tiny, catalog, store, ServiceSettings(bank_mb=0.05, shelf_mb=shelf_mb))
         slots = int(predictor.gauges()["bank_slots"])
-        wanted = [put(tiny, store, init, seed) for seed in range(slots + 2)]
-        first = [probabilities(predictor, each, ["order pizza", "play"]) for each in wanted]
-        for each in wanted:
+        adapters = [put(tiny, store, init, seed) for seed in range(slots + 2)]
+        first = [probabilities(predictor, each, ["order pizza", "play"]) for each in adapters]
+        for each in adapters:
             store.remove(each.tenant, each.adapter_id, each.fence)
         assert predictor.gauges()["bank_adapters"] == slots
         if shelf_mb:
-            assert [probabilities(predictor, each, ["order pizza", "play"]) for each in wanted] == first
+            assert [probabilities(predictor, each, ["order pizza", "play"]) for each in adapters] == first
         else:
             with pytest.raises(WeightsMissing):
-                predictor.submit(wanted[0], ["order"]).result(20)
+                predictor.submit(adapters[0], ["order"]).result(20)
         predictor.close()
 
 
-def test_who_cancels_gives_up_the_place_and_more_than_the_queue_takes_is_refused(
+def test_cancelled_calls_leave_the_queue_and_a_full_queue_refuses_calls(
     tiny: Base, catalog: dict[str, Initialization], store: WeightStore, predictor: InProcessPredictor
 ) -> None:
-    wanted = put(tiny, store, next(iter(catalog.values())), 0)
-    probabilities(predictor, wanted, ["order"])
-    waiting = [predictor.submit(wanted, ["order pizza"] * 100) for _ in range(4)]
+    weights = put(tiny, store, next(iter(catalog.values())), 0)
+    probabilities(predictor, weights, ["order"])
+    waiting = [predictor.submit(weights, ["order pizza"] * 100) for _ in range(4)]
     with pytest.raises(Overloaded) as refused:
-        predictor.submit(wanted, ["order"] * 350)
+        predictor.submit(weights, ["order"] * 350)
     assert refused.value.status == 429 and 1 <= int(refused.value.headers["Retry-After"]) <= 60
     assert "QUEUE_ROWS is 400" in refused.value.detail
     cancelled = [future.cancel() for future in waiting[1:]]
@@ -140,27 +142,28 @@ def test_who_cancels_gives_up_the_place_and_more_than_the_queue_takes_is_refused
             with pytest.raises(CancelledError):
                 future.result(0)
     assert len(waiting[0].result(20).outputs) == 100
-    assert len(predictor.submit(wanted, ["order"] * 401).result(20).outputs) == 401  # nothing else waits
+    assert len(predictor.submit(weights, ["order"] * 401).result(20).outputs) == 401  # an empty queue takes a call of any size
     deadline = time.monotonic() + 10
     while predictor.gauges()["waiting_inputs"] and time.monotonic() < deadline:
         time.sleep(0.01)
     assert predictor.gauges()["waiting_inputs"] == 0
 
 
-def test_a_tenant_has_half_of_the_queue_while_others_wait(
+def test_a_tenant_may_use_half_of_the_queue_while_others_wait(
     tiny: Base, catalog: dict[str, Initialization], store: WeightStore, predictor: InProcessPredictor
 ) -> None:
-    """Of 400 rows; a call of 150 takes many passes of 8."""
-    own = put(tiny, store, next(iter(catalog.values())), 0)
-    store.put("other", own.adapter_id, own.fence, store.get(own.tenant, own.adapter_id, own.fence, own.digest), DAY)
-    other = replace(own, tenant="other")
-    answers = [predictor.submit(own, ["order pizza"] * 150), predictor.submit(other, ["order pizza"] * 100)]
+    """The queue has 400 rows; a call of 150 takes many batches of 8, so it stays in the queue meanwhile."""
+    weights = put(tiny, store, next(iter(catalog.values())), 0)
+    content = store.get(weights.tenant, weights.adapter_id, weights.fence, weights.digest)
+    store.put("other", weights.adapter_id, weights.fence, content, DAY)
+    other = replace(weights, tenant="other")
+    answers = [predictor.submit(weights, ["order pizza"] * 150), predictor.submit(other, ["order pizza"] * 100)]
     with pytest.raises(Overloaded, match="150 inputs of this tenant are waiting") as refused:
-        predictor.submit(own, ["order"] * 60)
+        predictor.submit(weights, ["order"] * 60)
     assert refused.value.status == 429 and int(refused.value.headers["Retry-After"]) >= 1
-    answers += [predictor.submit(own, ["order"] * 50), predictor.submit(other, ["order"] * 80)]
+    answers += [predictor.submit(weights, ["order"] * 50), predictor.submit(other, ["order"] * 80)]
     assert [len(answer.result(20).outputs) for answer in answers] == [150, 100, 50, 80]
-    answers = [predictor.submit(own, ["order pizza"] * 150) for _ in range(2)]  # alone, more than half
+    answers = [predictor.submit(weights, ["order pizza"] * 150) for _ in range(2)]  # alone, more than half
     assert [len(answer.result(20).outputs) for answer in answers] == [150, 150]
 
 
@@ -171,11 +174,15 @@ Calls = st.lists(
 )
 
 
-def test_calls_at_once_are_answered_each_as_alone(tiny: Base, catalog: dict[str, Initialization], store: WeightStore) -> None:
-    """Adapters of three initializations, one of them with a base model of its own, more than the device holds, some deleted
-    meanwhile from the device and from memory."""
+def test_concurrent_calls_get_the_same_answers_as_single_calls(
+    tiny: Base, catalog: dict[str, Initialization], store: WeightStore
+) -> None:
+    """Use adapters of three initializations, one with a changed base model, more than fit on the device.
+
+    Meanwhile one adapter is repeatedly dropped from device and memory.
+    """
     inits = list(catalog.values())
-    wanted = [put(tiny, store, inits[seed % len(inits)], seed) for seed in range(12)]
+    adapters = [put(tiny, store, inits[seed % len(inits)], seed) for seed in range(12)]
     predictor = InProcessPredictor(
         tiny, catalog, store, ServiceSettings(bank_mb=0.05, shelf_mb=0.05, batch_rows=5, batch_tokens=20)
     )
@@ -183,11 +190,11 @@ def test_calls_at_once_are_answered_each_as_alone(tiny: Base, catalog: dict[str,
     alone: dict[tuple[int, str], list[float]] = {}
     stop = threading.Event()
 
-    def forgets() -> None:
+    def forget_repeatedly() -> None:
         while not stop.wait(0.01):
-            predictor.forget("t", wanted[3].digest)
+            predictor.forget("t", adapters[3].digest)
 
-    thread = threading.Thread(target=forgets)
+    thread = threading.Thread(target=forget_repeatedly)
     thread.start()
 
     @settings(max_examples=40, deadline=None, derandomize=True)
@@ -196,8 +203,8 @@ def test_calls_at_once_are_answered_each_as_alone(tiny: Base, catalog: dict[str,
         for seed, texts in calls:
             for text in texts:
                 if (seed, text) not in alone:
-                    alone[seed, text] = probabilities(predictor, wanted[seed], [text])[0]
-        futures: list[Future[Answer]] = [predictor.submit(wanted[seed], texts) for seed, texts in calls]
+                    alone[seed, text] = probabilities(predictor, adapters[seed], [text])[0]
+        futures: list[Future[Answer]] = [predictor.submit(adapters[seed], texts) for seed, texts in calls]
         for (seed, texts), future in zip(calls, futures, strict=True):
             answer = future.result(20)
             assert answer.labels == tuple(f"{seed} {c}" for c in range(2 + seed % 3))

@@ -1,4 +1,4 @@
-"""A predictor in a process of its own: the same answers as in this one, the same errors, and what happens when it goes."""
+"""A predictor in a separate process: its answers, its errors, its shutdown, and lost connections."""
 
 import asyncio
 import os
@@ -59,9 +59,9 @@ async def connected(base: Base, url: str) -> AsyncIterator[RemotePredictor]:
     await asyncio.sleep(0.1)
 
 
-async def until(true: Callable[[], bool], seconds: float = 60) -> None:
+async def until(condition: Callable[[], bool], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
-    while not true():
+    while not condition():
         assert time.monotonic() < deadline
         await asyncio.sleep(0.05)
 
@@ -81,24 +81,25 @@ def test_answers_and_errors_are_those_of_the_predictor_in_process(
     store = WeightStore(weights_client(redis_server.url))
     adapters = [put(tiny, store, catalog[seed % 2], seed) for seed in range(6)]
     missing = WeightsKey("t", "a9", 7, "1" * 64)
-    other = put(tiny, store, replace(catalog[0], scale=3.0), 8)
+    unknown = put(tiny, store, replace(catalog[0], scale=3.0), 8)  # an initialization that the predictor does not have
     corrupt = WeightsKey("t", "a1", 7, "0" * 64)
-    own = InProcessPredictor(tiny, {init.name: init for init in catalog}, store, ServiceSettings())
-    expected = [own.submit(wanted, TEXTS).result(20) for wanted in adapters]
-    own.close()
+    in_process = InProcessPredictor(tiny, {init.name: init for init in catalog}, store, ServiceSettings())
+    expected = [in_process.submit(weights, TEXTS).result(20) for weights in adapters]
+    in_process.close()
     url = f"unix://{tmp_path}/predictor.sock"
     variables = {**environment, "REDIS_URL": redis_server.url, "QUEUE_ROWS": "100"}
 
     async def ask() -> None:
         async with connected(tiny, url) as remote:
-            found = await asyncio.gather(*(asyncio.wrap_future(remote.submit(wanted, TEXTS)) for wanted in adapters))
-            for one, same in zip(found, expected, strict=True):
-                assert one.labels == same.labels and one.truncated == same.truncated and set(one.seconds) == set(same.seconds)
-                for row, wanted_row in zip(one.outputs, same.outputs, strict=True):
-                    assert row == pytest.approx(wanted_row, abs=1e-6)
-            for wanted, kind in ((missing, WeightsMissing), (other, ArtifactError), (corrupt, WeightsCorrupt)):
+            answers = await asyncio.gather(*(asyncio.wrap_future(remote.submit(weights, TEXTS)) for weights in adapters))
+            for answer, same in zip(answers, expected, strict=True):
+                assert answer.labels == same.labels and answer.truncated == same.truncated
+                assert set(answer.seconds) == set(same.seconds)
+                for row, same_row in zip(answer.outputs, same.outputs, strict=True):
+                    assert row == pytest.approx(same_row, abs=1e-6)
+            for weights, kind in ((missing, WeightsMissing), (unknown, ArtifactError), (corrupt, WeightsCorrupt)):
                 with pytest.raises(kind):
-                    await asyncio.wrap_future(remote.submit(wanted, TEXTS))
+                    await asyncio.wrap_future(remote.submit(weights, TEXTS))
             calls = [asyncio.wrap_future(remote.submit(adapters[2], TEXTS * 20)) for _ in range(6)]
             refused = [
                 problem for problem in await asyncio.gather(*calls, return_exceptions=True) if isinstance(problem, Exception)
@@ -114,34 +115,34 @@ def test_answers_and_errors_are_those_of_the_predictor_in_process(
     assert (tmp_path / "predictor.sock").stat().st_mode & 0o777 == 0o600
 
 
-def test_told_to_stop_it_answers_what_it_has_and_takes_no_more(
+def test_at_shutdown_it_answers_accepted_calls_and_refuses_new_ones(
     tiny: Base, catalog: list[Initialization], redis_server: RedisServer, environment: dict[str, str], tmp_path: Path
 ) -> None:
-    """Callers that never pause, and one connection that never reads, do not keep it."""
+    """Neither callers that never pause nor a connection that never reads prevent the shutdown."""
     store = WeightStore(weights_client(redis_server.url))
-    wanted, url = put(tiny, store, catalog[0], 1), f"unix://{tmp_path}/predictor.sock"
+    weights, url = put(tiny, store, catalog[0], 1), f"unix://{tmp_path}/predictor.sock"
 
     async def ask() -> None:
         with predictor(url, {**environment, "REDIS_URL": redis_server.url}, tmp_path / "log") as process:
             async with connected(tiny, url) as remote:
-                _, deaf = await asyncio.open_unix_connection(f"{tmp_path}/predictor.sock")
-                deaf.write(wire.line({"about": wire.about(tiny)}))
+                _, never_reads = await asyncio.open_unix_connection(f"{tmp_path}/predictor.sock")
+                never_reads.write(wire.line({"about": wire.about(tiny)}))
                 for number in range(200):
-                    deaf.write(wire.line(wire.call(number, wanted, TEXTS * 40)))
+                    never_reads.write(wire.line(wire.call(number, weights, TEXTS * 40)))
                 answered, refused = 0, 0
 
-                async def call_on() -> None:
+                async def call_until_refused() -> None:
                     nonlocal answered, refused
                     while True:
                         try:
-                            answer = await asyncio.wrap_future(remote.submit(wanted, TEXTS * 4))
+                            answer = await asyncio.wrap_future(remote.submit(weights, TEXTS * 4))
                             assert len(answer.outputs) == 16
                             answered += 1
                         except (Unavailable, Overloaded):
                             refused += 1
                             return
 
-                callers = [asyncio.create_task(call_on()) for _ in range(8)]
+                callers = [asyncio.create_task(call_until_refused()) for _ in range(8)]
                 await until(lambda: answered > 20)
                 began = time.monotonic()
                 process.send_signal(signal.SIGTERM)
@@ -150,22 +151,22 @@ def test_told_to_stop_it_answers_what_it_has_and_takes_no_more(
                 await until(lambda: process.poll() is not None, 20)
                 assert process.returncode == 0 and time.monotonic() - began < 20
                 await until(lambda: not remote.alive())
-                with pytest.raises(Unavailable, match="out of reach"):
-                    remote.submit(wanted, TEXTS)
-                deaf.close()
+                with pytest.raises(Unavailable, match="cannot be reached"):
+                    remote.submit(weights, TEXTS)
+                never_reads.close()
 
     asyncio.run(ask())
     assert "Traceback" not in (tmp_path / "log").read_text()
 
 
 @asynccontextmanager
-async def pretender(path: Path, says: bytes) -> AsyncIterator[list[asyncio.StreamWriter]]:
-    """Says something to whoever connects, and then nothing any more. Yields who has."""
+async def fake_predictor(path: Path, message: bytes) -> AsyncIterator[list[asyncio.StreamWriter]]:
+    """Run a server that sends one message to each client and then nothing more; yield its connections."""
     writers: list[asyncio.StreamWriter] = []
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writers.append(writer)
-        writer.write(says)
+        writer.write(message)
         await reader.read()
 
     server = await asyncio.start_unix_server(handle, str(path))
@@ -176,12 +177,12 @@ async def pretender(path: Path, says: bytes) -> AsyncIterator[list[asyncio.Strea
     await asyncio.sleep(0.1)
 
 
-@pytest.mark.parametrize("odd", [b"1\n", b'{"answer": 0}\n', b"not json\n"], ids=["number", "half", "noise"])
-def test_after_an_odd_line_it_connects_again(tiny: Base, odd: bytes, tmp_path: Path) -> None:
+@pytest.mark.parametrize("invalid", [b"1\n", b'{"answer": 0}\n', b"not json\n"], ids=["number", "incomplete", "not JSON"])
+def test_after_an_invalid_message_it_reconnects(tiny: Base, invalid: bytes, tmp_path: Path) -> None:
     path = tmp_path / "predictor.sock"
 
     async def ask() -> None:
-        async with pretender(path, wire.line({"about": wire.about(tiny), "gauges": {}}) + odd) as connections:
+        async with fake_predictor(path, wire.line({"about": wire.about(tiny), "gauges": {}}) + invalid) as connections:
             remote = RemotePredictor(tiny, f"unix://{path}")
             await until(lambda: len(connections) >= 3, 10)
             remote.close()
@@ -189,24 +190,24 @@ def test_after_an_odd_line_it_connects_again(tiny: Base, odd: bytes, tmp_path: P
     asyncio.run(ask())
 
 
-def test_one_that_falls_silent_is_left_and_its_calls_end(tiny: Base, tmp_path: Path) -> None:
+def test_a_silent_predictor_is_disconnected_and_its_calls_fail(tiny: Base, tmp_path: Path) -> None:
     path = tmp_path / "predictor.sock"
 
     async def ask() -> None:
         hello = wire.line({"about": wire.about(tiny), "gauges": {}})
-        async with pretender(path, hello), connected(tiny, f"unix://{path}") as remote:
+        async with fake_predictor(path, hello), connected(tiny, f"unix://{path}") as remote:
             call = asyncio.wrap_future(remote.submit(WeightsKey("t", "a1", 7, "0" * 64), TEXTS))
-            with pytest.raises(Unavailable, match="went before"):
+            with pytest.raises(Unavailable, match="was lost before the answer"):
                 await asyncio.wait_for(call, 8)
 
     asyncio.run(ask())
 
 
-def test_another_base_model_is_refused(tiny: Base, tiny64: Base, tmp_path: Path) -> None:
+def test_a_predictor_with_another_base_model_is_not_used(tiny: Base, tiny64: Base, tmp_path: Path) -> None:
     path = tmp_path / "predictor.sock"
 
     async def ask() -> None:
-        async with pretender(path, wire.line({"about": wire.about(tiny), "gauges": {}})):
+        async with fake_predictor(path, wire.line({"about": wire.about(tiny), "gauges": {}})):
             remote = RemotePredictor(tiny64, f"unix://{path}")
             await asyncio.sleep(1)
             assert not remote.alive()
@@ -216,7 +217,9 @@ def test_another_base_model_is_refused(tiny: Base, tiny64: Base, tmp_path: Path)
 
 
 @pytest.mark.long
-def test_services_predict_through_it(redis_server: RedisServer, environment: dict[str, str], tmp_path: Path) -> None:
+def test_a_service_predicts_through_a_separate_predictor(
+    redis_server: RedisServer, environment: dict[str, str], tmp_path: Path
+) -> None:
     url = f"unix://{tmp_path}/predictor.sock"
     variables = {**environment, "REDIS_URL": redis_server.url, "PREDICTOR_URL": url}
     with (tmp_path / "worker.log").open("wb") as log:
@@ -231,13 +234,13 @@ def test_services_predict_through_it(redis_server: RedisServer, environment: dic
                 assert predict(service, adapter, ["order pizza"]).json()["predictions"][0]["label"] == "order"
                 answer = predict(service, adapter, ["play a song"])
                 assert "forward;dur=" in answer.headers["Server-Timing"]
-            _gone(service, adapter)
+            check_not_ready_without_predictor(service, adapter)
     finally:
         worker.kill()
         worker.wait()
 
 
-def _gone(service: Served, adapter: str) -> None:
+def check_not_ready_without_predictor(service: Served, adapter: str) -> None:
     deadline = time.monotonic() + 20
     while service.http.get("/readyz").json()["missing"] != ["predictor"]:
         assert time.monotonic() < deadline

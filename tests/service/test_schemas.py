@@ -1,4 +1,4 @@
-"""A body is refused at the first thing that is wrong, however much of it there is."""
+"""Validation of bodies stops at the first error, even if there are very many."""
 
 import json
 import time
@@ -39,11 +39,11 @@ def test_a_wrong_body_near_the_limit_is_refused_at_once(model: type[BaseModel], 
     spent, memory = time.process_time() - began, tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     errors = refused.value.errors()
-    assert errors[0]["loc"] == place and len(errors) <= 2  # an example without both of its texts has two
+    assert errors[0]["loc"] == place and len(errors) <= 2  # an example that lacks both texts has two errors
     assert spent < 0.5 and memory < 1_000_000
 
 
-def test_what_is_no_object_is_refused_as_such() -> None:
+def test_a_body_that_is_no_object_is_refused() -> None:
     for body in ([], "text", None, [EXAMPLE] * 3):
         with pytest.raises(ValidationError, match="valid dictionary"):
             AdaptRequest[Example].model_validate(body)

@@ -1,4 +1,4 @@
-"""A service without a worker, where each job stays queued until the test ends it."""
+"""A service without a worker: each job stays queued until the test ends it."""
 
 import threading
 import time
@@ -13,7 +13,7 @@ from metatrain.artifacts.baselines import lora_from_zero
 from metatrain.models.base import Base
 from service.http.app import create_app
 from service.http.state import ServiceState
-from service.running.binding import listen
+from service.running.binding import bind
 from service.settings import ServiceSettings
 from tests.conftest import RedisServer
 from worker.runtime import Resident
@@ -24,18 +24,19 @@ BODY: dict[str, Any] = {
     "options": {"steps": 0},
 }
 LATE = 10.0
+"""Longest time that a request may take, in seconds."""
 
 
 @contextmanager
 def running(
     tiny: Base, redis_server: RedisServer, change: Callable[[ServiceState], ServiceState] = lambda state: state, **settings: Any
 ) -> Iterator[httpx.Client]:
-    """A client of a service that runs in this process; `change` may put other parts into it."""
+    """Run a service in this process and yield a client for it; `change` may replace parts of its state."""
     init = lora_from_zero(tiny)
-    made = ServiceSettings(redis_url=redis_server.url, allow_without_keys=True, **settings)
-    app = create_app(made, [Resident(tiny, {init.name: init})])
+    service_settings = ServiceSettings(redis_url=redis_server.url, allow_without_keys=True, **settings)
+    app = create_app(service_settings, [Resident(tiny, {init.name: init})])
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False))
-    listening = listen("127.0.0.1", 0)
+    listening = bind("127.0.0.1", 0)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
     try:
@@ -49,8 +50,8 @@ def running(
         thread.join()
 
 
-def queued(http: httpx.Client, seed: int = 0, **more: Any) -> str:
-    """The id of an adapter that nobody makes."""
-    answer = http.post("/adapt", json={**BODY, "options": {"steps": 0, "seed": seed}}, **more)
+def queued(http: httpx.Client, seed: int = 0, **options: Any) -> str:
+    """Request an adapter, whose job stays queued, and return its id."""
+    answer = http.post("/adapt", json={**BODY, "options": {"steps": 0, "seed": seed}}, **options)
     assert answer.status_code == 202, answer.text
     return str(answer.json()["adapter_id"])

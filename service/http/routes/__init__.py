@@ -1,1 +1,1 @@
-"""HTTP routes, one file a noun."""
+"""The HTTP routes, one file for each kind of resource."""

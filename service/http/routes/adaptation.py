@@ -1,4 +1,4 @@
-"""`POST /adapt` and `POST /adapters/{adapter_id}/examples`: from examples to an adapter."""
+"""`POST /adapt` and `POST /adapters/{adapter_id}/examples`: make an adapter from examples."""
 
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
@@ -6,66 +6,71 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends
 from starlette.concurrency import run_in_threadpool
 
-from service.adapting.checked_request import checked_adapt, checked_examples
-from service.adapting.intake import HowToAnswer, accepted
-from service.errors import KeyUsedOtherwise, UnknownAdapter
+from service.adapting.checked_request import check_adapt_request, check_examples_request
+from service.adapting.intake import AdaptContext, accept
+from service.errors import IdempotencyKeyReused, UnknownAdapter
 from service.http.auth import needs
-from service.http.openapi import OF_A_BODY, OF_ANY_ROUTE, TO_THE_ADAPTER, Responses, problems
+from service.http.openapi import ADAPTER_LINKS, BODY_ERRORS, ROUTE_ERRORS, Responses, problems
 from service.http.prefer import prefer_wait
 from service.http.schemas import AdaptAnswer, AdapterId, AdaptRequest, DryRunAnswer, ExamplesRequest, concrete
 from service.http.views import require
 
 
-async def _place(how: Annotated[HowToAnswer, Depends()]) -> AsyncIterator[None]:
-    """Of a request that waits, among those that its tenant may keep open; before anything is put on record."""
-    if prefer_wait(how.prefer, how.state.settings.max_wait_seconds) and not how.dry_run:
-        with how.state.streams.one(how.tenant):
+async def _acquire_wait(context: Annotated[AdaptContext, Depends()]) -> AsyncIterator[None]:
+    """Count a request that waits towards MAX_STREAMS, before anything is recorded."""
+    if prefer_wait(context.prefer, context.state.settings.max_wait_seconds) and not context.dry_run:
+        with context.state.streams.acquire(context.tenant):
             yield
     else:
         yield
 
 
-_LOCATION = {"Location": {"description": "of the adapter", "schema": {"type": "string"}}}
+_LOCATION = {"Location": {"description": "path of the adapter", "schema": {"type": "string"}}}
 _ACCEPTED: Responses = {
     200: {
         "model": AdaptAnswer | DryRunAnswer,
-        "description": "The adapter is ready; or, of a dry run, what would be",
+        "description": "The adapter is ready; or the answer to a dry run",
         "headers": _LOCATION,
-        "links": TO_THE_ADAPTER,
+        "links": ADAPTER_LINKS,
     },
     202: {
         "model": AdaptAnswer,
-        "description": "The job is on record, and will end as ready or failed",
+        "description": "The job is recorded and will end as ready or failed",
         "headers": _LOCATION,
-        "links": TO_THE_ADAPTER,
+        "links": ADAPTER_LINKS,
     },
 }
 
 
 def routes(example: Any) -> APIRouter:
-    """The routes for bodies with examples of this type."""
+    """Return the routes whose bodies have examples of this type."""
     adapt_request, examples_request = concrete(AdaptRequest, example), concrete(ExamplesRequest, example)
-    router = APIRouter(tags=["adapters"], dependencies=[Depends(needs("adapt")), Depends(_place)])
-    responses = {**_ACCEPTED, **problems(*OF_ANY_ROUTE, *OF_A_BODY, KeyUsedOtherwise, UnknownAdapter)}
+    router = APIRouter(tags=["adapters"], dependencies=[Depends(needs("adapt")), Depends(_acquire_wait)])
+    responses = {**_ACCEPTED, **problems(*ROUTE_ERRORS, *BODY_ERRORS, IdempotencyKeyReused, UnknownAdapter)}
 
     @router.post("/adapt", status_code=202, response_model=None, responses=responses)
     async def adapt(
         request: adapt_request,  # type: ignore[valid-type]
-        how: Annotated[HowToAnswer, Depends()],
+        context: Annotated[AdaptContext, Depends()],
     ) -> AdaptAnswer | DryRunAnswer:
-        """Learn a task from labelled examples. The same request gives the same adapter: a retry is free. 404: it was deleted while
-        the request waited for it."""
-        return await accepted(checked_adapt(request, how.state), how)
+        """Make an adapter that has learned a task from labelled examples.
+
+        The same request gives the same adapter, so a retry costs nothing. 404: the adapter was deleted while the request waited
+        for it.
+        """
+        return await accept(check_adapt_request(request, context.state), context)
 
     @router.post("/adapters/{adapter_id}/examples", status_code=202, response_model=None, responses=responses)
     async def add_examples(
         adapter_id: AdapterId,
         request: examples_request,  # type: ignore[valid-type]
-        how: Annotated[HowToAnswer, Depends()],
+        context: Annotated[AdaptContext, Depends()],
     ) -> AdaptAnswer | DryRunAnswer:
-        """A new adapter from this one's examples and further ones, with its initialization and options unless others are given.
-        This one stays as it is."""
-        parent = require(adapter_id, await run_in_threadpool(how.state.records.recipe, how.tenant, adapter_id))
-        return await accepted(checked_examples(request, adapter_id, parent, how.state), how)
+        """Make a new adapter from this adapter's examples and additional ones.
+
+        It has this adapter's initialization, and its options unless the request sets others. This adapter does not change.
+        """
+        parent = require(adapter_id, await run_in_threadpool(context.state.records.recipe, context.tenant, adapter_id))
+        return await accept(check_examples_request(request, adapter_id, parent, context.state), context)
 
     return router

@@ -1,4 +1,4 @@
-"""`GET /adapters`, `GET`, `PATCH` and `DELETE /adapters/{adapter_id}`, `PUT` and `DELETE /adapters/{adapter_id}/pin`."""
+"""`/adapters`, `/adapters/{adapter_id}` and its `/pin`: list, show, change, delete and pin adapters."""
 
 from functools import partial
 from typing import Annotated
@@ -8,10 +8,10 @@ from fastapi import APIRouter, Depends, Query
 from service.errors import AdapterInUse, AdapterNotReady, InvalidRequest, UnknownAdapter
 from service.field_checks import check_notes
 from service.http.auth import needs
-from service.http.openapi import OF_A_BODY, OF_ANY_ROUTE, problems
+from service.http.openapi import BODY_ERRORS, ROUTE_ERRORS, problems
 from service.http.schemas import AdapterChanges, AdapterId, AdapterPage, AdapterView
 from service.http.state import ServiceState, State, Tenant
-from service.http.views import known, require, status_of, view
+from service.http.views import get_record, require, status_of, view
 from worker.errors import AdapterAliased, AdapterExpired
 from worker.ledger.messages import Status
 from worker.ledger.notes import Notes
@@ -20,70 +20,76 @@ from worker.ledger.record import Record
 router = APIRouter(tags=["adapters"])
 
 
-@router.get("/adapters", responses=problems(*OF_ANY_ROUTE, InvalidRequest))
+@router.get("/adapters", responses=problems(*ROUTE_ERRORS, InvalidRequest))
 def list_adapters(
     state: State,
     tenant: Tenant,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
-    cursor: Annotated[str | None, Query(pattern=r"^[0-9]{1,15}$", description="`next_cursor` of the page before")] = None,
-    status: Annotated[Status | None, Query(description="only those")] = None,
-    tag: Annotated[str | None, Query(max_length=64, description="only those that have it")] = None,
-    name: Annotated[str | None, Query(max_length=100, description="only those of just this name")] = None,
+    cursor: Annotated[str | None, Query(pattern=r"^[0-9]{1,15}$", description="`next_cursor` of the previous page")] = None,
+    status: Annotated[Status | None, Query(description="only adapters with this status")] = None,
+    tag: Annotated[str | None, Query(max_length=64, description="only adapters that have this tag")] = None,
+    name: Annotated[str | None, Query(max_length=100, description="only adapters with exactly this name")] = None,
 ) -> AdapterPage:
-    """Adapters, newest first. With filters a page may be short, or empty, before the end: go on while there is a `next_cursor`."""
-    wanted = None if (status, tag, name) == (None, None, None) else partial(_wanted, status=status, tag=tag, name=name, state=state)
-    found, following = state.records.page(tenant, limit, None if cursor is None else int(cursor), wanted)
-    views = [view(record, state) for record in found]
-    return AdapterPage(adapters=views, next_cursor=None if following is None else str(following))
+    """List adapters, newest first.
+
+    With filters, a page may be short or empty before the end: continue as long as there is a `next_cursor`.
+    """
+    unfiltered = (status, tag, name) == (None, None, None)
+    matches = None if unfiltered else partial(_matches, status=status, tag=tag, name=name, state=state)
+    records, next_cursor = state.records.page(tenant, limit, None if cursor is None else int(cursor), matches)
+    views = [view(record, state) for record in records]
+    return AdapterPage(adapters=views, next_cursor=None if next_cursor is None else str(next_cursor))
 
 
-def _wanted(record: Record, *, status: Status | None, tag: str | None, name: str | None, state: ServiceState) -> bool:
-    noted = (tag is None or tag in record.tags) and (name is None or name == record.name)
-    return noted and (status is None or status == status_of(record, state))
+def _matches(record: Record, *, status: Status | None, tag: str | None, name: str | None, state: ServiceState) -> bool:
+    notes_match = (tag is None or tag in record.tags) and (name is None or name == record.name)
+    return notes_match and (status is None or status == status_of(record, state))
 
 
-@router.get("/adapters/{adapter_id}", responses=problems(*OF_ANY_ROUTE, InvalidRequest, UnknownAdapter))
+@router.get("/adapters/{adapter_id}", responses=problems(*ROUTE_ERRORS, InvalidRequest, UnknownAdapter))
 def get_adapter(adapter_id: AdapterId, state: State, tenant: Tenant) -> AdapterView:
-    """Status, support loss by step, timings and digest of one adapter."""
-    return view(known(adapter_id, state, tenant), state)
+    """Return one adapter: its status, support loss before each step, timings and digest, among others."""
+    return view(get_record(adapter_id, state, tenant), state)
 
 
 @router.patch(
     "/adapters/{adapter_id}",
     dependencies=[Depends(needs("adapt"))],
-    responses=problems(*OF_ANY_ROUTE, *OF_A_BODY, UnknownAdapter),
+    responses=problems(*ROUTE_ERRORS, *BODY_ERRORS, UnknownAdapter),
 )
 def change_adapter(adapter_id: AdapterId, changes: AdapterChanges, state: State, tenant: Tenant) -> AdapterView:
-    """Change an adapter's name and tags; nothing else of it can change."""
+    """Change an adapter's name and tags; nothing else can be changed."""
     check_notes(changes.name, changes.tags)
-    given = changes.model_fields_set
-    notes = Notes((changes.name or "") if "name" in given else None, tuple(changes.tags) if "tags" in given else None)
+    present = changes.model_fields_set
+    notes = Notes((changes.name or "") if "name" in present else None, tuple(changes.tags) if "tags" in present else None)
     if not state.records.annotate(tenant, adapter_id, notes):
         raise UnknownAdapter(adapter_id)
-    return view(known(adapter_id, state, tenant), state)
+    return view(get_record(adapter_id, state, tenant), state)
 
 
 @router.delete(
     "/adapters/{adapter_id}",
     status_code=204,
     dependencies=[Depends(needs("adapt"))],
-    responses=problems(*OF_ANY_ROUTE, InvalidRequest, UnknownAdapter, AdapterInUse),
+    responses=problems(*ROUTE_ERRORS, InvalidRequest, UnknownAdapter, AdapterInUse),
 )
 def delete_adapter(adapter_id: AdapterId, state: State, tenant: Tenant) -> None:
-    """Delete weights, record and support text, and cancel what runs. A later POST starts afresh. Refused while aliases point at
-    it."""
-    record = known(adapter_id, state, tenant)
+    """Delete an adapter: its weights, its record and its examples; cancel its job if it is unfinished.
+
+    Refused while aliases point at the adapter. The same `POST /adapt` makes it again.
+    """
+    record = get_record(adapter_id, state, tenant)
     try:
         if aliases := state.aliases.of(tenant, adapter_id):
             raise AdapterAliased(aliases)
-        # The weights first: should the cache be away, the record still says where they are, and the call can be repeated.
+        # The weights go first: if the cache cannot be reached, the record still says where they are, and the call can be repeated.
         state.store.remove(tenant, adapter_id, record.fence)
         fence = state.records.delete(tenant, adapter_id)
     except AdapterAliased as error:
         raise AdapterInUse(f"adapter {adapter_id}: {error}", aliases=error.aliases, aliases_total=error.number) from error
     if fence is not None:
         state.store.remove(tenant, adapter_id, fence)
-    if record.digest is not None and (deployed := state.of_record(record)) is not None:
+    if record.digest is not None and (deployed := state.deployed_for(record)) is not None:
         deployed.predictor.forget(tenant, record.digest)
 
 
@@ -91,10 +97,13 @@ def delete_adapter(adapter_id: AdapterId, state: State, tenant: Tenant) -> None:
     "/adapters/{adapter_id}/pin",
     status_code=204,
     dependencies=[Depends(needs("adapt"))],
-    responses=problems(*OF_ANY_ROUTE, *OF_A_BODY, UnknownAdapter, AdapterNotReady),
+    responses=problems(*ROUTE_ERRORS, *BODY_ERRORS, UnknownAdapter, AdapterNotReady),
 )
 def pin_adapter(adapter_id: AdapterId, state: State, tenant: Tenant) -> None:
-    """Keep an adapter: it does not expire, and its weights are not evicted. One that has expired is not kept: adapt anew."""
+    """Pin an adapter: it does not expire, and its weights are not evicted.
+
+    An expired adapter cannot be pinned: adapt again.
+    """
     _pin(adapter_id, state, tenant, pinned=True)
 
 
@@ -102,10 +111,10 @@ def pin_adapter(adapter_id: AdapterId, state: State, tenant: Tenant) -> None:
     "/adapters/{adapter_id}/pin",
     status_code=204,
     dependencies=[Depends(needs("adapt"))],
-    responses=problems(*OF_ANY_ROUTE, InvalidRequest, UnknownAdapter, AdapterNotReady),
+    responses=problems(*ROUTE_ERRORS, InvalidRequest, UnknownAdapter, AdapterNotReady),
 )
 def unpin_adapter(adapter_id: AdapterId, state: State, tenant: Tenant) -> None:
-    """Let an adapter expire again; its TTL starts anew."""
+    """Unpin an adapter: it can expire again, and its time to live starts now."""
     _pin(adapter_id, state, tenant, pinned=False)
 
 
@@ -113,6 +122,6 @@ def _pin(adapter_id: str, state: ServiceState, tenant: str, *, pinned: bool) -> 
     try:
         ttl_ms = require(adapter_id, state.records.pin(tenant, adapter_id, pinned))
     except AdapterExpired as error:
-        raise AdapterNotReady(f"adapter {adapter_id} is expired: adapt anew", adapter_status="expired") from error
-    record = known(adapter_id, state, tenant)
+        raise AdapterNotReady(f"adapter {adapter_id} is expired: adapt again", adapter_status="expired") from error
+    record = get_record(adapter_id, state, tenant)
     state.store.keep(tenant, adapter_id, record.fence, None if pinned else ttl_ms)

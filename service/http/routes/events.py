@@ -1,4 +1,4 @@
-"""`GET /adapters/{adapter_id}/events`: a job as it goes on, as server-sent events."""
+"""`GET /adapters/{adapter_id}/events`: the progress of a job as server-sent events."""
 
 import asyncio
 import contextlib
@@ -15,7 +15,7 @@ from fastapi.sse import format_sse_event
 from starlette.concurrency import run_in_threadpool
 
 from service.errors import InvalidRequest, ServiceError, UnknownAdapter
-from service.http.openapi import OF_ANY_ROUTE, Responses, problems
+from service.http.openapi import ROUTE_ERRORS, Responses, problems
 from service.http.schemas import AdapterId
 from service.http.state import ServiceState, State, Tenant
 from service.http.views import require, view
@@ -24,16 +24,18 @@ from worker.logs import fields
 
 log = logging.getLogger(__name__)
 router = APIRouter(tags=["adapters"])
-ALIVE_SECONDS = 15.0
-KEY_ASKED_SECONDS = 1.0
-"""Between two times that a stream's key is asked for again."""
+KEEPALIVE_SECONDS = 15.0
+"""Time without an event after which a comment is sent, so that proxies keep the connection open."""
+KEY_CHECK_SECONDS = 1.0
+"""Time between two checks that the stream's API key is still valid."""
 LONGEST_SECONDS = 600.0
-"""A stream's life; who still wants to know comes again, with `Last-Event-ID`."""
-_LOOK_SECONDS = {"running": 0.2, "queued": 0.5}
-"""Between two looks at the record; the end of a job is heard of at once."""
-_END, _WAITS = 100_000, 100_001
-"""Numbers of an attempt's end, and of its job waiting again after it: later than any step's."""
-Number = tuple[int, int]
+"""Longest life of a stream; a client that needs more reconnects with `Last-Event-ID`."""
+_POLL_SECONDS = {"running": 0.2, "queued": 0.5}
+"""Time between two reads of the record, by status; the end of a job is noticed at once."""
+_END, _QUEUED_AGAIN = 100_000, 100_001
+"""Event numbers of the end of an attempt, and of its job being queued again: higher than any step's."""
+EventId = tuple[int, int]
+"""The fence of the attempt and the number of the event in it."""
 _STREAM = """: alive
 
 event: status
@@ -55,20 +57,20 @@ _ITEM = {
 }
 _ANSWERS: Responses = {
     200: {"description": "The stream", "content": {"text/event-stream": {"itemSchema": _ITEM, "example": _STREAM}}},
-    204: {"description": "`Last-Event-ID` was that of the end: there is nothing more, and no need to come again"},
+    204: {"description": "`Last-Event-ID` was the `end` event: there are no more events, do not reconnect"},
 }
 
 
 @dataclass(frozen=True)
 class _Event:
-    number: Number
+    id: EventId
     kind: str
     data: dict[str, Any]
 
 
-async def _place(state: State, tenant: Tenant) -> AsyncIterator[None]:
-    """Among the streams that a tenant may keep open, until this one has ended."""
-    with state.streams.one(tenant):
+async def _acquire_stream(state: State, tenant: Tenant) -> AsyncIterator[None]:
+    """Count the stream towards MAX_STREAMS until it has ended."""
+    with state.streams.acquire(tenant):
         yield
 
 
@@ -76,8 +78,8 @@ async def _place(state: State, tenant: Tenant) -> AsyncIterator[None]:
     "/adapters/{adapter_id}/events",
     response_class=StreamingResponse,
     response_model=None,
-    dependencies=[Depends(_place)],
-    responses={**_ANSWERS, **problems(*OF_ANY_ROUTE, InvalidRequest, UnknownAdapter)},
+    dependencies=[Depends(_acquire_stream)],
+    responses={**_ANSWERS, **problems(*ROUTE_ERRORS, InvalidRequest, UnknownAdapter)},
 )
 async def adapter_events(
     adapter_id: AdapterId,
@@ -86,14 +88,22 @@ async def adapter_events(
     tenant: Tenant,
     last_event_id: Annotated[
         str | None,
-        Header(pattern=r"^[0-9]{1,15}-[0-9]{1,6}$", description="of the last event that came: goes on after it", examples=["7-1"]),
+        Header(
+            pattern=r"^[0-9]{1,15}-[0-9]{1,6}$",
+            description="id of the last event that arrived: the stream continues after it",
+            examples=["7-1"],
+        ),
     ] = None,
 ) -> Response:
-    """`status` `{"status", "attempt"}`, `step` `{"step", "support_loss"}`, and in the end `end` with the adapter as `GET` shows it.
-    A stream that ends without `end`: the adapter was deleted, ten minutes are over, the key no longer holds, or the service stops;
-    come again with `Last-Event-ID`."""
+    """Stream the progress of an adapter's job as server-sent events.
+
+    The events are `status` with `{"status", "attempt"}`, `step` with `{"step", "support_loss"}`, and finally `end` with the
+    adapter as `GET /adapters/{adapter_id}` returns it. A stream ends without `end` if the adapter is deleted, after ten minutes,
+    if the API key is no longer valid, if the records cannot be reached, or if the service stops: then reconnect with
+    `Last-Event-ID`.
+    """
     job = require(adapter_id, await run_in_threadpool(state.records.job_state, tenant, adapter_id))
-    seen = (-1, -1) if last_event_id is None else _parsed(last_event_id)
+    seen = (-1, -1) if last_event_id is None else _parse_id(last_event_id)
     if not _unfinished(job) and seen >= (job.fence, _END):
         return Response(status_code=204)
     headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
@@ -103,64 +113,66 @@ async def adapter_events(
 
 
 async def _stream(
-    tenant: str, adapter_id: str, state: ServiceState, seen: Number, authorizations: list[bytes]
+    tenant: str, adapter_id: str, state: ServiceState, seen: EventId, authorizations: list[bytes]
 ) -> AsyncIterator[bytes]:
-    """Ends where the key, or coming without one, is refused by now, and where the records go out of reach."""
+    """Yield the events after `seen`; end if access is no longer granted or the records cannot be reached."""
     try:
-        async with contextlib.aclosing(_told(tenant, adapter_id, state, seen, authorizations)) as told:
-            async for line in told:
-                yield line
+        async with contextlib.aclosing(_events(tenant, adapter_id, state, seen, authorizations)) as events:
+            async for event in events:
+                yield event
     except ServiceError as error:
         log.info("a stream ends: %s", error.title)
     except redis.RedisError as error:
         with fields(adapter=adapter_id, tenant=tenant):
-            log.warning("a stream ends: the records are out of reach: %s", type(error).__name__)
+            log.warning("a stream ends: the records cannot be reached: %s", type(error).__name__)
 
 
-async def _told(
-    tenant: str, adapter_id: str, state: ServiceState, seen: Number, authorizations: list[bytes]
+async def _events(
+    tenant: str, adapter_id: str, state: ServiceState, seen: EventId, authorizations: list[bytes]
 ) -> AsyncGenerator[bytes, None]:
     loop = asyncio.get_running_loop()
-    began = asked = spoke = loop.time()
-    with state.jobs.hearing(tenant, adapter_id) as ended:
+    began = checked_key = sent = loop.time()
+    with state.jobs.subscribe(tenant, adapter_id) as ended:
         while True:
-            if loop.time() - asked >= KEY_ASKED_SECONDS:
-                asked = loop.time()
-                await state.door.admit(authorizations)
-            ended.clear()  # before looking, so that an end between the look and the wait is not missed
+            if loop.time() - checked_key >= KEY_CHECK_SECONDS:
+                checked_key = loop.time()
+                await state.authenticator.authenticate(authorizations)
+            ended.clear()  # before reading, so that a job that ends between the read and the wait is not missed
             job = await run_in_threadpool(state.records.job_state, tenant, adapter_id)
             if job is None:
                 return
-            for event in _so_far(job):
-                if event.number > seen:
-                    seen, spoke = event.number, loop.time()
-                    yield _line(event.number, event.kind, json.dumps(event.data))
+            for event in _events_of_attempt(job):
+                if event.id > seen:
+                    seen, sent = event.id, loop.time()
+                    yield _format(event.id, event.kind, json.dumps(event.data))
             if not _unfinished(job):
-                if (end := await run_in_threadpool(_end, tenant, adapter_id, state)) is not None:
-                    yield _line((job.fence, _END), "end", end)
+                if (adapter := await run_in_threadpool(_adapter_json, tenant, adapter_id, state)) is not None:
+                    yield _format((job.fence, _END), "end", adapter)
                 return
             if state.jobs.stopping or loop.time() - began >= LONGEST_SECONDS:
                 return
-            if loop.time() - spoke >= ALIVE_SECONDS:
-                spoke = loop.time()
+            if loop.time() - sent >= KEEPALIVE_SECONDS:
+                sent = loop.time()
                 yield format_sse_event(comment="alive")
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(ended.wait(), _LOOK_SECONDS[job.status])
+                await asyncio.wait_for(ended.wait(), _POLL_SECONDS[job.status])
 
 
-def _so_far(job: JobState) -> Iterator[_Event]:
-    """What there is to say of an attempt before its end. Always the same for the same number, so that who comes again is told
-    each thing once."""
+def _events_of_attempt(job: JobState) -> Iterator[_Event]:
+    """Yield the events of the current attempt so far, except its end.
+
+    The same id always has the same event, so that a client that reconnects gets each event once.
+    """
     status = {"status": job.status, "attempt": job.attempt}
     if job.status == "running":
         yield _Event((job.fence, 0), "status", status)
     for i, loss in enumerate(job.support_loss, start=1):
         yield _Event((job.fence, i), "step", {"step": i, "support_loss": loss})
     if job.status == "queued":
-        yield _Event((job.fence, _WAITS), "status", status)
+        yield _Event((job.fence, _QUEUED_AGAIN), "status", status)
 
 
-def _end(tenant: str, adapter_id: str, state: ServiceState) -> str | None:
+def _adapter_json(tenant: str, adapter_id: str, state: ServiceState) -> str | None:
     record = state.records.get(tenant, adapter_id)
     return None if record is None else view(record, state).model_dump_json()
 
@@ -169,10 +181,10 @@ def _unfinished(job: JobState) -> bool:
     return job.status in ("queued", "running")
 
 
-def _line(number: Number, kind: str, data: str) -> bytes:
-    return format_sse_event(data_str=data, event=kind, id=f"{number[0]}-{number[1]}")
+def _format(event_id: EventId, kind: str, data: str) -> bytes:
+    return format_sse_event(data_str=data, event=kind, id=f"{event_id[0]}-{event_id[1]}")
 
 
-def _parsed(last_event_id: str) -> Number:
+def _parse_id(last_event_id: str) -> EventId:
     fence, number = last_event_id.split("-")
     return int(fence), int(number)

@@ -1,4 +1,4 @@
-"""`POST /predict`."""
+"""`POST /predict`: predict with an adapter."""
 
 from typing import Any
 
@@ -8,43 +8,46 @@ from starlette.concurrency import run_in_threadpool
 from service.errors import AdapterNotReady, Overloaded, UnknownAdapter
 from service.field_checks import check_inputs
 from service.http.auth import needs
-from service.http.openapi import OF_A_BODY, OF_ANY_ROUTE, problems
+from service.http.openapi import BODY_ERRORS, ROUTE_ERRORS, problems
 from service.http.schemas import PredictAnswer, PredictRequest, concrete
 from service.http.state import ServiceState, State, Tenant
 from service.kinds.registry import http_kinds
-from service.predicting.answering import answered
+from service.predicting.answering import answer_parts
 from worker.ledger.aliases import is_adapter_id
 
 
 def routes(prediction: Any) -> APIRouter:
-    """The routes for answers with predictions of this type."""
+    """Return the routes whose answers have predictions of this type."""
     predict_answer: type[PredictAnswer[Any]] = concrete(PredictAnswer, prediction)
     router = APIRouter(tags=["predictions"], dependencies=[Depends(needs("predict"))])
 
     @router.post(
         "/predict",
         response_model=predict_answer,
-        responses=problems(*OF_ANY_ROUTE, *OF_A_BODY, UnknownAdapter, AdapterNotReady, Overloaded),
+        responses=problems(*ROUTE_ERRORS, *BODY_ERRORS, UnknownAdapter, AdapterNotReady, Overloaded),
     )
     async def predict(
         request: PredictRequest, connection: Request, response: Response, state: State, tenant: Tenant
     ) -> PredictAnswer[Any]:
-        """Label inputs with an adapter. Never answers with the bare base model in an adapter's place. The answer's `Server-Timing`
-        has the milliseconds of each stage."""
+        """Predict for each input with an adapter.
+
+        The base model without the adapter is never used instead. The answer's `Server-Timing` header has the milliseconds spent in
+        each stage.
+        """
         check_inputs(request.inputs, state.settings)
         alias = None if is_adapter_id(request.adapter_id) else request.adapter_id
-        identity = request.adapter_id if alias is None else await run_in_threadpool(_target, alias, state, tenant)
+        identity = request.adapter_id if alias is None else await run_in_threadpool(_adapter_of_alias, alias, state, tenant)
         try:
-            record, [answer] = await answered(identity, [request.inputs], connection, state, tenant)
+            record, [answer] = await answer_parts(identity, [request.inputs], connection, state, tenant)
         except UnknownAdapter:
-            # A deployment may have moved the alias, and deleted the adapter before, since the alias was read.
-            now = identity if alias is None else await run_in_threadpool(_target, alias, state, tenant)
-            if now == identity:
+            # Since the alias was read, it may have been moved and the adapter that it pointed at deleted.
+            moved_to = identity if alias is None else await run_in_threadpool(_adapter_of_alias, alias, state, tenant)
+            if moved_to == identity:
                 raise
-            record, [answer] = await answered(now, [request.inputs], connection, state, tenant)
+            record, [answer] = await answer_parts(moved_to, [request.inputs], connection, state, tenant)
         kind = http_kinds().get(record.summary.kind)
         if kind is None:
-            reason = f"tasks of kind {record.summary.kind!r} are not known to this service: is their package installed?"
+            reason = f"this service does not know tasks of kind {record.summary.kind!r}; install the package that adds them"
             raise AdapterNotReady(f"adapter {record.adapter_id}: {reason}", adapter_status="ready")
         response.headers["Server-Timing"] = ", ".join(f"{stage};dur={1e3 * s:.2f}" for stage, s in answer.seconds.items())
         return predict_answer(
@@ -58,7 +61,7 @@ def routes(prediction: Any) -> APIRouter:
     return router
 
 
-def _target(alias: str, state: ServiceState, tenant: str) -> str:
+def _adapter_of_alias(alias: str, state: ServiceState, tenant: str) -> str:
     found = state.aliases.get(tenant, alias)
     if found is None:
         raise UnknownAdapter(alias, "no adapter and no alias {}")

@@ -1,4 +1,4 @@
-"""`POST /adapters/{adapter_id}/score`: how good an adapter is on examples that it has not seen."""
+"""`POST /adapters/{adapter_id}/score`: measure an adapter on labelled examples that it has not seen."""
 
 from dataclasses import asdict
 
@@ -8,12 +8,12 @@ from starlette.concurrency import run_in_threadpool
 from service.errors import AdapterNotReady, InvalidRequest, Overloaded, UnknownAdapter
 from service.field_checks import check_count
 from service.http.auth import needs
-from service.http.openapi import OF_A_BODY, OF_ANY_ROUTE, problems
+from service.http.openapi import BODY_ERRORS, ROUTE_ERRORS, problems
 from service.http.schemas import AdapterId, LabelScore, ScoreAnswer
 from service.http.state import State, Tenant
-from service.http.views import known
+from service.http.views import get_record
 from service.kinds.text_classification import ScoreRequest, TextClassification, best_labels, check_example
-from service.predicting.answering import answered
+from service.predicting.answering import answer_parts
 from service.predicting.scoring import score
 
 router = APIRouter(tags=["predictions"], dependencies=[Depends(needs("predict"))])
@@ -21,17 +21,19 @@ router = APIRouter(tags=["predictions"], dependencies=[Depends(needs("predict"))
 
 @router.post(
     "/adapters/{adapter_id}/score",
-    responses=problems(*OF_ANY_ROUTE, *OF_A_BODY, UnknownAdapter, AdapterNotReady, Overloaded),
+    responses=problems(*ROUTE_ERRORS, *BODY_ERRORS, UnknownAdapter, AdapterNotReady, Overloaded),
 )
 async def score_adapter(
     adapter_id: AdapterId, request: ScoreRequest, connection: Request, state: State, tenant: Tenant
 ) -> ScoreAnswer:
-    """Predict labelled examples and compare: accuracy, F1, confusion, and which were labelled otherwise. Counts as the predictions
-    that the examples would take, MAX_INPUTS in each."""
+    """Predict labelled examples and return the scores: accuracy, F1, confusion and mistakes.
+
+    Counts towards MAX_REQUESTS_A_MINUTE as many times as predictions of the same examples would, with MAX_INPUTS inputs each.
+    """
     check_count("examples", len(request.examples), 1, state.settings.max_examples, "examples")
     for i, example in enumerate(request.examples):
         check_example(f"examples[{i}]", example, state.settings)
-    record = await run_in_threadpool(known, adapter_id, state, tenant)
+    record = await run_in_threadpool(get_record, adapter_id, state, tenant)
     if record.summary.kind != TextClassification.name:
         raise InvalidRequest("adapter_id", f"an adapter of kind {TextClassification.name}", record.summary.kind)
     labels = set(record.summary.labels)
@@ -41,16 +43,16 @@ async def score_adapter(
     texts, most = [example.input for example in request.examples], state.settings.max_inputs
     parts = [texts[start : start + most] for start in range(0, len(texts), most)]
     if len(parts) > 1:
-        await state.meter.request(tenant, len(parts) - 1)  # the first has been counted, as any request is
-    record, answers = await answered(adapter_id, parts, connection, state, tenant)
-    found = score([example.label for example in request.examples], [label for answer in answers for label in best_labels(answer)])
+        await state.meter.count_requests(tenant, len(parts) - 1)  # authentication has counted the request once
+    record, answers = await answer_parts(adapter_id, parts, connection, state, tenant)
+    scores = score([example.label for example in request.examples], [label for answer in answers for label in best_labels(answer)])
     return ScoreAnswer(
         adapter_id=adapter_id,
         digest=str(record.digest),
         examples=len(texts),
-        accuracy=found.accuracy,
-        macro_f1=found.macro_f1,
-        labels={label: LabelScore(**asdict(own)) for label, own in found.labels.items()},
-        confusion=found.confusion,
-        mistakes=found.mistakes,
+        accuracy=scores.accuracy,
+        macro_f1=scores.macro_f1,
+        labels={label: LabelScore(**asdict(of_label)) for label, of_label in scores.labels.items()},
+        confusion=scores.confusion,
+        mistakes=scores.mistakes,
     )

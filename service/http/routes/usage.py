@@ -1,4 +1,4 @@
-"""`GET /usage`: what a tenant has, has done, and may."""
+"""`GET /usage`: a tenant's usage and limits."""
 
 from dataclasses import asdict
 from typing import Annotated
@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Query
 from service.errors import InvalidRequest, MissingScope
 from service.http.auth import Access, access
 from service.http.deployment_schemas import UsageView
-from service.http.openapi import OF_ANY_ROUTE, problems
+from service.http.openapi import ROUTE_ERRORS, problems
 from service.http.state import State
 from worker.errors import InvalidKey
 from worker.ledger.api_keys import TENANT_PATTERN, check_tenant
@@ -16,21 +16,23 @@ from worker.ledger.api_keys import TENANT_PATTERN, check_tenant
 router = APIRouter(tags=["usage"])
 
 
-@router.get("/usage", responses=problems(*OF_ANY_ROUTE, InvalidRequest))
+@router.get("/usage", responses=problems(*ROUTE_ERRORS, InvalidRequest))
 async def usage(
     state: State,
     granted: Annotated[Access, Depends(access)],
     tenant: Annotated[
         str | None,
-        Query(pattern=TENANT_PATTERN, description="another tenant, with the scope `admin`; one's own where absent"),
+        Query(
+            pattern=TENANT_PATTERN, description="another tenant, which needs the scope `admin`; absent: the tenant of the API key"
+        ),
     ] = None,
 ) -> UsageView:
-    """Adapters, bytes and jobs now, requests of this minute, adaptations and predictions so far, and the limits."""
-    whose = granted.tenant if tenant is None else tenant
-    if whose != granted.tenant and not granted.allows("admin"):
+    """Return a tenant's current usage, its adaptations and predictions so far, and its limits."""
+    requested = granted.tenant if tenant is None else tenant
+    if requested != granted.tenant and not granted.allows("admin"):
         raise MissingScope("admin")
     try:
-        check_tenant(whose)
+        check_tenant(requested)
     except InvalidKey as error:
-        raise InvalidRequest("tenant", error.expected, whose) from error
-    return UsageView(tenant=whose, **asdict(await state.meter.used(whose)), limits=state.settings.limits)
+        raise InvalidRequest("tenant", error.expected, requested) from error
+    return UsageView(tenant=requested, **asdict(await state.meter.used(requested)), limits=state.settings.limits)

@@ -1,23 +1,26 @@
-"""The commands that run a service and look after it. `COMMANDS` lists them for `quickstudy`, which imports one when it runs."""
+"""The commands that run and administer a service.
+
+`COMMANDS` lists them for `quickstudy`, which imports a command only when it runs.
+"""
 
 from quickstudy.commands.lazy_command import LateCommand
 
 NEEDS = "quickstudy-server[embedded]"
 COMMANDS = (
-    LateCommand("serve", "service.running.commands.serve", "Serve HTTP.", needs=NEEDS),
+    LateCommand("serve", "service.running.commands.serve", "Run the HTTP service.", needs=NEEDS),
     LateCommand("worker", "service.running.commands.worker", "Run one worker on REDIS_URL.", needs=NEEDS),
     LateCommand(
         "predictor",
         "service.running.commands.predictor",
-        "Run the predictor as a process of its own, on CACHE_URL (or REDIS_URL).",
+        "Run the predictor as a separate process, on CACHE_URL (or REDIS_URL).",
         needs=NEEDS,
     ),
     LateCommand(
         "demo",
         "service.running.commands.demo",
-        "Adapt to a support desk's intents and predict, next to two baselines, on an embedded service of its own.",
+        "Adapt to a support desk's intents, predict and compare with baselines, on a temporary service.",
         needs=NEEDS,
     ),
-    LateCommand("jobs", "service.running.commands.jobs", "Jobs that no worker could finish.", needs=NEEDS),
-    LateCommand("keys", "service.running.commands.keys", "API keys: who may ask, as whom, for what and until when.", needs=NEEDS),
+    LateCommand("jobs", "service.running.commands.jobs", "List, retry and drop jobs that no worker could finish.", needs=NEEDS),
+    LateCommand("keys", "service.running.commands.keys", "Create, list and revoke API keys.", needs=NEEDS),
 )

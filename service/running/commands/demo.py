@@ -1,4 +1,4 @@
-"""`quickstudy demo`: the main job end to end, on a service of its own."""
+"""`quickstudy demo`: adapt and predict on a temporary embedded service."""
 
 import sys
 
@@ -7,7 +7,7 @@ import click
 
 @click.command()
 def demo() -> None:
-    """Adapt to a support desk's intents and predict, next to two baselines, on an embedded service of its own."""
+    """Adapt to a support desk's intents, predict and compare with baselines, on a temporary service."""
     from service.running.demo import run
 
     sys.exit(run())

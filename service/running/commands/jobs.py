@@ -1,4 +1,7 @@
-"""`quickstudy jobs`: the jobs that used up their attempts, read and changed beside the records, whether a service runs or not."""
+"""`quickstudy jobs`: list, retry and drop jobs that used up their attempts.
+
+The commands work on the records directly, whether a service runs or not.
+"""
 
 import json
 import sys
@@ -7,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from service.running.find_records import on_data_dir, reach
+from service.running.find_records import on_data_dir, open_records_and_weights
 from worker.ledger.record import Record
 from worker.ledger.records import Records
 
@@ -16,31 +19,31 @@ from worker.ledger.records import Records
 @on_data_dir
 @click.pass_context
 def jobs(context: click.Context, data_dir: Path) -> None:
-    """Jobs that no worker could finish."""
+    """List, retry and drop jobs that no worker could finish."""
     context.obj = data_dir.expanduser()
 
 
 @jobs.command()
-@click.option("--json", "as_json", is_flag=True, help="One JSON document instead of a table.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of a table.")
 @click.pass_obj
 def dead(data_dir: Path, as_json: bool) -> None:
-    """List them, the latest first, with the reason. Nothing of their examples is shown."""
-    found = reach(data_dir)[0].dead_jobs.latest()
+    """List dead jobs, the latest first, with the reason; their examples are not shown."""
+    dead_jobs = open_records_and_weights(data_dir)[0].dead_jobs.latest()
     if as_json:
-        click.echo(json.dumps([_described(record) for record in found], indent=2))
+        click.echo(json.dumps([_description(record) for record in dead_jobs], indent=2))
         return
-    for record in found:
-        own = _described(record)
+    for record in dead_jobs:
+        job = _description(record)
         click.echo(
-            f"{own['job']}  attempts {own['attempts']}  {own['examples']} examples of {own['labels']} labels  {own['reason']}"
+            f"{job['job']}  attempts {job['attempts']}  {job['examples']} examples of {job['labels']} labels  {job['reason']}"
         )
-    if not found:
+    if not dead_jobs:
         click.echo("no dead jobs")
 
 
 def _names_jobs(command: Callable[..., None]) -> Callable[..., None]:
-    """Takes jobs by name, or --all of them."""
-    everything = click.option("--all", "everything", is_flag=True, help="All of them.")
+    """Add the arguments JOB… and the option --all to a command."""
+    everything = click.option("--all", "everything", is_flag=True, help="All dead jobs.")
     return click.argument("names", nargs=-1, metavar="[JOB]…")(everything(command))
 
 
@@ -48,8 +51,8 @@ def _names_jobs(command: Callable[..., None]) -> Callable[..., None]:
 @_names_jobs
 @click.pass_obj
 def retry(data_dir: Path, names: tuple[str, ...], everything: bool) -> None:
-    """Let them wait again, with all their attempts."""
-    records, _ = reach(data_dir)
+    """Queue dead jobs again, with all their attempts."""
+    records, _ = open_records_and_weights(data_dir)
     _with_each(records, names, everything, records.dead_jobs.revive, "waits again")
 
 
@@ -57,8 +60,8 @@ def retry(data_dir: Path, names: tuple[str, ...], everything: bool) -> None:
 @_names_jobs
 @click.pass_obj
 def drop(data_dir: Path, names: tuple[str, ...], everything: bool) -> None:
-    """Delete them, examples and all."""
-    records, store = reach(data_dir)
+    """Delete dead jobs, including their examples."""
+    records, store = open_records_and_weights(data_dir)
 
     def delete(tenant: str, identity: str) -> bool:
         fence = records.delete(tenant, identity, only="dead")
@@ -70,28 +73,28 @@ def drop(data_dir: Path, names: tuple[str, ...], everything: bool) -> None:
 
 
 def _with_each(records: Records, names: tuple[str, ...], everything: bool, act: Callable[[str, str], bool], done: str) -> None:
-    """`act` on (tenant, adapter id) says whether it was a dead job."""
-    for tenant, identity in _chosen(records, names, everything):
+    """Call `act` with tenant and adapter id of each job; it returns False if that is not a dead job."""
+    for tenant, identity in _select(records, names, everything):
         if not act(tenant, identity):
             sys.exit(f"error: {tenant}/{identity} is not a dead job")
         click.echo(f"{tenant}/{identity} {done}")
 
 
-def _chosen(records: Records, names: tuple[str, ...], everything: bool) -> list[tuple[str, str]]:
+def _select(records: Records, names: tuple[str, ...], everything: bool) -> list[tuple[str, str]]:
     if everything == bool(names):
         sys.exit("error: expected either jobs, as `quickstudy jobs dead` names them, or --all")
     if everything:
-        found = [(record.tenant, record.adapter_id) for record in records.dead_jobs.latest()]
-        if not found:
+        selected = [(record.tenant, record.adapter_id) for record in records.dead_jobs.latest()]
+        if not selected:
             click.echo("no dead jobs")
-        return found
+        return selected
     wrong = next((name for name in names if name.count("/") != 1), None)
     if wrong is not None:
         sys.exit(f"error: JOB: expected TENANT/ADAPTER as `quickstudy jobs dead` names it, got {wrong!r}")
     return [(tenant, identity) for tenant, _, identity in (name.partition("/") for name in names)]
 
 
-def _described(record: Record) -> dict[str, object]:
+def _description(record: Record) -> dict[str, object]:
     return {
         "job": f"{record.tenant}/{record.adapter_id}",
         "attempts": record.attempt,

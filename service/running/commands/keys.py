@@ -1,4 +1,7 @@
-"""`quickstudy keys`: API keys, made, listed and revoked beside the records, whether a service runs or not."""
+"""`quickstudy keys`: create, list and revoke API keys.
+
+The commands work on the records directly, whether a service runs or not.
+"""
 
 import json
 import re
@@ -11,7 +14,7 @@ from pathlib import Path
 import click
 import redis
 
-from service.running.find_records import on_data_dir, reach_redis
+from service.running.find_records import connect_to_records, on_data_dir
 from worker.errors import InvalidKey
 from worker.ledger.api_keys import DEFAULT_TENANT, KEY_CACHE_SECONDS, SCOPES, Key, Keys, Scope
 
@@ -22,13 +25,18 @@ _UNITS = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 @on_data_dir
 @click.pass_context
 def keys(context: click.Context, data_dir: Path) -> None:
-    """API keys. From the first one on, the service asks for one, for good."""
+    """Create, list and revoke API keys. Once the first one exists, the service always requires a key."""
     context.obj = data_dir.expanduser()
 
 
 @keys.command()
-@click.option("--tenant", default=DEFAULT_TENANT, show_default=True, help="Whose data the key opens; there from its first key on.")
-@click.option("--name", default="", help="What it is for, as `keys list` shows it.")
+@click.option(
+    "--tenant",
+    default=DEFAULT_TENANT,
+    show_default=True,
+    help="Tenant whose data the key gives access to; its first key creates it.",
+)
+@click.option("--name", default="", help="Purpose of the key, for `keys list`.")
 @click.option(
     "--scope",
     "scopes",
@@ -36,46 +44,52 @@ def keys(context: click.Context, data_dir: Path) -> None:
     multiple=True,
     default=("adapt", "predict"),
     show_default=True,
-    help="Repeatable. `admin` has the others too.",
+    help="Repeatable. `admin` includes the others.",
 )
-@click.option("--expires", metavar="TIME", help="From now: 90s, 15m, 12h, 30d. Never where absent.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON document.")
+@click.option(
+    "--expires",
+    metavar="TIME",
+    help="Time from now until the key expires: 90s, 15m, 12h, 30d. Without it, the key does not expire.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @click.pass_obj
 def create(data_dir: Path, tenant: str, name: str, scopes: tuple[Scope, ...], expires: str | None, as_json: bool) -> None:
-    """Make a key and show it, this once: only its hash is kept."""
+    """Create a key and print it. It cannot be shown again: only its hash is stored."""
     lives_ms = None if expires is None else _milliseconds(expires)
     store = _keys(data_dir)
     try:
-        with _in_reach("the key is not made"):
+        with _exit_on_redis_error("the key was not created"):
             first = not store.any()
-            identity, whole, key = store.create(tenant, name, scopes, lives_ms=lives_ms)
+            identity, secret_key, key = store.create(tenant, name, scopes, lives_ms=lives_ms)
     except InvalidKey as error:
         sys.exit(f"error: --{error}")
-    click.echo(json.dumps({"key": whole, **_described(identity, key, key.created_at)}, indent=2) if as_json else whole)
+    click.echo(json.dumps({"key": secret_key, **_description(identity, key, key.created_at)}, indent=2) if as_json else secret_key)
     if not as_json:
         until = "" if key.expires_at is None else f", until {_day(key.expires_at)}"
-        click.echo(f"key {identity} of tenant {tenant} ({' '.join(key.scopes)}{until}); it is not shown again", err=True)
+        click.echo(
+            f"key {identity} of tenant {tenant} ({' '.join(key.scopes)}{until}); store it now, it cannot be shown again", err=True
+        )
     if first:
-        click.echo(f"this is the first key: within {KEY_CACHE_SECONDS:g} s every request needs one, for good", err=True)
+        click.echo(f"this is the first key: within {KEY_CACHE_SECONDS:g} s, and from then on, every request needs a key", err=True)
 
 
 @keys.command("list")
-@click.option("--json", "as_json", is_flag=True, help="One JSON document instead of a table.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of a table.")
 @click.pass_obj
 def list_keys(data_dir: Path, as_json: bool) -> None:
-    """Every key ever made, the oldest first, without its secret."""
+    """List all keys, the oldest first, including revoked and expired ones; secrets are not shown."""
     store = _keys(data_dir)
-    with _in_reach("the keys are not listed"):
-        found, now = store.list(), store.now()
+    with _exit_on_redis_error("the keys were not listed"):
+        listed, now = store.list(), store.now()
     if as_json:
-        click.echo(json.dumps([_described(identity, key, now) for identity, key in found], indent=2))
+        click.echo(json.dumps([_description(identity, key, now) for identity, key in listed], indent=2))
         return
-    width = max((len(key.tenant) for _, key in found), default=0)
-    for identity, key in found:
+    width = max((len(key.tenant) for _, key in listed), default=0)
+    for identity, key in listed:
         until = "" if key.expires_at is None else f"until {_day(key.expires_at)}"
         line = f"{identity}  {key.tenant:<{width}}  {_state(key, now):<7}  {' '.join(key.scopes):<19}  {until:<22}  {key.name}"
         click.echo(line.rstrip())
-    if not found:
+    if not listed:
         click.echo("no keys: the service is open")
 
 
@@ -83,28 +97,30 @@ def list_keys(data_dir: Path, as_json: bool) -> None:
 @click.argument("identity", metavar="ID")
 @click.pass_obj
 def revoke(data_dir: Path, identity: str) -> None:
-    """End a key, by the id that `keys list` shows."""
+    """Revoke a key by its id, which `keys list` shows."""
     if not re.fullmatch(r"[0-9a-f]{12}", identity):
-        sys.exit("error: ID: expected the 12 characters that `quickstudy keys list` shows")  # and not shown: it may be a whole key
+        sys.exit(
+            "error: ID: expected the 12 characters that `quickstudy keys list` shows"
+        )  # the value is not shown: it may be a whole key
     store = _keys(data_dir)
-    with _in_reach("the key is not revoked"):
+    with _exit_on_redis_error("the key was not revoked"):
         known = store.revoke(identity)
     if not known:
-        sys.exit(f"error: ID: there is no key {identity}")
+        sys.exit(f"error: ID: no key {identity}; `quickstudy keys list` shows all keys")
     click.echo(f"{identity} is revoked; it stops working within {KEY_CACHE_SECONDS:g} s")
 
 
 def _keys(data_dir: Path) -> Keys:
-    return Keys(reach_redis(data_dir)[0])
+    return Keys(connect_to_records(data_dir)[0])
 
 
 @contextmanager
-def _in_reach(otherwise: str) -> Iterator[None]:
-    """Exits with one line where the records go, or refuse, in the middle."""
+def _exit_on_redis_error(outcome: str) -> Iterator[None]:
+    """Exit with one line, `outcome` and the type of the error, if a command on the records fails."""
     try:
         yield
     except redis.RedisError as error:
-        sys.exit(f"error: {otherwise}: {type(error).__name__}")
+        sys.exit(f"error: {outcome}: {type(error).__name__}")
 
 
 def _milliseconds(time: str) -> int:
@@ -124,8 +140,8 @@ def _day(ms: int) -> str:
     return datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%d %H:%MZ")
 
 
-def _described(identity: str, key: Key, now: int) -> dict[str, object]:
-    """Times in Unix seconds."""
+def _description(identity: str, key: Key, now: int) -> dict[str, object]:
+    """Return what `--json` prints for a key; times in Unix seconds."""
     times = {"created_at": key.created_at, "expires_at": key.expires_at, "revoked_at": key.revoked_at}
     return {
         "id": identity,

@@ -1,4 +1,4 @@
-"""`quickstudy predictor`: the predictor as a process of its own, which services reach by PREDICTOR_URL."""
+"""`quickstudy predictor`: the predictor as a separate process, which services reach by PREDICTOR_URL."""
 
 import sys
 
@@ -9,9 +9,14 @@ from worker.logs import configure
 
 
 @click.command()
-@click.option("--listen", required=True, metavar="URL", help="unix:///path or tcp://host:port; PREDICTOR_URL of the services.")
+@click.option(
+    "--listen",
+    required=True,
+    metavar="URL",
+    help="Address to listen on, unix:///path or tcp://host:port; set PREDICTOR_URL of the services to it.",
+)
 def predictor(listen: str) -> None:
-    """Run the predictor as a process of its own, on CACHE_URL (or REDIS_URL)."""
+    """Run the predictor as a separate process, on CACHE_URL (or REDIS_URL)."""
     from service.settings import ServiceSettings, predictor_address
     from worker.settings import read_settings
 

@@ -1,4 +1,4 @@
-"""`quickstudy serve`: the HTTP service, and with REDIS_URL unset all that it needs."""
+"""`quickstudy serve`: the HTTP service, with an embedded server and worker if REDIS_URL is unset."""
 
 import os
 import signal
@@ -14,16 +14,22 @@ from worker.logs import configure
 
 
 @click.command()
-@click.option("--host", default="127.0.0.1", show_default=True)
-@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free one.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="Port to listen on; 0: any free one.")
 @click.option(
-    "--data-dir", type=click.Path(path_type=Path), default=DEFAULT_DATA_DIR, show_default=True, help="Of the embedded server."
+    "--data-dir",
+    type=click.Path(path_type=Path),
+    default=DEFAULT_DATA_DIR,
+    show_default=True,
+    help="Folder of the embedded server's data.",
 )
-@click.option("--without-keys", is_flag=True, help="Be open on any --host until the first API key is made.")
-@click.option("--tied", type=int, metavar="PID", help="Stop when process PID, which started this one, is gone.")
+@click.option(
+    "--without-keys", is_flag=True, help="Accept requests without a key on any --host until the first API key is created."
+)
+@click.option("--tied", type=int, metavar="PID", help="Stop when process PID, which must be the parent of this one, ends.")
 def serve(host: str, port: int, data_dir: Path, without_keys: bool, tied: int | None) -> None:
-    """Serve HTTP. With REDIS_URL unset, also run an embedded Redis-compatible server and one worker."""
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # service and worker share the cores; longer spinning costs both half
+    """Run the HTTP service. If REDIS_URL is unset, also run an embedded Redis server and one worker."""
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # service and worker share the cores: longer spinning halves the speed of both
     if tied is not None:
         tie_to_parent(tied, signal.SIGTERM)
     from service.settings import ServiceSettings
@@ -33,18 +39,18 @@ def serve(host: str, port: int, data_dir: Path, without_keys: bool, tied: int | 
         settings = read_settings(ServiceSettings)
         settings = settings.model_copy(update={"allow_without_keys": True}) if without_keys else settings
         configure("service", settings.log_level, settings.log_format)
-        from service.running.binding import listen
+        from service.running.binding import bind
 
-        listening = listen(host, port)
+        listening = bind(host, port)
         if os.environ.get("REDIS_URL"):
-            from service.running.serving import run  # brings torch in, which takes seconds: what is wrong so far is told before
+            from service.running.serving import run  # imports torch, which takes seconds: the errors above come first
 
             run(settings, listening)
             return
-        # SIGTERM between here and uvicorn's own handlers must unwind the block below too.
+        # SIGTERM must stop the children too if it comes before uvicorn installs its handlers.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
         with standalone(data_dir.expanduser()) as url:
-            from service.running.serving import run  # while the worker, too, loads what it needs
+            from service.running.serving import run  # imported here, so that it loads while the worker starts
 
             run(settings.model_copy(update={"redis_url": url}), listening)
     except (SettingsError, StandaloneError) as error:

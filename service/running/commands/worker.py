@@ -1,4 +1,4 @@
-"""`quickstudy worker`: one worker, as `python -m worker`."""
+"""`quickstudy worker`: the same as `python -m worker`."""
 
 import click
 
