@@ -1,4 +1,4 @@
-"""Rows of CSV, TSV and JSON Lines."""
+"""Reading rows of CSV, TSV and JSON Lines."""
 
 import csv
 import io
@@ -39,13 +39,15 @@ def test_every_format_reads(tmp_path: Path, name: str, content: bytes, expected:
     ("content", "kind"),
     [(b"text,label\na,x\n", "csv"), (b"text\tlabel\na\tx\n", "tsv"), (b' {"text": "a", "label": "x"}\n', "jsonl")],
 )
-def test_standard_input_is_known_by_its_first_line(monkeypatch: pytest.MonkeyPatch, content: bytes, kind: str) -> None:
+def test_the_format_of_standard_input_follows_from_its_first_line(
+    monkeypatch: pytest.MonkeyPatch, content: bytes, kind: str
+) -> None:
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
     with open_rows("-", None) as rows:
         assert rows.format == kind and [(text, label) for _, text, label in rows.examples(None, None)] == [("a", "x")]
 
 
-def test_columns_are_chosen_by_name(tmp_path: Path) -> None:
+def test_columns_are_found_by_name(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text("text,input,label,intent\na,b,x,y\n")
     with pytest.raises(
@@ -62,7 +64,7 @@ def test_columns_are_chosen_by_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "message"),
     [
         ("a.csv", b"text,label\na,x\nb\n", "line 3: expected 2 values as in the header, got 1"),
         ("a.csv", b'text,label\n"a,x\n', "line 2: unexpected end of data"),
@@ -81,13 +83,13 @@ def test_columns_are_chosen_by_name(tmp_path: Path) -> None:
         ("nowhere/a.csv", None, "No such file"),
     ],
 )
-def test_what_is_wrong_is_named_with_its_line(tmp_path: Path, name: str, content: bytes | None, said: str) -> None:
+def test_an_error_names_the_file_and_the_line(tmp_path: Path, name: str, content: bytes | None, message: str) -> None:
     path = tmp_path / name
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(UnreadableRows) as error:
         examples(path)
-    assert said in error.value.message and str(path) in error.value.message
+    assert message in error.value.message and str(path) in error.value.message
 
 
 CELL = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), max_size=20)
@@ -95,7 +97,7 @@ CELL = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00
 
 @pytest.mark.parametrize("kind", ["csv", "tsv"])
 @given(rows=st.lists(st.tuples(CELL, CELL), min_size=1, max_size=5))
-def test_what_is_written_is_read(kind: Format, rows: list[tuple[str, str]]) -> None:
+def test_written_rows_are_read_back(kind: Format, rows: list[tuple[str, str]]) -> None:
     buffer = io.StringIO()
     csv.writer(buffer, delimiter="\t" if kind == "tsv" else ",", quoting=csv.QUOTE_ALL).writerows([("text", "label"), *rows])
     with pytest.MonkeyPatch.context() as patch:
