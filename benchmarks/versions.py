@@ -37,7 +37,7 @@ from tqdm import tqdm
 from benchmarks.adapt import Pairs, cases
 from benchmarks.load import connection
 from benchmarks.record import Row, write
-from tests.upgrade.checkout import ROOT, CommitUnavailable, checkout, conversing
+from tests.upgrade.checkout import ROOT, CommitUnavailable, checkout, interactive_script
 from tests.upgrade.services import served
 
 HERE = "this commit"
@@ -110,7 +110,7 @@ def _running(code: Path, api: str, threads: int) -> Iterator[Version]:
     settings = {"THREADS": str(threads), "OMP_NUM_THREADS": str(threads)}
     with ExitStack() as stack:
         data = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="quickstudy-versions-")))
-        ask = stack.enter_context(conversing("bank_speed.py", api, str(threads), code=code, settings=settings))
+        ask = stack.enter_context(interactive_script("bank_speed.py", api, str(threads), code=code, settings=settings))
         url = stack.enter_context(served(code, data, settings))
         yield Version(url, ask, stack.enter_context(httpx.Client(base_url=url, timeout=300)))
 

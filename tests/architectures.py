@@ -1,4 +1,4 @@
-"""Tiny models of many architectures with random weights, their inputs, and the modules that deltas act on."""
+"""Tiny models of many architectures with random weights, and the modules that deltas act on."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -29,13 +29,13 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny(tiny_folder: Path) -> Base:
-    """The tiny base model in float32 with fused attention, as serving uses it."""
+    """Load the tiny base model in float32 with fused attention, as serving uses it."""
     return load_base(str(tiny_folder), precision="float32", device=torch.device("cpu"))
 
 
 @pytest.fixture(scope="session")
 def tiny64(tiny_folder: Path) -> Base:
-    """The tiny base model in float64 with eager attention, for oracles."""
+    """Load the tiny base model in float64 with eager attention, for oracles."""
     loaded = load_base(str(tiny_folder), precision="float32", attention="eager", device=torch.device("cpu"))
     return joined(loaded, loaded.model.double(), attention="eager")
 

@@ -1,4 +1,4 @@
-"""Redis servers for tests, beside the plain one of conftest: on ports, behind a Sentinel, or as a cluster."""
+"""Redis servers for tests, beside the one of conftest: on ports, behind a Sentinel, or as a cluster."""
 
 import subprocess
 import time

@@ -1,4 +1,4 @@
-"""Imports go one way: service → worker → metatrain, service → client; light modules do not import torch."""
+"""Imports go one way: service → worker → metatrain, service → client; light modules need no torch."""
 
 import ast
 import os
@@ -72,7 +72,7 @@ EXAMPLES = "service/examples/library_examples.csv"
     ],
 )
 def test_the_client_runs_without_the_servers_packages(run: str, absent: tuple[str, ...]) -> None:
-    """Run the client with those packages blocked. Nothing listens on port 1, so a command that works exits with 3."""
+    """Run the client without those packages. Nothing listens on port 1, so a working command exits with 3."""
     code = f"import sys; sys.modules.update(dict.fromkeys({absent})); {run}"
     environment = {**os.environ, "QUICKSTUDY_URL": "http://127.0.0.1:1"}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, check=False, capture_output=True, text=True)

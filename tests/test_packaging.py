@@ -1,4 +1,4 @@
-"""The distributions, installed by pip into an empty environment: their packages, commands and messages."""
+"""The distributions in an empty environment: their packages, their commands and their messages."""
 
 import os
 import shutil
@@ -45,7 +45,7 @@ class Environment:
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Environment]:
-    """An environment with the client's dependencies; the tests install more into it."""
+    """Create an environment with the client's dependencies; the tests install more into it."""
     created = Environment(tmp_path_factory.mktemp("packaging"))
     done = created.install("httpx", "setuptools>=77")
     if done.returncode:

@@ -1,4 +1,4 @@
-"""Real processes: `quickstudy serve` with the tiny base model, embedded or on a Redis server of the test."""
+"""Real processes of `quickstudy serve` with the tiny base model, embedded or on a test's own Redis."""
 
 import os
 import signal
@@ -76,7 +76,7 @@ def served(folder: Path, environment: dict[str, str]) -> Iterator[Served]:
 
 @pytest.fixture(scope="module")
 def service(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """The embedded service with its default settings."""
+    """Run the embedded service with its default settings."""
     with served(tmp_path_factory.mktemp("served"), environment) as running:
         running.wait_ready()
         yield running

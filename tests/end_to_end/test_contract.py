@@ -161,7 +161,7 @@ def test_more_examples_than_max_inputs_are_scored_in_parts(described: Served) ->
 
 @pytest.mark.long
 def test_every_answer_matches_the_document_with_keys(described: Served) -> None:
-    """Repeat the checks with a key. Keep this test last: after the first key, the service is no longer open."""
+    """Repeat the checks with a key. Keep this test last: the first key closes the open service."""
     command = ["keys", "--data-dir", str(described.log.parent / "data"), "create", "--scope", "admin", "--json"]
     made = CliRunner().invoke(main, command)
     assert made.exit_code == 0, made.output

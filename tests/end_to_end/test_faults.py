@@ -1,4 +1,4 @@
-"""Failures of parts: lost cache entries, Redis down, a killed worker, a killed service or parent process."""
+"""Failures of parts: lost cache entries, Redis down, a killed worker, service or parent process."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The HTTP contract of the embedded service: adapt, predict, delete, options, limits, metrics and logs."""
+"""The HTTP contract of the embedded service: adapting, predicting, options, limits, metrics and logs."""
 
 import json
 import time
@@ -209,7 +209,7 @@ def test_an_adapter_recomputed_after_deletion_has_the_same_digest(service: Serve
 
 
 def test_rows_of_many_adapters_in_shared_batches_get_their_own_labels(service: Served) -> None:
-    """Send concurrent requests to adapters with different labels, so that they are answered in shared batches."""
+    """Send concurrent requests to adapters with different labels, so that batches are shared."""
     from concurrent.futures import ThreadPoolExecutor
 
     # Each adapter pairs texts and labels differently, so that an answer with another adapter's weights is detected.

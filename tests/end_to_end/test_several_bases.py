@@ -22,7 +22,7 @@ Predictions = list[dict[str, Any]]
 
 @pytest.fixture(scope="module")
 def folders(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    """Two folders with the same weights: the usual tiny model with mean pooling, and one with first-token pooling."""
+    """Return the folder of the tiny model, with mean pooling, and one of a copy with first-token pooling."""
     other = tmp_path_factory.mktemp("bases") / "first-token"
     shutil.copytree(tiny_folder, other)
     (other / "1_Pooling").mkdir()

@@ -1,4 +1,4 @@
-"""The life of adapters as a state machine: after any sequence of operations, the service agrees with a model."""
+"""Adapters as a state machine: after any sequence of operations, the service agrees with a model."""
 
 import contextlib
 import time
@@ -25,7 +25,10 @@ DIGESTS: dict[int, str] = {}
 def service_and_records(
     environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Served, "redis.Redis"]]:
-    """A service with one slot on the device, so that weights are fetched often, and a client of its records."""
+    """Run a service and yield it with a Redis client of its records.
+
+    The device has one slot, so that weights are fetched often.
+    """
     folder = tmp_path_factory.mktemp("life")
     variables = {**environment, "BANK_MB": "0.001", "SHELF_MB": "0", "LEASE_SECONDS": "2", "READAPT_WAIT_SECONDS": "50"}
     with served(folder, variables) as service:

@@ -1,7 +1,7 @@
 """No row is ever answered by another row's adapter.
 
-The test uses canaries: adapters of every kind of delta, each with labels and probabilities that no other one has. Many clients ask them
-at the same time, while they are evicted from device and memory, deleted and stored again.
+The test uses canaries: adapters of every kind of delta, each with labels and probabilities that no other one has. Many clients ask
+them at the same time, while they are evicted from device and memory, deleted and stored again.
 """
 
 import random

@@ -24,7 +24,7 @@ def python(code: str) -> "subprocess.CompletedProcess[str]":
 
 @pytest.fixture
 def entry_points(monkeypatch: pytest.MonkeyPatch) -> list[EntryPoint]:
-    """The installed entry points, a list that a test may extend."""
+    """Replace the installed entry points by a list, and return it for the test to extend."""
     installed: list[EntryPoint] = []
 
     def in_group(group: str) -> Sequence[EntryPoint]:
