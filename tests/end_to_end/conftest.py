@@ -38,7 +38,7 @@ class Served:
             except httpx.TransportError:
                 pass
             time.sleep(0.1)
-        raise AssertionError(f"the service was not ready within {seconds:g} s:\n{self.log.read_text()[-4000:]}")
+        raise AssertionError(f"the service ended or was not ready within {seconds:g} s:\n{self.log.read_text()[-4000:]}")
 
     def stop(self) -> None:
         self.http.close()

@@ -24,9 +24,7 @@ CLIENT_COMMANDS = (
     LateCommand("predict", "quickstudy.commands.predict", "Label the rows of a file.", needs=NEEDS),
     LateCommand("adapters", "quickstudy.commands.adapters", "List, show, score, watch, pin and delete adapters.", needs=NEEDS),
     LateCommand("alias", "quickstudy.commands.alias", "Set, list and delete names that point at adapters.", needs=NEEDS),
-    LateCommand(
-        "status", "quickstudy.commands.status", "Show whether the service is ready, its initializations and its usage.", needs=NEEDS
-    ),
+    LateCommand("status", "quickstudy.commands.status", "Show readiness, initializations and usage.", needs=NEEDS),
 )
 _OUR_PACKAGES = ("quickstudy", "service", "worker", "metatrain")
 
