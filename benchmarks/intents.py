@@ -1,11 +1,15 @@
-"""`make bench-intents`: the published few-shot intent protocol (Dopierre et al. 2021, ProtAugment).
+"""`make bench-intents`: run the published few-shot intent protocol.
 
-Four data sets, five class splits each, 5-way 1-shot and 5-shot, 600 episodes a split; training on that split's training classes
-alone, stopped by its validation classes. Frozen prototypes, ProtoNet-LoRA, MAML-LoRA (first order, cross-entropy on a linear head)
-and ours (the inner loop of the default recipe); the first and the last also with the label words among the examples, which the
-published rows do not look at. Some fifteen core-hours in float32: it resumes by split and method from
-`results/parts/intents.json`, which is kept with the results, trains only what is not in there, and reports the splits that every
-method has finished. `--set`, `--split` and `--method` share the work between processes.
+The protocol is that of ProtAugment (Dopierre et al. 2021).
+
+There are four data sets with five class splits each, 5-way 1-shot and 5-shot, and 600 episodes a split. Each method trains on the
+training classes of one split only and is stopped by its validation classes. The methods are frozen prototypes, ProtoNet-LoRA,
+MAML-LoRA (first order, cross-entropy on a linear head) and ours (the inner loop of the default recipe). Frozen prototypes and ours
+also run with the label words among the examples; the published rows do not use them.
+
+The benchmark takes about fifteen core-hours in float32. It resumes by split and method from `results/parts/intents.json`, which is
+kept with the results. The report says of each method how many splits it has finished. To share the work between processes, use
+`--set`, `--split` and `--method`.
 """
 
 import json
@@ -48,11 +52,12 @@ FROZEN, PROTONET, MAML, OURS = "frozen prototypes", "ProtoNet-LoRA", "MAML-LoRA"
 FROZEN_WORDS, OURS_WORDS = "frozen prototypes, label words", "quickstudy, label words"
 WITH_WORDS = (FROZEN_WORDS, OURS_WORDS)
 METHODS = (FROZEN, PROTONET, MAML, OURS, FROZEN_WORDS, OURS_WORDS)
-OTHERS = METHODS[:3]  # what the rest is compared with
+BASELINES = METHODS[:3]
+"""The methods that the later ones are compared with."""
 
 
 def split_recipe(name: str, split: str, method: str) -> Recipe:
-    """One method's training run on one class split of one data set."""
+    """Return the recipe that trains one method on one class split of one data set."""
     recipe = read_recipe(DEFAULT_RECIPE)
 
     def part(which: str) -> tuple[Source, ...]:
@@ -61,7 +66,7 @@ def split_recipe(name: str, split: str, method: str) -> Recipe:
     change: dict[str, object] = {
         "name": f"{name}-{split}-{method.split('-')[0].lower()}",
         "base": recipe.base.model_copy(update={"precision": "auto"}),
-        "inner": recipe.inner.model_copy(update={"in_parts": None}),  # five classes are never taken in parts
+        "inner": recipe.inner.model_copy(update={"in_parts": None}),  # five classes never need to be split into parts
         "data": DataSection(train=part("train"), valid=part("valid"), held_out=part("test")),
         "episodes": EpisodesSection(ways=(5, 15), shots=(1, 5), queries=5, near_miss=0.25, rows=400),
         "outer": OuterConfig(steps=60, tasks=4, learning_rate=1e-3, rate_learning_rate=0.02),
@@ -77,7 +82,7 @@ def split_recipe(name: str, split: str, method: str) -> Recipe:
 
 @dataclass(frozen=True)
 class Part:
-    """One method on one class split of one data set."""
+    """One method on one class split of the data set `name`."""
 
     method: str
     split: str
@@ -85,7 +90,7 @@ class Part:
 
     @property
     def trained_as(self) -> str | None:
-        """The method whose training run it needs, if any."""
+        """The method whose training run this part needs; None if it needs none."""
         return None if self.method in (FROZEN, FROZEN_WORDS) else OURS if self.method == OURS_WORDS else self.method
 
 
@@ -95,13 +100,13 @@ class Part:
 @click.option("--set", "names", type=click.Choice(SETS), multiple=True)
 @click.option("--split", "splits", type=click.Choice(SPLITS), multiple=True)
 @click.option("--method", "methods", type=click.Choice(METHODS), multiple=True)
-@click.option("--report", is_flag=True, help="Run nothing; write the results of what is finished.")
+@click.option("--report", is_flag=True, help="Run nothing; write the results of the finished parts.")
 def main(data: Path, count: int, names: tuple[str, ...], splits: tuple[str, ...], methods: tuple[str, ...], report: bool) -> None:
     progress = Progress("intents", kept=True)
     if not report:
         base = load_base()
         encoded = Encoded(base)
-        for group in ([m for m in METHODS if m != MAML], [MAML]):  # what takes longest last
+        for group in ([m for m in METHODS if m != MAML], [MAML]):  # the slowest method last
             for split in splits or SPLITS:
                 for name in names or SETS:
                     for method in [m for m in group if m in (methods or METHODS)]:
@@ -113,7 +118,10 @@ def main(data: Path, count: int, names: tuple[str, ...], splits: tuple[str, ...]
 
 
 def run(base: Base, encoded: Encoded, progress: Progress, part: Part, count: int, data: Path) -> None:
-    """Right answers of each episode of the split's test classes, unless they are there; trains where that has not been done."""
+    """Count the right answers in each episode of the split's test classes, and keep them.
+
+    Does nothing if they are kept already. Trains the method if that has not been done.
+    """
     init: Initialization | None = None
     for shots in SHOTS:
         key = _key(part, shots, count)
@@ -129,7 +137,7 @@ def _key(part: Part, shots: int, count: int) -> str:
 
 
 def initialization(base: Base, part: Part, data: Path) -> Initialization:
-    """Trained, if it is not there yet."""
+    """Return the part's initialization, and train it if it is not there yet."""
     if part.trained_as is None:
         return frozen_prototypes(base)
     recipe = split_recipe(part.name, part.split, part.trained_as)
@@ -138,14 +146,14 @@ def initialization(base: Base, part: Part, data: Path) -> Initialization:
         train_with_progress(recipe, data, folder)
     init = load_initialization(folder / recipe.name, base)
     if Recipe.model_validate(init.provenance["recipe"]) != recipe:
-        raise click.ClickException(f"{folder} was trained by another recipe than this is now; move it away")
+        raise click.ClickException(f"{folder} was trained with another recipe than the present one; move it away")
     return init
 
 
 def accuracies(
     base: Base, encoded: Encoded, init: Initialization, part: Part, shots: int, count: int, data: Path
 ) -> Sequence[float]:
-    """Of each episode of the split's test classes."""
+    """Return the accuracy on each episode of the split's test classes."""
     source = Source(path=f"{part.name}/full.jsonl.gz", split=ClassList(file=f"{part.name}/splits.json", id=part.split, part="test"))
     sampler = EpisodeSampler([source.read(data)], seed=1234)
     episodes = [sampler.episode(i, EpisodeShape(WAYS, shots, QUERIES)) for i in range(count)]
@@ -158,8 +166,11 @@ def accuracies(
 
 
 def _rows(progress: Progress, count: int) -> list[Row]:
-    """Over the splits that a method has finished on all four sets; a method that has not finished all five says how many.
-    Differences are over the splits that both have."""
+    """Return accuracies and differences of the methods.
+
+    A method counts the splits that it has finished on all four sets, and its name says how many if they are not all five. The
+    difference of two methods is over the splits that both have finished.
+    """
 
     def answers(method: str, split: str, name: str, shots: int) -> list[float] | None:
         kept = progress.get(_key(Part(method, split, name), shots, count))
@@ -180,14 +191,14 @@ def _rows(progress: Progress, count: int) -> list[Row]:
             system = method if len(splits) == len(SPLITS) else f"{method} ({len(splits)} of {len(SPLITS)} splits)"
             means = []
             for name in SETS:
-                own = scores(method, splits, [name], shots)
-                means.append(sum(own) / len(own))
+                set_scores = scores(method, splits, [name], shots)
+                means.append(sum(set_scores) / len(set_scores))
                 rows.append(Row(f"{name}, 5-way {shots}-shot", system, "accuracy", means[-1], "share"))
             rows.append(Row(f"mean, 5-way {shots}-shot", system, "accuracy", sum(means) / len(means), "share"))
-            for other in OTHERS[: OTHERS.index(method)] if method in OTHERS else OTHERS:
-                of_both = [split for split in done(other, shots) if split in splits]
-                for case, names in (*((name, (name,)) for name in SETS), ("mean", SETS)) if of_both else ():
-                    left, right = (scores(m, of_both, names, shots) for m in (method, other))
+            for other in BASELINES[: BASELINES.index(method)] if method in BASELINES else BASELINES:
+                common = [split for split in done(other, shots) if split in splits]
+                for case, names in (*((name, (name,)) for name in SETS), ("mean", SETS)) if common else ():
+                    left, right = (scores(m, common, names, shots) for m in (method, other))
                     rows += difference_rows(f"{case}, 5-way {shots}-shot", system, other, left, right)
     return rows
 

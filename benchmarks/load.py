@@ -1,9 +1,10 @@
-"""`make bench-load`: predictions under load, through HTTP, next to the bare base model's forward pass.
+"""`make bench-load`: measure predictions under load over HTTP, beside the bare base model.
 
-One service (embedded, as `make serve` runs it) with up to 1,024 adapters; 1 to 64 clients on loopback, each sending its next
-request when the last one is answered, uniformly over the adapters or by Zipf's law (s = 1); 1 or 16 inputs a request. Bare forward
-is measured first, in a process of its own with the same threads: batches of 64 rows of the same texts. The generator shares the
-machine's cores with the service. With `--bank-mb` the device holds half of the adapters: what the step down costs.
+One embedded service, as `make serve` runs it, holds up to 1,024 adapters. 1 to 64 clients on loopback each send their next request
+when the last one is answered, with 1 or 16 inputs. They choose adapters uniformly or by Zipf's law (s = 1). The bare forward pass
+is measured first, in a process of its own with the same number of threads, in batches of 64 rows of the same texts. The load
+generator shares the machine's cores with the service. A smaller `--bank-mb`, so that the device holds only half of the adapters,
+shows the cost of moving weights to the device.
 """
 
 import asyncio
@@ -46,40 +47,40 @@ CASES = [  # clients, adapters, law, inputs a request
 
 
 @click.command()
-@click.option("--seconds", default=12.0, show_default=True, help="Of each case.")
-@click.option("--adapters", "most", default=1024, show_default=True)
-@click.option("--bank-mb", default=256.0, show_default=True)
+@click.option("--seconds", default=12.0, show_default=True, help="Duration of each case in seconds.")
+@click.option("--adapters", "adapter_count", default=1024, show_default=True)
+@click.option("--bank-mb", default=256.0, show_default=True, help="Memory for adapters on the device, in MB.")
 @click.option("--bare", is_flag=True, hidden=True)
-def main(seconds: float, most: int, bank_mb: float, bare: bool) -> None:
+def main(seconds: float, adapter_count: int, bank_mb: float, bare: bool) -> None:
     if bare:
         print(json.dumps(_bare()))
         return
-    own = subprocess.run([sys.executable, "-m", "benchmarks.load", "--bare"], capture_output=True, text=True, check=True)
-    floor = float(json.loads(own.stdout.splitlines()[-1]))
-    print(f"{BARE}: {floor:.0f} rows a second")
-    rows = [Row("64 rows a batch", BARE, "rows a second", floor, "1/s")]
+    done = subprocess.run([sys.executable, "-m", "benchmarks.load", "--bare"], capture_output=True, text=True, check=True)
+    bare_rate = float(json.loads(done.stdout.splitlines()[-1]))
+    print(f"{BARE}: {bare_rate:.0f} rows a second")
+    rows = [Row("64 rows a batch", BARE, "rows a second", bare_rate, "1/s")]
     with tempfile.TemporaryDirectory() as data, served(Path(data), {"BANK_MB": str(bank_mb), "LOG_LEVEL": "WARNING"}) as url:
-        adapters = asyncio.run(_adapters(url, most))
+        adapters = asyncio.run(_adapters(url, adapter_count))
         for clients, count, law, inputs in CASES:
-            if count <= most:
-                rows += _case(url, clients, adapters[:count], law, inputs, seconds, floor)
-        held = {
+            if count <= adapter_count:
+                rows += _case(url, clients, adapters[:count], law, inputs, seconds, bare_rate)
+        predictor_metrics = {
             line.split()[0].removeprefix("quickstudy_predictor_"): float(line.split()[1])
             for line in httpx.get(f"{url}/metrics").text.splitlines()
             if line.startswith("quickstudy_predictor_")
         }
-    print({name: round(value) for name, value in held.items()})
+    print({name: round(value) for name, value in predictor_metrics.items()})
     name = "load" if bank_mb == 256.0 else "load-half-on-device"
-    print(f"\nwrote {write(name, rows, seconds=seconds, bank_mb=bank_mb, predictor=held)}")
+    print(f"\nwrote {write(name, rows, seconds=seconds, bank_mb=bank_mb, predictor=predictor_metrics)}")
 
 
 def _texts() -> list[str]:
-    return [text for own in read_jsonl(STARTER).texts.values() for text in own]
+    return [text for texts in read_jsonl(STARTER).texts.values() for text in texts]
 
 
 @torch.no_grad()
 def _bare() -> float:
-    """Rows a second."""
+    """Return the rows a second of the bare base model."""
     base, texts, spent = load_base(), _texts(), []
     ids = base.inputs.encode(texts)
     for start in range(0, 64 * 24, 64):
@@ -91,7 +92,7 @@ def _bare() -> float:
 
 
 async def _adapters(url: str, count: int) -> list[str]:
-    """Each from five examples, one a class, which takes no inner step."""
+    """Create `count` adapters, each from five examples of five classes, which takes no inner step."""
     sampler = EpisodeSampler([read_jsonl(STARTER)], seed=5)
     limit = asyncio.Semaphore(16)
     async with httpx.AsyncClient(base_url=url, timeout=120) as http:
@@ -111,7 +112,7 @@ async def _adapters(url: str, count: int) -> list[str]:
             return list(await asyncio.gather(*(adapt(number) for number in range(count))))
 
 
-def _case(url: str, clients: int, adapters: list[str], law: str, inputs: int, seconds: float, floor: float) -> list[Row]:
+def _case(url: str, clients: int, adapters: list[str], law: str, inputs: int, seconds: float, bare_rate: float) -> list[Row]:
     case = f"{clients} clients, {len(adapters)} adapters, {law}, {inputs} inputs a request"
     weights = list(itertools.accumulate(1 / (rank + 1) if law == "zipf" else 1.0 for rank in range(len(adapters))))
     draw = random.Random(clients)
@@ -119,17 +120,20 @@ def _case(url: str, clients: int, adapters: list[str], law: str, inputs: int, se
     rate = len(answered) * inputs / seconds
     times = sorted(1e3 * took for took in answered)
     p50, p95, p99 = (times[min(len(times) - 1, int(share * len(times)))] for share in (0.5, 0.95, 0.99))
-    print(f"{case:<64} {rate:>7.0f} rows/s ({rate / floor:.2f} of bare)   p50 {p50:.0f}   p95 {p95:.0f}   p99 {p99:.0f} ms")
-    found = {"rows a second": (rate, "1/s"), "of bare forward": (rate / floor, ""), "refused": (refused, "")}
-    found |= {"p50": (p50, "ms"), "p95": (p95, "ms"), "p99": (p99, "ms")}
-    return [Row(case, "quickstudy", metric, value, unit) for metric, (value, unit) in found.items()]
+    print(f"{case:<64} {rate:>7.0f} rows/s ({rate / bare_rate:.2f} of bare)   p50 {p50:.0f}   p95 {p95:.0f}   p99 {p99:.0f} ms")
+    metrics = {"rows a second": (rate, "1/s"), "of bare forward": (rate / bare_rate, ""), "refused": (refused, "")}
+    metrics |= {"p50": (p50, "ms"), "p95": (p95, "ms"), "p99": (p99, "ms")}
+    return [Row(case, "quickstudy", metric, value, unit) for metric, (value, unit) in metrics.items()]
 
 
 async def hammer(url: str, clients: int, choose: Callable[[], str], inputs: int, seconds: float) -> tuple[list[float], int]:
-    """Seconds of each request that was answered, and how many were refused; `choose` names the next request's adapter."""
+    """Send predict requests for `seconds`, after two seconds of warm-up.
+
+    `choose` returns the adapter of the next request. Return the seconds of each answered request and the number of refused ones.
+    """
     texts, answered, refused = _texts(), list[float](), 0
 
-    async def client(number: int, until: float, kept: list[float]) -> None:
+    async def client(number: int, until: float, durations: list[float]) -> None:
         nonlocal refused
         draw = random.Random(number)
         async with connection(url) as post:
@@ -143,23 +147,26 @@ async def hammer(url: str, clients: int, choose: Callable[[], str], inputs: int,
                     continue
                 assert status == 200, status
                 if time.perf_counter() < until:
-                    kept.append(time.perf_counter() - began)
+                    durations.append(time.perf_counter() - began)
 
-    for warm, kept in ((2.0, list[float]()), (seconds, answered)):
-        until = time.perf_counter() + warm
-        await asyncio.gather(*(client(number, until, kept) for number in range(clients)))
+    for phase_seconds, durations in ((2.0, list[float]()), (seconds, answered)):
+        until = time.perf_counter() + phase_seconds
+        await asyncio.gather(*(client(number, until, durations) for number in range(clients)))
     return answered, refused
 
 
 @contextlib.asynccontextmanager
 async def connection(url: str) -> AsyncIterator[Callable[[str, bytes], Awaitable[tuple[int, dict[str, str]]]]]:
-    """One kept-alive connection, in little more than the bytes: a full client costs as much as the service, on the same cores."""
-    where = httpx.URL(url)
-    reader, writer = await asyncio.open_connection(where.host, where.port)
+    """Open one keep-alive connection and yield a function that posts a body.
+
+    It handles raw bytes, because a full HTTP client on the same cores would cost as much as the service.
+    """
+    target = httpx.URL(url)
+    reader, writer = await asyncio.open_connection(target.host, target.port)
 
     async def post(path: str, body: bytes) -> tuple[int, dict[str, str]]:
         head = (
-            f"POST {path} HTTP/1.1\r\nHost: {where.host}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+            f"POST {path} HTTP/1.1\r\nHost: {target.host}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         )
         writer.write(head.encode() + body)
         first, *lines = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")

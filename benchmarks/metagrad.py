@@ -1,11 +1,14 @@
-"""`make bench-metagrad`: exact MAML-LoRA on MiniLM (r=8 on query and value, 5-way 5-shot, 5 queries a class, SGD on a linear head
-that starts as prototypes): every mode of ours, TorchOpt's functional SGD and a plain `functional_call` loop on the same PEFT model.
+"""`make bench-metagrad`: measure time, memory and error of meta-gradients of MAML-LoRA.
 
-All meet the same tasks, of the shipped task set. Each cell is two processes with one thread. The first gives seconds of processor
-time a task (median of its runs after the first; one run where that takes over a minute), and the relative error and cosine of θ's
-meta-gradient against our unrolled one in float32. The second gives the peak memory above the loaded model, with an allocator that
-returns at once what is freed, so that it is what the tensors take; the first does not wait for that. The peers take one task at a
-time, as they do. bfloat16 is measured where the processor has it. Resumes.
+The model is MiniLM with LoRA (r=8 on query and value). The tasks are 5-way 5-shot with 5 queries a class, from the shipped task
+set, and the inner loop is SGD with a linear head that starts as prototypes. The benchmark compares all of our modes with two peers
+on the same PEFT model: TorchOpt's functional SGD, and a plain `functional_call` loop. The peers take one task at a time.
+
+Each cell runs in two processes with one thread. The first measures seconds of processor time a task: the median of its runs after
+the first, or a single run if that takes over a minute. It also gives the relative error and cosine of θ's meta-gradient against our
+unrolled one in float32. The second process measures the peak memory above the loaded model. Its allocator returns freed memory at
+once, so that the peak is the memory of the tensors; the first process does without, because that is slow. bfloat16 is measured if
+the processor supports it. The benchmark can be resumed.
 """
 
 import json
@@ -59,7 +62,7 @@ REFERENCE = "unrolled"
 
 
 def cells() -> list[tuple[str, int, int, str]]:
-    """(system, K, T, precision)."""
+    """Return all cells as (system, inner steps K, tasks T, precision)."""
     ours = [(name, k, t, "float32") for k in STEPS for t in TASKS for name in OURS]
     peers = [(name, k, t, "float32") for k in STEPS for t in TASKS for name in PEERS]
     low = [(name, k, t, "bfloat16") for k in STEPS for t in TASKS for name in OURS if "central" not in name]
@@ -67,22 +70,28 @@ def cells() -> list[tuple[str, int, int, str]]:
 
 
 def operations(name: str, k: int) -> float:
-    """Passes over the encoder, a forward pass of the support (or query) rows being one, a backward pass two; first order: K (1 + 2)
-    for the inner steps, 1 + 2 for the query, 1 + 2 for the prototypes. A step that is differentiated again costs its forward and
-    backward pass twice more; checkpointing and the adjoint by reverse mode take the step again first. Dual numbers and central
-    differences double a step's passes."""
+    """Return the cost of a meta-gradient in forward passes over the support (or query) rows.
+
+    A forward pass counts 1, a backward pass 2. First order costs K (1 + 2) for the inner steps, 1 + 2 for the query and 1 + 2 for
+    the prototypes. Differentiating through a step adds twice its forward and backward pass. Checkpointing and the reverse-mode
+    adjoint also repeat the step first. Dual numbers and central differences add two forward and backward passes a step.
+    """
     inner = {"first order": 3, "unrolled": 9, "checkpointed": 12}
     inner |= {"adjoint, reverse": 12, "adjoint, forward": 3 + 6, "adjoint, central": 3 + 6}
     return k * inner[name] + 3 + 3
 
 
 def episodes(count: int) -> list[Episode]:
+    """Draw `count` tasks, the same ones at every call."""
     sampler = EpisodeSampler([read_jsonl(STARTER)], seed=7)
     return [sampler.episode(i, EpisodeShape(5, 5, 5)) for i in range(count)]
 
 
 def measure(system: str, k: int, count: int, precision: str, out: Path | None) -> dict[str, float]:
-    """Run in a process of its own; θ's meta-gradient goes to `out`, or without it memory is measured, by one run."""
+    """Measure one cell; call it in a process of its own.
+
+    With `out`, measure the seconds a task and write θ's meta-gradient to `out`. With None, measure the memory of one run, in MB.
+    """
     torch.set_num_threads(1)
     needs_eager = system not in ("first order", "adjoint, central")
     attention: Attention = "eager" if needs_eager else "auto"
@@ -90,7 +99,7 @@ def measure(system: str, k: int, count: int, precision: str, out: Path | None) -
     tasks = episodes(count)
     run = _ours(base, tasks, k, OURS[system]) if system in OURS else _peer(base, tasks, k, system)
     if out is None:
-        Path("/proc/self/clear_refs").write_text("5")  # the peak of loading, in which bfloat16 weights were float32, is forgotten
+        Path("/proc/self/clear_refs").write_text("5")  # reset the peak, because loading holds bfloat16 weights in float32
         before = _memory("VmRSS")
         run()
         return {"memory": _memory("VmHWM") - before}
@@ -104,26 +113,26 @@ def measure(system: str, k: int, count: int, precision: str, out: Path | None) -
 
 
 def _memory(which: str) -> float:
-    """MB of this process: VmRSS now, VmHWM at its peak."""
+    """Return this process's resident memory in MB: VmRSS is the present one, VmHWM the peak."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(which))
     return float(line.split()[1]) / 2**10
 
 
-def _ours(base: Base, tasks: list[Episode], k: int, how: Differentiation) -> Callable[[], dict[str, Tensor]]:
+def _ours(base: Base, tasks: list[Episode], k: int, mode: Differentiation) -> Callable[[], dict[str, Tensor]]:
     kind, encoded = base.attach(LoRAConfig()), Encoded(base)
     theta = kind.initial(torch.Generator().manual_seed(0), b_std=0.01)
     outer = Outer(theta, start_rates([*theta, *HEAD_LEAVES], RATE), torch.tensor(SCALE))
 
     def run() -> dict[str, Tensor]:
         batch = Supervised(base, kind, ClassReadout, InnerConfig(steps=k), *encoded.batch(tasks))
-        found = meta_gradient(batch, outer, Optimizer("sgd"), how).gradients
-        return {name.removeprefix("theta."): g for name, g in found.items() if name.startswith("theta.")}
+        gradients = meta_gradient(batch, outer, Optimizer("sgd"), mode).gradients
+        return {name.removeprefix("theta."): g for name, g in gradients.items() if name.startswith("theta.")}
 
     return run
 
 
 def _peer(base: Base, tasks: list[Episode], k: int, system: str) -> Callable[[], dict[str, Tensor]]:
-    """The same procedure on PEFT's model, one task after another."""
+    """Return a function that computes the same meta-gradient on PEFT's model, one task at a time."""
     import warnings
 
     from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
@@ -146,17 +155,17 @@ def _peer(base: Base, tasks: list[Episode], k: int, system: str) -> Callable[[],
         mask = inputs["attention_mask"].unsqueeze(-1)
         return nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)
 
-    def one(episode: Episode, live: dict[str, Tensor]) -> Tensor:
+    def query_loss(episode: Episode, live: dict[str, Tensor]) -> Tensor:
         support, labels = [text for text, _ in episode.support], torch.tensor([c for _, c in episode.support])
         head = linear_from_prototypes(features(live, support).unsqueeze(0), labels.unsqueeze(0), 5)
-        # As ours, g_0 is the partial derivative at a fixed head, although the head depends on the delta too.
+        # As in ours, the first gradient holds the head fixed, although the head depends on the delta too.
         phi = {name: leaf.view_as(leaf) for name, leaf in live.items()}
         phi |= {"weight": head.weight[0], "bias": head.bias[0].requires_grad_()}
 
-        def loss(at: dict[str, Tensor], texts: list[str], wanted: Tensor) -> Tensor:
-            own = {name: leaf for name, leaf in at.items() if name in live}
-            logits = scale * (features(own, texts) @ at["weight"].T + at["bias"])
-            return nn.functional.cross_entropy(logits, wanted)
+        def loss(at: dict[str, Tensor], texts: list[str], targets: Tensor) -> Tensor:
+            delta = {name: leaf for name, leaf in at.items() if name in live}
+            logits = scale * (features(delta, texts) @ at["weight"].T + at["bias"])
+            return nn.functional.cross_entropy(logits, targets)
 
         if system == TORCHOPT:
             import torchopt
@@ -164,8 +173,8 @@ def _peer(base: Base, tasks: list[Episode], k: int, system: str) -> Callable[[],
             optimizer: Any = torchopt.sgd(lr=RATE)
             state = optimizer.init(phi)
         for _ in range(k):
-            found = torch.autograd.grad(loss(phi, support, labels), list(phi.values()), create_graph=True)
-            gradients = dict(zip(phi, found, strict=True))
+            leaf_gradients = torch.autograd.grad(loss(phi, support, labels), list(phi.values()), create_graph=True)
+            gradients = dict(zip(phi, leaf_gradients, strict=True))
             if system == TORCHOPT:
                 updates, state = optimizer.update(gradients, state, inplace=False)
                 phi = torchopt.apply_updates(phi, updates, inplace=False)
@@ -177,16 +186,16 @@ def _peer(base: Base, tasks: list[Episode], k: int, system: str) -> Callable[[],
         total = {name: torch.zeros_like(leaf) for name, leaf in lora.items()}
         for episode in tasks:
             live = {name: leaf.clone().requires_grad_() for name, leaf in lora.items()}
-            for name, g in zip(live, torch.autograd.grad(one(episode, live), list(live.values())), strict=True):
+            for name, g in zip(live, torch.autograd.grad(query_loss(episode, live), list(live.values())), strict=True):
                 total[name] += g / len(tasks)
         return {n.removeprefix("base_model.model.").replace(".default", ""): g for n, g in total.items()}
 
     return run
 
 
-def compare(found: dict[str, Tensor], reference: dict[str, Tensor]) -> dict[str, float]:
-    """Relative error and cosine over all leaves."""
-    left, right = (torch.cat([leaves[name].double().flatten() for name in sorted(reference)]) for leaves in (found, reference))
+def compare(gradient: dict[str, Tensor], reference: dict[str, Tensor]) -> dict[str, float]:
+    """Return the relative error and the cosine over all leaves together."""
+    left, right = (torch.cat([leaves[name].double().flatten() for name in sorted(reference)]) for leaves in (gradient, reference))
     return {
         "relative error": float((left - right).norm() / right.norm()),
         "cosine": float(left @ right / (left.norm() * right.norm())),
@@ -194,8 +203,8 @@ def compare(found: dict[str, Tensor], reference: dict[str, Tensor]) -> dict[str,
 
 
 @click.command()
-@click.option("--cell", nargs=4, type=(str, int, int, str), help="Measure one cell in this process (the benchmark's own).")
-@click.option("--out", type=click.Path(path_type=Path), help="With --cell: where the gradient goes; without it, memory.")
+@click.option("--cell", nargs=4, type=(str, int, int, str), help="Measure one cell in this process; used by the benchmark itself.")
+@click.option("--out", type=click.Path(path_type=Path), help="With --cell: file for the gradient; without it, memory is measured.")
 def main(cell: tuple[str, int, int, str] | None, out: Path | None) -> None:
     if cell is not None:
         print(json.dumps(measure(*cell, out)))
@@ -203,12 +212,14 @@ def main(cell: tuple[str, int, int, str] | None, out: Path | None) -> None:
     progress, folder = Progress("metagrad"), RUNS / "metagrad"
     folder.mkdir(exist_ok=True)
     has_bfloat16 = resolve("auto", torch.device("cpu")) == torch.bfloat16
-    for each in tqdm(cells(), disable=None):
-        file = _file(folder, each)
-        key = json.dumps(each)
+    for cell_to_measure in tqdm(cells(), disable=None):
+        file = _file(folder, cell_to_measure)
+        key = json.dumps(cell_to_measure)
         if progress.get(key) is None or not file.is_file():
-            missing = each[-1] == "bfloat16" and not has_bfloat16
-            progress.put(key, {"failed": "no bfloat16 in this processor"} if missing else _measured_apart(each, file))
+            unsupported = cell_to_measure[-1] == "bfloat16" and not has_bfloat16
+            progress.put(
+                key, {"failed": "no bfloat16 in this processor"} if unsupported else _measure_in_processes(cell_to_measure, file)
+            )
     rows = _rows(progress, folder)
     _print(rows)
     print(f"\nwrote {write('metagrad', rows, processor_threads=1)}")
@@ -218,32 +229,32 @@ def _file(folder: Path, cell: tuple[str, int, int, str]) -> Path:
     return folder / f"{'-'.join(map(str, cell)).replace(' ', '_').replace(',', '')}.safetensors"
 
 
-def _measured_apart(cell: tuple[str, int, int, str], file: Path) -> dict[str, float | str]:
+def _measure_in_processes(cell: tuple[str, int, int, str], file: Path) -> dict[str, float | str]:
     command = [sys.executable, "-m", "benchmarks.metagrad", "--cell", *map(str, cell)]
-    returning = {"MALLOC_TRIM_THRESHOLD_": "131072", "MALLOC_MMAP_THRESHOLD_": "131072"}
-    found: dict[str, float | str] = {}
-    for more, environment in ((["--out", str(file)], {}), ([], returning)):
-        done = subprocess.run([*command, *more], capture_output=True, text=True, env={**os.environ, **environment}, check=False)
+    trimmed_heap = {"MALLOC_TRIM_THRESHOLD_": "131072", "MALLOC_MMAP_THRESHOLD_": "131072"}
+    measured: dict[str, float | str] = {}
+    for options, environment in ((["--out", str(file)], {}), ([], trimmed_heap)):
+        done = subprocess.run([*command, *options], capture_output=True, text=True, env={**os.environ, **environment}, check=False)
         if done.returncode:
             reason = "killed: no memory left" if done.returncode < 0 else done.stderr.strip().splitlines()[-1]
-            return {**found, "failed": reason}
-        found |= json.loads(done.stdout.strip().splitlines()[-1])
-    return found
+            return {**measured, "failed": reason}
+        measured |= json.loads(done.stdout.strip().splitlines()[-1])
+    return measured
 
 
 def _rows(progress: Progress, folder: Path) -> list[Row]:
     rows = []
     for cell in cells():
         system, k, count, precision = cell
-        found = progress.get(json.dumps(cell))
+        measured = progress.get(json.dumps(cell))
         case = f"K={k}, T={count}, {precision}"
-        if "failed" in found:
-            rows.append(Row(case, system, f"not measured ({found['failed']})", 0.0, ""))
-        if "seconds" not in found:
+        if "failed" in measured:
+            rows.append(Row(case, system, f"not measured ({measured['failed']})", 0.0, ""))
+        if "seconds" not in measured:
             continue
-        rows.append(Row(case, system, "seconds a task", found["seconds"], "s"))
-        if "memory" in found:
-            rows.append(Row(case, system, "memory above the model", found["memory"], "MB"))
+        rows.append(Row(case, system, "seconds a task", measured["seconds"], "s"))
+        if "memory" in measured:
+            rows.append(Row(case, system, "memory above the model", measured["memory"], "MB"))
         files = [_file(folder, each) for each in (cell, (REFERENCE, k, count, "float32"))]
         if all(file.is_file() for file in files):
             for metric, value in compare(load_file(files[0]), load_file(files[1])).items():

@@ -1,10 +1,13 @@
-"""`make bench-papers`: the field's first experiments, as their papers set them, beside the papers' own rows.
+"""`make bench-papers`: repeat the field's first experiments and compare with the papers' results.
 
-Sinusoids (Finn et al. 2017, §5.1): 5-shot regression, mean squared error after 1 and 10 inner steps. Omniglot (`DATA/omniglot`,
-the split of Vinyals et al. 2016, classes turned by quarters): 5-way 1-shot for every algorithm, 20-way 1-shot for MAML and iMAML;
-a net of four convolutions, batch normalisation by each task's own batch (transductive, as in the papers). 600 test tasks, mean
-and 95 % interval. Every run keeps a checkpoint and goes on from it; `--minutes` bounds one call, in equal shares for what is not
-finished; a row says how many outer steps it got, and one that has not had all of them is marked. A GPU is used where there is one.
+- Sinusoids (Finn et al. 2017, §5.1): 5-shot regression, mean squared error after 1 and 10 inner steps.
+- Omniglot (`DATA/omniglot`, the split of Vinyals et al. 2016, with classes rotated by quarter turns): 5-way 1-shot for every
+  algorithm, 20-way 1-shot for MAML and iMAML. The net has four convolutions, with batch normalisation by each task's own batch
+  (transductive, as in the papers).
+
+A result is the mean over 600 test tasks with its 95 % interval. Every run writes a checkpoint and resumes from it. `--minutes`
+limits one call; the unfinished runs share that time equally. A row gives the number of outer steps of its run, and marks an
+unfinished run. A GPU is used if there is one.
 """
 
 import math
@@ -39,8 +42,12 @@ PARTS = ("sinusoid", "5-way", "20-way")
 
 @dataclass(frozen=True)
 class Run:
-    """One row: `tasks(part, step, steps)` gives a meta-batch of the part ("train" or "test") with so many inner steps. Rows of one
-    `training` and system differ in how they are tested."""
+    """One row of the table: how an algorithm is trained and tested.
+
+    `tasks(part, step, steps)` returns the meta-batch number `step` of the part "train" or "test", with `steps` inner steps. Rows
+    with the same `training` and `system` share one training run and differ only in their test. `paper` is the paper's result, if it
+    has one.
+    """
 
     training: str
     case: str
@@ -61,29 +68,30 @@ class Run:
 
     @property
     def identity(self) -> str:
-        """What its checkpoint belongs to."""
+        """The identity that a checkpoint must have to belong to this run."""
         return f"{self.training}, {self.system}, {self.outer.model_dump_json(exclude_defaults=True)}"
 
-    def reached(self) -> OuterState:
-        """Where an earlier call left it."""
+    def load_state(self) -> OuterState:
+        """Return the state of the last checkpoint, or the initial state if there is none."""
         return OuterState.load(self.folder / CHECKPOINT, self.identity) or OuterState.start(self.start)
 
 
-def main_rows(runs: list[Run], minutes: float | None) -> list[Row]:
+def train_and_test(runs: list[Run], minutes: float | None) -> list[Row]:
+    """Train the unfinished runs, test all and return their rows. `minutes` limits training; None does not."""
     rows = []
     until = math.inf if minutes is None else time.monotonic() + 60 * minutes
-    states = {run.folder: run.reached() for run in runs}
-    left = list(dict.fromkeys(run.folder for run in runs if states[run.folder].step < run.outer.steps))
+    states = {run.folder: run.load_state() for run in runs}
+    untrained = list(dict.fromkeys(run.folder for run in runs if states[run.folder].step < run.outer.steps))
     for run in runs:
         state = states[run.folder]
-        if run.folder in left:
+        if run.folder in untrained:
             now = time.monotonic()
-            stopped = train(run, state, now + max(0.0, until - now) / len(left))
-            if stopped:
-                print(f"{run.training}, {run.system}: {stopped}", flush=True)
-            left.remove(run.folder)
+            failure = train(run, state, now + max(0.0, until - now) / len(untrained))
+            if failure:
+                print(f"{run.training}, {run.system}: {failure}", flush=True)
+            untrained.remove(run.folder)
         try:
-            mean, half = tested(run, state)
+            mean, half = test(run, state)
         except NonFinite as problem:
             rows.append(Row(run.case, f"{run.system} (diverged: {problem})", "outer steps", state.step, ""))
             print(f"{run.case}, {run.system}: {problem}", flush=True)
@@ -96,40 +104,43 @@ def main_rows(runs: list[Run], minutes: float | None) -> list[Row]:
             rows.append(Row(run.case, system, "of them skipped, not finite", state.skipped, ""))
         if run.paper is not None:
             rows.append(Row(run.case, system, "the paper's", run.paper, run.unit))
-        beside = "" if run.paper is None else f"{run.paper:>10.2f}"
+        paper = "" if run.paper is None else f"{run.paper:>10.2f}"
         print(
-            f"{run.case:<28} {system:<26} {mean:>8.2f} ± {half:<6.2f} {beside:>10} {state.step:>7} of {run.outer.steps}", flush=True
+            f"{run.case:<28} {system:<26} {mean:>8.2f} ± {half:<6.2f} {paper:>10} {state.step:>7} of {run.outer.steps}", flush=True
         )
     return rows
 
 
 def train(run: Run, state: OuterState, until: float) -> str:
-    """On, as far as its outer steps and the time go; why it could not go on, where it could not."""
+    """Train until all outer steps are done or the time is `until`. Return the error that ended it, or ""."""
     run.folder.mkdir(parents=True, exist_ok=True)
-    saved, stopped = time.monotonic(), ""
+    saved, failure = time.monotonic(), ""
     with tqdm(total=run.outer.steps, initial=state.step, desc=f"{run.training}, {run.system}", leave=False, disable=None) as bar:
         while state.step < run.outer.steps and time.monotonic() < until:
-            tasks, why = run.tasks("train", state.step, run.steps), ""
+            tasks, reason = run.tasks("train", state.step, run.steps), ""
             outer = Outer.from_leaves(state.leaves).on(tasks.support.x.device)
             try:
                 gradient = run.algorithm.meta_gradient(tasks, outer, run.optimizer, state.step)
-            except NonFinite as problem:  # a step that is skipped and counted, as `metatrain train` does
-                gradient, why = unusable_gradient(state.leaves), str(problem)
+            except NonFinite as problem:  # `outer_step` skips and counts the step, as in `metatrain train`
+                gradient, reason = unusable_gradient(state.leaves), str(problem)
             try:
-                outer_step(run.outer, state, gradient, why)
+                outer_step(run.outer, state, gradient, reason)
             except NonFinite as problem:
-                stopped = str(problem)
+                failure = str(problem)
                 break
             bar.update(1)
             if time.monotonic() - saved > 60:
                 state.save(run.folder / CHECKPOINT, run.identity)
                 saved = time.monotonic()
     state.save(run.folder / CHECKPOINT, run.identity)
-    return stopped
+    return failure
 
 
-def tested(run: Run, state: OuterState) -> tuple[float, float]:
-    """Mean over the test tasks and half of its 95 % interval: accuracy in percent, or the squared error."""
+def test(run: Run, state: OuterState) -> tuple[float, float]:
+    """Return the mean over the test tasks and half of its 95 % interval.
+
+    The score is the accuracy in percent, or the mean squared error.
+    """
     scores: list[float] = []
     number = 0
     while len(scores) < TESTED:
@@ -145,18 +156,18 @@ def tested(run: Run, state: OuterState) -> tuple[float, float]:
     return float(values.mean()), float(1.96 * values.std(ddof=1) / math.sqrt(len(values)))
 
 
-# --- sinusoids
-
-
 def sinusoid_runs() -> list[Run]:
-    """A net of two hidden layers of 40; 25 tasks a meta-batch; rows of Finn et al. and Li et al. 2017 (table 1, K = 5)."""
+    """Return the runs on sinusoids, with a net of two hidden layers of 40 and 25 tasks a meta-batch.
+
+    The papers' rows are from Finn et al. 2017 and Li et al. 2017 (table 1, K = 5).
+    """
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(1, 40), nn.ReLU(), nn.Linear(40, 40), nn.ReLU(), nn.Linear(40, 1))
 
     def tasks(part: str, step: int, steps: int, moved: tuple[str, ...] = ()) -> NetTasks:
         return NetTasks(net, *sinusoids(part, step), regress, steps=steps, moved=moved)
 
-    def head(part: str, step: int, steps: int) -> NetTasks:
+    def last_layer_tasks(part: str, step: int, steps: int) -> NetTasks:
         return tasks(part, step, steps, ("4.",))
 
     theta = parameters(net)
@@ -172,7 +183,7 @@ def sinusoid_runs() -> list[Run]:
         base,
         replace(base, system="FOMAML", algorithm=MAML(order="first"), paper=None),
         replace(base, system="Meta-SGD", algorithm=MetaSGD(), start=by_parameter, paper=0.90),
-        replace(base, system="ANIL", algorithm=ANIL(), tasks=head, paper=None),
+        replace(base, system="ANIL", algorithm=ANIL(), tasks=last_layer_tasks, paper=None),
         replace(base, system="Reptile", algorithm=Reptile(), steps=5, outer=plain, paper=None),
         replace(base, system="iMAML", algorithm=imaml, steps=10, paper=None),
     ]
@@ -180,7 +191,10 @@ def sinusoid_runs() -> list[Run]:
 
 
 def sinusoids(part: str, step: int, count: int = 25, shots: int = 5) -> tuple[Examples, Examples]:
-    """y = A sin(x − p), A in [0.1, 5], p in [0, π], x in [−5, 5]; 10 query points in training, 100 in a test."""
+    """Draw support and query points of `count` sinusoids, [count, points, 1].
+
+    y = A sin(x − p), with A in [0.1, 5], p in [0, π] and x in [−5, 5]. There are 10 query points in training, 100 in a test.
+    """
     generator = torch.Generator().manual_seed(2 * step + (part == "test") + 10**6)
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
@@ -192,12 +206,12 @@ def sinusoids(part: str, step: int, count: int = 25, shots: int = 5) -> tuple[Ex
     return Examples(x[:, :shots], y[:, :shots]), Examples(x[:, shots:], y[:, shots:])
 
 
-# --- Omniglot
-
-
 class ConvNet(nn.Module):
-    """Four strided 3×3 convolutions of 64 filters with batch normalisation by the batch itself and ReLU, then a linear layer of
-    `outputs` (none where 0): Finn et al. 2017, §5.2, for Omniglot."""
+    """The net of Finn et al. 2017, §5.2, for Omniglot.
+
+    Four strided 3×3 convolutions of 64 filters, with batch normalisation by the batch itself and ReLU, then a linear layer with
+    `outputs` outputs; 0 means no linear layer.
+    """
 
     def __init__(self, outputs: int) -> None:
         super().__init__()
@@ -210,12 +224,15 @@ class ConvNet(nn.Module):
         self.head = nn.Linear(64, outputs) if outputs else nn.Identity()
 
     def forward(self, images: Tensor) -> Tensor:
-        found: Tensor = self.head(self.body(images).mean((2, 3)))
-        return found
+        outputs: Tensor = self.head(self.body(images).mean((2, 3)))
+        return outputs
 
 
 class Omniglot:
-    """Tasks of Omniglot's splits of Vinyals et al. 2016, `ways`-way 1-shot, `count` at a time, for a net and for an embedding."""
+    """Meta-batches of `ways`-way 1-shot tasks of Omniglot, in the splits of Vinyals et al. 2016.
+
+    A meta-batch has 32 tasks of 5 ways, or 16 tasks of 20 ways. Tasks are for a classifier `net` or for an `embedding`.
+    """
 
     def __init__(self, data: Path, ways: int) -> None:
         self.ways, self.count = ways, 32 if ways == 5 else 16
@@ -237,35 +254,39 @@ class Omniglot:
     def tasks(self, part: str, step: int, steps: int, moved: tuple[str, ...] = ()) -> NetTasks:
         return NetTasks(self.net, *self._draw(part, step, shots=1, count=self.count), classify, steps=steps, moved=moved)
 
-    def head(self, part: str, step: int, steps: int) -> NetTasks:
-        """Tasks of which the inner loop moves the last layer alone."""
+    def last_layer_tasks(self, part: str, step: int, steps: int) -> NetTasks:
+        """Return tasks in which the inner loop moves only the last layer."""
         return self.tasks(part, step, steps, ("head.",))
 
-    def ten_shots(self, part: str, step: int, steps: int) -> NetTasks:
-        """Ten shots in training, each row once, ten rows a step; the five of a test at every step."""
+    def reptile_tasks(self, part: str, step: int, steps: int) -> NetTasks:
+        """Return five 10-shot tasks for training, ten rows a step and each row once; 1-shot tasks for a test."""
         if part == "test":
             return self.tasks(part, step, steps)
         support, query = self._draw(part, step, shots=10, count=5)
         order = torch.rand(5, 10 * self.ways, generator=torch.Generator().manual_seed(step)).argsort(1).to(self.device)
-        each = torch.arange(5, device=self.device).unsqueeze(1)
-        shuffled = Examples(support.x[each, order], support.y[each, order])
+        task = torch.arange(5, device=self.device).unsqueeze(1)
+        shuffled = Examples(support.x[task, order], support.y[task, order])
         return NetTasks(self.net, shuffled, query, classify, steps=steps, rows_per_step=10)
 
-    def embedded(self, part: str, step: int, steps: int) -> NetTasks:
+    def prototype_tasks(self, part: str, step: int, steps: int) -> NetTasks:
+        """Return tasks for the embedding, without inner steps."""
         return EmbeddingTasks(self.embedding, *self._draw(part, step, shots=1, count=self.count), steps=0)
 
 
 def omniglot_runs(data: Path, ways: int) -> list[Run]:
-    """Settings of Finn et al. 2017 (appendix A.1), Nichol et al. 2018 (table 6) and Rajeswaran et al. 2019 (appendix); Snell et
-    al. 2017 for prototypes, of 60-way training there and of the same ways here."""
+    """Return the runs on Omniglot.
+
+    The settings are those of Finn et al. 2017 (appendix A.1), Nichol et al. 2018 (table 6) and Rajeswaran et al. 2019 (appendix),
+    and of Snell et al. 2017 for prototypes. Snell et al. train 60-way; here, training has the same number of ways as the test.
+    """
     omniglot = Omniglot(data, ways)
     theta = {name: leaf.cpu() for name, leaf in parameters(omniglot.net).items()}
     maml_paper, imaml_paper = {5: (98.7, 99.16), 20: (95.8, 94.46)}[ways]
-    rate, steps, later = (0.4, 1, 3) if ways == 5 else (0.1, 5, 5)
+    rate, steps, tested_steps = (0.4, 1, 3) if ways == 5 else (0.1, 5, 5)
     outer = OuterConfig(steps=60_000, tasks=omniglot.count, learning_rate=1e-3, rate_learning_rate=1e-3, clip=1e9, warmup=0)
     case = f"Omniglot, {ways}-way 1-shot"
     start, sgd = Outer(theta, start_rates(theta, rate)), Optimizer("sgd")
-    maml = Run(case, case, "MAML", MAML(order="second"), omniglot.tasks, start, sgd, steps, later, outer, maml_paper, "%")
+    maml = Run(case, case, "MAML", MAML(order="second"), omniglot.tasks, start, sgd, steps, tested_steps, outer, maml_paper, "%")
     imaml = replace(
         maml,
         system="iMAML",
@@ -279,19 +300,19 @@ def omniglot_runs(data: Path, ways: int) -> list[Run]:
 
 
 def _five_way_runs(maml: Run, omniglot: Omniglot, theta: dict[str, Tensor]) -> list[Run]:
-    """The algorithms that are trained 5-way alone; all that is not said is as for MAML."""
+    """Return the runs that are trained only 5-way. They have MAML's settings except for those given here."""
     embedding = Outer({name: leaf.cpu() for name, leaf in parameters(omniglot.embedding).items()}, {})
     by_parameter = Outer(theta, {name: torch.full((1, *leaf.shape), 0.4) for name, leaf in theta.items()})
     reptile = maml.outer.model_copy(update={"optimizer": "sgd", "learning_rate": 1.0, "steps": 100_000, "tasks": 5})
     return [
         replace(maml, system="FOMAML", algorithm=MAML(order="first"), paper=98.3),
         replace(maml, system="Meta-SGD", algorithm=MetaSGD(), start=by_parameter, paper=99.53),
-        replace(maml, system="ANIL", algorithm=ANIL(), tasks=omniglot.head, paper=None),
+        replace(maml, system="ANIL", algorithm=ANIL(), tasks=omniglot.last_layer_tasks, paper=None),
         replace(
             maml,
             system="Reptile",
             algorithm=Reptile(),
-            tasks=omniglot.ten_shots,
+            tasks=omniglot.reptile_tasks,
             optimizer=Optimizer("adam", beta1=0.0),
             start=Outer(theta, start_rates(theta, 1e-3)),
             steps=5,
@@ -303,7 +324,7 @@ def _five_way_runs(maml: Run, omniglot: Omniglot, theta: dict[str, Tensor]) -> l
             maml,
             system="ProtoNet",
             algorithm=ProtoNet(),
-            tasks=omniglot.embedded,
+            tasks=omniglot.prototype_tasks,
             start=embedding,
             tested_steps=0,
             paper=98.8,
@@ -313,14 +334,14 @@ def _five_way_runs(maml: Run, omniglot: Omniglot, theta: dict[str, Tensor]) -> l
 
 @click.command()
 @click.option("--data", type=click.Path(path_type=Path, exists=True), required=True)
-@click.option("--minutes", type=float, help="Stop training after so long, and report what there is; run again to go on.")
-@click.option("--only", type=click.Choice(PARTS), help="A part, so that processes can share the work.")
+@click.option("--minutes", type=float, help="Stop training after this time and report the results so far; a later call resumes.")
+@click.option("--only", type=click.Choice(PARTS), help="Run only this part, so that processes can share the work.")
 def main(data: Path, minutes: float | None, only: str | None) -> None:
-    found = []
+    runs = []
     for part in (only,) if only else PARTS:
-        found += sinusoid_runs() if part == "sinusoid" else omniglot_runs(data, int(part.removesuffix("-way")))
+        runs += sinusoid_runs() if part == "sinusoid" else omniglot_runs(data, int(part.removesuffix("-way")))
     print(f"{'':<55} {'result':>17} {'paper':>10} {'outer steps':>15}")
-    rows = main_rows(found, minutes)
+    rows = train_and_test(runs, minutes)
     if only is None:
         print(f"\nwrote {write('papers', rows, test_tasks=TESTED)}")
 

@@ -1,4 +1,4 @@
-"""`make plots`: pictures of the results that are better looked at than read, from `benchmarks/results/*.json` to `docs/plots/`."""
+"""`make plots`: draw plots in `docs/plots/` from the results in `benchmarks/results/*.json`."""
 
 import json
 from pathlib import Path
@@ -19,21 +19,23 @@ PLOTS = Path(__file__).resolve().parents[1] / "docs" / "plots"
 
 
 def accuracy_by_step() -> Path:
-    """One panel for each number of shots, one line a fold: accuracy over inner steps on data sets that were not trained on. Dashes:
-    frozen prototypes; crosses: plain LoRA from zero; stars: SetFit."""
+    """Plot accuracy by inner steps on held-out data sets: one panel a number of shots, one line a fold.
+
+    Dashed lines are frozen prototypes, crosses plain LoRA from zero, stars SetFit.
+    """
     values = rows_by(json.loads((RESULTS / "transfer.json").read_text(encoding="utf-8"))["rows"])
     figure, axes = plt.subplots(1, len(SHOTS["near"]), figsize=(11, 3.6), layout="constrained")
     for axis, shots in zip(axes, SHOTS["near"], strict=True):
         for color, fold in zip(("tab:blue", "tab:orange", "tab:green"), FOLDS, strict=True):
             case = f"{fold}, 5-way {shots}-shot"
             if (case, FROZEN, "accuracy") not in values:
-                continue  # not run yet
+                continue  # this fold has not been run yet
             ours = [(n, 100 * values[key]) for n in STEPS if (key := (case, f"{OURS}, {n} steps", "accuracy")) in values]
             axis.plot(*zip(*ours, strict=True), marker="o", color=color, label=fold)
             axis.axhline(100 * values[case, FROZEN, "accuracy"], color=color, linestyle="--", linewidth=1)
             peers = {"x": values.get((case, PLAIN, "accuracy"))}
             if (over := values.get((case, OURS, f"over {SETFIT}"))) is not None:
-                peers["*"] = values[case, OURS, "accuracy"] - over  # it met some of the episodes
+                peers["*"] = values[case, OURS, "accuracy"] - over  # SetFit ran on only some of the episodes
             for marker, accuracy in peers.items():
                 if accuracy is not None:
                     axis.plot([max(STEPS) + 1], [100 * accuracy], marker=marker, color=color)
@@ -47,7 +49,10 @@ def accuracy_by_step() -> Path:
 
 
 def time_and_memory() -> Path:
-    """One panel for each number of inner steps, one task, float32: seconds against memory, a point a way of taking the gradient."""
+    """Plot seconds against memory of each way to compute the meta-gradient, for one task in float32.
+
+    There is one panel for each number of inner steps.
+    """
     rows = json.loads((RESULTS / "metagrad.json").read_text(encoding="utf-8"))["rows"]
     values = rows_by(rows)
     figure, axes = plt.subplots(1, len(METAGRAD_STEPS), figsize=(11, 3.6), layout="constrained")
@@ -66,13 +71,15 @@ def time_and_memory() -> Path:
 
 
 def jobs_under_faults() -> Path:
-    """Each job from acceptance to end, in the order of acceptance, red where it took more than one attempt; above, what was
-    hurt when."""
+    """Plot each job from acceptance to end, in the order of acceptance, and above them the faults.
+
+    Jobs that took more than one attempt are red.
+    """
     document = json.loads((RESULTS / "faults.json").read_text(encoding="utf-8"))["timeline"]
     figure, (top, below) = plt.subplots(2, 1, figsize=(11, 6.5), sharex=True, layout="constrained", height_ratios=[1, 2])
-    kinds = sorted({what for what, _, _ in document["faults"]})
-    for what, began, over in document["faults"]:
-        top.plot([began, max(over, began + 0.3)], [kinds.index(what)] * 2, color="tab:gray", linewidth=5, solid_capstyle="butt")
+    kinds = sorted({kind for kind, _, _ in document["faults"]})
+    for kind, began, ended in document["faults"]:
+        top.plot([began, max(ended, began + 0.3)], [kinds.index(kind)] * 2, color="tab:gray", linewidth=5, solid_capstyle="butt")
     top.set_yticks(range(len(kinds)), kinds, fontsize=8)
     top.grid(alpha=0.3)
     for number, (accepted, ended, attempts) in enumerate(document["jobs"]):
@@ -80,7 +87,7 @@ def jobs_under_faults() -> Path:
         below.plot([accepted, ended], [number, number], color=color, linewidth=1.2)
     below.set(xlabel="seconds", ylabel="job, by number")
     below.grid(alpha=0.3)
-    figure.suptitle("jobs from acceptance to end (red: more than one attempt), and what was hurt meanwhile", fontsize=10)
+    figure.suptitle("jobs from acceptance to end (red: more than one attempt), and the faults meanwhile", fontsize=10)
     return _saved(figure, "jobs-under-faults.svg")
 
 
@@ -96,7 +103,7 @@ def main() -> None:
         if (RESULTS / f"{results}.json").is_file():
             print(f"wrote {plot()}")
         else:
-            print(f"no benchmarks/results/{results}.json yet: its benchmark has not been run")
+            print(f"skipped a plot: benchmarks/results/{results}.json does not exist; run its benchmark first")
 
 
 if __name__ == "__main__":

@@ -1,14 +1,15 @@
-"""`make bench-predict`: rows of many adapters in one batch, next to the bare base model and to PEFT.
+"""`make bench-predict`: measure batches of many adapters, beside the bare base model and PEFT.
 
-LoRA (r=8 on query and value, as PEFT does by default) on MiniLM; batches of texts of the shipped task set, their rows dealt over
-1 to 64 adapters in turn. Every system gets the same token ids and gives one answer a row:
+The model is MiniLM with LoRA (r=8 on query and value, PEFT's default). The batches are texts of the shipped task set, and their
+rows belong to 1 to 64 adapters in turn. Every system gets the same token ids and gives one answer a row:
 
-- bare base forward: pooled features, no delta, no head;
-- quickstudy: the bank, delta and head of every row, probabilities as lists; heads of 2 to 150 classes mixed;
-- PEFT adapter_names: PEFT's own mixed batches, features alone;
-- PEFT set_adapter: one adapter after another, each with its rows, features alone.
+- bare base forward: pooled features, without delta and head;
+- quickstudy: the bank with the delta and head of every row, heads of 2 to 150 classes mixed; probabilities as lists;
+- PEFT adapter_names: PEFT's own mixed batches, features only;
+- PEFT set_adapter: one adapter after another, each with its own rows, features only.
 
-Systems take turns, so that a busy moment of the machine meets all of them: a ratio is the median of the rounds' own ratios.
+The systems take turns in every round, so that a busy moment of the machine affects all of them. A ratio is the median of the ratios
+of the rounds.
 """
 
 import math
@@ -59,32 +60,32 @@ def main(rounds: int, precisions: tuple[Precision, ...]) -> None:
 def _adapter(base: Base, seed: int) -> Adapter:
     classes, generator = CLASSES[seed % len(CLASSES)], torch.Generator().manual_seed(seed)
     labels = tuple(str(c) for c in range(classes))
-    about = AdapterMetadata(
+    metadata = AdapterMetadata(
         initialization_digest="", base_weights_sha256=base.spec.weights_sha256, delta=LoRAConfig(), scale=16.0, labels=labels
     )
     theta = base.attach(LoRAConfig()).initial(generator, b_std=0.05)
     head = torch.nn.functional.normalize(torch.randn(classes, base.hidden_size, generator=generator), dim=-1)
-    return Adapter(about, theta, {"head.weight": head, "head.bias": torch.zeros(classes)})
+    return Adapter(metadata, theta, {"head.weight": head, "head.bias": torch.zeros(classes)})
 
 
 def _ids(base: Base, count: int) -> Sequence[Any]:
-    texts = [text for own in read_jsonl(STARTER).texts.values() for text in own]
+    texts = [text for class_texts in read_jsonl(STARTER).texts.values() for text in class_texts]
     return base.inputs.encode([texts[(17 * i) % len(texts)] for i in range(count)])
 
 
 def _peft(base: Base, precision: Precision, adapters: list[Adapter]) -> Any:
-    """PEFT's model with all of the adapters."""
+    """Return PEFT's model with all adapters."""
     from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
 
     plain: Any = load_base(precision=precision, attention="auto", device=base.device).model
     config, kind = LoRAConfig(), base.attach(LoRAConfig())
-    own = LoraConfig(r=config.rank, lora_alpha=int(config.alpha), target_modules=list(config.targets))
+    peft_config = LoraConfig(r=config.rank, lora_alpha=int(config.alpha), target_modules=list(config.targets))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model: Any = get_peft_model(plain, own, adapter_name="0")
+        model: Any = get_peft_model(plain, peft_config, adapter_name="0")
         for seed, adapter in enumerate(adapters):
             if seed:
-                model.add_adapter(str(seed), own)
+                model.add_adapter(str(seed), peft_config)
             set_peft_model_state_dict(model, cast(LoRA, kind).peft.to_peft(adapter.delta), adapter_name=str(seed))
     return model.to(base.dtype).eval()
 
@@ -93,7 +94,7 @@ def _systems(base: Base, bank: Bank, peft: Any, ids: Sequence[Any], count: int) 
     keys = [str(i % count) for i in range(len(ids))]
 
     def features(rows: list[int], **which: Any) -> Tensor:
-        """PEFT's, with our own buckets of like length."""
+        """Return PEFT's features of the rows, in our buckets of similar length."""
         batch = base.inputs.collate([ids[i] for i in rows])
         parts = []
         for bucket in batch.buckets:
@@ -106,7 +107,7 @@ def _systems(base: Base, bank: Bank, peft: Any, ids: Sequence[Any], count: int) 
     def one_by_one() -> None:
         for key in dict.fromkeys(keys):
             peft.set_adapter(key)
-            features([i for i, own in enumerate(keys) if own == key])
+            features([i for i, row_key in enumerate(keys) if row_key == key])
 
     return {
         BARE: lambda: base.features(None, base.inputs.collate(ids)),
@@ -125,19 +126,19 @@ def _measured(case: str, systems: dict[str, Callable[[], object]], rounds: int) 
         for name, call in systems.items():
             began = time.perf_counter()
             call()
-            _settle()
+            _synchronize()
             times[name].append(1e3 * (time.perf_counter() - began))
     rows, shown = [], []
-    for name, own in times.items():
-        ratio = statistics.median(a / b for a, b in zip(times[BARE], own, strict=True))
-        rows += [Row(case, name, "median", statistics.median(own), "ms"), Row(case, name, "speed over the bare base", ratio, "")]
-        shown.append(f"{name} {statistics.median(own):.1f} ms ({ratio:.2f})")
+    for name, values in times.items():
+        ratio, median = statistics.median(a / b for a, b in zip(times[BARE], values, strict=True)), statistics.median(values)
+        rows += [Row(case, name, "median", median, "ms"), Row(case, name, "speed over the bare base", ratio, "")]
+        shown.append(f"{name} {median:.1f} ms ({ratio:.2f})")
     print(f"{case:<34} " + "   ".join(shown))
     assert all(math.isfinite(row.value) for row in rows)
     return rows
 
 
-def _settle() -> None:
+def _synchronize() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 

@@ -1,4 +1,7 @@
-"""How results are kept: {"machine", "date", "commit", "rows": [{"case", "system", "metric", "value", "unit"}, …]}."""
+"""The format of benchmark results.
+
+A result is {"machine", "date", "commit", "rows": [{"case", "system", "metric", "value", "unit"}, …]}.
+"""
 
 import datetime
 import fcntl
@@ -21,6 +24,8 @@ RUNS = Path(__file__).resolve().parents[1] / "runs"
 
 @dataclass(frozen=True)
 class Row:
+    """One measured value."""
+
     case: str
     system: str
     metric: str
@@ -28,15 +33,15 @@ class Row:
     unit: str
 
 
-def difference_rows(case: str, system: str, other: str, own: Sequence[float], others: Sequence[float]) -> list[Row]:
-    """How far a system's scores are over another's on the same episodes."""
-    difference, half = paired_interval(own, others)
+def difference_rows(case: str, system: str, other: str, scores: Sequence[float], other_scores: Sequence[float]) -> list[Row]:
+    """Return the mean difference of two systems' scores on the same episodes, with its interval."""
+    difference, half = paired_interval(scores, other_scores)
     metric = f"over {other}"
     return [Row(case, system, metric, difference, "share"), Row(case, system, f"{metric}, 95 % interval, half", half, "share")]
 
 
 def write(name: str, rows: list[Row], **about: Any) -> Path:
-    """Write the results of `make bench-NAME`."""
+    """Write the results of `make bench-NAME` and return their path. `about` adds members to the document."""
     document = {
         "machine": machine(),
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
@@ -53,12 +58,16 @@ def write(name: str, rows: list[Row], **about: Any) -> Path:
 
 
 def machine() -> str:
+    """Describe this machine: processor, cores, and the version and threads of torch."""
     return f"{_processor()}, {os.cpu_count()} cores, torch {torch.__version__} with {torch.get_num_threads()} threads"
 
 
 class Progress:
-    """Finished parts of a long benchmark, so that it can be stopped and started again. `kept`: beside the results, in version
-    control, for what takes longer than one sitting and does not depend on the machine."""
+    """The finished parts of a long benchmark, so that it can be stopped and resumed.
+
+    With `kept` they are stored beside the results, in version control. That is for parts that take too long for one run and do not
+    depend on the machine.
+    """
 
     def __init__(self, name: str, *, kept: bool = False) -> None:
         self._path = RESULTS / "parts" / f"{name}.json" if kept else RUNS / f"bench-{name}.json"
@@ -66,9 +75,11 @@ class Progress:
         self._done: dict[str, Any] = json.loads(self._path.read_text()) if self._path.is_file() else {}
 
     def get(self, key: str) -> Any:
+        """Return a finished part, or None."""
         return self._done.get(key)
 
     def put(self, key: str, value: Any) -> None:
+        """Store a finished part, beside those that other processes have stored meanwhile."""
         folder = os.open(self._path.parent, os.O_RDONLY)
         try:
             fcntl.flock(folder, fcntl.LOCK_EX)  # other processes may share the work

@@ -1,10 +1,12 @@
-"""`make bench-stored`: many adapters in Redis, few on the device: memory, and what a prediction then costs.
+"""`make bench-stored`: measure memory and speed with many adapters in Redis and few on the device.
 
-100,000 adapters of the shipped `frozen-prototypes` (48 KB each) and, as many as `--lora-gb` hold, of `default` (LoRA), each with
-weights, record and id of its own. They are written as a worker writes them, claim and commit included, from a few hundred real
-adaptations whose heads are shifted a little, for adapting 100,000 support sets would take hours and measure something else. Then a
-service answers 8 clients of 16 inputs each: over 64 adapters, which stay on the device, over as many as the device has room for
-twice, and over all.
+The benchmark stores 100,000 adapters of the shipped `frozen-prototypes` (48 KB each), and as many adapters of `default` (LoRA) as
+fit in `--lora-gb`. Each has its own weights, record and id. They are written as a worker writes them, with claim and commit.
+Adapting 100,000 support sets would take hours and measure something else, so the weights come from a few hundred real adaptations,
+with slightly shifted heads.
+
+Then a service answers 8 clients with 16 inputs a request. The requests are for 64 adapters, which stay on the device, for twice as
+many adapters as the device holds, and for all.
 """
 
 import asyncio
@@ -46,18 +48,18 @@ TENANT = "default"
 
 
 @click.command()
-@click.option("--adapters", default=100_000, show_default=True)
-@click.option("--lora-gb", default=4.0, show_default=True, help="Memory for adapters of the default initialization.")
-@click.option("--seconds", default=20.0, show_default=True, help="Of each case.")
+@click.option("--adapters", default=100_000, show_default=True, help="Adapters of frozen-prototypes.")
+@click.option("--lora-gb", default=4.0, show_default=True, help="Memory for adapters of the default initialization, in GB.")
+@click.option("--seconds", default=20.0, show_default=True, help="Duration of each case in seconds.")
 def main(adapters: int, lora_gb: float, seconds: float) -> None:
     rows: list[Row] = []
     runtime = load_runtime(read_settings(WorkerSettings))
     for name, count in (("frozen-prototypes", adapters), ("default", 0)):
         with tempfile.TemporaryDirectory() as folder, _server(Path(folder)) as client:
-            made = _adaptations(runtime, name)
-            count = count or int(lora_gb * 2**30 / len(made[0][1]))
-            ids = _fill(client, made, count, runtime)
-            rows += _memory(client, name, count, len(made[0][1]))
+            adapted = _adaptations(runtime, name)
+            count = count or int(lora_gb * 2**30 / len(adapted[0][1]))
+            ids = _fill(client, adapted, count, runtime)
+            rows += _memory(client, name, count, len(adapted[0][1]))
             variables = {"LOG_LEVEL": "WARNING", "REDIS_URL": f"unix://{folder}/redis.sock"}
             with _worker(variables), served(Path(folder) / "data", variables) as url:
                 rows += _cases(url, name, ids, seconds)
@@ -65,9 +67,9 @@ def main(adapters: int, lora_gb: float, seconds: float) -> None:
 
 
 def _adaptations(runtime: Runtime, name: str) -> list[tuple[JobRecipe, bytes]]:
-    init = next(own for _, own in runtime.by_digest.values() if own.name == name)
+    init = next(candidate for _, candidate in runtime.by_digest.values() if candidate.name == name)
     sampler = EpisodeSampler([read_jsonl(STARTER)], seed=17)
-    found = []
+    adapted = []
     for start in tqdm(range(0, REAL, 8), desc=f"adapting from {name}", disable=None):
         recipes = []
         for number in range(start, start + 8):
@@ -86,22 +88,22 @@ def _adaptations(runtime: Runtime, name: str) -> list[tuple[JobRecipe, bytes]]:
             )
         for recipe, product in zip(recipes, runtime.adapt_together(recipes), strict=True):
             assert not isinstance(product, Exception), product
-            found.append((recipe, product.content))
-    return found
+            adapted.append((recipe, product.content))
+    return adapted
 
 
-def _fill(client: "redis.Redis", made: list[tuple[JobRecipe, bytes]], count: int, runtime: Runtime) -> list[str]:
+def _fill(client: "redis.Redis", adapted: list[tuple[JobRecipe, bytes]], count: int, runtime: Runtime) -> list[str]:
     records, store = Records(client), WeightStore(client)
     key, ids = records.id_key(), []
     base = runtime.residents[0].base
-    adapters: list[tuple[JobRecipe, Adapter]] = [(recipe, adapter_from_bytes(content, base)) for recipe, content in made]
+    adapters: list[tuple[JobRecipe, Adapter]] = [(recipe, adapter_from_bytes(content, base)) for recipe, content in adapted]
     for number in tqdm(range(count), desc="writing", disable=None):
         recipe, adapter = adapters[number % len(adapters)]
-        own = recipe.model_copy(update={"seed": number})
+        unique_recipe = recipe.model_copy(update={"seed": number})  # another seed gives another id
         bias = adapter.answering["head.bias"] + torch.tensor(1e-6 * (1 + number // len(adapters)))
         content = adapter_to_bytes(replace(adapter, answering={**adapter.answering, "head.bias": bias}))
-        identity = adapter_id(key, TENANT, own)
-        records.accept(TENANT, identity, own, DAY_MS, ())
+        identity = adapter_id(key, TENANT, unique_recipe)
+        records.accept(TENANT, identity, unique_recipe, DAY_MS, ())
         claim = records.claims.claim(TENANT, identity, lease_ms=60_000, attempts=3, worker="bench-stored")
         assert claim is not None
         store.put(TENANT, identity, claim.fence, content, DAY_MS)
@@ -138,8 +140,8 @@ def _cases(url: str, name: str, ids: list[str], seconds: float) -> list[Row]:
         case = f"{len(ids)} adapters of {name} stored, {count} asked (the device holds {slots}), 8 clients of 16 inputs"
         rate = 16 * len(answered) / seconds
         print(f"{case}: {rate:.0f} rows/s   p50 {p50:.0f}   p95 {p95:.0f}   p99 {p99:.0f} ms   refused {refused}")
-        found = {"rows a second": (rate, "1/s"), "p50": (p50, "ms"), "p95": (p95, "ms"), "p99": (p99, "ms")}
-        rows += [Row(case, "quickstudy", metric, value, unit) for metric, (value, unit) in found.items()]
+        metrics = {"rows a second": (rate, "1/s"), "p50": (p50, "ms"), "p95": (p95, "ms"), "p99": (p99, "ms")}
+        rows += [Row(case, "quickstudy", metric, value, unit) for metric, (value, unit) in metrics.items()]
     return rows
 
 

@@ -1,4 +1,7 @@
-"""The systems that accuracy is compared between, each as: a support set and query texts in, predicted labels and seconds out."""
+"""The systems whose accuracy the benchmarks compare.
+
+Each takes a support set and query texts, and returns predicted labels and seconds.
+"""
 
 import contextlib
 import importlib.metadata
@@ -25,14 +28,14 @@ SETFIT_VERSION = importlib.metadata.version("setfit")
 
 @dataclass(frozen=True)
 class Answer:
-    """Predicted class indices of the queries, and seconds from the support set to a model that can answer."""
+    """Predicted class indices of the queries, and the seconds of training on the support set."""
 
     predicted: list[int]
     seconds: float
 
 
 def linear_probe(encoded: Encoded, support: Pairs, queries: Sequence[str]) -> Answer:
-    """Logistic regression (scikit-learn's defaults) on frozen features."""
+    """Run logistic regression with scikit-learn's defaults on frozen features."""
     from sklearn.linear_model import LogisticRegression
 
     began = time.perf_counter()
@@ -43,9 +46,12 @@ def linear_probe(encoded: Encoded, support: Pairs, queries: Sequence[str]) -> An
 
 
 def setfit(support: Pairs, queries: Sequence[str], *, iterations: int | None = None) -> Answer:
-    """SetFit with its own defaults (one epoch over all pairs, batches of 16; or over `iterations` pairings an example) from the
-    same base model, which it loads for each task; loading is not counted. Matrix products are in bfloat16, as ours: its losses
-    agree to four digits and it takes two thirds of the time."""
+    """Run SetFit with its own defaults, from the same base model: one epoch in batches of 16.
+
+    The epoch is over all pairs of examples, or over `iterations` pairings for each example. The base model is loaded again for each
+    task, and loading is not counted. Matrix products are in bfloat16, as in ours. Its losses agree with float32 to four digits, in
+    two thirds of the time.
+    """
     os.environ["HF_HUB_OFFLINE"] = "1"
     logging.disable(logging.WARNING)
     precision = torch.get_float32_matmul_precision()
@@ -71,10 +77,11 @@ def setfit(support: Pairs, queries: Sequence[str], *, iterations: int | None = N
 
 
 def with_label_words(episode: Episode) -> Episode:
-    """As `options.label_words` of a request."""
+    """Return the episode with label words added to its support set, as the option `label_words` does."""
     words = tuple((label_words(label), c) for c, label in enumerate(episode.labels))
     return replace(episode, support=episode.support + words)
 
 
 def accuracy(answer: Answer, episode: Episode) -> float:
+    """Return the share of queries that are predicted right."""
     return float(np.mean([p == c for p, (_, c) in zip(answer.predicted, episode.query, strict=True)]))

@@ -1,12 +1,15 @@
-"""`make bench-transfer`: what meta-training and a second of adaptation are worth on data sets that were never seen.
+"""`make bench-transfer`: measure what meta-training and adaptation are worth on unseen data sets.
 
-Three folds (`benchmarks.folds`), each trained without the fold's data and tested on it, and far transfer: the published validation
-sets of `text_mix`, which nothing is trained on, under the first fold's initialization. Every system meets the same
-episodes; SetFit, which takes most of the time, some of them. Ours is scored after several numbers of steps, and as a request would
-take them ("quickstudy"). Accuracy runs several tasks a pass and is kept in `results/parts/transfer.json`, with the results, by the
-precision of the base model; seconds are taken with `--seconds`, on single tasks of the folds, on a machine with nothing else to do,
-with the shipped default, for they do not depend on what was learned, and have results of their own (`transfer-seconds`). Resumes;
-`--part` and `--system` share the work between processes.
+There are three folds (`benchmarks.folds`), each trained without the fold's data and tested on it. For far transfer, the first
+fold's initialization is tested on the published validation sets of `text_mix`, on which nothing is trained. Every system gets the
+same episodes, except that SetFit, which takes most of the time, gets only some of them. Ours is scored after several fixed numbers
+of steps, and after the number that a request would use ("quickstudy").
+
+Accuracy is measured with several tasks a pass. It is kept in `results/parts/transfer.json`, with the results, by the precision of
+the base model. With `--seconds` the benchmark measures seconds instead, on single tasks of the folds; the machine should have
+nothing else to do. Seconds do not depend on what was learned, so they are measured with the shipped default initialization, and
+they have results of their own (`transfer-seconds`). The benchmark can be resumed. To share the work between processes, use `--part`
+and `--system`.
 """
 
 import json
@@ -54,44 +57,48 @@ MARKS: dict[str, tuple[int, ...] | None] = {
     OURS: STEPS,
     OURS_WORDS: None,
 }
-"""The numbers of inner steps that a system is scored after; None: its own."""
+"""The numbers of inner steps after which a system is scored; None: the system chooses."""
 Scores = dict[str, list[float]]
 Kept = TypeVar("Kept")
 
 
 @dataclass(frozen=True)
 class Part:
-    """Episodes of one case. `fold` names the initialization that has not seen them, `few` the numbers of those for SetFit."""
+    """The episodes of one case.
+
+    `fold` names the initialization that has not seen them. `for_setfit` holds the numbers of the episodes that SetFit gets.
+    """
 
     fold: str
     case: str
     shots: int
     episodes: list[Episode]
-    few: list[int]
+    for_setfit: list[int]
 
     @property
     def near(self) -> bool:
-        """Of the fold's own sets."""
+        """True if the episodes are from the fold's own data sets."""
         return self.case.startswith(self.fold)
 
 
 def parts(data: Path, names: Sequence[str], near: int, far: int, setfit_near: int, setfit_far: int) -> Iterator[Part]:
+    """Yield the parts with these names, or all. The other arguments are numbers of episodes."""
     for fold, sets in FOLDS.items():
         if not names or fold in names:
             for shots in SHOTS["near"]:
                 episodes = _episodes([data / name / "full.jsonl.gz" for name in sets], shots, near)
-                few = _spread(near, _setfit_share(shots, setfit_near))
-                yield Part(fold, f"{fold}, 5-way {shots}-shot", shots, episodes, few)
+                for_setfit = _spread(near, _setfit_count(shots, setfit_near))
+                yield Part(fold, f"{fold}, 5-way {shots}-shot", shots, episodes, for_setfit)
     for name in FAR:
         if not names or "far" in names:
             for shots in SHOTS["far"]:
                 episodes = _episodes([data / "text_mix" / name / "full.jsonl.gz"], shots, far)
                 case = f"far: {name}, {len(episodes[0].labels)}-way {shots}-shot"
-                yield Part(next(iter(FOLDS)), case, shots, episodes, _spread(far, _setfit_share(shots, setfit_far)))
+                yield Part(next(iter(FOLDS)), case, shots, episodes, _spread(far, _setfit_count(shots, setfit_far)))
 
 
 def _episodes(paths: list[Path], shots: int, count: int) -> list[Episode]:
-    """The same number from each data set, in turn."""
+    """Draw `count` episodes, as many from each data set, and sort them by data set."""
     samplers = [EpisodeSampler([read_jsonl(path)], seed=4321) for path in paths]
     ways = min(5, *(len(s.datasets[0].texts) for s in samplers))
     drawn = [samplers[i % len(samplers)].episode(i // len(samplers), EpisodeShape(ways, shots, 5)) for i in range(count)]
@@ -99,36 +106,39 @@ def _episodes(paths: list[Path], shots: int, count: int) -> list[Episode]:
 
 
 def _spread(count: int, some: int) -> list[int]:
-    """`some` numbers below `count` at equal distances, so that every data set of a part is met."""
+    """Return `some` numbers below `count` at equal distances, so that they cover every data set of a part."""
     return [i * count // some for i in range(some)] if some < count else list(range(count))
 
 
-def _setfit_share(shots: int, episodes: int) -> int:
-    """At 10 shots SetFit walks through 2,000 pairs a task, more than a minute on a core: a quarter of the episodes there."""
+def _setfit_count(shots: int, episodes: int) -> int:
+    # At 10 shots SetFit trains on 2,000 pairs a task, more than a minute on one core, so it gets a quarter of the episodes.
     return max(1, episodes // 4) if shots == 10 else episodes
 
 
 class Unfinished(Exception):
-    """Of a report: this has not been run."""
+    """A measurement that a report needs has not been run."""
 
 
 class Arena:
-    """Runs systems on the episodes of one part, keeping what is finished: accuracies, and of this machine alone, seconds. Ours is
-    the fold's initialization, or the `shipped` one. Where it is to `report`, it runs nothing and raises Unfinished."""
+    """A runner of systems on the episodes of one part, which keeps finished measurements.
+
+    Accuracies are kept for all machines, seconds only for this one. Ours is the fold's initialization, or the `shipped` one. With
+    `report`, nothing is run, and a missing measurement raises Unfinished.
+    """
 
     def __init__(self, base: Base, encoded: Encoded, part: Part, *, shipped: bool, report: bool) -> None:
         self.base, self.encoded, self.part, self.shipped, self.report = base, encoded, part, shipped, report
         self._accuracies, self._seconds = Progress("transfer", kept=True), Progress("transfer-seconds")
         self.digest = manifest_digest(part.episodes)
-        self.worded = [with_label_words(episode) for episode in part.episodes]
+        self.episodes_with_label_words = [with_label_words(episode) for episode in part.episodes]
 
     @cached_property
     def ours(self) -> Initialization:
-        """What peers and baselines do without."""
+        """The meta-trained initialization; loaded only if a system needs it."""
         return load_initialization(DEFAULT_INITIALIZATION if self.shipped else fold_initialization(self.part.fold), self.base)
 
     def _start(self, system: str) -> Initialization:
-        """What a system adapts from."""
+        """Return the initialization that a system adapts from."""
         if system in (FROZEN, FROZEN_WORDS):
             return frozen_prototypes(self.base)
         if system == PLAIN:
@@ -136,52 +146,57 @@ class Arena:
         return _from_zero(self.base, fold_recipe(self.part.fold)) if system == SAME_LOOP else self.ours
 
     def accuracies(self, system: str) -> Scores:
-        """Accuracy of each episode, under the system's name, or one for each number of steps where it is tried at several."""
-        if system == SETFIT:
-            return {SETFIT: [self._setfit_accuracy(self.part.episodes[i]) for i in self.part.few]}
-        what = self._what(self._identity(system))
-        found = self._kept(self._accuracies, what, lambda: self._run(system, self._episodes(system))[0])
-        if system != OURS:
-            return found
-        own = self._kept(
-            self._accuracies,
-            self._what(["own steps", fold_recipe(self.part.fold).digest, str(self.base.dtype)]),
-            lambda: self._own_steps(self.part.episodes),
-        )
-        return found | _as_served(found, own)
+        """Return the accuracy of each episode, by the system's name.
 
-    def _own_steps(self, episodes: Sequence[Episode]) -> Sequence[int]:
-        """That a request with each of these would take."""
+        A system that is scored after several numbers of steps has one entry for each.
+        """
+        if system == SETFIT:
+            return {SETFIT: [self._setfit_accuracy(self.part.episodes[i]) for i in self.part.for_setfit]}
+        key = self._key(self._identity(system))
+        scores = self._kept(self._accuracies, key, lambda: self._run(system, self._episodes(system))[0])
+        if system != OURS:
+            return scores
+        served_steps = self._kept(
+            self._accuracies,
+            self._key(["own steps", fold_recipe(self.part.fold).digest, str(self.base.dtype)]),
+            lambda: self._served_steps(self.part.episodes),
+        )
+        return scores | _as_served(scores, served_steps)
+
+    def _served_steps(self, episodes: Sequence[Episode]) -> Sequence[int]:
+        """Return the number of inner steps that a request with each of these episodes would take."""
         return own_steps(self.base, self.ours, episodes, encoded=self.encoded)
 
     def _setfit_accuracy(self, episode: Episode) -> float:
-        what = [SETFIT, SETFIT_VERSION, manifest_digest([episode])]
-        return self._kept(self._accuracies, what, lambda: accuracy(_setfit(episode), episode))
+        key = [SETFIT, SETFIT_VERSION, manifest_digest([episode])]
+        return self._kept(self._accuracies, key, lambda: accuracy(_setfit(episode), episode))
 
     def seconds(self, system: str) -> Scores:
-        """Seconds to adapt single tasks, one at a time, the first of them twice, for nothing is warm at first (not so SetFit, which
-        takes too long)."""
+        """Return the seconds to adapt to single tasks, one at a time.
+
+        The first task runs twice, and its first run only warms up. SetFit has no warm-up, because it takes too long.
+        """
         if system == SETFIT:
             timed = [self.part.episodes[i] for i in _spread(len(self.part.episodes), TIMED_SETFIT)]
-            what = self._what([SETFIT, SETFIT_VERSION, machine()])
-            return self._kept(self._seconds, what, lambda: {SETFIT: [_setfit(e).seconds for e in timed]})
+            key = self._key([SETFIT, SETFIT_VERSION, machine()])
+            return self._kept(self._seconds, key, lambda: {SETFIT: [_setfit(e).seconds for e in timed]})
         episodes = [self._episodes(system)[i] for i in _spread(len(self.part.episodes), TIMED)]
 
         def measure() -> Scores:
-            found: Scores = {}
+            times: Scores = {}
             for episode in [episodes[0], *episodes]:
                 for name, seconds in self._run(system, [episode])[1].items():
-                    found.setdefault(name, []).append(seconds)
-            found = {name: values[1:] for name, values in found.items()}
-            return found | _as_served(found, self._own_steps(episodes)) if system == OURS else found
+                    times.setdefault(name, []).append(seconds)
+            times = {name: values[1:] for name, values in times.items()}
+            return times | _as_served(times, self._served_steps(episodes)) if system == OURS else times
 
-        return self._kept(self._seconds, self._what([*self._identity(system), machine()]), measure)
+        return self._kept(self._seconds, self._key([*self._identity(system), machine()]), measure)
 
     def _episodes(self, system: str) -> list[Episode]:
-        return self.worded if system in (FROZEN_WORDS, OURS_WORDS) else self.part.episodes
+        return self.episodes_with_label_words if system in (FROZEN_WORDS, OURS_WORDS) else self.part.episodes
 
     def _run(self, system: str, episodes: Sequence[Episode]) -> tuple[Scores, dict[str, float]]:
-        """Accuracy of each episode and seconds a task, by name."""
+        """Return the accuracy of each episode and the seconds a task, by the system's name."""
         if system == PROBE:
             answers = [linear_probe(self.encoded, e.support, [text for text, _ in e.query]) for e in episodes]
             scores = [accuracy(answer, episode) for answer, episode in zip(answers, episodes, strict=True)]
@@ -194,8 +209,8 @@ class Arena:
                 return {}, {}
         with tqdm(total=len(episodes), desc=f"{self.part.case}, {system}", leave=False, disable=None) as bar:
             if marks is None:
-                own = evaluate(self.base, init, episodes, encoded=self.encoded, progress=bar.update)
-                return {system: list(own.accuracy)}, {system: own.seconds_per_task}
+                evaluation = evaluate(self.base, init, episodes, encoded=self.encoded, progress=bar.update)
+                return {system: list(evaluation.accuracy)}, {system: evaluation.seconds_per_task}
             by_step = evaluate_steps(self.base, init, episodes, marks, encoded=self.encoded, progress=bar.update)
         names = {mark: _after(system, mark) if system in (SAME_LOOP, OURS) else system for mark in by_step}
         return {names[m]: list(s.accuracy) for m, s in by_step.items()}, {names[m]: s.seconds_per_task for m, s in by_step.items()}
@@ -203,21 +218,22 @@ class Arena:
     def _identity(self, system: str) -> list[Any]:
         if system == PROBE:
             return [PROBE, str(self.base.dtype)]
-        # What a fold has trained goes by its recipe, for training again on another machine may round otherwise.
-        of_fold = system in (OURS, OURS_WORDS) and not self.shipped
-        made_by = fold_recipe(self.part.fold).digest if of_fold else self._start(system).digest
-        return [system, made_by, MARKS[system], str(self.base.dtype)]
+        # A fold's initialization is identified by its recipe, because training it on another machine may round differently.
+        trained_by_fold = system in (OURS, OURS_WORDS) and not self.shipped
+        digest = fold_recipe(self.part.fold).digest if trained_by_fold else self._start(system).digest
+        return [system, digest, MARKS[system], str(self.base.dtype)]
 
-    def _what(self, what: list[Any]) -> list[Any]:
-        return [self.part.case, self.digest, *what]
+    def _key(self, identity: list[Any]) -> list[Any]:
+        return [self.part.case, self.digest, *identity]
 
-    def _kept(self, progress: Progress, what: list[Any], make: Callable[[], Kept]) -> Kept:
-        key = json.dumps(what)
-        if progress.get(key) is None:
+    def _kept(self, progress: Progress, key: list[Any], measure: Callable[[], Kept]) -> Kept:
+        """Return the finished measurement; run and keep it if there is none. Raises Unfinished in a report."""
+        text = json.dumps(key)
+        if progress.get(text) is None:
             if self.report:
                 raise Unfinished
-            progress.put(key, make())
-        kept: Kept = progress.get(key)
+            progress.put(text, measure())
+        kept: Kept = progress.get(text)
         return kept
 
 
@@ -229,13 +245,16 @@ def _after(system: str, steps: int) -> str:
     return f"{system}, {steps} steps"
 
 
-def _as_served(by_step: Scores, own: Sequence[int]) -> Scores:
-    """Ours, each episode after its own number of steps."""
-    return {OURS: [by_step[_after(OURS, steps)][episode] for episode, steps in enumerate(own)]}
+def _as_served(by_step: Scores, served_steps: Sequence[int]) -> Scores:
+    """Return our scores, each episode after the number of steps that a request would take."""
+    return {OURS: [by_step[_after(OURS, steps)][episode] for episode, steps in enumerate(served_steps)]}
 
 
 def _from_zero(base: Base, recipe: Recipe) -> Initialization:
-    """Our delta, objective and head, with nothing learned: LoRA as PEFT starts it and one plain rate."""
+    """Return an initialization with our delta, objective and head but nothing learned.
+
+    LoRA starts as in PEFT, the rate of the delta is 1e-3 and that of the head 3e-3.
+    """
     theta = base.attach(recipe.delta).initial(torch.Generator().manual_seed(0))
     rates = {name: torch.tensor([3e-3 if name in HEAD_LEAVES else 1e-3]) for name in (*theta, *HEAD_LEAVES)}
     return Initialization("from-zero", base.spec, recipe.delta, recipe.recorded_inner, theta, rates, SCALE, "none", {})
@@ -249,9 +268,11 @@ def _from_zero(base: Base, recipe: Recipe) -> Initialization:
 @click.option("--far-setfit-episodes", default=12, show_default=True)
 @click.option("--part", "names", type=click.Choice([*FOLDS, "far"]), multiple=True, help="Only this part.")
 @click.option("--system", "systems", type=click.Choice(SYSTEMS), multiple=True, help="Only this system.")
-@click.option("--precision", type=click.Choice(get_args(Precision)), default="auto", show_default=True, help="Of the base model.")
-@click.option("--seconds", is_flag=True, help="Time single tasks of the folds instead, on a machine at rest.")
-@click.option("--report", is_flag=True, help="Run nothing; write the results of what is finished, of all parts and systems.")
+@click.option(
+    "--precision", type=click.Choice(get_args(Precision)), default="auto", show_default=True, help="Precision of the base model."
+)
+@click.option("--seconds", is_flag=True, help="Measure the seconds of single tasks instead; the machine should be idle.")
+@click.option("--report", is_flag=True, help="Run nothing; write the results of all finished parts and systems.")
 def main(
     data: Path,
     episodes: int,
@@ -267,30 +288,30 @@ def main(
     base = load_base(precision=precision)
     encoded, rows, unfinished = Encoded(base), [], []
     began = time.strftime("%Y-%m-%d")
-    whole = not names and not systems
-    of_folds: dict[int, list[tuple[Part, Scores]]] = {}
+    is_complete = not names and not systems
+    fold_results: dict[int, list[tuple[Part, Scores]]] = {}
     if seconds:
         names = names or tuple(FOLDS)
     for part in parts(data, names, episodes, far_episodes, setfit_episodes, far_setfit_episodes):
         arena = Arena(base, encoded, part, shipped=seconds, report=report)
-        found: Scores = {}
-        for system in [s for s in systems or SYSTEMS if s != SETFIT or len(part.few) > 1]:
+        results: Scores = {}
+        for system in [s for s in systems or SYSTEMS if s != SETFIT or len(part.for_setfit) > 1]:
             try:
-                found |= arena.seconds(system) if seconds else arena.accuracies(system)
+                results |= arena.seconds(system) if seconds else arena.accuracies(system)
             except Unfinished:
                 unfinished.append(f"{part.case}: {system}")
-        rows += _seconds_rows(part, found) if seconds else _rows(part, found)
-        (_print_seconds if seconds else _print)(part.case, found)
+        rows += _seconds_rows(part, results) if seconds else _rows(part, results)
+        (_print_seconds if seconds else _print)(part.case, results)
         if part.near:
-            of_folds.setdefault(part.shots, []).append((part, found))
+            fold_results.setdefault(part.shots, []).append((part, results))
     if not names:
-        for shots, own in of_folds.items():
-            part, found = _together(f"all folds, 5-way {shots}-shot", own)
-            rows += _rows(part, found)
-            _print(part.case, found)
+        for shots, parts_results in fold_results.items():
+            part, results = _combined(f"all folds, 5-way {shots}-shot", parts_results)
+            rows += _rows(part, results)
+            _print(part.case, results)
     if report and all(row.system == SETFIT for row in rows):
-        raise click.ClickException(f"nothing but SetFit is finished in {base.precision}; another --precision? Nothing was written")
-    if whole:
+        raise click.ClickException(f"nothing written: only SetFit is finished in {base.precision}; try another --precision")
+    if is_complete:
         about: dict[str, Any] = {"begun": began, "precision": str(base.dtype), "unfinished": unfinished}
         if not seconds:
             about |= {"episodes": episodes, "far_episodes": far_episodes}
@@ -304,31 +325,33 @@ def _rows(part: Part, results: Scores) -> list[Row]:
         rows.append(Row(part.case, system, "accuracy", statistics.fmean(scores), "share"))
         for other in (FROZEN, f"{OURS}, 0 steps", SETFIT):
             if other in results and other != system:
-                rows += difference_rows(part.case, system, other, *_met_by_both(part, system, other, results))
+                rows += difference_rows(part.case, system, other, *_on_common_episodes(part, system, other, results))
     return rows
 
 
-def _together(case: str, parts_found: list[tuple[Part, Scores]]) -> tuple[Part, Scores]:
-    """The episodes of several parts as those of one, for the systems that have met them all."""
-    everywhere = set.intersection(*(set(found) for _, found in parts_found))
+def _combined(case: str, parts_results: list[tuple[Part, Scores]]) -> tuple[Part, Scores]:
+    """Combine several parts into one, with the systems that have results for all of them."""
+    in_all_parts = set.intersection(*(set(results) for _, results in parts_results))
     scores = {
-        system: [s for _, found in parts_found for s in found[system]] for system in parts_found[0][1] if system in everywhere
+        system: [score for _, results in parts_results for score in results[system]]
+        for system in parts_results[0][1]
+        if system in in_all_parts
     }
-    first, episodes, few = parts_found[0][0], list[Episode](), list[int]()
-    for part, _ in parts_found:
-        few += [len(episodes) + i for i in part.few]
+    first, episodes, for_setfit = parts_results[0][0], list[Episode](), list[int]()
+    for part, _ in parts_results:
+        for_setfit += [len(episodes) + i for i in part.for_setfit]
         episodes += part.episodes
-    return replace(first, case=case, episodes=episodes, few=few), scores
+    return replace(first, case=case, episodes=episodes, for_setfit=for_setfit), scores
 
 
 def _seconds_rows(part: Part, times: Scores) -> list[Row]:
     return [Row(part.case, system, "seconds to adapt", statistics.median(values), "s") for system, values in times.items()]
 
 
-def _met_by_both(part: Part, left: str, right: str, results: Scores) -> tuple[list[float], list[float]]:
-    """SetFit met some of the episodes: the others' scores on the same."""
-    few = SETFIT in (left, right)
-    a, b = ([results[s][i] for i in part.few] if few and s != SETFIT else results[s] for s in (left, right))
+def _on_common_episodes(part: Part, left: str, right: str, results: Scores) -> tuple[list[float], list[float]]:
+    """Return the scores of two systems on the episodes that both have; SetFit has only some."""
+    with_setfit = SETFIT in (left, right)
+    a, b = ([results[s][i] for i in part.for_setfit] if with_setfit and s != SETFIT else results[s] for s in (left, right))
     return a, b
 
 
@@ -350,7 +373,7 @@ def _print_seconds(case: str, times: Scores) -> None:
 
 
 def rows_by(rows: list[dict[str, Any]]) -> dict[tuple[str, str, str], float]:
-    """Results read back: (case, system, metric) → value."""
+    """Return the values of results that were read back, by (case, system, metric)."""
     return {(row["case"], row["system"], row["metric"]): row["value"] for row in rows}
 
 

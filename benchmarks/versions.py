@@ -1,13 +1,15 @@
-"""`make bench-versions COMMIT=…`: is this commit as fast as another one? Both run here, at the same time, and are measured in turn.
+"""`make bench-versions COMMIT=…`: compare the speed of this commit with another one on this machine.
+
+Both commits run at the same time and are measured in turn:
 
 - adapt: from POST to ready, 5-way 1-, 5- and 10-shot of the shipped task set at rest, and 8 support sets sent at once;
-- predict: batches of a bank of adapters in a process of its own, without HTTP; and the bare base model's forward pass, which says
-  how even the machine was;
+- predict: batches of a bank of adapters in a process of its own, without HTTP; also the bare base model's forward pass, which shows
+  how steady the machine was;
 - load: predictions by 1, 8 and 64 clients.
 
-A pair is the same work for one commit and then for the other, seconds apart, each going first in every other pair. What counts is
-the median of the pairs' own ratios, over 1 where this commit is faster, with an interval of at least 95 % by order statistics. The
-first pair of each case warms up. About ten minutes with the default settings.
+A pair is the same work for both commits, seconds apart; each commit goes first in every other pair. The first pair of each case
+warms up. The result is the median of the pairs' ratios, over 1 if this commit is faster, with an interval of at least 95 % by order
+statistics. The benchmark takes about ten minutes with the default settings.
 """
 
 import asyncio
@@ -35,7 +37,7 @@ from tqdm import tqdm
 from benchmarks.adapt import Pairs, cases
 from benchmarks.load import connection
 from benchmarks.record import Row, write
-from tests.upgrade.checkout import ROOT, CommitUnavailable, checkout, conversing
+from tests.upgrade.checkout import ROOT, CommitUnavailable, checkout, interactive_script
 from tests.upgrade.services import served
 
 HERE = "this commit"
@@ -44,12 +46,12 @@ BANK = ((64, 1), (64, 16), (64, 64))  # rows, adapters
 LOAD = ((1, 1), (8, 16), (64, 16))  # clients, inputs a request
 LOADED_ADAPTERS = 64
 Tasks = list[tuple[Pairs, Pairs]]
-Asked = list[tuple[int, list[str]]]
-"""Requests for predictions: the adapter's number and the inputs."""
+Requests = list[tuple[int, list[str]]]
+"""Predict requests: the adapter's number and the inputs."""
 
 
 @dataclass(frozen=True)
-class Compared:
+class Comparison:
     """One case: the milliseconds of each pair, of the other commit and of this one."""
 
     case: str
@@ -58,13 +60,13 @@ class Compared:
 
     @property
     def ratios(self) -> list[float]:
-        """How many times as fast this commit is, by pair."""
-        return [theirs / ours for theirs, ours in zip(self.other, self.own, strict=True)]
+        """The speed of this commit relative to the other one, by pair."""
+        return [other / own for other, own in zip(self.other, self.own, strict=True)]
 
 
 @dataclass(frozen=True)
 class Version:
-    """One commit's service and bank."""
+    """The running service and bank of one commit."""
 
     url: str
     ask_bank: Callable[[str], str]
@@ -72,14 +74,19 @@ class Version:
 
 
 @click.command()
-@click.option("--commit", required=True, help="What this one is compared with.")
-@click.option("--api", help="Module of tests/upgrade that calls its bank: api_API.py; of that commit's name, or `current`.")
+@click.option("--commit", required=True, help="Commit to compare this one with.")
+@click.option(
+    "--api", help="Suffix of the module tests/upgrade/api_API.py that calls the commit's bank. Default: the commit, else `current`."
+)
 @click.option("--rounds", default=15, show_default=True, help="Pairs of each case.")
 @click.option(
-    "--load-rows", default=600, show_default=True, help="Inputs of each measurement under load, about; fewer of one client."
+    "--load-rows",
+    default=600,
+    show_default=True,
+    help="Approximate number of inputs of each measurement under load; fewer with one client.",
 )
-@click.option("--load-rounds", default=5, show_default=True, help="Pairs of each case under load, and of those sent at once.")
-@click.option("--threads", default=0, help="0: one a core.")
+@click.option("--load-rounds", default=5, show_default=True, help="Pairs of each case under load or sent at once.")
+@click.option("--threads", default=0, help="Threads of each service; 0 means one for each core.")
 def main(commit: str, api: str | None, rounds: int, load_rows: int, load_rounds: int, threads: int) -> None:
     threads = threads or torch.get_num_threads()
     if api is None:
@@ -87,52 +94,54 @@ def main(commit: str, api: str | None, rounds: int, load_rows: int, load_rounds:
     began = time.monotonic()
     try:
         with checkout(commit) as code, _running(code, api, threads) as other, _running(ROOT, "current", threads) as own:
-            found = [*_adapt(other, own, rounds, load_rounds), *_predict(other, own, rounds)]
-            found += _load(other, own, load_rows, load_rounds)
+            comparisons = [*_adapt(other, own, rounds, load_rounds), *_predict(other, own, rounds)]
+            comparisons += _load(other, own, load_rows, load_rounds)
     except CommitUnavailable as error:
         sys.exit(f"error: --commit: {error}")
-    rows = [row for compared in found for row in _rows(commit, compared)]
-    whole = subprocess.run(["git", "rev-parse", commit], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
-    path = write("versions", rows, against=whole, rounds=rounds, load_rounds=load_rounds, load_rows=load_rows, threads=threads)
+    rows = [row for comparison in comparisons for row in _rows(commit, comparison)]
+    full_hash = subprocess.run(["git", "rev-parse", commit], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    path = write("versions", rows, against=full_hash, rounds=rounds, load_rounds=load_rounds, load_rows=load_rows, threads=threads)
     print(f"\nwrote {path} after {time.monotonic() - began:.0f} s")
 
 
 @contextmanager
 def _running(code: Path, api: str, threads: int) -> Iterator[Version]:
-    """Run a commit's service and its bank."""
+    """Run a commit's service and its bank, and yield both."""
     settings = {"THREADS": str(threads), "OMP_NUM_THREADS": str(threads)}
     with ExitStack() as stack:
         data = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="quickstudy-versions-")))
-        ask = stack.enter_context(conversing("bank_speed.py", api, str(threads), code=code, settings=settings))
+        ask = stack.enter_context(interactive_script("bank_speed.py", api, str(threads), code=code, settings=settings))
         url = stack.enter_context(served(code, data, settings))
         yield Version(url, ask, stack.enter_context(httpx.Client(base_url=url, timeout=300)))
 
 
-def paired(case: str, measure: Callable[[Version, int], float], other: Version, own: Version, pairs: int) -> Compared:
-    """Measure `pairs` pairs after one that warms up. `measure` takes a pair's number, and the same work for both has the same."""
-    found = Compared(case, [], [])
+def compare(case: str, measure: Callable[[Version, int], float], other: Version, own: Version, pairs: int) -> Comparison:
+    """Measure `pairs` pairs, after one that warms up, and print the result.
+
+    `measure` returns milliseconds. It takes the version and the number of the pair; both versions do the same work in a pair.
+    """
+    comparison = Comparison(case, [], [])
     for pair in tqdm(range(pairs + 1), desc=case, leave=False, disable=None):
-        turns = [(other, found.other), (own, found.own)]
-        for version, kept in turns if pair % 2 else reversed(turns):
+        turns = [(other, comparison.other), (own, comparison.own)]
+        for version, times in turns if pair % 2 else reversed(turns):
             took = measure(version, pair)
             if pair:
-                kept.append(took)
-    low, high = median_interval(found.ratios)
-    middle = statistics.median(found.own)
-    print(
-        f"{case:<52} {middle:>9.1f} ms   {statistics.median(found.ratios):.3f} times as fast ({low:.3f} to {high:.3f})", flush=True
-    )
-    return found
+                times.append(took)
+    low, high = median_interval(comparison.ratios)
+    median, ratio = statistics.median(comparison.own), statistics.median(comparison.ratios)
+    print(f"{case:<52} {median:>9.1f} ms   {ratio:.3f} times as fast ({low:.3f} to {high:.3f})", flush=True)
+    return comparison
 
 
 def median_interval(values: Sequence[float], coverage: float = 0.95) -> tuple[float, float]:
-    """Return the interval between two order statistics that holds the median with this probability, whatever the distribution.
+    """Return the interval between two order statistics that contains the median with this probability.
 
-    The whole range where even that has less, as with five values or fewer.
+    It holds for any distribution. If even the whole range has a lower probability, as with five values or fewer, the whole range is
+    returned.
     """
     ranked, n = sorted(values), len(values)
     below = 0.0
-    cut = 0  # so many values at each end are outside
+    cut = 0  # number of values outside the interval at each end
     while cut < (n - 1) // 2 and 1 - 2 * (below + comb(n, cut) / 2**n) >= coverage:
         below += comb(n, cut) / 2**n
         cut += 1
@@ -140,30 +149,30 @@ def median_interval(values: Sequence[float], coverage: float = 0.95) -> tuple[fl
     return ranked[place], ranked[n - 1 - place]
 
 
-def _adapt(other: Version, own: Version, rounds: int, load_rounds: int) -> Iterator[Compared]:
-    # Support sets enough for a fresh one in every pair: nothing is answered from an adapter that is there.
+def _adapt(other: Version, own: Version, rounds: int, load_rounds: int) -> Iterator[Comparison]:
+    # Draw a new support set for every pair, so that no request finds a finished adapter.
     drawn = cases(None, rounds + 1 + AT_ONCE * (load_rounds + 1))
     for case in drawn:
-        yield paired(f"adapt, {case.name}, at rest", partial(_at_rest, case.tasks), other, own, rounds)
+        yield compare(f"adapt, {case.name}, at rest", partial(_at_rest, case.tasks), other, own, rounds)
     case = next(case for case in drawn if "5-shot" in case.name)
-    shown = f"adapt, {case.name}, {AT_ONCE} at once, each"
-    yield paired(shown, partial(_at_once, case.tasks[rounds + 1 :]), other, own, load_rounds)
+    title = f"adapt, {case.name}, {AT_ONCE} at once, each"
+    yield compare(title, partial(_at_once, case.tasks[rounds + 1 :]), other, own, load_rounds)
 
 
 def _at_rest(tasks: Tasks, version: Version, pair: int) -> float:
-    return _posted(version, tasks[pair][0])[0]
+    return _adapt_once(version, tasks[pair][0])[0]
 
 
 def _at_once(tasks: Tasks, version: Version, pair: int) -> float:
     supports = [support for support, _ in tasks[AT_ONCE * pair : AT_ONCE * (pair + 1)]]
     with ThreadPoolExecutor(AT_ONCE) as pool:
         began = time.perf_counter()
-        list(pool.map(partial(_posted, version), supports))
+        list(pool.map(partial(_adapt_once, version), supports))
         return 1e3 * (time.perf_counter() - began) / AT_ONCE
 
 
-def _posted(version: Version, support: Pairs) -> tuple[float, str]:
-    """Return the milliseconds from POST to ready, and the adapter's id."""
+def _adapt_once(version: Version, support: Pairs) -> tuple[float, str]:
+    """Create an adapter. Return the milliseconds from POST to ready, and the adapter's id."""
     body = {"support": [{"input": text, "label": label} for text, label in support]}
     began = time.perf_counter()
     answer = version.http.post("/adapt", json=body, headers={"Prefer": "wait=60"}).raise_for_status().json()
@@ -172,34 +181,38 @@ def _posted(version: Version, support: Pairs) -> tuple[float, str]:
     return took, str(answer["adapter_id"])
 
 
-def _predict(other: Version, own: Version, rounds: int) -> Iterator[Compared]:
+def _predict(other: Version, own: Version, rounds: int) -> Iterator[Comparison]:
     for rows, adapters in BANK:
-        yield paired(f"predict, {rows} rows, {adapters} adapters", partial(_batch, rows, adapters, 0), other, own, rounds)
-    yield paired("predict, 64 rows, bare base forward", partial(_batch, 64, 1, 1), other, own, rounds)
+        yield compare(f"predict, {rows} rows, {adapters} adapters", partial(_batch, rows, adapters, 0), other, own, rounds)
+    yield compare("predict, 64 rows, bare base forward", partial(_batch, 64, 1, 1), other, own, rounds)
 
 
-def _batch(rows: int, adapters: int, which: int, version: Version, _pair: int) -> float:
-    return float(version.ask_bank(f"{rows} {adapters}").split()[which])
+def _batch(rows: int, adapters: int, column: int, version: Version, _pair: int) -> float:
+    """Return milliseconds of one batch: of the bank (column 0) or of the bare base model (column 1)."""
+    return float(version.ask_bank(f"{rows} {adapters}").split()[column])
 
 
-def _load(other: Version, own: Version, rows: int, rounds: int) -> Iterator[Compared]:
-    # Of one example a class, which takes no inner step.
+def _load(other: Version, own: Version, rows: int, rounds: int) -> Iterator[Comparison]:
+    # The first case has one example a class, which takes no inner step.
     tasks = cases(None, LOADED_ADAPTERS)[0].tasks[:LOADED_ADAPTERS]
-    adapters = {version.url: [_posted(version, support)[1] for support, _ in tasks] for version in (other, own)}
+    adapters = {version.url: [_adapt_once(version, support)[1] for support, _ in tasks] for version in (other, own)}
     texts = [text for support, _ in tasks for text, _ in support]
     for clients, inputs in LOAD:
         draw = random.Random(clients)
-        asked = [
+        requests = [
             (draw.randrange(LOADED_ADAPTERS), draw.choices(texts, k=inputs)) for _ in range(max(clients, rows // max(inputs, 4)))
         ]
-        shown = f"load, {clients} clients, {inputs} inputs a request, a row"
-        yield paired(shown, partial(_under_load, adapters, clients, asked), other, own, rounds)
+        title = f"load, {clients} clients, {inputs} inputs a request, a row"
+        yield compare(title, partial(_under_load, adapters, clients, requests), other, own, rounds)
 
 
-def _under_load(adapters: dict[str, list[str]], clients: int, asked: Asked, version: Version, _pair: int) -> float:
-    """Return the milliseconds until all is answered, by row; each client sends its next request when it has an answer."""
-    its = adapters[version.url]
-    bodies = iter([json.dumps({"adapter_id": its[number], "inputs": inputs}).encode() for number, inputs in asked])
+def _under_load(adapters: dict[str, list[str]], clients: int, requests: Requests, version: Version, _pair: int) -> float:
+    """Return the milliseconds a row until all requests are answered.
+
+    Each client sends its next request when the last one is answered.
+    """
+    ids = adapters[version.url]
+    bodies = iter([json.dumps({"adapter_id": ids[number], "inputs": inputs}).encode() for number, inputs in requests])
 
     async def client() -> None:
         async with connection(version.url) as post:
@@ -207,22 +220,23 @@ def _under_load(adapters: dict[str, list[str]], clients: int, asked: Asked, vers
                 status, _headers = await post("/predict", body)
                 assert status == 200, status
 
-    async def everyone() -> float:
+    async def all_clients() -> float:
         began = time.perf_counter()
         await asyncio.gather(*(client() for _ in range(clients)))
         return time.perf_counter() - began
 
-    return 1e3 * asyncio.run(everyone()) / sum(len(inputs) for _, inputs in asked)
+    return 1e3 * asyncio.run(all_clients()) / sum(len(inputs) for _, inputs in requests)
 
 
-def _rows(commit: str, found: Compared) -> list[Row]:
-    low, high = median_interval(found.ratios)
+def _rows(commit: str, comparison: Comparison) -> list[Row]:
+    case = comparison.case
+    low, high = median_interval(comparison.ratios)
     return [
-        Row(found.case, commit, "median", statistics.median(found.other), "ms"),
-        Row(found.case, HERE, "median", statistics.median(found.own), "ms"),
-        Row(found.case, HERE, f"times as fast as {commit}", statistics.median(found.ratios), ""),
-        Row(found.case, HERE, f"times as fast as {commit}, 95 % interval, low", low, ""),
-        Row(found.case, HERE, f"times as fast as {commit}, 95 % interval, high", high, ""),
+        Row(case, commit, "median", statistics.median(comparison.other), "ms"),
+        Row(case, HERE, "median", statistics.median(comparison.own), "ms"),
+        Row(case, HERE, f"times as fast as {commit}", statistics.median(comparison.ratios), ""),
+        Row(case, HERE, f"times as fast as {commit}, 95 % interval, low", low, ""),
+        Row(case, HERE, f"times as fast as {commit}, 95 % interval, high", high, ""),
     ]
 
 

@@ -1,4 +1,4 @@
-"""Tiny models of many architectures with random weights, what to call them with, and which of their modules deltas act on."""
+"""Tiny models of many architectures with random weights, and the modules that deltas act on."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -49,8 +49,16 @@ _BLOCKS = {
 
 @dataclass(frozen=True)
 class Architecture:
-    """`make`: a model with the attention of that name. `projections`: modules for LoRA and (IA)³, `feedforward` ones that (IA)³
-    rescales on their input, `closing`: for bottlenecks. `text`: it takes tokens. `table`: it embeds position numbers."""
+    """One architecture.
+
+    Arguments:
+        make: returns a model that uses the attention implementation of this name.
+        projections: modules for LoRA and (IA)³.
+        feedforward: the module whose input (IA)³ rescales.
+        closing: modules for bottlenecks.
+        text: True if the model takes tokens, False if it takes images.
+        table: True if the model has a table of position embeddings.
+    """
 
     make: Callable[[str], nn.Module]
     projections: tuple[str, ...]
@@ -60,14 +68,14 @@ class Architecture:
     table: bool = False
 
 
-def _made(model: Any, config: Any, **options: Any) -> Callable[[str], nn.Module]:
+def _maker(model: Any, config: Any, **options: Any) -> Callable[[str], nn.Module]:
     def make(attention: str) -> nn.Module:
         torch.manual_seed(0)
-        chosen = config(**options)
+        model_config = config(**options)
         if config is not EfficientNetConfig:
-            chosen._attn_implementation = attention
-        built: nn.Module = model(chosen).requires_grad_(False)
-        if config is EfficientNetConfig:  # one pass of training, so that its norms know the numbers that they are to norm
+            model_config._attn_implementation = attention
+        built: nn.Module = model(model_config).requires_grad_(False)
+        if config is EfficientNetConfig:  # a pass in training mode gives batch normalisation its running statistics
             built.train()(torch.randn(8, 3, 16, 16))
         return built.eval()
 
@@ -76,27 +84,31 @@ def _made(model: Any, config: Any, **options: Any) -> Callable[[str], nn.Module]
 
 ARCHITECTURES = {
     "bert": Architecture(
-        _made(BertModel, BertConfig, **_WORDS, **_SHAPE), ("query", "value"), "intermediate.dense", ("output.dense",), table=True
+        _maker(BertModel, BertConfig, **_WORDS, **_SHAPE), ("query", "value"), "intermediate.dense", ("output.dense",), table=True
     ),
     "modernbert": Architecture(
-        _made(ModernBertModel, ModernBertConfig, **_WORDS, **_SHAPE, **_ENDS, cls_token_id=2, sep_token_id=3),
+        _maker(ModernBertModel, ModernBertConfig, **_WORDS, **_SHAPE, **_ENDS, cls_token_id=2, sep_token_id=3),
         ("Wqkv",),
         "Wi",
         ("Wo",),
     ),
     "gpt2": Architecture(
-        _made(GPT2Model, GPT2Config, vocab_size=40, n_positions=32, n_embd=32, n_layer=2, n_head=4, initializer_range=0.3, **_ENDS),
+        _maker(
+            GPT2Model, GPT2Config, vocab_size=40, n_positions=32, n_embd=32, n_layer=2, n_head=4, initializer_range=0.3, **_ENDS
+        ),
         ("c_attn",),
         "mlp.c_fc",
         ("c_proj",),
         table=True,
     ),
-    "llama": Architecture(_made(LlamaModel, LlamaConfig, **_GROUPED), ("q_proj", "v_proj"), "down_proj", ("o_proj", "down_proj")),
-    "qwen2": Architecture(_made(Qwen2Model, Qwen2Config, **_GROUPED), ("q_proj", "v_proj"), "down_proj", ("o_proj", "down_proj")),
-    "vit": Architecture(_made(ViTModel, ViTConfig, **_IMAGES), ("q_proj", "v_proj"), "fc1", ("fc2",), text=False),
-    "dinov2": Architecture(_made(Dinov2Model, Dinov2Config, **_IMAGES), ("q_proj", "v_proj"), "fc1", ("o_proj", "fc2"), text=False),
+    "llama": Architecture(_maker(LlamaModel, LlamaConfig, **_GROUPED), ("q_proj", "v_proj"), "down_proj", ("o_proj", "down_proj")),
+    "qwen2": Architecture(_maker(Qwen2Model, Qwen2Config, **_GROUPED), ("q_proj", "v_proj"), "down_proj", ("o_proj", "down_proj")),
+    "vit": Architecture(_maker(ViTModel, ViTConfig, **_IMAGES), ("q_proj", "v_proj"), "fc1", ("fc2",), text=False),
+    "dinov2": Architecture(
+        _maker(Dinov2Model, Dinov2Config, **_IMAGES), ("q_proj", "v_proj"), "fc1", ("o_proj", "fc2"), text=False
+    ),
     "efficientnet": Architecture(
-        _made(EfficientNetModel, EfficientNetConfig, **_BLOCKS),
+        _maker(EfficientNetModel, EfficientNetConfig, **_BLOCKS),
         ("expand_conv", "squeeze_excite.expand"),
         "project_conv",
         ("project_conv", "top_conv"),
@@ -114,7 +126,7 @@ def draw_rows(architecture: Architecture, count: int) -> list[Tensor]:
 
 
 def collate(architecture: Architecture, rows: list[Tensor]) -> dict[str, Tensor]:
-    """Return what the model is called with for these rows."""
+    """Return the keyword arguments of the model's forward call for these rows."""
     if not architecture.text:
         return {"pixel_values": torch.stack(rows)}
     padded = nn.utils.rnn.pad_sequence(rows, batch_first=True)

@@ -29,13 +29,13 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny(tiny_folder: Path) -> Base:
-    """float32, fused attention: what serving uses."""
+    """Load the tiny base model in float32 with fused attention, as serving uses it."""
     return load_base(str(tiny_folder), precision="float32", device=torch.device("cpu"))
 
 
 @pytest.fixture(scope="session")
 def tiny64(tiny_folder: Path) -> Base:
-    """float64, eager attention: for oracles."""
+    """Load the tiny base model in float64 with eager attention, for oracles."""
     loaded = load_base(str(tiny_folder), precision="float32", attention="eager", device=torch.device("cpu"))
     return joined(loaded, loaded.model.double(), attention="eager")
 
@@ -56,7 +56,7 @@ def minilm() -> Base:
 
 
 class RedisServer:
-    """A real server on a Unix socket, that a test may stop and start."""
+    """A real Redis server on a Unix socket that a test may stop and start."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.socket = folder, folder / "redis.sock"
@@ -103,9 +103,12 @@ def pytest_configure() -> None:
 
 
 def save_contrastive_initializations(folder: Path, tiny: Base) -> None:
-    """`contrastive`: no steps for one example of each label, three from two on, prototypes refined by two head steps; `asking`: the
-    same, but seven steps for support sets of which half the examples are nearer to another label; `parts`: as `contrastive`, but in
-    parts of eight rows with cross-entropy."""
+    """Save the initializations `contrastive`, `asking` and `parts` in `folder`.
+
+    - `contrastive` takes no steps for one example of each label and three for more. Two head steps refine its prototypes.
+    - `asking` is the same, but takes seven steps for a hard support set, half of whose examples are nearer to another label.
+    - `parts` is like `contrastive`, but splits more than eight rows into parts, with cross-entropy.
+    """
     init = lora_from_zero(tiny)
     content = {"objective": {"supervised_contrastive": 1}, "head": "prototypes", "head_steps": 2, "steps": 3}
     inner = InnerConfig.model_validate({**content, "steps_by_shots": {1: 0, 2: 3}})

@@ -1,4 +1,4 @@
-"""`make lint` fails for a package with a known vulnerability, and says so where that cannot be known."""
+"""`make lint` fails for a package with a known vulnerability, and says if it could not check."""
 
 import json
 import subprocess
@@ -15,12 +15,12 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @contextmanager
 def database(vulnerable: dict[str, Any], status: int = 200) -> Iterator[str]:
-    """A server that speaks as OSV does, and knows what is vulnerable by name."""
+    """Run a server with the API of OSV and yield its URL. `vulnerable` has the answers by package name."""
 
     class Answers(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            content = json.dumps(vulnerable.get(asked["package"]["name"], {})).encode()
+            query = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            content = json.dumps(vulnerable.get(query["package"]["name"], {})).encode()
             self.send_response(status)
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
@@ -35,7 +35,8 @@ def database(vulnerable: dict[str, Any], status: int = 200) -> Iterator[str]:
         server.shutdown()
 
 
-def audited(folder: Path, url: str, *more: str) -> tuple[int, str]:
+def run_audit(folder: Path, url: str, *more: str) -> tuple[int, str]:
+    """Run the audit of two packages and return its exit code and output."""
     requirements = folder / "constraints.txt"
     requirements.write_text("# pinned\nsafe-one==1.0\nunsafe-one==2.0\n")
     command = [sys.executable, str(ROOT / ".ci" / "audit.py"), str(requirements), "--osv-url", url, *more]
@@ -49,20 +50,20 @@ def test_a_known_vulnerability_fails(tmp_path: Path) -> None:
         "unsafe-one": {"vulns": [{"id": "OSV-7", "summary": "bad", "affected": [affected], "modified": "2026-01-01T00:00:00Z"}]}
     }
     with database(known) as url:
-        code, said = audited(tmp_path, url)
-    assert code == 1 and "VULNERABLE: unsafe-one 2.0: OSV-7" in said and "audited 2 packages" in said
+        code, output = run_audit(tmp_path, url)
+    assert code == 1 and "VULNERABLE: unsafe-one 2.0: OSV-7" in output and "audited 2 packages" in output
     with database({}) as url:
-        assert audited(tmp_path, url) == (0, "audited 2 packages\n")
+        assert run_audit(tmp_path, url) == (0, "audited 2 packages\n")
 
 
-def test_out_of_reach_it_says_so_and_fails_only_where_it_is_required(tmp_path: Path) -> None:
+def test_an_unreachable_database_is_reported_and_fails_only_if_required(tmp_path: Path) -> None:
     for more, expected in (((), 0), (("--required",), 2)):
-        code, said = audited(tmp_path, "http://127.0.0.1:9/v1/query", *more)
-        assert code == expected and said.startswith("NOT AUDITED: ") and "VULNERABLE" not in said
+        code, output = run_audit(tmp_path, "http://127.0.0.1:9/v1/query", *more)
+        assert code == expected and output.startswith("NOT AUDITED: ") and "VULNERABLE" not in output
     with database({}, status=500) as url:
-        code, said = audited(tmp_path, url)
-    assert code == 0 and said.startswith("NOT AUDITED: ")
+        code, output = run_audit(tmp_path, url)
+    assert code == 0 and output.startswith("NOT AUDITED: ")
 
 
-def test_lint_audits_what_is_installed() -> None:
+def test_make_lint_runs_the_audit() -> None:
     assert "$(BIN)/python .ci/audit.py" in (ROOT / "Makefile").read_text()

@@ -1,4 +1,4 @@
-"""The code in the documentation runs, and the tests that it names are there."""
+"""The documentation: its code runs, and the files and tests that it names exist."""
 
 import re
 from pathlib import Path
@@ -22,12 +22,12 @@ def test_the_code_of_a_page_runs(page: str, code: str, capsys: pytest.CaptureFix
 
 
 @pytest.mark.parametrize("page", [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))], ids=lambda page: page.name)
-def test_the_paths_that_a_page_names_are_there(page: Path) -> None:
+def test_the_paths_that_a_page_names_exist(page: Path) -> None:
     paths = re.findall(r"`((?:metatrain|worker|service|client|tests|benchmarks|docs)/[\w./-]*)`", page.read_text())
     assert [path for path in paths if not (ROOT / path).exists()] == []
 
 
-def test_each_line_of_the_threat_model_names_a_test_that_is_there() -> None:
+def test_each_line_of_the_threat_model_names_an_existing_test() -> None:
     page = (DOCS / "security.md").read_text()
     rows = [line for line in page.partition("## What could be tried")[2].splitlines() if line.startswith("| ")][1:]
     assert len(rows) > 20
@@ -41,9 +41,9 @@ def kinds(error: type[ServiceError]) -> set[type[ServiceError]]:
     return {error}.union(*map(kinds, error.__subclasses__()))
 
 
-def test_the_page_of_the_api_has_every_problem_type_with_its_status_and_no_other() -> None:
+def test_the_api_page_lists_exactly_the_problem_types_with_their_status() -> None:
     page = (DOCS / "api.md").read_text().partition("## Problems")[2].partition("## ")[0]
     listed = re.findall(r"^\| `/problems/([a-z-]+)` \| ([0-9]{3}) \|", page, re.M)
     assert sorted(listed) == sorted(
         (error.kind, str(error.status)) for error in kinds(ServiceError) - {ClientGone}
-    )  # nobody reads it
+    )  # ClientGone is never sent, because the client has disconnected

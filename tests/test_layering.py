@@ -1,4 +1,4 @@
-"""Arrows go one way: service → worker → metatrain, service → client; and what a light process needs brings no torch."""
+"""Imports go one way: service → worker → metatrain, service → client; light modules need no torch."""
 
 import ast
 import os
@@ -27,6 +27,7 @@ TORCH_FREE += ["quickstudy"]
 
 
 def imported_packages(path: Path) -> set[str]:
+    """Return the top-level packages that a file imports."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     names = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
     names += [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module]
@@ -34,7 +35,7 @@ def imported_packages(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("package", MAY_IMPORT)
-def test_imports_follow_the_arrows(package: str) -> None:
+def test_imports_go_one_way(package: str) -> None:
     files = sorted((ROOT / package).rglob("*.py"))
     assert files
     for path in files:
@@ -43,7 +44,7 @@ def test_imports_follow_the_arrows(package: str) -> None:
         assert not packages & FOREIGN.get(package, set()), path
 
 
-def test_the_client_imports_its_dependencies_alone() -> None:
+def test_the_client_imports_only_its_dependencies() -> None:
     client = ROOT / "client" / "quickstudy"
     for path in sorted(client.rglob("*.py")):
         needed = COMMANDS_NEED if "commands" in path.relative_to(client).parts else CLIENT_NEEDS
@@ -51,7 +52,7 @@ def test_the_client_imports_its_dependencies_alone() -> None:
 
 
 @pytest.mark.parametrize("module", TORCH_FREE)
-def test_light_modules_bring_no_torch(module: str) -> None:
+def test_light_modules_do_not_import_torch(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
@@ -70,15 +71,15 @@ EXAMPLES = "service/examples/library_examples.csv"
         (f"from quickstudy.commands.cli import command_line; command_line()(['adapt', '{EXAMPLES}'])", NOT_A_CLIENTS),
     ],
 )
-def test_a_client_needs_nothing_of_a_server(run: str, absent: tuple[str, ...]) -> None:
-    """Nobody listens on port 1: exit code 3 says that a command came as far as asking."""
+def test_the_client_runs_without_the_servers_packages(run: str, absent: tuple[str, ...]) -> None:
+    """Run the client without those packages. Nothing listens on port 1, so a working command exits with 3."""
     code = f"import sys; sys.modules.update(dict.fromkeys({absent})); {run}"
     environment = {**os.environ, "QUICKSTUDY_URL": "http://127.0.0.1:1"}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, check=False, capture_output=True, text=True)
     assert done.returncode == (3 if "command_line" in run else 0), done.stderr
 
 
-def test_a_command_that_needs_more_says_so() -> None:
+def test_a_command_with_a_missing_package_says_what_to_install() -> None:
     code = "import sys; sys.modules.update(redis=None); from service.__main__ import main; main(['jobs', 'dead'])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False, capture_output=True, text=True)
     assert done.returncode == 1 and done.stderr == "Error: redis is not installed; this command needs quickstudy-server[embedded]\n"

@@ -1,4 +1,4 @@
-"""The distributions, installed by pip into an empty environment: what they bring, what they list, and what they say is missing."""
+"""The distributions in an empty environment: their packages, their commands and their messages."""
 
 import os
 import shutil
@@ -15,13 +15,16 @@ PACKAGES = ("metatrain", "worker", "service")
 
 
 class Environment:
-    """A virtual environment, and a copy of the sources to install from, so that nothing is left beside them."""
+    """A virtual environment, and a copy of the sources to install from.
+
+    Installing from a copy leaves no build files in the checkout.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.sources, self._bin = folder / "sources", folder / "venv" / "bin"
-        left_out = shutil.ignore_patterns("__pycache__", "build", "*.egg-info")
+        ignored = shutil.ignore_patterns("__pycache__", "build", "*.egg-info")
         for name in ("client", *PACKAGES):
-            shutil.copytree(ROOT / name, self.sources / name, ignore=left_out)
+            shutil.copytree(ROOT / name, self.sources / name, ignore=ignored)
         for name in ("pyproject.toml", "README.md", "LICENSE"):
             shutil.copy(ROOT / name, self.sources)
         subprocess.run([sys.executable, "-m", "venv", str(folder / "venv")], check=True)
@@ -36,18 +39,18 @@ class Environment:
         return self.run("python", "-m", "pip", "--disable-pip-version-check", "install", "--quiet", *what)
 
     def content(self) -> set[str]:
-        """Names of packages, and of distributions without their versions."""
+        """Return the names of the installed packages, and of distributions without their versions."""
         return {path.name.partition("-")[0] if path.suffix == ".dist-info" else path.name for path in self.site.iterdir()}
 
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Environment]:
-    """With what the client depends on, by the tests' own order more and more."""
-    made = Environment(tmp_path_factory.mktemp("packaging"))
-    reached = made.install("httpx", "setuptools>=77")
-    if reached.returncode:
-        pytest.skip(f"pip reaches no package index: {(reached.stderr.strip().splitlines() or ['it does not say why'])[-1]}")
-    yield made
+    """Create an environment with the client's dependencies; the tests install more into it."""
+    created = Environment(tmp_path_factory.mktemp("packaging"))
+    done = created.install("httpx", "setuptools>=77")
+    if done.returncode:
+        pytest.skip(f"pip cannot reach a package index: {(done.stderr.strip().splitlines() or ['no error message'])[-1]}")
+    yield created
 
 
 def check(done: "subprocess.CompletedProcess[str]") -> str:
@@ -56,7 +59,7 @@ def check(done: "subprocess.CompletedProcess[str]") -> str:
 
 
 @pytest.mark.long
-def test_what_each_distribution_brings(environment: Environment) -> None:
+def test_the_packages_and_commands_of_each_distribution(environment: Environment) -> None:
     before = environment.content()
     check(environment.install(str(environment.sources / "client")))
     assert environment.content() - before == {"quickstudy"}
@@ -68,11 +71,11 @@ def test_what_each_distribution_brings(environment: Environment) -> None:
     check(environment.install(f"{environment.sources / 'client'}[cli]"))
     assert environment.content() - before == {"quickstudy", "click", "tqdm"}
     assert "\n  status " in check(environment.run("quickstudy", "--help"))
-    asked = environment.run("quickstudy", "status", "--url", "http://127.0.0.1:1")
-    assert asked.returncode == 3, asked.stderr
-    absent = environment.run("quickstudy", "serve")
-    assert absent.returncode == 1
-    assert absent.stderr == "Error: serve is not installed; this command needs quickstudy-server[embedded]\n"
+    unreachable = environment.run("quickstudy", "status", "--url", "http://127.0.0.1:1")
+    assert unreachable.returncode == 3, unreachable.stderr
+    not_installed = environment.run("quickstudy", "serve")
+    assert not_installed.returncode == 1
+    assert not_installed.stderr == "Error: serve is not installed; this command needs quickstudy-server[embedded]\n"
 
     check(environment.install(str(environment.sources / "client"), str(environment.sources)))
     assert environment.content() - before == {"quickstudy", "click", "tqdm", "quickstudy_server", *PACKAGES}
@@ -84,7 +87,7 @@ def test_what_each_distribution_brings(environment: Environment) -> None:
         assert (environment.site / path.relative_to(environment.sources)).is_file(), path
 
 
-def test_the_server_pins_the_client_and_a_worker_does_without_it() -> None:
+def test_the_server_pins_the_client_and_a_worker_does_not_need_it() -> None:
     server, client = (tomllib.loads((ROOT / name).read_text())["project"] for name in ("pyproject.toml", "client/pyproject.toml"))
     extras = server["optional-dependencies"]
     assert f"quickstudy[cli]=={client['version']}" in extras["service"] and server["version"] == client["version"]

@@ -1,4 +1,4 @@
-"""Tiny real base models: random weights, a word tokenizer, saved and loaded like any other."""
+"""Tiny real base models with random weights and a word tokenizer, saved and loaded like any other."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,7 +36,7 @@ _SPECIAL: dict[str, Any] = {"pad_token_id": 0, "cls_token_id": 2, "sep_token_id"
 
 
 def save_tiny_model(folder: Path, *, seed: int = 0, architecture: str = "bert") -> Path:
-    """Two layers, D = 32, four heads."""
+    """Save a tiny model (two layers, D = 32, four heads) and its tokenizer, and return the folder."""
     torch.manual_seed(seed)
     common: dict[str, Any] = {"vocab_size": len(WORDS) + 4, "max_position_embeddings": 72, "initializer_range": 0.3}
     model: Any
@@ -59,7 +59,7 @@ def save_tiny_model(folder: Path, *, seed: int = 0, architecture: str = "bert") 
 
 
 def tasks(count: int, *, ways: int = 3, shots: int = 2) -> list[list[tuple[str, int]]]:
-    """Support sets of different texts and lengths."""
+    """Return `count` support sets with texts of different lengths, as (text, class) pairs."""
     words, built = WORDS.split(), []
     for t in range(count):
         pairs = []
@@ -73,13 +73,13 @@ def tasks(count: int, *, ways: int = 3, shots: int = 2) -> list[list[tuple[str, 
 
 
 def joined(base: Base, model: torch.nn.Module | None = None, *, attention: Attention) -> Base:
-    """The same base model again, or another model in its place, with this attention."""
+    """Return the base model with another attention implementation, and with `model` in its place if given."""
     return text_base(model or base.model, cast(TextInputs, base.inputs).tokenizer, base.spec, attention=attention)
 
 
 @contextmanager
 def rows_through(base: Base) -> Iterator[list[int]]:
-    """The rows of each pass through the last layer of a tiny BERT, one after another, while this lasts."""
+    """Yield a list to which each pass through the last layer of a tiny BERT appends its number of rows."""
     rows: list[int] = []
     last: torch.nn.Module = base.model.encoder.layer[-1]  # type: ignore[union-attr,index,assignment]
     hook = last.register_forward_pre_hook(lambda _module, inputs: rows.append(inputs[0].shape[0]))

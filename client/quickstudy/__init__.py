@@ -1,7 +1,16 @@
-"""A Python client of the service, for asyncio and without. Needs httpx alone.
+"""The Python client of Quickstudy, blocking and for asyncio. Needs only httpx.
 
-One call is a value (`calls`), its answer another (`answers`); what takes several steps is a generator that does none of them
-(`multi_step`, `events`, `retries`); two clients do the steps (`blocking`, `asynchronous`).
+`calls` builds requests and `answers` reads responses; both are plain values. `multi_step`, `events` and `retries` decide about
+methods of several steps without doing I/O. `blocking` and `asynchronous` are the two clients, which perform the I/O.
+
+Example::
+
+    from quickstudy import Client
+
+    with Client("http://localhost:8000") as quickstudy:
+        adapter = quickstudy.adapt([("When is breakfast?", "dining"), ("The wifi is down", "wifi")])
+        for prediction in quickstudy.predict(adapter, ["until when can I eat?", "no internet in my room"]):
+            print(prediction.label, prediction.probability)
 """
 
 from importlib import import_module
@@ -74,10 +83,10 @@ __all__ = [
 ]
 _MODULES = ("answers", "asynchronous", "blocking", "errors", "events")
 
-if not TYPE_CHECKING:  # a type checker takes the imports above
+if not TYPE_CHECKING:  # type checkers read the imports above
 
     def __getattr__(name: str) -> Any:
-        """Import what is asked for when it is first asked for: httpx takes 0.1 s, which `quickstudy --help` must not wait for."""
+        """Import an exported name on first use, because httpx would slow `quickstudy --help` by 0.1 s."""
         if name in __all__:
             modules = (import_module(f"{__name__}.{module}") for module in _MODULES)
             globals()[name] = next(vars(module)[name] for module in modules if name in vars(module))

@@ -1,4 +1,7 @@
-"""What the service answers, as frozen values; and how JSON becomes them: strictly in what they have, blind to the rest."""
+"""The service's answers as frozen dataclasses, and a reader that builds them from JSON.
+
+The reader checks every field of the class and ignores members that the class does not have.
+"""
 
 import dataclasses
 import functools
@@ -16,7 +19,7 @@ IN_FLIGHT: tuple[Status, ...] = ("queued", "running")
 
 @dataclass(frozen=True)
 class Adaptation:
-    """An accepted request for an adapter."""
+    """The answer to a request for an adapter: its id and its status at that moment."""
 
     adapter_id: str
     status: Status
@@ -26,35 +29,35 @@ class Adaptation:
 
 @dataclass(frozen=True)
 class Notice:
-    """What is allowed, and maybe not meant."""
+    """A warning: something in the examples that is allowed, but may be a mistake."""
 
     field: str
     message: str
 
     @property
     def row(self) -> int | None:
-        """The position of the example that is meant, where it is one."""
+        """The position of the example that the warning is about; None if it is not about one."""
         return row_of(self.field)
 
 
 @dataclass(frozen=True)
 class DryRun:
-    """What a request for an adapter would do."""
+    """The effect that a request for an adapter would have. `status` is `new` if none exists yet."""
 
     adapter_id: str
     status: Status | Literal["new"]
     examples: int
     labels: dict[str, int]
-    """Examples of each label."""
+    """Number of examples of each label."""
     steps: int | None
-    """None where the support set decides."""
+    """Inner steps; None if the support set decides how many."""
     truncated: tuple[int, ...]
     warnings: tuple[Notice, ...]
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter's state. Times are Unix times in seconds."""
+    """The state of an adapter. Times are Unix times in seconds."""
 
     adapter_id: str
     status: Status
@@ -63,55 +66,62 @@ class Adapter:
     labels: tuple[str, ...]
     examples: int
     steps: int | None
-    """None where the support set decides, until the adapter is ready."""
+    """Inner steps; None until the adapter is ready if the support set decides how many."""
     seed: int
     label_words: bool
     precision: str
     attempt: int
     support_loss: tuple[float, ...]
-    """Before each inner step."""
+    """The loss on the support set before each inner step."""
     truncated: tuple[int, ...]
+    """Positions of examples that were cut to the base model's maximum length."""
     timings: dict[str, float]
-    """Milliseconds by stage."""
+    """Milliseconds by stage: queue, tokenize, inner_loop, store."""
     digest: str | None
+    """The sha256 of the weights; None until they are stored."""
     error: str | None
+    """The reason why the job failed; None if it did not."""
     last_error: str | None
-    """Of an unfinished job: why its last attempt was not the end of it."""
+    """The reason why the last attempt of an unfinished job failed."""
     pinned: bool
     recovery_ms: int | None
+    """Milliseconds from the last sign of a lost worker to the end of the job; None if no worker was lost."""
     created_at: float
     expires_at: float | None
-    """None: pinned."""
+    """None if the adapter is pinned."""
     name: str | None = None
     tags: tuple[str, ...] = ()
     parent: str | None = None
-    """The adapter whose examples this one has too."""
+    """The adapter whose examples this one includes; None if it has no parent."""
 
 
 @dataclass(frozen=True)
 class Prediction:
+    """The predicted label of one input, with probabilities."""
+
     label: str
+    """The most probable label."""
     probabilities: dict[str, float]
-    """Of every label, or of the `top_k` most probable ones, the most probable first."""
+    """The probability of every label, or of the `top_k` most probable ones, the most probable first."""
 
     @property
     def probability(self) -> float:
-        """Of `label`."""
+        """The probability of `label`."""
         return self.probabilities[self.label]
 
 
 @dataclass(frozen=True)
 class Predictions(Sequence[Prediction]):
-    """A sequence: one prediction for each input, in their order."""
+    """A sequence with one prediction for each input, in the order of the inputs."""
 
     adapter_id: str
     digest: str
-    """Of the weights."""
+    """The sha256 of the adapter's weights."""
     predictions: tuple[Prediction, ...]
     truncated: tuple[int, ...]
     """Positions of inputs that were cut to the base model's maximum length."""
     alias: str | None = None
-    """The alias that was asked for."""
+    """The alias that the call named; None if it named an adapter id."""
 
     @overload
     def __getitem__(self, index: int) -> Prediction: ...
@@ -129,30 +139,39 @@ class Predictions(Sequence[Prediction]):
 
 @dataclass(frozen=True)
 class LabelScore:
+    """The scores of one label."""
+
     precision: float
+    """0 if the label was never predicted."""
     recall: float
+    """0 if no example has the label."""
     f1: float
     examples: int
 
 
 @dataclass(frozen=True)
 class Score:
-    """How well an adapter predicts labelled examples."""
+    """The scores of an adapter's predictions on labelled examples. All rates are from 0 to 1."""
 
     adapter_id: str
     digest: str
+    """The sha256 of the adapter's weights."""
     examples: int
     accuracy: float
     macro_f1: float
+    """The mean F1 of `labels`."""
     labels: dict[str, LabelScore]
+    """Scores of every label that an example has or that was predicted."""
     confusion: dict[str, dict[str, int]]
-    """True label → predicted label → examples."""
+    """Counts by true label, then by predicted label."""
     mistakes: tuple[int, ...]
     """Positions of the examples that are predicted wrong."""
 
 
 @dataclass(frozen=True)
 class Alias:
+    """A name that points at an adapter."""
+
     alias: str
     adapter_id: str
     updated_at: float
@@ -161,15 +180,17 @@ class Alias:
 
 @dataclass(frozen=True)
 class AliasMove:
+    """The result of pointing an alias at an adapter."""
+
     alias: str
     adapter_id: str
     previous: str | None
-    """The adapter that it pointed to before."""
+    """The adapter that the alias pointed at before; None if the alias is new."""
 
 
 @dataclass(frozen=True)
 class Initialization:
-    """What a deployment can adapt from."""
+    """An initialization that the service can adapt from."""
 
     name: str
     digest: str
@@ -182,14 +203,17 @@ class Initialization:
     optimizer: str
     objective: dict[str, float]
     in_parts: dict[str, object] | None
-    """`objective` of a support set of `more_than` examples, of which at most `most` parts are given `steps` each."""
+    """The rule for a support set of more than `more_than` examples. None: no rule of its own.
+
+    It is split into parts and trained with the objective `objective`; at most `most` parts get `steps` steps each.
+    """
     temperature: float
     max_length: int
 
 
 @dataclass(frozen=True)
 class Usage:
-    """What a tenant has used, next to its limits (0: none)."""
+    """A tenant's usage and its limits, by the name of the setting. A limit of 0 means no limit."""
 
     tenant: str
     adapters: int
@@ -205,10 +229,11 @@ class Usage:
 
 @dataclass(frozen=True)
 class Readiness:
-    """Whether the service takes traffic, and what it has not that it needs, as far as it says; true or false as such."""
+    """The readiness of the service. The object is true if the service accepts traffic."""
 
     ready: bool
     missing: tuple[str, ...] = ()
+    """Parts that the service lacks, as far as it names them."""
 
     def __bool__(self) -> bool:
         return self.ready
@@ -216,26 +241,32 @@ class Readiness:
 
 @dataclass(frozen=True)
 class AdapterPage:
+    """One page of a list of adapters; `next_cursor` is None on the last page."""
+
     adapters: tuple[Adapter, ...]
     next_cursor: str | None
 
 
 @dataclass(frozen=True)
 class AliasPage:
+    """One page of a list of aliases; `next_cursor` is None on the last page."""
+
     aliases: tuple[Alias, ...]
     next_cursor: str | None
 
 
 @dataclass(frozen=True)
 class InitializationList:
+    """All initializations of a service."""
+
     initializations: tuple[Initialization, ...]
 
 
 def read_as(kind: type[T], content: object) -> T:
-    """JSON → an instance of one of the classes above.
+    """Build an instance of one of the classes above from parsed JSON.
 
-    Keys that the class has not are left alone, so that a newer service may say more. Raises NotUnderstood, which names the place,
-    for a value that is missing or of another type.
+    Members that the class does not have are ignored, so that a newer service may send more. Raises NotUnderstood, which names the
+    field, for a value that is missing or has another type.
     """
     return cast(T, _read(kind, content, kind.__name__))
 
@@ -249,7 +280,7 @@ def _read(kind: Any, value: Any, where: str) -> Any:
     if origin in (Union, types.UnionType):
         return _read_either(arguments, value, where)
     if origin is Literal and isinstance(value, str):
-        return value  # a later service may have others
+        return value  # a newer service may have more values
     if origin is tuple and isinstance(value, list):
         return tuple(_read(arguments[0], entry, f"{where}[{i}]") for i, entry in enumerate(value))
     if origin is dict and isinstance(value, Mapping):

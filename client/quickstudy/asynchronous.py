@@ -1,4 +1,4 @@
-"""The same client for asyncio: what it does, and raises, is said in `blocking`."""
+"""The asyncio client. Its methods are those of `blocking.Client`, which documents them in full."""
 
 import asyncio
 import time
@@ -23,9 +23,9 @@ from quickstudy.answers import (
     Score,
     Usage,
 )
-from quickstudy.calls import AdapterFilters, AdaptOptions, AliasCondition, Call, Changes, LearnOptions, Named, Pairs
+from quickstudy.calls import AdapterFilters, AdapterRef, AdaptOptions, AliasCondition, Call, Changes, LearnOptions, Pairs
 from quickstudy.connection import Connection
-from quickstudy.events import EndEvent, Event, Reading
+from quickstudy.events import EndEvent, Event, EventReader
 from quickstudy.multi_step import Flow, Pause, Reply
 from quickstudy.retries import RETRIES
 
@@ -33,13 +33,32 @@ T = TypeVar("T")
 
 
 class AsyncClient:
-    """`async with AsyncClient("http://localhost:8000") as quickstudy: …`; everything else as `Client`."""
+    """An asyncio client of one Quickstudy service. Use it with `async with`, or await `aclose`.
+
+    Arguments, methods and errors are those of `Client`. Methods are awaited; `events`, `adapters` and `aliases` are iterated over
+    with `async for`. `on_progress` is a plain function that is called in the event loop, so it must not block.
+
+    Example::
+
+        import asyncio
+
+        from quickstudy import AsyncClient
+
+
+        async def main() -> None:
+            async with AsyncClient("http://localhost:8000") as quickstudy:
+                adapter = await quickstudy.adapt([("When is breakfast?", "dining"), ("The wifi is down", "wifi")])
+                print(await quickstudy.predict(adapter, "until when can I eat?"))
+
+
+        asyncio.run(main())
+    """
 
     def __init__(
         self, url: str = "http://localhost:8000", *, api_key: str | None = None, timeout: float = 90.0, retries: int = RETRIES
     ) -> None:
         self._connection = Connection(url, api_key, timeout, retries)
-        self._retries, self._parts = self._connection.retries, multi_step.PartSize()
+        self._retries, self._part_size = self._connection.retries, multi_step.PartSize()
         self._http = httpx.AsyncClient(**self._connection.settings)
 
     async def __aenter__(self) -> Self:
@@ -49,6 +68,7 @@ class AsyncClient:
         await self.aclose()
 
     async def aclose(self) -> None:
+        """Close all connections. The client cannot be used afterwards."""
         await self._http.aclose()
 
     async def adapt(
@@ -59,76 +79,116 @@ class AsyncClient:
         on_progress: Callable[[Event], None] | None = None,
         **options: Unpack[AdaptOptions],
     ) -> Adaptation:
-        return await self._made(lambda patience: calls.adapt(support, options, patience), wait, on_progress)
+        """Create an adapter from (input, label) pairs and wait up to `wait` seconds until it is ready.
+
+        See `Client.adapt` for the arguments and errors.
+
+        Example::
+
+            adapter = await quickstudy.adapt(pairs, name="front desk", label_words=True)
+        """
+        return await self._adapt(lambda wait_seconds: calls.adapt(support, options, wait_seconds), wait, on_progress)
 
     async def add_examples(
         self,
-        parent: Named,
+        parent: AdapterRef,
         support: Pairs,
         *,
         wait: float = 30.0,
         on_progress: Callable[[Event], None] | None = None,
         **options: Unpack[LearnOptions],
     ) -> Adaptation:
-        return await self._made(lambda patience: calls.add_examples(parent, support, options, patience), wait, on_progress)
+        """Create a new adapter from the examples of `parent` and further ones. See `Client.add_examples`.
+
+        Example::
+
+            grown = await quickstudy.add_examples(adapter, [("Where do I park?", "parking")])
+        """
+        return await self._adapt(lambda wait_seconds: calls.add_examples(parent, support, options, wait_seconds), wait, on_progress)
 
     async def dry_run(self, support: Pairs, **options: Unpack[AdaptOptions]) -> DryRun:
+        """Return what `adapt` would do with these examples. Create nothing. See `Client.dry_run`."""
         return await self._answer(calls.dry_run(support, options))
 
-    async def wait(self, adapter: Named, seconds: float = 30.0, on_progress: Callable[[Event], None] | None = None) -> Adapter:
+    async def wait(self, adapter: AdapterRef, seconds: float = 30.0, on_progress: Callable[[Event], None] | None = None) -> Adapter:
+        """Wait until an adapter is ready and return it. Raises NotReady after `seconds`. See `Client.wait`."""
         deadline = time.monotonic() + seconds
         if on_progress is None:
-            there = await self._run(multi_step.ended(adapter, deadline, seconds, self._retries))
-            if there is not None:
-                return there
-        async with aclosing(self._events(Reading(adapter, self._retries, seconds, deadline))) as events:
+            finished = await self._run(multi_step.fetch_if_ready(adapter, deadline, seconds, self._retries))
+            if finished is not None:
+                return finished
+        async with aclosing(self._events(EventReader(adapter, self._retries, seconds, deadline))) as events:
             async for event in events:
                 if on_progress is not None:
                     on_progress(event)
                 if isinstance(event, EndEvent):
-                    return multi_step.ready(event.adapter)
+                    return multi_step.require_ready(event.adapter)
         raise AssertionError("unreachable")
 
-    def events(self, adapter: Named, *, within: float | None = None) -> AsyncGenerator[Event, None]:
-        return self._events(Reading(adapter, self._retries, within))
+    def events(self, adapter: AdapterRef, *, within: float | None = None) -> AsyncGenerator[Event, None]:
+        """Yield every event of an adapter's job; the last one is an EndEvent. See `Client.events`.
 
-    async def _events(self, reading: Reading) -> AsyncGenerator[Event, None]:
-        while not reading.ended and not reading.polls:
-            came: httpx.Response | httpx.TransportError
+        Example::
+
+            async for event in quickstudy.events(adapter):
+                print(event)
+        """
+        return self._events(EventReader(adapter, self._retries, within))
+
+    async def _events(self, reader: EventReader) -> AsyncGenerator[Event, None]:
+        while not reader.ended and not reader.polling:
+            outcome: httpx.Response | httpx.TransportError
             try:
-                async with self._http.stream(**reading.request()) as came:
-                    if came.is_success:
-                        async for chunk in came.aiter_bytes():
-                            for item in reading.feed(chunk):
+                async with self._http.stream(**reader.request()) as outcome:
+                    if outcome.is_success:
+                        async for chunk in outcome.aiter_bytes():
+                            for item in reader.feed(chunk):
                                 yield item
                     else:
-                        await came.aread()
+                        await outcome.aread()
             except httpx.TransportError as error:
-                came = error
-            if not reading.ended:
-                await asyncio.sleep(reading.pause(came))
-        while not reading.ended:
-            for item in reading.state(await self._answer(reading.poll(), reading.deadline)):
+                outcome = error
+            if not reader.ended:
+                await asyncio.sleep(reader.pause(outcome))
+        while not reader.ended:
+            for item in reader.from_state(await self._answer(reader.poll(), reader.deadline)):
                 yield item
-            if not reading.ended:
-                await asyncio.sleep(reading.between_looks())
+            if not reader.ended:
+                await asyncio.sleep(reader.poll_pause())
 
-    @overload  # a string is a sequence of strings too, and is not meant as one
-    async def predict(self, adapter: Named, inputs: str, *, top_k: int | None = None) -> Prediction: ...  # type: ignore[overload-overlap]
+    @overload  # a str is a Sequence[str] too; it means one input, not many
+    async def predict(self, adapter: AdapterRef, inputs: str, *, top_k: int | None = None) -> Prediction: ...  # type: ignore[overload-overlap]
     @overload
-    async def predict(self, adapter: Named, inputs: Sequence[str], *, top_k: int | None = None) -> Predictions: ...
-    async def predict(self, adapter: Named, inputs: str | Sequence[str], *, top_k: int | None = None) -> Prediction | Predictions:
-        if isinstance(inputs, str):
-            return (await self._run(multi_step.predicted(adapter, [inputs], top_k, self._parts, self._retries)))[0]
-        return await self._run(multi_step.predicted(adapter, inputs, top_k, self._parts, self._retries))
+    async def predict(self, adapter: AdapterRef, inputs: Sequence[str], *, top_k: int | None = None) -> Predictions: ...
+    async def predict(
+        self, adapter: AdapterRef, inputs: str | Sequence[str], *, top_k: int | None = None
+    ) -> Prediction | Predictions:
+        """Predict the label of one input, or of each of several inputs. See `Client.predict`.
 
-    async def score(self, adapter: Named, examples: Pairs) -> Score:
+        Example::
+
+            for prediction in await quickstudy.predict(adapter, ["until when can I eat?", "no internet in my room"]):
+                print(prediction.label, prediction.probability)
+        """
+        if isinstance(inputs, str):
+            return (await self._run(multi_step.predict(adapter, [inputs], top_k, self._part_size, self._retries)))[0]
+        return await self._run(multi_step.predict(adapter, inputs, top_k, self._part_size, self._retries))
+
+    async def score(self, adapter: AdapterRef, examples: Pairs) -> Score:
+        """Predict (input, label) pairs and return how many predictions are right. See `Client.score`."""
         return await self._answer(calls.score(adapter, examples))
 
-    async def adapter(self, adapter: Named) -> Adapter:
+    async def adapter(self, adapter: AdapterRef) -> Adapter:
+        """Return the current state of an adapter. Raises NotFound if there is no such adapter."""
         return await self._answer(calls.adapter(adapter))
 
     async def adapters(self, **filters: Unpack[AdapterFilters]) -> AsyncIterator[Adapter]:
+        """Yield all adapters of the key's tenant, newest first. With filters, only those that match all.
+
+        Example::
+
+            ready = [adapter.adapter_id async for adapter in quickstudy.adapters(status="ready")]
+        """
         cursor: str | None = None
         while True:
             page = await self._answer(calls.adapters(filters, cursor))
@@ -138,19 +198,24 @@ class AsyncClient:
             if cursor is None:
                 return
 
-    async def update(self, adapter: Named, **changes: Unpack[Changes]) -> Adapter:
+    async def update(self, adapter: AdapterRef, **changes: Unpack[Changes]) -> Adapter:
+        """Change an adapter's `name` or `tags` and return its new state. See `Client.update`."""
         return await self._answer(calls.update(adapter, changes))
 
-    async def delete(self, adapter: Named) -> None:
+    async def delete(self, adapter: AdapterRef) -> None:
+        """Delete an adapter's weights, record and examples. Raises Conflict if aliases point at it."""
         await self._answer(calls.delete(adapter))
 
-    async def pin(self, adapter: Named) -> None:
+    async def pin(self, adapter: AdapterRef) -> None:
+        """Protect an adapter from expiry and eviction. Raises NotReady if it has expired already."""
         await self._answer(calls.pin(adapter, "PUT"))
 
-    async def unpin(self, adapter: Named) -> None:
+    async def unpin(self, adapter: AdapterRef) -> None:
+        """Let an adapter expire and be evicted again. Its time to live starts over."""
         await self._answer(calls.pin(adapter, "DELETE"))
 
     async def aliases(self) -> AsyncIterator[Alias]:
+        """Yield all aliases of the key's tenant."""
         cursor: str | None = None
         while True:
             page = await self._answer(calls.aliases(cursor))
@@ -160,48 +225,53 @@ class AsyncClient:
             if cursor is None:
                 return
 
-    async def set_alias(self, alias: str, adapter: Named, **condition: Unpack[AliasCondition]) -> AliasMove:
+    async def set_alias(self, alias: str, adapter: AdapterRef, **condition: Unpack[AliasCondition]) -> AliasMove:
+        """Point an alias at an adapter, unless `expected` says otherwise. See `Client.set_alias`."""
         return await self._answer(calls.set_alias(alias, adapter, condition))
 
     async def delete_alias(self, alias: str) -> None:
+        """Delete an alias. The adapter stays. Raises NotFound if there is no such alias."""
         await self._answer(calls.delete_alias(alias))
 
     async def initializations(self) -> tuple[Initialization, ...]:
+        """Return the initializations that the service can adapt from."""
         return await self._answer(calls.initializations())
 
     async def usage(self, tenant: str | None = None) -> Usage:
+        """Return what a tenant has used and its limits. None means the key's own tenant."""
         return await self._answer(calls.usage(tenant))
 
     async def ready(self) -> Readiness:
-        return await self._run(multi_step.readiness())
+        """Return whether the service accepts traffic now. See `Client.ready`."""
+        return await self._run(multi_step.check_ready())
 
-    async def _made(
+    async def _adapt(
         self, call: Callable[[float], Call[Adaptation]], wait: float, on_progress: Callable[[Event], None] | None
     ) -> Adaptation:
         deadline = time.monotonic() + wait
         answer = await self._answer(call(0.0 if on_progress else wait), deadline if wait > 0 else None)
         if wait <= 0 or (answer.status == "ready" and on_progress is None):
             return answer
-        return multi_step.made(answer, await self.wait(answer, max(0.0, deadline - time.monotonic()), on_progress))
+        return multi_step.with_status_of(answer, await self.wait(answer, max(0.0, deadline - time.monotonic()), on_progress))
 
     async def _answer(self, call: Call[T], deadline: float | None = None) -> T:
-        return await self._run(multi_step.answered(call, self._retries, deadline))
+        return await self._run(multi_step.send(call, self._retries, deadline))
 
     async def _run(self, flow: Flow[T]) -> T:
         reply: Reply = None
         while True:
             try:
-                asked = flow.send(reply)
+                step = flow.send(reply)
             except StopIteration as end:
                 result: T = end.value
                 return result
-            reply = await self._perform(asked)
+            reply = await self._perform(step)
 
-    async def _perform(self, asked: Call[Any] | Pause) -> Reply:
-        if isinstance(asked, Pause):
-            await asyncio.sleep(asked.seconds)
+    async def _perform(self, step: Call[Any] | Pause) -> Reply:
+        if isinstance(step, Pause):
+            await asyncio.sleep(step.seconds)
             return None
         try:
-            return await self._http.request(**self._connection.request(asked))
+            return await self._http.request(**self._connection.request(step))
         except httpx.TransportError as error:
             return error

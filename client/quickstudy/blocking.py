@@ -1,4 +1,4 @@
-"""The client that blocks."""
+"""The blocking client."""
 
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -22,9 +22,9 @@ from quickstudy.answers import (
     Score,
     Usage,
 )
-from quickstudy.calls import AdapterFilters, AdaptOptions, AliasCondition, Call, Changes, LearnOptions, Named, Pairs
+from quickstudy.calls import AdapterFilters, AdapterRef, AdaptOptions, AliasCondition, Call, Changes, LearnOptions, Pairs
 from quickstudy.connection import Connection
-from quickstudy.events import EndEvent, Event, Reading
+from quickstudy.events import EndEvent, Event, EventReader
 from quickstudy.multi_step import Flow, Pause, Reply
 from quickstudy.retries import RETRIES
 
@@ -32,18 +32,33 @@ T = TypeVar("T")
 
 
 class Client:
-    """`with Client("http://localhost:8000") as quickstudy: …`
+    """A blocking client of one Quickstudy service. Use it as a context manager, or call `close`.
 
-    `api_key` is QUICKSTUDY_API_KEY of the environment where none is given. A call that gets no answer within `timeout` seconds is
-    given up; one that is refused for now, or whose connection breaks, has up to `retries` more attempts (see `Retries`). Every
-    method raises QuickstudyError (see `errors`).
+    Arguments:
+        url: the service, without a path unless a proxy adds one.
+        api_key: None reads QUICKSTUDY_API_KEY from the environment; an empty string sends no key.
+        timeout: seconds without an answer after which a call fails. `wait` of `adapt` and `add_examples` comes on top.
+        retries: further attempts for a call that the service refuses for now, or whose connection fails (see `Retries`).
+
+    An adapter argument is an adapter id, or an object that has one, as returned by `adapt`, `add_examples`, `wait` or `adapter`.
+
+    Raises ValueError if `url` or `api_key` is malformed. Every method raises QuickstudyError if the service refuses the call or
+    does not answer; `quickstudy.errors` lists the subclasses. A method raises ValueError for a string that cannot name an adapter.
+
+    Example::
+
+        from quickstudy import Client
+
+        with Client("http://localhost:8000") as quickstudy:
+            adapter = quickstudy.adapt([("When is breakfast?", "dining"), ("The wifi is down", "wifi")])
+            print(quickstudy.predict(adapter, "until when can I eat?").label)
     """
 
     def __init__(
         self, url: str = "http://localhost:8000", *, api_key: str | None = None, timeout: float = 90.0, retries: int = RETRIES
     ) -> None:
         self._connection = Connection(url, api_key, timeout, retries)
-        self._retries, self._parts = self._connection.retries, multi_step.PartSize()
+        self._retries, self._part_size = self._connection.retries, multi_step.PartSize()
         self._http = httpx.Client(**self._connection.settings)
 
     def __enter__(self) -> Self:
@@ -53,6 +68,7 @@ class Client:
         self.close()
 
     def close(self) -> None:
+        """Close all connections. The client cannot be used afterwards."""
         self._http.close()
 
     def adapt(
@@ -63,88 +79,163 @@ class Client:
         on_progress: Callable[[Event], None] | None = None,
         **options: Unpack[AdaptOptions],
     ) -> Adaptation:
-        """Learn from (input, label) pairs, and return once the adapter is ready; at once, whatever its status, with `wait=0`.
-        `on_progress` is told of every event on the way.
+        """Create an adapter from labelled examples and wait until it is ready.
 
-        Raises NotReady where the job fails, or is not ready after `wait` seconds.
+        The same examples and options give the same adapter, however often they are sent.
+
+        Arguments:
+            support: (input, label) pairs.
+            wait: seconds to wait for the adapter; 0 returns immediately, with whatever status it has.
+            on_progress: called with every event of the job while waiting.
+            options: see `AdaptOptions`. An option that is not given is not sent, so the service's default applies.
+
+        Raises Invalid if the service rejects an example or an option, RateLimited if a limit of the tenant is reached, and NotReady
+        if the job fails or is not ready after `wait` seconds. After a timeout the job goes on: `wait` can be called with its id.
+
+        Example::
+
+            pairs = [("When is breakfast?", "dining"), ("The wifi is down", "wifi")]
+            adapter = quickstudy.adapt(pairs, name="front desk", label_words=True)
+            print(adapter.adapter_id, adapter.status)
         """
-        return self._made(lambda patience: calls.adapt(support, options, patience), wait, on_progress)
+        return self._adapt(lambda wait_seconds: calls.adapt(support, options, wait_seconds), wait, on_progress)
 
     def add_examples(
         self,
-        parent: Named,
+        parent: AdapterRef,
         support: Pairs,
         *,
         wait: float = 30.0,
         on_progress: Callable[[Event], None] | None = None,
         **options: Unpack[LearnOptions],
     ) -> Adaptation:
-        """As `adapt`: a new adapter, from the parent's examples and these; the parent stays as it is."""
-        return self._made(lambda patience: calls.add_examples(parent, support, options, patience), wait, on_progress)
+        """Create a new adapter from the examples of `parent` and further ones. The parent does not change.
+
+        `support`, `wait` and `on_progress` are those of `adapt`. An option that is not given is the parent's own. Raises what
+        `adapt` raises, and NotFound if there is no such parent.
+
+        Example::
+
+            grown = quickstudy.add_examples(adapter, [("Where do I park?", "parking")])
+        """
+        return self._adapt(lambda wait_seconds: calls.add_examples(parent, support, options, wait_seconds), wait, on_progress)
 
     def dry_run(self, support: Pairs, **options: Unpack[AdaptOptions]) -> DryRun:
-        """What `adapt` would do, and what is odd about the examples; nothing is made."""
+        """Return what `adapt` would do with these examples, and warnings about them. Create nothing.
+
+        Raises Invalid if `adapt` would.
+
+        Example::
+
+            for notice in quickstudy.dry_run(pairs).warnings:
+                print(notice.field, notice.message)
+        """
         return self._answer(calls.dry_run(support, options))
 
-    def wait(self, adapter: Named, seconds: float = 30.0, on_progress: Callable[[Event], None] | None = None) -> Adapter:
-        """The adapter, once it is ready. Raises NotReady where it ends otherwise, or not within `seconds`."""
+    def wait(self, adapter: AdapterRef, seconds: float = 30.0, on_progress: Callable[[Event], None] | None = None) -> Adapter:
+        """Wait until an adapter is ready and return it.
+
+        `on_progress` is called with every event of the job. Raises NotReady if the job ends in another status or is not ready after
+        `seconds`, and NotFound if there is no such adapter.
+
+        Example::
+
+            started = quickstudy.adapt(pairs, wait=0)
+            adapter = quickstudy.wait(started, seconds=120)
+        """
         deadline = time.monotonic() + seconds
         if on_progress is None:
-            there = self._run(multi_step.ended(adapter, deadline, seconds, self._retries))
-            if there is not None:
-                return there
-        with closing(self._events(Reading(adapter, self._retries, seconds, deadline))) as events:
+            finished = self._run(multi_step.fetch_if_ready(adapter, deadline, seconds, self._retries))
+            if finished is not None:
+                return finished
+        with closing(self._events(EventReader(adapter, self._retries, seconds, deadline))) as events:
             for event in events:
                 if on_progress is not None:
                     on_progress(event)
                 if isinstance(event, EndEvent):
-                    return multi_step.ready(event.adapter)
+                    return multi_step.require_ready(event.adapter)
         raise AssertionError("unreachable")
 
-    def events(self, adapter: Named, *, within: float | None = None) -> Generator[Event, None, None]:
-        """Everything that happens to an adapter, from its start to its end; connections that are lost are taken up again where
-        they were. Raises NotReady where it has not ended after `within` seconds."""
-        return self._events(Reading(adapter, self._retries, within))
+    def events(self, adapter: AdapterRef, *, within: float | None = None) -> Generator[Event, None, None]:
+        """Yield every event of an adapter's job, from its start to its end. The last one is an EndEvent.
 
-    def _events(self, reading: Reading) -> Generator[Event, None, None]:
-        while not reading.ended and not reading.polls:
-            came: httpx.Response | httpx.TransportError
+        After a lost connection the stream resumes where it stopped. `within` is a limit in seconds, counted from this call; None
+        means no limit. Raises NotReady if the job has not ended after `within` seconds, and NotFound if there is no such adapter.
+
+        Example::
+
+            for event in quickstudy.events(adapter):
+                print(event)
+        """
+        return self._events(EventReader(adapter, self._retries, within))
+
+    def _events(self, reader: EventReader) -> Generator[Event, None, None]:
+        while not reader.ended and not reader.polling:
+            outcome: httpx.Response | httpx.TransportError
             try:
-                with self._http.stream(**reading.request()) as came:
-                    if came.is_success:
-                        for chunk in came.iter_bytes():
-                            yield from reading.feed(chunk)
+                with self._http.stream(**reader.request()) as outcome:
+                    if outcome.is_success:
+                        for chunk in outcome.iter_bytes():
+                            yield from reader.feed(chunk)
                     else:
-                        came.read()
+                        outcome.read()
             except httpx.TransportError as error:
-                came = error
-            if not reading.ended:
-                time.sleep(reading.pause(came))
-        while not reading.ended:
-            yield from reading.state(self._answer(reading.poll(), reading.deadline))
-            if not reading.ended:
-                time.sleep(reading.between_looks())
+                outcome = error
+            if not reader.ended:
+                time.sleep(reader.pause(outcome))
+        while not reader.ended:
+            yield from reader.from_state(self._answer(reader.poll(), reader.deadline))
+            if not reader.ended:
+                time.sleep(reader.poll_pause())
 
-    @overload  # a string is a sequence of strings too, and is not meant as one
-    def predict(self, adapter: Named, inputs: str, *, top_k: int | None = None) -> Prediction: ...  # type: ignore[overload-overlap]
+    @overload  # a str is a Sequence[str] too; it means one input, not many
+    def predict(self, adapter: AdapterRef, inputs: str, *, top_k: int | None = None) -> Prediction: ...  # type: ignore[overload-overlap]
     @overload
-    def predict(self, adapter: Named, inputs: Sequence[str], *, top_k: int | None = None) -> Predictions: ...
-    def predict(self, adapter: Named, inputs: str | Sequence[str], *, top_k: int | None = None) -> Prediction | Predictions:
-        """One prediction for one input; a sequence of them for several, however many, in order. `top_k`: the probabilities of the
-        most probable labels only."""
-        if isinstance(inputs, str):
-            return self._run(multi_step.predicted(adapter, [inputs], top_k, self._parts, self._retries))[0]
-        return self._run(multi_step.predicted(adapter, inputs, top_k, self._parts, self._retries))
+    def predict(self, adapter: AdapterRef, inputs: Sequence[str], *, top_k: int | None = None) -> Predictions: ...
+    def predict(self, adapter: AdapterRef, inputs: str | Sequence[str], *, top_k: int | None = None) -> Prediction | Predictions:
+        """Predict the label of one input, or of each of several inputs.
 
-    def score(self, adapter: Named, examples: Pairs) -> Score:
-        """How well it predicts (input, label) pairs."""
+        A single string gives one Prediction. A sequence of strings gives Predictions, in the order of the inputs. It may have any
+        length: it is sent in parts that fit the service's limits, and one adapter answers all of them.
+
+        Arguments:
+            adapter: an adapter, an adapter id, or an alias.
+            top_k: return the probabilities of only the `top_k` most probable labels; None returns all of them.
+
+        Raises NotReady if the adapter is not ready, NotFound if there is no such adapter or alias, and Invalid for an input that
+        the service rejects; its `row` is the input's position.
+
+        Example::
+
+            for prediction in quickstudy.predict(adapter, ["until when can I eat?", "no internet in my room"]):
+                print(prediction.label, prediction.probability)
+        """
+        if isinstance(inputs, str):
+            return self._run(multi_step.predict(adapter, [inputs], top_k, self._part_size, self._retries))[0]
+        return self._run(multi_step.predict(adapter, inputs, top_k, self._part_size, self._retries))
+
+    def score(self, adapter: AdapterRef, examples: Pairs) -> Score:
+        """Predict labelled examples, (input, label) pairs, and return how many predictions are right.
+
+        Raises NotReady if the adapter is not ready, and Invalid for an example that the service rejects.
+
+        Example::
+
+            print(quickstudy.score(adapter, [("any free rooms?", "booking")]).accuracy)
+        """
         return self._answer(calls.score(adapter, examples))
 
-    def adapter(self, adapter: Named) -> Adapter:
+    def adapter(self, adapter: AdapterRef) -> Adapter:
+        """Return the current state of an adapter. Raises NotFound if there is no such adapter."""
         return self._answer(calls.adapter(adapter))
 
     def adapters(self, **filters: Unpack[AdapterFilters]) -> Iterator[Adapter]:
-        """All of them, newest first."""
+        """Yield all adapters of the key's tenant, newest first. With filters, only those that match all.
+
+        Example::
+
+            ready = [adapter.adapter_id for adapter in quickstudy.adapters(status="ready", tag="production")]
+        """
         cursor: str | None = None
         while True:
             page = self._answer(calls.adapters(filters, cursor))
@@ -153,22 +244,31 @@ class Client:
             if cursor is None:
                 return
 
-    def update(self, adapter: Named, **changes: Unpack[Changes]) -> Adapter:
-        """Give it another `name` or other `tags`."""
+    def update(self, adapter: AdapterRef, **changes: Unpack[Changes]) -> Adapter:
+        """Change an adapter's `name` or `tags` and return its new state.
+
+        `name=None` removes the name, `tags` replaces all tags, and one that is not given stays as it is. Raises NotFound if there
+        is no such adapter.
+        """
         return self._answer(calls.update(adapter, changes))
 
-    def delete(self, adapter: Named) -> None:
-        """Delete its weights, record and examples, and cancel what runs."""
+    def delete(self, adapter: AdapterRef) -> None:
+        """Delete an adapter's weights, record and examples, and cancel its job if one is running.
+
+        Raises NotFound if there is no such adapter, and Conflict if aliases point at it.
+        """
         self._answer(calls.delete(adapter))
 
-    def pin(self, adapter: Named) -> None:
-        """Keep it from expiring and from eviction."""
+    def pin(self, adapter: AdapterRef) -> None:
+        """Protect an adapter from expiry and eviction. Raises NotReady if it has expired already."""
         self._answer(calls.pin(adapter, "PUT"))
 
-    def unpin(self, adapter: Named) -> None:
+    def unpin(self, adapter: AdapterRef) -> None:
+        """Let an adapter expire and be evicted again. Its time to live starts over."""
         self._answer(calls.pin(adapter, "DELETE"))
 
     def aliases(self) -> Iterator[Alias]:
+        """Yield all aliases of the key's tenant."""
         cursor: str | None = None
         while True:
             page = self._answer(calls.aliases(cursor))
@@ -177,52 +277,68 @@ class Client:
             if cursor is None:
                 return
 
-    def set_alias(self, alias: str, adapter: Named, **condition: Unpack[AliasCondition]) -> AliasMove:
-        """Have an alias point at an adapter. With `expected`, raises Conflict where it does not point there just before."""
+    def set_alias(self, alias: str, adapter: AdapterRef, **condition: Unpack[AliasCondition]) -> AliasMove:
+        """Point an alias at an adapter, creating the alias if there is none.
+
+        With `expected`, the alias moves only if it points at that adapter now; `expected=None` means that the alias must not exist
+        yet. Raises Conflict otherwise. A call with `expected` is not retried after its answer was lost, because the first attempt
+        may have succeeded.
+
+        Example::
+
+            quickstudy.set_alias("front-desk.live", new_adapter, expected=old_adapter)
+        """
         return self._answer(calls.set_alias(alias, adapter, condition))
 
     def delete_alias(self, alias: str) -> None:
+        """Delete an alias. The adapter stays. Raises NotFound if there is no such alias."""
         self._answer(calls.delete_alias(alias))
 
     def initializations(self) -> tuple[Initialization, ...]:
-        """What the service can adapt from."""
+        """Return the initializations that the service can adapt from."""
         return self._answer(calls.initializations())
 
     def usage(self, tenant: str | None = None) -> Usage:
-        """What the key's tenant has used; of another tenant, where the key may ask."""
+        """Return what a tenant has used and its limits. None means the key's own tenant.
+
+        Raises Unauthorised if the key may not ask about `tenant`.
+        """
         return self._answer(calls.usage(tenant))
 
     def ready(self) -> Readiness:
-        """Whether the service answers and has all it needs, now."""
-        return self._run(multi_step.readiness())
+        """Return whether the service accepts traffic now, and if not, what it lacks.
 
-    def _made(
+        Asks once, without a retry. A service that cannot be reached is not ready; that raises no error.
+        """
+        return self._run(multi_step.check_ready())
+
+    def _adapt(
         self, call: Callable[[float], Call[Adaptation]], wait: float, on_progress: Callable[[Event], None] | None
     ) -> Adaptation:
         deadline = time.monotonic() + wait
         answer = self._answer(call(0.0 if on_progress else wait), deadline if wait > 0 else None)
         if wait <= 0 or (answer.status == "ready" and on_progress is None):
             return answer
-        return multi_step.made(answer, self.wait(answer, max(0.0, deadline - time.monotonic()), on_progress))
+        return multi_step.with_status_of(answer, self.wait(answer, max(0.0, deadline - time.monotonic()), on_progress))
 
     def _answer(self, call: Call[T], deadline: float | None = None) -> T:
-        return self._run(multi_step.answered(call, self._retries, deadline))
+        return self._run(multi_step.send(call, self._retries, deadline))
 
     def _run(self, flow: Flow[T]) -> T:
         reply: Reply = None
         while True:
             try:
-                asked = flow.send(reply)
+                step = flow.send(reply)
             except StopIteration as end:
                 result: T = end.value
                 return result
-            reply = self._perform(asked)
+            reply = self._perform(step)
 
-    def _perform(self, asked: Call[Any] | Pause) -> Reply:
-        if isinstance(asked, Pause):
-            time.sleep(asked.seconds)
+    def _perform(self, step: Call[Any] | Pause) -> Reply:
+        if isinstance(step, Pause):
+            time.sleep(step.seconds)
             return None
         try:
-            return self._http.request(**self._connection.request(asked))
+            return self._http.request(**self._connection.request(step))
         except httpx.TransportError as error:
             return error

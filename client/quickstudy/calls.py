@@ -1,4 +1,4 @@
-"""Each call of the API as a value: what is sent, how the answer reads, and what a lost answer means."""
+"""API calls as values: the request to send, how to read its answer, and whether it may be repeated."""
 
 import dataclasses
 import uuid
@@ -28,68 +28,84 @@ from quickstudy.errors import NotUnderstood
 
 T = TypeVar("T")
 Pairs = Iterable[tuple[str, str]]
-Named = str | Adaptation | Adapter
-"""An adapter, by its id, by an alias where the service takes one, or as the service answered it."""
+AdapterRef = str | Adaptation | Adapter
+"""An adapter id, an object that has one, or, for `predict`, an alias."""
 
 
 class LearnOptions(TypedDict, total=False):
-    """What may be said of an adapter beside its examples; the service's own choice, or the parent's, where it is not said."""
+    """Options of a new adapter. One that is not given is the service's default, or the parent's own."""
 
     steps: int | None
+    """Inner steps, 0 to 100; None: as the initialization has it."""
     seed: int
+    """Seed for the order of minibatches of a large support set."""
     label_words: bool
-    """Each label's own words are one more example of it."""
+    """Use each label's own words (`card_lost`: card lost) as one more example of it."""
     ttl_seconds: int | None
+    """Seconds that the adapter is kept; None: the service's default."""
     name: str | None
+    """A name for people, shown in lists. It has no influence on the id."""
     tags: Sequence[str]
+    """Tags to filter by. They have no influence on the id."""
 
 
 class AdaptOptions(LearnOptions, total=False):
+    """Options of `adapt`."""
+
     initialization: str
+    """Name of the initialization to adapt from."""
     base_model: str
-    """One of those that the service has; without it, the first one that has the initialization."""
+    """One of the service's base models. If not given, the first one that has the initialization."""
 
 
 class AdapterFilters(TypedDict, total=False):
+    """Filters of `adapters`; None does not filter."""
+
     status: Status | None
     tag: str | None
     name: str | None
 
 
 class Changes(TypedDict, total=False):
+    """Changes to an adapter. `name=None` removes the name; `tags` replaces all tags."""
+
     name: str | None
     tags: Sequence[str]
 
 
 class AliasCondition(TypedDict, total=False):
-    expected: Named | None
-    """Where the alias must point just before; None: nowhere."""
+    """A condition on an alias, for moving it safely beside other writers."""
+
+    expected: AdapterRef | None
+    """The adapter that the alias must point at now; None: the alias must not exist yet."""
 
 
-class NoName(ValueError):
-    """What cannot name an adapter, nor an alias."""
+class InvalidName(ValueError):
+    """A string that can name neither an adapter nor an alias."""
 
     def __init__(self) -> None:
-        super().__init__("expected an adapter's id or an alias, got nothing that can be one")
+        super().__init__("expected an adapter's id or an alias, got an empty string, '.' or '..'")
 
 
 @dataclass(frozen=True)
 class Call(Generic[T]):
+    """One HTTP request of the API, and a function that reads its answer."""
+
     method: str
     path: str
     read: Callable[[Any], T]
     json: dict[str, Any] | None = None
     params: Mapping[str, str | int] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)
-    waits: float = 0.0
-    """Seconds that the service has been asked to take, on top of what any call may take."""
+    wait_seconds: float = 0.0
+    """Seconds that the service was asked to wait before it answers, on top of the timeout."""
     repeatable: bool = True
-    """Whether a second time is as good as the first, should the first one's answer be lost."""
-    removes: bool = False
-    """Not found, after an answer was lost, then means that it has worked."""
+    """True if the call may be sent again after its answer was lost."""
+    is_deletion: bool = False
+    """True if 404 after a lost answer means that the deletion succeeded."""
 
     def answer(self, response: httpx.Response) -> T:
-        """What a success says. Raises NotUnderstood."""
+        """Read a successful response. Raises NotUnderstood if it is not JSON of the expected form."""
         try:
             content = response.json() if response.content else None
         except ValueError:
@@ -101,7 +117,7 @@ def adapt(support: Pairs, options: AdaptOptions, wait: float = 0.0) -> Call[Adap
     return _learn("/adapt", support, options, wait)
 
 
-def add_examples(parent: Named, support: Pairs, options: LearnOptions, wait: float = 0.0) -> Call[Adaptation]:
+def add_examples(parent: AdapterRef, support: Pairs, options: LearnOptions, wait: float = 0.0) -> Call[Adaptation]:
     return _learn(f"/adapters/{_segment(parent)}/examples", support, options, wait)
 
 
@@ -110,22 +126,22 @@ def dry_run(support: Pairs, options: AdaptOptions) -> Call[DryRun]:
     return Call("POST", "/adapt", _as(DryRun), json=body, params={"dry_run": "true"})
 
 
-def predict(name: Named, inputs: Sequence[str], top_k: int | None) -> Call[Predictions]:
+def predict(name: AdapterRef, inputs: Sequence[str], top_k: int | None) -> Call[Predictions]:
     body: dict[str, Any] = {"adapter_id": name_of(name), "inputs": list(inputs)}
     if top_k is not None:
         body["top_k"] = top_k
     return Call("POST", "/predict", _as(Predictions), json=body)
 
 
-def score(name: Named, examples: Pairs) -> Call[Score]:
+def score(name: AdapterRef, examples: Pairs) -> Call[Score]:
     return Call("POST", f"/adapters/{_segment(name)}/score", _as(Score), json={"examples": _examples(examples)})
 
 
-def adapter(name: Named) -> Call[Adapter]:
+def adapter(name: AdapterRef) -> Call[Adapter]:
     return Call("GET", f"/adapters/{_segment(name)}", _as(Adapter))
 
 
-def events(name: Named) -> Call[None]:
+def events(name: AdapterRef) -> Call[None]:
     return Call("GET", f"/adapters/{_segment(name)}/events", _nothing, headers={"Accept": "text/event-stream"})
 
 
@@ -134,18 +150,18 @@ def adapters(filters: AdapterFilters, cursor: str | None) -> Call[AdapterPage]:
     return Call("GET", "/adapters", _as(AdapterPage), params={**chosen, **_page(cursor)})
 
 
-def update(name: Named, changes: Changes) -> Call[Adapter]:
+def update(name: AdapterRef, changes: Changes) -> Call[Adapter]:
     body: dict[str, Any] = {**changes}
     if "tags" in changes:
         body["tags"] = list(changes["tags"])
     return Call("PATCH", f"/adapters/{_segment(name)}", _as(Adapter), json=body)
 
 
-def delete(name: Named) -> Call[None]:
-    return Call("DELETE", f"/adapters/{_segment(name)}", _nothing, removes=True)
+def delete(name: AdapterRef) -> Call[None]:
+    return Call("DELETE", f"/adapters/{_segment(name)}", _nothing, is_deletion=True)
 
 
-def pin(name: Named, method: Literal["PUT", "DELETE"]) -> Call[None]:
+def pin(name: AdapterRef, method: Literal["PUT", "DELETE"]) -> Call[None]:
     return Call(method, f"/adapters/{_segment(name)}/pin", _nothing)
 
 
@@ -153,16 +169,16 @@ def aliases(cursor: str | None) -> Call[AliasPage]:
     return Call("GET", "/aliases", _as(AliasPage), params=_page(cursor))
 
 
-def set_alias(alias: str, name: Named, condition: AliasCondition) -> Call[AliasMove]:
+def set_alias(alias: str, name: AdapterRef, condition: AliasCondition) -> Call[AliasMove]:
     body: dict[str, Any] = {"adapter_id": name_of(name)}
     if "expected" in condition:
         body["expected"] = None if condition["expected"] is None else name_of(condition["expected"])
-    # With a condition, a second time would be refused for what the first one did.
+    # With a condition, a second attempt would be refused because of what the first one did.
     return Call("PUT", f"/aliases/{_segment(alias)}", _as(AliasMove), json=body, repeatable=not condition)
 
 
 def delete_alias(alias: str) -> Call[None]:
-    return Call("DELETE", f"/aliases/{_segment(alias)}", _nothing, removes=True)
+    return Call("DELETE", f"/aliases/{_segment(alias)}", _nothing, is_deletion=True)
 
 
 def initializations() -> Call[tuple[Initialization, ...]]:
@@ -177,16 +193,17 @@ def ready() -> Call[None]:
     return Call("GET", "/readyz", _nothing)
 
 
-def name_of(name: Named) -> str:
+def name_of(name: AdapterRef) -> str:
+    """Return the adapter id or the alias."""
     return name if isinstance(name, str) else name.adapter_id
 
 
 def _learn(path: str, support: Pairs, options: LearnOptions, wait: float) -> Call[Adaptation]:
-    """One key for all attempts: should an answer be lost, the next one gets the same answer, and starts nothing again."""
+    # All attempts send the same key: after a lost answer, the next attempt gets that answer and starts no second job.
     headers = {"Idempotency-Key": uuid.uuid4().hex}
     if wait > 0:
         headers["Prefer"] = f"wait={wait:g}"
-    return Call("POST", path, _as(Adaptation), json=_body(support, options), headers=headers, waits=max(0.0, wait))
+    return Call("POST", path, _as(Adaptation), json=_body(support, options), headers=headers, wait_seconds=max(0.0, wait))
 
 
 def _body(support: Pairs, options: LearnOptions) -> dict[str, Any]:
@@ -207,12 +224,12 @@ def _page(cursor: str | None) -> dict[str, str | int]:
     return {"limit": 200} if cursor is None else {"limit": 200, "cursor": cursor}
 
 
-def _segment(name: Named) -> str:
-    """One segment of a path. Raises NoName for what would be another path."""
-    own = name_of(name)
-    if own in ("", ".", ".."):
-        raise NoName
-    return quote(own, safe="")
+def _segment(name: AdapterRef) -> str:
+    """Return the name as one segment of a URL path. Raises InvalidName if it would change the path."""
+    segment = name_of(name)
+    if segment in ("", ".", ".."):
+        raise InvalidName
+    return quote(segment, safe="")
 
 
 def _as(kind: type[T]) -> Callable[[Any], T]:

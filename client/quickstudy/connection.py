@@ -1,4 +1,4 @@
-"""What both clients connect with."""
+"""The connection settings that both clients share."""
 
 import os
 from typing import Any
@@ -10,7 +10,10 @@ from quickstudy.retries import Retries
 
 
 class Connection:
-    """Raises ValueError for a URL or a key that cannot be one; the key is in no message."""
+    """The checked URL, API key, timeout and retries of a client.
+
+    Raises ValueError for a malformed URL or key. No message contains the key.
+    """
 
     def __init__(self, url: str, api_key: str | None, timeout: float, retries: int) -> None:
         parsed = httpx.URL(url)
@@ -22,17 +25,17 @@ class Connection:
         key = (os.environ.get("QUICKSTUDY_API_KEY", "") if api_key is None else api_key).strip()
         if key:
             if not (key.isascii() and key.isprintable() and " " not in key):
-                raise ValueError("api_key: expected one as `quickstudy keys create` prints it, got something with other characters")
+                raise ValueError("api_key: expected a key as `quickstudy keys create` prints it, got one with other characters")
             headers["Authorization"] = f"Bearer {key}"
         self.settings: dict[str, Any] = {"base_url": parsed, "timeout": timeout, "headers": headers}
 
     def request(self, call: Call[Any]) -> dict[str, Any]:
-        """As the `request` of an httpx client takes it."""
+        """Return the call as keyword arguments of `httpx.Client.request`."""
         return {
             "method": call.method,
             "url": call.path,
             "json": call.json,
             "params": call.params,
             "headers": call.headers,
-            "timeout": self._timeout + call.waits,
+            "timeout": self._timeout + call.wait_seconds,
         }

@@ -1,15 +1,15 @@
-"""What can go wrong with a call.
+"""The errors that a call can raise.
 
-QuickstudyError          problem, status; the message is the problem's detail
-├── OutOfReach           nobody answered
-├── NotUnderstood        an answer that is none of Quickstudy's, or of another version's
-├── Unauthorised         401: no key that holds; 403: one without the scope that is needed
+QuickstudyError          status, problem, retry_after; the message is the problem's detail
+├── OutOfReach           no answer: the connection failed, or the answer took longer than `timeout`
+├── NotUnderstood        the answer does not come from Quickstudy, or from an incompatible version
+├── Unauthorised         401: no valid API key; 403: the key lacks the required scope
 ├── NotFound             404
 ├── Conflict             409
-│   └── NotReady         adapter_status: an adapter that cannot predict yet, or no more, or never will
-├── Invalid              413, 422   field
-├── RateLimited          429        limit, retry_after
-└── Unavailable          502, 503, 504  retry_after
+│   └── NotReady         the adapter cannot predict now; its adapter_status says why
+├── Invalid              413, 422; field and row say where
+├── RateLimited          429; limit names the setting
+└── Unavailable          502, 503, 504
 """
 
 import re
@@ -20,12 +20,18 @@ from typing import Any, Self
 
 import httpx
 
-_LASTING = ("MAX_ADAPTERS", "MAX_ADAPTER_BYTES", "MAX_EXAMPLE_BYTES", "MAX_ALIASES")
+_STORAGE_LIMITS = ("MAX_ADAPTERS", "MAX_ADAPTER_BYTES", "MAX_EXAMPLE_BYTES", "MAX_ALIASES")
 _ROW = re.compile(r"\b(support|inputs|examples)\[(\d+)\]")
 
 
 class QuickstudyError(Exception):
-    """Root of the tree. `problem` is the service's RFC 9457 document, `status` its HTTP status; None where nobody answered."""
+    """Base class of all errors that a call raises.
+
+    Attributes:
+        status: the HTTP status, or None if there was no answer.
+        problem: the service's RFC 9457 document; without one, a document of the same form that the client made.
+        retry_after: seconds that the service asked to wait before another attempt, or None.
+    """
 
     def __init__(self, status: int | None, problem: Mapping[str, Any], retry_after: float | None = None) -> None:
         super().__init__(str(problem.get("detail") or problem.get("title") or f"HTTP {status}"))
@@ -33,42 +39,49 @@ class QuickstudyError(Exception):
 
     @property
     def type(self) -> str | None:
-        """The problem's type, as in `/problems/adapter-in-use`: what to decide by where a class says too little."""
+        """The problem's type, such as `/problems/adapter-in-use`. Decide by it if the class is too coarse."""
         return self.problem.get("type")
 
 
 class OutOfReach(QuickstudyError):
-    pass
+    """The service did not answer: the connection failed, or the answer took longer than `timeout`."""
 
 
 class NotUnderstood(QuickstudyError):
-    pass
+    """The answer does not come from Quickstudy, or from a version that this client cannot read."""
 
 
 class Unauthorised(QuickstudyError):
-    pass
+    """The API key is missing or not valid (401), or it lacks the required scope (403)."""
 
 
 class NotFound(QuickstudyError):
-    pass
+    """The tenant has no such adapter or alias, or the service has no such path (404)."""
 
 
 class Conflict(QuickstudyError):
-    pass
+    """The call does not fit the current state of an adapter or alias (409)."""
 
 
 class NotReady(Conflict):
+    """The adapter cannot predict: it is not ready yet, its job failed, or it is no longer stored."""
+
     @property
     def adapter_status(self) -> str:
-        """`queued`, `running`, `failed` (the problem's `reason` says why), `evicted` or `expired`; `unknown` where time was up
-        before the service said."""
+        """The adapter's status: `queued`, `running`, `failed`, `evicted`, `expired` or `unknown`.
+
+        If it is `failed`, the message or `problem["reason"]` says why. `unknown` means that time ran out before the service told
+        it.
+        """
         return str(self.problem.get("adapter_status"))
 
 
 class Invalid(QuickstudyError):
+    """The service rejects a value (422) or the size of the body (413)."""
+
     @property
     def field(self) -> str | None:
-        """The first field that is wrong, as in `support[3].label`."""
+        """The path of the first invalid field, such as `support[3].label`, or None."""
         errors = self.problem.get("errors")
         if isinstance(errors, list) and errors and isinstance(errors[0], dict):
             return str(errors[0].get("field"))
@@ -76,15 +89,15 @@ class Invalid(QuickstudyError):
 
     @property
     def row(self) -> int | None:
-        """The position of the example or input that is wrong, where it is one."""
+        """The position, from 0, of the invalid example or input; None if the error is not about one."""
         return row_of(self.field or "")
 
     def too_many(self, field: str) -> bool:
-        """Whether less of `field` at once may be accepted."""
+        """Return True if the service may accept the call with fewer entries in `field`."""
         return self.status == 413 or self.field == field
 
     def moved(self, by: int) -> Self:
-        """The same, for the caller of a call of which this was a part that began at row `by`."""
+        """Return the same error with `by` added to its row, as the caller of a call in parts counts."""
 
         def shifted(value: Any) -> Any:
             if isinstance(value, str):
@@ -98,23 +111,25 @@ class Invalid(QuickstudyError):
 
 
 class RateLimited(QuickstudyError):
+    """A limit is reached (429): too many requests, or a quota of the tenant is used up."""
+
     @property
     def limit(self) -> str | None:
-        """The setting that is used up, where it is one."""
+        """The setting whose limit is reached, such as `MAX_ADAPTERS`; None if it is not a setting."""
         return self.problem.get("limit")
 
     @property
     def lasting(self) -> bool:
-        """Whether waiting does not help: adapters have to go first."""
-        return self.limit in _LASTING
+        """True if the limit is on stored adapters or aliases, so that waiting alone cannot help."""
+        return self.limit in _STORAGE_LIMITS
 
 
 class Unavailable(QuickstudyError):
-    pass
+    """The service, or something that it depends on, cannot answer at the moment (502, 503, 504)."""
 
 
 def row_of(field: str) -> int | None:
-    """The position of the example or input that a field path like `support[3].label` begins with, if it does."""
+    """Return the position at the start of a field path such as `support[3].label`, or None."""
     found = _ROW.match(field)
     return int(found[2]) if found else None
 
@@ -133,7 +148,7 @@ _BY_STATUS: dict[int, type[QuickstudyError]] = {
 
 
 def error_of(response: httpx.Response) -> QuickstudyError:
-    """The error that an answer other than a success is."""
+    """Return the error for an answer that is not a success."""
     try:
         document = response.json()
     except ValueError:
@@ -143,21 +158,21 @@ def error_of(response: httpx.Response) -> QuickstudyError:
     kind = _BY_STATUS.get(response.status_code, QuickstudyError)
     if response.status_code == 409:
         kind = NotReady if "adapter_status" in document else Conflict
-    return kind(response.status_code, document, _seconds(response.headers.get("Retry-After")))
+    return kind(response.status_code, document, _retry_after_seconds(response.headers.get("Retry-After")))
 
 
 def out_of_reach(error: httpx.TransportError) -> OutOfReach:
-    """What a call is that had no answer. Names the host, without what a URL may have before it."""
+    """Return the error for a call that got no answer. Its message omits user and password of the URL."""
     url = error.request.url
     reason = str(error) or type(error).__name__
     detail = f"{url.scheme}://{url.netloc.decode()} is out of reach: {reason}"
-    made = OutOfReach(None, {"title": "Out of reach", "detail": detail})
-    made.__cause__ = error
-    return made
+    unreachable = OutOfReach(None, {"title": "Out of reach", "detail": detail})
+    unreachable.__cause__ = error
+    return unreachable
 
 
-def _seconds(header: str | None) -> float | None:
-    """Of `Retry-After`, which is a number of seconds or a date; None where it is neither."""
+def _retry_after_seconds(header: str | None) -> float | None:
+    """Return the pause that a `Retry-After` header asks for; None if it is neither a number nor a date."""
     if header is None:
         return None
     if header.isascii() and header.isdecimal():

@@ -1,4 +1,7 @@
-"""An adapter's events, over any number of connections: server-sent events where the service has them, else made of its states."""
+"""The events of an adapter's job, over any number of connections.
+
+They are server-sent events. If the service does not offer a stream, the client polls the adapter's state and derives the events.
+"""
 
 import json
 import time
@@ -10,19 +13,19 @@ import httpx
 
 from quickstudy import calls, multi_step
 from quickstudy.answers import IN_FLIGHT, Adapter, Status, read_as
-from quickstudy.calls import Call, Named
+from quickstudy.calls import AdapterRef, Call
 from quickstudy.errors import NotFound, NotUnderstood, QuickstudyError, RateLimited, Unavailable, error_of, out_of_reach
 from quickstudy.retries import Retries
 
 _SILENCE_SECONDS = 45.0
-"""Three of the service's signs of life; then the connection is taken for dead."""
-_POLL_SECONDS, _POLL_MOST_SECONDS = 0.05, 1.0
-"""Between two looks at a state: the first ones, and the last."""
+"""Silence after which a connection counts as dead: three times the interval of the service's keep-alive lines."""
+_SHORTEST_POLL_SECONDS, _LONGEST_POLL_SECONDS = 0.05, 1.0
+"""Pause between two polls of an adapter's state: at first, and at most."""
 
 
 @dataclass(frozen=True)
 class StatusEvent:
-    """The job changed hands."""
+    """The job has a new status, or a new attempt has started; attempts count from 1."""
 
     id: str
     status: Status
@@ -31,7 +34,7 @@ class StatusEvent:
 
 @dataclass(frozen=True)
 class StepEvent:
-    """The support loss before inner step `step`, from 1."""
+    """The support loss before inner step `step`, counted from 1."""
 
     id: str
     step: int
@@ -40,7 +43,7 @@ class StepEvent:
 
 @dataclass(frozen=True)
 class EndEvent:
-    """The last one: the job has ended."""
+    """The last event: the job has ended, and `adapter` is its final state."""
 
     id: str
     adapter: Adapter
@@ -49,27 +52,35 @@ class EndEvent:
 Event = StatusEvent | StepEvent | EndEvent
 
 
-class Reading:
-    """What is known of one adapter's events so far: where to go on after a lost connection, and whether it is worth it.
+class EventReader:
+    """The state of one adapter's event stream, without I/O.
 
-    `within` seconds, from its making unless they end at `deadline`, are the most that it may take.
+    It knows the last event id, to resume from after a lost connection, and decides whether and when to connect again.
+
+    Arguments:
+        within: time limit in seconds, for the message of NotReady and for the deadline; None means no limit.
+        deadline: the end of the limit, a value of `time.monotonic`; None counts `within` from now.
+
+    Attributes:
+        polling: True once the service has no stream to offer, so that the caller must poll the adapter's state.
+        ended: True once the last event has been read.
     """
 
-    def __init__(self, name: Named, retries: Retries, within: float | None, deadline: float | None = None) -> None:
+    def __init__(self, name: AdapterRef, retries: Retries, within: float | None, deadline: float | None = None) -> None:
         self._name, self._retries, self._within = name, retries, within
         self.deadline = time.monotonic() + within if deadline is None and within is not None else deadline
-        self._looks = 0
+        self._polls = 0
         self._call = calls.events(name)
         self._attempt = 0
         self._last_id: str | None = None
         self._status = "queued"
         self._stream = EventStream()
         self._seen: tuple[str, int, int] | None = None
-        self.polls = False
+        self.polling = False
         self.ended = False
 
     def request(self) -> dict[str, Any]:
-        """What to open the stream with: goes on after the last event that came."""
+        """Return the keyword arguments of `httpx.Client.stream` that resume after the last event."""
         self._stream = EventStream()
         headers = dict(self._call.headers)
         if self._last_id is not None:
@@ -79,8 +90,8 @@ class Reading:
         return {"method": self._call.method, "url": self._call.path, "headers": headers, "timeout": timeout}
 
     def feed(self, chunk: bytes) -> Iterator[Event]:
-        """The events that a piece of the stream completes. Raises NotReady past the deadline."""
-        self._attempt = 0  # the service is there, whatever it says
+        """Yield the events that a chunk of the stream completes. Raises NotReady after the deadline."""
+        self._attempt = 0  # the service answers, so the count of failed attempts starts over
         for identity, kind, data in self._stream.feed(chunk):
             self._last_id = identity
             event = _event(identity, kind, data)
@@ -92,26 +103,26 @@ class Reading:
             yield event
         self._check_deadline()
 
-    def pause(self, came: httpx.Response | httpx.TransportError) -> float:
-        """Seconds until the next connection, after one that came to nothing or ended before the job did.
+    def pause(self, outcome: httpx.Response | httpx.TransportError) -> float:
+        """Return the seconds until the next connection, after one that failed or ended before the job did.
 
-        Raises QuickstudyError where there is to be none.
+        May switch to polling. Raises QuickstudyError if there is to be no further connection, NotReady after the deadline.
         """
         self._check_deadline()
         error: QuickstudyError
-        if isinstance(came, httpx.ReadTimeout):
-            error = Unavailable(None, {"detail": "the events' connection gave no sign of life"})
-        elif isinstance(came, httpx.TransportError):
-            error = out_of_reach(came)
-        elif came.is_success:
-            error = Unavailable(came.status_code, {"detail": "the events ended before the job did"})
+        if isinstance(outcome, httpx.ReadTimeout):
+            error = Unavailable(None, {"detail": f"the event stream was silent for {_SILENCE_SECONDS:g} s"})
+        elif isinstance(outcome, httpx.TransportError):
+            error = out_of_reach(outcome)
+        elif outcome.is_success:
+            error = Unavailable(outcome.status_code, {"detail": "the event stream ended before the job did"})
         else:
-            error = error_of(came)
+            error = error_of(outcome)
         if isinstance(error, NotFound) and self._last_id is None:
-            self.polls = True  # whether the adapter or its events are not there, its state tells
+            self.polling = True  # the adapter's state will tell whether the adapter or only its stream is missing
             return 0.0
         if isinstance(error, RateLimited) and error.limit == "MAX_STREAMS":
-            self.polls = True
+            self.polling = True
             return 0.0
         pause = self._retries.pause(self._attempt, error)
         self._attempt += 1
@@ -119,16 +130,20 @@ class Reading:
             raise error
         return self._in_time(pause)
 
-    def between_looks(self) -> float:
-        """Seconds until the next look at the state."""
-        self._looks += 1
-        return self._in_time(min(_POLL_MOST_SECONDS, _POLL_SECONDS * (1 + self._looks / 5)))
+    def poll_pause(self) -> float:
+        """Return the seconds until the next poll of the adapter's state."""
+        self._polls += 1
+        return self._in_time(min(_LONGEST_POLL_SECONDS, _SHORTEST_POLL_SECONDS * (1 + self._polls / 5)))
 
     def poll(self) -> Call[Adapter]:
+        """Return the call that reads the adapter's state."""
         return calls.adapter(self._name)
 
-    def state(self, adapter: Adapter) -> Iterator[Event]:
-        """What is new in a state: the events that a stream would have had."""
+    def from_state(self, adapter: Adapter) -> Iterator[Event]:
+        """Yield the events since the last poll, derived from the adapter's state; their ids are empty.
+
+        Raises NotReady after the deadline.
+        """
         last_status, last_attempt, steps = self._seen or ("", 0, 0)
         if adapter.attempt != last_attempt:
             steps = 0
@@ -148,12 +163,14 @@ class Reading:
 
     def _check_deadline(self) -> None:
         if not self.ended and self.deadline is not None and time.monotonic() >= self.deadline:
-            raise multi_step.late(calls.name_of(self._name), self._status, self._within or 0.0)
+            raise multi_step.not_ready_in_time(calls.name_of(self._name), self._status, self._within or 0.0)
 
 
 class EventStream:
-    """Bytes → (id, event, data), as the HTML standard has it. Lines end at line feeds alone: a JSON text may have any other
-    break of lines in it, which `httpx.Response.iter_lines` would cut at."""
+    """A parser of server-sent events: bytes to (id, event, data), following the HTML standard.
+
+    Only line feeds end a line. JSON text may contain other line breaks, at which `httpx.Response.iter_lines` would split.
+    """
 
     def __init__(self) -> None:
         self._rest = b""
@@ -161,6 +178,7 @@ class EventStream:
         self._data: list[str] = []
 
     def feed(self, chunk: bytes) -> Iterator[tuple[str, str, str]]:
+        """Yield the events that a chunk completes, and keep the rest for the next one."""
         *lines, self._rest = (self._rest + chunk).split(b"\n")
         for line in lines:
             name, _, value = line.removesuffix(b"\r").decode("utf-8", "replace").partition(":")
@@ -177,14 +195,14 @@ class EventStream:
 
 
 def _event(identity: str, kind: str, data: str) -> Event | None:
-    """None for a kind that this client does not know. Raises NotUnderstood."""
+    """Return the event, or None for a kind that this client does not know. Raises NotUnderstood."""
     if kind not in ("status", "step", "end"):
         return None
     try:
         content = json.loads(data)
     except ValueError:
-        raise NotUnderstood(None, {"detail": f"event {kind}: its data are not JSON"}) from None
+        raise NotUnderstood(None, {"detail": f"event {kind}: expected JSON as its data"}) from None
     if kind == "end":
         return EndEvent(identity, read_as(Adapter, content))
-    own = {**content, "id": identity} if isinstance(content, Mapping) else content
-    return read_as(StatusEvent, own) if kind == "status" else read_as(StepEvent, own)
+    fields = {**content, "id": identity} if isinstance(content, Mapping) else content
+    return read_as(StatusEvent, fields) if kind == "status" else read_as(StepEvent, fields)

@@ -1,5 +1,8 @@
-"""What a client does in more than one step, without doing it: generators that ask for a call to be sent, or for a pause, and are
-sent what came of it. `Client` and `AsyncClient` differ in who does the asking's work, and in nothing else."""
+"""Client methods of several steps, as generators without I/O.
+
+A generator yields a call to send, or a pause, and is sent the reply. `Client` and `AsyncClient` only perform what it yields, so
+that both behave alike.
+"""
 
 import time
 from collections.abc import Generator, Sequence
@@ -11,7 +14,7 @@ import httpx
 
 from quickstudy import calls
 from quickstudy.answers import IN_FLIGHT, Adaptation, Adapter, Predictions, Readiness
-from quickstudy.calls import Call, Named
+from quickstudy.calls import AdapterRef, Call
 from quickstudy.errors import Invalid, NotFound, NotReady, QuickstudyError, error_of, out_of_reach
 from quickstudy.retries import NEVER_SENT, Retries
 
@@ -20,30 +23,36 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Pause:
+    """A step of a flow: sleep for `seconds`."""
+
     seconds: float
 
 
 Reply = httpx.Response | httpx.TransportError | None
-"""A response or the error for a call, None for a pause."""
+"""The result of one step: a response or a transport error for a call, None for a pause."""
 Flow = Generator[Call[Any] | Pause, Reply, T]
+"""A method of several steps that returns a T."""
 
 
-def answered(call: Call[T], retries: Retries, deadline: float | None = None) -> Flow[T]:
-    """A call's answer, after as many attempts as it may take. Raises QuickstudyError: NotReady where the next attempt would be past
-    the deadline."""
-    lost = False
+def send(call: Call[T], retries: Retries, deadline: float | None = None) -> Flow[T]:
+    """Send a call, retry it as `retries` allows, and return its answer.
+
+    Raises the QuickstudyError of the last attempt, or NotReady if the next attempt would be after the deadline. `deadline` is a
+    value of `time.monotonic`; None means no deadline.
+    """
+    answer_lost = False
     for attempt in count():
         reply = yield call
         assert reply is not None
         error: QuickstudyError
         if isinstance(reply, httpx.TransportError):
             error = out_of_reach(reply)
-            lost = lost or not isinstance(reply, NEVER_SENT)
+            answer_lost = answer_lost or not isinstance(reply, NEVER_SENT)
         elif reply.is_success:
             return call.answer(reply)
         else:
             error = error_of(reply)
-        if lost and call.removes and isinstance(error, NotFound):
+        if answer_lost and call.is_deletion and isinstance(error, NotFound):
             return call.read(None)
         pause = retries.pause(attempt, error, repeatable=call.repeatable)
         if pause is None:
@@ -55,26 +64,29 @@ def answered(call: Call[T], retries: Retries, deadline: float | None = None) -> 
     raise AssertionError("unreachable")
 
 
-def ended(name: Named, deadline: float, seconds: float, retries: Retries) -> Flow[Adapter | None]:
-    """The adapter if it is ready by now, None while its job goes on. Raises NotReady where it ended otherwise, or goes on past the
-    deadline."""
-    adapter = yield from answered(calls.adapter(name), retries, deadline)
+def fetch_if_ready(name: AdapterRef, deadline: float, seconds: float, retries: Retries) -> Flow[Adapter | None]:
+    """Return the adapter if it is ready, None while its job is running.
+
+    Raises NotReady if the job ended in another status, or still runs at the deadline. `seconds` is the time limit for the message.
+    """
+    adapter = yield from send(calls.adapter(name), retries, deadline)
     if adapter.status not in IN_FLIGHT:
-        return ready(adapter)
+        return require_ready(adapter)
     if time.monotonic() >= deadline:
-        raise late(adapter.adapter_id, adapter.status, seconds)
+        raise not_ready_in_time(adapter.adapter_id, adapter.status, seconds)
     return None
 
 
-def ready(adapter: Adapter) -> Adapter:
-    """Raises NotReady where the adapter's job has ended and it is not ready."""
+def require_ready(adapter: Adapter) -> Adapter:
+    """Return the adapter of an ended job. Raises NotReady if its status is not `ready`."""
     if adapter.status == "ready":
         return adapter
     detail = adapter.error or f"adapter {adapter.adapter_id} is {adapter.status}"
     raise NotReady(409, _not_ready(detail, adapter.adapter_id, adapter.status))
 
 
-def late(identity: str, status: str, seconds: float) -> NotReady:
+def not_ready_in_time(identity: str, status: str, seconds: float) -> NotReady:
+    """Return the error for an adapter whose job still runs after `seconds`."""
     return NotReady(409, _not_ready(f"adapter {identity} is still {status} after {seconds:g} s", identity, status))
 
 
@@ -82,45 +94,47 @@ def _not_ready(detail: str, identity: str, status: str) -> dict[str, Any]:
     return {"title": "Adapter not ready", "detail": detail, "adapter_id": identity, "adapter_status": status}
 
 
-def made(answer: Adaptation, adapter: Adapter) -> Adaptation:
-    """The answer to a request, brought up to date by the adapter that it made."""
+def with_status_of(answer: Adaptation, adapter: Adapter) -> Adaptation:
+    """Return the answer to an adapt request with the adapter's present status."""
     return replace(answer, status=adapter.status)
 
 
 class PartSize:
-    """How many inputs go into one call: the service's default limit, until it has refused as many."""
+    """The number of inputs in one predict call: the service's default limit, or less after a refusal."""
 
     def __init__(self) -> None:
         self.rows = 256
 
 
-def predicted(name: Named, inputs: Sequence[str], top_k: int | None, size: PartSize, retries: Retries) -> Flow[Predictions]:
-    """Predictions for any number of inputs, in as many calls as the service's limits take. All are of one adapter: an alias that is
-    moved meanwhile moves between two of our calls, not within one."""
-    done: list[Predictions] = []
+def predict(name: AdapterRef, inputs: Sequence[str], top_k: int | None, size: PartSize, retries: Retries) -> Flow[Predictions]:
+    """Return predictions for any number of inputs, in as many calls as the service's limits require.
+
+    One adapter answers all calls: if `name` is an alias, later calls use the adapter id of the first answer, even if the alias has
+    moved. Raises Invalid with the row counted over all inputs.
+    """
+    answers: list[Predictions] = []
     position = 0
-    while position < len(inputs) or not done:
+    while position < len(inputs) or not answers:
         part = inputs[position : position + size.rows]
         try:
-            call = calls.predict(done[0].adapter_id if done else name, part, top_k)
-            answer = yield from answered(call, retries)
+            call = calls.predict(answers[0].adapter_id if answers else name, part, top_k)
+            answer = yield from send(call, retries)
         except Invalid as error:
             if len(part) > 1 and error.too_many("inputs"):
                 size.rows = len(part) // 2
                 continue
             raise (error.moved(position) if position else error) from None
-        done.append(replace(answer, truncated=tuple(position + i for i in answer.truncated)))
+        answers.append(replace(answer, truncated=tuple(position + i for i in answer.truncated)))
         position += len(part)
     return replace(
-        done[0],
-        predictions=tuple(prediction for answer in done for prediction in answer),
-        truncated=tuple(i for answer in done for i in answer.truncated),
+        answers[0],
+        predictions=tuple(prediction for answer in answers for prediction in answer),
+        truncated=tuple(i for answer in answers for i in answer.truncated),
     )
 
 
-def readiness() -> Flow[Readiness]:
-    """One attempt; who is out of reach is not ready."""
-
+def check_ready() -> Flow[Readiness]:
+    """Return whether the service is ready, in one attempt. One that cannot be reached is not ready."""
     reply = yield calls.ready()
     assert reply is not None
     if isinstance(reply, httpx.TransportError):

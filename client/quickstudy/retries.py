@@ -1,4 +1,4 @@
-"""When a call is worth another attempt, and after how long."""
+"""The retry policy: which failed calls are sent again, and after which pause."""
 
 import random
 from collections.abc import Callable
@@ -8,35 +8,43 @@ import httpx
 
 from quickstudy.errors import OutOfReach, QuickstudyError, RateLimited, Unavailable
 
-_FIRST_SECONDS, _MOST_SECONDS = 0.2, 10.0
-_PATIENCE_SECONDS = 120.0
+_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.2, 10.0
+_LONGEST_RETRY_AFTER_SECONDS = 120.0
 RETRIES = 3
-"""Further attempts of a call, unless a client is made with another number."""
+"""Default number of further attempts for a call."""
 NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout)
-"""Of these the service has seen nothing."""
-_FRUITLESS = (httpx.ReadTimeout, httpx.WriteTimeout, httpx.PoolTimeout, httpx.LocalProtocolError, httpx.UnsupportedProtocol)
-"""Whoever has waited for the whole of `timeout` has waited enough; and what is wrong on our side stays so."""
+"""Errors after which the service has certainly not received the request."""
+_NOT_RETRIED = (httpx.ReadTimeout, httpx.WriteTimeout, httpx.PoolTimeout, httpx.LocalProtocolError, httpx.UnsupportedProtocol)
+"""Errors without a retry: the caller has waited for the whole timeout, or the request itself is faulty."""
 
 
 @dataclass(frozen=True)
 class Retries:
-    """At most `most` further attempts: on 429 and 502 to 504 after the `Retry-After` that came, up to two minutes, else after a
-    pause that doubles, from 0.2 to 10 seconds, less up to half of it by chance; and on a connection that failed or broke."""
+    """The retry policy of a client: at most `limit` further attempts for one call.
 
-    most: int
-    chance: Callable[[], float] = random.random
+    A call is retried after 429, 502, 503 and 504, unless 429 reports a limit on storage, and after a connection that failed or
+    broke. The pause is the answer's `Retry-After`; one above two minutes ends the attempts. Without that header the pause doubles
+    from 0.2 up to 10 seconds, and `jitter`, a random number from 0 to 1, shortens each pause by up to half of it.
+    """
+
+    limit: int
+    jitter: Callable[[], float] = random.random
 
     def pause(self, attempt: int, error: QuickstudyError, *, repeatable: bool = True) -> float | None:
-        """Seconds until the attempt after `attempt` (from 0) that ended in `error`; None where there is none."""
-        if attempt >= self.most or not self._passes(error, repeatable):
+        """Return the seconds until the next attempt, or None if there is none.
+
+        `attempt` counts from 0 and is the one that ended in `error`. A call that is not `repeatable` is retried only if the service
+        refused it or never received it.
+        """
+        if attempt >= self.limit or not self._is_transient(error, repeatable):
             return None
         if error.retry_after is not None:
-            return error.retry_after if error.retry_after <= _PATIENCE_SECONDS else None
-        doubled = _FIRST_SECONDS * 2.0 ** min(attempt, 10)
-        return min(_MOST_SECONDS, doubled) * (1 - self.chance() / 2)
+            return error.retry_after if error.retry_after <= _LONGEST_RETRY_AFTER_SECONDS else None
+        doubled = _FIRST_PAUSE_SECONDS * 2.0 ** min(attempt, 10)
+        return min(_LONGEST_PAUSE_SECONDS, doubled) * (1 - self.jitter() / 2)
 
-    def _passes(self, error: QuickstudyError, repeatable: bool) -> bool:
+    def _is_transient(self, error: QuickstudyError, repeatable: bool) -> bool:
         if isinstance(error, OutOfReach):
             cause = error.__cause__
-            return isinstance(cause, NEVER_SENT) or (repeatable and not isinstance(cause, _FRUITLESS))
+            return isinstance(cause, NEVER_SENT) or (repeatable and not isinstance(cause, _NOT_RETRIED))
         return isinstance(error, Unavailable) or (isinstance(error, RateLimited) and not error.lasting)

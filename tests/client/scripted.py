@@ -1,4 +1,4 @@
-"""A real HTTP server that answers as a test tells it to, or not at all."""
+"""A real HTTP server with scripted replies, some of which break off or hang."""
 
 import json
 import threading
@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
 
-MADE = {"adapter_id": "a1", "status": "ready", "truncated": []}
+ADAPTED = {"adapter_id": "a1", "status": "ready", "truncated": []}
 ADAPTER: dict[str, Any] = {
-    **MADE,
+    **ADAPTED,
     "initialization": "default",
     "initialization_digest": "d",
     "labels": ["order", "play"],
@@ -34,7 +34,11 @@ ADAPTER: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Reply:
-    """`end`: how the connection goes on after what is said."""
+    """One scripted reply.
+
+    `end` says what happens to the connection: "whole" sends the complete reply, "cut" closes it before the announced end, "dropped"
+    closes it without a reply, and "hangs" sends the body and then nothing.
+    """
 
     status: int = 200
     body: Any = None
@@ -43,7 +47,9 @@ class Reply:
 
 
 @dataclass(frozen=True)
-class Asked:
+class Request:
+    """One request that the server has received. Header names are in lower case."""
+
     method: str
     path: str
     headers: dict[str, str]
@@ -51,14 +57,14 @@ class Asked:
 
 
 class Server(ThreadingHTTPServer):
-    """Answers the first request with the first reply, and so on."""
+    """A server that answers the first request with the first reply, and so on, and keeps all requests."""
 
     daemon_threads = True
 
     def __init__(self, replies: list[Reply]) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.replies, self.asked = list(replies), list[Asked]()
-        self.over = threading.Event()
+        self.replies, self.requests = list(replies), list[Request]()
+        self.test_ended = threading.Event()
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
 
 
@@ -69,7 +75,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self) -> None:
         content = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         headers = {name.lower(): value for name, value in self.headers.items()}
-        self.server.asked.append(Asked(self.command, self.path, headers, json.loads(content) if content else None))
+        self.server.requests.append(Request(self.command, self.path, headers, json.loads(content) if content else None))
         reply = self.server.replies.pop(0)
         self.close_connection = True
         if reply.end == "dropped":
@@ -79,12 +85,12 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in reply.headers.items():
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(body) + (reply.end != "whole")))
-        self.send_header("Connection", "close")  # so that no client sends its next request where nobody reads
+        self.send_header("Connection", "close")  # the handler reads only one request a connection
         self.end_headers()
         self.wfile.write(body)
         self.wfile.flush()
         if reply.end == "hangs":
-            self.server.over.wait(10)
+            self.server.test_ended.wait(10)
 
     do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _answer
 
@@ -94,7 +100,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def serving(*replies: Reply) -> Iterator[Server]:
-    """All replies must have been asked for in the end."""
+    """Run a server with these replies and yield it. Fail at the end if a reply was not requested."""
     server = Server(list(replies))
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
@@ -102,11 +108,12 @@ def serving(*replies: Reply) -> Iterator[Server]:
         yield server
         assert not server.replies
     finally:
-        server.over.set()
+        server.test_ended.set()
         server.shutdown()
         thread.join()
         server.server_close()
 
 
 def problem(status: int, detail: str = "no", headers: dict[str, str] | None = None, **extra: Any) -> Reply:
+    """Return a reply with a problem document (RFC 9457)."""
     return Reply(status, {"title": "No", "status": status, "detail": detail, **extra}, headers or {})

@@ -1,4 +1,4 @@
-"""Real processes: `quickstudy serve`, embedded or on a server of the test's own, with the tiny base model."""
+"""Real processes of `quickstudy serve` with the tiny base model, embedded or on a test's own Redis."""
 
 import os
 import signal
@@ -17,13 +17,14 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class Served:
-    """A service process and a client of it."""
+    """A service process and an HTTP client for it."""
 
     def __init__(self, process: "subprocess.Popen[bytes]", url: str, log: Path) -> None:
         self.process, self.url, self.log = process, url, log
         self.http = httpx.Client(base_url=url, timeout=60)
 
     def family(self) -> list[psutil.Process]:
+        """Return all child processes of the service."""
         return psutil.Process(self.process.pid).children(recursive=True)
 
     def wait_ready(self, seconds: float = 90) -> None:
@@ -37,7 +38,7 @@ class Served:
             except httpx.TransportError:
                 pass
             time.sleep(0.1)
-        raise AssertionError(f"the service is not ready:\n{self.log.read_text()[-4000:]}")
+        raise AssertionError(f"the service ended or was not ready within {seconds:g} s:\n{self.log.read_text()[-4000:]}")
 
     def stop(self) -> None:
         self.http.close()
@@ -60,6 +61,7 @@ def free_port() -> int:
 
 @contextmanager
 def served(folder: Path, environment: dict[str, str]) -> Iterator[Served]:
+    """Run a service with its data in `folder` and yield it, maybe before it is ready."""
     port, log = free_port(), folder / "service.log"
     command = [sys.executable, "-m", "service", "serve", "--port", str(port), "--data-dir", str(folder / "data")]
     inherited = {name: value for name, value in os.environ.items() if name not in ("REDIS_URL", "CACHE_URL")}
@@ -74,7 +76,7 @@ def served(folder: Path, environment: dict[str, str]) -> Iterator[Served]:
 
 @pytest.fixture(scope="module")
 def service(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """The embedded default."""
+    """Run the embedded service with its default settings."""
     with served(tmp_path_factory.mktemp("served"), environment) as running:
         running.wait_ready()
         yield running

@@ -1,5 +1,8 @@
-"""What the API promises beside adapting and predicting: problems, notes, aliases, dry runs, keys for retries, examples, scores,
-events, and its own description."""
+"""The API beside adapting and predicting.
+
+These tests cover problems, names and tags, aliases, dry runs, idempotency keys, further examples, scores, events and the OpenAPI
+document.
+"""
 
 import json
 import threading
@@ -19,7 +22,7 @@ def adapter(service: Served) -> str:
     return identity(service, {**BODY, "name": "first", "tags": ["x", "y"]})
 
 
-def test_every_problem_says_its_type_and_its_request(service: Served, adapter: str) -> None:
+def test_every_problem_has_its_type_and_request_id(service: Served, adapter: str) -> None:
     json_body = {"content-type": "application/json"}
     for method, path, content, status, kind in (
         ("GET", "/nowhere", b"", 404, "unknown-path"),
@@ -46,8 +49,8 @@ def test_every_problem_says_its_type_and_its_request(service: Served, adapter: s
             assert answer.headers["Allow"] == ("POST" if path == "/adapt" else "DELETE, GET, PATCH")
 
 
-def test_names_and_tags_are_notes_and_no_part_of_the_id(service: Served, adapter: str) -> None:
-    assert identity(service, BODY) == adapter  # without them it is the same, and keeps them
+def test_names_and_tags_can_change_and_are_no_part_of_the_id(service: Served, adapter: str) -> None:
+    assert identity(service, BODY) == adapter  # without name and tags the adapter is the same and keeps both
     view = service.http.get(f"/adapters/{adapter}").json()
     assert (view["name"], view["tags"], view["parent"]) == ("first", ["x", "y"], None)
     assert identity(service, {**BODY, "tags": ["x", "z"]}) == adapter
@@ -76,15 +79,15 @@ def test_names_and_tags_are_notes_and_no_part_of_the_id(service: Served, adapter
 
 
 def listed(service: Served, **query: str) -> list[str]:
-    """All pages."""
-    found: list[str] = []
+    """Return the adapter ids of all pages."""
+    ids: list[str] = []
     cursor = None
     while True:
         page = service.http.get("/adapters", params={**query, **({"cursor": cursor} if cursor else {})}).json()
-        found += [view["adapter_id"] for view in page["adapters"]]
+        ids += [view["adapter_id"] for view in page["adapters"]]
         cursor = page["next_cursor"]
         if cursor is None:
-            return found
+            return ids
 
 
 def test_adapters_are_found_by_status_tag_and_name(service: Served, adapter: str) -> None:
@@ -97,7 +100,7 @@ def test_adapters_are_found_by_status_tag_and_name(service: Served, adapter: str
     assert service.http.get("/adapters", params={"status": "nonsense"}).status_code == 422
 
 
-def test_an_alias_moves_at_once_and_only_from_where_it_was_expected(service: Served, adapter: str) -> None:
+def test_an_alias_moves_at_once_and_only_from_the_expected_adapter(service: Served, adapter: str) -> None:
     other = identity(service, {**BODY, "options": {"seed": 5}})
     put = service.http.put("/aliases/live", json={"adapter_id": adapter})
     assert put.json() == {"alias": "live", "adapter_id": adapter, "previous": None}
@@ -115,7 +118,7 @@ def test_an_alias_moves_at_once_and_only_from_where_it_was_expected(service: Ser
     assert service.http.get("/aliases").json() == {"aliases": [view], "next_cursor": None}
     refused = service.http.delete(f"/adapters/{other}")
     assert refused.status_code == 409 and refused.json()["aliases"] == ["live"] and "live" in refused.json()["detail"]
-    assert predict(service, other, ["order"]).status_code == 200  # nothing of it was removed
+    assert predict(service, other, ["order"]).status_code == 200  # the refused deletion removed nothing
     assert service.http.delete("/aliases/live").status_code == 204
     assert service.http.delete("/aliases/live").status_code == service.http.get("/aliases/live").status_code == 404
     assert predict(service, "live", ["order"]).json()["type"] == "/problems/unknown-adapter"
@@ -126,7 +129,7 @@ def test_an_alias_moves_at_once_and_only_from_where_it_was_expected(service: Ser
         assert service.http.put(f"/aliases/{name}", json={"adapter_id": adapter}).status_code == 422
 
 
-def test_predictions_never_miss_while_an_alias_moves(service: Served, adapter: str) -> None:
+def test_predictions_succeed_while_an_alias_moves(service: Served, adapter: str) -> None:
     other = identity(service, {**BODY, "options": {"seed": 6}})
     service.http.put("/aliases/moving", json={"adapter_id": adapter})
     stop, answers = threading.Event(), list[tuple[int, str]]()
@@ -152,14 +155,14 @@ def test_top_k_is_the_most_probable_labels_in_order(service: Served, adapter: st
     for k in (1, 2, 3, 50):
         body = {"adapter_id": adapter, "inputs": ["order pizza", "play a song"], "top_k": k}
         rows = service.http.post("/predict", json=body).json()["predictions"]
-        for row, whole in zip(rows, full, strict=True):
-            ranked = sorted(whole["probabilities"].items(), key=lambda item: -item[1])[:k]
+        for row, all_labels in zip(rows, full, strict=True):
+            ranked = sorted(all_labels["probabilities"].items(), key=lambda item: -item[1])[:k]
             assert list(row["probabilities"].items()) == [(label, pytest.approx(p, abs=1e-5)) for label, p in ranked]
-            assert row["label"] == whole["label"] == ranked[0][0]
+            assert row["label"] == all_labels["label"] == ranked[0][0]
     assert service.http.post("/predict", json={"adapter_id": adapter, "inputs": ["x"], "top_k": 0}).status_code == 422
 
 
-def test_a_dry_run_says_what_would_be_and_writes_nothing(service: Served, adapter: str) -> None:
+def test_a_dry_run_reports_the_effect_and_writes_nothing(service: Served, adapter: str) -> None:
     again = service.http.post("/adapt", params={"dry_run": "true"}, json=BODY)
     assert again.status_code == 200 and again.json()["adapter_id"] == adapter and again.json()["status"] == "ready"
     assert again.json()["labels"] == {"close": 2, "order": 2, "play": 1} and again.json()["steps"] == 10
@@ -182,7 +185,7 @@ def test_a_dry_run_says_what_would_be_and_writes_nothing(service: Served, adapte
     assert wrong.status_code == 422
 
 
-def test_a_key_is_of_one_request(service: Served, adapter: str) -> None:
+def test_an_idempotency_key_belongs_to_one_request(service: Served, adapter: str) -> None:
     headers = {"Idempotency-Key": "order 66!", "Prefer": "wait=30"}
     first = service.http.post("/adapt", json=BODY, headers=headers)
     assert first.status_code == 200 and first.json()["adapter_id"] == adapter
@@ -192,14 +195,14 @@ def test_a_key_is_of_one_request(service: Served, adapter: str) -> None:
         assert refused.status_code == 422 and refused.json()["type"] == "/problems/idempotency-key-used-otherwise"
     more = {"support": [{"input": "order a taxi", "label": "order"}]}
     assert service.http.post(f"/adapters/{adapter}/examples", json=more, headers=headers).status_code == 422
-    assert adapt(service, {**BODY, "options": {"seed": 1}}).status_code == 200  # without the key
+    assert adapt(service, {**BODY, "options": {"seed": 1}}).status_code == 200  # without the idempotency key
     for wrong in (b"", "é".encode("latin-1"), b"x" * 256):
         refused = service.http.post("/adapt", json=BODY, headers={b"Idempotency-Key": wrong})
         assert refused.status_code == 422 and refused.json()["errors"][0]["field"].lower() == "idempotency-key"
     assert "order 66" not in service.log.read_text()
 
 
-def test_further_examples_make_a_new_adapter(service: Served, adapter: str) -> None:
+def test_further_examples_give_a_new_adapter(service: Served, adapter: str) -> None:
     more = [{"input": "call a taxi", "label": "call"}, {"input": "call taxi now", "label": "call"}]
     path = f"/adapters/{adapter}/examples"
     child = service.http.post(path, json={"support": more, "name": "second", "tags": ["c"]}, headers={"Prefer": "wait=30"})
@@ -207,7 +210,9 @@ def test_further_examples_make_a_new_adapter(service: Served, adapter: str) -> N
     view = service.http.get(f"/adapters/{child.json()['adapter_id']}").json()
     assert (view["parent"], view["name"], view["tags"], view["examples"]) == (adapter, "second", ["c"], 7)
     assert view["labels"] == ["call", "close", "order", "play"] and view["steps"] == 10
-    assert child.json()["adapter_id"] == identity(service, {**BODY, "support": [*SUPPORT, *more]})  # the same by another way
+    assert child.json()["adapter_id"] == identity(
+        service, {**BODY, "support": [*SUPPORT, *more]}
+    )  # the same adapter as from one request
     assert service.http.get(f"/adapters/{adapter}").json()["examples"] == 5
     for body, field, expected in (
         ({"support": [{"input": "order pizza", "label": "play"}]}, "support[0].label", "'order' as in the adapter"),
@@ -224,7 +229,7 @@ def test_further_examples_make_a_new_adapter(service: Served, adapter: str) -> N
     assert service.http.post("/adapters/a0/examples", json={"support": more}).status_code == 404
 
 
-def test_options_are_the_parents_unless_given_and_its_own_number_of_steps_is_chosen_anew(service: Served) -> None:
+def test_options_default_to_the_parents_and_a_default_number_of_steps_is_chosen_again(service: Served) -> None:
     several = [*SUPPORT, {"input": "play music", "label": "play"}]
     body = {"support": SUPPORT, "initialization": "contrastive", "options": {"seed": 3, "label_words": True}}
     asked = {**body, "options": {**body["options"], "steps": 2}}  # type: ignore[dict-item]
@@ -256,15 +261,15 @@ def test_scores_agree_with_predictions(service: Served, adapter: str) -> None:
 
 
 def parsed(stream: httpx.Response) -> Iterator[tuple[str, str, Any]]:
-    """(id, event, data) of each event."""
-    own: dict[str, str] = {}
+    """Yield (id, event, data) of each event."""
+    fields: dict[str, str] = {}
     for line in stream.iter_lines():
-        if not line and own:
-            yield own["id"], own["event"], json.loads(own["data"])
-            own = {}
+        if not line and fields:
+            yield fields["id"], fields["event"], json.loads(fields["data"])
+            fields = {}
         elif line and not line.startswith(":"):
             name, _, value = line.partition(": ")
-            own[name] = value
+            fields[name] = value
 
 
 def events_of(service: Served, adapter: str, after: str | None = None) -> list[tuple[str, str, Any]]:
@@ -276,7 +281,7 @@ def events_of(service: Served, adapter: str, after: str | None = None) -> list[t
         return list(parsed(stream))
 
 
-def test_events_tell_a_job_from_its_start_to_its_end_and_go_on_where_they_were(service: Served) -> None:
+def test_events_cover_a_job_from_start_to_end_and_resume_after_any_of_them(service: Served) -> None:
     adapter = service.http.post("/adapt", json={**BODY, "options": {"steps": 60, "seed": 400}}).json()["adapter_id"]
     seen = events_of(service, adapter)
     view = service.http.get(f"/adapters/{adapter}").json()
@@ -289,14 +294,14 @@ def test_events_tell_a_job_from_its_start_to_its_end_and_go_on_where_they_were(s
     assert again == seen[-61:]
     for i in (0, 30, 59):
         assert events_of(service, adapter, again[i][0]) == again[i + 1 :]
-    assert events_of(service, adapter, again[-1][0]) == []  # 204: nothing more
-    assert events_of(service, adapter, "0-0") == again  # of an attempt before
+    assert events_of(service, adapter, again[-1][0]) == []  # 204: there are no more events
+    assert events_of(service, adapter, "0-0") == again  # an id of an earlier attempt
     assert service.http.get("/adapters/a0/events").status_code == 404
     for wrong in ("x", "1", "1-", "-1-2"):
         assert service.http.get(f"/adapters/{adapter}/events", headers={"Last-Event-ID": wrong}).status_code == 422
 
 
-def test_events_end_without_an_end_where_the_adapter_is_deleted(service: Served) -> None:
+def test_events_stop_without_an_end_event_if_the_adapter_is_deleted(service: Served) -> None:
     (worker,) = [child for child in service.family() if "worker" in child.cmdline()]
     worker.suspend()
     try:
@@ -312,7 +317,7 @@ def test_events_end_without_an_end_where_the_adapter_is_deleted(service: Served)
 
 
 @pytest.mark.long
-def test_a_stream_that_has_nothing_to_say_says_that_it_is_alive(service: Served) -> None:
+def test_an_idle_stream_sends_keep_alive_comments(service: Served) -> None:
     (worker,) = [child for child in service.family() if "worker" in child.cmdline()]
     worker.suspend()
     try:
@@ -326,10 +331,10 @@ def test_a_stream_that_has_nothing_to_say_says_that_it_is_alive(service: Served)
     service.wait_ready()
 
 
-def test_many_streams_do_not_hold_up_the_service(service: Served) -> None:
+def test_many_streams_do_not_slow_down_the_service(service: Served) -> None:
     adapter = service.http.post("/adapt", json={**BODY, "options": {"steps": 100, "seed": 402}}).json()["adapter_id"]
-    found: list[list[tuple[str, str, Any]]] = []
-    threads = [threading.Thread(target=lambda: found.append(events_of(service, adapter))) for _ in range(30)]
+    streams: list[list[tuple[str, str, Any]]] = []
+    threads = [threading.Thread(target=lambda: streams.append(events_of(service, adapter))) for _ in range(30)]
     for thread in threads:
         thread.start()
     slowest = 0.0
@@ -337,18 +342,18 @@ def test_many_streams_do_not_hold_up_the_service(service: Served) -> None:
         began = time.monotonic()
         assert httpx.get(f"{service.url}/healthz").status_code == 200
         slowest = max(slowest, time.monotonic() - began)
-    assert len(found) == 30 and all(events[-1][1] == "end" for events in found)
+    assert len(streams) == 30 and all(events[-1][1] == "end" for events in streams)
     assert slowest < 2
 
 
-def test_the_description_is_complete(service: Served) -> None:
+def test_the_openapi_document_is_complete(service: Served) -> None:
     document = service.http.get("/openapi.json").json()
     schemas = document["components"]["schemas"]
-    operations = [(path, method, own) for path, methods in document["paths"].items() for method, own in methods.items()]
-    assert len({own["operationId"] for _, _, own in operations}) == len(operations) == 20
-    for path, method, own in operations:
-        assert own["description"], (method, path)
-        for status, answer in own["responses"].items():
+    operations = [(path, method, operation) for path, methods in document["paths"].items() for method, operation in methods.items()]
+    assert len({operation["operationId"] for _, _, operation in operations}) == len(operations) == 20
+    for path, method, operation in operations:
+        assert operation["description"], (method, path)
+        for status, answer in operation["responses"].items():
             assert answer["headers"]["X-Request-ID"] and answer["description"]
             if status >= "400":
                 content = answer["content"]["application/problem+json"]
@@ -358,25 +363,24 @@ def test_the_description_is_complete(service: Served) -> None:
                 assert list(answer["content"]) == ["application/problem+json"]
             elif status != "204":
                 assert has_example(answer["content"], schemas), (method, path, status)
-        if "requestBody" in own:
-            assert has_example(own["requestBody"]["content"], schemas), (method, path)
+        if "requestBody" in operation:
+            assert has_example(operation["requestBody"]["content"], schemas), (method, path)
         if path not in ("/healthz", "/readyz"):
-            assert {"401", "403", "429", "500", "503"} <= own["responses"].keys()
+            assert {"401", "403", "429", "500", "503"} <= operation["responses"].keys()
     support = schemas["AdaptRequest"]["properties"]["support"]
     assert (support["minItems"], support["maxItems"]) == (2, 50)  # MAX_EXAMPLES of this service
     assert schemas["Example"]["properties"]["label"]["maxLength"] == 200
-    limits = {(name, field): schemas[name]["properties"][field] for name, field in WHOLE}
-    numbers = {key: {**own, **own.get("anyOf", [{}])[0]} for key, own in limits.items()}
-    assert {key: [own.get(bound) for bound in BOUNDS] for key, own in numbers.items()} == WHOLE
+    fields = {(name, field): schemas[name]["properties"][field] for name, field in INTEGER_FIELDS}
+    flattened = {key: {**schema, **schema.get("anyOf", [{}])[0]} for key, schema in fields.items()}
+    assert {key: [schema.get(bound) for bound in BOUNDS] for key, schema in flattened.items()} == INTEGER_FIELDS
     initialization = schemas["AdaptRequest"]["properties"]["initialization"]
-    assert "enum" not in initialization and initialization["examples"] == [
-        "default"
-    ]  # this document is public, their names are not
-    assert "default" not in initialization  # there is none of that name here
+    # The document is public, but the names of the initializations are not.
+    assert "enum" not in initialization and initialization["examples"] == ["default"]
+    assert "default" not in initialization  # this service has no initialization named `default`
 
 
 BOUNDS = ("type", "minimum", "maximum", "exclusiveMaximum")
-WHOLE = {
+INTEGER_FIELDS = {
     ("Options", "steps"): ["integer", 0, 100, None],
     ("Options", "seed"): ["integer", 0, None, 2**31],
     ("AdaptRequest", "ttl_seconds"): ["integer", 1, 90 * 24 * 3600, None],
@@ -386,9 +390,9 @@ WHOLE = {
 
 
 def has_example(content: dict[str, Any], schemas: dict[str, Any]) -> bool:
-    for own in content.values():
-        if "example" in own:
+    for media_type in content.values():
+        if "example" in media_type:
             return True
-        named = [own["schema"], *own["schema"].get("anyOf", [])]
-        return any(schemas[part["$ref"].rsplit("/", 1)[1]].get("examples") for part in named if "$ref" in part)
+        alternatives = [media_type["schema"], *media_type["schema"].get("anyOf", [])]
+        return any(schemas[part["$ref"].rsplit("/", 1)[1]].get("examples") for part in alternatives if "$ref" in part)
     return False

@@ -1,5 +1,7 @@
-"""The service against its own OpenAPI, by requests that fit it and requests that do not, alone and one after the other: no answer
-of 5xx, none that is not documented, no schema that an answer breaks."""
+"""The service against its own OpenAPI document, with generated valid and invalid requests.
+
+Requests are sent one by one and in sequences. No answer may be a 5xx, be undocumented, or break its schema.
+"""
 
 import json
 import time
@@ -22,13 +24,13 @@ from tests.end_to_end.conftest import Served, served
 from tests.end_to_end.test_service import BODY, SUPPORT, identity
 from worker.ledger.api_keys import KEY_CACHE_SECONDS
 
-# Two labels and one label per input, a label that the adapter has, an alias that is no id: rules that no schema can say.
-MORE_THAN_THE_SCHEMA = {"adapt", "add_examples", "score_adapter"}
+# These operations have rules that no schema can express, such as one label per input, so they may refuse a valid body.
+STRICTER_THAN_THE_SCHEMA = {"adapt", "add_examples", "score_adapter"}
 CONFIG: dict[str, Any] = {
     "checks": {
         "negative_data_rejection": {"expected-statuses": [400, 401, 403, 404, 405, 409, 413, 422, 429]},
     },
-    "phases": {"stateful": {"inference": {"algorithms": []}}},  # the links that the document has
+    "phases": {"stateful": {"inference": {"algorithms": []}}},  # follow only the links that the document declares
 }
 GENERATED = settings(deadline=None, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
 
@@ -41,8 +43,11 @@ def described(environment: dict[str, str], tmp_path_factory: pytest.TempPathFact
 
 
 def schema_of(service: Served) -> Any:
-    """Without what it says of keys, for those are not drawn: test_tenancy.py asks every route with every kind of one.
-    With the names of the initializations, which the document does not tell: hardly one would be drawn."""
+    """Return the service's schema, adapted for generating requests.
+
+    Security is removed, because no keys are generated; test_tenancy.py covers them. The names of the initializations are added. The
+    document does not contain them, and a generator would hardly ever guess one.
+    """
     document = service.http.get("/openapi.json").json()
     listed = service.http.get("/initializations").json()["initializations"]
     document["components"]["schemas"]["AdaptRequest"]["properties"]["initialization"]["enum"] = [init["name"] for init in listed]
@@ -53,30 +58,30 @@ def schema_of(service: Served) -> Any:
 
 
 def authorization(service: Served) -> dict[str, str]:
-    """What `service.http` shows: a key, or none while the service is open."""
+    """Return the header with the key of `service.http`; empty while the service is open."""
     return {name: value for name, value in service.http.headers.items() if name == "authorization"}
 
 
 def audit(answers: Counter[tuple[str, int]], service: Served, least: int) -> None:
-    """Enough was asked, all kinds of answers came, and nothing went wrong inside."""
+    """Assert that at least `least` requests were answered, and that the service had no internal error."""
     assert sum(answers.values()) >= least, answers
     assert not {key: count for key, count in answers.items() if key[1] >= 500}
     assert "ERROR" not in service.log.read_text()
     assert service.http.get("/readyz").status_code == 200
 
 
-def alone(described: Served, examples: int, least: int) -> None:
-    """Each operation by itself."""
+def check_single_calls(described: Served, examples: int, least: int) -> None:
+    """Call each operation by itself with generated requests and validate the answers."""
     adapter, keys = identity(described, BODY), authorization(described)
     answers: Counter[tuple[str, int]] = Counter()
     session = requests.Session()
 
-    def hold(case: Any) -> None:
+    def call(case: Any) -> None:
         given_id = str((case.path_parameters or {}).get("adapter_id", ""))
         if case.meta.generation.mode is GenerationMode.POSITIVE and len(given_id) % 2:
-            case.path_parameters["adapter_id"] = adapter  # else nearly all would be 404
+            case.path_parameters["adapter_id"] = adapter  # otherwise nearly all answers would be 404
         name = case.operation.definition.raw["operationId"]
-        excluded = [schemathesis.checks.positive_data_acceptance] if name in MORE_THAN_THE_SCHEMA else []
+        excluded = [schemathesis.checks.positive_data_acceptance] if name in STRICTER_THAN_THE_SCHEMA else []
         response = case.call_and_validate(session=session, headers=dict(keys), excluded_checks=excluded, timeout=30)
         answers[name, response.status_code] += 1
 
@@ -85,7 +90,7 @@ def alone(described: Served, examples: int, least: int) -> None:
         for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE):
             if mode is GenerationMode.POSITIVE or operation.definition.raw.get("parameters") or operation.body:
                 drawn = settings(GENERATED, max_examples=examples, derandomize=examples < 50)
-                drawn(given(case=operation.as_strategy(generation_mode=mode))(hold))()
+                drawn(given(case=operation.as_strategy(generation_mode=mode))(call))()
         if operation.definition.raw["operationId"] == "delete_adapter":
             assert identity(described, BODY) == adapter
     session.close()
@@ -93,15 +98,15 @@ def alone(described: Served, examples: int, least: int) -> None:
     assert {status for _, status in answers} >= {200, 204, 404, 422}
 
 
-def linked(described: Served, runs: int, least: int) -> None:
-    """What one answer names, the next call takes."""
+def check_linked_calls(described: Served, runs: int, least: int) -> None:
+    """Make sequences of calls in which a call uses the ids of earlier answers, and validate the answers."""
     answers: Counter[tuple[str, int]] = Counter()
     keys, excluded = authorization(described), [schemathesis.checks.positive_data_acceptance]
     base: type[APIStateMachine] = schema_of(described).as_state_machine()
 
     class Calls(base):  # type: ignore[valid-type, misc]
         def setup(self) -> None:
-            """Each run begins with nothing, so that what it draws does not depend on those before."""
+            """Delete everything, so that a run does not depend on earlier ones."""
             for alias in described.http.get("/aliases", params={"limit": 200}).json()["aliases"]:
                 described.http.delete(f"/aliases/{alias['alias']}")
             for view in described.http.get("/adapters", params={"limit": 200}).json()["adapters"]:
@@ -124,16 +129,16 @@ def linked(described: Served, runs: int, least: int) -> None:
 @pytest.mark.parametrize(
     ("examples", "least"), [(10, 300), pytest.param(100, 3_000, marks=pytest.mark.long)], ids=["short", "long"]
 )
-def test_every_answer_is_as_it_is_described(described: Served, examples: int, least: int) -> None:
-    alone(described, examples, least)
+def test_every_answer_matches_the_document(described: Served, examples: int, least: int) -> None:
+    check_single_calls(described, examples, least)
 
 
 @pytest.mark.parametrize(("runs", "least"), [(12, 60), pytest.param(200, 1_000, marks=pytest.mark.long)], ids=["short", "long"])
-def test_what_one_answer_names_the_next_call_takes(described: Served, runs: int, least: int) -> None:
-    linked(described, runs, least)
+def test_answers_match_the_document_in_sequences_of_calls(described: Served, runs: int, least: int) -> None:
+    check_linked_calls(described, runs, least)
 
 
-def test_an_integer_may_be_written_with_a_point(described: Served) -> None:
+def test_an_integer_may_be_written_with_a_decimal_point(described: Served) -> None:
     body = {**BODY, "options": {"steps": 3.0}, "ttl_seconds": 60.0}
     answer = httpx.post(f"{described.url}/adapt", params={"dry_run": "true"}, json=body)
     assert answer.status_code == 200 and answer.json()["steps"] == 3
@@ -143,8 +148,8 @@ def test_an_integer_may_be_written_with_a_point(described: Served) -> None:
         assert refused.status_code == 422 and refused.json()["errors"][0]["field"] == "options.steps", wrong
 
 
-def test_more_examples_than_a_call_may_have_inputs_are_scored_in_parts(described: Served) -> None:
-    """Its MAX_INPUTS is 4."""
+def test_more_examples_than_max_inputs_are_scored_in_parts(described: Served) -> None:
+    """Score more examples than MAX_INPUTS, which is 4 in this service."""
     shown = described.http.get("/openapi.json").json()["components"]["schemas"]
     assert shown["PredictRequest"]["properties"]["inputs"]["maxItems"] == 4
     path = f"/adapters/{identity(described, BODY)}/score"
@@ -155,13 +160,13 @@ def test_more_examples_than_a_call_may_have_inputs_are_scored_in_parts(described
 
 
 @pytest.mark.long
-def test_with_keys_it_is_as_it_is_described_too(described: Served) -> None:
-    """The last one here: from the first key on the service is open no more."""
+def test_every_answer_matches_the_document_with_keys(described: Served) -> None:
+    """Repeat the checks with a key. Keep this test last: the first key closes the open service."""
     command = ["keys", "--data-dir", str(described.log.parent / "data"), "create", "--scope", "admin", "--json"]
     made = CliRunner().invoke(main, command)
     assert made.exit_code == 0, made.output
     described.http.headers["authorization"] = f"Bearer {json.loads(made.stdout)['key']}"
     time.sleep(KEY_CACHE_SECONDS + 0.1)
     assert httpx.get(f"{described.url}/adapters").status_code == 401
-    alone(described, 60, 1_500)
-    linked(described, 100, 500)
+    check_single_calls(described, 60, 1_500)
+    check_linked_calls(described, 100, 500)

@@ -1,4 +1,4 @@
-"""`make demo`'s program, whole: the default base model and initialization, an embedded service of its own."""
+"""The program of `make demo`, with the default base model and initialization and its own service."""
 
 import os
 import subprocess
@@ -32,13 +32,13 @@ def test_the_demo_adapts_predicts_and_compares() -> None:
     assert len(support) == 30
 
 
-def test_a_demo_that_cannot_start_says_why_and_fails(tmp_path: Path) -> None:
+def test_a_demo_that_cannot_start_reports_the_reason_and_fails(tmp_path: Path) -> None:
     done = run_demo(BASE_MODEL=str(tmp_path / "nowhere"))
     assert done.returncode == 1
     assert "base.model: no folder at" in done.stderr
 
 
-def test_its_examples_are_in_no_training_data() -> None:
+def test_the_demos_examples_are_in_no_training_data() -> None:
     starter = {normalized(text) for texts in read_jsonl(STARTER).texts.values() for text in texts}
     support, query = read_examples()
     texts = [normalized(text) for text, _ in support + query]

@@ -1,4 +1,4 @@
-"""Things that go away: the cache's entries, Redis itself, the worker, and the process that started it all."""
+"""Failures of parts: lost cache entries, Redis down, a killed worker, service or parent process."""
 
 import json
 import os
@@ -29,7 +29,7 @@ def worker_process(redis_server: RedisServer, environment: dict[str, str], tmp_p
     process.wait()
 
 
-def test_redis_away_is_503_with_retry_after_and_heals(
+def test_redis_down_is_503_with_retry_after_until_it_is_back(
     redis_server: RedisServer, worker_process: "subprocess.Popen[bytes]", environment: dict[str, str], tmp_path: Path
 ) -> None:
     with served(tmp_path, {**environment, "REDIS_URL": redis_server.url}) as service:
@@ -48,15 +48,15 @@ def test_redis_away_is_503_with_retry_after_and_heals(
         redis_server.start()
         service.wait_ready(60)
         assert predict(service, adapter, ["order pizza"]).json()["predictions"][0]["label"] == "order"
-        # The worker comes back by itself too, and takes new work.
+        # The worker reconnects too and takes new jobs.
         assert adapt(service, {**BODY, "options": {"seed": 3}}, wait=60).json()["status"] == "ready"
 
 
-def test_evicted_weights_are_made_again_and_corrupt_ones_are_never_served(
+def test_evicted_weights_are_recomputed_and_corrupt_ones_are_never_served(
     redis_server: RedisServer, worker_process: "subprocess.Popen[bytes]", environment: dict[str, str], tmp_path: Path
 ) -> None:
     client = redis.Redis.from_url(redis_server.url)
-    # One slot on the device: an adapter leaves it as soon as another is asked for.
+    # The device has one slot, so an adapter is evicted from it when another one is requested.
     with served(
         tmp_path, {**environment, "REDIS_URL": redis_server.url, "BANK_MB": "0.001", "SHELF_MB": "0", "READAPT_WAIT_SECONDS": "30"}
     ) as service:
@@ -69,7 +69,7 @@ def test_evicted_weights_are_made_again_and_corrupt_ones_are_never_served(
         client.delete(key)
         assert service.http.get(f"/adapters/{adapter}").json()["status"] == "evicted"
         after = predict(service, adapter, ["order pizza"])
-        assert after.status_code == 200 and after.json() == before  # the same bits again, so the same digest
+        assert after.status_code == 200 and after.json() == before  # the recomputed weights are identical, so the digest is too
         predict(service, other, ["order"])
         (key,) = client.scan_iter(f"qs:default:weights:{adapter}:*")
         client.setrange(key, 400, b"corrupted")
@@ -77,7 +77,7 @@ def test_evicted_weights_are_made_again_and_corrupt_ones_are_never_served(
         client.close()
 
 
-def test_an_evicted_adapter_nobody_can_make_is_503_and_never_the_bare_model(
+def test_an_evicted_adapter_without_a_worker_is_503_and_never_the_bare_model(
     redis_server: RedisServer, worker_process: "subprocess.Popen[bytes]", environment: dict[str, str], tmp_path: Path
 ) -> None:
     client = redis.Redis.from_url(redis_server.url)
@@ -90,7 +90,7 @@ def test_an_evicted_adapter_nobody_can_make_is_503_and_never_the_bare_model(
         client.delete(key)
         response = predict(service, adapter, ["order pizza"])
         assert response.status_code == 503 and int(response.headers["Retry-After"]) > 0
-        assert predict(service, adapter, ["order pizza"]).status_code == 503  # being made again, no worker to take it
+        assert predict(service, adapter, ["order pizza"]).status_code == 503  # its job is queued, but there is no worker
     client.close()
 
 
@@ -108,6 +108,7 @@ def test_a_killed_worker_is_replaced_and_its_job_ends(environment: dict[str, str
 
 
 def jobs(environment: dict[str, str], data: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    """Run `quickstudy jobs` on a data folder."""
     command = [sys.executable, "-m", "service", "jobs", "--data-dir", str(data), *arguments]
     variables = {name: value for name, value in os.environ.items() if name not in ("REDIS_URL", "CACHE_URL")}
     return subprocess.run(
@@ -136,14 +137,14 @@ def test_a_support_set_that_kills_its_workers_ends_as_dead_and_can_be_retried_or
         (listed,) = json.loads(jobs(environment, data, "dead", "--json").stdout)
         assert listed["job"] == f"default/{adapter}" and listed["reason"] == state["error"] and listed["examples"] == 5
         assert not any(example["input"] in jobs(environment, data, "dead").stdout for example in SUPPORT)
-        for wrong, said in (
+        for wrong, message in (
             (("retry",), "expected either jobs, as `quickstudy jobs dead` names them, or --all"),
             (("retry", adapter), f"JOB: expected TENANT/ADAPTER as `quickstudy jobs dead` names it, got '{adapter}'"),
             (("drop", "default/a0"), "default/a0 is not a dead job"),
             (("retry", "default/a0"), "default/a0 is not a dead job"),
         ):
             refused = jobs(environment, data, *wrong)
-            assert refused.returncode == 1 and refused.stderr == f"error: {said}\n"
+            assert refused.returncode == 1 and refused.stderr == f"error: {message}\n"
         assert jobs(environment, data, "retry", "--all").stdout == f"default/{adapter} waits again\n"
         deadline = time.monotonic() + 40
         while (status := service.http.get(f"/adapters/{adapter}").json()["status"]) != "ready" and time.monotonic() < deadline:
@@ -156,20 +157,20 @@ def test_a_support_set_that_kills_its_workers_ends_as_dead_and_can_be_retried_or
 def test_after_delete_no_text_is_left_in_files_or_logs(environment: dict[str, str], tmp_path: Path) -> None:
     texts = [example["input"].encode() for example in SUPPORT]
 
-    def holding() -> list[Path]:
+    def files_with_texts() -> list[Path]:
         return [p for p in tmp_path.rglob("*") if p.is_file() and any(text in p.read_bytes() for text in texts)]
 
     with served(tmp_path, {**environment, "ERASE_SECONDS": "0.5"}) as service:
         service.wait_ready()
         adapter = identity(service, BODY)
         predict(service, adapter, ["order pizza"])
-        assert holding()  # the record, on disk before the answer
+        assert files_with_texts()  # the record is on disk before the request is answered
         assert service.http.delete(f"/adapters/{adapter}").status_code == 204
         deadline = time.monotonic() + 30
-        while holding():
-            assert time.monotonic() < deadline, holding()
+        while files_with_texts():
+            assert time.monotonic() < deadline, files_with_texts()
             time.sleep(0.2)
-        kept = identity(service, {**BODY, "options": {"seed": 4}})  # and the file written anew still keeps what is accepted
+        kept = identity(service, {**BODY, "options": {"seed": 4}})  # the rewritten file must still keep accepted jobs
         service.process.kill()
         service.process.wait()
     with served(tmp_path, environment) as service:
@@ -181,7 +182,9 @@ def test_after_delete_no_text_is_left_in_files_or_logs(environment: dict[str, st
     "stop",
     [pytest.param(signal.SIGINT, marks=pytest.mark.long), pytest.param(signal.SIGTERM, marks=pytest.mark.long), signal.SIGKILL],
 )
-def test_nothing_is_left_running(environment: dict[str, str], tmp_path: Path, stop: signal.Signals) -> None:
+def test_a_stopped_or_killed_service_leaves_no_process_running(
+    environment: dict[str, str], tmp_path: Path, stop: signal.Signals
+) -> None:
     with served(tmp_path, environment) as service:
         service.wait_ready()
         family = service.family()
@@ -195,7 +198,7 @@ def test_nothing_is_left_running(environment: dict[str, str], tmp_path: Path, st
         assert not alive and len(gone) == len(family)
 
 
-def test_stopped_before_it_is_ready_it_leaves_nothing_either(environment: dict[str, str], tmp_path: Path) -> None:
+def test_a_service_stopped_before_it_is_ready_leaves_no_process_running(environment: dict[str, str], tmp_path: Path) -> None:
     with served(tmp_path, environment) as service:
         deadline = time.monotonic() + 30
         while not (family := service.family()) and time.monotonic() < deadline:
@@ -205,8 +208,8 @@ def test_stopped_before_it_is_ready_it_leaves_nothing_either(environment: dict[s
         assert not psutil.wait_procs(family, timeout=10)[1]
 
 
-def test_make_serve_killed_outright_leaves_nothing(environment: dict[str, str], tmp_path: Path) -> None:
-    """`make` itself is killed: the service is tied to it."""
+def test_killing_make_serve_ends_the_service(environment: dict[str, str], tmp_path: Path) -> None:
+    """Kill the parent that `--tied` names, as when `make` is killed: the service ends with it."""
     port = free_port()
     starter = "import os, subprocess, sys, time; parent = str(os.getpid()); "
     starter += "subprocess.Popen([parent if a == 'PARENT' else a for a in sys.argv[1:]]); time.sleep(600)"
@@ -238,7 +241,7 @@ def test_make_serve_killed_outright_leaves_nothing(environment: dict[str, str], 
     assert not psutil.wait_procs(family, timeout=20)[1]
 
 
-def test_killed_while_it_starts_its_tied_service_goes_too(environment: dict[str, str], tmp_path: Path) -> None:
+def test_a_tied_service_ends_if_its_parent_ends_during_the_start(environment: dict[str, str], tmp_path: Path) -> None:
     starter = (
         "import os, subprocess, sys; p = subprocess.Popen([*sys.argv[1:], '--tied', str(os.getpid())]); print(p.pid, flush=True)"
     )
@@ -259,7 +262,7 @@ def test_killed_while_it_starts_its_tied_service_goes_too(environment: dict[str,
         time.sleep(0.05)
 
 
-def test_everything_killed_in_the_middle_of_a_job_the_next_start_ends_it(environment: dict[str, str], tmp_path: Path) -> None:
+def test_a_job_interrupted_by_a_kill_is_finished_after_the_next_start(environment: dict[str, str], tmp_path: Path) -> None:
     body = {**BODY, "options": {"steps": 100, "seed": 31}}
     with served(tmp_path, {**environment, "LEASE_SECONDS": "2"}) as service:
         service.wait_ready()
@@ -278,7 +281,7 @@ def test_everything_killed_in_the_middle_of_a_job_the_next_start_ends_it(environ
         assert service.http.get(f"/adapters/{adapter}").json()["attempt"] == 2
 
 
-def test_told_to_stop_it_answers_who_waits_for_a_job_at_once(environment: dict[str, str], tmp_path: Path) -> None:
+def test_a_stopping_service_answers_waiting_requests_immediately(environment: dict[str, str], tmp_path: Path) -> None:
     with served(tmp_path, environment) as service:
         service.wait_ready()
         (worker,) = [p for p in service.family() if "worker" in p.cmdline()]
@@ -296,7 +299,7 @@ def test_told_to_stop_it_answers_who_waits_for_a_job_at_once(environment: dict[s
         assert service.process.wait(30) == 0
 
 
-def test_records_and_weights_come_back_with_the_data_folder(environment: dict[str, str], tmp_path: Path) -> None:
+def test_records_and_weights_survive_a_kill_in_the_data_folder(environment: dict[str, str], tmp_path: Path) -> None:
     with served(tmp_path, environment) as service:
         service.wait_ready()
         adapter = identity(service, BODY)
@@ -308,7 +311,8 @@ def test_records_and_weights_come_back_with_the_data_folder(environment: dict[st
         assert predict(service, adapter, ["order pizza"]).json() == before
 
 
-def refusal(environment: dict[str, str], *arguments: str) -> str:
+def failed_start(environment: dict[str, str], *arguments: str) -> str:
+    """Start a service that must fail, and return what it wrote to stderr."""
     command = [sys.executable, "-m", "service", "serve", *arguments]
     done = subprocess.run(
         command, env={**os.environ, **environment}, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
@@ -317,15 +321,17 @@ def refusal(environment: dict[str, str], *arguments: str) -> str:
     return done.stderr
 
 
-def test_a_folder_or_port_in_use_is_one_clear_line(service: Served, environment: dict[str, str], tmp_path: Path) -> None:
+def test_a_service_that_cannot_start_reports_the_reason_in_one_line(
+    service: Served, environment: dict[str, str], tmp_path: Path
+) -> None:
     data = service.log.parent / "data"
-    assert f"error: another quickstudy is using {data}" in refusal(environment, "--port", "0", "--data-dir", str(data))
+    assert f"error: another quickstudy is using {data}" in failed_start(environment, "--port", "0", "--data-dir", str(data))
     port = service.url.rsplit(":", 1)[1]
-    taken = refusal(environment, "--port", port, "--data-dir", str(tmp_path / "d"))
+    port_in_use = failed_start(environment, "--port", port, "--data-dir", str(tmp_path / "d"))
     assert not (tmp_path / "d").exists()
-    assert f"error: --host 127.0.0.1 --port {port}: Address already in use" in taken
-    assert "error: LEASE_SECONDS" in refusal({**environment, "LEASE_SECONDS": "soon"}, "--port", "0")
-    nowhere = refusal({**environment, "INITIALIZATIONS_DIR": "./nowhere"}, "--port", "0", "--data-dir", str(tmp_path / "f"))
+    assert f"error: --host 127.0.0.1 --port {port}: Address already in use" in port_in_use
+    assert "error: LEASE_SECONDS" in failed_start({**environment, "LEASE_SECONDS": "soon"}, "--port", "0")
+    nowhere = failed_start({**environment, "INITIALIZATIONS_DIR": "./nowhere"}, "--port", "0", "--data-dir", str(tmp_path / "f"))
     assert "error: INITIALIZATIONS_DIR: expected a folder of initialization folders, got 'nowhere'" in nowhere
-    missing = refusal({**environment, "BASE_MODEL": "./nowhere"}, "--port", "0", "--data-dir", str(tmp_path / "e"))
+    missing = failed_start({**environment, "BASE_MODEL": "./nowhere"}, "--port", "0", "--data-dir", str(tmp_path / "e"))
     assert "error: base.model: no folder at './nowhere'" in missing

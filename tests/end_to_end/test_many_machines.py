@@ -1,4 +1,8 @@
-"""Two services, two workers, records behind a Sentinel, weights on a cluster; and workers of another precision beside them."""
+"""Deployments on several machines.
+
+One has two services and two workers, with records behind a Sentinel and weights on a cluster. Another has workers of different
+precisions.
+"""
 
 import os
 import subprocess
@@ -28,7 +32,7 @@ def worker(environment: dict[str, str], log: Path) -> Iterator["subprocess.Popen
 
 
 @pytest.mark.long
-def test_the_master_of_the_records_dies_and_the_service_goes_on(environment: dict[str, str], tmp_path: Path) -> None:
+def test_the_service_survives_the_death_of_the_records_master(environment: dict[str, str], tmp_path: Path) -> None:
     with ExitStack() as stack:
         (tmp_path / "cluster").mkdir()
         url, master, _ = stack.enter_context(sentinel(tmp_path, "queue"))
@@ -50,7 +54,7 @@ def test_the_master_of_the_records_dies_and_the_service_goes_on(environment: dic
         until(lambda: second.http.get("/readyz").status_code == 200, 180)
         assert second.http.get(f"/adapters/{adapter}").json()["status"] == "ready"
         assert predict(first, adapter, ["close account"]).json()["predictions"][0]["label"] == "close"
-        # With no replica left a new job is written, but not promised.
+        # Without a replica, a new job is written but not accepted.
         assert adapt(second, {**BODY, "options": {"seed": 7}}).status_code == 503
 
 

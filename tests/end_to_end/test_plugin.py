@@ -1,4 +1,4 @@
-"""A fourth kind of task as a package of its own: it adapts and predicts over HTTP, and the product's own kind beside it."""
+"""A kind of task from an installed package adapts and predicts over HTTP, beside the built-in kind."""
 
 import os
 import subprocess
@@ -19,7 +19,7 @@ SUPPORT = [{"input": "pizza " * n, "value": float(n)} for n in (1, 2, 3, 4, 6, 8
 
 @pytest.fixture(scope="module")
 def service(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """A service and a worker as processes of their own, in whose path the package is installed."""
+    """Run a service and a worker as processes with the package installed on their module path."""
     folder, installed = tmp_path_factory.mktemp("plugin"), tmp_path_factory.mktemp("installed")
     copy = folder / "number_from_text"
     copy.mkdir()
@@ -63,34 +63,34 @@ def test_the_new_kind_adapts_and_predicts(service: Served) -> None:
     assert refused.status_code == 422 and "an adapter of kind text-classification" in refused.json()["detail"]
 
 
-def test_what_is_wrong_with_an_example_is_named_by_its_field(service: Served) -> None:
-    for support, said in (
+def test_an_invalid_example_is_refused_with_its_field(service: Served) -> None:
+    for support, message in (
         ([*SUPPORT, {"input": "pizza", "value": "many"}], "support[6].value: expected a valid number"),
         ([*SUPPORT, {"input": " ", "value": 1}], "support[6].input: expected a text that is not empty"),
         ([*SUPPORT, {"input": "pizza", "label": "one"}], "support[6]: expected an example of number-from-text, as support[0] is"),
         ([{"input": "pizza"}] * 2, "support[0].label: expected a value"),
     ):
         answer = service.http.post("/adapt", json={"support": support})
-        assert answer.status_code == 422 and answer.json()["detail"].startswith(said), answer.text
+        assert answer.status_code == 422 and answer.json()["detail"].startswith(message), answer.text
 
 
-def test_both_kinds_answer_from_one_batch(service: Served) -> None:
+def test_adapters_of_both_kinds_answer_side_by_side(service: Served) -> None:
     wait = {"Prefer": "wait=60"}
     number = service.http.post("/adapt", json={"support": SUPPORT}, headers=wait).json()["adapter_id"]
     labels = service.http.post("/adapt", json=BODY, headers=wait).json()["adapter_id"]
-    of_numbers = {"adapter_id": number, "inputs": ["pizza " * 3]}
-    of_labels = {"adapter_id": labels, "inputs": [LABELLED[0]["input"]]}
+    number_request = {"adapter_id": number, "inputs": ["pizza " * 3]}
+    label_request = {"adapter_id": labels, "inputs": [LABELLED[0]["input"]]}
     for _ in range(5):
-        assert "value" in service.http.post("/predict", json=of_numbers).json()["predictions"][0]
-        found = service.http.post("/predict", json=of_labels).json()["predictions"][0]
-        assert found["label"] == LABELLED[0]["label"]
+        assert "value" in service.http.post("/predict", json=number_request).json()["predictions"][0]
+        prediction = service.http.post("/predict", json=label_request).json()["predictions"][0]
+        assert prediction["label"] == LABELLED[0]["label"]
     wrong = service.http.post("/adapt", json={"support": SUPPORT, "initialization": BODY["initialization"]})
     assert wrong.status_code == 422 and wrong.json()["detail"] == (
         f"initialization: expected one of number-from-zero, got {BODY['initialization']!r}"
     )
 
 
-def test_the_document_has_both_shapes_of_examples(service: Served) -> None:
+def test_the_openapi_document_has_the_examples_of_both_kinds(service: Served) -> None:
     schemas = service.http.get("/openapi.json").json()["components"]["schemas"]
     items = schemas["AdaptRequest"]["properties"]["support"]["items"]
     assert len(items["oneOf"]) == 2, Path(str(items))

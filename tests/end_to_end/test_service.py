@@ -1,4 +1,4 @@
-"""The HTTP contract against the embedded default."""
+"""The HTTP contract of the embedded service: adapting, predicting, options, limits, metrics and logs."""
 
 import json
 import time
@@ -20,10 +20,12 @@ BODY = {"support": SUPPORT, "initialization": "lora-from-zero"}
 
 
 def adapt(service: Served, body: dict[str, Any] | None = None, wait: int = 30) -> httpx.Response:
+    """Post a request for an adapter and return the answer; the service waits up to `wait` seconds."""
     return service.http.post("/adapt", json=body or BODY, headers={"Prefer": f"wait={wait}"})
 
 
 def identity(service: Served, body: dict[str, Any]) -> str:
+    """Create an adapter, wait until it is ready, and return its id."""
     answer = adapt(service, body)
     assert answer.status_code == 200, answer.text
     return str(answer.json()["adapter_id"])
@@ -81,7 +83,7 @@ def test_the_number_of_steps_follows_the_shots(service: Served) -> None:
     assert refused.status_code == 422
     detail = "options.steps: expected 0 for one example of each label with initialization 'contrastive', got 2"
     assert refused.json()["detail"] == detail
-    in_parts = [{"input": f"{word} pizza", "label": word} for word in "abcdefghi"]  # eight a part, by cross-entropy
+    in_parts = [{"input": f"{word} pizza", "label": word} for word in "abcdefghi"]  # `parts` has eight rows a part
     adapter = identity(service, {"support": in_parts, "initialization": "parts", "options": {"steps": 2}})
     assert service.http.get(f"/adapters/{adapter}").json()["steps"] == 2
     refused = adapt(service, {"support": in_parts[:8], "initialization": "parts", "options": {"steps": 2}})
@@ -91,22 +93,22 @@ def test_the_number_of_steps_follows_the_shots(service: Served) -> None:
     assert view["objective"] == {"supervised_contrastive": 1.0} and view["steps_by_shots"] == {"1": 0, "2": 3}
 
 
-def test_a_support_set_that_is_hard_takes_more_steps(service: Served) -> None:
+def test_a_hard_support_set_takes_more_steps(service: Served) -> None:
     easy = [(f"{verb} {thing}", verb) for verb in ("close", "order") for thing in ("account", "card", "pizza")]
     hard = [(text, "close" if i % 2 else "order") for i, (text, _) in enumerate(easy)]
-    for pairs, own in ((easy, 3), (hard, 7)):
+    for pairs, steps in ((easy, 3), (hard, 7)):
         body = {"support": [{"input": t, "label": c} for t, c in pairs], "initialization": "asking"}
         states = [
             service.http.get(f"/adapters/{identity(service, request)}").json()
-            for request in (body, {**body, "options": {"steps": own}}, {**body, "options": {"steps": 2}})
+            for request in (body, {**body, "options": {"steps": steps}}, {**body, "options": {"steps": 2}})
         ]
-        assert [len(state["support_loss"]) for state in states] == [state["steps"] for state in states] == [own, own, 2]
+        assert [len(state["support_loss"]) for state in states] == [state["steps"] for state in states] == [steps, steps, 2]
         assert states[0]["digest"] == states[1]["digest"] != states[2]["digest"]
     listed = service.http.get("/initializations").json()["initializations"]
     assert {view["name"]: view["hard_steps"] for view in listed}["asking"] == {"shots": 3, "below": 0.5, "steps": 7}
 
 
-def test_a_support_set_in_parts_takes_its_steps_for_each_with_an_objective_of_its_own(service: Served) -> None:
+def test_a_support_set_in_parts_takes_all_steps_for_each_part_with_the_objective_of_parts(service: Served) -> None:
     pairs = [
         (f"{verb} {thing}", verb) for verb in ("close", "order") for thing in ("account", "card", "pizza", "book", "money", "it")
     ]
@@ -120,7 +122,7 @@ def test_a_support_set_in_parts_takes_its_steps_for_each_with_an_objective_of_it
         contrastive = {**body, "initialization": "contrastive", "options": {"steps": steps}}
         other = service.http.get(f"/adapters/{identity(service, contrastive)}").json()
         same = state["support_loss"][0] == pytest.approx(other["support_loss"][0], rel=1e-4)
-        assert same == (steps == 3)  # eight rows are taken whole, and as any other
+        assert same == (steps == 3)  # eight rows fit into one part and use the usual objective
     view = next(v for v in service.http.get("/initializations").json()["initializations"] if v["name"] == "parts")
     assert view["in_parts"] == {"more_than": 8, "objective": {"cross_entropy": 1.0}, "most": 5}
 
@@ -131,7 +133,7 @@ def test_a_pinned_adapter_keeps_its_weights(service: Served) -> None:
     assert service.http.put(f"/adapters/{adapter}/pin").status_code == 204
     state = service.http.get(f"/adapters/{adapter}").json()
     assert state["pinned"] and state["expires_at"] is None
-    assert identity(service, body) == adapter  # asked for again, it is still pinned
+    assert identity(service, body) == adapter  # the same request again leaves it pinned
     time.sleep(2.2)
     assert service.http.get(f"/adapters/{adapter}").json()["status"] == "ready"
     assert predict(service, adapter, ["order pizza"]).status_code == 200
@@ -143,28 +145,29 @@ def test_a_pinned_adapter_keeps_its_weights(service: Served) -> None:
         assert service.http.request(method, "/adapters/a0/pin").status_code == 404
 
 
-def sample(service: Served, name: str) -> float:
+def metric(service: Served, name: str) -> float:
+    """Return the sum of the samples in /metrics whose line begins with `name`."""
     lines = service.http.get("/metrics").text.splitlines()
     return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(name))
 
 
-def test_metrics_count_what_happens(service: Served) -> None:
-    before = sample(service, "quickstudy_jobs_accepted_total"), sample(service, 'quickstudy_jobs_ended_total{outcome="ready"}')
+def test_metrics_count_jobs_requests_and_stages(service: Served) -> None:
+    before = metric(service, "quickstudy_jobs_accepted_total"), metric(service, 'quickstudy_jobs_ended_total{outcome="ready"}')
     adapter = identity(service, {**BODY, "options": {"seed": 77}})
     predict(service, adapter, ["order"])
     answer = service.http.get("/metrics")
     assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
-    after = sample(service, "quickstudy_jobs_accepted_total"), sample(service, 'quickstudy_jobs_ended_total{outcome="ready"}')
+    after = metric(service, "quickstudy_jobs_accepted_total"), metric(service, 'quickstudy_jobs_ended_total{outcome="ready"}')
     assert after == (before[0] + 1, before[1] + 1)
-    assert sample(service, "quickstudy_records_up") == 1 and sample(service, "quickstudy_workers") == 1
-    assert sample(service, 'quickstudy_jobs{status="queued"}') == sample(service, 'quickstudy_jobs{status="running"}') == 0
-    assert sample(service, 'quickstudy_http_requests_total{method="POST",route="/predict",status="200"}') >= 1
+    assert metric(service, "quickstudy_records_up") == 1 and metric(service, "quickstudy_workers") == 1
+    assert metric(service, 'quickstudy_jobs{status="queued"}') == metric(service, 'quickstudy_jobs{status="running"}') == 0
+    assert metric(service, 'quickstudy_http_requests_total{method="POST",route="/predict",status="200"}') >= 1
     for stage, least in (("inner_step", 10), ("inner_loop", 1), ("queue", 1), ("store", 1)):
-        assert sample(service, f'quickstudy_adapt_stage_seconds_count{{stage="{stage}"}}') >= least
-    assert adapter not in answer.text  # a label for each adapter would grow without end
+        assert metric(service, f'quickstudy_adapt_stage_seconds_count{{stage="{stage}"}}') >= least
+    assert adapter not in answer.text  # metrics with adapter ids as labels would grow without limit
 
 
-def test_a_request_has_an_id_in_the_answer_and_in_the_log_and_no_input(service: Served) -> None:
+def test_the_request_id_is_in_the_answer_and_in_the_log_but_no_input_is(service: Served) -> None:
     marked = {**BODY, "options": {"seed": 78}}
     answer = service.http.post("/adapt", json=marked, headers={"X-Request-ID": "my-request.7", "Prefer": "wait=30"})
     assert answer.headers["X-Request-ID"] == "my-request.7"
@@ -184,7 +187,7 @@ def test_a_request_has_an_id_in_the_answer_and_in_the_log_and_no_input(service: 
     assert 'method="other"' in service.http.get("/metrics").text and "BREW" not in service.http.get("/metrics").text
 
 
-def test_the_same_request_is_one_adapter_whatever_its_order_and_ttl(service: Served) -> None:
+def test_the_same_request_in_another_order_or_with_another_ttl_is_the_same_adapter(service: Served) -> None:
     first = identity(service, BODY)
     assert identity(service, {**BODY, "support": SUPPORT[::-1], "ttl_seconds": 500}) == first
     state = service.http.get(f"/adapters/{first}").json()
@@ -192,11 +195,11 @@ def test_the_same_request_is_one_adapter_whatever_its_order_and_ttl(service: Ser
     assert 490 < state["expires_at"] - state["created_at"] < 600
     spaced = [{**SUPPORT[0], "input": "close my  account"}, *SUPPORT[1:]]
     assert identity(service, {**BODY, "support": spaced}) != first
-    assert identity(service, {**BODY, "options": {"steps": 10}}) == first  # the initialization's own number, said aloud
+    assert identity(service, {**BODY, "options": {"steps": 10}}) == first  # the default number of steps, given explicitly
     assert identity(service, {**BODY, "options": {"steps": 9}}) != first
 
 
-def test_recomputed_after_deletion_it_has_the_same_digest(service: Served) -> None:
+def test_an_adapter_recomputed_after_deletion_has_the_same_digest(service: Served) -> None:
     body = {**BODY, "options": {"seed": 7}}
     adapter = identity(service, body)
     digest = service.http.get(f"/adapters/{adapter}").json()["digest"]
@@ -205,15 +208,15 @@ def test_recomputed_after_deletion_it_has_the_same_digest(service: Served) -> No
     assert service.http.get(f"/adapters/{adapter}").json()["digest"] == digest
 
 
-def test_rows_of_many_adapters_asked_at_once_get_their_own(service: Served) -> None:
-    """Each adapter knows labels of its own; concurrent requests are answered in shared batches."""
+def test_rows_of_many_adapters_in_shared_batches_get_their_own_labels(service: Served) -> None:
+    """Send concurrent requests to adapters with different labels, so that batches are shared."""
     from concurrent.futures import ThreadPoolExecutor
 
-    # Which text has which label differs too, so that a row answered with a neighbour's weights is seen.
+    # Each adapter pairs texts and labels differently, so that an answer with another adapter's weights is detected.
     adapters, expected = {}, {}
     for n in range(6):
-        turned = SUPPORT[n % 5 :] + SUPPORT[: n % 5]
-        expected[n] = [f"{e['label']} {n}" for e in turned]
+        rotated = SUPPORT[n % 5 :] + SUPPORT[: n % 5]
+        expected[n] = [f"{e['label']} {n}" for e in rotated]
         support = [{"input": e["input"], "label": label} for e, label in zip(SUPPORT, expected[n], strict=True)]
         adapters[n] = identity(service, {**BODY, "support": support, "options": {"steps": 40}})
 
@@ -227,7 +230,7 @@ def test_rows_of_many_adapters_asked_at_once_get_their_own(service: Served) -> N
             assert labels == expected[number % 6]
 
 
-def test_without_prefer_the_answer_comes_before_the_adapter(service: Served) -> None:
+def test_without_prefer_the_answer_is_immediate(service: Served) -> None:
     body = {**BODY, "options": {"seed": 55, "steps": 30}}
     answer = service.http.post("/adapt", json=body)
     assert answer.status_code == 202 and answer.json()["status"] == "queued"
@@ -344,7 +347,7 @@ def test_bad_predict_requests_name_the_field(service: Served, body: dict[str, An
     assert response.status_code == 422 and response.json()["errors"][0]["field"] == field
 
 
-def test_bodies_that_are_no_json_or_too_large(service: Served) -> None:
+def test_bodies_that_are_not_json_or_too_large_are_refused(service: Served) -> None:
     response = service.http.post("/adapt", content=b"{nope", headers={"content-type": "application/json"})
     assert response.status_code == 422 and response.json()["errors"][0]["field"] == "body"
     assert "at character" in response.json()["errors"][0]["got"]
@@ -356,7 +359,7 @@ def test_bodies_that_are_no_json_or_too_large(service: Served) -> None:
     assert response.status_code == 413 and "at most 100000 bytes" in response.json()["detail"]
     response = service.http.post(
         "/adapt", content=iter([large[:50_000], large[50_000:], b" "]), headers=headers
-    )  # no length stated
+    )  # without Content-Length
     assert response.status_code == 413
     response = adapt(service, wait=-1)
     assert response.status_code == 422 and response.json()["errors"][0]["field"] == "Prefer"

@@ -1,4 +1,4 @@
-"""Two base models in one deployment: the same weights with another pooling. Nothing of one is ever taken for the other's."""
+"""Two base models in one deployment, which differ only in their pooling, are kept apart."""
 
 import json
 import shutil
@@ -22,7 +22,7 @@ Predictions = list[dict[str, Any]]
 
 @pytest.fixture(scope="module")
 def folders(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    """The base model of the other tests, with mean pooling, and the same weights with the first token's."""
+    """Return the folder of the tiny model, with mean pooling, and one of a copy with first-token pooling."""
     other = tmp_path_factory.mktemp("bases") / "first-token"
     shutil.copytree(tiny_folder, other)
     (other / "1_Pooling").mkdir()
@@ -42,10 +42,11 @@ def service(
         yield running, folder
 
 
-def alone(name: str, environment: dict[str, str], folder: Path) -> Predictions:
-    """What a service of this base model alone answers."""
-    own = {key: value for key, value in environment.items() if key != "INITIALIZATIONS_DIR"}  # those are of the first one
-    with served(folder, {**own, "BASE_MODEL": name}) as running:
+def predictions_of_single_base(name: str, environment: dict[str, str], folder: Path) -> Predictions:
+    """Return the predictions of a service that has only this base model."""
+    # The initializations of the environment belong to the first base model, so run without them.
+    variables = {key: value for key, value in environment.items() if key != "INITIALIZATIONS_DIR"}
+    with served(folder, {**variables, "BASE_MODEL": name}) as running:
         running.wait_ready()
         return predictions(running, adapted(running, None))
 
@@ -64,12 +65,12 @@ def predictions(running: Served, identity: str) -> Predictions:
 
 
 def close(left: Predictions, right: Predictions) -> bool:
-    shares = [[share for each in found for _, share in sorted(each["probabilities"].items())] for found in (left, right)]
-    return all(abs(a - b) < 1e-5 for a, b in zip(*shares, strict=True))
+    probabilities = [[p for row in rows for _, p in sorted(row["probabilities"].items())] for rows in (left, right)]
+    return all(abs(a - b) < 1e-5 for a, b in zip(*probabilities, strict=True))
 
 
 @pytest.mark.long
-def test_each_answers_as_it_does_alone(
+def test_each_base_model_answers_as_in_a_deployment_of_its_own(
     service: tuple[Served, Path], folders: tuple[str, str], environment: dict[str, str], tmp_path: Path
 ) -> None:
     running, folder = service
@@ -77,42 +78,42 @@ def test_each_answers_as_it_does_alone(
     assert url is not None
     client = redis.Redis.from_url(url)
     ids = [adapted(running, name) for name in folders]
-    assert len(set(ids)) == 2 and adapted(running, None) == ids[0]  # where nothing is said, the first one that is named
-    together = [predictions(running, identity) for identity in ids]
-    assert not close(*together)
+    assert len(set(ids)) == 2 and adapted(running, None) == ids[0]  # without `base_model`, the first one is used
+    both = [predictions(running, identity) for identity in ids]
+    assert not close(*both)
     for number, name in enumerate(folders):
         (tmp_path / str(number)).mkdir()
-        assert close(together[number], alone(name, environment, tmp_path / str(number)))
+        assert close(both[number], predictions_of_single_base(name, environment, tmp_path / str(number)))
         assert running.http.get(f"/adapters/{ids[number]}").json()["base_model"] == name
     queues = client.smembers("qs:queues")
     assert len(queues) == 2
     assert len({client.hget(f"qs:default:adapter:{identity}", "queue") for identity in ids}) == 2
     digests = [running.http.get(f"/adapters/{identity}").json()["digest"] for identity in ids]
     assert len(set(digests)) == 2
-    for key in client.scan_iter("qs:default:weights:*"):  # what is evicted is made again on its own base model
+    for key in client.scan_iter("qs:default:weights:*"):  # evict all weights; they must be recomputed on the right base model
         client.delete(key)
-    for name, identity, digest, before in zip(folders, ids, digests, together, strict=True):
+    for name, identity, digest, before in zip(folders, ids, digests, both, strict=True):
         assert adapted(running, name) == identity
         view = running.http.get(f"/adapters/{identity}").json()
         assert view["digest"] == digest and close(predictions(running, identity), before)
 
 
-def test_jobs_of_both_at_once_are_kept_apart(service: tuple[Served, Path], folders: tuple[str, str]) -> None:
+def test_concurrent_jobs_of_both_base_models_are_kept_apart(service: tuple[Served, Path], folders: tuple[str, str]) -> None:
     running, _ = service
-    wanted = [(name, seed) for seed in range(8) for name in folders]
+    jobs = [(name, seed) for seed in range(8) for name in folders]
     with ThreadPoolExecutor(8) as pool:
-        ids = list(pool.map(lambda job: adapted(running, job[0], options={"seed": 500 + job[1], "steps": 3}), wanted))
-        found = list(pool.map(lambda identity: predictions(running, identity), ids))
-    for number in range(0, len(wanted), 2):
-        assert close(found[number], found[0]) and close(found[number + 1], found[1])
-    assert not close(found[0], found[1])
+        ids = list(pool.map(lambda job: adapted(running, job[0], options={"seed": 500 + job[1], "steps": 3}), jobs))
+        answers = list(pool.map(lambda identity: predictions(running, identity), ids))
+    for number in range(0, len(jobs), 2):
+        assert close(answers[number], answers[0]) and close(answers[number + 1], answers[1])
+    assert not close(answers[0], answers[1])
 
 
-def test_readiness_listing_and_names(service: tuple[Served, Path], folders: tuple[str, str]) -> None:
+def test_readiness_initializations_and_an_unknown_base_model(service: tuple[Served, Path], folders: tuple[str, str]) -> None:
     running, _ = service
     assert running.http.get("/readyz").json() == {"status": "ready", "missing": []}
     listed = running.http.get("/initializations").json()["initializations"]
-    assert {(each["name"], each["base_model"]) for each in listed if each["name"] == "lora-from-zero"} == {
+    assert {(init["name"], init["base_model"]) for init in listed if init["name"] == "lora-from-zero"} == {
         ("lora-from-zero", name) for name in folders
     }
     wrong = running.http.post("/adapt", json={**BODY, "base_model": "none/such"})
@@ -121,7 +122,7 @@ def test_readiness_listing_and_names(service: tuple[Served, Path], folders: tupl
 
 
 @pytest.mark.long
-def test_a_predictor_in_a_process_of_its_own_serves_both(
+def test_a_separate_predictor_process_serves_both_base_models(
     folders: tuple[str, str], environment: dict[str, str], tmp_path: Path
 ) -> None:
     socket = f"unix://{tmp_path}/p.sock"
@@ -132,5 +133,5 @@ def test_a_predictor_in_a_process_of_its_own_serves_both(
             data_url = url_of(tmp_path / "data")
         with predictor(socket, {**variables, "REDIS_URL": data_url}, tmp_path / "predictor.log"):
             running.wait_ready()
-            found = [predictions(running, adapted(running, name)) for name in folders]
-            assert not close(*found)
+            both = [predictions(running, adapted(running, name)) for name in folders]
+            assert not close(*both)

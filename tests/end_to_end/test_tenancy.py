@@ -1,4 +1,7 @@
-"""Every route by every kind of key, on a service that logs all it can. A new route without a row here fails."""
+"""Every route with every kind of key, on a service that logs at DEBUG level.
+
+A route without a row in `ROWS` fails a test.
+"""
 
 import json
 import re
@@ -33,8 +36,15 @@ BODY: dict[str, Any] = {"support": SUPPORT, "initialization": "lora-from-zero"}
 
 @dataclass(frozen=True)
 class Row:
-    """What a route takes: `scope` ("": any key's; None: no key), a body, what it answers its own tenant, and what another one's key
-    gets where the route names an adapter or alias."""
+    """The expected behaviour of one route.
+
+    Arguments:
+        scope: the scope that a key needs; "" accepts any key, None needs no key.
+        body: the JSON body to send.
+        own: statuses that the tenant which owns the adapter or alias may get.
+        other: statuses that another tenant may get.
+        before: a call (method, path, body) to make first.
+    """
 
     scope: str | None
     body: Any = None
@@ -73,18 +83,18 @@ ROWS = {
 
 
 def routes() -> list[tuple[str, str]]:
-    """(method, template) of every route of the application; each template's parameters as {}."""
+    """Return (method, path template) of every route of the application, with {} for each parameter."""
     app = create_app(ServiceSettings(), [])
-    found: list[tuple[str, str]] = []
+    templates: list[tuple[str, str]] = []
     for route in iter_route_contexts(app.routes):
-        assert route.path is not None and route.methods, f"{route}: not a route that this table can have a row for"
-        found += [(method, re.sub(r"\{[^}]*\}", "{}", route.path)) for method in sorted(set(route.methods) - {"HEAD"})]
-    return found
+        assert route.path is not None and route.methods, f"{route}: expected a route with a path and methods"
+        templates += [(method, re.sub(r"\{[^}]*\}", "{}", route.path)) for method in sorted(set(route.methods) - {"HEAD"})]
+    return templates
 
 
 @dataclass
 class Tenancy:
-    """A service with the keys of two tenants, by what they are."""
+    """A service with keys of several tenants. `keys` and `ids` are by the name of the key in `WHO`."""
 
     service: Served
     data_dir: Path
@@ -92,17 +102,20 @@ class Tenancy:
     ids: dict[str, str]
     open_answers: dict[str, int] = field(default_factory=dict)
 
-    def key(self, *arguments: str) -> dict[str, Any]:
+    def create_key(self, *arguments: str) -> dict[str, Any]:
+        """Create a key with `quickstudy keys create` and return its description, which includes the key."""
         done = CliRunner().invoke(main, ["keys", "--data-dir", str(self.data_dir), "create", "--json", *arguments])
         assert done.exit_code == 0, done.output
-        made: dict[str, Any] = json.loads(done.stdout)
-        return made
+        created: dict[str, Any] = json.loads(done.stdout)
+        return created
 
     def ask(self, who: str, method: str, path: str, body: Any = None, **more: Any) -> httpx.Response:
+        """Send a request with the key `who`; "" sends none."""
         headers = {"Authorization": f"Bearer {self.keys[who]}"} if who else {}
         return self.service.http.request(method, path, json=body, headers={**headers, **more.pop("headers", {})}, **more)
 
     def adapter(self, who: str, seed: int = 0) -> str:
+        """Create an adapter with the key `who` and return its id."""
         answer = self.ask(who, "POST", "/adapt", {**BODY, "options": {"seed": seed}}, headers={"Prefer": "wait=30"})
         assert answer.status_code == 200, answer.text
         return str(answer.json()["adapter_id"])
@@ -127,24 +140,25 @@ def tenancy(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactor
     limits = {"MAX_ADAPTERS": "12", "MAX_ALIASES": "5", "MAX_REQUESTS_A_MINUTE": "500"}
     with served(folder, {**environment, **limits, "LOG_LEVEL": "DEBUG"}) as running:
         running.wait_ready()
-        own = Tenancy(running, folder / "data", {"forged": f"qs_{'0' * 12}_{'a' * 43}"}, {})
-        own.open_answers = {
-            "no key": own.ask("", "GET", "/adapters").status_code,
-            "admin": own.ask("", "GET", "/metrics").status_code,
-            "forged": own.ask("forged", "GET", "/adapters").status_code,
+        state = Tenancy(running, folder / "data", {"forged": f"qs_{'0' * 12}_{'a' * 43}"}, {})
+        state.open_answers = {
+            "no key": state.ask("", "GET", "/adapters").status_code,
+            "admin": state.ask("", "GET", "/metrics").status_code,
+            "forged": state.ask("forged", "GET", "/adapters").status_code,
         }
         for who, (tenant, *scopes) in WHO.items():
-            life = ("--expires", "1s") if who == "expired" else ()
-            made = own.key("--tenant", tenant, "--name", who, *life, *(part for scope in scopes for part in ("--scope", scope)))
-            own.keys[who], own.ids[who] = made["key"], made["id"]
-        assert own.ask("revoked", "GET", "/adapters").status_code == 200
-        done = CliRunner().invoke(main, ["keys", "--data-dir", str(own.data_dir), "revoke", own.ids["revoked"]])
+            expires = ("--expires", "1s") if who == "expired" else ()
+            scope_options = [part for scope in scopes for part in ("--scope", scope)]
+            created = state.create_key("--tenant", tenant, "--name", who, *expires, *scope_options)
+            state.keys[who], state.ids[who] = created["key"], created["id"]
+        assert state.ask("revoked", "GET", "/adapters").status_code == 200
+        done = CliRunner().invoke(main, ["keys", "--data-dir", str(state.data_dir), "revoke", state.ids["revoked"]])
         assert done.exit_code == 0, done.output
         time.sleep(KEY_CACHE_SECONDS + 0.1)
-        yield own
+        yield state
 
 
-def test_an_open_service_is_the_default_tenants_and_knows_no_forged_key(tenancy: Tenancy) -> None:
+def test_an_open_service_needs_no_key_but_refuses_a_forged_one(tenancy: Tenancy) -> None:
     assert tenancy.open_answers == {"no key": 200, "admin": 200, "forged": 401}
 
 
@@ -169,7 +183,7 @@ def test_a_route_by_every_kind_of_key(tenancy: Tenancy, method: str, template: s
         return
     problems = [{**answer.json(), "request_id": ""} for answer in refusals]
     assert all(answer.status_code == 401 and answer.headers["WWW-Authenticate"] == "Bearer" for answer in refusals)
-    assert all(problem == problems[0] for problem in problems)  # which of them it is, is not said
+    assert all(problem == problems[0] for problem in problems)  # the answer does not reveal which kind of key it was
     wrong = {"adapt": "predict", "predict": "adapt", "admin": "both"}.get(row.scope)
     if wrong is not None:
         answer = tenancy.ask(wrong, method, path, filled(row.body))
@@ -195,11 +209,11 @@ def test_anothers_adapter_and_one_that_never_was_get_the_same_answer(tenancy: Te
             for which in (adapter, nowhere)
         ]
         assert [answer.status_code for answer in answers] == [404, 404]
-        said = [
+        problems = [
             {**answer.json(), "detail": answer.json()["detail"].replace(which, ""), "request_id": ""}
             for answer, which in zip(answers, (adapter, nowhere), strict=True)
         ]
-        assert said[0] == said[1]
+        assert problems[0] == problems[1]
     assert tenancy.ask("own", "GET", f"/adapters/{adapter}").json()["status"] == "ready"
 
 
@@ -212,40 +226,41 @@ def test_the_same_request_of_two_tenants_is_two_adapters(tenancy: Tenancy) -> No
     assert tenancy.ask("own", "POST", "/predict", {"adapter_id": own, "inputs": ["order a pizza"]}).status_code == 200
 
 
-def test_requests_that_come_together_do_not_pass_a_limit(tenancy: Tenancy) -> None:
+def test_concurrent_requests_do_not_exceed_a_limit(tenancy: Tenancy) -> None:
     def post(seed: int) -> httpx.Response:
         return tenancy.ask("many", "POST", "/adapt", {**BODY, "options": {"seed": seed}}, headers={"Prefer": "wait=30"})
 
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(post, range(20)))
-    taken = [seed for seed, answer in enumerate(answers) if answer.status_code == 200]
+    accepted = [seed for seed, answer in enumerate(answers) if answer.status_code == 200]
     refused = [answer for answer in answers if answer.status_code != 200]
-    assert len(taken) == 12 and {answer.status_code for answer in refused} == {429}
+    assert len(accepted) == 12 and {answer.status_code for answer in refused} == {429}
     assert refused[0].headers["content-type"] == "application/problem+json" and int(refused[0].headers["Retry-After"]) >= 1
     assert {name: refused[0].json()[name] for name in ("limit", "most", "used")} == {
         "limit": "MAX_ADAPTERS",
         "most": 12,
         "used": 12,
     }
-    assert post(taken[0]).status_code == 200  # it is there already
+    assert post(accepted[0]).status_code == 200  # the adapter exists already
     usage = tenancy.ask("many", "GET", "/usage").json()
     assert (usage["tenant"], usage["adapters"], usage["jobs"], usage["adaptations"]) == ("initech", 12, 0, 12)
-    content = sum(len(adapter["labels"]) for adapter in tenancy.ask("many", "GET", "/adapters").json()["adapters"])
-    assert content == 24 and usage["bytes"] % 12 == 0 and usage["bytes"] > 12 * 4 * 2 * 33  # all alike, and more than their heads
-    assert tenancy.ask("many", "DELETE", f"/adapters/{answers[taken[1]].json()['adapter_id']}").status_code == 204
+    labels = sum(len(adapter["labels"]) for adapter in tenancy.ask("many", "GET", "/adapters").json()["adapters"])
+    # All adapters have the same size, which is more than that of their heads.
+    assert labels == 24 and usage["bytes"] % 12 == 0 and usage["bytes"] > 12 * 4 * 2 * 33
+    assert tenancy.ask("many", "DELETE", f"/adapters/{answers[accepted[1]].json()['adapter_id']}").status_code == 204
     after = tenancy.ask("many", "GET", "/usage").json()
     assert after["adapters"] == 11 and after["bytes"] == usage["bytes"] * 11 // 12
     assert post(99).status_code == 200
     keyed = {"Idempotency-Key": "the twelfth"}
-    for seed in (100, 101):  # neither has used the key up
+    for seed in (100, 101):  # a refused request does not use up the idempotency key
         body = {**BODY, "options": {"seed": seed}}
         assert tenancy.ask("many", "POST", "/adapt", body, headers=keyed).status_code == 429
-    assert tenancy.ask("many", "DELETE", f"/adapters/{answers[taken[2]].json()['adapter_id']}").status_code == 204
+    assert tenancy.ask("many", "DELETE", f"/adapters/{answers[accepted[2]].json()['adapter_id']}").status_code == 204
     assert tenancy.ask("many", "POST", "/adapt", {**BODY, "options": {"seed": 102}}, headers=keyed).status_code in (200, 202)
     assert tenancy.ask("many", "POST", "/adapt", body, headers=keyed).status_code == 422
 
 
-def test_requests_of_a_minute_are_limited_for_their_tenant_alone(tenancy: Tenancy) -> None:
+def test_the_limit_on_requests_a_minute_is_per_tenant(tenancy: Tenancy) -> None:
     def get(_: int) -> httpx.Response:
         return tenancy.ask("often", "GET", "/adapters")
 
@@ -256,19 +271,19 @@ def test_requests_of_a_minute_are_limited_for_their_tenant_alone(tenancy: Tenanc
     refused = next(answer for answer in answers if answer.status_code == 429)
     assert refused.json()["limit"] == "MAX_REQUESTS_A_MINUTE" and refused.json()["used"] == refused.json()["most"] == 500
     assert 1 <= int(refused.headers["Retry-After"]) <= 60
-    assert 500 <= sum(answer.status_code == 200 for answer in answers) <= 500 * minutes  # exactly 500 unless the minute turned
+    assert 500 <= sum(answer.status_code == 200 for answer in answers) <= 500 * minutes  # exactly 500 within one minute
     assert tenancy.ask("own", "GET", "/adapters").status_code == 200
 
 
 def test_aliases_are_limited(tenancy: Tenancy) -> None:
     adapter = tenancy.adapter("other", seed=6)
-    there = tenancy.ask("other", "GET", "/usage").json()["aliases"]
-    answers = [tenancy.ask("other", "PUT", f"/aliases/n{n}", {"adapter_id": adapter}) for n in range(6 - there)]
-    assert [answer.status_code for answer in answers] == [200] * (5 - there) + [429]
+    existing = tenancy.ask("other", "GET", "/usage").json()["aliases"]
+    answers = [tenancy.ask("other", "PUT", f"/aliases/n{n}", {"adapter_id": adapter}) for n in range(6 - existing)]
+    assert [answer.status_code for answer in answers] == [200] * (5 - existing) + [429]
     assert (answers[-1].json()["limit"], answers[-1].json()["used"], answers[-1].headers["Retry-After"]) == ("MAX_ALIASES", 5, "60")
     refused = tenancy.ask("other", "DELETE", f"/adapters/{adapter}")
-    assert refused.status_code == 409 and refused.json()["aliases_total"] == len(refused.json()["aliases"]) == 5 - there
-    for n in range(5 - there):
+    assert refused.status_code == 409 and refused.json()["aliases_total"] == len(refused.json()["aliases"]) == 5 - existing
+    for n in range(5 - existing):
         assert tenancy.ask("other", "DELETE", f"/aliases/n{n}").status_code == 204
 
 
@@ -282,7 +297,7 @@ def test_an_expired_adapter_is_not_brought_back_by_pinning_it(tenancy: Tenancy) 
     assert tenancy.ask("other", "GET", f"/adapters/{adapter}").json()["status"] == "expired"
 
 
-def test_usage_is_ones_own_and_anothers_with_admin_alone(tenancy: Tenancy) -> None:
+def test_usage_of_another_tenant_needs_the_scope_admin(tenancy: Tenancy) -> None:
     adapter = tenancy.adapter("own", seed=5)
     before = tenancy.ask("predict", "GET", "/usage").json()
     assert tenancy.ask("predict", "POST", "/predict", {"adapter_id": adapter, "inputs": ["a", "b", "c"]}).status_code == 200
@@ -300,13 +315,13 @@ def test_a_key_is_asked_for_before_anything_else(tenancy: Tenancy) -> None:
     http = tenancy.service.http
     headers = {"content-type": "application/json"}
     assert http.post("/adapt", content=b"{nope", headers=headers).status_code == 401
-    assert http.post("/adapt", content=b"x" * 200_000, headers=headers).status_code == 401  # and not 413: it is not read
+    assert http.post("/adapt", content=b"x" * 200_000, headers=headers).status_code == 401  # not 413, because the body is not read
     assert http.get("/adapters", params={"limit": "many"}).status_code == 401
     assert http.get("/nowhere").status_code == 401 and http.get("/healthz/").status_code == 401
-    assert http.get("/adapters", params={"key": tenancy.keys["own"]}).status_code == 401  # in the header, nowhere else
+    assert http.get("/adapters", params={"key": tenancy.keys["own"]}).status_code == 401  # only a key in the header counts
 
 
-def test_the_commands_say_what_is_wrong_and_show_no_secret(tenancy: Tenancy) -> None:
+def test_the_key_commands_report_errors_and_show_no_secret(tenancy: Tenancy) -> None:
     def run(*arguments: str) -> tuple[int, str]:
         done = CliRunner().invoke(main, ["keys", "--data-dir", str(tenancy.data_dir), *arguments])
         return done.exit_code, done.output + (str(done.exception.code) if isinstance(done.exception, SystemExit) else "")
@@ -318,13 +333,13 @@ def test_the_commands_say_what_is_wrong_and_show_no_secret(tenancy: Tenancy) -> 
     described = json.loads(run("list", "--json")[1])
     assert {"id", "tenant", "name", "scopes", "state", "created_at", "expires_at", "revoked_at"} == described[0].keys()
     assert not any(key[16:] in listed for key in tenancy.keys.values())
-    code, said = run("create", "--tenant", "Acme")
-    assert code == 1 and "error: --tenant: expected 1 to 63 lowercase letters" in said
-    code, said = run("create", "--expires", "soon")
-    assert code == 1 and "error: --expires: expected a number and s, m, h or d, got 'soon'" in said
+    code, output = run("create", "--tenant", "Acme")
+    assert code == 1 and "error: --tenant: expected 1 to 63 lowercase letters" in output
+    code, output = run("create", "--expires", "soon")
+    assert code == 1 and "error: --expires: expected a number and s, m, h or d, got 'soon'" in output
     assert run("create", "--scope", "root")[0] == 2
-    code, said = run("revoke", tenancy.keys["own"])
-    assert code == 1 and tenancy.keys["own"] not in said  # a whole key by mistake
+    code, output = run("revoke", tenancy.keys["own"])
+    assert code == 1 and tenancy.keys["own"] not in output  # the whole key was given instead of its id
     assert run("revoke", "0" * 12)[0] == 1
 
 

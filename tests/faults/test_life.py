@@ -1,4 +1,4 @@
-"""An adapter's life as a state machine: whatever is done to it in whatever order, the service says what a model says."""
+"""Adapters as a state machine: after any sequence of operations, the service agrees with a model."""
 
 import contextlib
 import time
@@ -17,14 +17,18 @@ from tests.end_to_end.conftest import Served, served
 from tests.end_to_end.test_service import BODY, SUPPORT, predict
 
 WHICH = st.integers(0, 2)
-LIVE = ("asked", "ready")
 DIGESTS: dict[int, str] = {}
-"""Of each body, whenever it is made: in all runs the same."""
+"""The digest of the adapter of each body, which must be the same in all runs."""
 
 
 @pytest.fixture(scope="module")
-def own(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Served, "redis.Redis"]]:
-    """A service of its own, with one slot on the device, so that weights are fetched again and again."""
+def service_and_records(
+    environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Served, "redis.Redis"]]:
+    """Run a service and yield it with a Redis client of its records.
+
+    The device has one slot, so that weights are fetched often.
+    """
     folder = tmp_path_factory.mktemp("life")
     variables = {**environment, "BANK_MB": "0.001", "SHELF_MB": "0", "LEASE_SECONDS": "2", "READAPT_WAIT_SECONDS": "50"}
     with served(folder, variables) as service:
@@ -37,7 +41,10 @@ def own(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -
 
 
 class Life(RuleBasedStateMachine):
-    """`state` of each of three bodies: none (never, or deleted), asked (unfinished or ready), ready (seen so), expired."""
+    """The model of three adapters, one for each request body.
+
+    `state` is "none" (never created, or deleted), "requested" (maybe not finished), "ready" (has been seen ready) or "expired".
+    """
 
     service: Served
     client: "redis.Redis"
@@ -63,11 +70,11 @@ class Life(RuleBasedStateMachine):
         assert self.ids[which] in ("", identity)
         assert status == "ready" if wait else status in ("queued", "running", "ready")
         self.ids[which] = identity
-        self.state[which] = "ready" if status == "ready" else "asked"
+        self.state[which] = "ready" if status == "ready" else "requested"
 
     @rule(which=WHICH)
     def wait(self, which: int) -> None:
-        if self.state[which] == "asked":
+        if self.state[which] == "requested":
             self.adapt(which, True)
 
     @rule(which=WHICH)
@@ -77,27 +84,27 @@ class Life(RuleBasedStateMachine):
             assert answer.status_code == 404
         elif self.state[which] == "expired":
             assert answer.status_code == 409 and answer.json()["adapter_status"] == "expired"
-        elif self.state[which] == "asked" and answer.status_code == 409:
+        elif self.state[which] == "requested" and answer.status_code == 409:
             assert answer.json()["adapter_status"] in ("queued", "running")
         else:
             assert answer.status_code == 200, answer.text
             assert answer.json()["digest"] == DIGESTS.setdefault(which, answer.json()["digest"])
             self.state[which] = "ready"
 
-    @rule(which=WHICH, how=st.sampled_from(["gone", "corrupt", "truncated"]))
-    def spoil(self, which: int, how: str) -> None:
-        """What a cache may do: forget, or hand out other bytes."""
+    @rule(which=WHICH, damage=st.sampled_from(["gone", "corrupt", "truncated"]))
+    def damage_weights(self, which: int, damage: str) -> None:
+        """Delete, corrupt or truncate the weights in the cache."""
         for key in list(self.client.scan_iter(f"qs:default:weights:{self.ids[which] or 'nothing'}:*")):
-            if how == "gone":
+            if damage == "gone":
                 self.client.delete(key)
-            elif how == "corrupt":
+            elif damage == "corrupt":
                 self.client.setrange(key, 300, b"\x00\xff\x00\xff")
             else:
                 self.client.set(key, b"short", keepttl=True)
 
     @rule(which=WHICH)
     def expire(self, which: int) -> None:
-        """As if the TTL had passed."""
+        """Change the record as if the time to live had passed."""
         if self.state[which] == "ready" and not self.pinned[which]:
             self.wait_until_idle()
             self.client.hset(f"qs:default:adapter:{self.ids[which]}", "expires_at", 1)
@@ -114,7 +121,7 @@ class Life(RuleBasedStateMachine):
     def delete(self, which: int) -> None:
         answer = self.service.http.delete(f"/adapters/{self.ids[which] or 'a0'}")
         assert answer.status_code == (404 if self.state[which] == "none" else 204)
-        deadline = time.monotonic() + 10  # a worker that was at it removes what it has just stored
+        deadline = time.monotonic() + 10  # a worker that was running the job removes the weights it has just stored
         while left := list(self.client.scan_iter(f"qs:*{self.ids[which] or 'nothing'}*")):
             assert time.monotonic() < deadline, left
             time.sleep(0.02)
@@ -122,12 +129,12 @@ class Life(RuleBasedStateMachine):
 
     @rule()
     def kill_worker(self) -> None:
-        """Three times in all: each is started again later than the one before, in the end after 30 seconds."""
+        """Kill the worker, at most three times in all, because each restart takes longer, up to 30 seconds."""
         if Life.kills == 3:
             return
         Life.kills += 1
         for process in self.service.family():
-            with contextlib.suppress(psutil.NoSuchProcess):  # one that was killed before may not be gone yet
+            with contextlib.suppress(psutil.NoSuchProcess):  # a process that was killed earlier may still be listed
                 if "worker" in process.cmdline():
                     process.kill()
         deadline = time.monotonic() + 60
@@ -141,7 +148,7 @@ class Life(RuleBasedStateMachine):
             time.sleep(0.02)
 
     @invariant()
-    def the_list_is_the_model_s(self) -> None:
+    def the_list_agrees_with_the_model(self) -> None:
         views = {v["adapter_id"]: v for v in self.service.http.get("/adapters", params={"limit": 200}).json()["adapters"]}
         assert set(views) == {identity for identity, state in zip(self.ids, self.state, strict=True) if state != "none"}
         for which, identity in enumerate(self.ids):
@@ -156,10 +163,10 @@ class Life(RuleBasedStateMachine):
 
 
 @pytest.mark.parametrize("examples", [8, pytest.param(60, marks=pytest.mark.long)])
-def test_an_adapter_s_life(own: tuple[Served, "redis.Redis"], examples: int) -> None:
-    Life.service, Life.client = own
+def test_the_service_agrees_with_the_model(service_and_records: tuple[Served, "redis.Redis"], examples: int) -> None:
+    Life.service, Life.client = service_and_records
     Life.kills = 0
-    """The short form walks the same paths each time. Nothing is shrunk: a service is not twice in the same state."""
+    # The short form runs the same sequences every time. Shrinking is off, because a service never returns to the same state.
     checks = [HealthCheck.too_slow, HealthCheck.filter_too_much]
     run_state_machine_as_test(
         Life,

@@ -1,5 +1,8 @@
-"""Canaries: adapters of every kind whose labels and probabilities no other has, asked at once by many while they are evicted from
-device and memory, deleted and made again. No row is ever answered by another's."""
+"""No row is ever answered by another row's adapter.
+
+The test uses canaries: adapters of every kind of delta, each with labels and probabilities that no other one has. Many clients ask
+them at the same time, while they are evicted from device and memory, deleted and stored again.
+"""
 
 import random
 import threading
@@ -36,12 +39,15 @@ TEXTS = ["order pizza", "play music now please", "a", "the late train to the rai
 CANARIES, CLIENTS = 48, 12
 
 
-class Aviary:
-    """The canaries in a store, and what each answers to each text when it is asked alone, without a predictor."""
+class Canaries:
+    """The canaries in a weight store, and the expected probabilities of each for each text.
+
+    The expected ones are computed for one text and one adapter at a time, without a predictor.
+    """
 
     def __init__(self, base: Base, store: WeightStore) -> None:
         self.store, self.contents, self.expected = store, dict[WeightsKey, bytes](), dict[tuple[int, str], torch.Tensor]()
-        self.wanted: list[WeightsKey] = []
+        self.keys: list[WeightsKey] = []
         inits = list(initializations(base).values())
         for number in range(CANARIES):
             init = inits[number % len(inits)]
@@ -58,22 +64,22 @@ class Aviary:
             theta = kind.initial(generator, b_std=0.3)
             head = torch.nn.functional.normalize(torch.randn(len(labels), base.hidden_size, generator=generator), dim=-1)
             content = adapter_to_bytes(Adapter(metadata, theta, {"head.weight": head, "head.bias": torch.zeros(len(labels))}))
-            wanted = WeightsKey(f"t{number % 3}", f"a{number}", 7, weights_digest(content))
-            self.wanted.append(wanted)
-            self.contents[wanted] = content
+            key = WeightsKey(f"t{number % 3}", f"a{number}", 7, weights_digest(content))
+            self.keys.append(key)
+            self.contents[key] = content
             for text in TEXTS:
                 with torch.no_grad():
                     batch = base.inputs.collate(base.inputs.encode([text]))
                     features = base.features(kind.fold(stack(theta, 1)), batch, updated=init.base_update)
                 self.expected[number, text] = torch.softmax(6.0 * features @ head.T, -1)[0]
-            self.put(wanted)
+            self.put(key)
 
-    def put(self, wanted: WeightsKey) -> None:
-        self.store.put(wanted.tenant, wanted.adapter_id, wanted.fence, self.contents[wanted], 86_400_000)
+    def put(self, key: WeightsKey) -> None:
+        self.store.put(key.tenant, key.adapter_id, key.fence, self.contents[key], 86_400_000)
 
 
 def initializations(base: Base) -> dict[str, Initialization]:
-    """One of each kind, and one with a base model of its own."""
+    """Return an initialization for each kind of delta, and one that updates base parameters."""
     plain = [
         replace(frozen_prototypes(base) if delta.kind == "head" else lora_from_zero(base), name=f"{i}", delta=delta)
         for i, delta in enumerate(KINDS)
@@ -83,57 +89,57 @@ def initializations(base: Base) -> dict[str, Initialization]:
 
 
 @pytest.fixture
-def aviary(tiny: Base, redis_server: RedisServer) -> Iterator[Aviary]:
+def canaries(tiny: Base, redis_server: RedisServer) -> Iterator[Canaries]:
     client = redis.Redis.from_url(redis_server.url)
-    yield Aviary(tiny, WeightStore(client))
+    yield Canaries(tiny, WeightStore(client))
     client.close()
 
 
 @pytest.mark.parametrize("rows", [5_000, pytest.param(100_000, marks=pytest.mark.long)])
-def test_no_row_is_answered_by_anothers_adapter(tiny: Base, aviary: Aviary, rows: int) -> None:
+def test_no_row_is_answered_by_anothers_adapter(tiny: Base, canaries: Canaries, rows: int) -> None:
     settings = ServiceSettings(bank_mb=0.1, shelf_mb=0.1, batch_rows=24, batch_tokens=200)
-    predictor = InProcessPredictor(tiny, initializations(tiny), aviary.store, settings)
+    predictor = InProcessPredictor(tiny, initializations(tiny), canaries.store, settings)
     assert 2 <= predictor.gauges()["bank_slots"] < CANARIES / 2
-    asked, wrong, missing, problems = [0] * CLIENTS, [0] * CLIENTS, [0] * CLIENTS, list[BaseException]()
+    answered, wrong, missing, problems = [0] * CLIENTS, [0] * CLIENTS, [0] * CLIENTS, list[BaseException]()
     stop = threading.Event()
 
     def client(me: int) -> None:
         draw = random.Random(me)
         try:
-            while asked[me] < rows / CLIENTS:
+            while answered[me] < rows / CLIENTS:
                 number = draw.randrange(CANARIES)
                 texts = draw.choices(TEXTS, k=draw.randint(1, 9))
                 try:
-                    answer = predictor.submit(aviary.wanted[number], texts).result(60)
+                    answer = predictor.submit(canaries.keys[number], texts).result(60)
                 except WeightsMissing:
                     missing[me] += 1
                     continue
-                for text, found in zip(texts, answer.outputs, strict=True):
-                    asked[me] += 1
-                    right = aviary.expected[number, text]
-                    own = all(label.startswith(f"canary {number} ") for label in answer.labels)
-                    wrong[me] += not (own and torch.allclose(torch.tensor(found), right, rtol=0, atol=1e-4))
+                for text, probabilities in zip(texts, answer.outputs, strict=True):
+                    answered[me] += 1
+                    expected = canaries.expected[number, text]
+                    labels_match = all(label.startswith(f"canary {number} ") for label in answer.labels)
+                    wrong[me] += not (labels_match and torch.allclose(torch.tensor(probabilities), expected, rtol=0, atol=1e-4))
         except BaseException as error:
             problems.append(error)
 
-    def cat() -> None:
+    def remove_and_restore() -> None:
         draw = random.Random(99)
         while not stop.wait(0.002):
-            wanted = draw.choice(aviary.wanted)
+            key = draw.choice(canaries.keys)
             if draw.random() < 0.5:
-                aviary.store.remove(wanted.tenant, wanted.adapter_id, wanted.fence)
-                predictor.forget(wanted.tenant, wanted.digest)
+                canaries.store.remove(key.tenant, key.adapter_id, key.fence)
+                predictor.forget(key.tenant, key.digest)
             else:
-                aviary.put(wanted)
+                canaries.put(key)
 
     clients = [threading.Thread(target=client, args=(me,)) for me in range(CLIENTS)]
-    hunter = threading.Thread(target=cat)
-    for thread in [*clients, hunter]:
+    remover = threading.Thread(target=remove_and_restore)
+    for thread in [*clients, remover]:
         thread.start()
     for thread in clients:
         thread.join()
     stop.set()
-    hunter.join()
+    remover.join()
     predictor.close()
     assert not problems and sum(wrong) == 0
-    assert sum(asked) >= rows and sum(missing) > 0  # the cat was there
+    assert sum(answered) >= rows and sum(missing) > 0  # some requests did find their adapter removed

@@ -1,4 +1,4 @@
-"""Many jobs while parts die (the short form of `make faults`), and one job in two workers at once."""
+"""Many jobs under faults (the short form of `make faults`), and one job in two workers at once."""
 
 import random
 import signal
@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from benchmarks.faults import Deployment, complaints, storm, supports_of
+from benchmarks.faults import Deployment, draw_support_sets, storm, violations
 from tests.end_to_end.test_service import BODY
 from worker.ledger.records import Records
 
@@ -22,18 +22,18 @@ def test_every_accepted_job_ends_once(environment: dict[str, str], tmp_path: Pat
     deployment = Deployment(tmp_path, {**environment, **SETTINGS}, workers=2)
     try:
         deployment.wait_ready()
-        account = storm(deployment, supports_of(count, random.Random(1)), "lora-from-zero", seconds=seconds, seed=1)
+        report = storm(deployment, draw_support_sets(count, random.Random(1)), "lora-from-zero", seconds=seconds, seed=1)
     finally:
         deployment.close()
-    assert complaints(account) == []
-    assert account.counts["accepted"] >= count and len(account.faults) >= 3
-    assert {job.status for job in account.jobs} <= {"ready", "failed"}
-    assert all(job.view["error"] for job in account.jobs if job.status == "failed")
-    assert not any(job.body["support"][0]["input"] in path.read_text() for job in account.jobs for path in tmp_path.glob("*.log"))
+    assert violations(report) == []
+    assert report.counts["accepted"] >= count and len(report.faults) >= 3
+    assert {job.status for job in report.jobs} <= {"ready", "failed"}
+    assert all(job.view["error"] for job in report.jobs if job.status == "failed")
+    assert not any(job.body["support"][0]["input"] in path.read_text() for job in report.jobs for path in tmp_path.glob("*.log"))
 
 
 def test_one_job_in_two_workers_is_committed_once(environment: dict[str, str], tmp_path: Path) -> None:
-    """The first is paused for longer than its lease; when it goes on, another has done its work."""
+    """Pause a worker for longer than its lease, and resume it after another worker has finished its job."""
     deployment = Deployment(tmp_path, {**environment, **SETTINGS}, workers=2)
     first, second = deployment.workers
     records = Records(deployment.direct("broker"))

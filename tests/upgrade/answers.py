@@ -1,7 +1,7 @@
-"""Ask a service twelve fixed requests over plain HTTP and record what it answers, to the last bit.
+"""Send twelve fixed requests to a service over plain HTTP and record its answers exactly.
 
-Ids are keyed with a secret of the data folder, so two services give the same ids only from copies of one folder. `secret_alone`
-makes one that holds nothing else: what a service then answers, it has computed itself.
+Adapter ids depend on a secret in the data folder, so two services give the same ids only with copies of the same folder.
+`make_secret_folder` makes a folder with only that secret, so that a service must compute all of its answers itself.
 """
 
 import time
@@ -51,29 +51,29 @@ INPUTS = (
     "!",
     "words " * 400,
 )
-_SECRET = "5eed" * 16  # any will do
+_SECRET = "5eed" * 16  # an arbitrary value
 
 
-def secret_alone(data: Path) -> None:
-    """Make a data folder that holds the secret of adapter ids and nothing else."""
+def make_secret_folder(data: Path) -> None:
+    """Make a data folder that holds only the secret of adapter ids."""
     with storage(data) as url, redis.Redis.from_url(url) as client:
         client.set("qs:id-key", _SECRET)
 
 
 def record(url: str, key: str = "") -> Answers:
-    """Adapt to each of the requests, one after the other, and return by its name what the service says of it."""
-    found: Answers = {}
+    """Send all requests, one after another, and return the service's answers by the name of the request."""
+    answers: Answers = {}
     with client(url, key) as http:
         for name, path, body in _requests():
             if path != "/adapt":
-                path = f"/adapters/{found[path]['adapter_id']}/examples"
-            found[name] = {**adapt(http, path, body), "warnings": _foreseen(http, path, body)}
-            found[name] |= described(http, found[name]["adapter_id"])
-    return found
+                path = f"/adapters/{answers[path]['adapter_id']}/examples"
+            answers[name] = {**adapt(http, path, body), "warnings": _dry_run_warnings(http, path, body)}
+            answers[name] |= describe(http, answers[name]["adapter_id"])
+    return answers
 
 
 def record_again(url: str, key: str = "") -> tuple[Answers, Answers]:
-    """Record what the service answers from a data folder that has the adapters, and again after each was deleted."""
+    """Record the answers from a data folder that has the adapters, and again after deleting them."""
     kept = record(url, key)
     with client(url, key) as http:
         for answers in kept.values():
@@ -90,20 +90,20 @@ def adapt(http: httpx.Client, path: str, body: Mapping[str, Any], seconds: int =
     """Post a request and wait until its adapter is ready; return the answer."""
     answer = http.post(path, json=body, headers={"Prefer": f"wait={seconds}"})
     assert answer.status_code == 200, (path, answer.status_code, answer.text)
-    found: dict[str, Any] = answer.json()
-    assert found["status"] == "ready", found
-    return found
+    content: dict[str, Any] = answer.json()
+    assert content["status"] == "ready", content
+    return content
 
 
-def described(http: httpx.Client, adapter: str) -> dict[str, Any]:
-    """Return all that a service says of a ready adapter that does not depend on when it was made and how long that took."""
+def describe(http: httpx.Client, adapter: str) -> dict[str, Any]:
+    """Return the view and the predictions of a ready adapter, without times and durations."""
     view = http.get(f"/adapters/{adapter}").raise_for_status().json()
-    changing = ("timings", "created_at", "expires_at", "recovery_ms")
-    return {**{name: own for name, own in view.items() if name not in changing}, "predictions": predicted(http, adapter)}
+    varying = ("timings", "created_at", "expires_at", "recovery_ms")
+    return {**{name: value for name, value in view.items() if name not in varying}, "predictions": predict(http, adapter)}
 
 
-def predicted(http: httpx.Client, adapter: str) -> Any:
-    """Return the service's answer to the fixed inputs, waiting for an evicted adapter to be made again."""
+def predict(http: httpx.Client, adapter: str) -> Any:
+    """Return the service's answer to the fixed inputs. Wait if an evicted adapter must be recomputed."""
     for _ in range(60):
         answer = http.post("/predict", json={"adapter_id": adapter, "inputs": list(INPUTS)})
         if answer.status_code != 503:
@@ -114,13 +114,13 @@ def predicted(http: httpx.Client, adapter: str) -> Any:
 
 
 def examples(shots: Mapping[str, int], *, first: int = 0) -> list[dict[str, str]]:
-    """Return so many examples of each label."""
-    found = []
+    """Return the given number of examples of each label, from example number `first` on."""
+    rows = []
     for label, number in shots.items():
         bodies = _BODIES[label]
         for i in range(first, first + number):
-            found.append({"input": f"{_OPENERS[i // len(bodies) % len(_OPENERS)]} {bodies[i % len(bodies)]}", "label": label})
-    return found
+            rows.append({"input": f"{_OPENERS[i // len(bodies) % len(_OPENERS)]} {bodies[i % len(bodies)]}", "label": label})
+    return rows
 
 
 def _even(shots: int, labels: int = 3) -> dict[str, int]:
@@ -128,13 +128,16 @@ def _even(shots: int, labels: int = 3) -> dict[str, int]:
 
 
 def _mislabelled(rows: list[dict[str, str]]) -> list[dict[str, str]]:
-    """Every other example with the next one's label: a support set that takes more steps."""
+    """Return the examples with mixed-up labels: a hard support set, which takes more steps."""
     labels = [row["label"] for row in rows]
     return [{**row, "label": labels[(i * 7) % len(rows)]} for i, row in enumerate(rows)]
 
 
 def _requests() -> list[tuple[str, str, dict[str, Any]]]:
-    """(name, path, body); a path that is no path is the name of the request whose adapter gets further examples."""
+    """Return (name, path, body) of each request.
+
+    In place of a path there may be the name of an earlier request, whose adapter then gets further examples.
+    """
     unequal = {"book_table": 10, "cancel_order": 7, "reset_password": 12, "track_parcel": 11}
     many = {label: 27 + number for number, label in enumerate(_BODIES)}
     unicode = [
@@ -161,8 +164,8 @@ def _requests() -> list[tuple[str, str, dict[str, Any]]]:
     ]
 
 
-def _foreseen(http: httpx.Client, path: str, body: Mapping[str, Any]) -> Any:
+def _dry_run_warnings(http: httpx.Client, path: str, body: Mapping[str, Any]) -> Any:
     answer = http.post(
-        path, params={"dry_run": "true"}, json={key: own for key, own in body.items() if key not in ("name", "tags")}
+        path, params={"dry_run": "true"}, json={key: value for key, value in body.items() if key not in ("name", "tags")}
     )
     return answer.raise_for_status().json()["warnings"]

@@ -1,13 +1,13 @@
-"""Everything that the recorder calls of `metatrain`, as its modules are named in this commit.
+"""All calls of `metatrain` that the recorder makes, for the module names of this commit.
 
-Each generation of the internal API has one such module with the same functions; the scripts choose one by name. Answers are tensors
-under flat names, so that a script can hash them without knowing what made them. A `case` is data that JSON could hold:
+Each generation of the internal API has one such module with the same functions; the scripts choose one by name. Results are tensors
+with flat names, so that a script can hash them without knowing their structure. A `case` is plain data:
 
     delta      a delta's configuration, {"kind": "lora", …}
     inner      an inner loop's configuration, {"objective": {…}, …}
     support    T support sets, each a list of (text, class)
-    query      T query sets, likewise; may be missing
-    seed       of the parts and of the augmented views; 0 if missing
+    query      T query sets of the same form; may be missing
+    seed       the seed of the parts and of the augmented views; 0 if missing
     steps      the number of inner steps for all tasks; from `inner` if missing
     rates      "leaf" (one rate a leaf), "step" (one a leaf and step), "parameter" (one a parameter); "leaf" if missing
     updated    shell patterns of base parameters that the outer loop moves; none if missing
@@ -46,13 +46,16 @@ Case = Mapping[str, Any]
 
 
 def load(model: str | None, attention: str) -> Base:
-    """Load the base model in the folder `model`, or the default one, in float32 on the CPU. `attention`: "sdpa" or "eager"."""
+    """Load the base model in the folder `model` in float32 on the CPU; None loads the default one.
+
+    `attention` is "sdpa" or "eager".
+    """
     given: dict[str, Any] = {} if model is None else {"name": model}
     return load_base(**given, precision="float32", attention=attention, device=torch.device("cpu"))  # type: ignore[arg-type]
 
 
 def refused(inner: Mapping[str, Any]) -> str | None:
-    """Return why the product refuses this inner loop's configuration, None where it takes it."""
+    """Return the reason why the product refuses this configuration of an inner loop, or None."""
     try:
         InnerConfig.model_validate(inner)
     except ValidationError as error:
@@ -61,15 +64,16 @@ def refused(inner: Mapping[str, Any]) -> str | None:
 
 
 def start(base: Base, case: Case) -> Named:
-    """Return what the inner loop starts from: θ drawn with a fixed seed, rates, scale and updated base parameters."""
+    """Return the start of the inner loop: θ with a fixed seed, rates, scale, updated base parameters."""
     return dict(_outer(base, case).values())
 
 
 def walk(base: Base, case: Case, order: str) -> Named:
-    """Run the inner loop and return every point of it. `order`: "first" or "second" as meta-training runs it, or "serving".
+    """Run the inner loop and return every point of it.
 
-    `phi.K.LEAF` [T, …] after K steps; `loss.K` [T], the support loss before step K + 1; `head.weight`, `head.bias`, the head that
-    answers; `query.loss` and `query.accuracy` [T], where there is a query set.
+    `order` is "first" or "second", as meta-training runs the loop, or "serving". The results are `phi.K.LEAF` [T, …] after K steps;
+    `loss.K` [T], the support loss before step K + 1; `head.weight` and `head.bias`, the head that answers; and if there is a query
+    set, `query.loss` and `query.accuracy` [T].
     """
     serving = order == "serving"
     tasks, outer, optimizer = _tasks(base, case, serving=serving)
@@ -86,10 +90,10 @@ def walk(base: Base, case: Case, order: str) -> Named:
 
 
 def serve(base: Base, case: Case) -> Named:
-    """Run the inner loop as a worker does: each task leaves the pass after its own number of steps.
+    """Run the inner loop as a worker does: each task leaves the batch after its own number of steps.
 
-    `T.delta.LEAF`, `T.head.weight`, `T.head.bias` and `T.loss` [steps] of task number T, and as evaluation asks the same loop:
-    `query.loss` and `query.accuracy` [tasks], where there is a query set.
+    The results are `T.delta.LEAF`, `T.head.weight`, `T.head.bias` and `T.loss` [steps] of task number T. If there is a query set,
+    `query.loss` and `query.accuracy` [tasks] come from the same loop as evaluation runs it.
     """
     found: Named = {}
     for t, ended in enumerate(adapt_each(*_tasks(base, case, serving=True))):
@@ -102,9 +106,10 @@ def serve(base: Base, case: Case) -> Named:
 
 
 def meta_gradient(base: Base, case: Case, algorithm: Mapping[str, Any], outer_step: int = 0) -> Named:
-    """Return what the outer loop follows at outer step number `outer_step` on these tasks.
+    """Return the meta-gradient at outer step number `outer_step` on these tasks.
 
-    `gradient.LEAF` for every outer leaf, `loss`, `accuracy`, `support_loss`, and `residual` where the solver gives one.
+    The results are `gradient.LEAF` for every outer leaf, `loss`, `accuracy`, `support_loss`, and `residual` if the solver gives
+    one.
     """
     tasks, outer, optimizer = _tasks(base, case, serving=False)
     return _gradient(_algorithm(algorithm).meta_gradient(tasks, outer, optimizer, outer_step))
@@ -121,9 +126,10 @@ def net_gradient(
     rate: float,
     moved: Sequence[str] = (),
 ) -> Named:
-    """Return the meta-gradient for all parameters of a small net. `data`: support and query, each (x, y) with a task axis.
+    """Return the meta-gradient for all parameters of a small net, with the names of `meta_gradient`.
 
-    `loss`: "classify" or "regress"; `moved`: prefixes of the parameters that the inner loop moves. Names as `meta_gradient`.
+    `data` is support and query, each (x, y) with a task axis. `loss` is "classify" or "regress". `moved` has prefixes of the
+    parameters that the inner loop moves; empty means all.
     """
     support, query = (Examples(x, y) for x, y in data)
     judge = {"classify": classify, "regress": regress}[loss]
@@ -134,9 +140,11 @@ def net_gradient(
 
 
 def bank(base: Base, adapters: Sequence[tuple[Mapping[str, Any], int]]) -> Callable[[Sequence[int], Sequence[Any]], Any]:
-    """Make the adapters resident and return f(adapter number of each row, token ids of each row) → probabilities by row.
+    """Put adapters into a bank, and return a function that predicts.
 
-    An adapter is (its delta's configuration, its number of classes); its weights are drawn with its number as the seed.
+    The function takes the adapter number and the token ids of each row, and returns the probabilities of each row.
+
+    An adapter is (configuration of its delta, number of classes). Its weights are drawn with its number as the seed.
     """
     configs = [_delta(config) for config, _ in adapters]
     kinds = [base.attach(config) for config in dict.fromkeys(configs)]
@@ -157,12 +165,12 @@ def bank(base: Base, adapters: Sequence[tuple[Mapping[str, Any], int]]) -> Calla
 
 
 def token_ids(base: Base, texts: Sequence[str]) -> Sequence[Any]:
-    """Return the rows of each text, as the bank takes them."""
+    """Return the encoded row of each text, in the form that the bank takes."""
     return base.inputs.encode(texts)
 
 
 def bare(base: Base, ids: Sequence[Any]) -> Tensor:
-    """Return the pooled features [B, D] of the bare base model: what a bank's speed is compared with."""
+    """Return the pooled features [B, D] of the bare base model, as a baseline for the bank's speed."""
     with torch.no_grad():
         return base.features(None, base.inputs.collate(ids))
 

@@ -1,9 +1,10 @@
-"""Time batches of a bank of adapters, with whichever commit's code is on the module path, as often as standard input asks.
+"""Time batches of a bank of adapters, with the code of the commit that is on the module path.
 
     python bank_speed.py API THREADS
 
-Each line of input is `ROWS ADAPTERS`: one batch of so many rows, dealt over so many adapters in turn, on the default base model in
-float32. The line of output is the milliseconds of that batch, and of the bare base model's forward pass on the same rows.
+Each line of standard input, `ROWS ADAPTERS`, asks for one batch of that many rows, which belong to that many adapters in turn, on
+the default base model in float32. The line of output has the milliseconds of that batch, and of the bare base model's forward pass
+on the same rows.
 """
 
 import importlib
@@ -29,9 +30,9 @@ def main() -> None:
         ids = api.token_ids(base, texts[:rows])
         began = time.perf_counter()
         answer([i % adapters for i in range(rows)], ids)
-        between = time.perf_counter()
+        batch_ended = time.perf_counter()
         api.bare(base, ids)
-        print(1e3 * (between - began), 1e3 * (time.perf_counter() - between), flush=True)
+        print(1e3 * (batch_ended - began), 1e3 * (time.perf_counter() - batch_ended), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Check out another commit beside this one, and run the scripts of this folder with its code.
 
-A script of this folder is run as a file, with the checkout as working directory and first on the module path, so that
-`import metatrain` means the checkout's. Such a script imports nothing of `tests`.
+A script runs as a file, with the checkout as its working directory and first on the module path, so that `import metatrain` imports
+the checkout's code. Such a script imports nothing from `tests`.
 """
 
 import os
@@ -23,25 +23,25 @@ class CommitUnavailable(Exception):
 
 
 class ScriptFailed(Exception):
-    """A script ended with an error; the message has the end of what it wrote."""
+    """A script ended with an error; the message has the end of its output."""
 
 
 @contextmanager
 def checkout(commit: str, repository: Path = ROOT) -> Iterator[Path]:
-    """Yield a folder with the files of `commit`, removed afterwards.
+    """Yield a folder with the files of `commit`, and remove it afterwards.
 
-    Raises CommitUnavailable where git, the repository or the commit is missing: an unpacked archive, a shallow clone.
+    Raises CommitUnavailable if git, the repository or the commit is missing, as in an unpacked archive or a shallow clone.
     """
-    found = _git(repository, "rev-parse", "--verify", "--quiet", f"{commit}^{{commit}}")
-    if found.returncode:
+    resolved = _git(repository, "rev-parse", "--verify", "--quiet", f"{commit}^{{commit}}")
+    if resolved.returncode:
         if _git(repository, "rev-parse", "--git-dir").returncode:
-            raise CommitUnavailable(f"{repository} is no git repository, so commit {commit} cannot be checked out")
+            raise CommitUnavailable(f"commit {commit} cannot be checked out: {repository} is not a git repository")
         shallow = _git(repository, "rev-parse", "--is-shallow-repository").stdout.strip() == "true"
-        why = "the clone is shallow; run `git fetch --unshallow`" if shallow else "it was rewritten or never fetched"
-        raise CommitUnavailable(f"commit {commit} is not in {repository}: {why}")
+        reason = "the clone is shallow; run `git fetch --unshallow`" if shallow else "it was rewritten or never fetched"
+        raise CommitUnavailable(f"commit {commit} is not in {repository}: {reason}")
     with tempfile.TemporaryDirectory(prefix="quickstudy-checkout-") as parent:
         folder = Path(parent) / commit
-        added = _git(repository, "worktree", "add", "--detach", str(folder), found.stdout.strip())
+        added = _git(repository, "worktree", "add", "--detach", str(folder), resolved.stdout.strip())
         if added.returncode:
             raise CommitUnavailable(f"commit {commit} cannot be checked out: {added.stderr.strip()[-300:]}")
         try:
@@ -51,7 +51,7 @@ def checkout(commit: str, repository: Path = ROOT) -> Iterator[Path]:
 
 
 def environment(code: Path, extra: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:
-    """Return this process's environment, changed so that Python imports the product, and its client, from `code`."""
+    """Return this process's environment, changed so that Python imports the product from `code`."""
     path = os.pathsep.join(str(folder) for folder in (code, code / "client") if folder.is_dir())
     removed = ("REDIS_URL", "CACHE_URL", "PREDICTOR_URL", "INITIALIZATIONS_DIR", "QUICKSTUDY_URL", "QUICKSTUDY_API_KEY")
     inherited = {name: value for name, value in os.environ.items() if name not in removed}
@@ -59,8 +59,8 @@ def environment(code: Path, extra: Mapping[str, str] = MappingProxyType({})) -> 
 
 
 def command(name: str, code: Path) -> list[str]:
-    """Return the command line of the console script `name` of the checkout `code`, run by this Python."""
-    if (code / "service" / "__main__.py").is_file():  # since the console script is the client's, the server's door is its package
+    """Return the command line that runs the console script `name` of the checkout `code` with this Python."""
+    if (code / "service" / "__main__.py").is_file():  # in these commits the console script belongs to the client
         return [sys.executable, "-m", "service"]
     scripts = tomllib.loads((code / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
     module, function = scripts[name].split(":")
@@ -68,7 +68,10 @@ def command(name: str, code: Path) -> list[str]:
 
 
 def run_script(name: str, *arguments: str, code: Path, seconds: float = 900) -> str:
-    """Run a script of this folder with the code of the checkout `code` and return what it printed. Raises ScriptFailed."""
+    """Run a script of this folder with the code of the checkout `code` and return its standard output.
+
+    Raises ScriptFailed if it ends with an error.
+    """
     arguments = (sys.executable, str(HERE / name), *arguments)
     done = subprocess.run(
         arguments,
@@ -86,10 +89,10 @@ def run_script(name: str, *arguments: str, code: Path, seconds: float = 900) -> 
 
 
 @contextmanager
-def conversing(name: str, *arguments: str, code: Path, settings: Mapping[str, str]) -> Iterator[Callable[[str], str]]:
-    """Run a script of this folder with the code of the checkout `code` and yield f(line) → the line that it answers with.
+def interactive_script(name: str, *arguments: str, code: Path, settings: Mapping[str, str]) -> Iterator[Callable[[str], str]]:
+    """Run a script with the code of the checkout `code`, and yield f(line) → the line that it answers.
 
-    Raises ScriptFailed where it ends instead. It is told to end by the end of its input.
+    The function raises ScriptFailed if the script ends instead of answering. At exit the input is closed, which ends the script.
     """
     process = subprocess.Popen(
         [sys.executable, str(HERE / name), *arguments],
@@ -101,11 +104,11 @@ def conversing(name: str, *arguments: str, code: Path, settings: Mapping[str, st
         bufsize=1,
     )
     assert process.stdin is not None and process.stdout is not None
-    hears, says = process.stdin, process.stdout
+    stdin, stdout = process.stdin, process.stdout
 
     def ask(line: str) -> str:
-        hears.write(line + "\n")
-        if not (answer := says.readline()):
+        stdin.write(line + "\n")
+        if not (answer := stdout.readline()):
             raise ScriptFailed(f"{name} with the code in {code} ended with {process.wait()}")
         return answer.strip()
 
@@ -117,4 +120,4 @@ def _git(repository: Path, *arguments: str) -> "subprocess.CompletedProcess[str]
     try:
         return subprocess.run(["git", "-C", str(repository), *arguments], capture_output=True, text=True, check=False)
     except FileNotFoundError:
-        raise CommitUnavailable("git is not installed, so no other commit can be checked out") from None
+        raise CommitUnavailable("no other commit can be checked out: git is not installed") from None

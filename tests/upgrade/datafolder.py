@@ -1,8 +1,8 @@
-"""Leave a data folder as a service of another commit leaves it, and observe it with any commit's service.
+"""Make a data folder with the service of one commit, and observe it with the service of any commit.
 
-`leave` makes it: adapters that are ready, named, pinned, aliased, evicted and expired, API keys of two tenants, one of them revoked
-and one expired, a request with an Idempotency-Key, and a job that waits for a worker. `observe` serves a copy of it and looks at
-everything, which makes the evicted adapter again and finishes the job.
+`make_data_folder` creates adapters that are ready, named, pinned, aliased, evicted and expired. It also creates API keys of two
+tenants, one of them revoked and one expired, sends a request with an Idempotency-Key, and leaves a job that waits for a worker.
+`observe` serves a copy of the folder and reads everything. This recomputes the evicted adapter and finishes the job.
 """
 
 import json
@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 import redis
 
-from tests.upgrade.answers import INPUTS, adapt, client, described, examples
+from tests.upgrade.answers import INPUTS, adapt, client, describe, examples
 from tests.upgrade.checkout import command, environment
 from tests.upgrade.services import served
 
@@ -27,20 +27,20 @@ _KEPT: dict[str, Any] = {"support": examples(_TWO, first=6)}
 
 
 @dataclass(frozen=True)
-class Left:
-    """What a data folder holds: adapter ids by what became of them, what was said of each while it was ready, and whole keys."""
+class DataFolder:
+    """The content of a data folder, by name: adapter ids, their descriptions while ready, and API keys."""
 
     adapters: dict[str, str]
     described: dict[str, dict[str, Any]]
     keys: dict[str, str]
 
 
-def leave(code: Path, data: Path) -> Left:
-    """Make the data folder `data` with the service of the checkout `code`."""
+def make_data_folder(code: Path, data: Path) -> DataFolder:
+    """Make the data folder `data` with the service of the checkout `code`, and return its content."""
     with served(code, data) as url:
         with client(url) as http:
             adapters = dict(_adapters(http))
-            said = {name: described(http, adapters[name]) for name in adapters if name != "expired"}
+            descriptions = {name: describe(http, adapters[name]) for name in adapters if name != "expired"}
             http.put(f"/adapters/{adapters['pinned']}/pin").raise_for_status()
             for alias, name in (("desk.production", "aliased"), ("desk.old", "ready")):
                 http.put(f"/aliases/{alias}", json={"adapter_id": adapters[name]}).raise_for_status()
@@ -49,7 +49,7 @@ def leave(code: Path, data: Path) -> Left:
         keys = _keys(code, data)
         with client(url, keys["acme"]) as http:
             adapters["foreign"] = adapt(http, "/adapt", {"support": examples(_TWO), "name": "of another tenant"})["adapter_id"]
-            said["foreign"] = described(http, adapters["foreign"])
+            descriptions["foreign"] = describe(http, adapters["foreign"])
         with redis.Redis.from_url((data / "url").read_text()) as records:
             assert records.delete(*records.scan_iter(f"qs:default:weights:{adapters['evicted']}:*", count=1000)) == 1
     with served(code, data, worker=False) as url, client(url, keys["default"]) as http:
@@ -58,43 +58,44 @@ def leave(code: Path, data: Path) -> Left:
         adapters["waiting"] = accepted.json()["adapter_id"]
         assert _status(http, adapters["waiting"]) == "queued"
         assert _status(http, adapters["evicted"]) == "evicted"
-    return Left(adapters, said, keys)
+    return DataFolder(adapters, descriptions, keys)
 
 
-def observe(code: Path, data: Path, left: Left) -> dict[str, Any]:
-    """Serve the data folder `data` with the checkout `code` and return everything that can be asked of it.
+def observe(code: Path, data: Path, content: DataFolder) -> dict[str, Any]:
+    """Serve the data folder `data` with the checkout `code` and return what the API shows of it.
 
-    Two services that mean the same by the folder give the same here, from copies of it.
+    Two services that read the folder alike give the same result, each from its own copy.
     """
     seen: dict[str, Any] = {}
+    adapters = content.adapters
     with served(code, data) as url:
-        seen["doors"] = {name: _door(url, key) for name, key in {**left.keys, "none": "", "unknown": "qs_0_0"}.items()}
-        seen["keys"] = _listed(code, data)
-        with client(url, left.keys["default"]) as http:
-            seen["waiting"] = _ended(http, left.adapters["waiting"])
-            before = {name: _view(http, identity) for name, identity in left.adapters.items() if name not in ("waiting", "foreign")}
+        seen["access"] = {name: _statuses(url, key) for name, key in {**content.keys, "none": "", "unknown": "qs_0_0"}.items()}
+        seen["keys"] = _list_keys(code, data)
+        with client(url, content.keys["default"]) as http:
+            seen["waiting"] = _wait_for_end(http, adapters["waiting"])
+            before = {name: _view(http, identity) for name, identity in adapters.items() if name not in ("waiting", "foreign")}
             seen["before"] = before
             ready = [name for name, view in before.items() if view["status"] in ("ready", "evicted")]
-            seen["described"] = {name: described(http, left.adapters[name]) for name in (*ready, "waiting")}
-            seen["after"] = {name: _view(http, identity) for name, identity in left.adapters.items() if name != "foreign"}
-            seen["expired"] = http.post("/predict", json={"adapter_id": left.adapters["expired"], "inputs": ["a"]}).json()["type"]
-            seen["of another tenant"] = http.get(f"/adapters/{left.adapters['foreign']}").status_code
+            seen["described"] = {name: describe(http, adapters[name]) for name in (*ready, "waiting")}
+            seen["after"] = {name: _view(http, identity) for name, identity in adapters.items() if name != "foreign"}
+            seen["expired"] = http.post("/predict", json={"adapter_id": adapters["expired"], "inputs": ["a"]}).json()["type"]
+            seen["of another tenant"] = http.get(f"/adapters/{adapters['foreign']}").status_code
             seen["aliases"] = http.get("/aliases").raise_for_status().json()
             by_alias = http.post("/predict", json={"adapter_id": "desk.production", "inputs": list(INPUTS)})
             seen["by alias"] = by_alias.raise_for_status().json()
             seen["listed"] = [row["adapter_id"] for row in http.get("/adapters").raise_for_status().json()["adapters"]]
             seen["tagged"] = [row["adapter_id"] for row in http.get("/adapters", params={"tag": "x"}).json()["adapters"]]
-            again = http.post("/adapt", json=_KEPT, headers=_ONCE)
-            otherwise = http.post("/adapt", json=_WAITING, headers=_ONCE)
-            seen["same Idempotency-Key"] = again.json()["adapter_id"], again.status_code, otherwise.json()["type"]
+            same_body = http.post("/adapt", json=_KEPT, headers=_ONCE)
+            other_body = http.post("/adapt", json=_WAITING, headers=_ONCE)
+            seen["same Idempotency-Key"] = same_body.json()["adapter_id"], same_body.status_code, other_body.json()["type"]
             seen["usage"] = _usage(http)
-        with client(url, left.keys["acme"]) as http:
-            seen["acme"] = described(http, left.adapters["foreign"]), _usage(http)
+        with client(url, content.keys["acme"]) as http:
+            seen["acme"] = describe(http, adapters["foreign"]), _usage(http)
     return seen
 
 
 def _adapters(http: httpx.Client) -> Iterator[tuple[str, str]]:
-    """Make those of tenant `default` that a worker finishes, in the open service."""
+    """Create the adapters of tenant `default` and yield (name, id), while the service needs no key yet."""
     requests: dict[str, dict[str, Any]] = {
         "expired": {"support": examples(_TWO, first=2), "ttl_seconds": 1},
         "ready": {"support": examples(_TWO), "name": "the desk", "tags": ["x", "y"]},
@@ -110,29 +111,29 @@ def _adapters(http: httpx.Client) -> Iterator[tuple[str, str]]:
 
 
 def _keys(code: Path, data: Path) -> dict[str, str]:
-    """Make API keys while the service runs, wait until it knows, and return each whole key by what it is for."""
-    every = ["--scope", "admin"]
-    given = {"default": every, "acme": ["--tenant", "acme"], "revoked": every, "expired": ["--expires", "1s"]}
-    given["reader"] = ["--scope", "predict", "--name", "reads"]
-    made = {name: json.loads(_command(code, data, "create", "--json", *options)) for name, options in given.items()}
-    _command(code, data, "revoke", made["revoked"]["id"])
-    time.sleep(2.5)  # a key that was made, revoked or expired is known to be so a second later
-    return {name: str(own["key"]) for name, own in made.items()}
+    """Create API keys while the service runs, wait until it knows them, and return them by name."""
+    admin = ["--scope", "admin"]
+    options = {"default": admin, "acme": ["--tenant", "acme"], "revoked": admin, "expired": ["--expires", "1s"]}
+    options["reader"] = ["--scope", "predict", "--name", "reads"]
+    created = {name: json.loads(_command(code, data, "create", "--json", *values)) for name, values in options.items()}
+    _command(code, data, "revoke", created["revoked"]["id"])
+    time.sleep(2.5)  # the service caches keys for a second
+    return {name: str(key["key"]) for name, key in created.items()}
 
 
 def _command(code: Path, data: Path, name: str, *arguments: str) -> str:
-    whole = [*command("quickstudy", code), "keys", "--data-dir", str(data), name, *arguments]
-    done = subprocess.run(whole, cwd=code, env=environment(code), capture_output=True, text=True, check=False)
+    command_line = [*command("quickstudy", code), "keys", "--data-dir", str(data), name, *arguments]
+    done = subprocess.run(command_line, cwd=code, env=environment(code), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
-def _listed(code: Path, data: Path) -> Any:
+def _list_keys(code: Path, data: Path) -> Any:
     return json.loads(_command(code, data, "list", "--json"))
 
 
-def _door(url: str, key: str) -> dict[str, int]:
-    """Return the status of a call that needs each scope."""
+def _statuses(url: str, key: str) -> dict[str, int]:
+    """Return the HTTP status that a key gets for a call of each scope."""
     with client(url, key) as http:
         return {
             "read": http.get("/adapters").status_code,
@@ -146,8 +147,8 @@ def _status(http: httpx.Client, identity: str) -> str:
     return str(http.get(f"/adapters/{identity}").raise_for_status().json()["status"])
 
 
-def _ended(http: httpx.Client, identity: str) -> str:
-    """Wait until the job that waited has ended and return its status."""
+def _wait_for_end(http: httpx.Client, identity: str) -> str:
+    """Wait until the job of an adapter has ended, and return its status."""
     for _ in range(600):
         if (status := _status(http, identity)) not in ("queued", "running"):
             break
@@ -156,7 +157,7 @@ def _ended(http: httpx.Client, identity: str) -> str:
 
 
 def _view(http: httpx.Client, identity: str) -> dict[str, Any]:
-    """Return the view of an adapter without what depends on the run."""
+    """Return the view of an adapter without its durations, which differ between runs."""
     view: dict[str, Any] = http.get(f"/adapters/{identity}").raise_for_status().json()
     for name in ("timings", "recovery_ms"):
         del view[name]
@@ -165,4 +166,4 @@ def _view(http: httpx.Client, identity: str) -> dict[str, Any]:
 
 def _usage(http: httpx.Client) -> dict[str, Any]:
     used: dict[str, Any] = http.get("/usage").raise_for_status().json()
-    return {name: own for name, own in used.items() if "minute" not in name}
+    return {name: value for name, value in used.items() if "minute" not in name}

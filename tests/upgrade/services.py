@@ -1,4 +1,4 @@
-"""Run the service of any commit on a data folder, or only the server that its data are in."""
+"""Run the service of any commit on a data folder, or only the Redis server of its records."""
 
 import signal
 import socket
@@ -26,10 +26,10 @@ class NotServing(Exception):
 
 @contextmanager
 def served(code: Path, data: Path, settings: Mapping[str, str] = MappingProxyType({}), *, worker: bool = True) -> Iterator[str]:
-    """Run the service of the checkout `code` on the data folder `data` and yield its URL. Raises NotServing.
+    """Run the service of the checkout `code` on the data folder `data` and yield its URL.
 
-    Precision and threads are fixed unless `settings` has others.
-    `worker=False` serves without a worker, on a server of data that this process runs: jobs are accepted and wait.
+    Precision and threads are fixed unless `settings` has others. With `worker=False` there is no worker, so jobs are accepted and
+    wait; this process then runs the server of the records. Raises NotServing if the service does not start.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -40,15 +40,15 @@ def served(code: Path, data: Path, settings: Mapping[str, str] = MappingProxyTyp
             yield url
     else:
         with (
-            storage(data) as own,
-            _running(code, serve, f"http://127.0.0.1:{port}", "/healthz", {**_SETTINGS, **settings, "REDIS_URL": own}) as url,
+            storage(data) as redis_url,
+            _running(code, serve, f"http://127.0.0.1:{port}", "/healthz", {**_SETTINGS, **settings, "REDIS_URL": redis_url}) as url,
         ):
             yield url
 
 
 @contextmanager
 def storage(data: Path) -> Iterator[str]:
-    """Run the server of the records alone on the data folder `data`, as `quickstudy serve` does, and yield its URL."""
+    """Run only the Redis server of a data folder, as `quickstudy serve` runs it, and yield its URL."""
     data.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="quickstudy-storage-") as sockets:
         socket_path = f"{sockets}/redis.sock"
@@ -81,7 +81,7 @@ def _wait_for_storage(url: str) -> None:
                 return
             except redis.RedisError:
                 time.sleep(0.02)
-    raise NotServing("the server of the records did not answer within 30 s")
+    raise NotServing("the Redis server of the records did not answer within 30 s")
 
 
 @contextmanager

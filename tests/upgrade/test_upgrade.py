@@ -1,6 +1,7 @@
-"""An upgrade from a released commit changes no number and loses nothing: both are run here, on this machine, and compared exactly.
+"""An upgrade from a released commit changes no number and loses no data.
 
-Results differ in their last bits between processors and builds of torch, so nothing is compared with a file.
+Both commits run on this machine, and their results are compared exactly. Results differ in their last bits between processors and
+builds of torch, so nothing is compared with stored results.
 """
 
 import json
@@ -12,20 +13,20 @@ from typing import Any
 import pytest
 
 from tests.tiny import ARCHITECTURES, save_tiny_model
-from tests.upgrade.answers import Answers, record, record_again, secret_alone
+from tests.upgrade.answers import Answers, make_secret_folder, record, record_again
 from tests.upgrade.checkout import ROOT, CommitUnavailable, checkout, run_script
-from tests.upgrade.datafolder import leave, observe
+from tests.upgrade.datafolder import make_data_folder, observe
 from tests.upgrade.services import served
 
 COMMITS = ("cdc3a26",)
-"""Released commits; each has its module `api_COMMIT.py`."""
+"""Released commits to upgrade from; each has a module `api_COMMIT.py`."""
 ADDED = frozenset({"kind", "base_model"})
-"""Fields of answers that came after the oldest of these commits."""
+"""Fields of answers that the oldest of these commits does not have."""
 
 
 @pytest.fixture(scope="session", params=COMMITS)
 def released(request: pytest.FixtureRequest) -> Iterator[tuple[str, Path]]:
-    """A released commit and a folder with its files."""
+    """Check out a released commit, and yield its name and the folder with its files."""
     try:
         with checkout(request.param) as code:
             yield request.param, code
@@ -35,7 +36,7 @@ def released(request: pytest.FixtureRequest) -> Iterator[tuple[str, Path]]:
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of tiny base models."""
+    """Save tiny base models of all architectures, and return their folder."""
     folder = tmp_path_factory.mktemp("models")
     for architecture in ARCHITECTURES:
         save_tiny_model(folder / architecture, architecture=architecture)
@@ -44,30 +45,33 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def trajectories(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Any]:
-    """This commit's inner loops and meta-gradients."""
-    return recorded_trajectories("current", ROOT, models, tmp_path_factory.mktemp("current"))
+    """Record the inner loops and meta-gradients of this commit."""
+    return record_trajectories("current", ROOT, models, tmp_path_factory.mktemp("current"))
 
 
 @pytest.fixture(scope="session")
 def secret(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data folder with the secret of adapter ids alone."""
+    """Make a data folder with only the secret of adapter ids."""
     folder = tmp_path_factory.mktemp("secret") / "data"
-    secret_alone(folder)
+    make_secret_folder(folder)
     return folder
 
 
 @pytest.fixture(scope="session")
 def answers(secret: Path, tmp_path_factory: pytest.TempPathFactory) -> Answers:
-    """What this commit's service answers."""
+    """Record the answers of this commit's service."""
     with served(ROOT, copied(secret, tmp_path_factory)) as url:
         return record(url)
 
 
-def recorded_trajectories(api: str, code: Path, models: Path, folder: Path, only: str = "") -> Mapping[str, Any]:
-    """Run the recorder of inner loops with the code in `code`."""
+def record_trajectories(api: str, code: Path, models: Path, folder: Path, only: str = "") -> Mapping[str, Any]:
+    """Record the inner loops and meta-gradients of the code in `code`, and return them by case.
+
+    `only` keeps the cases whose name contains it.
+    """
     run_script("trajectories.py", api, str(models), str(folder / "cases.json"), "--only", only, code=code)
     recorded: dict[str, Any] = json.loads((folder / "cases.json").read_text())
-    assert recorded["code"] == str(code), "another code than the one to record was on the module path"
+    assert recorded["code"] == str(code), f"expected the code in {code} on the module path, got {recorded['code']}"
     return dict(recorded["cases"])
 
 
@@ -76,17 +80,19 @@ def copied(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def first_difference(old: Any, new: Any, path: str = "") -> str | None:
-    """Return where two recordings differ first, and both values there; None where they are equal. Answers of this commit may have
-    the fields of `ADDED`, which those of the released one lack."""
+    """Return the place of the first difference of two recordings with both values, or None.
+
+    Fields of `ADDED` may be missing from `old`.
+    """
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         new = {key: value for key, value in new.items() if key in old or key not in ADDED}
         places: Iterator[tuple[str, Any, Any]] = ((k, old.get(k, "absent"), new.get(k, "absent")) for k in {**old, **new})
     elif isinstance(old, (list, tuple)) and isinstance(new, (list, tuple)) and len(old) == len(new):
-        places = ((str(i), own, other) for i, (own, other) in enumerate(zip(old, new, strict=True)))
+        places = ((str(i), left, right) for i, (left, right) in enumerate(zip(old, new, strict=True)))
     else:
         return None if old == new else f"{path.lstrip('/')}\n  released: {str(old)[:400]}\n  here:     {str(new)[:400]}"
-    found = (first_difference(own, other, f"{path}/{key}") for key, own, other in places)
-    return next((text for text in found if text is not None), None)
+    differences = (first_difference(left, right, f"{path}/{key}") for key, left, right in places)
+    return next((difference for difference in differences if difference is not None), None)
 
 
 def check_same(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
@@ -101,14 +107,14 @@ def test_inner_loops_and_meta_gradients_are_the_same(
     released: tuple[str, Path], models: Path, trajectories: Mapping[str, Any], tmp_path: Path
 ) -> None:
     commit, code = released
-    check_same(recorded_trajectories(commit, code, models, tmp_path), trajectories)
+    check_same(record_trajectories(commit, code, models, tmp_path), trajectories)
 
 
 @pytest.mark.long
 def test_a_service_computes_the_same_adapters_and_answers(
     released: tuple[str, Path], secret: Path, answers: Answers, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """From nothing; read back from the released commit's data folder; and computed again there after each was deleted."""
+    """Compare answers computed from scratch, read back from the released folder, and recomputed in it."""
     data = copied(secret, tmp_path_factory)
     with served(released[1], data) as url:
         before = record(url)
@@ -120,14 +126,14 @@ def test_a_service_computes_the_same_adapters_and_answers(
 
 
 @pytest.mark.long
-def test_a_data_folder_is_served_on(released: tuple[str, Path], tmp_path_factory: pytest.TempPathFactory) -> None:
-    data = tmp_path_factory.mktemp("left") / "data"
-    left = leave(released[1], data)
-    new = observe(ROOT, copied(data, tmp_path_factory), left)
-    check_same(observe(released[1], copied(data, tmp_path_factory), left), new)
+def test_a_data_folder_is_served_unchanged(released: tuple[str, Path], tmp_path_factory: pytest.TempPathFactory) -> None:
+    data = tmp_path_factory.mktemp("released") / "data"
+    content = make_data_folder(released[1], data)
+    new = observe(ROOT, copied(data, tmp_path_factory), content)
+    check_same(observe(released[1], copied(data, tmp_path_factory), content), new)
     check_same(
-        {name: (said["digest"], said["predictions"]) for name, said in left.described.items() if name != "foreign"},
-        {name: (said["digest"], said["predictions"]) for name, said in new["described"].items() if name != "waiting"},
+        {name: (view["digest"], view["predictions"]) for name, view in content.described.items() if name != "foreign"},
+        {name: (view["digest"], view["predictions"]) for name, view in new["described"].items() if name != "waiting"},
     )
     assert new["waiting"] == "ready"
     assert {name: view["status"] for name, view in new["before"].items() if view["status"] != "ready"} == {
@@ -137,9 +143,9 @@ def test_a_data_folder_is_served_on(released: tuple[str, Path], tmp_path_factory
     assert {name for name, view in new["after"].items() if view["status"] != "ready"} == {"expired"}
     assert new["after"]["pinned"]["pinned"] and new["after"]["pinned"]["expires_at"] is None
     assert [(row["alias"], row["adapter_id"]) for row in new["aliases"]["aliases"]] == [
-        ("desk.production", left.adapters["aliased"])
+        ("desk.production", content.adapters["aliased"])
     ]
-    assert {name: set(door.values()) == {401} for name, door in new["doors"].items()} == {
+    assert {name: set(statuses.values()) == {401} for name, statuses in new["access"].items()} == {
         "default": False,
         "acme": False,
         "reader": False,
@@ -151,17 +157,17 @@ def test_a_data_folder_is_served_on(released: tuple[str, Path], tmp_path_factory
 
 
 def test_the_recorder_runs_on_this_commit(models: Path, tmp_path: Path) -> None:
-    """So that whoever changes the internal API changes `api_current.py` along."""
-    found = recorded_trajectories("current", ROOT, models, tmp_path, only="rates by step")
-    assert [name.split(" | ")[0] for name in found] == ["start", "serve", "first", "second"] * 2
+    """Run a few cases, so that a change of the internal API without one of `api_current.py` fails."""
+    cases = record_trajectories("current", ROOT, models, tmp_path, only="rates by step")
+    assert [name.split(" | ")[0] for name in cases] == ["start", "serve", "first", "second"] * 2
 
 
-def test_a_commit_that_is_not_here_is_said_to_be_missing() -> None:
+def test_a_missing_commit_is_reported() -> None:
     with pytest.raises(CommitUnavailable, match="commit 0123456789 is not in"), checkout("0123456789"):
         pass
 
 
-def test_a_difference_is_shown_by_its_place() -> None:
+def test_a_difference_is_shown_with_its_place() -> None:
     old, new = {"a": {"b": [1, 2]}}, {"a": {"b": [1, 3]}}
     assert first_difference(old, old) is None
     assert first_difference(old, new) == "a/b/1\n  released: 2\n  here:     3"

@@ -1,10 +1,10 @@
-"""Record the inner loop and the meta-gradients of whichever commit's code is on the module path, to the last bit.
+"""Record the inner loop and the meta-gradients of the code on the module path exactly.
 
     python trajectories.py API MODELS OUT
 
-API names the module of this folder that calls the product (`cdc3a26`, `current`); MODELS is a folder of tiny base models,
-`bert`, `roberta`, …, that every commit loads; OUT is the JSON file to write: {"code", "cases": {case: {name: tensor}}}. A tensor of
-up to eight numbers is recorded as itself, in hexadecimal floats, a larger one as the sha256 of its bytes.
+API names the module of this folder that calls the product (`cdc3a26`, `current`). MODELS is a folder of tiny base models, `bert`,
+`roberta`, …, that every commit can load. OUT is the JSON file to write: {"code", "cases": {case: {name: tensor}}}. A tensor of up
+to eight numbers is recorded as hexadecimal floats, a larger one as the sha256 of its bytes.
 """
 
 import argparse
@@ -63,26 +63,26 @@ def main() -> None:
     parser.add_argument("api")
     parser.add_argument("models", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--only", default="", help="cases whose name contains this")
-    given = parser.parse_args()
+    parser.add_argument("--only", default="", help="record only cases whose name contains this")
+    options = parser.parse_args()
     torch.set_num_threads(1)
-    api = importlib.import_module(f"api_{given.api}")
+    api = importlib.import_module(f"api_{options.api}")
     began, cases = time.perf_counter(), dict[str, dict[str, Any]]()
-    for name, record in every_case(api, given.models):
-        if given.only in name:
+    for name, record in every_case(api, options.models):
+        if options.only in name:
             assert name not in cases, name
-            cases[name] = {key: recorded(tensor) for key, tensor in record().items()}
+            cases[name] = {key: serialize(tensor) for key, tensor in record().items()}
     code = str(Path(sys.modules["metatrain"].__path__[0]).parent)
-    given.out.write_text(json.dumps({"code": code, "cases": cases}))
+    options.out.write_text(json.dumps({"code": code, "cases": cases}))
     print(f"{len(cases)} cases in {time.perf_counter() - began:.0f} s with the code in {code}")
 
 
-def recorded(tensor: Tensor) -> Any:
-    """Return a small tensor's numbers as hexadecimal floats, or the sha256 of a larger one with its type and shape."""
+def serialize(tensor: Tensor) -> Any:
+    """Return a small tensor as hexadecimal floats, or a larger one as the sha256 of type, shape and bytes."""
     if tensor.numel() <= _SHOWN and tensor.is_floating_point():
         return [float(number).hex() for number in tensor.flatten().tolist()]
-    about = f"{tensor.dtype} {list(tensor.shape)} "
-    return hashlib.sha256(about.encode() + tensor.contiguous().numpy().tobytes()).hexdigest()
+    header = f"{tensor.dtype} {list(tensor.shape)} "
+    return hashlib.sha256(header.encode() + tensor.contiguous().numpy().tobytes()).hexdigest()
 
 
 def every_case(api: Any, models: Path) -> Iterator[tuple[str, Callable[[], dict[str, Tensor]]]]:
@@ -90,15 +90,15 @@ def every_case(api: Any, models: Path) -> Iterator[tuple[str, Callable[[], dict[
     fused, eager = (api.load(str(models / "bert"), attention) for attention in ("sdpa", "eager"))
     for name, case in product_of_all(api):
         inner = case["inner"]
-        # A query set takes the same loop once more, so only half of the cases have one.
-        served = {key: own for key, own in case.items() if key != "query" or not inner["proximal"]}
+        # A query set runs the same loop once more, so only half of the cases have one.
+        served = {key: value for key, value in case.items() if key != "query" or not inner["proximal"]}
         yield f"serve | {name}", partial(api.serve, fused, served)
-        # Meta-training leaves `hard_steps` and `in_parts` out: few cases show it.
+        # Meta-training ignores `hard_steps` and `in_parts`, so few cases with them are needed.
         if "hard_steps" not in inner and ("in_parts" not in inner or inner["objective"] == MIXTURES["ce+sc"]):
             yield f"serving | {name}", partial(api.walk, fused, case, "serving")
             yield f"first | {name}", partial(api.walk, fused, case, "first")
             yield f"second | {name}", partial(api.walk, eager, case, "second")
-    for name, case in thinned():
+    for name, case in single_variations():
         yield f"start | {name}", partial(api.start, fused, case)
         yield f"serve | {name}", partial(api.serve, fused, case)
         yield f"first | {name}", partial(api.walk, fused, case, "first")
@@ -112,17 +112,22 @@ def every_case(api: Any, models: Path) -> Iterator[tuple[str, Callable[[], dict[
         base = fused if first else eager
         yield f"gradient | {name}", partial(api.meta_gradient, base, case, algorithm, outer_step)
     yield from nets(api)
-    yield "bank", partial(banked, api, fused)
+    yield "bank", partial(bank_answers, api, fused)
 
 
-def drawn(shots: Sequence[Sequence[int]], *, first: int = 0, apart: int = 3) -> list[Pairs]:
-    """Return one support set for each of `shots`, the number of examples by class: different texts and lengths.
+def draw(shots: Sequence[Sequence[int]], *, first: int = 0, apart: int = 3) -> list[Pairs]:
+    """Return one support set for each entry of `shots`, which has the number of examples of each class.
 
-    Examples of one class begin `apart` words from each other: the closer, the more alike they are.
+    The texts have different lengths. Examples of one class begin `apart` words from each other; the closer, the more similar they
+    are.
     """
     return [
-        [(_text(first + 5 * t + 11 * c + apart * k, 2 + (t + c + k) % 4), c) for c, number in enumerate(own) for k in range(number)]
-        for t, own in enumerate(shots)
+        [
+            (_text(first + 5 * t + 11 * c + apart * k, 2 + (t + c + k) % 4), c)
+            for c, number in enumerate(by_class)
+            for k in range(number)
+        ]
+        for t, by_class in enumerate(shots)
     ]
 
 
@@ -131,15 +136,16 @@ def _text(start: int, length: int) -> str:
     return " ".join(words[(start + i) % len(words)] for i in range(length))
 
 
-UNEQUAL = {"support": drawn([(2, 2, 2), (3, 1, 4), (3, 2)]), "query": drawn([(1, 1, 1), (1, 2, 1), (2, 2)], first=29)}
-EQUAL = {"support": drawn([(3, 3, 3)]) + drawn([(3, 3, 3)], first=5, apart=0), "query": drawn([(1, 1, 1), (1, 1, 2)], first=29)}
-ONE_SHOT = {"support": drawn([(1, 1, 1), (1, 1, 1)]), "query": drawn([(1, 1, 1), (1, 1, 2)], first=29)}
+UNEQUAL = {"support": draw([(2, 2, 2), (3, 1, 4), (3, 2)]), "query": draw([(1, 1, 1), (1, 2, 1), (2, 2)], first=29)}
+EQUAL = {"support": draw([(3, 3, 3)]) + draw([(3, 3, 3)], first=5, apart=0), "query": draw([(1, 1, 1), (1, 1, 2)], first=29)}
+ONE_SHOT = {"support": draw([(1, 1, 1), (1, 1, 1)]), "query": draw([(1, 1, 1), (1, 1, 2)], first=29)}
 
 
 def product_of_all(api: Any) -> Iterator[tuple[str, Case]]:
-    """Yield every combination that the product takes, less some with sgd and more steps for hard support sets at once.
+    """Yield every combination of options that the product accepts.
 
-    Whole support sets have unequal shots and numbers of classes.
+    Some combinations of sgd with more steps for hard support sets are left out. Support sets that are not split into parts have
+    different shots and numbers of classes.
     """
     choices = itertools.product(MIXTURES, HEADS, ("all", "head"), PARTS, (0.0, 0.7), (False, True), ("adam", "sgd"))
     for objective, head, moved, parts, proximal, hard, optimizer in choices:
@@ -158,13 +164,13 @@ def product_of_all(api: Any) -> Iterator[tuple[str, Case]]:
         }
         if api.refused(inner) is None:
             tasks = UNEQUAL if parts == "whole" else EQUAL
-            asked = "hard" if hard else "plain"
-            name = f"{objective} | {head} | moved {moved} | {parts} | proximal {proximal} | {asked} | {optimizer}"
+            difficulty = "hard" if hard else "plain"
+            name = f"{objective} | {head} | moved {moved} | {parts} | proximal {proximal} | {difficulty} | {optimizer}"
             yield name, {"delta": LORA, "inner": inner, **tasks}
 
 
-def thinned() -> Iterator[tuple[str, Case]]:
-    """Yield what is not multiplied with everything else."""
+def single_variations() -> Iterator[tuple[str, Case]]:
+    """Yield variations that are not combined with all others."""
     linear: dict[str, Any] = {"objective": MIXTURES["ce+sc"], "steps": 3}
     refined: dict[str, Any] = {"objective": MIXTURES["sc"], "head": "prototypes", "head_steps": 2, "steps": 3}
     refined["steps_by_shots"] = {1: 0, 2: 3}
@@ -211,7 +217,7 @@ def of_architecture(name: str) -> Case:
 
 
 def meta_gradients() -> Iterator[tuple[str, Case, dict[str, Any], int]]:
-    """Yield (name, case, algorithm, outer step)."""
+    """Yield the cases of meta-gradients as (name, case, algorithm, outer step)."""
     modes: dict[str, dict[str, Any]] = {
         "unrolled": {"mode": "unrolled"},
         "checkpointed": {"mode": "checkpointed", "segment": 2},
@@ -294,16 +300,16 @@ def nets(api: Any) -> Iterator[tuple[str, Callable[[], dict[str, Tensor]]]]:
     )
     for loss, (model, data) in {"regress": regression, "classify": classification}.items():
         for algorithm, optimizer in itertools.product(algorithms, ("sgd", "adam")):
-            given: Mapping[str, Any] = {"loss": loss, "optimizer": optimizer, "steps": 3, "rate": 0.1}
+            options: Mapping[str, Any] = {"loss": loss, "optimizer": optimizer, "steps": 3, "rate": 0.1}
             name = " ".join(map(str, algorithm.values()))
             yield (
                 f"net | {loss} | {name} | {optimizer}",
-                partial(api.net_gradient, model, data, algorithm, **given),
+                partial(api.net_gradient, model, data, algorithm, **options),
             )
 
 
-def banked(api: Any, base: Any) -> dict[str, Tensor]:
-    """Return the probabilities of a batch whose rows are of adapters of several kinds, ranks and numbers of classes."""
+def bank_answers(api: Any, base: Any) -> dict[str, Tensor]:
+    """Return the probabilities of one batch, with adapters of different kinds, ranks and class counts."""
     kinds: list[dict[str, Any]] = [LORA, {**LORA, "rank": 1}, {"kind": "bottleneck", "rank": 3}, {"kind": "prompt", "tokens": 3}]
     answer = api.bank(base, [(kind, 2 + number) for number, kind in enumerate(kinds)])
     keys = [i % len(kinds) for i in range(24)]

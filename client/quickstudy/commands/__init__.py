@@ -1,4 +1,4 @@
-"""The commands that ask a service over HTTP, and the command line that lists them. They need httpx, click and tqdm alone."""
+"""The client's commands, which call a service over HTTP. They need only httpx, click and tqdm."""
 
 import sys
 

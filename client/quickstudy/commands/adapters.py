@@ -1,4 +1,4 @@
-"""`quickstudy adapters`: what a service has, one by one."""
+"""`quickstudy adapters`: list, show, score, watch, pin and delete adapters."""
 
 import dataclasses
 import json
@@ -7,55 +7,55 @@ from datetime import datetime
 import click
 
 from quickstudy import Client, EndEvent, Event, Invalid, Score, StatusEvent, StepEvent
-from quickstudy.commands.rows import Format, format_option, opened
-from quickstudy.commands.service_options import as_json, asks, failed, plain, print_json, print_table
-from quickstudy.multi_step import ready
+from quickstudy.commands.rows import Format, format_option, open_rows
+from quickstudy.commands.service_options import as_json, failure_of, print_json, print_table, printable, with_client
+from quickstudy.multi_step import require_ready
 
 
 @click.group()
 def adapters() -> None:
-    """What the service has, and what becomes of it."""
+    """List, show, score, watch, pin and delete adapters."""
 
 
 @adapters.command("list")
 @click.option("--status", type=click.Choice(["queued", "running", "ready", "failed", "evicted", "expired"]))
-@click.option("--tag")
-@click.option("--name")
+@click.option("--tag", help="Only adapters with this tag.")
+@click.option("--name", help="Only adapters with this name.")
 @as_json
-@asks
+@with_client
 def list_all(client: Client, status: str | None, tag: str | None, name: str | None, as_json: bool) -> None:
-    """All of them, newest first."""
-    found = list(client.adapters(status=status, tag=tag, name=name))  # type: ignore[arg-type]  # click has checked it
+    """List adapters, newest first."""
+    listed = list(client.adapters(status=status, tag=tag, name=name))  # type: ignore[arg-type]  # click has checked the status
     if as_json:
-        print_json([dataclasses.asdict(adapter) for adapter in found])
+        print_json([dataclasses.asdict(adapter) for adapter in listed])
         return
-    titles = ("adapter", "status", "name", "tags", "labels", "examples", "made")
+    titles = ("adapter", "status", "name", "tags", "labels", "examples", "created")
     print_table(
         titles,
-        [(a.adapter_id, a.status, a.name, ",".join(a.tags), len(a.labels), a.examples, _time(a.created_at)) for a in found],
+        [(a.adapter_id, a.status, a.name, ",".join(a.tags), len(a.labels), a.examples, _time(a.created_at)) for a in listed],
     )
 
 
 @adapters.command()
 @click.argument("adapter")
 @as_json
-@asks
+@with_client
 def show(client: Client, adapter: str, as_json: bool) -> None:
-    """Everything about one of them."""
-    found = dataclasses.asdict(client.adapter(adapter))
+    """Show everything about ADAPTER."""
+    fields = dataclasses.asdict(client.adapter(adapter))
     if as_json:
-        print_json(found)
+        print_json(fields)
         return
-    for key, value in found.items():
+    for key, value in fields.items():
         shown = _time(value) if key in ("created_at", "expires_at") and value is not None else value
-        click.echo(f"{key:<24}{plain(_in_words(shown))}")
+        click.echo(f"{key:<24}{printable(_in_words(shown))}")
 
 
 @adapters.command()
 @click.argument("adapter_ids", metavar="ADAPTER…", nargs=-1, required=True)
-@asks
+@with_client
 def delete(client: Client, adapter_ids: tuple[str, ...]) -> None:
-    """Delete weights, records and examples."""
+    """Delete the weights, record and examples of each ADAPTER."""
     for adapter in adapter_ids:
         client.delete(adapter)
         click.echo(f"{adapter} deleted")
@@ -63,9 +63,9 @@ def delete(client: Client, adapter_ids: tuple[str, ...]) -> None:
 
 @adapters.command()
 @click.argument("adapter_ids", metavar="ADAPTER…", nargs=-1, required=True)
-@asks
+@with_client
 def pin(client: Client, adapter_ids: tuple[str, ...]) -> None:
-    """Keep them from expiring."""
+    """Protect each ADAPTER from expiry and eviction."""
     for adapter in adapter_ids:
         client.pin(adapter)
         click.echo(f"{adapter} pinned")
@@ -73,9 +73,9 @@ def pin(client: Client, adapter_ids: tuple[str, ...]) -> None:
 
 @adapters.command()
 @click.argument("adapter_ids", metavar="ADAPTER…", nargs=-1, required=True)
-@asks
+@with_client
 def unpin(client: Client, adapter_ids: tuple[str, ...]) -> None:
-    """Let them expire again."""
+    """Let each ADAPTER expire again."""
     for adapter in adapter_ids:
         client.unpin(adapter)
         click.echo(f"{adapter} unpinned")
@@ -84,39 +84,40 @@ def unpin(client: Client, adapter_ids: tuple[str, ...]) -> None:
 @adapters.command()
 @click.argument("adapter")
 @click.argument("file")
-@click.option("--text-column", metavar="NAME", help="Of the examples' texts; `text` or `input` where there is one of them.")
-@click.option("--label-column", metavar="NAME", help="Of their true labels; `label` where there is one.")
+@click.option("--text-column", metavar="NAME", help="Column of the texts. Default: `text` or `input`.")
+@click.option("--label-column", metavar="NAME", help="Column of the true labels. Default: `label`.")
 @format_option
 @as_json
-@asks
+@with_client
 def score(
     client: Client,
     adapter: str,
     file: str,
     text_column: str | None,
     label_column: str | None,
-    chosen: Format | None,
+    file_format: Format | None,
     as_json: bool,
 ) -> None:
-    """How well it predicts the labelled rows of FILE."""
-    with opened(file, chosen) as rows:
+    """Score ADAPTER's predictions on the labelled rows of FILE."""
+    with open_rows(file, file_format) as rows:
         examples = rows.examples(text_column, label_column)
         source = rows.name
     try:
-        found = client.score(adapter, [(text, label) for _, text, label in examples])
+        result = client.score(adapter, [(text, label) for _, text, label in examples])
     except Invalid as error:
-        raise failed(error, "" if error.row is None else f"{source}, line {examples[error.row][0]}: ") from None
-    lines = [examples[i][0] for i in found.mistakes]
+        raise failure_of(error, "" if error.row is None else f"{source}, line {examples[error.row][0]}: ") from None
+    lines = [examples[i][0] for i in result.mistakes]
     if as_json:
-        print_json({**dataclasses.asdict(found), "mistaken_lines": lines})
+        print_json({**dataclasses.asdict(result), "mistaken_lines": lines})
         return
-    _show_score(found, source, lines)
+    _show_score(result, source, lines)
 
 
-def _show_score(found: Score, source: str, lines: list[int]) -> None:
-    click.echo(f"{found.examples} examples, accuracy {found.accuracy:.1%}, macro F1 {found.macro_f1:.3f}\n")
+def _show_score(result: Score, source: str, lines: list[int]) -> None:
+    click.echo(f"{result.examples} examples, accuracy {result.accuracy:.1%}, macro F1 {result.macro_f1:.3f}\n")
     titles = ("label", "precision", "recall", "F1", "examples")
-    print_table(titles, [(name, own.precision, own.recall, own.f1, own.examples) for name, own in sorted(found.labels.items())])
+    by_label = sorted(result.labels.items())
+    print_table(titles, [(label, score.precision, score.recall, score.f1, score.examples) for label, score in by_label])
     if lines:
         click.echo(f"\nwrong in {source}: lines {', '.join(map(str, lines))}")
 
@@ -124,16 +125,16 @@ def _show_score(found: Score, source: str, lines: list[int]) -> None:
 @adapters.command()
 @click.argument("adapter")
 @as_json
-@asks
+@with_client
 def events(client: Client, adapter: str, as_json: bool) -> None:
-    """What happens to it, as it happens, until its job has ended; exit code 1 where it is not ready then."""
+    """Print the events of ADAPTER's job until it ends. Exit with code 1 if the adapter is not ready then."""
     for event in client.events(adapter):
         if as_json:
             click.echo(json.dumps({"event": type(event).__name__.removesuffix("Event").lower(), **dataclasses.asdict(event)}))
         else:
             click.echo(_described(event))
         if isinstance(event, EndEvent):
-            ready(event.adapter)
+            require_ready(event.adapter)
 
 
 def _described(event: Event) -> str:

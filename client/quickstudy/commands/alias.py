@@ -1,4 +1,4 @@
-"""`quickstudy alias`: names that point at adapters."""
+"""`quickstudy alias`: set, list and delete names that point at adapters."""
 
 import dataclasses
 from datetime import datetime
@@ -7,25 +7,25 @@ import click
 
 from quickstudy import Client
 from quickstudy.calls import AliasCondition
-from quickstudy.commands.service_options import as_json, asks, print_json, print_table
+from quickstudy.commands.service_options import as_json, print_json, print_table, with_client
 
 
 @click.group()
 def alias() -> None:
-    """Names that point at adapters, and may be moved."""
+    """Set, list and delete names that point at adapters."""
 
 
 @alias.command("set")
 @click.argument("name", metavar="ALIAS")
 @click.argument("adapter")
-@click.option("--expected", metavar="ADAPTER", help="Only if it points there now.")
-@click.option("--new", is_flag=True, help="Only if it points nowhere yet.")
+@click.option("--expected", metavar="ADAPTER", help="Set it only if it points at this adapter now.")
+@click.option("--new", is_flag=True, help="Set it only if there is no such alias yet.")
 @as_json
-@asks
+@with_client
 def set_one(client: Client, name: str, adapter: str, expected: str | None, new: bool, as_json: bool) -> None:
-    """Have ALIAS point at ADAPTER."""
+    """Point ALIAS at ADAPTER."""
     if new and expected is not None:
-        raise click.UsageError("expected either --expected or --new")
+        raise click.UsageError("expected at most one of --expected and --new, got both")
     condition: AliasCondition = {"expected": expected} if new or expected is not None else {}
     moved = client.set_alias(name, adapter, **condition)
     if as_json:
@@ -36,24 +36,24 @@ def set_one(client: Client, name: str, adapter: str, expected: str | None, new: 
 
 @alias.command("list")
 @as_json
-@asks
+@with_client
 def list_all(client: Client, as_json: bool) -> None:
-    """All of them."""
-    found = list(client.aliases())
+    """List aliases."""
+    listed = list(client.aliases())
     if as_json:
-        print_json([dataclasses.asdict(entry) for entry in found])
+        print_json([dataclasses.asdict(entry) for entry in listed])
         return
     rows = [
         (entry.alias, entry.adapter_id, datetime.fromtimestamp(entry.updated_at).astimezone().isoformat(" ", "seconds"))
-        for entry in found
+        for entry in listed
     ]
     print_table(("alias", "adapter", "moved"), rows)
 
 
 @alias.command()
 @click.argument("name", metavar="ALIAS")
-@asks
+@with_client
 def delete(client: Client, name: str) -> None:
-    """Delete an alias; the adapter stays."""
+    """Delete ALIAS. The adapter stays."""
     client.delete_alias(name)
     click.echo(f"{name} deleted")

@@ -1,7 +1,7 @@
-"""`quickstudy`: the commands of the client by name, and those that other distributions add.
+"""`quickstudy`: the client's commands, and commands that other distributions add.
 
-A distribution adds commands by an entry point in the group `quickstudy.commands`. It names a sequence of `LateCommand`, in a module
-that is quick to import.
+A distribution adds commands with an entry point in the group `quickstudy.commands`. The entry point names a sequence of
+`LateCommand`, in a module that is quick to import.
 """
 
 from collections.abc import Iterable
@@ -17,43 +17,46 @@ GROUP = "quickstudy.commands"
 NEEDS = "quickstudy[cli]"
 SERVER_NEEDS = "quickstudy-server[embedded]"
 SERVER_COMMANDS = ("demo", "jobs", "keys", "predictor", "serve", "worker")
-"""The server's commands, known here only to say what to install."""
+"""The server's commands, listed here only for the message that says what to install."""
 
 CLIENT_COMMANDS = (
-    LateCommand("adapt", "quickstudy.commands.adapt", "Learn from the labelled rows of a file.", needs=NEEDS),
+    LateCommand("adapt", "quickstudy.commands.adapt", "Create an adapter from the labelled rows of a file.", needs=NEEDS),
     LateCommand("predict", "quickstudy.commands.predict", "Label the rows of a file.", needs=NEEDS),
-    LateCommand("adapters", "quickstudy.commands.adapters", "What the service has, and what becomes of it.", needs=NEEDS),
-    LateCommand("alias", "quickstudy.commands.alias", "Names that point at adapters, and may be moved.", needs=NEEDS),
-    LateCommand("status", "quickstudy.commands.status", "Whether the service is ready, and what it has.", needs=NEEDS),
+    LateCommand("adapters", "quickstudy.commands.adapters", "List, show, score, watch, pin and delete adapters.", needs=NEEDS),
+    LateCommand("alias", "quickstudy.commands.alias", "Set, list and delete names that point at adapters.", needs=NEEDS),
+    LateCommand("status", "quickstudy.commands.status", "Show readiness, initializations and usage.", needs=NEEDS),
 )
 _OUR_PACKAGES = ("quickstudy", "service", "worker", "metatrain")
 
 
 class CommandLine(click.Group):
-    """A group of its own commands, and of those that entry points add; entry points are read only if they are needed."""
+    """A command group that includes the commands of entry points. They are read only when needed."""
 
     @cached_property
     def _installed(self) -> dict[str, LateCommand]:
-        found: dict[str, LateCommand] = {}
+        commands: dict[str, LateCommand] = {}
         for entry in entry_points(group=GROUP):
             try:
-                found |= {str(command.name): command for command in entry.load()}
-            except ModuleNotFoundError:  # metadata without its code must not break the client's own commands
+                commands |= {str(command.name): command for command in entry.load()}
+            except ModuleNotFoundError:  # metadata left without its code must not break the client's own commands
                 continue
-        return found
+        return commands
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted({*self.commands, *self._installed})
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Return the command of this name, or None. Raise ClickException for one of the server's that is not installed."""
+        """Return the command with this name, or None if there is none.
+
+        Raises ClickException for a server command that is not installed.
+        """
         command = self.commands.get(cmd_name) or self._installed.get(cmd_name)
         if command is None and cmd_name in SERVER_COMMANDS:
             raise click.ClickException(f"{cmd_name} is not installed; this command needs {SERVER_NEEDS}")
         return command
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command, and if one of its imports is not installed, say in one line what to install."""
+        """Run the command. Raises ClickException, which says what to install, if an import is missing."""
         try:
             return super().invoke(ctx)
         except ModuleNotFoundError as error:
@@ -64,6 +67,9 @@ class CommandLine(click.Group):
 
 
 def command_line(more: Iterable[LateCommand] = ()) -> CommandLine:
-    """Return `quickstudy` with the client's commands and `more`: those of a checkout, whose entry points are not installed."""
+    """Return the `quickstudy` command with the client's commands and `more`.
+
+    A checkout passes its commands as `more`, because its entry points are not installed.
+    """
     commands: dict[str, click.Command] = {str(command.name): command for command in (*CLIENT_COMMANDS, *more)}
     return CommandLine("quickstudy", commands=commands, help="Few-shot adaptation as a service.")

@@ -1,4 +1,4 @@
-"""A command whose module is imported when the command runs."""
+"""A command whose module is imported only when the command runs."""
 
 import importlib
 from typing import Any
@@ -7,10 +7,10 @@ import click
 
 
 class LateCommand(click.Command):
-    """A command by name: `module` has the real one under the same name, and is imported when it runs.
+    """A placeholder for the command of the same name in `module`.
 
-    So `quickstudy --help` and the other commands neither wait for what this one imports nor need it. `needs` is the requirement
-    to install if one of its imports is missing.
+    The module is imported only when the command runs. So `quickstudy --help` and the other commands neither wait for the imports of
+    this one nor need them. `needs` is the requirement to install if one of its imports is missing.
     """
 
     def __init__(self, name: str, module: str, summary: str, *, needs: str) -> None:
@@ -25,5 +25,5 @@ class LateCommand(click.Command):
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
     ) -> click.Context:
-        """Return the real command's context, which also invokes the real command."""
+        """Return a context of the real command, so that click then invokes the real command."""
         return self.load().make_context(info_name, args, parent, **extra)

@@ -1,4 +1,4 @@
-"""`quickstudy predict`: rows of a file → the same rows with a label and its probability."""
+"""`quickstudy predict`: print the rows of a file with a predicted label and its probability."""
 
 import csv
 import io
@@ -14,8 +14,8 @@ import click
 from tqdm import tqdm
 
 from quickstudy import Client, Invalid, Prediction, Predictions
-from quickstudy.commands.rows import Format, Rows, UnreadableRows, format_option, opened
-from quickstudy.commands.service_options import asks, failed
+from quickstudy.commands.rows import Format, Rows, UnreadableRows, format_option, open_rows
+from quickstudy.commands.service_options import failure_of, with_client
 
 _PART_ROWS = 256
 Output = Literal["csv", "jsonl"]
@@ -25,96 +25,112 @@ Entry = tuple[int, dict[str, Any]]
 @click.command()
 @click.argument("adapter", metavar="ADAPTER_OR_ALIAS")
 @click.argument("file", required=False)
-@click.option("--text", "texts", multiple=True, help="Instead of FILE; may be given more than once.")
-@click.option("--text-column", metavar="NAME", help="Of the inputs; `text` or `input` where there is one of them.")
+@click.option("--text", "texts", multiple=True, help="Text to label, instead of FILE; may be given more than once.")
+@click.option("--text-column", metavar="NAME", help="Column of the inputs. Default: `text` or `input`.")
 @format_option
-@click.option("--top-k", type=click.IntRange(1), metavar="K", help="The K most probable labels, not only the first.")
-@click.option("--output", type=click.Choice(["csv", "jsonl"]), help="jsonl for JSON Lines, else csv, where not said.")
-@click.option("--json", "output", flag_value="jsonl", help="As --output jsonl.")
-@asks
+@click.option("--top-k", type=click.IntRange(1), metavar="K", help="Print the K most probable labels, not only the first.")
+@click.option(
+    "--output", type=click.Choice(["csv", "jsonl"]), help="Output format. Default: jsonl if the input is JSON Lines, otherwise csv."
+)
+@click.option("--json", "output", flag_value="jsonl", help="Short for --output jsonl.")
+@with_client
 def predict(
     client: Client,
     adapter: str,
     file: str | None,
     texts: tuple[str, ...],
     text_column: str | None,
-    chosen: Format | None,
+    file_format: Format | None,
     top_k: int | None,
     output: Output | None,
 ) -> None:
-    """Label the rows of FILE (CSV, TSV or JSON Lines; - is standard input), and print them with a label and its probability."""
+    """Print the rows of FILE with a predicted label and its probability.
+
+    FILE is CSV, TSV or JSON Lines; - is standard input.
+    """
     if (file is None) == (not texts):
-        raise click.UsageError("expected either FILE or --text")
-    total = len(texts) if file is None else _count(file, chosen, text_column)
-    with nullcontext(_given(texts)) if file is None else opened(file, chosen) as rows:
+        raise click.UsageError(f"expected either FILE or --text, got {'neither' if file is None else 'both'}")
+    total = len(texts) if file is None else _count_rows(file, file_format, text_column)
+    with nullcontext(_rows_of_texts(texts)) if file is None else open_rows(file, file_format) as rows:
         column = rows.text_column(text_column)
-        form: Output = output or ("jsonl" if rows.format == "jsonl" else "csv")
-        write = _csv(rows, top_k or 1) if form == "csv" else _jsonl
-        hidden = True if sys.stdout.isatty() else None  # among the rows on a terminal it would be noise
-        with tqdm(total=total, unit="row", desc="predicting", disable=hidden) as bar:
-            wanted = top_k if form == "jsonl" else top_k or 1
-            for part, answer in _answered(client, adapter, rows, column, wanted):
+        output_format: Output = output or ("jsonl" if rows.format == "jsonl" else "csv")
+        write = _csv_writer(rows, top_k or 1) if output_format == "csv" else _write_jsonl
+        hide_bar = True if sys.stdout.isatty() else None  # on a terminal the bar would break up the printed rows
+        with tqdm(total=total, unit="row", desc="predicting", disable=hide_bar) as bar:
+            labels_per_row = top_k if output_format == "jsonl" else top_k or 1
+            for part, answer in _predict_in_parts(client, adapter, rows, column, labels_per_row):
                 write(part, answer)
                 bar.update(len(part))
-            write([], ())  # of no rows, their columns at least
+            write([], ())  # prints the header if there were no rows
 
 
-def _answered(client: Client, name: str, rows: Rows, column: str, top_k: int | None) -> Iterator[tuple[list[Entry], Predictions]]:
-    """Part by part; all of one adapter, though an alias be moved meanwhile."""
+def _predict_in_parts(
+    client: Client, name: str, rows: Rows, column: str, top_k: int | None
+) -> Iterator[tuple[list[Entry], Predictions]]:
+    """Yield each part of the rows with its predictions. One adapter answers all, even if an alias moves."""
     while part := list(islice(rows.entries, _PART_ROWS)):
         inputs = [rows.text(line, row, column) for line, row in part]
         try:
             answer = client.predict(name, inputs, top_k=top_k)
         except Invalid as error:
-            raise failed(error, "" if error.row is None else f"{rows.name}, line {part[error.row][0]}: ") from None
+            raise failure_of(error, "" if error.row is None else f"{rows.name}, line {part[error.row][0]}: ") from None
         name = answer.adapter_id
         yield part, answer
 
 
-def _given(texts: tuple[str, ...]) -> Rows:
+def _rows_of_texts(texts: tuple[str, ...]) -> Rows:
     return Rows("--text", "csv", ("text",), ((i, {"text": text}) for i, text in enumerate(texts, start=1)))
 
 
-def _count(file: str, chosen: Format | None, text_column: str | None) -> int | None:
-    """Rows of a file, all of which are sound: what is wrong with the last one is told before the first one is sent. None for what
-    can be read once only."""
+def _count_rows(file: str, file_format: Format | None, text_column: str | None) -> int | None:
+    """Return the number of rows of a file; None for one that can be read only once.
+
+    Reading all rows now reports a malformed one before anything is sent. Raises UnreadableRows.
+    """
     if file == "-" or not Path(file).is_file():
         return None
-    with opened(file, chosen) as rows:
+    with open_rows(file, file_format) as rows:
         column = rows.text_column(text_column)
         return sum(1 for line, row in rows.entries if rows.text(line, row, column))
 
 
-def _csv(rows: Rows, top_k: int) -> Callable[[list[Entry], Sequence[Prediction]], None]:
-    """The input's columns, `label` and `probability`; with more labels, `label_2` and so on. Where the input has one of these
-    names, all of them begin with `predicted_`."""
+def _csv_writer(rows: Rows, top_k: int) -> Callable[[list[Entry], Sequence[Prediction]], None]:
+    """Return a function that prints a part of the rows as CSV, the header with the first part.
+
+    The columns are the input's, then `label`, `probability`, `label_2`, `probability_2` and so on. If the input has one of these
+    names, all of them get the prefix `predicted_`. Raises UnreadableRows if the input has those too.
+    """
     added = [name if k == 1 else f"{name}_{k}" for k in range(1, top_k + 1) for name in ("label", "probability")]
     if set(added) & set(rows.columns):
         added = [f"predicted_{name}" for name in added]
     if set(added) & set(rows.columns):
-        raise UnreadableRows(f"{rows.name} has columns that the output would have twice: {', '.join(added)}; try --output jsonl")
-    lines = [[*rows.columns, *added]]  # not before there is a first answer
+        raise UnreadableRows(
+            f"{rows.name}: expected no column named as one of the output's, {', '.join(added)}; try --output jsonl"
+        )
+    lines = [[*rows.columns, *added]]  # the header is printed only with the first answer
 
     def write(part: list[Entry], answer: Sequence[Prediction]) -> None:
         for (line, row), prediction in zip(part, answer, strict=True):
             if row.keys() - set(rows.columns):
                 new = ", ".join(sorted(row.keys() - set(rows.columns)))
-                raise UnreadableRows(f"{rows.name}, line {line}: {new} is in no row before; try --output jsonl")
-            own = [_cell(row.get(column, "")) for column in rows.columns]
+                raise UnreadableRows(
+                    f"{rows.name}, line {line}: expected the keys of the first row, got also {new}; try --output jsonl"
+                )
+            input_cells = [_cell(row.get(column, "")) for column in rows.columns]
             cells = [cell for label, p in _ranked(prediction) for cell in (label, f"{p:.6g}")]
-            lines.append([*own, *cells, *[""] * (len(added) - len(cells))])
+            lines.append([*input_cells, *cells, *[""] * (len(added) - len(cells))])
         _print_csv(lines)
         lines.clear()
 
     return write
 
 
-def _jsonl(part: list[Entry], answer: Sequence[Prediction]) -> None:
-    """Each row as it came, with `prediction`."""
+def _write_jsonl(part: list[Entry], answer: Sequence[Prediction]) -> None:
+    """Print each row as it was read, with the added key `prediction`."""
     lines = []
     for (_, row), prediction in zip(part, answer, strict=True):
-        found = {"label": prediction.label, "probability": prediction.probability, "probabilities": dict(_ranked(prediction))}
-        lines.append(json.dumps({**row, "prediction": found}, ensure_ascii=False) + "\n")
+        shown = {"label": prediction.label, "probability": prediction.probability, "probabilities": dict(_ranked(prediction))}
+        lines.append(json.dumps({**row, "prediction": shown}, ensure_ascii=False) + "\n")
     click.echo("".join(lines), nl=False)
 
 

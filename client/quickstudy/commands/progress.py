@@ -1,4 +1,4 @@
-"""A bar on stderr over an adapter's inner steps; none where stderr is no terminal."""
+"""A progress bar over an adapter's inner steps, on stderr if that is a terminal."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from quickstudy import EndEvent, Event, StatusEvent, StepEvent
 
 
 class AdaptProgress:
-    """To be told of every event."""
+    """A progress bar to pass as `on_progress`; it is called with every event."""
 
     def __init__(self) -> None:
         self._bar: tqdm[Any] = tqdm(unit="step", desc="adapting", disable=None)
@@ -16,7 +16,7 @@ class AdaptProgress:
     def __call__(self, event: Event) -> None:
         match event:
             case StatusEvent(status=status):
-                self._bar.reset()  # a further attempt starts over
+                self._bar.reset()  # a new attempt starts again at the first step
                 self._bar.set_description(status)
             case StepEvent(step=step, support_loss=loss):
                 self._bar.update(step - self._bar.n)

@@ -1,4 +1,4 @@
-"""Rows of CSV, TSV and JSON Lines, from a file or standard input, one after the other: a file of any length takes no memory."""
+"""A reader of CSV, TSV and JSON Lines that yields one row at a time, so that long files fit in memory."""
 
 import csv
 import io
@@ -19,12 +19,15 @@ _TEXTS, _LABELS = ("text", "input"), ("label",)
 
 
 class UnreadableRows(click.UsageError):
-    """A file that is none of these, or has not what is asked of it."""
+    """A file that cannot be read as CSV, TSV or JSON Lines, or that lacks a column or value."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """`entries` are (line number, {column: value}); in JSON Lines values may be more than text."""
+    """The rows of one file. `entries` yields (line number, {column: value}) once.
+
+    Lines count from 1. The columns of JSON Lines are the keys of the first row, and values may be any JSON.
+    """
 
     name: str
     format: Format
@@ -32,42 +35,50 @@ class Rows:
     entries: Iterator[tuple[int, dict[str, Any]]]
 
     def text_column(self, chosen: str | None) -> str:
+        """Return the column of the texts: `chosen`, or `text` or `input`. Raises UnreadableRows."""
         return self._column(chosen, _TEXTS, "texts", "--text-column")
 
     def label_column(self, chosen: str | None) -> str:
+        """Return the column of the labels: `chosen`, or `label`. Raises UnreadableRows."""
         return self._column(chosen, _LABELS, "labels", "--label-column")
 
     def examples(self, text: str | None, label: str | None) -> list[tuple[int, str, str]]:
-        """(line, text, label) of every row. Raises UnreadableRows."""
+        """Return (line, text, label) of every row. Raises UnreadableRows.
+
+        `text` and `label` are the columns to read; None means the usual names.
+        """
         text_column, label_column = self.text_column(text), self.label_column(label)
         return [(line, self.text(line, row, text_column), self.text(line, row, label_column)) for line, row in self.entries]
 
     def text(self, line: int, row: dict[str, Any], column: str) -> str:
-        """A value that is a text and not empty. Raises UnreadableRows."""
+        """Return a row's value in `column`. Raises UnreadableRows if it is not text, or blank."""
         value = row.get(column)
         if not isinstance(value, str) or not value.strip():
             raise UnreadableRows(f"{self.name}, line {line}: expected a text as {column!r}, got {json.dumps(value)[:80]}")
         return value
 
-    def _column(self, chosen: str | None, guesses: tuple[str, ...], what: str, option: str) -> str:
-        has = f"{self.name} has the columns {', '.join(map(repr, self.columns))}"
+    def _column(self, chosen: str | None, usual_names: tuple[str, ...], content: str, option: str) -> str:
+        columns = f"{self.name} has the columns {', '.join(map(repr, self.columns))}"
         if chosen is not None:
             if chosen not in self.columns:
-                raise UnreadableRows(f"{option}: no column {chosen!r}; {has}")
+                raise UnreadableRows(f"{option}: no column {chosen!r}; {columns}")
             return chosen
-        found = [guess for guess in guesses if guess in self.columns]
-        if len(found) == 1:
-            return found[0]
-        names = " or ".join(map(repr, guesses))
+        matches = [name for name in usual_names if name in self.columns]
+        if len(matches) == 1:
+            return matches[0]
+        names = " or ".join(map(repr, usual_names))
         raise UnreadableRows(
-            f"{has}, and {'more than' if found else 'not'} one named {names}: say with {option} which has the {what}"
+            f"{columns}, and {'more than one' if matches else 'none'} named {names}: name the column of the {content} with {option}"
         )
 
 
 @contextmanager
-def opened(path: str, chosen: Format | None) -> Iterator[Rows]:
-    """The rows of a file, or of standard input for `-`. What the name's ending, or the first line of standard input, leaves open is
-    to be chosen. Raises UnreadableRows; so do the entries, as they are read, with the line's number."""
+def open_rows(path: str, file_format: Format | None) -> Iterator[Rows]:
+    """Open a file, or standard input for `-`, and yield its rows.
+
+    Without `file_format`, the file's suffix or else its first line decides. Raises UnreadableRows if neither does, or if the file
+    cannot be read. The entries raise UnreadableRows too, with the line number, as they are read.
+    """
     name = "standard input" if path == "-" else path
     try:
         stream = click.open_file(path, "rb")
@@ -77,23 +88,23 @@ def opened(path: str, chosen: Format | None) -> Iterator[Rows]:
         text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
         try:
             first = text.readline()
-            kind = chosen or _BY_SUFFIX.get(Path(path).suffix.lower()) or _guessed(name, first)
+            kind = file_format or _BY_SUFFIX.get(Path(path).suffix.lower()) or _guess_format(name, first)
             lines = chain((first,), text)
             yield _json_lines(name, lines) if kind == "jsonl" else _table(name, kind, lines)
         except UnicodeDecodeError:
             raise UnreadableRows(f"{name}: expected UTF-8 text") from None
         finally:
-            text.detach()  # standard input is not ours to close
+            text.detach()  # closing the wrapper would close standard input
 
 
-def _guessed(name: str, first: str) -> Format:
+def _guess_format(name: str, first: str) -> Format:
     if first.lstrip().startswith("{"):
         return "jsonl"
     if ("\t" in first) != ("," in first):
         return "tsv" if "\t" in first else "csv"
     if first.strip().isidentifier():
         return "csv"  # one column
-    raise UnreadableRows(f"{name}: say with --format whether it is csv, tsv or jsonl")
+    raise UnreadableRows(f"{name}: unknown format; choose csv, tsv or jsonl with --format")
 
 
 def _table(name: str, kind: Format, lines: Iterator[str]) -> Rows:
@@ -113,7 +124,7 @@ def _table(name: str, kind: Format, lines: Iterator[str]) -> Rows:
 
 def _cells(name: str, reader: Any) -> Iterator[tuple[int, list[str]]]:
     while True:
-        line = reader.line_num + 1  # where the row begins: a quoted value may go over several lines
+        line = reader.line_num + 1  # the row's first line, because a quoted value may span several
         try:
             cells = next(reader)
         except StopIteration:
@@ -131,26 +142,26 @@ def _json_lines(name: str, lines: Iterator[str]) -> Rows:
                 continue
             try:
                 row = json.loads(line)
-                json.dumps(row, ensure_ascii=False).encode()  # escapes may stand for halves of characters, which cannot be sent
+                json.dumps(row, ensure_ascii=False).encode()  # fails for an escaped lone surrogate, which cannot be sent
             except (ValueError, RecursionError):
                 row = None
             if not isinstance(row, dict):
                 raise UnreadableRows(f"{name}, line {number}: expected a JSON object of Unicode text")
             yield number, row
 
-    every = entries()
-    first = next(every, None)
+    remaining = entries()
+    first = next(remaining, None)
     if first is None:
-        raise UnreadableRows(f"{name}: no rows")
+        raise UnreadableRows(f"{name}: expected at least one row, got none")
 
-    def whole() -> Iterator[tuple[int, dict[str, Any]]]:
+    def all_entries() -> Iterator[tuple[int, dict[str, Any]]]:
         yield first
-        yield from every
+        yield from remaining
 
-    return Rows(name, "jsonl", tuple(first[1]), whole())
+    return Rows(name, "jsonl", tuple(first[1]), all_entries())
 
 
 def format_option(command: Any) -> Any:
-    """`--format`, of a command that reads a file."""
-    text = "Of FILE; by its ending where not said, and of standard input by its first line."
-    return click.option("--format", "chosen", type=click.Choice(FORMATS), help=text)(command)
+    """Add the option `--format` to a command that reads a file."""
+    text = "Format of FILE. Default: by its suffix, or for standard input by its first line."
+    return click.option("--format", "file_format", type=click.Choice(FORMATS), help=text)(command)

@@ -1,4 +1,4 @@
-"""What every command that asks a service has: where it is, and what its errors end with."""
+"""The options, exit codes and output that all commands share that call a service."""
 
 import functools
 import json
@@ -9,26 +9,29 @@ from typing import Any, Concatenate, ParamSpec
 import click
 
 from quickstudy import Client, OutOfReach, QuickstudyError, Unauthorised
-from quickstudy.calls import NoName
+from quickstudy.calls import InvalidName
 
 P = ParamSpec("P")
 REFUSED, WRONG_USAGE, OUT_OF_REACH, NOT_AUTHORISED = 1, 2, 3, 4
-"""Exit codes beside 0; click's own for wrong usage is the same."""
+"""Exit codes of failures; WRONG_USAGE is also click's own."""
 
 
-class Failed(click.ClickException):
-    """One line on stderr, and an exit code."""
+class CommandFailed(click.ClickException):
+    """An error that prints one line on stderr and exits with `exit_code`."""
 
     def __init__(self, message: str, exit_code: int = REFUSED) -> None:
         super().__init__(message)
-        self.exit_code = exit_code  # type: ignore[misc]  # click means it to be set, and reads it so
+        self.exit_code = exit_code  # type: ignore[misc]  # click reads the instance's attribute
 
     def show(self, file: Any = None) -> None:
         click.echo(f"error: {self.format_message()}", err=True, file=file)
 
 
-def asks(command: Callable[Concatenate[Client, P], None]) -> Callable[P, None]:
-    """Gives a command its client as the first argument, made from --url and the environment's QUICKSTUDY_API_KEY."""
+def with_client(command: Callable[Concatenate[Client, P], None]) -> Callable[P, None]:
+    """Pass a client for `--url` and QUICKSTUDY_API_KEY to a command, as its first argument.
+
+    The command's errors become one line on stderr and an exit code.
+    """
 
     @click.option(
         "--url",
@@ -36,10 +39,10 @@ def asks(command: Callable[Concatenate[Client, P], None]) -> Callable[P, None]:
         show_envvar=True,
         default="http://localhost:8000",
         show_default=True,
-        help="Of the service. Its API key, where it needs one, is read from QUICKSTUDY_API_KEY.",
+        help="URL of the service. Its API key, if it needs one, is read from QUICKSTUDY_API_KEY.",
     )
     @functools.wraps(command)
-    def asking(*arguments: P.args, **options: P.kwargs) -> None:
+    def wrapper(*arguments: P.args, **options: P.kwargs) -> None:
         _check_text(options)
         try:
             client = Client(str(options.pop("url")))
@@ -49,24 +52,27 @@ def asks(command: Callable[Concatenate[Client, P], None]) -> Callable[P, None]:
             with client:
                 command(client, *arguments, **options)
         except QuickstudyError as error:
-            raise failed(error) from None
-        except NoName as error:
-            raise Failed(str(error), WRONG_USAGE) from None
+            raise failure_of(error) from None
+        except InvalidName as error:
+            raise CommandFailed(str(error), WRONG_USAGE) from None
         except KeyboardInterrupt:
             sys.exit(130)
 
-    return asking
+    return wrapper
 
 
 def _check_text(options: Mapping[str, Any]) -> None:
-    """Raises Failed for an argument whose bytes are no text; the name of a file may be any. Its value is not shown."""
+    """Raise CommandFailed for an argument that is not valid UTF-8, except for a file name.
+
+    The message does not show the value, which may be secret.
+    """
     for name, value in options.items():
         for part in (value if isinstance(value, tuple) else (value,)) if name != "file" else ():
-            if isinstance(part, str) and not _encodes(part):
-                raise Failed(f"{name}: expected text in UTF-8", WRONG_USAGE)
+            if isinstance(part, str) and not _is_valid_unicode(part):
+                raise CommandFailed(f"{name}: expected text in UTF-8", WRONG_USAGE)
 
 
-def _encodes(text: str) -> bool:
+def _is_valid_unicode(text: str) -> bool:
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -74,14 +80,15 @@ def _encodes(text: str) -> bool:
     return True
 
 
-def failed(error: QuickstudyError, where: str = "") -> Failed:
-    """`where`: the place in a file that the service means."""
+def failure_of(error: QuickstudyError, location: str = "") -> CommandFailed:
+    """Return the command's failure for an error of a call. `location` is a prefix: file and line."""
     code = OUT_OF_REACH if isinstance(error, OutOfReach) else NOT_AUTHORISED if isinstance(error, Unauthorised) else REFUSED
-    return Failed(f"{where}{error}", code)
+    return CommandFailed(f"{location}{error}", code)
 
 
 def as_json(command: Callable[..., None]) -> Callable[..., None]:
-    return click.option("--json", "as_json", is_flag=True, help="JSON instead of a table.")(command)
+    """Add the option `--json` to a command."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")(command)
 
 
 def print_json(content: Any) -> None:
@@ -89,8 +96,8 @@ def print_json(content: Any) -> None:
 
 
 def print_table(titles: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Columns as wide as they need to be; numbers to the right."""
-    cells = [[plain(cell) for cell in row] for row in rows]
+    """Print aligned columns. Columns of numbers are aligned to the right."""
+    cells = [[printable(cell) for cell in row] for row in rows]
     widths = [max(len(title), *(len(row[i]) for row in cells), 0) for i, title in enumerate(titles)]
     right = [bool(rows) and all(isinstance(row[i], int | float | None) for row in rows) for i in range(len(titles))]
     for row in [list(titles), *cells]:
@@ -100,7 +107,7 @@ def print_table(titles: Sequence[str], rows: Sequence[Sequence[object]]) -> None
         click.echo(line.rstrip())
 
 
-def plain(cell: object) -> str:
-    """As it may be printed: of text from elsewhere, nothing that a terminal would obey."""
+def printable(cell: object) -> str:
+    """Return the cell as text, with characters replaced that could control a terminal."""
     text = "-" if cell is None else f"{cell:.3f}" if isinstance(cell, float) else str(cell)
     return "".join(letter if letter.isprintable() else "�" for letter in text)

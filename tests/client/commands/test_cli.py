@@ -1,4 +1,4 @@
-"""What `quickstudy` lists, what it imports for that, and what it says of what is not installed."""
+"""The commands that `quickstudy` lists, its imports, and its messages about missing packages."""
 
 import subprocess
 import sys
@@ -24,27 +24,27 @@ def python(code: str) -> "subprocess.CompletedProcess[str]":
 
 @pytest.fixture
 def entry_points(monkeypatch: pytest.MonkeyPatch) -> list[EntryPoint]:
-    """What is installed, which a test may add to."""
+    """Replace the installed entry points by a list, and return it for the test to extend."""
     installed: list[EntryPoint] = []
 
-    def those_of(group: str) -> Sequence[EntryPoint]:
+    def in_group(group: str) -> Sequence[EntryPoint]:
         return [entry for entry in installed if entry.group == group]
 
-    monkeypatch.setattr(cli, "entry_points", those_of)
+    monkeypatch.setattr(cli, "entry_points", in_group)
     return installed
 
 
 SERVER = EntryPoint("server", "service.running.commands:COMMANDS", "quickstudy.commands")
 
 
-def test_help_loads_nothing_that_it_does_not_need() -> None:
+def test_help_imports_no_heavy_package() -> None:
     done = python("import sys; from service.__main__ import main; main(['--help'], standalone_mode=False); print(*sys.modules)")
     assert done.returncode == 0 and "predict" in done.stdout
     assert not set(done.stdout.split()) & HEAVY
 
 
 @pytest.mark.parametrize("command", main.commands.values(), ids=str)
-def test_a_late_command_is_where_it_is_said_to_be(command: click.Command) -> None:
+def test_a_late_command_loads_the_real_command(command: click.Command) -> None:
     assert isinstance(command, LateCommand)
     real = command.load()
     assert real.name == command.name
@@ -52,7 +52,7 @@ def test_a_late_command_is_where_it_is_said_to_be(command: click.Command) -> Non
     assert done.exit_code == 0 and done.stdout.startswith(f"Usage: quickstudy {command.name} ")
 
 
-def test_the_server_s_commands_come_by_an_entry_point(entry_points: list[EntryPoint]) -> None:
+def test_the_servers_commands_are_added_by_an_entry_point(entry_points: list[EntryPoint]) -> None:
     entry_points.append(SERVER)
     installed, checkout = (CliRunner().invoke(command, ["--help"]).stdout for command in (cli.command_line(), main))
     assert installed == checkout and all(f"\n  {name} " in installed for name in ("status", *cli.SERVER_COMMANDS))
@@ -60,13 +60,15 @@ def test_the_server_s_commands_come_by_an_entry_point(entry_points: list[EntryPo
     assert done.exit_code == 0 and "--data-dir" in done.stdout
 
 
-def test_the_client_knows_the_names_of_the_server_s_commands() -> None:
+def test_the_client_lists_the_names_of_all_server_commands() -> None:
     assert sorted(cli.SERVER_COMMANDS) == sorted(str(command.name) for command in COMMANDS)
 
 
 @pytest.mark.parametrize("name", cli.SERVER_COMMANDS)
 @pytest.mark.parametrize("value", [None, "nowhere.commands:COMMANDS"], ids=["no entry point", "metadata without code"])
-def test_without_the_server_its_commands_say_what_they_need(entry_points: list[EntryPoint], name: str, value: str | None) -> None:
+def test_a_server_command_without_the_server_says_what_to_install(
+    entry_points: list[EntryPoint], name: str, value: str | None
+) -> None:
     if value is not None:
         entry_points.append(EntryPoint("server", value, "quickstudy.commands"))
     done = CliRunner().invoke(cli.command_line(), [name, "--port", "0"])
@@ -75,12 +77,12 @@ def test_without_the_server_its_commands_say_what_they_need(entry_points: list[E
     assert f"\n  {name} " not in CliRunner().invoke(cli.command_line(), ["--help"]).stdout
 
 
-def test_a_name_that_nobody_has_is_wrong_usage(entry_points: list[EntryPoint]) -> None:
+def test_an_unknown_command_is_wrong_usage(entry_points: list[EntryPoint]) -> None:
     done = CliRunner().invoke(cli.command_line(), ["nowhere"])
     assert done.exit_code == 2 and "Error: No such command 'nowhere'." in done.output
 
 
-def test_a_command_whose_import_is_not_installed_says_what_it_needs() -> None:
+def test_a_command_with_a_missing_import_says_what_to_install() -> None:
     absent = "import sys; sys.modules.update(tqdm=None); "
     done = python(absent + "from quickstudy.commands import main; sys.argv = ['quickstudy', 'predict', 'a1']; main()")
     assert done.returncode == 1 and done.stderr == "Error: tqdm is not installed; this command needs quickstudy[cli]\n"
@@ -93,7 +95,7 @@ def test_without_click_the_script_says_what_to_install() -> None:
     assert done.stderr == expected
 
 
-def test_a_module_of_ours_that_is_not_there_is_no_missing_package() -> None:
+def test_a_missing_module_of_the_product_is_not_reported_as_a_missing_package() -> None:
     wrong = LateCommand("wrong", "service.nowhere", "", needs="nothing")
     done = CliRunner().invoke(cli.command_line([wrong]), ["wrong"])
     assert isinstance(done.exception, ModuleNotFoundError) and done.exception.name == "service.nowhere"

@@ -1,4 +1,4 @@
-"""Rows of CSV, TSV and JSON Lines."""
+"""Reading rows of CSV, TSV and JSON Lines."""
 
 import csv
 import io
@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from quickstudy.commands.rows import Format, UnreadableRows, opened
+from quickstudy.commands.rows import Format, UnreadableRows, open_rows
 
 Example = tuple[int, str, str]
 
 
 def examples(path: Path, chosen: Format | None = None, text: str | None = None, label: str | None = None) -> list[Example]:
-    with opened(str(path), chosen) as rows:
+    with open_rows(str(path), chosen) as rows:
         return rows.examples(text, label)
 
 
@@ -39,28 +39,32 @@ def test_every_format_reads(tmp_path: Path, name: str, content: bytes, expected:
     ("content", "kind"),
     [(b"text,label\na,x\n", "csv"), (b"text\tlabel\na\tx\n", "tsv"), (b' {"text": "a", "label": "x"}\n', "jsonl")],
 )
-def test_standard_input_is_known_by_its_first_line(monkeypatch: pytest.MonkeyPatch, content: bytes, kind: str) -> None:
+def test_the_format_of_standard_input_follows_from_its_first_line(
+    monkeypatch: pytest.MonkeyPatch, content: bytes, kind: str
+) -> None:
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
-    with opened("-", None) as rows:
+    with open_rows("-", None) as rows:
         assert rows.format == kind and [(text, label) for _, text, label in rows.examples(None, None)] == [("a", "x")]
 
 
-def test_columns_are_chosen_by_name(tmp_path: Path) -> None:
+def test_columns_are_found_by_name(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text("text,input,label,intent\na,b,x,y\n")
-    with pytest.raises(UnreadableRows, match="more than one named 'text' or 'input': say with --text-column"):
+    with pytest.raises(
+        UnreadableRows, match="more than one named 'text' or 'input': name the column of the texts with --text-column"
+    ):
         examples(path)
     assert examples(path, text="input", label="intent") == [(2, "b", "y")]
     with pytest.raises(UnreadableRows, match=r"--label-column: no column 'intents'; .* 'text', 'input', 'label', 'intent'"):
         examples(path, text="input", label="intents")
     path.write_text("utterance,category\na,x\n")
-    with pytest.raises(UnreadableRows, match="columns 'utterance', 'category', and not one named 'text' or 'input'"):
+    with pytest.raises(UnreadableRows, match="columns 'utterance', 'category', and none named 'text' or 'input'"):
         examples(path)
     assert examples(path, text="utterance", label="category") == [(2, "a", "x")]
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "message"),
     [
         ("a.csv", b"text,label\na,x\nb\n", "line 3: expected 2 values as in the header, got 1"),
         ("a.csv", b'text,label\n"a,x\n', "line 2: unexpected end of data"),
@@ -74,18 +78,18 @@ def test_columns_are_chosen_by_name(tmp_path: Path) -> None:
         ("a.jsonl", b'{"text": "a\\ud800", "label": "x"}\n', "line 1: expected a JSON object of Unicode text"),
         ("a.jsonl", b'{"text": ' + b"[" * 100_000, "line 1: expected a JSON object"),
         ("a.jsonl", b'{"text": "a", "label": 3}\n', "line 1: expected a text as 'label', got 3"),
-        ("a.jsonl", b"\n\n", "no rows"),
-        ("a.txt", b"what,is\tthis\n", "say with --format whether it is csv, tsv or jsonl"),
+        ("a.jsonl", b"\n\n", "expected at least one row, got none"),
+        ("a.txt", b"what,is\tthis\n", "unknown format; choose csv, tsv or jsonl with --format"),
         ("nowhere/a.csv", None, "No such file"),
     ],
 )
-def test_what_is_wrong_is_named_with_its_line(tmp_path: Path, name: str, content: bytes | None, said: str) -> None:
+def test_an_error_names_the_file_and_the_line(tmp_path: Path, name: str, content: bytes | None, message: str) -> None:
     path = tmp_path / name
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(UnreadableRows) as error:
         examples(path)
-    assert said in error.value.message and str(path) in error.value.message
+    assert message in error.value.message and str(path) in error.value.message
 
 
 CELL = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), max_size=20)
@@ -93,10 +97,10 @@ CELL = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00
 
 @pytest.mark.parametrize("kind", ["csv", "tsv"])
 @given(rows=st.lists(st.tuples(CELL, CELL), min_size=1, max_size=5))
-def test_what_is_written_is_read(kind: Format, rows: list[tuple[str, str]]) -> None:
+def test_written_rows_are_read_back(kind: Format, rows: list[tuple[str, str]]) -> None:
     buffer = io.StringIO()
     csv.writer(buffer, delimiter="\t" if kind == "tsv" else ",", quoting=csv.QUOTE_ALL).writerows([("text", "label"), *rows])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(buffer.getvalue().encode())))
-        with opened("-", kind) as found:
+        with open_rows("-", kind) as found:
             assert [(row["text"], row["label"]) for _, row in found.entries] == rows

@@ -1,4 +1,7 @@
-"""One embedded service for all that ask it by the client: the tiny model, a `default` to adapt from, a small limit on inputs."""
+"""One embedded service for all tests of the client.
+
+It has the tiny base model, an initialization `default`, and a small limit on the inputs of a call.
+"""
 
 import shutil
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Both clients drive everything that the service can do."""
+"""Every method of both clients against a real service."""
 
 import asyncio
 import time
@@ -34,7 +34,7 @@ PAIRS = [
 ]
 
 
-def test_adapt_predict_and_what_becomes_of_it(service: Served) -> None:
+def test_adapt_predict_score_and_delete(service: Served) -> None:
     with Client(service.url) as quickstudy:
         assert quickstudy.ready() and quickstudy.ready().missing == ()
         assert [init.name for init in quickstudy.initializations()] == sorted(
@@ -66,7 +66,7 @@ def test_adapt_predict_and_what_becomes_of_it(service: Served) -> None:
         assert error.value.status == 404 and error.value.problem["status"] == 404
 
 
-def test_any_number_of_inputs_goes_in_parts(service: Served) -> None:
+def test_many_inputs_are_sent_in_parts(service: Served) -> None:
     with Client(service.url) as quickstudy:
         made = quickstudy.adapt(PAIRS, seed=2)
         texts = [text for text, _ in PAIRS] * 11
@@ -82,19 +82,19 @@ def test_any_number_of_inputs_goes_in_parts(service: Served) -> None:
 
 
 def test_events_are_those_of_the_job(service: Served) -> None:
-    told: list[Event] = []
+    received: list[Event] = []
     with Client(service.url) as quickstudy:
-        made = quickstudy.adapt(PAIRS, seed=3, on_progress=told.append)
-        again = list(quickstudy.events(made))
-    for events in (told, again):
+        made = quickstudy.adapt(PAIRS, seed=3, on_progress=received.append)
+        read_again = list(quickstudy.events(made))
+    for events in (received, read_again):
         steps = [event for event in events if isinstance(event, StepEvent)]
         assert [event.step for event in steps] == list(range(1, 11))
         assert isinstance(events[-1], EndEvent) and events[-1].adapter.status == "ready"
         assert [event.support_loss for event in steps] == list(events[-1].adapter.support_loss)
-    assert isinstance(told[0], StatusEvent)
+    assert isinstance(received[0], StatusEvent)
 
 
-def test_aliases_are_moved_under_conditions(service: Served) -> None:
+def test_an_alias_moves_only_if_its_condition_holds(service: Served) -> None:
     with Client(service.url) as quickstudy:
         first, second = quickstudy.adapt(PAIRS, seed=4), quickstudy.adapt(PAIRS, seed=5)
         assert quickstudy.set_alias("voices", first, expected=None).previous is None
@@ -113,7 +113,7 @@ def test_aliases_are_moved_under_conditions(service: Served) -> None:
             quickstudy.predict("voices", "order pizza")
 
 
-def test_an_adapter_grows(service: Served) -> None:
+def test_examples_are_added_to_an_adapter(service: Served) -> None:
     with Client(service.url) as quickstudy:
         parent = quickstudy.adapt(PAIRS, seed=6, label_words=True)
         grown = quickstudy.add_examples(parent, [("stop the music", "stop"), ("stop it please", "stop")], name="grown")
@@ -124,7 +124,7 @@ def test_an_adapter_grows(service: Served) -> None:
         assert error.value.field == "support[0].label" and error.value.row == 0
 
 
-def test_errors_say_what_is_wrong(service: Served) -> None:
+def test_errors_name_the_field_and_the_status(service: Served) -> None:
     with Client(service.url) as quickstudy:
         with pytest.raises(Invalid, match="initialization: expected one of") as error:
             quickstudy.adapt(PAIRS, initialization="nope")
@@ -137,16 +137,16 @@ def test_errors_say_what_is_wrong(service: Served) -> None:
         assert quickstudy.wait(made).status == "ready"
 
 
-def test_the_same_for_asyncio(service: Served) -> None:
-    async def walk() -> Adapter:
+def test_every_method_of_the_async_client(service: Served) -> None:
+    async def call_all_methods() -> Adapter:
         async with AsyncClient(service.url) as quickstudy:
             assert await quickstudy.ready() and len(await quickstudy.initializations()) == 6
             assert (await quickstudy.dry_run(PAIRS, seed=8)).status == "new"
-            told: list[Event] = []
+            received: list[Event] = []
             first, second = await asyncio.gather(
-                quickstudy.adapt(PAIRS, seed=8, tags=["async"], on_progress=told.append), quickstudy.adapt(PAIRS, seed=9)
+                quickstudy.adapt(PAIRS, seed=8, tags=["async"], on_progress=received.append), quickstudy.adapt(PAIRS, seed=9)
             )
-            assert isinstance(told[-1], EndEvent) and [event async for event in quickstudy.events(first)][-1] == told[-1]
+            assert isinstance(received[-1], EndEvent) and [event async for event in quickstudy.events(first)][-1] == received[-1]
             one = await quickstudy.predict(first, "play a song")
             assert one.label == "play"
             several = await quickstudy.predict(first, ["close my account", "order pizza"] * 15, top_k=1)
@@ -166,26 +166,26 @@ def test_the_same_for_asyncio(service: Served) -> None:
                 await quickstudy.adapter(second)
             return await quickstudy.wait(first)
 
-    assert asyncio.run(walk()).status == "ready"
+    assert asyncio.run(call_all_methods()).status == "ready"
 
 
-def test_what_is_used_is_counted(service: Served) -> None:
+def test_usage_counts_predictions(service: Served) -> None:
     with Client(service.url) as quickstudy:
         made = quickstudy.adapt(PAIRS, seed=10)
         before = quickstudy.usage()
         quickstudy.predict(made, ["order pizza", "play a song"])
         deadline = time.monotonic() + 10
         while (after := quickstudy.usage()).predictions < before.predictions + 2 and time.monotonic() < deadline:
-            time.sleep(0.1)  # counts are written down every second
+            time.sleep(0.1)  # the service writes its counts every second
     assert before.tenant == "default" and before.adapters >= 1 and before.bytes > 0 and before.adaptations >= 1
     assert after.predictions == before.predictions + 2 and set(after.limits) >= {"MAX_ADAPTERS", "MAX_JOBS"}
 
-    async def asked() -> str:
+    async def tenant() -> str:
         async with AsyncClient(service.url) as quickstudy:
             return (await quickstudy.usage()).tenant
 
-    assert asyncio.run(asked()) == "default"
+    assert asyncio.run(tenant()) == "default"
 
 
-def test_it_knows_every_status() -> None:
+def test_the_client_knows_every_status() -> None:
     assert get_args(Status) == get_args(messages.Status)

@@ -1,4 +1,4 @@
-"""The commands that ask a service, and the walk that README shows."""
+"""The commands that call a service, and the commands that README shows."""
 
 import csv
 import io
@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from service.__main__ import main
-from tests.client.scripted import ADAPTER, MADE, Reply, problem, serving
+from tests.client.scripted import ADAPTED, ADAPTER, Reply, problem, serving
 from tests.end_to_end.client.conftest import MAX_INPUTS
 from tests.end_to_end.conftest import ROOT, Served, free_port
 
@@ -29,67 +29,67 @@ def run(url: str, *arguments: object, stdin: str | None = None, **environment: s
     return CliRunner().invoke(main, words, input=stdin, env={"QUICKSTUDY_URL": url, "QUICKSTUDY_API_KEY": "", **environment})
 
 
-def good(url: str, *arguments: object, stdin: str | None = None) -> str:
+def run_ok(url: str, *arguments: object, stdin: str | None = None) -> str:
     done = run(url, *arguments, stdin=stdin)
     assert done.exit_code == 0, done.output
     return done.stdout
 
 
 def read_json(url: str, *arguments: object) -> Any:
-    return json.loads(good(url, *arguments, "--json"))
+    return json.loads(run_ok(url, *arguments, "--json"))
 
 
 @pytest.fixture(scope="module")
 def adapter(service: Served) -> str:
-    return good(service.url, "adapt", EXAMPLES, "--name", "library", "--tag", "en", "--wait").strip()
+    return run_ok(service.url, "adapt", EXAMPLES, "--name", "library", "--tag", "en", "--wait").strip()
 
 
 def blocks(language: str) -> list[str]:
-    """The code under README's heading of this."""
+    """Return the code blocks of this language in README's section about the command line."""
     section = README.split("\n## From the command line\n")[1].split("\n## ")[0]
-    found: list[str] = re.findall(rf"```{language}\n(.*?)```", section, re.S)
-    return found
+    code: list[str] = re.findall(rf"```{language}\n(.*?)```", section, re.S)
+    return code
 
 
-def test_the_walk_of_the_readme(service: Served, tmp_path: Path) -> None:
-    """As it stands there, in a folder that has what a checkout has."""
+def test_the_commands_of_the_readme_run(service: Served, tmp_path: Path) -> None:
+    """Run README's commands unchanged, in a folder that looks like a checkout."""
     (tmp_path / "service").symlink_to(ROOT / "service")
     (tmp_path / ".venv" / "bin").mkdir(parents=True)
     command = tmp_path / ".venv" / "bin" / "quickstudy"
     command.write_text(f'#!/bin/sh\nexec {sys.executable} -m service "$@"\n')
     command.chmod(0o755)
-    walk = blocks("sh")[0]
-    assert walk.count(".venv/bin/quickstudy ") == 2
+    commands = blocks("sh")[0]
+    assert commands.count(".venv/bin/quickstudy ") == 2
     environment = {**os.environ, "QUICKSTUDY_URL": service.url, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'client'}"}
-    subprocess.run(["bash", "-euo", "pipefail", "-c", walk], cwd=tmp_path, env=environment, check=True, timeout=120)
-    rows, asked = (list(csv.DictReader(path.read_text("utf-8").splitlines())) for path in (tmp_path / "answers.csv", QUESTIONS))
-    assert [{name: row[name] for name in ("id", "text", "branch")} for row in rows] == asked
+    subprocess.run(["bash", "-euo", "pipefail", "-c", commands], cwd=tmp_path, env=environment, check=True, timeout=120)
+    rows, questions = (list(csv.DictReader(path.read_text("utf-8").splitlines())) for path in (tmp_path / "answers.csv", QUESTIONS))
+    assert [{name: row[name] for name in ("id", "text", "branch")} for row in rows] == questions
     assert list(rows[0]) == ["id", "text", "branch", "label", "probability"]
     assert {row["label"] for row in rows} <= LABELS and all(1 / 5 <= float(row["probability"]) <= 1 for row in rows)
 
 
 @pytest.mark.parametrize("code", blocks("python"))
-def test_the_python_of_the_readme(service: Served, code: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_python_code_of_the_readme_runs(service: Served, code: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert "http://localhost:8000" in code
     exec(compile(code.replace("http://localhost:8000", service.url), "README.md", "exec"), {"__name__": "readme"})
     assert re.search(r"dining|wifi", capsys.readouterr().out)
 
 
-def test_adapt_says_what_it_would_do_and_does_it(service: Served, adapter: str) -> None:
-    shown = good(service.url, "adapt", EXAMPLES, "--dry-run", "--name", "library")
+def test_adapt_with_and_without_dry_run(service: Served, adapter: str) -> None:
+    shown = run_ok(service.url, "adapt", EXAMPLES, "--dry-run", "--name", "library")
     assert shown.startswith(f"{adapter} ready, 25 examples, 10 steps\n") and re.search(r"^renew +5$", shown, re.M)
     dry = read_json(service.url, "adapt", EXAMPLES, "--dry-run", "--steps", "3")
     assert dry["status"] == "new" and dry["steps"] == 3 and dry["labels"]["fines"] == 5
     lines = "".join(
         json.dumps({"input": f"{word} please", "label": word, "n": i}) + "\n" for i, word in enumerate(["stop", "go"] * 2)
     )
-    made = json.loads(good(service.url, "adapt", "-", "--wait", "--json", "--ttl", "60", "--label-words", stdin=lines))
+    made = json.loads(run_ok(service.url, "adapt", "-", "--wait", "--json", "--ttl", "60", "--label-words", stdin=lines))
     assert made["status"] == "ready" and made["labels"] == ["go", "stop"] and made["label_words"]
     table = "text\tlabel\n" + "".join(f"{word} now\t{word}\n" for word in ("stop", "go"))
-    assert good(service.url, "adapt", "-", "--initialization", "frozen-prototypes", stdin=table).strip().isalnum()
+    assert run_ok(service.url, "adapt", "-", "--initialization", "frozen-prototypes", stdin=table).strip().isalnum()
 
 
-def test_predict_keeps_the_columns_of_any_number_of_rows(service: Served, adapter: str, tmp_path: Path) -> None:
+def test_predict_keeps_the_columns_of_many_rows(service: Served, adapter: str, tmp_path: Path) -> None:
     many = tmp_path / "many.tsv"
     texts = ["may I renew it", 'a "fine", is it?'] * 300
     with many.open("w", encoding="utf-8", newline="") as file:
@@ -105,19 +105,19 @@ def test_predict_keeps_the_columns_of_any_number_of_rows(service: Served, adapte
 
 def test_predict_reads_and_writes_json_lines(service: Served, adapter: str) -> None:
     line = json.dumps({"input": "when do you open", "n": [1, {"a": None}]})
-    (row,) = map(json.loads, good(service.url, "predict", adapter, "-", stdin=line).splitlines())
+    (row,) = map(json.loads, run_ok(service.url, "predict", adapter, "-", stdin=line).splitlines())
     assert row["n"] == [1, {"a": None}] and row["prediction"]["label"] in LABELS
     found = row["prediction"]["probabilities"]
     assert set(found) == LABELS and list(found.values()) == sorted(found.values(), reverse=True)
-    (as_csv,) = csv.DictReader(io.StringIO(good(service.url, "predict", adapter, "-", "--output", "csv", stdin=line)))
+    (as_csv,) = csv.DictReader(io.StringIO(run_ok(service.url, "predict", adapter, "-", "--output", "csv", stdin=line)))
     assert as_csv["n"] == '[1, {"a": null}]' and as_csv["label"] == row["prediction"]["label"]
     texts = ("--text", "a fine?", "--text", "one, more")
-    one, two = csv.DictReader(io.StringIO(good(service.url, "predict", adapter, *texts)))
+    one, two = csv.DictReader(io.StringIO(run_ok(service.url, "predict", adapter, *texts)))
     assert one["text"] == "a fine?" and two["text"] == "one, more"
-    assert len(good(service.url, "predict", adapter, *texts, "--json", "--top-k", 1).splitlines()) == 2
+    assert len(run_ok(service.url, "predict", adapter, *texts, "--json", "--top-k", 1).splitlines()) == 2
 
 
-def test_what_is_wrong_is_named_with_its_line_before_anything_is_sent(service: Served, adapter: str, tmp_path: Path) -> None:
+def test_an_error_in_a_row_names_the_file_and_the_line(service: Served, adapter: str, tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text("text\n" + "fine\n" * 300 + '" "\n')
     done = run(service.url, "predict", adapter, path)
@@ -131,43 +131,43 @@ def test_what_is_wrong_is_named_with_its_line_before_anything_is_sent(service: S
 
 
 def test_adapters_are_listed_shown_scored_and_deleted(service: Served, adapter: str) -> None:
-    listed = good(service.url, "adapters", "list", "--tag", "en")
+    listed = run_ok(service.url, "adapters", "list", "--tag", "en")
     assert re.search(rf"^{adapter} +ready +library +en +5 +25 +\d", listed, re.M)
     assert [entry["adapter_id"] for entry in read_json(service.url, "adapters", "list", "--name", "library")] == [adapter]
-    shown = good(service.url, "adapters", "show", adapter)
+    shown = run_ok(service.url, "adapters", "show", adapter)
     assert re.search(r"^labels +fines, membership, opening_hours, renew, reserve$", shown, re.M)
     assert read_json(service.url, "adapters", "show", adapter)["labels"] == sorted(LABELS)
-    assert good(service.url, "adapters", "pin", adapter) == f"{adapter} pinned\n"
-    assert good(service.url, "adapters", "unpin", adapter) == f"{adapter} unpinned\n"
-    scored = good(service.url, "adapters", "score", adapter, EXAMPLES)
+    assert run_ok(service.url, "adapters", "pin", adapter) == f"{adapter} pinned\n"
+    assert run_ok(service.url, "adapters", "unpin", adapter) == f"{adapter} unpinned\n"
+    scored = run_ok(service.url, "adapters", "score", adapter, EXAMPLES)
     assert re.match(r"25 examples, accuracy \d+\.\d%, macro F1 \d\.\d{3}\n", scored) and re.search(
         r"^renew +\d\.\d{3}", scored, re.M
     )
     score = read_json(service.url, "adapters", "score", adapter, EXAMPLES)
     assert [line - 2 for line in score["mistaken_lines"]] == score["mistakes"]
-    told = good(service.url, "adapters", "events", adapter).splitlines()
-    assert sum(line.startswith("step ") for line in told) == 10 and told[-1] == "end, ready"
-    other = good(service.url, "adapt", EXAMPLES, "--steps", "1").strip()
-    events = [json.loads(line) for line in good(service.url, "adapters", "events", other, "--json").splitlines()]
+    printed = run_ok(service.url, "adapters", "events", adapter).splitlines()
+    assert sum(line.startswith("step ") for line in printed) == 10 and printed[-1] == "end, ready"
+    other = run_ok(service.url, "adapt", EXAMPLES, "--steps", "1").strip()
+    events = [json.loads(line) for line in run_ok(service.url, "adapters", "events", other, "--json").splitlines()]
     assert events[-1]["event"] == "end" and events[-1]["adapter"]["adapter_id"] == other
-    assert good(service.url, "adapters", "delete", other) == f"{other} deleted\n"
+    assert run_ok(service.url, "adapters", "delete", other) == f"{other} deleted\n"
     assert run(service.url, "adapters", "show", other).exit_code == 1
 
 
-def test_an_alias_is_set_under_conditions_used_and_deleted(service: Served, adapter: str) -> None:
-    assert good(service.url, "alias", "set", "library.live", adapter, "--new") == f"library.live → {adapter}\n"
+def test_an_alias_is_set_with_conditions_used_and_deleted(service: Served, adapter: str) -> None:
+    assert run_ok(service.url, "alias", "set", "library.live", adapter, "--new") == f"library.live → {adapter}\n"
     again = run(service.url, "alias", "set", "library.live", adapter, "--new")
     assert again.exit_code == 1 and again.stderr.startswith("error: ")
     assert read_json(service.url, "alias", "set", "library.live", adapter, "--expected", adapter)["previous"] == adapter
-    assert re.search(rf"^library.live +{adapter} ", good(service.url, "alias", "list"), re.M)
+    assert re.search(rf"^library.live +{adapter} ", run_ok(service.url, "alias", "list"), re.M)
     assert [entry["alias"] for entry in read_json(service.url, "alias", "list")] == ["library.live"]
-    assert len(good(service.url, "predict", "library.live", QUESTIONS).splitlines()) == 9
-    assert good(service.url, "alias", "delete", "library.live") == "library.live deleted\n"
-    assert good(service.url, "alias", "list") == "alias  adapter  moved\n"
+    assert len(run_ok(service.url, "predict", "library.live", QUESTIONS).splitlines()) == 9
+    assert run_ok(service.url, "alias", "delete", "library.live") == "library.live deleted\n"
+    assert run_ok(service.url, "alias", "list") == "alias  adapter  moved\n"
 
 
-def test_status_shows_what_there_is(service: Served) -> None:
-    shown = good(service.url, "status")
+def test_status_shows_readiness_initializations_and_usage(service: Served) -> None:
+    shown = run_ok(service.url, "status")
     assert (
         shown.startswith("ready\n") and re.search(r"^default +\S+ ", shown, re.M) and re.search(r"^MAX_ADAPTERS +\d", shown, re.M)
     )
@@ -179,7 +179,7 @@ def test_exit_code_1_is_a_refusal_or_a_failed_job(service: Served) -> None:
     done = run(service.url, "predict", "nowhere", "--text", "hello")
     assert done.exit_code == 1 and done.stderr.startswith("error: ") and done.stdout == ""
     failed = {**ADAPTER, "status": "failed", "error": "the loss is not finite"}
-    replies = (Reply(202, {**MADE, "status": "queued"}), problem(404), Reply(200, failed))
+    replies = (Reply(202, {**ADAPTED, "status": "queued"}), problem(404), Reply(200, failed))
     with serving(*replies) as server:
         done = run(server.url, "adapt", EXAMPLES, "--wait")
     assert done.exit_code == 1 and done.stderr.endswith("error: the loss is not finite\n")
@@ -215,11 +215,11 @@ def test_exit_code_2_is_wrong_usage(wrong: tuple[object, ...]) -> None:
         ("status", "--url", "http://secret\udcff"),
     ],
 )
-def test_an_argument_that_no_service_could_be_asked_with_is_one_line_without_it(wrong: tuple[object, ...]) -> None:
+def test_an_unusable_argument_is_one_line_that_does_not_show_it(wrong: tuple[object, ...]) -> None:
     with serving() as server:
         done = run(server.url, *wrong)
     assert done.exit_code == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
-    assert "secret" not in done.output and not server.asked
+    assert "secret" not in done.output and not server.requests
 
 
 def test_exit_code_3_is_out_of_reach() -> None:

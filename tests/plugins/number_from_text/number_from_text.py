@@ -1,4 +1,7 @@
-"""A kind of task of its own: predict a number from a text. Ridge regression on the features, and from there the inner loop."""
+"""A kind of task in a package: predict a number from a text.
+
+The readout starts from ridge regression on the features; the inner loop improves it.
+"""
 
 import torch
 from pydantic import BaseModel, Field
@@ -21,13 +24,13 @@ class Number(MovedReadout):
     def start(self, features, targets):  # w = Fᵀ (F Fᵀ + I/10)⁻¹ (y − ȳ) for each task
         real = targets.mask.to(features.dtype).unsqueeze(-1)
         mean = targets.values.sum(1) / real.sum((1, 2))
-        seen, away = features * real, (targets.values - mean.unsqueeze(1)).unsqueeze(-1) * real
-        gram = seen @ seen.transpose(1, 2) + 0.1 * torch.eye(seen.shape[1])
-        return {"number.weight": (seen.transpose(1, 2) @ torch.linalg.solve(gram, away))[..., 0], "number.bias": mean}
+        masked, residuals = features * real, (targets.values - mean.unsqueeze(1)).unsqueeze(-1) * real
+        gram = masked @ masked.transpose(1, 2) + 0.1 * torch.eye(masked.shape[1])
+        return {"number.weight": (masked.transpose(1, 2) @ torch.linalg.solve(gram, residuals))[..., 0], "number.bias": mean}
 
     def losses(self, phi, features, targets, outer):
-        found = (features @ phi["number.weight"].unsqueeze(-1))[..., 0] + phi["number.bias"].unsqueeze(1)
-        return ((found - targets.values).square() * targets.mask).sum(1) / targets.mask.sum(1)
+        predicted = (features @ phi["number.weight"].unsqueeze(-1))[..., 0] + phi["number.bias"].unsqueeze(1)
+        return ((predicted - targets.values).square() * targets.mask).sum(1) / targets.mask.sum(1)
 
     def judge(self, answering, features, query, support, outer):
         loss = self.losses(answering, features, query, outer)
@@ -45,7 +48,7 @@ class NumberAnswers:
 
     def answer(self, runs, features):
         rows = iter(features)
-        return [float(next(rows) @ own["number.weight"] + own["number.bias"]) for own, count in runs for _ in range(count)]
+        return [float(next(rows) @ leaves["number.weight"] + leaves["number.bias"]) for leaves, count in runs for _ in range(count)]
 
 
 READOUT = ReadoutKind(LEAVES, Number, NumberAnswers())
