@@ -109,7 +109,7 @@ def _show_event(bar: "tqdm[Any]", event: dict[str, Any]) -> None:
         if "loss" in event:
             bar.set_postfix(loss=f"{event['loss']:.3f}", accuracy=f"{event['accuracy']:.2f}", refresh=False)
         else:
-            bar.write(f"step {event['step']:>5}  skipped: the meta-gradient is not finite ({event['skipped']} steps skipped so far)")
+            bar.write(f"step {event['step']:>5}  skipped: the meta-gradient is not finite ({event['skipped']} skipped so far)")
 
 
 @main.command()

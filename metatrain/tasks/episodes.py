@@ -59,10 +59,10 @@ class EpisodeSampler:
     It draws a data set with probability ∝ (number of its usable classes)^`temperature`, then `ways` of these classes, then
     `shots` + `queries` different texts of each. A class is usable if it has that many texts. Two options make the tasks harder:
 
-    near-miss, in a share `near_miss` of the episodes: one class is drawn at random, and the classes of the episode are drawn from
-    the ones most similar to it, twice as many as the episode needs. The task is then to tell similar classes apart.
-    label-merge, in a share `merge` of the episodes: each label is a union of two classes whose texts alternate, so that the texts of
-    a label have no single centre. Data sets with fewer than 2·ways usable classes are not merged.
+    near-miss, in a share `near_miss` of the episodes: one class is drawn at random, and the classes of the episode are drawn
+    from the ones most similar to it, twice as many as the episode needs. The task is then to tell similar classes apart.
+    label-merge, in a share `merge` of the episodes: each label is a union of two classes whose texts alternate, so that the
+    texts of a label have no single centre. Data sets with fewer than 2·ways usable classes are not merged.
 
     `similarity`: [C, C] for each data set, in the order of its classes; needed for near-miss episodes.
     """

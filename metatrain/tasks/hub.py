@@ -13,8 +13,8 @@ from metatrain.tasks.table import by_class
 def read_hub(name: str, *, split: str = "train", text: str = "text", label: str = "label") -> Dataset:
     """Read one split of the data set `name`, from the columns `text` and `label`.
 
-    Labels that the data set stores as numbers are replaced by their names. Raises DataError if `datasets` is not installed, the data
-    set or split cannot be loaded, a column is missing, or an example has no label.
+    Labels that the data set stores as numbers are replaced by their names. Raises DataError if `datasets` is not installed, the
+    data set or split cannot be loaded, a column is missing, or an example has no label.
     """
     try:
         import datasets

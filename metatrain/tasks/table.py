@@ -13,9 +13,9 @@ from metatrain.tasks.episodes import Dataset
 def read_table(path: Path, *, text: str = "text", label: str = "label", name: str | None = None) -> Dataset:
     """Read all examples of a file as one data set, from the columns `text` and `label`.
 
-    Exact repeats within a class are kept once. Columns are separated by tabs in a `.tsv` file and by commas in any other. `name`: of
-    the data set; None takes it from the file name. Raises DataError for a missing column, and, with the line number, for an empty
-    text or label.
+    Exact repeats within a class are kept once. Columns are separated by tabs in a `.tsv` file and by commas in any other.
+    `name`: of the data set; None takes it from the file name. Raises DataError for a missing column, and, with the line number,
+    for an empty text or label.
     """
     if not path.is_file():
         raise DataError(f"data: no file at {path}")

@@ -68,9 +68,9 @@ def test_air_gapped_nothing_reaches_for_the_network(seen: tuple[dict[str, Any], 
     found = seen[0]
     assert found["initializations"] == 2 and found["reached"] == []
     message, reached = found["air-gapped"]
-    assert "the hub is not to be asked (AIR_GAPPED); copy the model to a folder" in message and reached == 0
+    assert "the hub may not be used (AIR_GAPPED); copy the model to a folder" in message and reached == 0
     message, reached = found["asked"]
-    assert "the hub did not give it" in message and reached > 0  # so the watch sees who reaches
+    assert "the hub did not provide it" in message and reached > 0
 
 
 def test_the_hubs_token_is_in_no_log_and_no_message(seen: tuple[dict[str, Any], str]) -> None:

@@ -30,7 +30,7 @@ def test_a_precomputed_batch_gives_the_same_features_and_gradients(tiny: Base) -
     lora = tiny.attach(UPPER)
     assert lora.lowest_layer == 1 and set(lora.sites) == {n for n in lora.sites if ".layer.1." in n}
     whole, cut = batch(tiny), tiny.backbone.below(batch(tiny), lora)
-    assert all(bucket.below is not None for bucket in cut.buckets)
+    assert all(bucket.lower_states is not None for bucket in cut.buckets)
     theta = {n: t.requires_grad_() for n, t in lora.initial(torch.Generator().manual_seed(0), b_std=0.2).items()}
     gradients = []
     for rows in (whole, cut):
@@ -143,5 +143,5 @@ def test_minilm_is_cut_to_the_last_bit(minilm: Base, precision: torch.dtype) -> 
         base.inputs.encode(["where is my card", "one", "a longer row of words that pads the other two rows out a good deal"])
     )
     cut = base.backbone.below(rows, lora)
-    assert all(bucket.below is not None for bucket in cut.buckets)
+    assert all(bucket.lower_states is not None for bucket in cut.buckets)
     assert torch.equal(base.features(None, rows), base.features(None, cut))
