@@ -16,7 +16,7 @@ from torch.func import functional_call
 
 from metatrain.deltas import Delta, DeltaKind, build, delta_scope
 from metatrain.deltas.scope import current_noise
-from metatrain.deltas.virtual import with_prompt
+from metatrain.deltas.virtual import prepend_prompt
 from metatrain.models.split_model import lower_part, upper_part
 
 log = logging.getLogger(__name__)
@@ -153,7 +153,7 @@ class Backbone:
         """Return the last hidden states of a bucket, [B, L, D], at least float32."""
         with delta_scope(delta, bucket.noise):
             arguments = {**bucket.inputs, "attention_mask": bucket.mask}
-            inputs, prompt_length = with_prompt(delta, arguments, lambda ids: self._embed(ids, updated))
+            inputs, prompt_length = prepend_prompt(delta, arguments, lambda ids: self._embed(ids, updated))
             if prompt_length or bucket.upper is None or not self._updates_only(bucket.upper, updated):
                 states: Tensor = self._call(self.model, updated, **inputs).last_hidden_state[:, prompt_length:]
             else:

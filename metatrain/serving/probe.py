@@ -10,7 +10,7 @@ from torch import Tensor
 
 from metatrain.deltas import DeltaKind
 from metatrain.deltas.peft_format import PeftFiles
-from metatrain.deltas.virtual import real_places
+from metatrain.deltas.virtual import real_token_mask
 from metatrain.errors import UnsupportedDelta, first_line
 from metatrain.inner.problem import stack
 from metatrain.models.backbone import Batch, pooled
@@ -90,7 +90,7 @@ def _unequal_numbers(base: Base, kind: DeltaKind, delta: dict[str, Tensor], wher
         own = {name: leaf[i : i + 1, most - number :] for name, leaf in kind.fold(delta).items()} if number else None
         alone.append(base.features(own, base.inputs.collate([row])))
     some = torch.tensor(numbers, device=base.device)
-    padded = {name: leaf * real_places(some, most).unsqueeze(-1) for name, leaf in kind.fold(delta).items()}
+    padded = {name: leaf * real_token_mask(some, most).unsqueeze(-1) for name, leaf in kind.fold(delta).items()}
     padded |= dict.fromkeys(kind.counts, some.to(base.dtype))
     mixed = base.features(padded, base.inputs.collate(rows), slots=torch.arange(len(rows), device=base.device))
     _check_equal(base, mixed, torch.cat(alone), f"{where}: a batch of unequal numbers of tokens differs from the same rows alone")
