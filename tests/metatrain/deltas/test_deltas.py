@@ -106,7 +106,7 @@ def test_two_configurations_of_a_kind_share_a_model(folders: dict[str, Path]) ->
     theta = shared.attach(second).initial(torch.Generator().manual_seed(0), b_std=0.5)
     features = [base.features(base.attach(second).fold(stack(theta, 1)), rows) for base in (shared, separate)]
     assert torch.equal(*features)
-    with pytest.raises(UnsupportedDelta, match="cannot stand in one batch"):
+    with pytest.raises(UnsupportedDelta, match="cannot be in one batch"):
         Bank(shared, [shared.attach(first), shared.attach(second)], 2)
 
 
