@@ -88,8 +88,8 @@ class IA3:
 
     @property
     def peft(self) -> PeftFiles:
-        own = {"target_modules": sorted(self.sites), "feedforward_modules": sorted(self.feedforward)}
-        essentials = {"peft_type": "IA3", **own, **fan_in_fan_out(self.sites.values())}
+        fields = {"target_modules": sorted(self.sites), "feedforward_modules": sorted(self.feedforward)}
+        essentials = {"peft_type": "IA3", **fields, **fan_in_fan_out(self.sites.values())}
         leaves = {}
         for name, site in self.sites.items():
             shape = self.shapes[leaf := f"{name}.ia3_l"]

@@ -44,7 +44,7 @@ class DeltaKind(Protocol):
         """
 
     def attach(self, sites: Iterable[str]) -> None:
-        """Hook these sites. A site without leaves in the delta of a call is unchanged."""
+        """Register hooks on these sites. A site without leaves in the delta of a call is unchanged."""
 
     def fold(self, delta: Delta) -> dict[str, Tensor]:
         """Return the leaves as the hooks read them. Zeros, with `counts` of 0, leave a row unchanged."""

@@ -77,7 +77,7 @@ class LoRA:
         return theta
 
     def attach(self, sites: Iterable[str]) -> None:
-        """Hook `sites`. A site without leaves in the delta of the call is unchanged."""
+        """Register hooks on `sites`. A site without leaves in the delta of the call is unchanged."""
         for site in sites:
             self.sites[site].module.register_forward_hook(_lora_hook(site, self.sites[site].layout))
 

@@ -67,7 +67,7 @@ def check_takes_token_ids(model: nn.Module, kind: str) -> None:
 
 
 def hook_positions(model: nn.Module) -> None:
-    """Hook the modules that turn positions into embeddings or rotations. Repeated calls change nothing."""
+    """Register hooks on the modules that turn positions into embeddings or rotations. Idempotent."""
     for name, module in model.named_modules():
         hook: Any
         if name.split(".")[-1] in _POSITION_TABLES and isinstance(module, nn.Embedding):

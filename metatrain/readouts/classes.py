@@ -83,10 +83,10 @@ class ClassTargets:
         return replace(self, labels=self.labels.repeat(1, times))
 
     def parts(self, count: int, seed: int) -> list[Tensor]:
-        return split_rows(self.labels[0], count, seed)
+        return cut(self.labels[0], count, seed)
 
 
-def split_rows(labels: Tensor, count: int, seed: int) -> list[Tensor]:
+def cut(labels: Tensor, count: int, seed: int) -> list[Tensor]:
     """Split rows with these labels into `count` parts of nearly equal size; return the rows of each.
 
     Each part gets groups of two or three rows of one class. So a row is the only one of its class in a part only if it is the

@@ -64,10 +64,10 @@ def _similarity_left_out(features: Tensor, labels: Tensor, classes: int) -> Tens
     others = torch.einsum("tmc,tcd->tmd", members, sums) - features
     counted = has_partner(labels)
     others = torch.where(counted.unsqueeze(-1), others, features)  # never the zero vector: its norm has no second derivative
-    own = (features * nn.functional.normalize(others, dim=-1)).sum(-1, keepdim=True)
+    own_similarity = (features * nn.functional.normalize(others, dim=-1)).sum(-1, keepdim=True)
     absent = members.sum(1) == 0
     prototypes = nn.functional.normalize(sums.masked_fill(absent.unsqueeze(-1), 1.0), dim=-1)
-    similarity = torch.where(members.bool(), own, torch.bmm(features, prototypes.transpose(1, 2)))
+    similarity = torch.where(members.bool(), own_similarity, torch.bmm(features, prototypes.transpose(1, 2)))
     return similarity.masked_fill(absent.unsqueeze(1), ABSENT)
 
 
