@@ -1,4 +1,4 @@
-"""`metatrain train RECIPE.yaml` and `metatrain evaluate INITIALIZATION`."""
+"""The command line of `metatrain`: `train`, `search` and `evaluate`."""
 
 import json
 import os
@@ -20,28 +20,30 @@ DEFAULT_INITIALIZATION = Path(__file__).with_name("initializations") / "default"
 
 @click.group()
 def main() -> None:
-    """Learn initializations from which a few examples are enough, and measure them."""
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # read when torch is imported, below: long spinning hurts on shared cores
+    """Meta-train initializations for few-shot adaptation, and measure them."""
+    # OpenMP reads this when torch is imported, which happens later. Threads that spin for long slow down others on shared cores.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
 @main.command()
 @click.argument("recipe_file", type=click.Path(path_type=Path))
-@click.option("--data", type=click.Path(path_type=Path), default=Path(), help="Folder that the recipe's paths start from.")
-@click.option("--out", type=click.Path(path_type=Path), help="Where checkpoints and the initialization go.  [default: runs/NAME]")
-@click.option("--max-steps", type=click.IntRange(min=1), help="Stop after this many outer steps; run again to go on.")
-@click.option("--tensorboard", is_flag=True, help="Write scalars to OUT/tensorboard as it goes.")
-@click.option("--report/--no-report", "with_report", default=False, help="Write OUT/report.html in the end.")
+@click.option("--data", type=click.Path(path_type=Path), default=Path(), help="Folder that the recipe's paths are relative to.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of checkpoints and the initialization.  [default: runs/NAME]")
+@click.option("--max-steps", type=click.IntRange(min=1), help="Stop after this many outer steps; run again to continue.")
+@click.option("--tensorboard", is_flag=True, help="Write scalars to OUT/tensorboard during training.")
+@click.option("--report/--no-report", "with_report", default=False, help="Write OUT/report.html after training.")
 def train(recipe_file: Path, data: Path, out: Path | None, max_steps: int | None, tensorboard: bool, with_report: bool) -> None:
-    """Meta-train RECIPE_FILE, or a recipe that ships with the package by its name. Run it again to resume.
+    """Meta-train RECIPE_FILE: a path, or the name of a shipped recipe. Run it again to resume.
 
-    To begin with, `metatrain train starter --report`: a few minutes, on the task set that ships too, to runs/starter/report.html.
+    A first run is `metatrain train starter --report`. It trains for a few minutes on the shipped task set and writes
+    runs/starter/report.html.
 
-    Several processes share each meta-batch where torchrun starts them: torchrun --nproc-per-node 2 -m metatrain.cli train …
+    To share each meta-batch among several processes, start them with torchrun: torchrun --nproc-per-node 2 -m metatrain.cli train …
     """
-    from metatrain.training.recipe import read_recipe  # late: `--help` should not wait for torch
+    from metatrain.training.recipe import read_recipe  # imported late, so that `--help` does not load torch
 
     try:
-        recipe = read_recipe(_shipped_or_own(recipe_file))
+        recipe = read_recipe(_recipe_path(recipe_file))
         folder = out or Path("runs") / recipe.name
         if with_report:
             from metatrain.training.report import check_installed, write_report
@@ -57,7 +59,7 @@ def train(recipe_file: Path, data: Path, out: Path | None, max_steps: int | None
         _fail(error)
 
 
-def _shipped_or_own(recipe_file: Path) -> Path:
+def _recipe_path(recipe_file: Path) -> Path:
     shipped = {path.stem: path for path in sorted(RECIPES.glob("*.yaml"))}
     if recipe_file.is_file():
         return recipe_file
@@ -69,33 +71,36 @@ def _shipped_or_own(recipe_file: Path) -> Path:
 def train_with_progress(
     recipe: "Recipe", data: Path, folder: Path, *, max_steps: int | None = None, tensorboard: bool = False
 ) -> None:
-    """`metatrain.training.run.train`, shown as it goes by the first of its processes."""
+    """Run `metatrain.training.run.train` and show its progress.
+
+    If several processes share the run, only the first one shows progress and writes logs.
+    """
     from metatrain.training import processes, report
     from metatrain.training import run as training
 
-    together = processes.join()
+    group = processes.join()
     try:
-        listeners = [report.logger(folder), *([report.tensorboard(folder)] if tensorboard else [])] if together.first else []
-        with tqdm(total=recipe.outer.steps, unit="step", smoothing=0.1, disable=None if together.first else True) as bar:
+        listeners = [report.logger(folder), *([report.tensorboard(folder)] if tensorboard else [])] if group.first else []
+        with tqdm(total=recipe.outer.steps, unit="step", smoothing=0.1, disable=None if group.first else True) as bar:
 
-            def tell(event: dict[str, Any]) -> None:
+            def on_event(event: dict[str, Any]) -> None:
                 for listener in listeners:
                     listener(event)
-                if together.first:
-                    _show(bar, event)
+                if group.first:
+                    _show_event(bar, event)
 
-            training.train(recipe, data, folder, on_event=tell, max_steps=max_steps, processes=together)
+            training.train(recipe, data, folder, on_event=on_event, max_steps=max_steps, processes=group)
     finally:
         processes.leave()
 
 
-def _show(bar: "tqdm[Any]", event: dict[str, Any]) -> None:
+def _show_event(bar: "tqdm[Any]", event: dict[str, Any]) -> None:
     if event["event"] == "data":
         for part in ("train", "valid"):
             sizes = ", ".join(f"{name} ({n['classes']} classes, {n['texts']} texts)" for name, n in event[part].items())
             bar.write(f"{part}: {sizes}")
         if event["dropped"]:
-            bar.write(f"held out of training: {len(event['dropped'])} classes lost texts or were dropped")
+            bar.write(f"overlap between data sets: {len(event['dropped'])} classes lost texts or were dropped")
     elif event["event"] == "validation":
         shots = ", ".join(f"{shots}-shot {value:.1%}" for shots, value in event["by_shots"].items())
         bar.write(f"step {event['step']:>5}  validation {event['score']:.2%} ({shots})  best at step {event['best_step']}")
@@ -104,20 +109,23 @@ def _show(bar: "tqdm[Any]", event: dict[str, Any]) -> None:
         if "loss" in event:
             bar.set_postfix(loss=f"{event['loss']:.3f}", accuracy=f"{event['accuracy']:.2f}", refresh=False)
         else:
-            bar.write(f"step {event['step']:>5}  skipped: the meta-gradient is not finite ({event['skipped']} such steps so far)")
+            bar.write(f"step {event['step']:>5}  skipped: the meta-gradient is not finite ({event['skipped']} skipped so far)")
 
 
 @main.command()
 @click.argument("space_file", type=click.Path(path_type=Path))
-@click.option("--data", type=click.Path(path_type=Path), default=Path(), help="Folder that the space's paths start from.")
-@click.option("--out", type=click.Path(path_type=Path), help="Where finished candidates are kept.  [default: runs/NAME]")
+@click.option("--data", type=click.Path(path_type=Path), default=Path(), help="Folder that the space's paths are relative to.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the finished candidates.  [default: runs/NAME]")
 def search(space_file: Path, data: Path, out: Path | None) -> None:
-    """Find a delta and an inner loop on validation data sets, by successive halving. Run it again to resume."""
-    from metatrain.training import search as searching
+    """Search for a delta and an inner loop by successive halving on validation data sets.
+
+    SPACE_FILE is a YAML file of the candidates. Run the command again to resume.
+    """
+    from metatrain.training import search as halving
 
     try:
-        space = searching.read_space(space_file)
-        results = searching.search(space, data, out or Path("runs") / space.name, on_event=_show_candidate)
+        space = halving.read_space(space_file)
+        results = halving.search(space, data, out or Path("runs") / space.name, on_event=_show_candidate)
     except MetatrainError as error:
         _fail(error)
     best = results[0]
@@ -132,13 +140,13 @@ def _show_candidate(event: dict[str, Any]) -> None:
 @main.command()
 @click.argument("initializations", nargs=-1, type=click.Path(path_type=Path))
 @click.option(
-    "--data", "data_file", type=click.Path(path_type=Path), help="JSONL of text and label.  [default: the shipped task set]"
+    "--data", "data_file", type=click.Path(path_type=Path), help="JSONL file of texts and labels.  [default: the shipped task set]"
 )
 @click.option("--ways", type=click.IntRange(min=2), default=5, show_default=True)
 @click.option("--shots", type=click.IntRange(min=1), default=5, show_default=True)
-@click.option("--queries", type=click.IntRange(min=1), default=5, show_default=True, help="Per class.")
+@click.option("--queries", type=click.IntRange(min=1), default=5, show_default=True, help="Queries per class.")
 @click.option("--episodes", "count", type=click.IntRange(min=2), default=100, show_default=True)
-@click.option("--steps", type=click.IntRange(0, 100), help="Inner steps, instead of the initialization's own number.")
+@click.option("--steps", type=click.IntRange(0, 100), help="Number of inner steps, in place of the initialization's.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def evaluate(
@@ -152,8 +160,11 @@ def evaluate(
     seed: int,
     as_json: bool,
 ) -> None:
-    """Compare INITIALIZATIONS (folders; the shipped default where none is named) with frozen prototypes and plain LoRA from
-    zero, on the same episodes. The interval is that of the paired difference to frozen prototypes."""
+    """Compare INITIALIZATIONS with frozen prototypes and plain LoRA from zero on the same episodes.
+
+    INITIALIZATIONS are folders; without any, the shipped default is evaluated. The interval is the half-width of the 95 %
+    confidence interval of the paired difference to frozen prototypes.
+    """
     from metatrain.artifacts.baselines import frozen_prototypes, lora_from_zero
     from metatrain.artifacts.initialization import load_initialization
     from metatrain.inner.encoded import Encoded
@@ -174,14 +185,14 @@ def evaluate(
         systems = [(frozen_prototypes(base), None), (lora_from_zero(base), None), *((init, steps) for init in loaded)]
         encoded, frozen = Encoded(base), None
         rows: list[dict[str, Any]] = []
-        for init, told in systems:
+        for init, requested in systems:
             with tqdm(total=count, desc=init.name, unit="episode", leave=False, disable=None) as bar:
-                scores = score(base, init, episodes, steps=told, encoded=encoded, progress=bar.update)
+                scores = score(base, init, episodes, steps=requested, encoded=encoded, progress=bar.update)
             frozen = frozen or scores
-            difference, half = paired_interval(scores.accuracy, frozen.accuracy)
-            used = sum(own_steps(base, init, episodes, encoded=encoded)) / count if told is None else told
+            gain, half = paired_interval(scores.accuracy, frozen.accuracy)
+            mean_steps = sum(own_steps(base, init, episodes, encoded=encoded)) / count if requested is None else requested
             rows.append(
-                {"initialization": init.name, "steps": used, "accuracy": scores.mean, "over_frozen": difference, "interval": half}
+                {"initialization": init.name, "steps": mean_steps, "accuracy": scores.mean, "over_frozen": gain, "interval": half}
                 | {"seconds_per_task": scores.seconds_per_task}
             )
     except MetatrainError as error:
@@ -190,7 +201,7 @@ def evaluate(
         click.echo(json.dumps(rows, indent=2))
         return
     click.echo(f"{ways}-way {shots}-shot, {count} episodes, float32")
-    click.echo(f"{'initialization':<20} {'steps':>5} {'accuracy':>9} {'over frozen (95 %)':>20} {'s a task':>9}")
+    click.echo(f"{'initialization':<20} {'steps':>5} {'accuracy':>9} {'over frozen (95 %)':>20} {'s/task':>9}")
     for row in rows:
         over = f"{100 * row['over_frozen']:+.2f} ± {100 * row['interval']:.2f}"
         click.echo(

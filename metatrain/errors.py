@@ -1,20 +1,20 @@
-"""What can go wrong in the maths and its files.
+"""The errors of `metatrain`, as one tree.
 
 MetatrainError
-├── BaseModelError        a base model that cannot be found, read or trusted
-│   └── UnsupportedDelta  the load-time probe refused this architecture with this delta
-├── ArtifactError         an initialization or adapter that does not load strictly
-├── DataError             a task file, split or episode request that cannot be met
-├── RecipeError           a recipe key or value
-├── NoMetaGradient        a parameter that meta-training should move and the loss does not depend on
-└── AdaptationError       an inner loop that cannot give a sound adapter
-    ├── NonFinite         a loss or weight left the real numbers
-    └── DeadlineExceeded  the inner loop was stopped between two steps
+├── BaseModelError        a base model cannot be found, read or trusted
+│   └── UnsupportedDelta  this delta does not work on this architecture
+├── ArtifactError         an initialization or adapter fails a check on loading
+├── DataError             a data file cannot be read, or has too few examples for the requested episodes
+├── RecipeError           a recipe has an unknown key or an invalid value
+├── NoMetaGradient        the loss does not depend on a parameter that meta-training should move
+└── AdaptationError       the inner loop cannot produce a valid adapter
+    ├── NonFinite         a loss or weight is NaN or infinite
+    └── DeadlineExceeded  the inner loop passed its deadline and stopped between two steps
 """
 
 
 class MetatrainError(Exception):
-    """Root of the tree; its message is one line that a user can act on."""
+    """The root of all errors here. Its message is one line that a user can act on."""
 
 
 class BaseModelError(MetatrainError):
@@ -54,6 +54,6 @@ class DeadlineExceeded(AdaptationError):
 
 
 def first_line(error: BaseException) -> str:
-    """Return an exception's type and the first line of what it says, to be quoted in a message of ours."""
-    said = str(error).splitlines()
-    return f"{type(error).__name__}: {said[0]}" if said else type(error).__name__
+    """Return an exception's type and the first line of its message, to quote in another message."""
+    lines = str(error).splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -1,4 +1,4 @@
-"""What installed packages add to a registry of the product, by entry points."""
+"""Entry points: what installed packages add to the registries."""
 
 from collections.abc import Iterable
 from importlib.metadata import entry_points
@@ -6,14 +6,14 @@ from typing import Any
 
 
 def installed(group: str) -> list[tuple[str, Any]]:
-    """Load the entry points of a group: the name and the object of each."""
+    """Load the entry points of a group and return the name and the object of each."""
     return [(point.name, point.load()) for point in entry_points(group=group)]
 
 
 def by_name(entries: Iterable[tuple[str, Any]], group: str) -> dict[str, Any]:
-    """Return a registry's entries by their names. Raises ValueError if two have one name: none may take another's place."""
+    """Return a registry's entries by name. Raises ValueError for a repeated name, so no entry is replaced."""
     listed = list(entries)
-    found = dict(listed)
-    if len(found) < len(listed):
-        raise ValueError(f"entry points {group}: two of one name among {', '.join(name for name, _ in listed)}")
-    return found
+    registry = dict(listed)
+    if len(registry) < len(listed):
+        raise ValueError(f"entry points {group}: expected each name once, got {', '.join(name for name, _ in listed)}")
+    return registry

@@ -1,1 +1,1 @@
-"""Initializations and adapters on disk and as bytes, and the catalog of those that a deployment has."""
+"""Initializations and adapters as files and bytes, and the catalog of initializations of a deployment."""

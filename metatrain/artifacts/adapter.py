@@ -1,6 +1,6 @@
-"""Adapters, to and from bytes.
+"""Writing and reading of adapters.
 
-An adapter is one safetensors byte string whose header carries its metadata as JSON.
+An adapter is one safetensors byte string with its metadata as JSON in the header.
 """
 
 import math
@@ -12,20 +12,22 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors.numpy import save as save_arrays
 from torch import Tensor
 
-from metatrain.artifacts.files import FORMAT_VERSION, added_since, canonical_json, contiguous, loaded
-from metatrain.artifacts.header import Header, check_described, header_bytes, read_header, shown
-from metatrain.artifacts.initialization import Initialization, attached
+from metatrain.artifacts.files import FORMAT_VERSION, canonical_json, contiguous, fields_at_default, load_leaves
+from metatrain.artifacts.header import Header, check_leaves, header_bytes, read_header, shortened
+from metatrain.artifacts.initialization import Initialization, attach_delta
 from metatrain.deltas import DeltaConfig
 from metatrain.errors import ArtifactError
 from metatrain.models.base import Base
 from metatrain.pydantic_errors import first_problem
 from metatrain.readouts.registry import CLASSES, ReadoutName, readout_kinds
 
-_METADATA_KEY = "quickstudy"  # one key: safetensors does not keep several in order, and the bytes are digested
+# All metadata are under one key. Safetensors does not keep several keys in order, but the bytes must be deterministic for the
+# digest.
+_METADATA_KEY = "quickstudy"
 
 
 class AdapterMetadata(BaseModel):
-    """The header of an adapter's bytes."""
+    """The metadata in the header of an adapter."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -40,7 +42,10 @@ class AdapterMetadata(BaseModel):
 
 @dataclass(frozen=True)
 class Adapter:
-    """φ for one task: `delta` (leaves as θ's), and the leaves that its readout answers with, float32 on the CPU."""
+    """φ of one task, float32 on the CPU.
+
+    `delta`: leaves with the names and shapes of θ. `answering`: the leaves that the readout answers with.
+    """
 
     metadata: AdapterMetadata
     delta: dict[str, Tensor]
@@ -48,39 +53,42 @@ class Adapter:
 
 
 def adapter_to_bytes(adapter: Adapter) -> bytes:
-    """The same adapter gives the same bytes, so their digest is the digest of the weights."""
+    """Return an adapter as bytes. Equal adapters give equal bytes, so their digest identifies the weights."""
     tensors = {f"delta.{n}": t for n, t in adapter.delta.items()} | adapter.answering
-    described = adapter.metadata.model_dump(mode="json", exclude=added_since({"readout"}, adapter.metadata))
+    described = adapter.metadata.model_dump(mode="json", exclude=fields_at_default({"readout"}, adapter.metadata))
     metadata = {_METADATA_KEY: canonical_json(described).decode()}
     return save_arrays({name: tensor.numpy() for name, tensor in contiguous(tensors).items()}, metadata)
 
 
 def adapter_bytes_at_most(init: Initialization, labels: Sequence[str], hidden: int) -> int:
-    """What the bytes of an adapter from `init` with these labels, on features of `hidden` numbers, cannot be more than."""
+    """Return an upper bound of the size in bytes of an adapter from `init` with these labels. `hidden`: D."""
     answering = readout_kinds()[init.readout].answers.shapes(labels, hidden)
     numbers = sum(leaf.numel() for leaf in init.theta.values()) + sum(map(math.prod, answering.values()))
-    names = sum(len(name) + 200 for name in init.theta) + 500  # a leaf's line in the header, and the head's two
+    header_lines = sum(len(name) + 200 for name in init.theta) + 500  # the header's entry for each leaf, and for those of the head
     described = canonical_json([init.delta.model_dump(mode="json"), list(labels)])
-    return 4 * numbers + names + 2 * len(described)  # JSON in JSON: what is escaped takes twice as much
+    return 4 * numbers + header_lines + 2 * len(described)  # JSON in a JSON string: escaped characters take twice the space
 
 
 def adapter_metadata(content: bytes) -> AdapterMetadata:
-    """The header alone. Raises ArtifactError."""
+    """Return the metadata of an adapter; the tensors are not read. Raises ArtifactError."""
     return _metadata(_header(content, "adapter"))
 
 
 def adapter_from_bytes(content: bytes, base: Base) -> Adapter:
-    """Strict inverse of `adapter_to_bytes` for `base`. Raises ArtifactError."""
+    """Return the adapter that `adapter_to_bytes` wrote, for `base`.
+
+    Raises ArtifactError if the bytes are not a valid adapter, or if it was made for other base weights.
+    """
     header = _header(content, "adapter")
     metadata = _metadata(header)
     if metadata.base_weights_sha256 != base.spec.weights_sha256:
-        made_for = shown(metadata.base_weights_sha256)
-        raise ArtifactError(f"adapter: made for base weights {made_for}, resident are {base.spec.weights_sha256}")
-    kind = attached(base, metadata.delta, "adapter: header")
+        made_for = shortened(metadata.base_weights_sha256)
+        raise ArtifactError(f"adapter: made for base weights {made_for}, the loaded base model has {base.spec.weights_sha256}")
+    kind = attach_delta(base, metadata.delta, "adapter: header")
     shapes = {f"delta.{n}": s for n, s in kind.shapes.items()}
     answering = readout_kinds()[metadata.readout].answers.shapes(metadata.labels, base.hidden_size)
-    check_described(header.leaves, {**shapes, **answering}, "adapter")
-    tensors = loaded(content, header, "adapter")
+    check_leaves(header.leaves, {**shapes, **answering}, "adapter")
+    tensors = load_leaves(content, header, "adapter")
     delta = {n.removeprefix("delta."): t for n, t in tensors.items() if n.startswith("delta.")}
     return Adapter(metadata, delta, {name: tensors[name] for name in answering})
 

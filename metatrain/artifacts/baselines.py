@@ -1,4 +1,4 @@
-"""Initializations that nothing was learned for: they keep the learned ones honest, and run through the same door."""
+"""Untrained baseline initializations, which run the same inner loop as the trained ones."""
 
 import torch
 
@@ -14,14 +14,17 @@ FROZEN, PLAIN_LORA = "frozen-prototypes", "lora-from-zero"
 
 
 def frozen_prototypes(base: Base) -> Initialization:
-    """Prototypes of the frozen base model's features: a delta that is zero, and no steps."""
+    """Return the baseline of prototypes on frozen features: a delta of zeros and no inner steps."""
     config = LoRAConfig(rank=1, alpha=1.0)
     theta = {name: torch.zeros(shape) for name, shape in base.attach(config).shapes.items()}
     return _baseline(FROZEN, base, config, InnerConfig(steps=0), theta, rate=3e-3)
 
 
 def lora_from_zero(base: Base, *, steps: int = 10, rate: float = 3e-3) -> Initialization:
-    """Plain LoRA fine-tuning as PEFT starts it (B = 0), Adam, on a head that starts as the prototypes."""
+    """Return the baseline of plain LoRA fine-tuning with Adam.
+
+    LoRA starts as in PEFT (B = 0), and the head starts as the prototypes.
+    """
     config = LoRAConfig()
     theta = base.attach(config).initial(torch.Generator().manual_seed(0))
     return _baseline(PLAIN_LORA, base, config, InnerConfig(steps=steps), theta, rate=rate)
@@ -30,5 +33,6 @@ def lora_from_zero(base: Base, *, steps: int = 10, rate: float = 3e-3) -> Initia
 def _baseline(
     name: str, base: Base, delta: DeltaConfig, inner: InnerConfig, theta: dict[str, torch.Tensor], *, rate: float
 ) -> Initialization:
-    rates = {name: value.log().exp() for name, value in start_rates([*theta, *HEAD_LEAVES], rate).items()}  # as they are learned
+    # Learned rates are stored through a logarithm. The same rounding here keeps the digests of the baselines.
+    rates = {name: value.log().exp() for name, value in start_rates([*theta, *HEAD_LEAVES], rate).items()}
     return Initialization(name, base.spec, delta, inner, theta, rates, SCALE, "none", {"trained": "no"})

@@ -1,4 +1,4 @@
-"""The initializations that a deployment can adapt from: the shipped default, the two baselines, and the folders it is given."""
+"""The catalog of a deployment's initializations: shipped ones, baselines and configured folders."""
 
 import json
 import logging
@@ -23,11 +23,12 @@ def load_catalog(
     probed: bool = True,
     others_skipped: bool = False,
 ) -> dict[str, Initialization]:
-    """Load every initialization by name, each of its delta kinds probed on `base` once, unless another process has done so.
+    """Load all initializations for `base`, by name, and probe each of their deltas once.
 
-    `extra` is a folder of initialization folders; `baselines`: what nothing was learned for. The shipped ones are left out where
-    `base` is not the model they were trained on, and with `others_skipped` those of `extra` too, else they are an error. Raises
-    ArtifactError or UnsupportedDelta, and ArtifactError for a name used twice.
+    `extra`: a folder of initialization folders. `baselines`: the untrained initializations to include. `probed`: whether to probe;
+    False if another process has done it. Shipped initializations for another base model are skipped. Those in `extra` are skipped
+    with `others_skipped`, and otherwise raise ArtifactError. Raises ArtifactError for an initialization that does not load and for
+    a repeated name, and UnsupportedDelta for a delta that does not work on `base`.
     """
     catalog = {init.name: init for init in baselines}
     if extra is not None and not extra.is_dir():
@@ -38,16 +39,16 @@ def load_catalog(
     for folder in [*_shipped_for(base), *folders]:
         init = load_initialization(folder, base)
         if init.name in catalog:
-            raise ArtifactError(f"{folder}: an initialization named {init.name!r} is already there")
+            raise ArtifactError(f"{folder}: another initialization is already named {init.name!r}; rename one of them")
         catalog[init.name] = init
-    kinds: set[DeltaConfig] = {init.delta for init in catalog.values()} if probed else set()
-    for kind in kinds:
-        probe(base, base.attach(kind))
+    deltas: set[DeltaConfig] = {init.delta for init in catalog.values()} if probed else set()
+    for delta in deltas:
+        probe(base, base.attach(delta))
     return catalog
 
 
 def _shipped_for(base: Base) -> list[Path]:
-    """The shipped folders that were made for `base`; says which are left out."""
+    """Return the folders of shipped initializations for `base`, and log those that are skipped."""
     folders = []
     for path in sorted(SHIPPED.glob("*/initialization.json")):
         if _made_for(path.parent, base):
@@ -56,9 +57,9 @@ def _shipped_for(base: Base) -> list[Path]:
 
 
 def _made_for(folder: Path, base: Base) -> bool:
-    """Return True if an initialization folder names this base model; say so where it does not."""
-    made_for = json.loads((folder / "initialization.json").read_bytes()).get("base", {})
-    if all(made_for.get(key) == value for key, value in base.spec.identity.items()):
+    """Return True if an initialization folder is for this base model, otherwise log that it is skipped."""
+    stated_base = json.loads((folder / "initialization.json").read_bytes()).get("base", {})
+    if all(stated_base.get(key) == value for key, value in base.spec.identity.items()):
         return True
-    log.info("the initialization %r is for %s and left out for %s", folder.name, made_for.get("model"), base.spec.model)
+    log.info("skipped initialization %r: it is for base model %s, not %s", folder.name, stated_base.get("model"), base.spec.model)
     return False

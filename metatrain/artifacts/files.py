@@ -1,7 +1,7 @@
-"""Files of tensors and JSON: strict reading, atomic writing, and the bytes that digests are taken of.
+"""Strict reading and atomic writing of tensor and JSON files, and the canonical bytes for digests.
 
-Reading checks names, shapes, dtypes, finiteness and digests; what a file says of itself is checked before anything of a size that
-it states is read or made. No pickle is read or written.
+Reading checks names, shapes, dtypes, finiteness and digests. A size that a file states is checked before that much is read or
+allocated. No pickle is read or written.
 """
 
 import hashlib
@@ -18,14 +18,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
-from metatrain.artifacts.header import Header, Leaf, check_described, check_extent, header_bytes, read_header, shown
+from metatrain.artifacts.header import Header, Leaf, check_extent, check_leaves, header_bytes, read_header, shortened
 from metatrain.errors import ArtifactError
 
 FORMAT_VERSION: Literal[2] = 2
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write and rename, so that `path` is never half-written."""
+    """Write a file to a temporary name and rename it, so that `path` is never incomplete."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with temporary.open("wb") as file:
         file.write(content)
@@ -34,36 +34,44 @@ def write_atomically(path: Path, content: bytes) -> None:
     temporary.replace(path)
 
 
-def read_at_most(path: Path, most: int) -> bytes:
+def read_at_most(path: Path, limit: int) -> bytes:
+    """Return the content of a file. Raises ArtifactError if it has more than `limit` bytes."""
     with path.open("rb") as file:
-        content = file.read(most + 1)
-    if len(content) > most:
-        raise ArtifactError(f"{path}: expected at most {most} bytes, got {path.stat().st_size}")
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise ArtifactError(f"{path}: expected at most {limit} bytes, got {path.stat().st_size}")
     return content
 
 
 def read_weights(
     path: Path, digests: Mapping[str, str], expected: Callable[[Mapping[str, Leaf]], Mapping[str, tuple[int, ...]]]
 ) -> dict[str, Tensor]:
-    """The leaves of a file of this digest; `expected`: their shapes, by those that the file says it has. No more of it is read than
-    its header, until that says what is expected."""
+    """Return the leaves of a safetensors file, after checking them and its digest.
+
+    `digests`: the expected sha256 by file name. `expected`: maps the leaves in the header to the expected names and shapes.
+    Only the header is read before these are checked. Raises ArtifactError.
+    """
     if not path.is_file():
         raise ArtifactError(f"{path.parent}: {path.name} is missing")
     size = path.stat().st_size
     with path.open("rb") as file:
-        first = file.read(8)
-        header = read_header(file.read(header_bytes(first, size, str(path))), str(path))
-        check_described(header.leaves, expected(header.leaves), str(path))
+        length = file.read(8)
+        header = read_header(file.read(header_bytes(length, size, str(path))), str(path))
+        check_leaves(header.leaves, expected(header.leaves), str(path))
         check_extent(header, size, str(path))
         file.seek(0)
         content = file.read(size)
     if sha256(content) != digests.get(path.name):
-        raise ArtifactError(f"{path}: sha256 is {sha256(content)}, initialization.json says {shown(str(digests.get(path.name)))}")
-    return loaded(content, header, str(path))
+        stated = shortened(str(digests.get(path.name)))
+        raise ArtifactError(f"{path}: sha256 is {sha256(content)}, initialization.json says {stated}")
+    return load_leaves(content, header, str(path))
 
 
-def loaded(content: bytes, header: Header, where: str) -> dict[str, Tensor]:
-    """The leaves of a file whose header is checked already, each finite."""
+def load_leaves(content: bytes, header: Header, where: str) -> dict[str, Tensor]:
+    """Return the leaves of a safetensors file whose header has been checked.
+
+    Raises ArtifactError if the file does not load or a leaf is not finite.
+    """
     check_extent(header, len(content), where)
     try:
         leaves = load(content)
@@ -75,22 +83,27 @@ def loaded(content: bytes, header: Header, where: str) -> dict[str, Tensor]:
 
 
 def not_finite(leaves: Mapping[str, Tensor]) -> str | None:
-    """The name of a leaf that has a NaN or an infinity; None where all are finite, as they are if their sum is."""
-    if math.isfinite(sum(float(leaf.sum()) for leaf in leaves.values())):
+    """Return the name of a leaf with a NaN or an infinity; None if all leaves are finite."""
+    if math.isfinite(sum(float(leaf.sum()) for leaf in leaves.values())):  # a finite sum has only finite terms
         return None
     return next((name for name, leaf in leaves.items() if not torch.isfinite(leaf).all()), None)
 
 
-def added_since(names: set[str], model: BaseModel) -> set[str]:
-    """Of `names`, fields that came after format 2, those at their defaults: digests from before them stay what they were."""
+def fields_at_default(names: set[str], model: BaseModel) -> set[str]:
+    """Return those of the fields `names` that have their default values.
+
+    Fields that were added after format 2 are left out of files and digests at their defaults, so that older digests stay valid.
+    """
     return {name for name in names if getattr(model, name) == type(model).model_fields[name].default}
 
 
 def contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors detached, on the CPU, in float32 and contiguous, as they are stored."""
     return {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in tensors.items()}
 
 
 def canonical_json(value: Any) -> bytes:
+    """Return the JSON of a value in one form: equal values give equal bytes."""
     return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
 
 

@@ -1,7 +1,8 @@
-"""Initializations, to and from disk.
+"""Saving and loading of initializations.
 
-An initialization is a folder: θ as PEFT's own two files, `inner_lr.safetensors`, `base_update.safetensors` where parameters of
-the base model were learned too, and `initialization.json` with everything else.
+An initialization is a folder. It has θ in PEFT's two files, or in `delta.safetensors` if PEFT has no such delta; the rates in
+`inner_lr.safetensors`; `base_update.safetensors` if parameters of the base model were learned too; and everything else in
+`initialization.json`.
 """
 
 import json
@@ -18,15 +19,15 @@ from torch import Tensor
 
 from metatrain.artifacts.files import (
     FORMAT_VERSION,
-    added_since,
     canonical_json,
     contiguous,
+    fields_at_default,
     read_at_most,
     read_weights,
     sha256,
     write_atomically,
 )
-from metatrain.artifacts.header import Leaf, shown
+from metatrain.artifacts.header import Leaf, shortened
 from metatrain.deltas import DeltaConfig, DeltaKind
 from metatrain.deltas.peft_format import PeftFiles
 from metatrain.errors import ArtifactError, BaseModelError
@@ -40,12 +41,12 @@ from metatrain.pydantic_errors import first_problem
 from metatrain.readouts.registry import CLASSES, ReadoutName, readout_kinds
 
 _BASE_UPDATE = "base_update.safetensors"
-_MOST_JSON_BYTES = 16_000_000
-_MOST_STEPS = 1_000  # of rates by step
+_MAX_JSON_BYTES = 16_000_000
+_MAX_RATE_STEPS = 1_000
 
 
 class InitializationFile(BaseModel):
-    """`initialization.json`."""
+    """The content of `initialization.json`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -63,11 +64,12 @@ class InitializationFile(BaseModel):
 
 @dataclass(frozen=True)
 class Initialization:
-    """All that an inner loop needs besides the support set.
+    """Everything that an inner loop needs besides the support set.
 
-    `theta`: one task's delta, float32. `rates`: [S] per leaf of the delta and of the head, not negative. `scale`: s. `base_update`:
-    parameters that stand in the place of the base model's own of their names, float32. `digest` covers exactly what determines an
-    adapter's weights: base model, delta, inner loop, θ, rates, s and base update; not name or provenance.
+    `theta`: θ of one task, float32. `rates`: α for each leaf of the delta and of the readout, [S] or [S, *leaf], not negative.
+    `scale`: s. `base_update`: float32 parameters that replace those of the base model with the same names. `digest`: covers
+    exactly what determines an adapter's weights, which are base model, delta, inner loop, θ, rates, s, readout and base update.
+    It leaves out name, algorithm and provenance.
     """
 
     name: str
@@ -88,7 +90,7 @@ class Initialization:
             "format_version": FORMAT_VERSION,
             "base": self.base.identity,
             "delta": self.delta.model_dump(),
-            "inner": self.inner.model_dump(exclude=added_since({"moved", "proximal", "hard_steps", "in_parts"}, self.inner)),
+            "inner": self.inner.model_dump(exclude=fields_at_default({"moved", "proximal", "hard_steps", "in_parts"}, self.inner)),
             "scale": self.scale,
             "theta": sha256(save(contiguous(self.theta))),
             "rates": sha256(save(contiguous(self.rates))),
@@ -100,7 +102,7 @@ class Initialization:
         return sha256(canonical_json(identity))
 
     def outer(self, device: torch.device) -> Outer:
-        """θ, rates and scale on `device`: what the inner loop starts from."""
+        """Return θ, rates, scale and base update on `device`, as the inner loop takes them."""
         return Outer(self.theta, self.rates, torch.tensor(self.scale), self.base_update).on(device)
 
     def tasks(
@@ -112,16 +114,20 @@ class Initialization:
         steps: int | Sequence[int | None] | None = None,
         seed: int = 0,
     ) -> Supervised:
-        """The tasks as they are adapted for requests, on `base`. `steps`: of all or of each, None for the initialization's own."""
+        """Return tasks to adapt on `base` as in serving.
+
+        `steps`: the number of inner steps for all tasks or for each one; None takes the initialization's number. `seed`: of the
+        augmented views and of the parts of a large support set.
+        """
         learner = readout_kinds()[self.readout].learner
         return Supervised(base, base.attach(self.delta), learner, self.inner, support, query, steps=steps, seed=seed, serving=True)
 
 
 def save_initialization(init: Initialization, folder: Path, kind: DeltaKind) -> None:
-    """Write `init` to `folder`, the JSON last, so that a folder with one is complete."""
+    """Write `init` to `folder`. The JSON file is written last, so that a folder that has one is complete."""
     folder.mkdir(parents=True, exist_ok=True)
-    named = init.theta if kind.peft is None else kind.peft.to_peft(init.theta)
-    weights = {_weights_file(kind): save(contiguous(named)), "inner_lr.safetensors": save(contiguous(init.rates))}
+    theta = init.theta if kind.peft is None else kind.peft.to_peft(init.theta)
+    weights = {_weights_file(kind): save(contiguous(theta)), "inner_lr.safetensors": save(contiguous(init.rates))}
     if init.base_update:
         weights[_BASE_UPDATE] = save(contiguous(init.base_update))
     described = InitializationFile(
@@ -138,34 +144,37 @@ def save_initialization(init: Initialization, folder: Path, kind: DeltaKind) -> 
     for name, content in weights.items():
         write_atomically(folder / name, content)
     if not init.base_update:
-        (folder / _BASE_UPDATE).unlink(missing_ok=True)  # of an initialization that was here before
+        (folder / _BASE_UPDATE).unlink(missing_ok=True)  # left by an earlier initialization in this folder
     if kind.peft is not None:
         config = json.dumps(kind.peft.config(init.base.model), indent=2)
         write_atomically(folder / "adapter_config.json", config.encode() + b"\n")
     write_atomically(
         folder / "initialization.json",
-        described.model_dump_json(indent=2, exclude=added_since({"readout"}, described)).encode() + b"\n",
+        described.model_dump_json(indent=2, exclude=fields_at_default({"readout"}, described)).encode() + b"\n",
     )
 
 
 def load_initialization(folder: Path, base: Base) -> Initialization:
-    """Read an initialization for `base`, strictly. Raises ArtifactError naming file and leaf, what was expected and what came."""
+    """Read an initialization for `base` and check every part of it.
+
+    Raises ArtifactError that names the file and the leaf, what was expected and what came.
+    """
     path = folder / "initialization.json"
     if not path.is_file():
         raise ArtifactError(f"{folder}: no initialization.json there")
     try:
-        described = InitializationFile.model_validate_json(read_at_most(path, _MOST_JSON_BYTES))
+        described = InitializationFile.model_validate_json(read_at_most(path, _MAX_JSON_BYTES))
     except ValidationError as error:
         raise ArtifactError(f"{path}: {first_problem(error, InitializationFile)}") from error
-    expected_base, found_base = described.base.identity, base.spec.identity
-    for key, expected in expected_base.items():
-        if found_base[key] != expected:
+    stated_base, loaded_base = described.base.identity, base.spec.identity
+    for key, stated in stated_base.items():
+        if loaded_base[key] != stated:
             raise ArtifactError(
-                f"{path}: base.{key} is {expected!r}, the resident base model {base.spec.model} has {found_base[key]!r}"
+                f"{path}: base.{key} is {stated!r}, the loaded base model {base.spec.model} has {loaded_base[key]!r}"
             )
-    kind = attached(base, described.delta, str(path))
+    kind = attach_delta(base, described.delta, str(path))
     for name in described.weights_sha256.keys() - {_weights_file(kind), "inner_lr.safetensors", _BASE_UPDATE}:
-        raise ArtifactError(f"{path}: weights_sha256: expected no file {shown(repr(name))}")
+        raise ArtifactError(f"{path}: weights_sha256: expected no file {shortened(repr(name))}")
     leaves = readout_kinds()[described.readout].leaves
     shapes = kind.shapes if kind.peft is None else kind.peft.shapes
     theta = read_weights(folder / _weights_file(kind), described.weights_sha256, lambda _: shapes)
@@ -193,13 +202,13 @@ def load_initialization(folder: Path, base: Base) -> Initialization:
 
 
 def _read_base_update(path: Path, digests: Mapping[str, str], base: Base) -> dict[str, Tensor]:
-    """Parameters of `base`, each of its own shape; none where the initialization has none."""
+    """Read the base update: parameters of `base` in their shapes; empty if the initialization has none."""
     if path.name not in digests:
         if path.exists():
             raise ArtifactError(f"{path}: expected no such file, initialization.json does not name it")
         return {}
     shapes = {name: tuple(parameter.shape) for name, parameter in base.model.named_parameters()}
-    update = read_weights(path, digests, lambda found: {name: shape for name, shape in shapes.items() if name in found})
+    update = read_weights(path, digests, lambda stated: {name: shape for name, shape in shapes.items() if name in stated})
     if not update:
         raise ArtifactError(f"{path}: expected at least one parameter, got none")
     return update
@@ -209,13 +218,17 @@ def _weights_file(kind: DeltaKind) -> str:
     return "delta.safetensors" if kind.peft is None else "adapter_model.safetensors"
 
 
-def _rate_shapes(found: Mapping[str, Leaf], kind: DeltaKind, readout: Sequence[str]) -> dict[str, tuple[int, ...]]:
-    """Of each leaf and step [S], or of each parameter and step [S, *leaf], the same S for all."""
-    steps = max((leaf.shape[0] for leaf in found.values() if leaf.shape), default=1)
-    expected: dict[str, tuple[int, ...]] = dict.fromkeys((*kind.shapes, *readout), (min(steps, _MOST_STEPS),))
+def _rate_shapes(stated: Mapping[str, Leaf], kind: DeltaKind, readout: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """Return the expected shapes of the rates: [S] for each leaf, or [S, *leaf] for each parameter.
+
+    `stated`: the leaves in the header of the file, from which S is read. It is the same for all leaves, and at most 1000.
+    `readout`: the names of the leaves of the readout, which have rates [S].
+    """
+    steps = max((leaf.shape[0] for leaf in stated.values() if leaf.shape), default=1)
+    expected: dict[str, tuple[int, ...]] = dict.fromkeys((*kind.shapes, *readout), (min(steps, _MAX_RATE_STEPS),))
     for name, shape in kind.shapes.items():
-        if name in found and len(found[name].shape) > 1:
-            expected[name] = (min(steps, _MOST_STEPS), *shape)
+        if name in stated and len(stated[name].shape) > 1:
+            expected[name] = (min(steps, _MAX_RATE_STEPS), *shape)
     return expected
 
 
@@ -223,7 +236,7 @@ def _check_peft_config(path: Path, files: PeftFiles) -> None:
     if not path.is_file():
         raise ArtifactError(f"{path.parent}: adapter_config.json is missing")
     try:
-        stated = dict(json.loads(read_at_most(path, _MOST_JSON_BYTES)))
+        stated = dict(json.loads(read_at_most(path, _MAX_JSON_BYTES)))
     except (ValueError, TypeError, RecursionError) as error:
         raise ArtifactError(f"{path}: expected a JSON object: {error}") from error
     for key, value in files.essentials.items():
@@ -231,11 +244,15 @@ def _check_peft_config(path: Path, files: PeftFiles) -> None:
             raise ArtifactError(f"{path}: {key}: expected {value!r} as in initialization.json, got {stated.get(key)!r}")
     for key in ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "layers_to_transform"):
         if stated.get(key):
-            raise ArtifactError(f"{path}: {key}: expected nothing, got {stated[key]!r}: PEFT would compute something else")
+            raise ArtifactError(f"{path}: {key}: expected nothing, got {stated[key]!r}, which changes what PEFT computes")
 
 
-def attached(base: Base, config: DeltaConfig, where: str) -> DeltaKind:
+def attach_delta(base: Base, config: DeltaConfig, where: str) -> DeltaKind:
+    """Return the delta kind of a file on `base`.
+
+    Raises ArtifactError if it does not fit the model. `where` is the beginning of the message.
+    """
     try:
         return base.attach(config)
     except BaseModelError as error:
-        raise ArtifactError(f"{where}: delta: {shown(str(error))}") from error
+        raise ArtifactError(f"{where}: delta: {shortened(str(error))}") from error

@@ -1,6 +1,7 @@
-"""The small sets of parameters that adaptation moves, one file a kind.
+"""Deltas: the small sets of parameters that adaptation moves, one file for each kind.
 
-`kind.py` says what every kind has, `sites.py` where in a model it can act, and `scope.py` how it reaches the modules of one call.
+`kind.py` has the interface of a kind, `sites.py` the layers that a kind can act on, and `scope.py` the way a delta is passed to the
+modules of one call.
 """
 
 from metatrain.deltas.bottleneck import BottleneckConfig

@@ -2,8 +2,8 @@
 
     y ← y + U · gelu(V y + c) + b          V: [R, D], c: [R], U: [D, R], b: [D]          y: the output of a target module
 
-in front of the residual connection and its layer norm (Houlsby et al. 2019, arXiv:1902.00751, §2.1). U starts at zero, so that the
-base model is unchanged. PEFT has no such kind.
+before the residual connection and its layer norm (Houlsby et al. 2019, arXiv:1902.00751, §2.1). By default U starts at zero, so
+that the base model is unchanged. PEFT has no such kind.
 """
 
 import math
@@ -19,7 +19,7 @@ from metatrain.deltas.sites import Layout, Site, find_sites, lowest_layer
 
 
 class BottleneckConfig(BaseModel):
-    """The choices of bottleneck adapters: `targets` and `layers` as for LoRA.
+    """The configuration of bottleneck adapters. `targets` and `layers` are as in `LoRAConfig`.
 
     The default targets are the last layers of each attention and feed-forward block of BERT-like models.
     """
@@ -35,9 +35,10 @@ class BottleneckConfig(BaseModel):
 
 
 class Bottleneck:
-    """Leaves `{module}.down.weight` [R, D], `{module}.down.bias` [R], `{module}.up.weight` [D, R], `{module}.up.bias` [D].
+    """The bottleneck delta on one base model.
 
-    Raises UnsupportedDelta where a target matches no layer of a supported type (`sites.py`).
+    Leaves: `{module}.down.weight` V [R, D], `{module}.down.bias` c [R], `{module}.up.weight` U [D, R], `{module}.up.bias` b [D].
+    Raises UnsupportedDelta if a target matches no layer of a supported type (`sites.py`).
     """
 
     def __init__(self, config: BottleneckConfig, model: nn.Module) -> None:
@@ -55,7 +56,7 @@ class Bottleneck:
         return lowest_layer(self.sites)
 
     def initial(self, generator: torch.Generator, *, b_std: float = 0.0) -> dict[str, Tensor]:
-        """Draw a fresh θ, one task, float32: V Kaiming uniform (a = √5), U normal with `b_std`, biases zero."""
+        """Draw a new θ for one task, float32: V Kaiming uniform (a = √5), U normal with `b_std`, biases zero."""
         theta = {name: torch.zeros(shape) for name, shape in self.shapes.items()}
         for name, leaf in theta.items():
             if name.endswith("down.weight"):
@@ -77,7 +78,7 @@ class Bottleneck:
 
     @property
     def peft(self) -> None:
-        """None: PEFT has no such kind."""
+        """None, because PEFT has no such kind."""
 
 
 def _bottleneck_hook(site: str, layout: Layout) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor | None]:

@@ -1,4 +1,4 @@
-"""No delta at all: only the head is adapted, on features of the unchanged base model."""
+"""The empty delta: only the head is adapted, on features of the unchanged base model."""
 
 from collections.abc import Iterable
 from typing import ClassVar, Literal
@@ -19,7 +19,7 @@ class HeadConfig(BaseModel):
 
 
 class HeadOnly:
-    """A delta without leaves and without sites, which every model has a place for."""
+    """A delta without leaves and sites, which works on every model."""
 
     def __init__(self, config: HeadConfig, model: nn.Module) -> None:
         self.config = config
@@ -45,4 +45,4 @@ class HeadOnly:
 
     @property
     def peft(self) -> None:
-        """None: PEFT has no such kind."""
+        """None, because PEFT has no such kind."""

@@ -1,9 +1,9 @@
-"""(IA)³ with a leading task axis: vectors that rescale what flows through.
+"""(IA)³ with a leading task axis: learned vectors that rescale activations.
 
     y = l ⊙ (W x)     for keys and values          y = W (l ⊙ x)     for the feed-forward modules          l starts at one
 
-Liu et al. 2022, "Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper than In-Context Learning", arXiv:2205.05638, §3.3;
-which side a module is rescaled on, and the leaves' names and shapes, as in PEFT.
+Liu et al. 2022, "Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper than In-Context Learning", arXiv:2205.05638, §3.3.
+The side on which a module is rescaled, and the names and shapes of the leaves, are PEFT's.
 """
 
 from collections.abc import Callable, Iterable
@@ -20,9 +20,10 @@ from metatrain.errors import UnsupportedDelta
 
 
 class IA3Config(BaseModel):
-    """The choices of an (IA)³; PEFT calls them `target_modules` and `feedforward_modules`. `targets` and `layers` as for LoRA.
+    """The configuration of an (IA)³. `targets` and `layers` are as in `LoRAConfig`.
 
-    Those targets that are in `feedforward` are rescaled on their input, the others on their output.
+    Targets that are also in `feedforward` are rescaled on their input, the others on their output. PEFT calls the two fields
+    `target_modules` and `feedforward_modules`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -35,18 +36,19 @@ class IA3Config(BaseModel):
     layers: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(default=None, min_length=1)
 
     @model_validator(mode="after")
-    def _are_targets(self) -> "IA3Config":
-        other = [name for name in self.feedforward if name not in self.targets]
-        if other:
-            raise ValueError(f"feedforward: expected some of the targets ({', '.join(self.targets)}), got {other[0]!r}")
+    def _feedforward_are_targets(self) -> "IA3Config":
+        unknown = [name for name in self.feedforward if name not in self.targets]
+        if unknown:
+            raise ValueError(f"feedforward: expected some of the targets ({', '.join(self.targets)}), got {unknown[0]!r}")
         return self
 
 
 class IA3:
-    """Leaves `{module}.ia3_l`, [D_out, 1], or [1, D_in] of a feed-forward module.
+    """The (IA)³ delta on one base model.
 
-    Raises UnsupportedDelta where a target matches no layer of a supported type, or one with a single number to rescale, whose
-    leaf would not say on which side it acts.
+    Leaves: `{module}.ia3_l` l, [D_out, 1], or [1, D_in] for a feed-forward module. Raises UnsupportedDelta if a target matches no
+    layer of a supported type, or a layer with a single number to rescale. The leaf of such a layer would be [1, 1], and its shape
+    could not tell on which side it acts.
     """
 
     def __init__(self, config: IA3Config, model: nn.Module) -> None:
@@ -66,17 +68,18 @@ class IA3:
         return lowest_layer(self.sites)
 
     def initial(self, generator: torch.Generator, *, b_std: float = 0.0) -> dict[str, Tensor]:
-        """Draw a fresh θ, one task, float32: ones, with normal noise of `b_std` around them."""
+        """Draw a new θ for one task, float32: ones plus normal noise with `b_std`."""
         return {name: 1 + b_std * torch.randn(shape, generator=generator) for name, shape in self.shapes.items()}
 
     def attach(self, sites: Iterable[str]) -> None:
         for site in sites:
             module, layout = self.sites[site].module, self.sites[site].layout
-            module.register_forward_pre_hook(_input_hook(site, layout))  # the shape of the leaf of a call says which of them acts
+            # Both hooks are needed: another configuration can rescale this site on its other side. The leaf's shape selects one.
+            module.register_forward_pre_hook(_input_hook(site, layout))
             module.register_forward_hook(_output_hook(site, layout))
 
     def fold(self, delta: Delta) -> dict[str, Tensor]:
-        """Return l − 1, so that a row without a delta reads zeros."""
+        """Return l − 1, so that leaves of zeros leave a row unchanged."""
         return {name: leaf - 1 for name, leaf in delta.items()}
 
     @property
@@ -85,8 +88,8 @@ class IA3:
 
     @property
     def peft(self) -> PeftFiles:
-        own = {"target_modules": sorted(self.sites), "feedforward_modules": sorted(self.feedforward)}
-        essentials = {"peft_type": "IA3", **own, **fan_in_fan_out(self.sites.values())}
+        fields = {"target_modules": sorted(self.sites), "feedforward_modules": sorted(self.feedforward)}
+        essentials = {"peft_type": "IA3", **fields, **fan_in_fan_out(self.sites.values())}
         leaves = {}
         for name, site in self.sites.items():
             shape = self.shapes[leaf := f"{name}.ia3_l"]
@@ -113,7 +116,10 @@ def _output_hook(site: str, layout: Layout) -> Callable[[nn.Module, tuple[Tensor
 
 
 def _rescaled(x: Tensor, leaf: Tensor, layout: Layout) -> Tensor:
-    """Return the channels of B rows `x` times 1 + a vector for each of G groups, `leaf` [G, D, 1] or [G, 1, D]."""
+    """Multiply the channels of the B rows of `x` by 1 + their group's vector.
+
+    `leaf` is folded: l − 1 of G groups, [G, D, 1] or [G, 1, D].
+    """
     grouped = layout.grouped(x, leaf.shape[0])
     factor = 1 + leaf.to(torch.promote_types(leaf.dtype, torch.float32))
     return layout.ungrouped(grouped * factor.to(x.dtype).reshape(leaf.shape[0], 1, -1), x)

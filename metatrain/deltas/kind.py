@@ -1,4 +1,4 @@
-"""The interface of a delta kind (named leaves, a start, hooks that apply them, its names in PEFT), and all kinds by name."""
+"""The interface of a delta kind (leaves, initial values, hooks, PEFT files), and all kinds by name."""
 
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Protocol
@@ -18,45 +18,52 @@ from metatrain.deltas.scope import Delta
 
 
 class DeltaKind(Protocol):
-    """One kind of delta on one base model. Leaves have no task axis in `shapes`; every call takes them with one."""
+    """One kind of delta on one base model.
+
+    `shapes`: the leaves of one task, without a task axis. Calls of the model take leaves with a leading task axis.
+    """
 
     shapes: dict[str, tuple[int, ...]]
 
     @property
     def config(self) -> Any:
-        """A `DeltaConfig`."""
+        """The configuration, a `DeltaConfig`."""
 
     @property
     def sites(self) -> Mapping[str, Any]:
-        """The places in the model that are hooked, by module name."""
+        """The hooked places in the model, by module name."""
 
     @property
     def lowest_layer(self) -> int:
         """The layer of the base model below which nothing depends on the delta."""
 
     def initial(self, generator: torch.Generator, *, b_std: float = 0.0) -> dict[str, Tensor]:
-        """Draw a fresh θ, one task, float32; `b_std`: the spread of what would otherwise start at the base model itself."""
+        """Draw a new θ for one task, float32.
+
+        `b_std`: the standard deviation of the leaves that start at the unchanged base model if it is 0.
+        """
 
     def attach(self, sites: Iterable[str]) -> None:
-        """Hook these of the sites. A site without leaves in the delta of a call is left as it is."""
+        """Register hooks on these sites. A site without leaves in the delta of a call is unchanged."""
 
     def fold(self, delta: Delta) -> dict[str, Tensor]:
-        """Return what the modules read; leaves that are all zero then leave a row alone, but for `counts`."""
+        """Return the leaves as the hooks read them. Zeros, with `counts` of 0, leave a row unchanged."""
 
     @property
     def counts(self) -> dict[str, int]:
-        """What a call needs beside the leaves if groups with other numbers of virtual tokens, or of other kinds, are in it too.
+        """The number of virtual tokens, by the names of the leaves that carry it; empty if there are none.
 
-        By leaf name, this kind's number of virtual tokens; the call takes a leaf [G] with the number of each group.
+        A call whose groups have different numbers of virtual tokens, or deltas of different kinds, needs these leaves too: [G],
+        with the number of each group.
         """
 
     @property
     def peft(self) -> PeftFiles | None:
-        """θ as PEFT's own files; None where PEFT has no such kind, or computes something else on this model."""
+        """The format of θ in PEFT's files; None if PEFT has no such kind or computes something else here."""
 
 
 def _kind_of(value: Any) -> str:
-    """Read the kind of a configuration; LoRA where none is given."""
+    """Return the kind of a configuration, "lora" if it names none."""
     return str(value.get("kind", "lora") if isinstance(value, dict) else getattr(value, "kind", value))
 
 
@@ -81,6 +88,6 @@ KINDS: dict[str, Any] = {
 
 
 def build(config: Any, model: nn.Module) -> DeltaKind:
-    """Make the delta kind of a `DeltaConfig` on a model. Raises UnsupportedDelta where the model has no place for it."""
+    """Make the delta kind of a `DeltaConfig` on a model. Raises UnsupportedDelta if it does not fit."""
     kind: DeltaKind = KINDS[config.kind](config, model)
     return kind

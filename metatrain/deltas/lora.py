@@ -2,8 +2,8 @@
 
     y = W x + (alpha / R) · B A x          A: [R, D_in], B: [D_out, R]        (Hu et al. 2021, arXiv:2106.09685, eq. 3)
 
-Stacked over G groups (tasks, or rows of a mixed batch) A is [G, R, D_in] and B is [G, D_out, R], and the update is two
-`bmm`s over the leading axis. Not `vmap`: Hugging Face encoders build their masks with data-dependent Python.
+Stacked over G groups (tasks, or rows of a mixed batch), A is [G, R, D_in] and B is [G, D_out, R], and the update is two `bmm`s
+over the leading axis. `vmap` would not work, because Hugging Face encoders build their masks with data-dependent Python.
 """
 
 import math
@@ -20,9 +20,10 @@ from metatrain.deltas.sites import Layout, Site, fan_in_fan_out, find_sites, low
 
 
 class LoRAConfig(BaseModel):
-    """The choices of a LoRA; PEFT calls them `r`, `lora_alpha`, `target_modules` and `layers_to_transform`.
+    """The configuration of a LoRA. `scaling` is alpha / R.
 
-    `targets`: suffixes of module names, matched at a dot. `layers`: numbers of layers (`sites.layer_of`), all where None.
+    `targets`: suffixes of module names, matched at a dot. `layers`: the numbers of the layers (`sites.layer_of`) to adapt; None is
+    all of them. PEFT calls the fields `r`, `lora_alpha`, `target_modules` and `layers_to_transform`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -43,8 +44,8 @@ class LoRAConfig(BaseModel):
 class LoRA:
     """The LoRA delta on one base model: its sites, the shapes of its leaves and the hooks that apply it.
 
-    Leaves are named as PEFT names them, less its wrapper: `{module}.lora_A.weight` [R, D_in], `{module}.lora_B.weight`
-    [D_out, R]. Raises UnsupportedDelta where a target matches no layer of a supported type (`sites.py`).
+    Leaves: `{module}.lora_A.weight` A [R, D_in], `{module}.lora_B.weight` B [D_out, R]. These are PEFT's names without the
+    prefix of its wrapper. Raises UnsupportedDelta if a target matches no layer of a supported type (`sites.py`).
     """
 
     def __init__(self, config: LoRAConfig, model: nn.Module) -> None:
@@ -60,10 +61,10 @@ class LoRA:
         return lowest_layer(self.sites)
 
     def initial(self, generator: torch.Generator, *, b_std: float = 0.0) -> dict[str, Tensor]:
-        """Draw a fresh θ, one task, float32: A as PEFT draws it (Kaiming uniform, a = √5), B normal with `b_std`.
+        """Draw a new θ for one task, float32: A as in PEFT (Kaiming uniform, a = √5), B normal with `b_std`.
 
-        PEFT's own start is b_std = 0, where ∇A is exactly zero at the first step; a meta-initialization starts with B small
-        and non-zero, so that A learns from the beginning.
+        PEFT starts with B = 0, where ∇A is exactly zero at the first step. Meta-training starts with a small non-zero B, so that A
+        learns from the first step.
         """
         theta: dict[str, Tensor] = {}
         for name, shape in self.shapes.items():
@@ -76,12 +77,15 @@ class LoRA:
         return theta
 
     def attach(self, sites: Iterable[str]) -> None:
-        """Hook `sites`. A site without leaves in the delta of the call is left as it is."""
+        """Register hooks on `sites`. A site without leaves in the delta of the call is unchanged."""
         for site in sites:
             self.sites[site].module.register_forward_hook(_lora_hook(site, self.sites[site].layout))
 
     def fold(self, delta: Delta) -> dict[str, Tensor]:
-        """Return what the modules read: the same leaves with alpha / R multiplied into B. Keeps the leading axis, if any."""
+        """Return the leaves as the hooks read them, with B multiplied by alpha / R.
+
+        A leading task axis, if any, is kept.
+        """
         scaling = self.config.scaling
         return {name: leaf * scaling if name.endswith("lora_B.weight") else leaf for name, leaf in delta.items()}
 
@@ -91,8 +95,8 @@ class LoRA:
 
     @property
     def peft(self) -> PeftFiles:
-        own = {"r": self.config.rank, "lora_alpha": self.config.alpha, "target_modules": sorted(self.sites)}
-        essentials = {"peft_type": "LORA", **own, "lora_dropout": 0.0, "bias": "none", **fan_in_fan_out(self.sites.values())}
+        fields = {"r": self.config.rank, "lora_alpha": self.config.alpha, "target_modules": sorted(self.sites)}
+        essentials = {"peft_type": "LORA", **fields, "lora_dropout": 0.0, "bias": "none", **fan_in_fan_out(self.sites.values())}
         kernels = {f"{name}.{ab}.weight": site.kernel for name, site in self.sites.items() for ab in ("lora_A", "lora_B")}
         leaves = {name: in_module(name, (*shape, *kernels[name])) for name, shape in self.shapes.items()}
         return leaf_by_leaf(essentials, self.shapes, leaves)
@@ -111,9 +115,10 @@ def _lora_hook(site: str, layout: Layout) -> Callable[[nn.Module, tuple[Tensor, 
 
 
 def add_low_rank(y: Tensor, x: Tensor, a: Tensor, b: Tensor, layout: Layout) -> Tensor:
-    """Return y + B A x for a layer's output y and input x of B rows, a [G, R, D_in], b [G, D_out, R] (alpha / R folded in).
+    """Return y + B A x for a layer's input x and output y, with the factors of each of G groups.
 
-    B is a multiple of G. The products run in the dtype of x (that of the base model); the leaves stay float32 outside.
+    a: [G, R, D_in]; b: [G, D_out, R], already multiplied by alpha / R. The number of rows of x and y is a multiple of G. The
+    products run in the dtype of x, which is the base model's; the leaves passed in may be float32.
     """
     low = torch.bmm(layout.grouped(x, a.shape[0]), a.to(x.dtype).transpose(1, 2))
     updated = torch.baddbmm(layout.grouped(y, a.shape[0]), low, b.to(x.dtype).transpose(1, 2))

@@ -1,7 +1,7 @@
-"""A delta as PEFT's own two files: `adapter_config.json` and `adapter_model.safetensors`.
+"""The format of a delta in PEFT's two files, `adapter_config.json` and `adapter_model.safetensors`.
 
-A kind that PEFT has too describes its files by a `PeftFiles`, its attribute `peft`. Where that is None, because PEFT has no such
-kind or computes something else on this model, θ is written as `delta.safetensors`, under our names.
+The attribute `peft` of a delta kind is a `PeftFiles`, which describes these files. It is None if PEFT has no such kind or computes
+something else on this model. θ is then written as `delta.safetensors`, with this package's leaf names.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 
 Shape = tuple[int, ...]
-PROMPT_EMBEDDINGS = "prompt_embeddings"  # the one matrix of PEFT's prompt learning methods, prefix tuning too
+PROMPT_EMBEDDINGS = "prompt_embeddings"  # the only matrix of PEFT's prompt learning methods, which include prefix tuning
 
 
 @dataclass(frozen=True)
 class PeftFiles:
-    """The files of one delta kind on one base model.
+    """The PEFT files of one delta kind on one base model.
 
-    `essentials`: the entries of `adapter_config.json` that decide what PEFT computes. `shapes`: names and shapes in
-    `adapter_model.safetensors`. `to_peft` turns one task's θ into those tensors, `from_peft` is its inverse.
+    `essentials`: the entries of `adapter_config.json` that determine what PEFT computes. `shapes`: names and shapes in
+    `adapter_model.safetensors`. `to_peft` converts one task's θ to those tensors, and `from_peft` is its inverse.
     """
 
     essentials: dict[str, Any]
@@ -29,26 +29,29 @@ class PeftFiles:
     from_peft: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
 
     def config(self, base_model: str) -> dict[str, Any]:
-        """Return the content of `adapter_config.json` for a base model of this name."""
+        """Return the content of `adapter_config.json`, with the name of the base model."""
         common = {"task_type": "FEATURE_EXTRACTION", "base_model_name_or_path": base_model, "inference_mode": True}
         return {**self.essentials, **common}
 
 
 @dataclass(frozen=True)
 class PeftLeaf:
-    """A leaf as PEFT stores it; its shape has the same numbers as ours in the same order."""
+    """The name and shape of a leaf in PEFT's file. A `reshape` converts between the two shapes of a leaf."""
 
     name: str
     shape: Shape
 
 
 def in_module(name: str, shape: Shape) -> PeftLeaf:
-    """Return the PEFT leaf of a module of the base model, which PEFT wraps twice."""
+    """Return the PEFT leaf of a module of the base model. PEFT wraps the model twice, hence the prefix."""
     return PeftLeaf(f"base_model.model.{name}", shape)
 
 
 def leaf_by_leaf(essentials: dict[str, Any], shapes: Mapping[str, Shape], leaves: Mapping[str, PeftLeaf]) -> PeftFiles:
-    """Describe files in which each leaf stands by itself. `shapes`: by our name, the shape that we give it."""
+    """Describe files in which each leaf is a tensor of its own.
+
+    `shapes` and `leaves`: by the name of the leaf in θ, its shape in θ and its PEFT leaf.
+    """
 
     def to_peft(theta: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {leaves[name].name: leaf.reshape(leaves[name].shape) for name, leaf in theta.items()}
@@ -60,7 +63,7 @@ def leaf_by_leaf(essentials: dict[str, Any], shapes: Mapping[str, Shape], leaves
 
 
 def side_by_side(essentials: dict[str, Any], shapes: Mapping[str, Shape]) -> PeftFiles:
-    """Describe files with one matrix, in which all leaves, each [P, D], stand side by side in our order."""
+    """Describe files with one matrix: the leaves [P, D] of θ, concatenated along D in their order."""
     tokens, width = next(iter(shapes.values()))
 
     def to_peft(theta: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -76,7 +79,7 @@ def side_by_side(essentials: dict[str, Any], shapes: Mapping[str, Shape]) -> Pef
 def virtual_tokens(tokens: int, width: int, config: Any) -> dict[str, Any]:
     """Return the entries that prefix and prompt tuning share. `config` is the base model's.
 
-    PEFT finds these numbers by itself only under the names that BERT has for them.
+    They are stated because PEFT reads these numbers only from configurations with BERT's field names.
     """
     shape = {"num_layers": int(config.num_hidden_layers), "num_attention_heads": int(config.num_attention_heads)}
     return {"num_virtual_tokens": tokens, "token_dim": width, "num_transformer_submodules": 1, **shape}

@@ -1,8 +1,8 @@
-"""Prompt tuning with a leading task axis: P learned embeddings in front of the text's own.
+"""Prompt tuning with a leading task axis: P learned embeddings before those of the text.
 
     features( [P_e; E(tokens)] )          P_e: [P, D]          (Lester, Al-Rfou, Constant 2021, arXiv:2104.08691)
 
-They pass through the same position embeddings and layer norm as words do, and are left out of the pooling.
+The prompt gets position embeddings and layer norm like the words of the text. Pooling leaves it out.
 """
 
 from collections.abc import Iterable
@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from metatrain.deltas.peft_format import PeftFiles, PeftLeaf, leaf_by_leaf, virtual_tokens
 from metatrain.deltas.scope import Delta
-from metatrain.deltas.virtual import PROMPT, PROMPT_TOKENS, check_takes_tokens, move_positions, random_vectors
+from metatrain.deltas.virtual import PROMPT, PROMPT_TOKENS, check_takes_token_ids, hook_positions, random_vectors
 from metatrain.errors import UnsupportedDelta
 
 
 class PromptConfig(BaseModel):
-    """The choice of a prompt: P = `tokens`, PEFT's `num_virtual_tokens`."""
+    """The configuration of a prompt: P = `tokens`, PEFT's `num_virtual_tokens`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -30,15 +30,16 @@ class PromptConfig(BaseModel):
 
 
 class Prompt:
-    """One leaf, `prompt_embeddings` [P, D]. `virtual.with_prompt` puts it in front of the word embeddings.
+    """The prompt delta on one base model.
 
-    Raises UnsupportedDelta for a model whose input is not token ids, or that has no table of embeddings for them.
+    Its only leaf is `prompt_embeddings` P_e [P, D]; `virtual.prepend_prompt` puts it before the word embeddings. Raises
+    UnsupportedDelta if the model's input is not token ids, or if it has no table of word embeddings.
     """
 
     def __init__(self, config: PromptConfig, model: nn.Module) -> None:
         self.config, self.model = config, model
         self.sites: dict[str, nn.Module] = {}
-        check_takes_tokens(model, config.kind)
+        check_takes_token_ids(model, config.kind)
         width = getattr(cast(Any, model).get_input_embeddings(), "embedding_dim", None)
         if width is None:
             raise UnsupportedDelta(f"delta.kind: prompt needs a table of word embeddings, {type(model).__name__} has none")
@@ -49,11 +50,11 @@ class Prompt:
         return 0
 
     def initial(self, generator: torch.Generator, *, b_std: float = 0.0) -> dict[str, Tensor]:
-        """Draw a fresh θ, one task, float32."""
+        """Draw a new θ for one task, float32."""
         return random_vectors(self.shapes, generator, b_std)
 
     def attach(self, sites: Iterable[str]) -> None:
-        move_positions(self.model)
+        hook_positions(self.model)
 
     def fold(self, delta: Delta) -> dict[str, Tensor]:
         return dict(delta)

@@ -1,9 +1,9 @@
-"""How a delta reaches the modules of a base model: with the call.
+"""Passing a delta to the modules of a base model for the duration of one call.
 
-A forward hook on each adapted module looks its parameters up in a `ContextVar` that is set only for the duration of one
-forward call. Nothing is stored on the model, so two calls on one model, in two threads or nested, cannot mix; and because
-the variable is set *inside* the function that runs the base model, a checkpointed forward that autograd runs again (in
-whatever thread) sets it again.
+A forward hook on each adapted module reads its parameters from a `ContextVar`, which is set only during one forward call.
+Nothing is stored on the model, so two calls on one model, in two threads or nested, cannot mix. The variable is set *inside*
+the function that runs the base model. So if autograd runs a checkpointed forward pass again, in any thread, the variable is set
+again.
 """
 
 from collections.abc import Iterator, Mapping
@@ -13,7 +13,7 @@ from contextvars import ContextVar
 from torch import Tensor
 
 Delta = Mapping[str, Tensor]
-"""Leaf name → parameter with a leading axis of G groups; rows [g·B/G, (g+1)·B/G) of a batch of B rows use group g."""
+"""Leaf name → parameter with a leading axis of G groups. Rows [g·B/G, (g+1)·B/G) of a batch of B rows use group g."""
 
 _delta_of_this_call: ContextVar[Delta | None] = ContextVar("delta_of_this_call", default=None)
 _noise_of_this_call: ContextVar[Tensor | None] = ContextVar("noise_of_this_call", default=None)
@@ -21,7 +21,10 @@ _noise_of_this_call: ContextVar[Tensor | None] = ContextVar("noise_of_this_call"
 
 @contextmanager
 def delta_scope(delta: Delta | None, noise: Tensor | None = None) -> Iterator[None]:
-    """Within this block, hooked modules of the calling thread see `delta`, and the word embeddings get `noise` [B, L, D] added."""
+    """Set the delta of hooked modules within this block, for the calling thread only.
+
+    `noise` [B, L, D], if any, is added to the word embeddings.
+    """
     delta_token, noise_token = _delta_of_this_call.set(delta), _noise_of_this_call.set(noise)
     try:
         yield
@@ -31,10 +34,10 @@ def delta_scope(delta: Delta | None, noise: Tensor | None = None) -> Iterator[No
 
 
 def current_delta() -> Delta | None:
-    """Return the delta of the call in progress, or None where the bare base model is meant."""
+    """Return the delta of the current call, or None if the bare base model runs."""
     return _delta_of_this_call.get()
 
 
 def current_noise() -> Tensor | None:
-    """Return what is added to the word embeddings of the call in progress, [B, L, D], if anything."""
+    """Return the noise to add to the word embeddings in the current call, [B, L, D], or None."""
     return _noise_of_this_call.get()

@@ -1,10 +1,10 @@
-"""Where in a base model a delta acts: layers that map the channels of every token, patch or pixel alone, y = W x + b.
+"""Sites: the layers of a base model on which a delta can act.
 
-Such a layer is an `nn.Linear`, a `Conv1D` of transformers (GPT-2; its weight is [D_in, D_out]) or a 1x1 `nn.Conv2d`. A kind sees
-each as a `Site` and does its arithmetic on rows [G, N, D]: G groups of rows of the batch, with N places in all rows of a group. The
-first axis of what a site is called with is the batch, and a group is a run of neighbouring rows.
+A site maps the channels of each token, patch or pixel separately, y = W x + b. It is an `nn.Linear`, a `Conv1D` of transformers
+(GPT-2; its weight is [D_in, D_out]) or a 1x1 `nn.Conv2d`. A delta kind computes on channels [G, N, D]: G groups of consecutive
+rows of the batch, with N positions in all rows of a group. The first axis of a site's input is the batch.
 
-One more type of layer is one more function registered with `site_of`.
+To support another type of layer, register a function for it with `site_of`.
 """
 
 from collections.abc import Iterable, Sequence
@@ -21,17 +21,20 @@ _SUPPORTED = "nn.Linear, Conv1D or 1x1 nn.Conv2d (stride 1, groups 1, no padding
 
 
 class Layout(Protocol):
-    """Where a layer's inputs and outputs have their channels."""
+    """The axis of the channels in a layer's inputs and outputs."""
 
     def grouped(self, x: Tensor, groups: int) -> Tensor:
-        """Return the channels of G groups of rows, [G, N, D]. Raises UnsupportedDelta if the rows of `x` are not in G groups."""
+        """Return the channels of G groups of rows, [G, N, D].
+
+        Raises UnsupportedDelta if the number of rows of `x` is not a multiple of G.
+        """
 
     def ungrouped(self, grouped: Tensor, like: Tensor) -> Tensor:
-        """Return [G, N, D] in the shape of `like`, from which it was grouped."""
+        """Return `grouped` [G, N, D] in the shape of `like`: the inverse of `grouped`."""
 
 
 class ChannelsLast:
-    """[B, …, D]"""
+    """The layout [B, …, D]."""
 
     def grouped(self, x: Tensor, groups: int) -> Tensor:
         _check_rows(x, groups)
@@ -41,8 +44,8 @@ class ChannelsLast:
         return grouped.view_as(like)
 
 
-class Maps:
-    """[B, D, H, W]"""
+class ChannelsFirst:
+    """The layout [B, D, H, W] of a convolution."""
 
     def grouped(self, x: Tensor, groups: int) -> Tensor:
         if x.dim() != 4:
@@ -57,15 +60,15 @@ class Maps:
 
 def _check_rows(x: Tensor, groups: int) -> None:
     if x.shape[0] % groups:
-        raise UnsupportedDelta(f"a layer is called with {x.shape[0]} rows, which are not {groups} groups of a batch")
+        raise UnsupportedDelta(f"a layer was called with {x.shape[0]} rows, expected a multiple of the batch's {groups} groups")
 
 
 @dataclass(frozen=True)
 class Site:
-    """One layer at which a delta acts.
+    """One layer on which a delta acts.
 
-    `kernel`: the axes that its weight has after [D_out, D_in], all of size 1; PEFT's leaves have them too. `transposed`: its weight
-    is [D_in, D_out], which PEFT calls `fan_in_fan_out`.
+    `kernel`: the axes of its weight after [D_out, D_in], all of size 1; PEFT's leaves have these axes too. `transposed`: True
+    if its weight is [D_in, D_out], which PEFT calls `fan_in_fan_out`.
     """
 
     module: nn.Module
@@ -78,7 +81,7 @@ class Site:
 
 @singledispatch
 def site_of(module: nn.Module) -> Site | None:
-    """Return a module as a site; None if it is no layer of a supported type."""
+    """Return a module as a site; None if its type is not supported."""
     return None
 
 
@@ -95,26 +98,26 @@ def _conv1d(module: Any) -> Site:
 @site_of.register
 def _conv2d(module: nn.Conv2d) -> Site | None:
     plain = module.kernel_size == module.stride == (1, 1) and module.groups == 1 and module.padding in ((0, 0), "same", "valid")
-    return Site(module, module.in_channels, module.out_channels, Maps(), kernel=(1, 1)) if plain else None
+    return Site(module, module.in_channels, module.out_channels, ChannelsFirst(), kernel=(1, 1)) if plain else None
 
 
 def find_sites(model: nn.Module, targets: Sequence[str], layers: Sequence[int] | None) -> dict[str, Site]:
-    """Find the sites whose names end in one of `targets` (matched at a dot), by name, in the order of the targets.
+    """Return the sites whose names end in one of `targets`, matched at a dot, in the order of the targets.
 
-    `layers`: their numbers as `layer_of` gives them, all where None. Modules of other types that a target matches too are left as
-    they are. Raises UnsupportedDelta where a target or a layer matches no site.
+    `layers`: only sites in layers with these numbers (`layer_of`); None is all. Modules of unsupported types that a target also
+    matches are ignored. Raises UnsupportedDelta if a target or a layer matches no site.
     """
     sites: dict[str, Site] = {}
     for target in targets:
         named = {n: m for n, m in model.named_modules() if n == target or n.endswith("." + target)}
         matched = {n: m for n, m in named.items() if layers is None or layer_of(n) in layers}
-        found = {n: site for n, m in matched.items() if (site := site_of(m)) is not None}
-        if not found:
+        target_sites = {n: site for n, m in matched.items() if (site := site_of(m)) is not None}
+        if not target_sites:
             types = sorted({type(m).__name__ for m in matched.values()}) or ["no module"]
             raise UnsupportedDelta(
                 f"delta.targets: {target!r} must match {_SUPPORTED} modules of {type(model).__name__}, matched {', '.join(types)}"
             )
-        sites |= found
+        sites |= target_sites
     unmatched = set(layers or ()) - {layer_of(name) for name in sites}
     if unmatched:
         raise UnsupportedDelta(f"delta.layers: {type(model).__name__} has no layer {min(unmatched)} with these targets")
@@ -122,20 +125,23 @@ def find_sites(model: nn.Module, targets: Sequence[str], layers: Sequence[int] |
 
 
 def fan_in_fan_out(sites: Iterable[Site]) -> dict[str, Any]:
-    """Return the entry by which PEFT's configuration says that weights are [D_in, D_out]; none where no weight is."""
+    """Return PEFT's entry for weights that are [D_in, D_out]; no entry if there are no such weights."""
     return {"fan_in_fan_out": True} if any(site.transposed for site in sites) else {}
 
 
 def layer_of(module_name: str) -> int | None:
-    """Return the number of the layer that a module is in: the first number in its name. None if there is none.
+    """Return the number of the layer that a module is in: the first number in its name, or None.
 
-    This is the layer where a model is one stack (`encoder.layer.3.…`, `layers.3.…`, `h.3.…`, `encoder.blocks.3.…`). Where stacks
-    stand in stages (`encoder.stages.1.layers.3.…`) it is the stage, and where there are several stacks side by side (`encoder.…`,
-    `decoder.…`) layers of one number in all of them are meant.
+    In a model that is one stack, this is the layer (`encoder.layer.3.…`, `layers.3.…`, `h.3.…`, `encoder.blocks.3.…`). In a model
+    with stages (`encoder.stages.1.layers.3.…`) it is the stage. In a model with several stacks (`encoder.…`, `decoder.…`), a number
+    means the layers with that number in all stacks.
     """
     return next((int(part) for part in module_name.split(".") if part.isdigit()), None)
 
 
 def lowest_layer(sites: Iterable[str]) -> int:
-    """Return the layer below which nothing depends on what happens at the sites; 0 where one is in no numbered layer."""
+    """Return the lowest layer of the sites, below which nothing depends on them.
+
+    0 if there are no sites, or if a site is in no numbered layer.
+    """
     return min((layer_of(name) or 0 for name in sites), default=0)

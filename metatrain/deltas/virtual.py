@@ -1,7 +1,8 @@
-"""Virtual tokens, which prefix and prompt share. The rows of a mixed batch may have unequal numbers of them.
+"""Virtual tokens, which prefix and prompt tuning share.
 
-Then the leaves are padded in front to the most that a row has, and a leaf `prefix_tokens` or `prompt_tokens` [G] says how many of
-them, the last ones, are real; the others are not attended to, and every row's words keep the position numbers that they have alone.
+The rows of a mixed batch may have different numbers of them. In such a batch the leaves are padded in front to the largest
+number, and the leaf `prefix_tokens` or `prompt_tokens` [G] has the number of real tokens of each group, which are the last
+ones. Padding is not attended to, and the words of every row keep the positions that they have when the row runs alone.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,92 +18,96 @@ from metatrain.errors import UnsupportedDelta
 Inputs = tuple[Any, ...]
 PROMPT = PROMPT_EMBEDDINGS
 PREFIX_TOKENS, PROMPT_TOKENS = COUNTS = ("prefix_tokens", "prompt_tokens")
-_POSITION_TABLES = {"position_embeddings", "wpe"}  # BERT's name for it and GPT-2's
+_POSITION_TABLES = {"position_embeddings", "wpe"}  # module names in BERT and in GPT-2
 
 
 def random_vectors(shapes: Mapping[str, tuple[int, ...]], generator: torch.Generator, b_std: float) -> dict[str, Tensor]:
-    """Draw P vectors for each leaf: normal with `b_std`, or 0.02, since P equal vectors would stay (nearly) equal."""
+    """Draw P normal vectors for each leaf, with the standard deviation `b_std`, or 0.02 if that is 0.
+
+    They are never all zero, because P equal vectors would stay (nearly) equal during training.
+    """
     return {name: (b_std or 0.02) * torch.randn(shape, generator=generator) for name, shape in shapes.items()}
 
 
-def real_places(counts: Tensor, most: int) -> Tensor:
-    """Say which of `most` places are no padding, [G, most] bool: the last counts[g], counts [G]."""
-    return torch.arange(most, device=counts.device) >= most - counts.unsqueeze(1)
+def real_token_mask(counts: Tensor, size: int) -> Tensor:
+    """Return the virtual tokens that are not padding, [G, size] bool: the last counts[g] of group g."""
+    return torch.arange(size, device=counts.device) >= size - counts.unsqueeze(1)
 
 
-def with_prompt(
+def prepend_prompt(
     delta: Delta | None, inputs: Mapping[str, Tensor], embed: Callable[[Tensor], Tensor]
 ) -> tuple[dict[str, Tensor], int]:
-    """Put the prompt of a delta, if it has one, in front of the tokens that a model is to be called with.
+    """Return the arguments of a model call with the prompt of the delta, if any, before the tokens.
 
-    `inputs`: the call's arguments, `input_ids` and `attention_mask` [B, L]. `embed`: token ids [B, L] → embeddings [B, L, D].
-    Returns the arguments to call the model with in their place, and the number of places P that now stand in front of each row:
-    `inputs_embeds` [B, P + L, D] and `attention_mask` [B, P + L]; or, without a prompt, `inputs` as they are and 0.
+    `inputs`: the arguments without it, `input_ids` and `attention_mask` [B, L]. `embed`: token ids [B, L] → embeddings [B, L,
+    D]. Returns `inputs_embeds` [B, P + L, D] and `attention_mask` [B, P + L], and P. Without a prompt, returns `inputs`
+    unchanged and 0.
 
-    Raises UnsupportedDelta for a call that has more than tokens, since all of it would have to grow with them.
+    Raises UnsupportedDelta for any further argument, because it would have to be extended by P too.
     """
     if delta is None or PROMPT not in delta:
         return dict(inputs), 0
     if inputs.keys() != {"input_ids", "attention_mask"}:
-        raise UnsupportedDelta(f"a prompt stands in front of input_ids with an attention_mask, got {', '.join(sorted(inputs))}")
+        raise UnsupportedDelta(f"prompt: expected only input_ids and attention_mask, got {', '.join(sorted(inputs))}")
     prompt, counts = delta[PROMPT], delta.get(PROMPT_TOKENS)
     words, mask = embed(inputs["input_ids"]), inputs["attention_mask"]
     rows, tokens = mask.shape[0], prompt.shape[1]
     front = prompt.to(words.dtype).repeat_interleave(rows // prompt.shape[0], dim=0)
     mask = nn.functional.pad(mask, (tokens, 0), value=1)
     if counts is not None:
-        mask[:, :tokens] = real_places(counts, tokens)
+        mask[:, :tokens] = real_token_mask(counts, tokens)
     return {"inputs_embeds": torch.cat([front, words], dim=1), "attention_mask": mask}, tokens
 
 
-def check_takes_tokens(model: nn.Module, kind: str) -> None:
-    """Raise UnsupportedDelta if the model's input is not token ids: virtual tokens stand in front of a text's own."""
+def check_takes_token_ids(model: nn.Module, kind: str) -> None:
+    """Raise UnsupportedDelta if the model's input is not token ids. Virtual tokens need a model of texts."""
     main_input = getattr(model, "main_input_name", "input_ids")
     if main_input != "input_ids":
-        raise UnsupportedDelta(
-            f"delta.kind: {kind} stands in front of the tokens of a text, {type(model).__name__} takes {main_input}"
-        )
+        raise UnsupportedDelta(f"delta.kind: {kind} needs a model that takes input_ids, {type(model).__name__} takes {main_input}")
 
 
-def move_positions(model: nn.Module) -> None:
-    """Hook what turns the model's position numbers into embeddings or rotations. Idempotent."""
+def hook_positions(model: nn.Module) -> None:
+    """Register hooks on the modules that turn positions into embeddings or rotations. Idempotent."""
     for name, module in model.named_modules():
         hook: Any
         if name.split(".")[-1] in _POSITION_TABLES and isinstance(module, nn.Embedding):
-            hook = _embedded
+            hook = _shift_embedded
         elif type(module).__name__.endswith("RotaryEmbedding"):
-            hook = _rotated
+            hook = _shift_rotated
         else:
             continue
         if hook not in module._forward_pre_hooks.values():
             module.register_forward_pre_hook(hook, with_kwargs=True)
 
 
-def _embedded(_embedding: nn.Module, inputs: Inputs, named: dict[str, Any]) -> tuple[Inputs, dict[str, Any]] | None:
-    """Move positions on by what a prefix puts in front, as PEFT's cache of past keys does, and back by the padding of a prompt."""
+def _shift_embedded(_embedding: nn.Module, inputs: Inputs, named: dict[str, Any]) -> tuple[Inputs, dict[str, Any]] | None:
+    """Add the prefix's length to the positions, as PEFT's cache does, and subtract the prompt's padding."""
     delta = current_delta()
     if delta is None:
         return None
     prefix = delta.get(PREFIX_TOKENS)
     if prefix is not None:
-        on: Tensor | int = prefix.long().unsqueeze(1)
+        shift: Tensor | int = prefix.long().unsqueeze(1)
     else:
-        on = next((leaf.shape[1] for name, leaf in delta.items() if name.endswith(".prefix_key")), 0)
-    return ((inputs[0] + on - _padding(delta)).clamp(min=0), *inputs[1:]), named
+        shift = next((leaf.shape[1] for name, leaf in delta.items() if name.endswith(".prefix_key")), 0)
+    return ((inputs[0] + shift - _prompt_padding(delta)).clamp(min=0), *inputs[1:]), named
 
 
-def _rotated(_rotation: nn.Module, inputs: Inputs, named: dict[str, Any]) -> tuple[Inputs, dict[str, Any]] | None:
-    """Move positions back by the padding of a prompt. Only distances count between words; a prefix's keys are not rotated."""
+def _shift_rotated(_rotation: nn.Module, inputs: Inputs, named: dict[str, Any]) -> tuple[Inputs, dict[str, Any]] | None:
+    """Subtract the prompt's padding from the positions.
+
+    A prefix shifts nothing: its keys are not rotated, and between words only distances count.
+    """
     delta = current_delta()
     if delta is None or PROMPT_TOKENS not in delta:
         return None
     if "position_ids" in named:
-        return inputs, {**named, "position_ids": named["position_ids"] - _padding(delta)}
-    return (inputs[0], inputs[1] - _padding(delta), *inputs[2:]), named
+        return inputs, {**named, "position_ids": named["position_ids"] - _prompt_padding(delta)}
+    return (inputs[0], inputs[1] - _prompt_padding(delta), *inputs[2:]), named
 
 
-def _padding(delta: Delta) -> Tensor | int:
-    """Return how many places of each group's prompt are padding, [G, 1]."""
+def _prompt_padding(delta: Delta) -> Tensor | int:
+    """Return the number of padding tokens in each group's prompt, [G, 1]; 0 without `prompt_tokens`."""
     if PROMPT_TOKENS not in delta:
         return 0
     return delta[PROMPT].shape[1] - delta[PROMPT_TOKENS].long().unsqueeze(1)

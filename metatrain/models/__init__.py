@@ -1,1 +1,1 @@
-"""Foundation models as pure functions of (delta, batch): loading and checking them, and how raw inputs become batches."""
+"""Base models as pure functions of (delta, batch): loading, checking and input encoding."""

@@ -1,4 +1,4 @@
-"""A base model: a frozen backbone, the inputs that feed it, and what identifies both."""
+"""A base model: a frozen backbone, the inputs that feed it, and the spec that identifies both."""
 
 import fnmatch
 from collections.abc import Mapping, Sequence
@@ -18,9 +18,9 @@ from metatrain.models.inputs import AnySpec, Inputs
 
 
 class Base:
-    """One resident base model. Safe to call from several threads at once.
+    """One resident base model. Thread-safe.
 
-    `inputs.encode` and `inputs.collate` make batches of raw examples; `backbone.hidden` runs them.
+    `inputs.encode` and `inputs.collate` turn raw examples into batches; `backbone.hidden` runs the model on them.
     """
 
     def __init__(self, model: nn.Module, inputs: Inputs, *, attention: Attention) -> None:
@@ -49,12 +49,12 @@ class Base:
 
     @property
     def hidden_size(self) -> int:
-        """D"""
+        """D, the width of a hidden state."""
         return self.backbone.hidden_size
 
     @property
     def precision(self) -> str:
-        """The dtype of the weights, as recipes and adapters name it: `float32`, `bfloat16`."""
+        """The dtype of the weights as recipes and adapters name it: `float32` or `bfloat16`."""
         return self.backbone.precision
 
     @cached_property
@@ -63,7 +63,10 @@ class Base:
         return self.spec.digest(self.precision)
 
     def attach(self, config: Any) -> DeltaKind:
-        """Return the delta kind of a `DeltaConfig` on this model; hook its sites the first time. Raises UnsupportedDelta."""
+        """Return the delta kind of a `DeltaConfig` on this model, and hook its sites once.
+
+        Raises UnsupportedDelta if the delta does not fit the model.
+        """
         return self.backbone.attach(config)
 
     def features(
@@ -73,24 +76,27 @@ class Base:
         slots: Tensor | None = None,
         updated: Mapping[str, Tensor] = MappingProxyType({}),
     ) -> Tensor:
-        """Pooled features of length 1, [B, D], at least float32. Arguments as `Backbone.hidden`."""
+        """Return pooled features of length 1, [B, D], at least float32.
+
+        The arguments are those of `Backbone.hidden`.
+        """
         return self.backbone.hidden(delta, batch, slots=slots, updated=updated).features
 
     def parameters(self, patterns: Sequence[str]) -> dict[str, Tensor]:
-        """Copy the parameters whose names match one of the shell patterns (`encoder.layer.5.*`) to the CPU, at least float32.
+        """Return CPU copies of the parameters whose names match a shell pattern, at least float32.
 
-        Raises BaseModelError for a pattern that matches none.
+        A pattern is for example `encoder.layer.5.*`. Raises BaseModelError for a pattern without a match.
         """
         model = self.model
-        if self.dtype == torch.bfloat16:  # what is learned starts from the parameters themselves, not from their rounding
+        if self.dtype == torch.bfloat16:  # training starts from the exact parameters, not from values rounded to bfloat16
             folder = source.locate(self.spec.model)
             model = AutoModel.from_pretrained(folder, **source.LOCAL, dtype=torch.float32)
-        own = dict(model.named_parameters())
+        parameters = dict(model.named_parameters())
         for pattern in patterns:
-            if not fnmatch.filter(own, pattern):
+            if not fnmatch.filter(parameters, pattern):
                 raise BaseModelError(
-                    f"base.updated: no parameter of {self.spec.model} matches {pattern!r}; one is {next(iter(own))}"
+                    f"base.updated: no parameter of {self.spec.model} matches {pattern!r}; one is {next(iter(parameters))}"
                 )
-        matched = [name for name in own if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
-        kept = torch.promote_types(self.dtype, torch.float32)
-        return {name: own[name].detach().clone().to("cpu", kept) for name in matched}
+        matched = [name for name in parameters if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
+        dtype = torch.promote_types(self.dtype, torch.float32)
+        return {name: parameters[name].detach().clone().to("cpu", dtype) for name in matched}

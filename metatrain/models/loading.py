@@ -1,4 +1,4 @@
-"""Base models from their files."""
+"""Loading of base models from their files."""
 
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -25,10 +25,12 @@ def load_base(
     max_length: int | None = None,
     hub: source.Hub = source.Hub(),
 ) -> Base:
-    """Load a base model by short name, hub name or local path, frozen. Raises BaseModelError if it is not found or not trusted.
+    """Load a frozen base model by short name, hub name or local path.
 
-    attention="auto" is the faster one: "sdpa", but "eager" in bfloat16 on a CPU, where the backward pass of PyTorch's fused
-    attention takes more time than all the rest together (docs/decisions/0005).
+    attention="auto" picks the faster one: "sdpa", except for bfloat16 on a CPU, where it is "eager". There the backward pass of
+    PyTorch's fused attention takes longer than the rest of the model (docs/decisions/0005). `max_length`: the maximum number of
+    tokens; None takes it from the model's files. Raises BaseModelError if the model is not found, does not load, or has other
+    weights than the known ones.
     """
     cast(Any, transformers_logging).disable_progress_bar()
     device = device or default_device()
@@ -51,7 +53,8 @@ def _load_text(
         model = AutoModel.from_pretrained(folder, **source.LOCAL, config=config, attn_implementation=attention, dtype=dtype)
     except (OSError, ValueError, KeyError) as error:
         raise BaseModelError(f"base.model: {folder} does not load as a text encoder: {str(error).splitlines()[0]}") from error
-    # Some tables hold places for padding as well (RoBERTa), which the tokenizer's own limit knows; the probe tries the longest row.
+    # Some position tables also have entries for padding (RoBERTa), which only the tokenizer's limit accounts for. The probe
+    # tries the longest row.
     positions = min(getattr(config, "max_position_embeddings", 512), tokenizer.model_max_length)
     spec = TextSpec(
         model=name,
@@ -64,7 +67,7 @@ def _load_text(
 
 
 def text_base(model: nn.Module, tokenizer: Any, spec: TextSpec, *, attention: Attention) -> Base:
-    """Join a text encoder that is loaded already with its tokenizer."""
+    """Make a base model of a loaded text encoder and its tokenizer."""
     parameter = next(model.parameters())
     width = int(cast(Any, model).config.hidden_size)
     return Base(

@@ -1,4 +1,7 @@
-"""Which arithmetic the frozen base model runs in. θ, φ, losses and reductions are float32 whatever is chosen here."""
+"""The precision that the frozen base model runs in.
+
+It does not affect θ, φ, losses and reductions, which are always float32.
+"""
 
 from typing import Literal
 
@@ -8,7 +11,10 @@ Precision = Literal["auto", "float32", "bfloat16"]
 
 
 def resolve(precision: Precision, device: torch.device) -> torch.dtype:
-    """bfloat16 where the device is fast at it (AMX, AVX-512 BF16, a GPU with bf16 tensor cores), float32 otherwise, or as set."""
+    """Return the dtype of a precision. "auto" is bfloat16 if the device has hardware for it, else float32.
+
+    Such hardware is AMX, AVX-512 BF16, or a GPU with bf16 tensor cores.
+    """
     if precision == "float32":
         return torch.float32
     if precision == "bfloat16":

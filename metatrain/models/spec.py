@@ -1,4 +1,4 @@
-"""What identifies a base model, whatever its inputs are."""
+"""The spec that identifies a base model, common to all modalities."""
 
 import hashlib
 import json
@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Spec(BaseModel):
-    """The name of a base model and all that its hidden states depend on; each kind of inputs adds its own fields."""
+    """The name of a base model and everything that its features depend on. Each modality adds fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -17,13 +17,13 @@ class Spec(BaseModel):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """All but the name: two base models that agree in it give the same features."""
+        """All fields but the name. Base models with equal identities give the same features."""
         return self.model_dump(exclude={"model"})
 
     def digest(self, precision: str) -> str:
-        """The full base digest: sha256 over the identity and the precision that the weights run in.
+        """Return the full base digest: the sha256 of the identity and the precision of the weights.
 
-        Queues, banks, predictors and catalogs are kept apart by it: two poolings of the same weights are two base models.
+        Queues, banks, predictors and catalogs are separate for each digest. The same weights with two poolings are two base models.
         """
         content = {**self.identity, "precision": precision}
         return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -1,1 +1,4 @@
-"""What turns hidden states into a loss and an answer: one file for each kind, one line each in `registry.py`."""
+"""Readouts turn features into a loss and an answer.
+
+Each kind is one file here and one line in `registry.py`.
+"""

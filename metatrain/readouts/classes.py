@@ -1,13 +1,14 @@
-"""Classes as answers: prototypes or a linear head on pooled features.
+"""The readout of classes: prototypes or a linear head on pooled features.
 
-    φ_head = linear head from the prototypes of the support set, where the objective has a cross-entropy part
-    L_support: a weighted sum of `metatrain.readouts.objectives` on the features of the support set under φ
+    φ_head = the prototypes of the support set, as a linear head, if the objective has a cross-entropy term
+    L_support = a weighted sum of the terms in `metatrain.readouts.objectives`, on the features of the support set under φ
 
-The head that answers is the linear one, moved along (head="linear"), or made again under φ_K (head="prototypes"): the prototypes
-of the support set, and from them `head_steps` Adam steps of cross-entropy on the head alone, whose features are constant, so that
-they cost next to nothing.
+With head="linear", the head that answers is φ_head after the inner steps, which move it together with the delta. With
+head="prototypes", it is computed after the inner steps: the prototypes of the support set under φ_K, then `head_steps` steps of
+Adam on the cross-entropy, which move only the head. Its features are constant in these steps, so they cost almost nothing.
 
-Triantafillou et al. 2020 (arXiv:1903.03096) for the head that starts as prototypes.
+Not differentiated: the steps on the head alone, unless `exact` is set and the features require gradients. Reference: Triantafillou
+et al. 2020 (arXiv:1903.03096) for the linear head that starts as prototypes.
 """
 
 from collections.abc import Callable, Sequence
@@ -35,9 +36,11 @@ from metatrain.readouts.objectives import (
 
 @dataclass(frozen=True)
 class ClassTargets:
-    """`labels` [T, M] int64, −1 for padding; C classes. `present` [T, C] bool: the task knows the class.
+    """The class labels of the rows of T tasks.
 
-    A part of the rows keeps `present` of the whole support set: a class that no row of the part has stands against the others.
+    `labels`: [T, M] int64, −1 for padding. `classes`: C. `present`: [T, C] bool, True if the task has the class. A subset of
+    the rows keeps `present` of the whole support set, so that a class without a row in the subset still competes with the
+    others.
     """
 
     labels: Tensor
@@ -46,7 +49,7 @@ class ClassTargets:
 
     @classmethod
     def of(cls, labels: Tensor) -> "ClassTargets":
-        """The targets of whole support sets, as many classes as the labels name."""
+        """Return the targets of whole support sets. The number of classes is the largest label plus 1."""
         classes = int(labels.max()) + 1
         return cls(labels, classes, memberships(labels, classes).sum(1) > 0)
 
@@ -84,27 +87,30 @@ class ClassTargets:
 
 
 def cut(labels: Tensor, count: int, seed: int) -> list[Tensor]:
-    """The rows in `count` near-equal parts, dealt in twos or threes of a class: no row is alone of its class in its part
-    unless it is alone of its class at all."""
+    """Split rows with these labels into `count` parts of nearly equal size; return the rows of each.
+
+    Each part gets groups of two or three rows of one class. So a row is the only one of its class in a part only if it is the
+    only one of its class in the whole set.
+    """
     if count == 1:
         return [torch.arange(len(labels))]
     rng = np.random.default_rng(seed)
-    few: list[list[int]] = []
+    groups: list[list[int]] = []
     for label in sorted(set(labels.tolist())):
-        own = rng.permutation((labels == label).nonzero()[:, 0].tolist()).tolist()
-        few += [own[i : i + 2] for i in range(0, len(own) - len(own) % 2, 2)]
-        if len(own) % 2 and len(own) > 1:
-            few[-1].append(own[-1])
-        elif len(own) == 1:
-            few.append(own)
+        rows = rng.permutation((labels == label).nonzero()[:, 0].tolist()).tolist()
+        groups += [rows[i : i + 2] for i in range(0, len(rows) - len(rows) % 2, 2)]
+        if len(rows) % 2 and len(rows) > 1:
+            groups[-1].append(rows[-1])
+        elif len(rows) == 1:
+            groups.append(rows)
     parts: list[list[int]] = [[] for _ in range(count)]
-    for i in rng.permutation(len(few)).tolist():
-        min(parts, key=len).extend(few[i])
+    for i in rng.permutation(len(groups)).tolist():
+        min(parts, key=len).extend(groups[i])
     return [torch.tensor(part) for part in parts]
 
 
 class ClassReadout:
-    """`metatrain.readouts.Readout` of classes, for support sets of `rows` rows."""
+    """The `Readout` of classes, for support sets of `rows` rows, which select the objective."""
 
     leaves = HEAD_LEAVES
 
@@ -138,18 +144,21 @@ class ClassReadout:
     ) -> dict[str, Tensor]:
         if "head.weight" in phi and (self.config.head == "linear" or step == 0):
             return {name: phi[name] for name in HEAD_LEAVES}
-        found = features()
-        prototypes = self.start(found, targets)
-        return self._refined(prototypes, found, targets, outer, exact) if step else prototypes
+        support_features = features()
+        prototypes = self.start(support_features, targets)
+        return self._refined(prototypes, support_features, targets, outer, exact) if step else prototypes
 
     def _refined(
-        self, begin: dict[str, Tensor], features: Tensor, targets: ClassTargets, outer: Outer, exact: bool
+        self, prototypes: dict[str, Tensor], features: Tensor, targets: ClassTargets, outer: Outer, exact: bool
     ) -> dict[str, Tensor]:
-        """Take `head_steps` of Adam on the head alone, at the last of its rates. `exact`: the steps are differentiated."""
+        """Take `head_steps` Adam steps on the head alone, with the last of its learned rates.
+
+        The steps are differentiated if `exact` is set and the features require gradients.
+        """
         assert outer.scale is not None
         second = exact and features.requires_grad
         fixed, scale = (features, outer.scale) if second else (features.detach(), outer.scale.detach())
-        tasks = _HeadAlone(begin, fixed, targets, self.config.head_steps)
+        tasks = _HeadTasks(prototypes, fixed, targets, self.config.head_steps)
         rates = {name: outer.rates[name] for name in HEAD_LEAVES}
         adam = Optimizer("adam", self.config.beta1, self.config.beta2, self.config.epsilon)
         *_, end = trajectory(tasks, Outer({}, rates, scale), adam, order="second" if second else "first", rate_step=-1)
@@ -158,7 +167,7 @@ class ClassReadout:
     def judge(
         self, answering: Leaves, features: Tensor, query: ClassTargets, support: ClassTargets, outer: Outer
     ) -> tuple[Tensor, Tensor]:
-        """Cross-entropy and accuracy."""
+        """Return the cross-entropy and the accuracy of each task, ([T], [T])."""
         assert outer.scale is not None
         head = _head(answering, support)
         loss = cross_entropy(head, features, query.labels, outer.scale)
@@ -166,29 +175,29 @@ class ClassReadout:
         return loss, hits.float().sum(1) / (query.labels >= 0).sum(1).clamp(min=1)
 
     def own(self, answering: Leaves, targets: ClassTargets, task: int) -> dict[str, Tensor]:
-        """The rows of the task's own C classes: `head.weight` [C, D], `head.bias` [C]."""
+        """Return the head of one task with C classes: `head.weight` [C, D], `head.bias` [C]."""
         classes = int(targets.present[task].sum())
         return {name: answering[name][task, :classes].detach() for name in HEAD_LEAVES}
 
     def self_accuracy(self, features: Tensor, targets: ClassTargets) -> Tensor:
-        """Leave-one-out accuracy of the nearest prototype."""
+        """Return the leave-one-out accuracy of the nearest prototype, [T]."""
         return leave_one_out_accuracy(features, targets.labels, targets.classes)
 
 
 class ClassAnswers:
-    """`metatrain.readouts.readout.Answers` of classes: probabilities in the order of the adapter's labels."""
+    """The `Answers` of classes: probabilities in the order of the adapter's labels."""
 
     def check(self, labels: Sequence[str]) -> None:
         if not labels:
             raise ArtifactError("labels: expected at least one, got none")
         if len(set(labels)) < len(labels):
-            raise ArtifactError("labels: expected each once")
+            raise ArtifactError("labels: expected each once, got a repeated label")
 
     def shapes(self, labels: Sequence[str], hidden: int) -> dict[str, tuple[int, ...]]:
         return {"head.weight": (len(labels), hidden), "head.bias": (len(labels),)}
 
     def pack(self, leaves: Leaves, scale: float) -> dict[str, Tensor]:
-        """The leaves over the temperature."""
+        """Return the leaves multiplied by the inverse temperature `scale`."""
         return {name: scale * leaf for name, leaf in leaves.items()}
 
     def answer(self, runs: Sequence[tuple[Leaves, int]], features: Tensor) -> list[list[float]]:
@@ -196,19 +205,19 @@ class ClassAnswers:
         logits = features.new_full((len(features), max(counts)), ABSENT)
         done = 0
         for (leaves, rows), count in zip(runs, counts, strict=True):
-            # Padding heads to the largest would move more bytes than these products do.
+            # One product for each adapter: padding all heads to the largest would move more bytes.
             part = slice(done, done + rows)
             logits[part, :count] = torch.addmm(leaves["head.bias"], features[part], leaves["head.weight"].T)
             done += rows
-        shares = iter(torch.softmax(logits, dim=-1).tolist())
-        return [next(shares)[:count] for (_, rows), count in zip(runs, counts, strict=True) for _ in range(rows)]
+        probabilities = iter(torch.softmax(logits, dim=-1).tolist())
+        return [next(probabilities)[:count] for (_, rows), count in zip(runs, counts, strict=True) for _ in range(rows)]
 
 
 @dataclass(frozen=True)
-class _HeadAlone:
-    """The heads of T tasks on constant features [T, M, D], as tasks of the inner loop: cross-entropy moves the head."""
+class _HeadTasks:
+    """T tasks of the inner loop in which cross-entropy on constant features [T, M, D] moves only the head."""
 
-    begin: dict[str, Tensor]
+    prototypes: dict[str, Tensor]
     features: Tensor
     targets: ClassTargets
     steps: int
@@ -221,14 +230,14 @@ class _HeadAlone:
         return len(self.features)
 
     def start(self, outer: Outer) -> Start:
-        return Start(self.begin, (self.steps,) * self.count)
+        return Start(self.prototypes, (self.steps,) * self.count)
 
     def support_loss(self, phi: Leaves, outer: Outer, step: int, start: Start) -> Tensor:
         assert outer.scale is not None
         return _cross_entropy(phi, self.features, self.targets, outer.scale)
 
     def query_loss(self, phi: Leaves, outer: Outer, step: int, *, exact: bool = True) -> tuple[Tensor, Tensor]:
-        raise NotImplementedError("a head alone has no query set")
+        raise NotImplementedError("tasks of the head alone have no query set")
 
 
 def _head(phi: Leaves, targets: ClassTargets) -> Head:

@@ -1,13 +1,15 @@
-"""Inner objectives: what the support set teaches with. Each is the mean over a task's rows, [T]; a mixture is their weighted sum.
+"""The terms of the inner objective, which the inner loop minimizes on the support set.
 
-All work on the unit sphere with one inverse temperature, the initialization's scale s:
-
-    cross_entropy            −log softmax_c( s · (f_i · w_c + b_c) )[y_i]          on a linear head w, b
-    leave_one_out            the same with w_c the prototype of class c, and that of row i's own class made without row i
+    cross_entropy            −log softmax_c( s · (f_i · w_c + b_c) )[y_i]          with a linear head w, b
+    leave_one_out            the same with w_c the prototype of class c, b_c = 0, and the prototype of y_i computed without row i
     supervised_contrastive   −1/|P_i| Σ_{p ∈ P_i} log( exp(s f_i·f_p) / Σ_{a ≠ i} exp(s f_i·f_a) ),  P_i = the others of i's class
 
-Leave-one-out prototypes: Snell et al. 2017 (arXiv:1703.05175), judged on the support set itself. Supervised contrastive: Khosla et
-al. 2020 (arXiv:2004.11362), eq. 2 ("out"). Both are blind to a row that is alone in its class: it has no prototype or partner left.
+Each term is the mean over a task's rows, [T], and an objective is a weighted sum of terms. Features are on the unit sphere; s
+is the initialization's scale, the inverse temperature. leave_one_out and supervised_contrastive leave out a row that is the
+only one of its class, because it has no other prototype and no partner.
+
+Snell et al. 2017 (arXiv:1703.05175) for the prototypes, here evaluated on the support set itself. Khosla et al. 2020
+(arXiv:2004.11362), eq. 2 ("out"), for the supervised contrastive loss.
 """
 
 from typing import Literal
@@ -21,16 +23,20 @@ ObjectiveName = Literal["cross_entropy", "leave_one_out", "supervised_contrastiv
 
 
 def cross_entropy(head: Head, features: Tensor, labels: Tensor, scale: Tensor) -> Tensor:
-    """Mean cross-entropy of each task over its rows: features [T, M, D], labels [T, M] with −1 for padding → [T]."""
+    """Return the mean cross-entropy over the rows of each task, [T].
+
+    Features are [T, M, D]; labels are [T, M], with −1 for padding.
+    """
     logits = head.logits(features, scale)
     rows = nn.functional.cross_entropy(logits.transpose(1, 2), labels, ignore_index=-1, reduction="none")
     return _mean(rows, labels >= 0)
 
 
 def leave_one_out(features: Tensor, labels: Tensor, classes: int, scale: Tensor) -> Tensor:
-    """Cross-entropy of each row against prototypes that it is no part of: features [T, M, D], labels [T, M] → [T].
+    """Return the mean cross-entropy against prototypes computed without the row itself, [T].
 
-    A row that is alone in its class is left out of the mean (its class still stands against the others).
+    Features are [T, M, D]; labels are [T, M], with −1 for padding. A row that is the only one of its class is left out of the mean,
+    but its class still competes with the others.
     """
     logits = scale * _similarity_left_out(features, labels, classes)
     rows = nn.functional.cross_entropy(logits.transpose(1, 2), labels, ignore_index=-1, reduction="none")
@@ -38,31 +44,38 @@ def leave_one_out(features: Tensor, labels: Tensor, classes: int, scale: Tensor)
 
 
 def leave_one_out_accuracy(features: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """Share of the rows nearest to the prototype of their own class, made without them: features [T, M, D], labels [T, M] → [T].
+    """Return the share of rows that are nearest to their class's prototype computed without them, [T].
 
-    Rows that are alone in their class do not count; NaN for a task that has no others.
+    Features are [T, M, D]; labels are [T, M], with −1 for padding. Rows that are the only one of their class are left out; NaN
+    for a task without any other rows.
     """
     hits = _similarity_left_out(features, labels, classes).argmax(-1) == labels
     counted = has_partner(labels)
-    return (hits & counted).sum(1).double() / counted.sum(1)  # in float32 9 of 10 would be below 0.9
+    return (hits & counted).sum(1).double() / counted.sum(1)  # float64: in float32, 9 of 10 is below 0.9
 
 
 def _similarity_left_out(features: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """Cosine of each row to each prototype, that of its own class made without it [T, M, C]; `ABSENT` for absent classes."""
+    """Return the cosine of each row to each prototype, [T, M, C], or `ABSENT` for absent classes.
+
+    The prototype of a row's own class is computed without the row.
+    """
     members = memberships(labels, classes).to(features.dtype)
     sums = torch.einsum("tmc,tmd->tcd", members, features)
     others = torch.einsum("tmc,tcd->tmd", members, sums) - features
     counted = has_partner(labels)
     others = torch.where(counted.unsqueeze(-1), others, features)  # never the zero vector: its norm has no second derivative
-    own = (features * nn.functional.normalize(others, dim=-1)).sum(-1, keepdim=True)
+    own_similarity = (features * nn.functional.normalize(others, dim=-1)).sum(-1, keepdim=True)
     absent = members.sum(1) == 0
     prototypes = nn.functional.normalize(sums.masked_fill(absent.unsqueeze(-1), 1.0), dim=-1)
-    similarity = torch.where(members.bool(), own, torch.bmm(features, prototypes.transpose(1, 2)))
+    similarity = torch.where(members.bool(), own_similarity, torch.bmm(features, prototypes.transpose(1, 2)))
     return similarity.masked_fill(absent.unsqueeze(1), ABSENT)
 
 
 def supervised_contrastive(features: Tensor, labels: Tensor, scale: Tensor) -> Tensor:
-    """Each row pulled to the others of its class and away from the rest: features [T, M, D], labels [T, M] → [T]."""
+    """Return the supervised contrastive loss, which pulls rows of one class together, [T].
+
+    Features are [T, M, D]; labels are [T, M], with −1 for padding. A row that is the only one of its class is left out of the mean.
+    """
     valid = labels >= 0
     itself = torch.eye(labels.shape[1], dtype=torch.bool, device=labels.device)
     similarity = scale * torch.bmm(features, features.transpose(1, 2))
@@ -73,7 +86,7 @@ def supervised_contrastive(features: Tensor, labels: Tensor, scale: Tensor) -> T
 
 
 def has_partner(labels: Tensor) -> Tensor:
-    """[T, M] → [T, M]: the row is not padding and not alone in its class."""
+    """Return which rows have another row of their class, [T, M] bool. Padding (−1) has none."""
     same = (labels.unsqueeze(1) == labels.unsqueeze(2)) & (labels >= 0).unsqueeze(1)
     return (same.sum(-1) > 1) & (labels >= 0)
 

@@ -1,4 +1,4 @@
-"""What a readout is to everything else, and what is right for the rows that it judges."""
+"""The interface of a readout, of its targets and of its answers."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -13,52 +13,55 @@ from metatrain.inner.problem import Leaves, Outer
 
 
 class Targets(Protocol):
-    """What is right for the M rows of T tasks."""
+    """The correct answers for the M rows of T tasks. Rows are in groups: classes, or one group for all."""
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(T, M)"""
+        """The pair (T, M)."""
 
     @property
     def sizes(self) -> list[tuple[int, int]]:
-        """Of each task, its examples, and the groups that they are spread over: its classes, or 1. Their ratio is its shots."""
+        """The number of examples and of groups of each task. Examples divided by groups are its shots."""
 
     @property
     def most_shots(self) -> list[int]:
-        """Of each task, the examples of its largest group."""
+        """The number of examples in the largest group of each task."""
 
     @property
     def has_partners(self) -> bool:
-        """Every task has a row with another one of its group."""
+        """True if every task has at least two rows of one group."""
 
     def columns(self, index: Tensor) -> Self:
-        """The rows `index` [m] of every task."""
+        """Return the targets of rows `index` [m] of every task."""
 
     def only(self, which: Sequence[int]) -> Self:
-        """These of the tasks."""
+        """Return the targets of tasks `which`."""
 
     def real(self) -> Tensor:
-        """Which rows are not padding, [T, M] bool."""
+        """Return which rows are not padding, [T, M] bool."""
 
     def repeat(self, times: int) -> Self:
-        """All rows again and again, [T, times · M]: targets of augmented views."""
+        """Return the targets of `times` views of every row, [T, times · M]."""
 
     def parts(self, count: int, seed: int) -> list[Tensor]:
-        """Deal the rows into `count` near-equal parts, the same for the same seed."""
+        """Split the rows into `count` parts of nearly equal size, which depend only on the seed."""
 
 
 @dataclass(frozen=True)
 class RowTargets:
-    """`Targets` of one value a row, without groups: `values` [T, M, …] and which rows are not padding, `mask` [T, M] bool."""
+    """Targets with one value per row and one group: `values` [T, M, …].
+
+    `mask`: [T, M] bool, True for rows that are not padding.
+    """
 
     values: Tensor
     mask: Tensor
 
     @classmethod
     def of(cls, tasks: Sequence[Sequence[Any]], device: torch.device) -> Self:
-        """The values of T tasks of unequal sizes, padded with zeros."""
-        values = [torch.tensor(own, dtype=torch.float32) for own in tasks]
-        masks = [torch.ones(len(own), dtype=torch.bool) for own in tasks]
+        """Return the targets of T tasks with different numbers of rows, padded with zeros."""
+        values = [torch.tensor(task, dtype=torch.float32) for task in tasks]
+        masks = [torch.ones(len(task), dtype=torch.bool) for task in tasks]
         return cls(*(nn.utils.rnn.pad_sequence(part, batch_first=True).to(device) for part in (values, masks)))
 
     @property
@@ -89,8 +92,8 @@ class RowTargets:
         return self.mask
 
     def repeat(self, times: int) -> Self:
-        beyond = [1] * (self.values.dim() - 2)
-        return replace(self, values=self.values.repeat(1, times, *beyond), mask=self.mask.repeat(1, times))
+        trailing = [1] * (self.values.dim() - 2)
+        return replace(self, values=self.values.repeat(1, times, *trailing), mask=self.mask.repeat(1, times))
 
     def parts(self, count: int, seed: int) -> list[Tensor]:
         order = torch.from_numpy(np.random.default_rng(seed).permutation(self.shape[1]))
@@ -98,9 +101,10 @@ class RowTargets:
 
 
 class Readout(Protocol):
-    """Owns its leaves of φ, whose names are `leaves`. `moved`: inner steps move them along with the delta.
+    """The part of an inner loop between the features and the loss.
 
-    Features are [T, M, D] float32.
+    `leaves`: the names of its leaves of φ. `moved`: True if inner steps move these leaves together with the delta. Features are
+    [T, M, D] float32.
     """
 
     @property
@@ -110,33 +114,42 @@ class Readout(Protocol):
     def moved(self) -> bool: ...
 
     def check(self, targets: Any, *, augmented: bool) -> None:
-        """Raise AdaptationError where these support sets cannot teach anything."""
+        """Raise AdaptationError if the inner objective cannot learn anything from these support sets.
+
+        `augmented`: True if the support sets have augmented views.
+        """
 
     def start(self, features: Tensor, targets: Any) -> dict[str, Tensor]:
-        """The leaves that the features of the support set give, [T, …]."""
+        """Return the initial leaves for the features of the support set, [T, …]."""
 
     def losses(self, phi: Leaves, features: Tensor, targets: Any, outer: Outer) -> Tensor:
-        """The inner objective of each task, [T]."""
+        """Return the inner objective of each task, [T]."""
 
     def answering(
         self, phi: Leaves, features: Callable[[], Tensor], targets: Any, outer: Outer, step: int, *, exact: bool
     ) -> dict[str, Tensor]:
-        """The leaves that φ answers with after `step` inner steps. `features` computes those of the support set under φ."""
+        """Return the leaves that answer after `step` inner steps.
+
+        `features` computes the features of the support set under φ. `exact`: whether the result is differentiated exactly.
+        """
 
     def judge(self, answering: Leaves, features: Tensor, query: Any, support: Any, outer: Outer) -> tuple[Tensor, Tensor]:
-        """Loss and score of query rows under the leaves of `answering`, ([T], [T]). `query`, `support`: their targets."""
+        """Return the loss and the score of query rows for the leaves of `answering`, ([T], [T]).
+
+        `query`, `support`: the targets of the two sets.
+        """
 
     def own(self, answering: Leaves, targets: Any, task: int) -> dict[str, Tensor]:
-        """One task's leaves as its adapter keeps them, without padding."""
+        """Return the leaves of one task as its adapter stores them, without padding."""
 
     def self_accuracy(self, features: Tensor, targets: Any) -> Tensor:
-        """How well the support set predicts itself, each row without its own part in it, [T]; NaN where that means nothing."""
+        """Return the leave-one-out accuracy on the support set, [T]; NaN if it is undefined."""
 
 
 class MovedReadout:
-    """A readout whose leaves the inner loop moves, and which answers with them as they are.
+    """A base class for readouts that answer with the leaves that the inner loop has moved.
 
-    `start`, `losses` and `judge` are missing: a kind that has no more to say than these inherits the rest.
+    A subclass has to define `leaves`, `start`, `losses` and `judge`.
     """
 
     leaves: tuple[str, ...]
@@ -161,28 +174,34 @@ class MovedReadout:
 
 
 class Answers(Protocol):
-    """How adapters of one kind of readout answer: many of them side by side, whatever they were learned with."""
+    """The prediction with adapters of one kind of readout, several in one batch.
+
+    It is independent of the inner loop that produced the adapters.
+    """
 
     def check(self, labels: Sequence[str]) -> None:
-        """Raise ArtifactError for labels that no adapter of this kind has."""
+        """Raise ArtifactError if an adapter of this kind cannot have these labels."""
 
     def shapes(self, labels: Sequence[str], hidden: int) -> dict[str, tuple[int, ...]]:
-        """The shapes of the leaves that an adapter with these labels answers with, on features of `hidden` numbers."""
+        """Return the shapes of the answering leaves of an adapter with these labels. `hidden`: D."""
 
     def pack(self, leaves: Leaves, scale: float) -> dict[str, Tensor]:
-        """The leaves as the bank keeps them, float32. `scale`: the initialization's inverse temperature."""
+        """Return the leaves as the bank stores them, float32. `scale`: s, the inverse temperature."""
 
     def answer(self, runs: Sequence[tuple[Leaves, int]], features: Tensor) -> list[Any]:
-        """The answers to the rows of features [B, D], each a value that JSON has.
+        """Return one JSON value for each row of features [B, D].
 
-        `runs`: packed leaves, and how many of the following rows they answer.
+        `runs`: packed leaves, each with the number of consecutive rows that they answer.
         """
 
 
 @dataclass(frozen=True)
 class ReadoutKind:
-    """A kind of readout: the names of its leaves of φ, what makes one of an inner configuration for support sets of so many rows,
-    and how its adapters answer."""
+    """One kind of readout.
+
+    `leaves`: the names of its leaves of φ. `learner`: makes the `Readout` of (inner configuration, number of support rows).
+    `answers`: the prediction with its adapters.
+    """
 
     leaves: tuple[str, ...]
     learner: Callable[[InnerConfig, int], Readout]

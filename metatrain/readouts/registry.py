@@ -1,4 +1,7 @@
-"""All kinds of readouts by name. A new one is a file beside this one and a line here, or an entry point of another package."""
+"""The registry of readout kinds.
+
+A new kind is a file in this folder and a line here, or an entry point of another package.
+"""
 
 from functools import cache
 from typing import Annotated
@@ -11,14 +14,17 @@ from metatrain.readouts.heads import HEAD_LEAVES
 from metatrain.readouts.readout import ReadoutKind
 
 CLASSES = "classes"
-_OWN = {CLASSES: ReadoutKind(HEAD_LEAVES, ClassReadout, ClassAnswers())}
+_BUILT_IN = {CLASSES: ReadoutKind(HEAD_LEAVES, ClassReadout, ClassAnswers())}
 ENTRY_POINTS = "quickstudy.readouts"
 
 
 @cache
 def readout_kinds() -> dict[str, ReadoutKind]:
-    """Return the product's own readouts, and those of installed packages (entry points named `quickstudy.readouts`)."""
-    return by_name([*_OWN.items(), *installed(ENTRY_POINTS)], ENTRY_POINTS)
+    """Return the built-in readouts and those of installed packages, by name.
+
+    Packages add readouts with entry points of the group `quickstudy.readouts`.
+    """
+    return by_name([*_BUILT_IN.items(), *installed(ENTRY_POINTS)], ENTRY_POINTS)
 
 
 def _known(name: str) -> str:
@@ -27,4 +33,5 @@ def _known(name: str) -> str:
     return name
 
 
-ReadoutName = Annotated[str, AfterValidator(_known)]  # a field of a file, checked when it is read
+ReadoutName = Annotated[str, AfterValidator(_known)]
+"""The name of a readout kind in a file, validated when the file is read."""

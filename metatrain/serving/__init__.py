@@ -1,1 +1,1 @@
-"""What a process that predicts needs: the bank of resident adapters, and the probe of an architecture."""
+"""The bank of resident adapters, and the load-time probe of an architecture."""

@@ -1,4 +1,4 @@
-"""Is this architecture supported with this delta? Measured when they are loaded, never guessed."""
+"""The load-time probe: measure on a model whether a delta kind works with its architecture."""
 
 import copy
 import warnings
@@ -10,39 +10,42 @@ from torch import Tensor
 
 from metatrain.deltas import DeltaKind
 from metatrain.deltas.peft_format import PeftFiles
-from metatrain.deltas.virtual import real_places
+from metatrain.deltas.virtual import real_token_mask
 from metatrain.errors import UnsupportedDelta, first_line
 from metatrain.inner.problem import stack
 from metatrain.models.backbone import Batch, pooled
 from metatrain.models.base import Base
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
-_ROWS = 3  # of the sample
+_ROWS = 3  # rows of `Inputs.sample`
 
 
 def probe(base: Base, kind: DeltaKind) -> None:
-    """Raise UnsupportedDelta with the reason unless, on this very model:
+    """Raise UnsupportedDelta, with the reason, if a delta kind does not work on this model.
 
-    - a mixed batch gives each row what it gets alone and what stock PEFT gives it with that delta;
-    - rows with unequal numbers of virtual tokens, where the kind has them, get what they get alone;
-    - every leaf of the delta moves the output;
-    - where the base model was loaded for it (attention="eager"), a second derivative exists and is finite.
+    The checks are:
 
-    Whatever else goes wrong on the way is such a reason too.
+    - in a mixed batch, each row has the features that it has alone, and those of stock PEFT if PEFT has the kind;
+    - in a batch with unequal numbers of virtual tokens, if the kind has them, each row has the features that it has alone;
+    - a row of the maximum length gives finite features;
+    - every leaf of the delta changes the output;
+    - a second derivative exists and is finite, if the base model was loaded for it (attention="eager", not bfloat16).
+
+    Any other exception in these checks is also raised as UnsupportedDelta.
     """
     where = f"{type(base.model).__name__} with {kind.config.kind}"
     if targets := getattr(kind.config, "targets", ()):
         where += f" on {', '.join(targets)}"
     try:
-        _longest_row_fits(base, kind)
-        _measure(base, kind, where)
+        _check_longest_row(base, kind)
+        _check_sample(base, kind, where)
     except UnsupportedDelta:
         raise
-    except Exception as error:  # any architecture may fail here in its own way
+    except Exception as error:  # every architecture can fail here in its own way
         raise UnsupportedDelta(f"{where}: {first_line(error)}") from error
 
 
-def _measure(base: Base, kind: DeltaKind, where: str) -> None:
+def _check_sample(base: Base, kind: DeltaKind, where: str) -> None:
     generator = torch.Generator().manual_seed(0)
     thetas = [kind.initial(generator, b_std=0.05) for _ in range(_ROWS)]
     rows = base.inputs.sample()
@@ -57,48 +60,51 @@ def _measure(base: Base, kind: DeltaKind, where: str) -> None:
             ]
         )
         bare = base.features(None, batch)
-        others = {"the same rows alone": alone}
+        references = {"the same rows alone": alone}
         if (files := kind.peft) is not None:
             pairs = zip(thetas, singles, strict=True)
-            others["stock PEFT"] = torch.cat([_peft_features(base, files, theta, single) for theta, single in pairs])
-    for name, other in others.items():
-        _check_equal(base, mixed, other, f"{where}: a mixed batch differs from {name}")
+            references["stock PEFT"] = torch.cat([_peft_features(base, files, theta, single) for theta, single in pairs])
+    for name, reference in references.items():
+        _check_equal(base, mixed, reference, f"{where}: a mixed batch differs from {name}")
     if not kind.shapes:
         return
     if torch.equal(mixed, bare):
         raise UnsupportedDelta(f"{where}: the delta does not change the output")
     if kind.counts:
-        _unequal_numbers(base, kind, stacked, where)
-    _every_leaf_moves(base, kind, stacked, batch, where)
-    if base.attention == "eager" and base.dtype != torch.bfloat16:  # exact meta-gradients are of float32 alone
-        _double_backward(base, kind, stacked, batch, where)
+        _check_unequal_counts(base, kind, stacked, where)
+    _check_every_leaf_has_effect(base, kind, stacked, batch, where)
+    if base.attention == "eager" and base.dtype != torch.bfloat16:  # exact meta-gradients need float32
+        _check_second_derivative(base, kind, stacked, batch, where)
 
 
-def _check_equal(base: Base, found: Tensor, other: Tensor, what: str) -> None:
-    gap, tolerance = float((found - other).abs().max()), TOLERANCE[base.dtype]
+def _check_equal(base: Base, found: Tensor, expected: Tensor, problem: str) -> None:
+    gap, tolerance = float((found - expected).abs().max()), TOLERANCE[base.dtype]
     if not gap <= tolerance:
-        raise UnsupportedDelta(f"{what} by {gap:.1e}, more than {tolerance:.0e}")
+        raise UnsupportedDelta(f"{problem} by {gap:.1e}, more than {tolerance:.0e}")
 
 
 @torch.no_grad()
-def _unequal_numbers(base: Base, kind: DeltaKind, delta: dict[str, Tensor], where: str) -> None:
-    """Try a batch of rows with all, half and none of the virtual tokens, as it is where adapters of several kinds meet."""
-    rows, (most, *_) = base.inputs.sample(), set(kind.counts.values())
-    numbers = [most, most // 2, 0]
+def _check_unequal_counts(base: Base, kind: DeltaKind, delta: dict[str, Tensor], where: str) -> None:
+    """Compare rows with all, half and none of the virtual tokens, in one batch and alone.
+
+    Such a batch occurs with adapters of several kinds or configurations.
+    """
+    rows, (full, *_) = base.inputs.sample(), set(kind.counts.values())
+    numbers = [full, full // 2, 0]
     alone = []
     for i, (row, number) in enumerate(zip(rows, numbers, strict=True)):
-        own = {name: leaf[i : i + 1, most - number :] for name, leaf in kind.fold(delta).items()} if number else None
-        alone.append(base.features(own, base.inputs.collate([row])))
-    some = torch.tensor(numbers, device=base.device)
-    padded = {name: leaf * real_places(some, most).unsqueeze(-1) for name, leaf in kind.fold(delta).items()}
-    padded |= dict.fromkeys(kind.counts, some.to(base.dtype))
+        row_delta = {name: leaf[i : i + 1, full - number :] for name, leaf in kind.fold(delta).items()} if number else None
+        alone.append(base.features(row_delta, base.inputs.collate([row])))
+    counts = torch.tensor(numbers, device=base.device)
+    padded = {name: leaf * real_token_mask(counts, full).unsqueeze(-1) for name, leaf in kind.fold(delta).items()}
+    padded |= dict.fromkeys(kind.counts, counts.to(base.dtype))
     mixed = base.features(padded, base.inputs.collate(rows), slots=torch.arange(len(rows), device=base.device))
     _check_equal(base, mixed, torch.cat(alone), f"{where}: a batch of unequal numbers of tokens differs from the same rows alone")
 
 
 @torch.no_grad()
-def _longest_row_fits(base: Base, kind: DeltaKind) -> None:
-    """Try the longest row, with what the delta puts in front of it, which takes positions too."""
+def _check_longest_row(base: Base, kind: DeltaKind) -> None:
+    """Run a row of the maximum length. Virtual tokens before it need positions too."""
     longest = base.inputs.collate([base.inputs.longest()])
     theta = kind.fold(stack(kind.initial(torch.Generator().manual_seed(0)), 1))
     where = f"{type(base.model).__name__} with {kind.config.kind}"
@@ -106,28 +112,28 @@ def _longest_row_fits(base: Base, kind: DeltaKind) -> None:
         fits = bool(torch.isfinite(base.features({n: leaf.to(base.device) for n, leaf in theta.items()}, longest)).all())
     except (RuntimeError, IndexError) as error:
         raise UnsupportedDelta(
-            f"{where} does not take rows of {base.inputs.limit} (base.max_length, if it can be lower): {first_line(error)}"
+            f"{where} does not take rows of {base.inputs.limit}; lower base.max_length if you can: {first_line(error)}"
         ) from error
     if not fits:
         raise UnsupportedDelta(f"{where} gives no finite features for rows of {base.inputs.limit}")
 
 
 def _score(base: Base, kind: DeltaKind, delta: dict[str, Tensor], batch: Batch) -> Tensor:
-    """Return a scalar that depends on all features."""
+    """Return a scalar that depends on every feature."""
     features = base.features(kind.fold(delta), batch, slots=torch.arange(_ROWS, device=base.device))
     weights = torch.randn(features.shape, generator=torch.Generator().manual_seed(1)).to(features.device)
     return (features * weights).sum()
 
 
-def _every_leaf_moves(base: Base, kind: DeltaKind, delta: dict[str, Tensor], batch: Batch, where: str) -> None:
+def _check_every_leaf_has_effect(base: Base, kind: DeltaKind, delta: dict[str, Tensor], batch: Batch, where: str) -> None:
     live = {n: t.clone().requires_grad_() for n, t in delta.items()}
     gradients = torch.autograd.grad(_score(base, kind, live, batch), list(live.values()), allow_unused=True)
     for name, g in zip(live, gradients, strict=True):
         if g is None or not torch.isfinite(g).all() or not g.flatten(1).norm(dim=1).all():
-            raise UnsupportedDelta(f"{where}: leaf {name} has no effect on the output, or none that is finite")
+            raise UnsupportedDelta(f"{where}: leaf {name} has no effect on the output, or a gradient that is not finite")
 
 
-def _double_backward(base: Base, kind: DeltaKind, delta: dict[str, Tensor], batch: Batch, where: str) -> None:
+def _check_second_derivative(base: Base, kind: DeltaKind, delta: dict[str, Tensor], batch: Batch, where: str) -> None:
     live = {n: t.clone().requires_grad_() for n, t in delta.items()}
     leaves = list(live.values())
     try:
@@ -140,15 +146,15 @@ def _double_backward(base: Base, kind: DeltaKind, delta: dict[str, Tensor], batc
 
 
 def _peft_features(base: Base, files: PeftFiles, theta: dict[str, Tensor], batch: Batch) -> Tensor:
-    """Return what stock PEFT computes with θ for a batch of one bucket, [B, D]."""
+    """Return the features [B, D] of stock PEFT with θ, for a batch of one bucket."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         config = cast(Any, PeftConfig).from_peft_type(**{**files.config(""), "inference_mode": False})
         stock = get_peft_model(copy.deepcopy(cast(Any, base.model)), config).eval()
     set_peft_model_state_dict(stock, files.to_peft(theta))
-    held = get_peft_model_state_dict(stock, save_embedding_layers=False)
-    if held.keys() != files.shapes.keys():
-        raise UnsupportedDelta(f"stock PEFT has other leaves, for one {min(held.keys() ^ files.shapes.keys())}")
+    state = get_peft_model_state_dict(stock, save_embedding_layers=False)
+    if state.keys() != files.shapes.keys():
+        raise UnsupportedDelta(f"stock PEFT has different leaves, for example {min(state.keys() ^ files.shapes.keys())}")
     (bucket,) = batch.buckets
     hidden = stock(**bucket.inputs, attention_mask=bucket.mask).last_hidden_state
     states = hidden.to(torch.promote_types(hidden.dtype, torch.float32))[:, -bucket.mask.shape[1] :]

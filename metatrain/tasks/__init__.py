@@ -1,4 +1,4 @@
-"""Labelled examples and episodes: readers of data sets, seeded samplers, and what keeps one side's examples out of another.
+"""Labelled examples and episodes: readers of data sets, seeded samplers, removal of overlap.
 
-Nothing in this folder needs torch.
+Only `arrays.py` needs torch.
 """

@@ -1,5 +1,4 @@
-"""Examples that are arrays, for small nets: by class, from memory, an `.npz` file or a folder of images; and T tasks drawn from
-them."""
+"""Array examples for small nets: readers of `.npz` files and image folders, and a sampler of tasks."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,13 +15,13 @@ from metatrain.tasks.episodes import EpisodeShape
 
 @dataclass(frozen=True)
 class Arrays:
-    """Examples by class, each [n, …], of one shape and dtype."""
+    """Examples by class, each [n, …]. All classes have the same shape of example and the same dtype."""
 
     name: str
     classes: Mapping[str, NDArray[np.generic]]
 
     def only(self, labels: list[str]) -> "Arrays":
-        """The same with these classes alone. Raises DataError for one that is not there."""
+        """Return only the classes `labels`. Raises DataError for an unknown class."""
         missing = [label for label in labels if label not in self.classes]
         if missing:
             raise DataError(f"{self.name}: no class {missing[0]!r} (has {len(self.classes)})")
@@ -30,14 +29,17 @@ class Arrays:
 
 
 def from_arrays(name: str, examples: NDArray[np.generic], labels: NDArray[np.generic]) -> Arrays:
-    """examples [n, …] and labels [n] → by class. Raises DataError where their numbers differ or there are none."""
+    """Group examples [n, …] by their labels [n]. Raises DataError if the lengths differ or are zero."""
     if len(examples) != len(labels) or not len(labels):
         raise DataError(f"{name}: expected as many examples as labels and at least one, got {len(examples)} and {len(labels)}")
     return Arrays(name, {str(label): examples[labels == label] for label in np.unique(labels)})
 
 
 def read_npz(path: Path, *, examples: str = "images", labels: str = "labels") -> Arrays:
-    """Two arrays of an `.npz` file; nothing in it is unpickled. Raises DataError where they are not there."""
+    """Read the arrays `examples` and `labels` of an `.npz` file. Nothing in it is unpickled.
+
+    Raises DataError for a file that is not an `.npz` file, and for a missing array.
+    """
     try:
         with np.load(path, allow_pickle=False) as file:
             for key in (examples, labels):
@@ -49,16 +51,19 @@ def read_npz(path: Path, *, examples: str = "images", labels: str = "labels") ->
 
 
 def read_images(folder: Path, size: int) -> Arrays:
-    """A folder with a folder of images for each class → uint8 [n, 3, size, size], cut to the middle square. Needs the package
-    pillow. Raises DataError for a folder without images and a file that is none."""
+    """Read a folder that has one folder of images for each class, as uint8 [n, 3, size, size].
+
+    Each image is cropped to its central square and resized. Needs the package pillow. Raises DataError for a folder without images
+    and for a file that is not an image.
+    """
     try:
         from PIL import Image
     except ImportError as error:
         raise DataError("images need the package pillow: pip install pillow") from error
-    found: dict[str, NDArray[np.generic]] = {}
-    for own in sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []:
+    classes: dict[str, NDArray[np.generic]] = {}
+    for class_folder in sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []:
         rows = []
-        for path in sorted(own.iterdir()):
+        for path in sorted(class_folder.iterdir()):
             try:
                 with Image.open(path) as image:
                     side = min(image.size)
@@ -68,18 +73,18 @@ def read_images(folder: Path, size: int) -> Arrays:
                 raise DataError(f"{path}: not an image: {error}") from error
             rows.append(np.asarray(square, dtype=np.uint8).transpose(2, 0, 1))
         if not rows:
-            raise DataError(f"{own}: no images")
-        found[own.name] = np.stack(rows)
-    if not found:
+            raise DataError(f"{class_folder}: no images")
+        classes[class_folder.name] = np.stack(rows)
+    if not classes:
         raise DataError(f"{folder}: expected a folder of images for each class")
-    return Arrays(folder.name, found)
+    return Arrays(folder.name, classes)
 
 
 class ArraySampler:
-    """Draws T tasks at a time that depend on (seed, index) alone.
+    """A sampler of meta-batches of T tasks, which depend only on (seed, index).
 
-    `rotations`: each class, turned by 90, 180 and 270 degrees, is three more classes (Santoro et al. 2016, for Omniglot), of square
-    examples. Raises DataError where a task cannot be filled.
+    `rotations`: each class, turned by 90, 180 and 270 degrees, gives three more classes (Santoro et al. 2016, for Omniglot). This
+    needs square examples.
     """
 
     def __init__(self, arrays: Arrays, seed: int, *, rotations: bool = False) -> None:
@@ -88,7 +93,10 @@ class ArraySampler:
         self._classes = list(arrays.classes.values())
 
     def tasks(self, index: int, shape: EpisodeShape, count: int) -> tuple[Examples, Examples]:
-        """Meta-batch number `index`: support [T, N·K, …] and query [T, N·Q, …] float32, labels [T, …] 0 … N−1, class by class."""
+        """Draw meta-batch number `index`: support [T, N·K, …] and query [T, N·Q, …], float32.
+
+        Labels are [T, N·K] and [T, N·Q], 0 … N−1, class by class. Raises DataError if there are too few classes or examples.
+        """
         need = shape.shots + shape.queries
         smallest = min(len(rows) for rows in self._classes)
         if shape.ways > len(self._classes) * self.turns or need > smallest:

@@ -1,4 +1,7 @@
-"""Tasks and episodes: seeded N-way K-shot draws that depend on (seed, index) alone, so that any run can be resumed or repeated."""
+"""Data sets of texts, and seeded N-way K-shot episodes drawn from them.
+
+A draw depends only on (seed, index), so a run can be resumed or repeated.
+"""
 
 import hashlib
 import json
@@ -20,11 +23,11 @@ class Dataset:
 
     @property
     def some_labels(self) -> str:
-        """The first of its classes, for messages."""
+        """The first few labels, for messages."""
         return ", ".join([*list(self.texts)[:5], *(["…"] if len(self.texts) > 5 else [])])
 
     def only(self, labels: Sequence[str]) -> "Dataset":
-        """The same data set with these classes alone. Raises DataError for one that is not there."""
+        """Return the data set with only the classes `labels`. Raises DataError for an unknown class."""
         missing = [label for label in labels if label not in self.texts]
         if missing:
             raise DataError(f"{self.name}: no class {missing[0]!r} (has {len(self.texts)}: {self.some_labels})")
@@ -33,7 +36,7 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Episode:
-    """One draw: `support` and `query` are (text, class index) pairs, class indices point into `labels`."""
+    """One draw: `support` and `query` are pairs (text, class index). The class index points into `labels`."""
 
     dataset: str
     labels: tuple[str, ...]
@@ -43,7 +46,7 @@ class Episode:
 
 @dataclass(frozen=True)
 class EpisodeShape:
-    """N ways, K shots, queries a class."""
+    """The shape of an episode: N ways, K shots, and the number of queries per class."""
 
     ways: int
     shots: int
@@ -51,16 +54,17 @@ class EpisodeShape:
 
 
 class EpisodeSampler:
-    """Draws episodes from data sets.
+    """A sampler of episodes from data sets.
 
-    A data set is drawn with probability ∝ (number of its classes)^`temperature`, then `ways` of its classes that have enough
-    texts, then `shots` + `queries` different texts of each. Two kinds of task widen that:
+    It draws a data set with probability ∝ (number of its usable classes)^`temperature`, then `ways` of these classes, then
+    `shots` + `queries` different texts of each. A class is usable if it has that many texts. Two options make the tasks harder:
 
-    near-miss (a share `near_miss` of the episodes; needs `similarity`): the classes are drawn from among the 2·ways that are
-    most like one of them, taken at random, so that the task is to tell neighbours apart;
-    label-merge (a share `merge`): each label stands for two classes, whose texts alternate, so that a label has no single centre.
+    near-miss, in a share `near_miss` of the episodes: one class is drawn at random, and the classes of the episode are drawn
+    from the ones most similar to it, twice as many as the episode needs. The task is then to tell similar classes apart.
+    label-merge, in a share `merge` of the episodes: each label is a union of two classes whose texts alternate, so that the
+    texts of a label have no single centre. Data sets with fewer than 2·ways usable classes are not merged.
 
-    `similarity`: [C, C] for each data set, in the order of its classes. Raises DataError where no data set can fill the shape.
+    `similarity`: [C, C] for each data set, in the order of its classes; needed for near-miss episodes.
     """
 
     def __init__(
@@ -74,50 +78,53 @@ class EpisodeSampler:
         similarity: Sequence[NDArray[np.float32]] = (),
     ) -> None:
         if not datasets:
-            raise DataError("no data set to draw episodes from")
+            raise DataError("episodes: expected at least one data set, got none")
         if near_miss and len(similarity) != len(datasets):
-            raise DataError("near-miss episodes need the similarity of classes")
+            raise DataError("near-miss episodes need the similarity of classes, one matrix for each data set")
         self.datasets, self.seed, self.temperature = list(datasets), seed, temperature
         self.near_miss, self.merge, self.similarity = near_miss, merge, similarity
 
     def episode(self, index: int, shape: EpisodeShape) -> Episode:
-        """Episode number `index` of this shape."""
+        """Draw episode number `index` of this shape. Raises DataError if no data set can fill the shape."""
         rng = np.random.default_rng([self.seed, index, shape.ways, shape.shots, shape.queries])
         need = shape.shots + shape.queries
         usable = [[c for c, texts in enumerate(d.texts.values()) if len(texts) >= need] for d in self.datasets]
         assert_enough(self.datasets, shape, "episodes:")
         weights = np.array([len(u) ** self.temperature if len(u) >= shape.ways else 0.0 for u in usable])
-        which = int(rng.choice(len(usable), p=weights / weights.sum()))
-        dataset, classes = self.datasets[which], np.array(usable[which])
+        chosen = int(rng.choice(len(usable), p=weights / weights.sum()))
+        dataset, classes = self.datasets[chosen], np.array(usable[chosen])
         merged = self.merge > 0 and rng.random() < self.merge and len(classes) >= 2 * shape.ways
         count = 2 * shape.ways if merged else shape.ways
         if self.near_miss > 0 and rng.random() < self.near_miss:
-            likeness = self.similarity[which][rng.choice(classes)][classes]
-            classes = classes[np.argsort(-likeness, kind="stable")[: 2 * count]]
+            similarity = self.similarity[chosen][rng.choice(classes)][classes]
+            classes = classes[np.argsort(-similarity, kind="stable")[: 2 * count]]
         drawn = rng.choice(classes, count, replace=False).reshape(shape.ways, -1)
         support: list[tuple[str, int]] = []
         query: list[tuple[str, int]] = []
         names = list(dataset.texts)
         for label, members in enumerate(drawn.tolist()):
-            texts = _alternating([dataset.texts[names[c]] for c in members], need, rng)
+            texts = _draw_in_turn([dataset.texts[names[c]] for c in members], need, rng)
             support += [(text, label) for text in texts[: shape.shots]]
             query += [(text, label) for text in texts[shape.shots :]]
         labels = tuple(" + ".join(names[c] for c in members) for members in drawn.tolist())
         return Episode(dataset.name, labels, tuple(support), tuple(query))
 
     def batch(self, index: int, shape: EpisodeShape, tasks: int) -> list[Episode]:
-        """Meta-batch number `index`: T episodes of one shape."""
+        """Draw meta-batch number `index`: T = `tasks` episodes of one shape."""
         return [self.episode(index * tasks + i, shape) for i in range(tasks)]
 
 
-def _alternating(classes: Sequence[Sequence[str]], need: int, rng: np.random.Generator) -> list[str]:
-    """`need` different texts, taken from the classes in turn."""
+def _draw_in_turn(classes: Sequence[Sequence[str]], need: int, rng: np.random.Generator) -> list[str]:
+    """Draw `need` different texts, from the classes in turn."""
     drawn = [[texts[i] for i in rng.choice(len(texts), need, replace=False)] for texts in classes]
     return [drawn[i % len(drawn)][i // len(drawn)] for i in range(need)]
 
 
 def assert_enough(datasets: Sequence[Dataset], shape: EpisodeShape, where: str) -> None:
-    """Raises DataError, which begins with `where`, if no data set has as many classes with as many texts as the shape takes."""
+    """Raise DataError if no data set has enough classes with enough texts for the shape.
+
+    `where` is the beginning of the message.
+    """
     need = shape.shots + shape.queries
     best = max(sum(len(texts) >= need for texts in dataset.texts.values()) for dataset in datasets)
     if best < shape.ways:
@@ -128,16 +135,18 @@ def assert_enough(datasets: Sequence[Dataset], shape: EpisodeShape, where: str) 
 
 
 def largest_shapes(ways: tuple[int, int], shots: tuple[int, int], queries: int, rows: int) -> list[EpisodeShape]:
-    """Of what `draw_shape` may draw, the one with the most ways for each number of shots."""
-    most = {k: min(ways[1], rows // (k + queries)) for k in range(shots[0], shots[1] + 1)}
-    return [EpisodeShape(n, k, queries) for k, n in most.items() if n >= ways[0]]
+    """Return the shape with the most ways that `draw_shape` can draw, for each number of shots."""
+    most_ways = {k: min(ways[1], rows // (k + queries)) for k in range(shots[0], shots[1] + 1)}
+    return [EpisodeShape(n, k, queries) for k, n in most_ways.items() if n >= ways[0]]
 
 
 def draw_shape(
     seed: int, index: int, ways: tuple[int, int], shots: tuple[int, int], queries: int, rows: int | None = None
 ) -> EpisodeShape:
-    """A shape for meta-batch `index`: ways and shots log-uniform in their closed ranges, drawn again while one task has more than
-    `rows` rows."""
+    """Draw the shape of meta-batch `index`: ways and shots are log-uniform in their closed ranges.
+
+    The draw is repeated until one task has at most `rows` rows. None is no limit.
+    """
     rng = np.random.default_rng([seed, index, 7])
     while True:
         shape = EpisodeShape(_log_uniform(rng, ways), _log_uniform(rng, shots), queries)
@@ -151,15 +160,21 @@ def _log_uniform(rng: np.random.Generator, bounds: tuple[int, int]) -> int:
 
 
 def manifest_digest(episodes: Sequence[Episode]) -> str:
-    """sha256 over the episodes' exact contents: two methods that name the same digest met the same episodes."""
+    """Return the sha256 of the exact contents of episodes.
+
+    Two methods that report the same digest were measured on the same episodes.
+    """
     content = [[e.dataset, e.labels, e.support, e.query] for e in episodes]
     return hashlib.sha256(json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()).hexdigest()
 
 
 def assert_class_disjoint(left: Sequence[Dataset], right: Sequence[Dataset], what: str) -> None:
-    """Raises DataError, naming a class, where a data set of the same name has it on both sides."""
-    classes = {(d.name, label) for d in left for label in d.texts}
+    """Raise DataError for a class that data sets of the same name have on both sides.
+
+    `what` is the beginning of the message.
+    """
+    left_classes = {(d.name, label) for d in left for label in d.texts}
     for d in right:
         for label in d.texts:
-            if (d.name, label) in classes:
+            if (d.name, label) in left_classes:
                 raise DataError(f"{what}: class {label!r} of {d.name} is on both sides")

@@ -1,4 +1,7 @@
-"""A data set of the Hugging Face hub by its name, or of a local folder in its format. Needs the package `datasets`."""
+"""A reader of data sets of the Hugging Face hub, or of local folders in its format.
+
+Needs the package `datasets`.
+"""
 
 from typing import Any
 
@@ -8,9 +11,10 @@ from metatrain.tasks.table import by_class
 
 
 def read_hub(name: str, *, split: str = "train", text: str = "text", label: str = "label") -> Dataset:
-    """One split of the data set `name`, from the columns `text` and `label`; a label that the data set numbers gets its name.
+    """Read one split of the data set `name`, from the columns `text` and `label`.
 
-    Raises DataError where `datasets` is not installed, the data set or split cannot be loaded, or a column is not there.
+    Labels that the data set stores as numbers are replaced by their names. Raises DataError if `datasets` is not installed, the
+    data set or split cannot be loaded, a column is missing, or an example has no label.
     """
     try:
         import datasets
@@ -18,15 +22,15 @@ def read_hub(name: str, *, split: str = "train", text: str = "text", label: str 
         raise DataError(f"hub:{name} needs the package datasets: pip install datasets") from error
     try:
         rows: Any = datasets.load_dataset(name, split=split)
-    except Exception as error:  # its errors are of many kinds: no network, no such name, no such split, files it cannot read
+    except Exception as error:  # datasets raises unrelated types for no network, an unknown name or split, and unreadable files
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise DataError(f"hub:{name}, split {split!r}: {reason}") from error
     for column in (text, label):
         if column not in rows.column_names:
             raise DataError(f"hub:{name}: no column {column!r}, has {', '.join(rows.column_names)}")
-    numbered = getattr(rows.features[label], "int2str", None)
-    unknown = [value for value in rows[label] if numbered and (value is None or value < 0)]
-    if unknown:
-        raise DataError(f"hub:{name}, split {split!r}: {label} is not given for {len(unknown)} examples")
-    labels = [numbered(value) if numbered else str(value) for value in rows[label]]
+    name_of = getattr(rows.features[label], "int2str", None)
+    unlabelled = [value for value in rows[label] if name_of and (value is None or value < 0)]
+    if unlabelled:
+        raise DataError(f"hub:{name}, split {split!r}: {label} is missing for {len(unlabelled)} examples")
+    labels = [name_of(value) if name_of else str(value) for value in rows[label]]
     return by_class(name.rstrip("/").split("/")[-1], f"hub:{name}", zip(range(len(labels)), rows[text], labels, strict=True))

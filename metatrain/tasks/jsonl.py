@@ -1,4 +1,7 @@
-"""JSON Lines: one {"text": …, "label": …} object a line, optionally gzipped; other keys are left alone."""
+"""A reader of JSON Lines: one object {"text": …, "label": …} per line, optionally gzipped.
+
+Other keys are ignored.
+"""
 
 import gzip
 import json
@@ -12,9 +15,10 @@ STARTER = Path(__file__).with_name("starter_intents.jsonl")
 
 
 def read_jsonl(path: Path, name: str | None = None) -> Dataset:
-    """All examples of a file as one data set; exact repeats within a class are kept once.
+    """Read all examples of a file as one data set. Exact repeats within a class are kept once.
 
-    Raises DataError with the line number for a line that is not such an object.
+    `name`: of the data set; None takes it from the file name, or from the folder of a file named `full.…`. Raises DataError, with
+    the line number, for a line that is not an object with a text and a label.
     """
     if not path.is_file():
         raise DataError(f"data: no file at {path}")
@@ -23,7 +27,7 @@ def read_jsonl(path: Path, name: str | None = None) -> Dataset:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
         lines = content.decode("utf-8").split("\n")
     except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: expected UTF-8 text, gzipped where the name ends in .gz: {error}") from error
+        raise DataError(f"{path}: expected UTF-8 text, gzipped if the name ends in .gz: {error}") from error
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue

@@ -1,4 +1,4 @@
-"""Keeping the texts of one side, and its classes under another name, out of the other side."""
+"""Removal of overlap between data sets: shared texts, and shared classes under different names."""
 
 import re
 from collections import Counter
@@ -10,33 +10,35 @@ _NOT_WORD = re.compile(r"\W+")
 
 
 def normalized(text: str) -> str:
-    """Case and punctuation folded: two texts that agree here count as the same text."""
+    """Return a text without case and punctuation. Two texts with equal results count as the same."""
     return _NOT_WORD.sub(" ", text.lower()).strip()
 
 
 def without_overlap(
     datasets: Sequence[Dataset], other: Sequence[Dataset], *, largest_share: float = 0.05
 ) -> tuple[list[Dataset], list[str]]:
-    """`datasets` less every text that is in `other`, less every class that shares more than `largest_share` of its texts with one
-    class of `other` (it is that class under another name). Also returns a line for each class that lost something.
+    """Return `datasets` without the texts and classes of `other`, and a line for each class that changed.
+
+    Every text that `other` has is dropped. A class that shares more than `largest_share` of its texts with one class of `other` is
+    taken for the same class under a different name, and dropped whole.
     """
-    where: dict[str, str] = {}
+    other_class: dict[str, str] = {}
     for dataset in other:
         for label, texts in dataset.texts.items():
-            where |= {normalized(text): f"{dataset.name}/{label}" for text in texts}
+            other_class |= {normalized(text): f"{dataset.name}/{label}" for text in texts}
     kept: list[Dataset] = []
     report: list[str] = []
     for dataset in datasets:
         classes: dict[str, tuple[str, ...]] = {}
         for label, texts in dataset.texts.items():
-            shared = Counter(where[n] for text in texts if (n := normalized(text)) in where)
+            shared = Counter(other_class[n] for text in texts if (n := normalized(text)) in other_class)
             if shared and shared.most_common(1)[0][1] > largest_share * len(texts):
-                twin, count = shared.most_common(1)[0]
-                report.append(f"{dataset.name}/{label}: dropped, {count} of {len(texts)} texts are in {twin}")
+                same_class, count = shared.most_common(1)[0]
+                report.append(f"{dataset.name}/{label}: dropped, {count} of {len(texts)} texts are in {same_class}")
                 continue
             if shared:
                 report.append(f"{dataset.name}/{label}: {shared.total()} of {len(texts)} texts dropped")
-            classes[label] = tuple(text for text in texts if normalized(text) not in where)
+            classes[label] = tuple(text for text in texts if normalized(text) not in other_class)
         if classes:
             kept.append(Dataset(dataset.name, classes))
     return kept, report

@@ -1,4 +1,4 @@
-"""Labelled examples by the name that a recipe gives them: one line in the registry for each place or format."""
+"""Readers of the data sources that a recipe names: one line in `READERS` for each place or format."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ _HUB = "hub:"
 
 
 class Columns(BaseModel):
-    """The columns that hold the examples of a table, and the split of a data set of the hub."""
+    """The columns of a table that hold texts and labels, and the split of a data set of the hub."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -26,7 +26,10 @@ class Columns(BaseModel):
 
 @dataclass(frozen=True)
 class Reader:
-    """`accepts`: the source names that it reads. `read`: a source name, the data folder and the columns → its examples."""
+    """A reader of one kind of source.
+
+    `accepts`: True for the source names that it reads. `read`: (source name, data folder, columns) → the examples.
+    """
 
     accepts: Callable[[str], bool]
     read: Callable[[str, Path, Columns], Dataset]
@@ -54,9 +57,12 @@ READERS = (
     Reader(lambda name: bool({".csv", ".tsv"} & set(Path(name).suffixes)), _table),
     Reader(lambda name: True, _jsonl),
 )
-"""The first that accepts a name reads it."""
+"""All readers. The first one that accepts a source name reads it."""
 
 
 def read_source(name: str, data: Path, columns: Columns) -> Dataset:
-    """Read all examples of a source, a path under the folder `data` or a name. Raises DataError."""
+    """Read all examples of the source `name`: a path under the folder `data`, `starter` or `hub:NAME`.
+
+    Raises DataError if the source cannot be read.
+    """
     return next(reader for reader in READERS if reader.accepts(name)).read(name, data, columns)

@@ -1,4 +1,4 @@
-"""CSV and TSV files with a header: one example a row, optionally gzipped."""
+"""A reader of CSV and TSV files with a header, one example per row, optionally gzipped."""
 
 import csv
 import gzip
@@ -11,10 +11,11 @@ from metatrain.tasks.episodes import Dataset
 
 
 def read_table(path: Path, *, text: str = "text", label: str = "label", name: str | None = None) -> Dataset:
-    """All examples of a file as one data set, from the columns `text` and `label`; exact repeats within a class are kept once. Tabs
-    separate in a `.tsv`, commas in any other.
+    """Read all examples of a file as one data set, from the columns `text` and `label`.
 
-    Raises DataError for a column that is not there, and with the line number for an empty text or label.
+    Exact repeats within a class are kept once. Columns are separated by tabs in a `.tsv` file and by commas in any other.
+    `name`: of the data set; None takes it from the file name. Raises DataError for a missing column, and, with the line number,
+    for an empty text or label.
     """
     if not path.is_file():
         raise DataError(f"data: no file at {path}")
@@ -22,7 +23,7 @@ def read_table(path: Path, *, text: str = "text", label: str = "label", name: st
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
         lines = io.StringIO(content.decode("utf-8-sig"), newline="")
     except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: expected UTF-8 text, gzipped where the name ends in .gz: {error}") from error
+        raise DataError(f"{path}: expected UTF-8 text, gzipped if the name ends in .gz: {error}") from error
     rows = csv.DictReader(lines, delimiter="\t" if ".tsv" in path.suffixes else ",")
     for column in (text, label):
         if column not in (rows.fieldnames or ()):
@@ -35,8 +36,10 @@ def read_table(path: Path, *, text: str = "text", label: str = "label", name: st
 
 
 def by_class(name: str, where: str, rows: Iterable[tuple[int, object, object]]) -> Dataset:
-    """(line, text, label) of each example → a data set. Raises DataError for a text or label that is no words, or where there is no
-    example at all."""
+    """Make a data set of rows (line number, text, label). `where` names the file in messages.
+
+    Raises DataError for a text or label that is not a non-empty string, and if there are no examples.
+    """
     texts: dict[str, dict[str, None]] = {}
     for number, text, label in rows:
         for key, value in (("text", text), ("label", label)):

@@ -1,11 +1,11 @@
 """Augmented views of a support set: more rows of the same meaning, made without another model.
 
     token_dropout     each middle token is dropped with probability `strength`
-    span_mask         one run of `strength` of the middle tokens is replaced by the mask token
+    span_mask         one run of a share `strength` of the middle tokens is replaced by the mask token
     embedding_noise   Uniform(−1, 1) · strength / √(L·D) is added to each token embedding (Jain et al. 2023, arXiv:2310.05914)
 
-The first and last token (the specials of an encoder) and at least one middle token always stay. Every draw depends on (seed, row)
-alone, so a task sees the same views whatever tasks it is adapted with.
+The first and the last token (special tokens of an encoder) and at least one middle token are always kept. A draw depends only
+on (seed, row), so a task has the same views in every batch of tasks.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,7 +20,10 @@ AugmentationKind = Literal["token_dropout", "span_mask", "embedding_noise"]
 
 
 class Augmentation(BaseModel):
-    """`views` rows for each example, the first as it is. Used where a class has at most `up_to_shots` examples."""
+    """An augmentation to `views` rows for each example, the first one unchanged.
+
+    It is used if no class has more than `up_to_shots` examples.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -30,7 +33,7 @@ class Augmentation(BaseModel):
     up_to_shots: int = Field(default=1, ge=1)
 
     @model_validator(mode="after")
-    def _a_share_is_a_share(self) -> "Augmentation":
+    def _share_is_below_one(self) -> "Augmentation":
         if METHODS[self.kind].share and self.strength >= 1:
             raise ValueError(f"strength: expected a share of the tokens below 1 for {self.kind}, got {self.strength:g}")
         return self
@@ -38,14 +41,14 @@ class Augmentation(BaseModel):
 
 @dataclass(frozen=True)
 class View:
-    """An augmented copy of a row: its token ids, and the noise [L, D] to add to their embeddings, if any."""
+    """An augmented copy of a row: token ids, and the noise [L, D] to add to their embeddings, if any."""
 
     ids: Sequence[int]
     noise: NDArray[np.float32] | None = None
 
 
 class TokenEncoder(Protocol):
-    """What a method needs of the text encoder: the mask token's id, and D of the embeddings."""
+    """The part of a text encoder that a method uses. `width` is D of the embeddings."""
 
     width: int
 
@@ -58,15 +61,18 @@ class Method(Protocol):
 
     @property
     def share(self) -> bool:
-        """The strength is a share of the tokens, below 1."""
+        """True if `strength` is a share of the tokens, which has to be below 1."""
 
     def view(self, ids: Sequence[int], strength: float, encoder: TokenEncoder, seed: Sequence[int]) -> View:
-        """Return an augmented copy of a row, drawn by `seed` alone."""
+        """Return an augmented copy of a row, which depends only on `seed`."""
 
 
 @dataclass(frozen=True)
 class MiddleTokens:
-    """Change the tokens between the first and the last; a row with fewer than two of them stays as it is."""
+    """A change of the tokens between the first and the last.
+
+    Rows with fewer than two such tokens are unchanged.
+    """
 
     change: Callable[[list[int], float, TokenEncoder, np.random.Generator], list[int]]
     share: bool = True
@@ -80,7 +86,7 @@ class MiddleTokens:
 
 @dataclass(frozen=True)
 class EmbeddingNoise:
-    """Add uniform noise to every token embedding."""
+    """Uniform noise on every token embedding."""
 
     share: bool = False
 

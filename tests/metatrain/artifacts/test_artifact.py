@@ -33,10 +33,10 @@ def test_an_initialization_survives_the_round_trip(saved: tuple[Path, Initializa
         assert torch.equal(again.theta[name], leaf)
 
 
-def test_the_digest_is_of_what_determines_the_weights(tiny: Base) -> None:
+def test_the_digest_covers_exactly_what_determines_the_weights(tiny: Base) -> None:
     init = lora_from_zero(tiny)
     assert replace(init, name="other", provenance={"by": "us"}).digest == init.digest
-    assert init.digest is init.digest  # a request asks for it several times, and it takes milliseconds
+    assert init.digest is init.digest  # cached: it takes milliseconds, and a request reads it several times
     name = next(iter(init.theta))
     for changed in (
         replace(init, scale=init.scale + 1),
@@ -55,7 +55,7 @@ def edit_json(folder: Path, change: Callable[[dict[str, object]], object]) -> No
 
 
 def edit_theta(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
-    """Change the weights and the digest that is stated for them, so that only the leaves are wrong."""
+    """Change the weights and the digest in the JSON file, so that only the leaves are wrong."""
     import hashlib
 
     path = folder / "adapter_model.safetensors"
@@ -93,7 +93,7 @@ def test_loading_is_strict_about_leaves(
         (lambda c: c.update(format_version=1), "format_version: Input should be 2"),
         (lambda c: c.update(surprise=1), "surprise: no such key; expected one of "),
         (lambda c: c["base"].update(weights_sha256="0" * 64), r"base\.weights_sha256 is '0000"),
-        (lambda c: c["base"].update(max_length=32), r"base\.max_length is 32, the resident .* has 64"),
+        (lambda c: c["base"].update(max_length=32), r"base\.max_length is 32, the loaded base model .* has 64"),
         (lambda c: c["delta"].update(rank=4), "expected shape"),
         (lambda c: c["weights_sha256"].update({"inner_lr.safetensors": "0"}), "initialization.json says 0"),
         (lambda c: c.update(scale=0), "scale: Input should be greater than 0"),
@@ -123,7 +123,7 @@ def test_a_peft_config_that_disagrees_is_refused(saved: tuple[Path, Initializati
         load_initialization(saved[0], tiny)
 
 
-def an_adapter(tiny: Base) -> Adapter:
+def make_adapter(tiny: Base) -> Adapter:
     init = lora_from_zero(tiny)
     metadata = AdapterMetadata(
         initialization_digest=init.digest,
@@ -135,8 +135,8 @@ def an_adapter(tiny: Base) -> Adapter:
     return Adapter(metadata, init.theta, {"head.weight": torch.randn(2, 32), "head.bias": torch.zeros(2)})
 
 
-def test_an_adapter_survives_the_round_trip_and_has_one_form(tiny: Base) -> None:
-    adapter = an_adapter(tiny)
+def test_an_adapter_survives_the_round_trip_and_always_gives_the_same_bytes(tiny: Base) -> None:
+    adapter = make_adapter(tiny)
     content = adapter_to_bytes(adapter)
     assert adapter_to_bytes(adapter) == content
     again = adapter_from_bytes(content, tiny)
@@ -145,8 +145,8 @@ def test_an_adapter_survives_the_round_trip_and_has_one_form(tiny: Base) -> None
     assert adapter_to_bytes(again) == content
 
 
-def test_bytes_that_are_no_adapter_for_this_base_are_refused(tiny: Base) -> None:
-    adapter = an_adapter(tiny)
+def test_bytes_that_are_not_an_adapter_for_this_base_are_refused(tiny: Base) -> None:
+    adapter = make_adapter(tiny)
     for content in (b"", b"not safetensors at all", adapter_to_bytes(adapter)[:-8]):
         with pytest.raises(ArtifactError):
             adapter_from_bytes(content, tiny)
@@ -158,7 +158,7 @@ def test_bytes_that_are_no_adapter_for_this_base_are_refused(tiny: Base) -> None
         adapter_from_bytes(adapter_to_bytes(Adapter(adapter.metadata, adapter.delta, wide)), tiny)
 
 
-def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_keeps_the_old_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "file"
     write_atomically(path, b"before")
 
@@ -171,7 +171,7 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: p
     assert path.read_bytes() == b"before"
 
 
-def test_exactly_the_four_files_are_written_and_frozen_prototypes_move_nothing(
+def test_exactly_four_files_are_written_and_frozen_prototypes_have_no_steps_and_a_zero_delta(
     saved: tuple[Path, Initialization], tiny: Base
 ) -> None:
     files = {path.name for path in saved[0].iterdir()}
@@ -180,7 +180,7 @@ def test_exactly_the_four_files_are_written_and_frozen_prototypes_move_nothing(
     assert frozen.inner.steps == 0 and not any(leaf.any() for leaf in frozen.theta.values())
 
 
-def test_the_digest_survives_the_round_trip_whatever_the_scale(tiny: Base, tmp_path: Path) -> None:
+def test_the_digest_survives_the_round_trip_for_every_scale(tiny: Base, tmp_path: Path) -> None:
     plain = lora_from_zero(tiny)
     for scale in (15.859522819519043, 0.1, 49.0):
         init = replace(plain, scale=scale)
@@ -188,8 +188,8 @@ def test_the_digest_survives_the_round_trip_whatever_the_scale(tiny: Base, tmp_p
         assert load_initialization(tmp_path / str(scale), tiny).digest == init.digest
 
 
-def test_the_shipped_default_is_of_its_recipe_and_of_the_digest_that_adapters_name(minilm: Base) -> None:
-    """A change of the formula would orphan every adapter that was made from it."""
+def test_the_shipped_default_and_the_baselines_keep_their_digests(minilm: Base) -> None:
+    """Adapters name their initialization by digest, so a changed formula would orphan existing adapters."""
     folder = SHIPPED / "default"
     init = load_initialization(folder, minilm)
     assert init.digest.startswith("51225390fe39")

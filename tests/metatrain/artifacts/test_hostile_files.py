@@ -1,5 +1,7 @@
-"""Files that were not made by us, or not as they are now: refused with ArtifactError that names the leaf or the file, by what they
-say of themselves, before anything of a size that they state is made."""
+"""Malformed and manipulated files are refused with an ArtifactError that names the leaf or the file.
+
+They are refused before memory of a size that they state is allocated.
+"""
 
 import json
 import pickle
@@ -22,18 +24,19 @@ from metatrain.artifacts.initialization import load_initialization, save_initial
 from metatrain.errors import ArtifactError
 from metatrain.models.base import Base
 
-MOST_MADE = 8_000_000
-"""Bytes that reading a file of a few kilobytes may take; what the files here state is up to 2^62."""
+MAX_ALLOCATED = 8_000_000
+"""The bytes that reading a file of a few kilobytes may allocate. The files here state sizes of up to 2^62."""
 WEIGHTS, RATES = "adapter_model.safetensors", "inner_lr.safetensors"
 
 
 def split(content: bytes) -> tuple[dict[str, Any], bytes]:
-    """(header, numbers)"""
+    """Return (header, numbers) of safetensors bytes."""
     length = int.from_bytes(content[:8], "little")
     return json.loads(content[8 : 8 + length]), content[8 + length :]
 
 
 def joined(header: object, numbers: bytes) -> bytes:
+    """Return safetensors bytes with this header, the inverse of `split`."""
     raw = header if isinstance(header, bytes) else json.dumps(header).encode()
     return len(raw).to_bytes(8, "little") + raw + numbers
 
@@ -52,12 +55,12 @@ def good(tiny: Base) -> bytes:
 
 
 def refused(content: bytes, tiny: Base) -> str:
-    """The message. Neither another exception, nor many bytes for it."""
+    """Return the message of the ArtifactError, and check that little memory was allocated before it."""
     tracemalloc.start()
     try:
         with pytest.raises(ArtifactError) as error:
             adapter_from_bytes(content, tiny)
-        assert tracemalloc.get_traced_memory()[1] < MOST_MADE
+        assert tracemalloc.get_traced_memory()[1] < MAX_ALLOCATED
     finally:
         tracemalloc.stop()
     message = str(error.value)
@@ -65,15 +68,15 @@ def refused(content: bytes, tiny: Base) -> str:
     return message
 
 
-def restated(good: bytes, **fields: Any) -> bytes:
-    """With other metadata."""
+def with_metadata(good: bytes, **fields: Any) -> bytes:
+    """Return the adapter with changed fields in its metadata."""
     header, numbers = split(good)
     header["__metadata__"]["quickstudy"] = json.dumps({**json.loads(header["__metadata__"]["quickstudy"]), **fields})
     return joined(header, numbers)
 
 
-def leaf(good: bytes, name: str = "head.bias", **fields: Any) -> bytes:
-    """With one leaf described otherwise."""
+def with_leaf(good: bytes, name: str = "head.bias", **fields: Any) -> bytes:
+    """Return the adapter with changed fields in the header of one leaf."""
     header, numbers = split(good)
     header[name].update(fields)
     return joined(header, numbers)
@@ -95,7 +98,7 @@ def test_what_is_wrong_is_named(good: bytes, tiny: Base) -> None:
         (joined(b"[" * 100_000, b""), "not a safetensors file: header"),
         (joined(b"[]", b""), "expected a JSON object"),
         (joined(b"\xff{}", b""), "not a safetensors file: header"),
-        (joined(twice.encode(), numbers), "head.bias is there twice"),
+        (joined(twice.encode(), numbers), "expected each key once, got head.bias twice"),
         (
             joined({**header, "more": {"dtype": "F32", "shape": [1], "data_offsets": [end, end + 4]}}, numbers + bytes(4)),
             "leaf more is",
@@ -104,42 +107,45 @@ def test_what_is_wrong_is_named(good: bytes, tiny: Base) -> None:
         (joined({**header, "__metadata__": {}}, numbers), "header: document"),
         (joined({**header, "__metadata__": {"quickstudy": 7}}, numbers), "__metadata__: expected an object of strings"),
         (joined({**header, "__metadata__": {"quickstudy": "\ud800"}}, numbers), "surrogates"),
-        (leaf(good, shape=[2**40]), r"leaf head\.bias: expected shape \[2\], got \[1099511627776\]"),
-        (leaf(good, shape=[2**31, 2**31]), r"leaf head\.bias: expected shape \[2\]"),
-        (leaf(good, shape=[-2]), r"leaf head\.bias: shape: expected"),
-        (leaf(good, shape=[2.0]), r"leaf head\.bias: shape: expected"),
-        (leaf(good, shape=[True, 2]), r"leaf head\.bias: shape: expected"),
-        (leaf(good, shape=[1] * 100_000), r"leaf head\.bias: shape: expected at most 8"),
-        (leaf(good, dtype="F64"), r"leaf head\.bias: expected dtype torch\.float32, got torch\.float64"),
-        (leaf(good, dtype="I8"), r"leaf head\.bias: expected dtype torch\.float32, got I8"),
-        (leaf(good, data_offsets=[begin, 2**50]), r"leaf head\.bias: data_offsets"),
-        (leaf(good, data_offsets=[stop, begin]), "leaf .*: data_offsets"),
-        (leaf(good, data_offsets=[0, stop - begin]), "leaf .*: data_offsets"),
-        (leaf(good, more=1), r"leaf head\.bias: expected dtype, shape and data_offsets"),
+        (with_leaf(good, shape=[2**40]), r"leaf head\.bias: expected shape \[2\], got \[1099511627776\]"),
+        (with_leaf(good, shape=[2**31, 2**31]), r"leaf head\.bias: expected shape \[2\]"),
+        (with_leaf(good, shape=[-2]), r"leaf head\.bias: shape: expected"),
+        (with_leaf(good, shape=[2.0]), r"leaf head\.bias: shape: expected"),
+        (with_leaf(good, shape=[True, 2]), r"leaf head\.bias: shape: expected"),
+        (with_leaf(good, shape=[1] * 100_000), r"leaf head\.bias: shape: expected at most 8"),
+        (with_leaf(good, dtype="F64"), r"leaf head\.bias: expected dtype torch\.float32, got torch\.float64"),
+        (with_leaf(good, dtype="I8"), r"leaf head\.bias: expected dtype torch\.float32, got I8"),
+        (with_leaf(good, data_offsets=[begin, 2**50]), r"leaf head\.bias: data_offsets"),
+        (with_leaf(good, data_offsets=[stop, begin]), "leaf .*: data_offsets"),
+        (with_leaf(good, data_offsets=[0, stop - begin]), "leaf .*: data_offsets"),
+        (with_leaf(good, more=1), r"leaf head\.bias: expected dtype, shape and data_offsets"),
         (joined(raw.replace('"head.bias"', '"head.bias\\ud800"').encode(), numbers), "surrogates"),
-        (restated(good, base_weights_sha256="0" * 64), "adapter: made for base weights 0000"),
-        (restated(good, labels=["yes"]), r"leaf head\.weight: expected shape \[1, 32\]|leaf head\.bias: expected shape \[1\]"),
-        (restated(good, labels=["yes", "yes"]), "labels: expected each once"),
-        (restated(good, scale=float("inf")), "scale"),
-        (restated(good, format_version=3), "format_version"),
-        (restated(good, delta={"kind": "lora", "rank": 2**40, "alpha": 1, "targets": ["query"]}), "leaf|delta"),
-        (restated(good, delta={"kind": "lora", "rank": 2, "alpha": 1, "targets": ["nothing"]}), "header: delta: "),
-        (restated(good, delta={"kind": "prefix", "tokens": 2**40}), "leaf|delta"),
-        (restated(good, delta={"kind": "os.system"}), "header: delta"),
+        (with_metadata(good, base_weights_sha256="0" * 64), "adapter: made for base weights 0000"),
+        (with_metadata(good, labels=["yes"]), r"leaf head\.weight: expected shape \[1, 32\]|leaf head\.bias: expected shape \[1\]"),
+        (with_metadata(good, labels=["yes", "yes"]), "labels: expected each once"),
+        (with_metadata(good, scale=float("inf")), "scale"),
+        (with_metadata(good, format_version=3), "format_version"),
+        (with_metadata(good, delta={"kind": "lora", "rank": 2**40, "alpha": 1, "targets": ["query"]}), "leaf|delta"),
+        (with_metadata(good, delta={"kind": "lora", "rank": 2, "alpha": 1, "targets": ["nothing"]}), "header: delta: "),
+        (with_metadata(good, delta={"kind": "prefix", "tokens": 2**40}), "leaf|delta"),
+        (with_metadata(good, delta={"kind": "os.system"}), "header: delta"),
     ]
     for content, message in cases:
         with pytest.raises(ArtifactError, match=message):
             adapter_from_bytes(content, tiny)
         refused(content, tiny)
     for number in (float("nan"), float("inf")):
-        spoilt = joined(raw.encode(), numbers[:begin] + torch.tensor([0.0, number]).numpy().tobytes() + numbers[stop:])
-        assert "leaf head.bias: expected finite numbers" in refused(spoilt, tiny)
+        not_finite = joined(raw.encode(), numbers[:begin] + torch.tensor([0.0, number]).numpy().tobytes() + numbers[stop:])
+        assert "leaf head.bias: expected finite numbers" in refused(not_finite, tiny)
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_no_change_of_a_files_bytes_gives_another_exception(good: bytes, tiny: Base, data: st.DataObject) -> None:
-    """Bytes changed, taken out and put in, mostly in the header. What is still accepted has its numbers changed, or nothing."""
+def test_changed_bytes_are_accepted_or_give_an_artifact_error(good: bytes, tiny: Base, data: st.DataObject) -> None:
+    """Bytes are replaced, removed and inserted, mostly in the header.
+
+    An adapter that is still accepted has the same length and finite numbers.
+    """
     content, length = bytearray(good), 8 + int.from_bytes(good[:8], "little")
     for _ in range(data.draw(st.integers(1, 4))):
         at = data.draw(st.one_of(st.integers(0, 8), st.integers(8, length), st.integers(0, len(content) - 1)))
@@ -165,7 +171,7 @@ JSON = st.recursive(
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(changed=st.dictionaries(NAMES, JSON, min_size=1, max_size=3))
-def test_no_header_gives_another_exception(good: bytes, tiny: Base, changed: dict[str, Any]) -> None:
+def test_a_changed_header_gives_an_artifact_error(good: bytes, tiny: Base, changed: dict[str, Any]) -> None:
     header, numbers = split(good)
     content = joined({**header, **changed}, numbers)
     if {**header, **changed} != header:
@@ -185,7 +191,7 @@ def folder(tiny: Base, tmp_path: Path) -> Path:
 
 
 def with_digest(folder: Path, name: str, content: bytes) -> None:
-    """The file, and the digest that is stated for it, as somebody would who means to deceive."""
+    """Write a file and its digest in the JSON file, as an attacker would."""
     (folder / name).write_bytes(content)
     path = folder / "initialization.json"
     described = json.loads(path.read_text())
@@ -219,12 +225,12 @@ def test_a_file_that_says_it_is_vast_is_not_read(folder: Path, tiny: Base) -> No
     for name in (WEIGHTS, RATES, "base_update.safetensors", "initialization.json", "adapter_config.json"):
         kept = (folder / name).read_bytes()
         with (folder / name).open("r+b") as file:
-            file.truncate(2**40)  # sparse: a terabyte that takes no room
+            file.truncate(2**40)  # sparse: a terabyte that uses no disk space
         tracemalloc.start()
         try:
             with pytest.raises(ArtifactError, match=name.replace(".", r"\.")):
                 load_initialization(folder, tiny)
-            assert tracemalloc.get_traced_memory()[1] < 5 * MOST_MADE
+            assert tracemalloc.get_traced_memory()[1] < 5 * MAX_ALLOCATED
         finally:
             tracemalloc.stop()
         (folder / name).write_bytes(kept)

@@ -1,4 +1,4 @@
-"""Every delta kind on models of many architectures: equal to a plain computation and to stock PEFT, or refused with the reason."""
+"""Every delta kind on many architectures: it equals a plain computation and stock PEFT, or is refused."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ from metatrain.deltas import (
     build,
     delta_scope,
 )
-from metatrain.deltas.virtual import real_places, with_prompt
+from metatrain.deltas.virtual import prepend_prompt, real_token_mask
 from metatrain.errors import UnsupportedDelta
 from tests.architectures import ARCHITECTURES, Architecture, collate, draw_rows
 from tests.oracles.plain_deltas import last_hidden_state
@@ -31,7 +31,7 @@ REFUSED = {(kind, name) for kind in ("prefix", "prompt") for name in ("vit", "di
 IN_PEFT = {("prefix", "bert"), ("prefix", "gpt2"), *((kind, name) for kind in ("lora", "ia3", "prompt") for name in ARCHITECTURES)}
 ATTENTIONS = ("sdpa", "eager")
 WORKING = [(kind, name) for kind in KINDS for name in ARCHITECTURES if (kind, name) not in REFUSED]
-every_that_works = pytest.mark.parametrize(("kind", "name"), WORKING, ids=[f"{kind}-{name}" for kind, name in WORKING])
+every_supported_pair = pytest.mark.parametrize(("kind", "name"), WORKING, ids=[f"{kind}-{name}" for kind, name in WORKING])
 either_attention = pytest.mark.parametrize("attention", ATTENTIONS)
 
 
@@ -47,7 +47,7 @@ def config_for(kind: str, architecture: Architecture) -> Any:
 
 
 class Hooked:
-    """A model with one delta kind on it, called with any number of groups."""
+    """A model with one attached delta kind, and four θ for it."""
 
     def __init__(self, name: str, kind: str, attention: str) -> None:
         self.architecture = ARCHITECTURES[name]
@@ -59,12 +59,15 @@ class Hooked:
 
     @torch.no_grad()
     def states(self, delta: Mapping[str, Tensor] | None, rows: Sequence[Tensor], **decoding: Any) -> list[Tensor]:
-        """The last hidden states of each row, [L, D] of its own tokens or all of an image's; `delta` is folded."""
+        """Return the last hidden states of each row: [L, D] of a text's own tokens, or all of an image's.
+
+        `delta` is folded.
+        """
         inputs = collate(self.architecture, list(rows))
         with delta_scope(delta):
-            given, in_front = with_prompt(delta, inputs, lambda ids: cast(Any, self.model).get_input_embeddings()(ids))
-            states = self.model(**given, **decoding).last_hidden_state[:, in_front:]
-        return [own[: len(row)] if self.architecture.text else own for own, row in zip(states, rows, strict=True)]
+            arguments, length = prepend_prompt(delta, inputs, lambda ids: cast(Any, self.model).get_input_embeddings()(ids))
+            states = self.model(**arguments, **decoding).last_hidden_state[:, length:]
+        return [found[: len(row)] if self.architecture.text else found for found, row in zip(states, rows, strict=True)]
 
     def folded(self, thetas: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         return self.kind.fold({name: torch.stack([theta[name] for theta in thetas]) for name in self.kind.shapes})
@@ -75,7 +78,7 @@ class Hooked:
 
 @torch.no_grad()
 def in_stock_peft(hooked: Hooked, theta: Mapping[str, Tensor], row: Tensor, attention: str) -> Tensor:
-    """The last hidden states of one row in PEFT's own model of our files."""
+    """Return the last hidden states of one row in stock PEFT, with θ loaded from the converted tensors."""
     files = hooked.kind.peft
     assert files is not None
     with warnings.catch_warnings():
@@ -83,14 +86,15 @@ def in_stock_peft(hooked: Hooked, theta: Mapping[str, Tensor], row: Tensor, atte
         config = cast(Any, PeftConfig).from_peft_type(**{**files.config(""), "inference_mode": False})
         stock = cast(Any, get_peft_model(cast(Any, hooked.architecture.make(attention)), config)).eval()
     set_peft_model_state_dict(stock, files.to_peft(theta))
-    called = stock if hooked.kind.counts else stock.base_model.model  # PEFT's own forward wants texts
-    states: Tensor = called(**collate(hooked.architecture, [row])).last_hidden_state[0]
+    # PEFT's own forward adds virtual tokens, but takes only texts.
+    forward = stock if hooked.kind.counts else stock.base_model.model
+    states: Tensor = forward(**collate(hooked.architecture, [row])).last_hidden_state[0]
     return states[-len(row) :] if hooked.architecture.text else states
 
 
 @either_attention
-@every_that_works
-def test_each_row_of_a_mixed_batch_is_that_row_alone_plainly_and_in_peft(kind: str, name: str, attention: str) -> None:
+@every_supported_pair
+def test_each_row_of_a_mixed_batch_equals_the_row_alone_a_plain_computation_and_peft(kind: str, name: str, attention: str) -> None:
     hooked = Hooked(name, kind, attention)
     rows = draw_rows(hooked.architecture, 4)
     mixed = hooked.states(hooked.folded(hooked.thetas), rows)
@@ -107,50 +111,52 @@ def test_each_row_of_a_mixed_batch_is_that_row_alone_plainly_and_in_peft(kind: s
     assert (hooked.kind.peft is not None) == ((kind, name) in IN_PEFT)
 
 
-@every_that_works
-def test_groups_of_rows_are_each_group_alone(kind: str, name: str) -> None:
+@every_supported_pair
+def test_groups_of_rows_equal_each_group_alone(kind: str, name: str) -> None:
     hooked = Hooked(name, kind, "sdpa")
     rows, delta = draw_rows(hooked.architecture, 6), hooked.folded(hooked.thetas[:2])
     together = hooked.states(delta, rows)
-    for group, own in enumerate((rows[:3], rows[3:])):
-        one = {leaf: value[group : group + 1] for leaf, value in delta.items()}
-        for found, alone in zip(together[3 * group : 3 * group + 3], hooked.states(one, own), strict=True):
+    for group, group_rows in enumerate((rows[:3], rows[3:])):
+        group_delta = {leaf: value[group : group + 1] for leaf, value in delta.items()}
+        for found, alone in zip(together[3 * group : 3 * group + 3], hooked.states(group_delta, group_rows), strict=True):
             torch.testing.assert_close(found, alone, rtol=0, atol=1e-5)
 
 
-@every_that_works
-def test_files_in_peft_come_back_bit_by_bit(kind: str, name: str) -> None:
+@every_supported_pair
+def test_the_round_trip_through_peft_names_keeps_every_bit(kind: str, name: str) -> None:
     hooked = Hooked(name, kind, "sdpa")
     files, theta = hooked.kind.peft, hooked.thetas[0]
     if files is None:
         return
-    named = files.to_peft(theta)
-    assert {leaf: tuple(value.shape) for leaf, value in named.items()} == files.shapes
-    back = files.from_peft(named)
+    peft_tensors = files.to_peft(theta)
+    assert {leaf: tuple(value.shape) for leaf, value in peft_tensors.items()} == files.shapes
+    back = files.from_peft(peft_tensors)
     assert back.keys() == theta.keys() and all(torch.equal(back[leaf], value) for leaf, value in theta.items())
 
 
 @either_attention
-@pytest.mark.parametrize("most", [3, 9])
+@pytest.mark.parametrize("max_length", [3, 9])
 @pytest.mark.parametrize("name", [name for name, architecture in ARCHITECTURES.items() if architecture.text])
 @pytest.mark.parametrize("kind", ["prefix", "prompt"])
-def test_rows_with_unequal_numbers_of_virtual_tokens_are_each_alone(kind: str, name: str, most: int, attention: str) -> None:
-    """Rows of equal length too, which a model attends to without a mask."""
+def test_rows_with_unequal_numbers_of_virtual_tokens_equal_each_row_alone(
+    kind: str, name: str, max_length: int, attention: str
+) -> None:
+    """All rows are equally long with `max_length` 3, so that the model attends without a mask."""
     hooked = Hooked(name, kind, attention)
-    rows, full = [row[:most] for row in draw_rows(hooked.architecture, 4)], hooked.folded(hooked.thetas)
-    numbers = torch.tensor([1, 3, 0, 2])
-    padded = {leaf: value * real_places(numbers, 3).unsqueeze(-1) for leaf, value in full.items()}
-    mixed = hooked.states({**padded, **dict.fromkeys(hooked.kind.counts, numbers.float())}, rows)
-    for i, number in enumerate(numbers.tolist()):
-        own = {leaf: value[i : i + 1, 3 - number :] for leaf, value in full.items()} if number else None
-        torch.testing.assert_close(mixed[i], hooked.states(own, [rows[i]])[0], rtol=0, atol=1e-5)
+    rows, full = [row[:max_length] for row in draw_rows(hooked.architecture, 4)], hooked.folded(hooked.thetas)
+    counts = torch.tensor([1, 3, 0, 2])
+    padded = {leaf: value * real_token_mask(counts, 3).unsqueeze(-1) for leaf, value in full.items()}
+    mixed = hooked.states({**padded, **dict.fromkeys(hooked.kind.counts, counts.float())}, rows)
+    for i, count in enumerate(counts.tolist()):
+        row_delta = {leaf: value[i : i + 1, 3 - count :] for leaf, value in full.items()} if count else None
+        torch.testing.assert_close(mixed[i], hooked.states(row_delta, [rows[i]])[0], rtol=0, atol=1e-5)
 
 
 @either_attention
 @pytest.mark.parametrize("name", ["gpt2", "llama", "qwen2"])
 @pytest.mark.parametrize("kind", ["lora", "bottleneck", "ia3", "prefix"])
-def test_decoding_with_a_cache_is_the_whole_forward_pass(kind: str, name: str, attention: str) -> None:
-    """Two tokens, then one more at a time; the prefix is no part of the cache."""
+def test_decoding_with_a_cache_equals_the_whole_forward_pass(kind: str, name: str, attention: str) -> None:
+    """Decode two tokens, then one at a time. The prefix is not in the cache."""
     hooked = Hooked(name, kind, attention)
     row, delta = draw_rows(hooked.architecture, 4)[3], hooked.folded(hooked.thetas[:1])
     whole = hooked.states(delta, [row])[0]
@@ -163,24 +169,24 @@ def test_decoding_with_a_cache_is_the_whole_forward_pass(kind: str, name: str, a
     torch.testing.assert_close(torch.cat(parts), whole, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("of_module", [True, False])
-@pytest.mark.parametrize("of_call", [True, False, None])
-def test_fused_attention_with_a_prefix_is_causal_where_the_call_or_the_module_says_so(
-    of_module: bool, of_call: bool | None
+@pytest.mark.parametrize("module_is_causal", [True, False])
+@pytest.mark.parametrize("call_is_causal", [True, False, None])
+def test_fused_attention_with_a_prefix_is_causal_if_the_call_or_the_module_says_so(
+    module_is_causal: bool, call_is_causal: bool | None
 ) -> None:
-    """Without a mask, as models leave it out where no row is padded."""
+    """The call has no mask, as models pass none if no row is padded."""
     generator = torch.Generator().manual_seed(0)
     query, key, value = (torch.randn(2, 2, 4, 8, generator=generator) for _ in range(3))
     attend = cast(Any, AttentionInterface)()["quickstudy_sdpa"]
     module: Any = nn.Module()
-    module.prefix_site, module.is_causal = "here", of_module
-    delta = {f"here.prefix_{part}": torch.randn(2, 3, 16, generator=generator) for part in ("key", "value")}
-    causal = of_module if of_call is None else of_call
+    module.prefix_site, module.is_causal = "site", module_is_causal
+    delta = {f"site.prefix_{part}": torch.randn(2, 3, 16, generator=generator) for part in ("key", "value")}
+    causal = module_is_causal if call_is_causal is None else call_is_causal
     mask = torch.ones(1, 1, 4, 4).tril().bool() if causal else torch.ones(1, 1, 4, 4).bool()
     with delta_scope(delta):
-        found = attend(module, query, key, value, None, is_causal=of_call)[0]
-        stated = attend(module, query, key, value, mask)[0]
-    torch.testing.assert_close(found, stated)
+        implied = attend(module, query, key, value, None, is_causal=call_is_causal)[0]
+        explicit = attend(module, query, key, value, mask)[0]
+    torch.testing.assert_close(implied, explicit)
 
 
 @either_attention
@@ -188,15 +194,13 @@ def test_fused_attention_with_a_prefix_is_causal_where_the_call_or_the_module_sa
 def test_a_kind_for_texts_is_refused_on_a_model_of_images(kind: str, name: str, attention: str) -> None:
     model = ARCHITECTURES[name].make(attention)
     before = cast(Any, model).config._attn_implementation
-    with pytest.raises(
-        UnsupportedDelta, match=rf"delta\.kind: {kind} stands in front of the tokens of a text, .* takes pixel_values"
-    ):
+    with pytest.raises(UnsupportedDelta, match=rf"delta\.kind: {kind} needs a model that takes input_ids, .* takes pixel_values"):
         build(config_for(kind, ARCHITECTURES[name]), model)
     assert cast(Any, model).config._attn_implementation == before
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_targets_and_layers_that_are_not_there_are_refused(name: str) -> None:
+def test_unknown_targets_and_layers_are_refused(name: str) -> None:
     architecture = ARCHITECTURES[name]
     model = architecture.make("sdpa")
     for config in (
@@ -219,17 +223,17 @@ def test_targets_and_layers_that_are_not_there_are_refused(name: str) -> None:
 
 
 def test_convolutions_of_other_shapes_are_refused() -> None:
-    """A site is a map of the channels of one pixel; where a target matches others too, they are left alone."""
-    odd = {
+    """Only 1x1 convolutions are sites. Other convolutions that the same target matches are ignored."""
+    unsupported = {
         "wide": nn.Conv2d(4, 4, 3, padding=1),
         "strided": nn.Conv2d(4, 4, 1, stride=2),
         "grouped": nn.Conv2d(4, 4, 1, groups=2),
         "padded": nn.Conv2d(4, 4, 1, padding=1),
     }
-    for name, module in odd.items():
+    for name, module in unsupported.items():
         with pytest.raises(UnsupportedDelta, match=f"'{name}' must match .*, matched Conv2d"):
             build(LoRAConfig(targets=(name,)), nn.ModuleDict({name: module}))
-    model = nn.ModuleDict({"a": nn.ModuleDict({"conv": nn.Conv2d(4, 6, 1)}), "b": nn.ModuleDict({"conv": odd["wide"]})})
+    model = nn.ModuleDict({"a": nn.ModuleDict({"conv": nn.Conv2d(4, 6, 1)}), "b": nn.ModuleDict({"conv": unsupported["wide"]})})
     assert list(build(LoRAConfig(targets=("conv",)), model).sites) == ["a.conv"]
     single = nn.ModuleDict({"one": nn.Conv2d(1, 4, 1)})
     with pytest.raises(UnsupportedDelta, match=r"one of ModuleDict has a single number to rescale"):
@@ -237,8 +241,8 @@ def test_convolutions_of_other_shapes_are_refused() -> None:
 
 
 @pytest.mark.parametrize("kind", ["lora", "bottleneck", "ia3"])
-def test_a_layer_that_does_not_see_the_batch_is_refused_not_shared_out(kind: str) -> None:
-    """A table that a model computes once for all rows, say."""
+def test_a_layer_whose_input_has_no_batch_axis_is_refused(kind: str) -> None:
+    """An example is a table that a model computes once for all rows."""
     model = nn.ModuleDict({"layer": nn.Linear(4, 6), "conv": nn.Conv2d(4, 6, 1)})
     targets = ("layer", "conv")
     config: Any = {
@@ -250,7 +254,7 @@ def test_a_layer_that_does_not_see_the_batch_is_refused_not_shared_out(kind: str
     attached.attach(attached.sites)
     theta = attached.initial(torch.Generator().manual_seed(0), b_std=0.1)
     with delta_scope(attached.fold({name: torch.stack([leaf, leaf]) for name, leaf in theta.items()})):
-        with pytest.raises(UnsupportedDelta, match="called with 1 rows, which are not 2 groups of a batch"):
+        with pytest.raises(UnsupportedDelta, match="called with 1 rows, expected a multiple of the batch's 2 groups"):
             model["layer"](torch.zeros(1, 8, 4))
         with pytest.raises(UnsupportedDelta, match=r"must be called with maps \[B, D, H, W\], got 3 axes"):
             model["conv"](torch.zeros(4, 8, 8))

@@ -1,4 +1,4 @@
-"""Every delta kind on every kind of encoder: through the probe, through PEFT and back, and differentiated."""
+"""Every delta kind on every encoder: the probe, the round trip through PEFT, and the meta-gradient."""
 
 import hashlib
 from dataclasses import replace
@@ -68,8 +68,10 @@ def load(folder: Path, attention: Any = "eager") -> Base:
 def test_the_probe_passes_every_kind_on_every_encoder(
     folders: dict[str, Path], kind: str, architecture: str, attention: str
 ) -> None:
-    """A mixed batch is each row alone and stock PEFT's, every leaf moves the output, and a second derivative exists where the
-    attention has one."""
+    """The probe compares a mixed batch with single rows and with stock PEFT.
+
+    It also checks that every leaf changes the output, and that a second derivative exists if the attention has one.
+    """
     base = load(folders[architecture], attention)
     attached = base.attach(config_for(kind, architecture))
     probe(base, attached)
@@ -79,35 +81,38 @@ def test_the_probe_passes_every_kind_on_every_encoder(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_kinds_share_a_model_without_meeting(folders: dict[str, Path], kind: str) -> None:
-    """With all kinds hooked on one model, each gives what it gives on a model of its own, and none leaves the base model alone."""
-    shared, own = load(folders["bert"], "sdpa"), load(folders["bert"], "sdpa")
+def test_kinds_share_a_model_without_affecting_each_other(folders: dict[str, Path], kind: str) -> None:
+    """All kinds are hooked on one model, and each gives the same features as on a model of its own.
+
+    Without a delta, the hooked model gives the features of the bare base model.
+    """
+    shared, separate = load(folders["bert"], "sdpa"), load(folders["bert"], "sdpa")
     rows = shared.inputs.collate(shared.inputs.encode([text for text, _ in tasks(1)[0]]))
-    bare = own.features(None, rows)
+    bare = separate.features(None, rows)
     for other in KINDS:
         shared.attach(config_for(other))
     theta = shared.attach(config_for(kind)).initial(torch.Generator().manual_seed(0), b_std=0.3)
-    found = [base.features(base.attach(config_for(kind)).fold(stack(theta, 1)), rows) for base in (shared, own)]
-    torch.testing.assert_close(found[0], found[1])
+    features = [base.features(base.attach(config_for(kind)).fold(stack(theta, 1)), rows) for base in (shared, separate)]
+    torch.testing.assert_close(features[0], features[1])
     torch.testing.assert_close(shared.features(None, rows), bare)
 
 
 def test_two_configurations_of_a_kind_share_a_model(folders: dict[str, Path]) -> None:
-    """The same site on its output in one and on its input in the other."""
+    """One configuration rescales the output of a site, the other the input of the same site."""
     first, second = IA3Config(targets=("key", "intermediate.dense"), feedforward=()), config_for("ia3")
-    shared, own = load(folders["bert"], "sdpa"), load(folders["bert"], "sdpa")
+    shared, separate = load(folders["bert"], "sdpa"), load(folders["bert"], "sdpa")
     shared.attach(first)
     rows = shared.inputs.collate(shared.inputs.encode(["order pizza"]))
     theta = shared.attach(second).initial(torch.Generator().manual_seed(0), b_std=0.5)
-    found = [base.features(base.attach(second).fold(stack(theta, 1)), rows) for base in (shared, own)]
-    assert torch.equal(*found)
-    with pytest.raises(UnsupportedDelta, match="cannot stand in one batch"):
+    features = [base.features(base.attach(second).fold(stack(theta, 1)), rows) for base in (shared, separate)]
+    assert torch.equal(*features)
+    with pytest.raises(UnsupportedDelta, match="cannot be in one batch"):
         Bank(shared, [shared.attach(first), shared.attach(second)], 2)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_initialization_comes_back_and_loads_in_peft(
+def test_an_initialization_survives_the_round_trip_and_loads_in_peft(
     folders: dict[str, Path], tmp_path: Path, kind: str, architecture: str
 ) -> None:
     base = load(folders[architecture], "sdpa")
@@ -130,14 +135,17 @@ def test_an_initialization_comes_back_and_loads_in_peft(
         ours = base.features(attached.fold(stack(theta, 1)), base.inputs.collate(ids))
     theirs = pooled(theirs[:, -bucket.mask.shape[1] :], bucket.mask, "mean")
     torch.testing.assert_close(theirs, ours, atol=1e-5, rtol=1e-5)
-    named = attached.peft.to_peft(theta)
-    assert {name: tuple(leaf.shape) for name, leaf in named.items()} == attached.peft.shapes
-    back = attached.peft.from_peft(named)
+    peft_tensors = attached.peft.to_peft(theta)
+    assert {name: tuple(leaf.shape) for name, leaf in peft_tensors.items()} == attached.peft.shapes
+    back = attached.peft.from_peft(peft_tensors)
     assert all(torch.equal(back[name], leaf) for name, leaf in theta.items())
 
 
-def test_the_files_of_every_kind_have_the_bytes_that_they_always_had(tiny: Base, tmp_path: Path) -> None:
-    """Digests of what commit 713d01a wrote, for leaves that count up in steps of 1/64."""
+def test_the_files_of_every_kind_keep_their_bytes(tiny: Base, tmp_path: Path) -> None:
+    """The expected digests are of files that commit 713d01a wrote.
+
+    The leaves count up in steps of 1/64.
+    """
     for kind, expected in FILES.items():
         attached = tiny.attach(config_for(kind))
         theta = {n: torch.arange(torch.Size(s).numel(), dtype=torch.float32).view(s) / 64 for n, s in attached.shapes.items()}
@@ -162,7 +170,7 @@ def test_the_meta_gradient_of_every_kind_is_the_derivative_of_the_whole_procedur
         assert measured == pytest.approx(float((found.gradients[name] * toward).sum()), rel=1e-5, abs=1e-8), name
 
 
-def test_what_a_model_has_no_place_for_is_refused(tiny: Base) -> None:
+def test_a_delta_that_does_not_fit_the_model_is_refused(tiny: Base) -> None:
     with pytest.raises(UnsupportedDelta, match=r"delta\.targets: 'q_lin' must match nn\.Linear, .* modules of BertModel"):
         tiny.attach(IA3Config(targets=("q_lin",), feedforward=()))
     with pytest.raises(UnsupportedDelta, match=r"delta\.layers: BertModel has no attention in layer 7"):
@@ -177,8 +185,8 @@ def test_the_probe_refuses_more_tokens_than_there_are_positions_for(tiny: Base, 
         probe(tiny, tiny.attach(config))
 
 
-def test_the_probe_refuses_rows_that_differ_beside_others_with_more_tokens(folders: dict[str, Path]) -> None:
-    """A model whose table of positions is not known as one."""
+def test_the_probe_refuses_rows_that_differ_next_to_rows_with_more_tokens(folders: dict[str, Path]) -> None:
+    """The position table has no hooks here, like one that is not recognized by its name."""
     base = load(folders["bert"], "sdpa")
     attached = base.attach(PromptConfig(tokens=3))
     for name, module in base.model.named_modules():
@@ -192,7 +200,7 @@ def test_the_probe_refuses_rows_that_differ_beside_others_with_more_tokens(folde
 @pytest.mark.parametrize(
     "error", [KeyError("absent"), AttributeError("no such thing\nat all"), IndexError(), ZeroDivisionError("0")]
 )
-def test_whatever_goes_wrong_in_the_probe_is_a_reason_to_refuse(folders: dict[str, Path], kind: str, error: Exception) -> None:
+def test_any_exception_in_the_probe_is_a_refusal(folders: dict[str, Path], kind: str, error: Exception) -> None:
     base = load(folders["bert"], "sdpa")
     attached = base.attach(config_for(kind))
 
@@ -200,21 +208,23 @@ def test_whatever_goes_wrong_in_the_probe_is_a_reason_to_refuse(folders: dict[st
         raise error
 
     base.model.register_forward_pre_hook(fail)
-    said = [type(error).__name__, *str(error).splitlines()[:1]]
+    quoted = [type(error).__name__, *str(error).splitlines()[:1]]
     with pytest.raises(UnsupportedDelta, match=rf"BertModel with {kind}") as refusal:
         probe(base, attached)
     assert refusal.value.__cause__ is error and "at all" not in str(refusal.value)
-    assert all(part in str(refusal.value) for part in said)
+    assert all(part in str(refusal.value) for part in quoted)
 
 
-def test_a_model_that_fails_when_its_attention_is_looked_for_keeps_its_own(tiny_folder: Path) -> None:
+def test_a_model_that_fails_in_the_search_for_attention_modules_keeps_its_attention(tiny_folder: Path) -> None:
     base = load(tiny_folder, "sdpa")
 
     def fail(*_: Any) -> None:
         raise AttributeError("no such thing\nat all")
 
     failing = base.model.register_forward_pre_hook(fail)
-    with pytest.raises(UnsupportedDelta, match=r"prefix: BertModel was called with two tokens: AttributeError: no such thing$"):
+    with pytest.raises(
+        UnsupportedDelta, match=r"prefix: a call of BertModel with two tokens failed: AttributeError: no such thing$"
+    ):
         base.attach(PrefixConfig())
     failing.remove()
     assert cast(Any, base.model).config._attn_implementation == "sdpa"
@@ -224,16 +234,14 @@ def test_a_model_that_fails_when_its_attention_is_looked_for_keeps_its_own(tiny_
 def test_attention_of_another_name_is_refused(tiny_folder: Path) -> None:
     base = load(tiny_folder, "sdpa")
     cast(Any, base.model).set_attn_implementation("flex_attention")
-    with pytest.raises(
-        UnsupportedDelta, match="prefix needs attention by name, eager or sdpa; that of BertModel is flex_attention"
-    ):
+    with pytest.raises(UnsupportedDelta, match="prefix: expected eager or sdpa attention, BertModel has flex_attention"):
         base.attach(PrefixConfig())
 
 
 def test_a_leaf_that_is_missing_is_named(tiny: Base, tmp_path: Path) -> None:
     attached = tiny.attach(config_for("bottleneck"))
     theta = attached.initial(torch.Generator().manual_seed(0))
-    gone = next(iter(theta))
+    missing = next(iter(theta))
     init = Initialization(
         "mine",
         tiny.spec,
@@ -245,7 +253,7 @@ def test_a_leaf_that_is_missing_is_named(tiny: Base, tmp_path: Path) -> None:
         "none",
         {},
     )
-    short = replace(init, theta={n: t for n, t in theta.items() if n != gone})
-    save_initialization(short, tmp_path, attached)
-    with pytest.raises(ArtifactError, match=f"delta.safetensors: leaf {gone} is missing"):
+    incomplete = replace(init, theta={n: t for n, t in theta.items() if n != missing})
+    save_initialization(incomplete, tmp_path, attached)
+    with pytest.raises(ArtifactError, match=f"delta.safetensors: leaf {missing} is missing"):
         load_initialization(tmp_path, tiny)

@@ -22,7 +22,7 @@ TEXTS = ["i want to close my account", "order pizza", "please book a table today
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_probe_passes_what_works(tiny_folder: Path, attention: Any) -> None:
+def test_probe_passes_lora(tiny_folder: Path, attention: Any) -> None:
     base = load_base(str(tiny_folder), precision="float32", attention=attention)
     probe(base, base.attach(LoRAConfig(targets=("query", "value", "output.dense"))))
 
@@ -33,17 +33,17 @@ def test_probe_passes_minilm_in_float32_and_bfloat16() -> None:
         probe(base, base.attach(LoRAConfig()))
 
 
-def test_probe_refuses_a_delta_that_does_nothing(tiny: Base) -> None:
-    """The pooler is not on the way to the features."""
+def test_probe_refuses_a_delta_without_effect(tiny: Base) -> None:
+    """The features do not depend on the pooler."""
     with pytest.raises(UnsupportedDelta, match="does not change the output"):
         probe(tiny, tiny.attach(LoRAConfig(targets=("pooler.dense",))))
     with pytest.raises(UnsupportedDelta, match=r"leaf pooler\.dense\.lora_A\.weight has no effect"):
         probe(tiny, tiny.attach(LoRAConfig(targets=("pooler.dense", "query"))))
 
 
-def test_probe_refuses_rows_that_feel_their_neighbours(tiny: Base) -> None:
+def test_probe_refuses_a_model_whose_rows_depend_on_each_other(tiny: Base) -> None:
     class Leaky(nn.Module):
-        """A model whose rows see the batch's mean."""
+        """A model whose rows depend on the mean of the batch."""
 
         def __init__(self, inner: nn.Module) -> None:
             super().__init__()
@@ -62,7 +62,7 @@ def test_probe_refuses_rows_that_feel_their_neighbours(tiny: Base) -> None:
         probe(leaky, leaky.attach(LoRAConfig(targets=("query",))))
 
 
-def test_a_target_that_is_no_linear_layer_is_named(tiny: Base) -> None:
+def test_a_target_that_is_not_a_linear_layer_is_named(tiny: Base) -> None:
     with pytest.raises(
         UnsupportedDelta, match=r"delta\.targets: 'LayerNorm' must match nn\.Linear, .* modules of BertModel, matched LayerNorm"
     ):
@@ -85,12 +85,12 @@ def test_stock_peft_loads_our_files_with_equal_outputs(tiny_folder: Path, tiny: 
     assert (ours - tiny.features(None, batch)).abs().max() > 1e-2
 
 
-def test_calls_do_not_mix_and_leave_nothing_behind(tiny: Base, lora: LoRA) -> None:
+def test_the_delta_of_a_call_does_not_affect_other_calls(tiny: Base, lora: LoRA) -> None:
     batch = tiny.inputs.collate(tiny.inputs.encode(TEXTS))
     bare = tiny.features(None, batch)
     delta = lora.fold({n: t.unsqueeze(0) for n, t in lora.initial(torch.Generator().manual_seed(0), b_std=0.3).items()})
     with delta_scope(delta):
-        assert torch.equal(tiny.features(None, batch), bare)  # the call's own argument counts, not what surrounds it
+        assert torch.equal(tiny.features(None, batch), bare)  # the argument of the call replaces the scope around it
     assert torch.equal(tiny.features(None, batch), bare)
     assert not torch.equal(tiny.features(delta, batch), bare)
 
@@ -109,7 +109,7 @@ def test_checkpointed_forward_sees_its_delta_when_it_is_recomputed(tiny: Base, l
         torch.testing.assert_close(a, b)
 
 
-def test_base_models_that_are_not_there_or_not_right_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_and_unknown_base_models_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("metatrain.models.source.KNOWN_WEIGHTS", {str(tmp_path / "tiny"): "0" * 64})
     with pytest.raises(BaseModelError, match=r"no folder at '\./nowhere'"):
         load_base("./nowhere")
@@ -121,15 +121,15 @@ def test_base_models_that_are_not_there_or_not_right_are_refused(tmp_path: Path,
 
 
 def test_bfloat16_features_stay_close_to_float32() -> None:
-    exact, coarse = load_base(precision="float32"), load_base(precision="bfloat16")
-    assert isinstance(exact.spec, TextSpec) and coarse.dtype == torch.bfloat16
-    batch = exact.inputs.collate(exact.inputs.encode(TEXTS))
-    cosine = (exact.features(None, batch) * coarse.features(None, batch)).sum(-1)
-    assert coarse.features(None, batch).dtype == torch.float32
+    float32, bfloat16 = load_base(precision="float32"), load_base(precision="bfloat16")
+    assert isinstance(float32.spec, TextSpec) and bfloat16.dtype == torch.bfloat16
+    batch = float32.inputs.collate(float32.inputs.encode(TEXTS))
+    cosine = (float32.features(None, batch) * bfloat16.features(None, batch)).sum(-1)
+    assert bfloat16.features(None, batch).dtype == torch.float32
     assert (cosine > 0.999).all()
 
 
-def test_long_texts_are_cut_and_said_to_be(tiny: Base) -> None:
+def test_long_texts_are_truncated_and_marked(tiny: Base) -> None:
     long, short = cast(TextInputs, tiny.inputs).encode(["pizza " * 200, "pizza"])
     assert long.truncated and not short.truncated
     assert len(long) == tiny.spec.max_length == 64

@@ -1,4 +1,4 @@
-"""Support sets of different sizes adapted in one pass, against each of them alone."""
+"""Support sets of different sizes adapted in one pass, compared with each of them alone."""
 
 import time
 from typing import Any
@@ -26,7 +26,7 @@ CONFIGS = {
     "momentum": InnerConfig(optimizer="momentum"),
     "contrastive": InnerConfig(**CONTRASTIVE, head_steps=3, steps=2),
     "leave-one-out": InnerConfig(**{**CONTRASTIVE, "objective": {"leave_one_out": 1.0, "cross_entropy": 0.5}}, steps=2),
-    "asking": InnerConfig(**CONTRASTIVE, steps=2, hard_steps=HardSteps(shots=2, below=0.5, steps=4)),
+    "hard steps": InnerConfig(**CONTRASTIVE, steps=2, hard_steps=HardSteps(shots=2, below=0.5, steps=4)),
     "head alone": InnerConfig(moved="head"),
     "proximal": InnerConfig(proximal=0.5),
 }
@@ -61,79 +61,82 @@ def outer(base: Base, delta: Any, config: InnerConfig) -> Outer:
     return Outer(theta, start_rates(leaves, rate), torch.tensor(8.0))
 
 
-def ended(
-    base: Base, delta: Any, config: InnerConfig, supports: list[list[tuple[str, int]]], steps: list[int | None], **how: Any
+def adapt(
+    base: Base, delta: Any, config: InnerConfig, supports: list[list[tuple[str, int]]], steps: list[int | None], **options: Any
 ) -> list[Ended | DeadlineExceeded]:
     tasks = Supervised(base, base.attach(delta), ClassReadout, config, Encoded(base).support(supports), steps=steps, serving=True)
-    return adapt_each(tasks, outer(base, delta, config), config.update, **how)
+    return adapt_each(tasks, outer(base, delta, config), config.update, **options)
 
 
-def alike(left: Ended | DeadlineExceeded, right: Ended | DeadlineExceeded) -> None:
+def assert_close(left: Ended | DeadlineExceeded, right: Ended | DeadlineExceeded) -> None:
     assert isinstance(left, Ended) and isinstance(right, Ended)
     leaves = [{**each.delta, **each.answering} for each in (left, right)]
     assert leaves[0].keys() == leaves[1].keys() and leaves[0]["head.weight"].shape == leaves[1]["head.weight"].shape
-    for name, one in leaves[0].items():
-        other = leaves[1][name]
-        torch.testing.assert_close(one, other, rtol=2e-3, atol=2e-4)  # Adam divides by gradients that may be small
+    for name, leaf in leaves[0].items():
+        torch.testing.assert_close(leaf, leaves[1][name], rtol=2e-3, atol=2e-4)  # Adam divides by gradients that can be small
     assert left.losses == pytest.approx(right.losses, rel=1e-3, abs=1e-4)
 
 
 @pytest.mark.parametrize(("delta", "config"), PAIRS)
-def test_each_task_ends_as_alone(tiny: Base, delta: str, config: str) -> None:
-    """Unequal classes, shots, lengths and steps, as asked for or as the configuration has it."""
-    how = CONFIGS[config]
+def test_each_task_ends_as_it_does_alone(tiny: Base, delta: str, config: str) -> None:
+    """Tasks have unequal numbers of classes, shots and steps, and texts of unequal length.
+
+    Steps of None are those of the configuration.
+    """
+    inner = CONFIGS[config]
 
     @settings(max_examples=8, deadline=None, derandomize=True)
     @given(Sizes)
     def check(sizes: list[tuple[int, int, int | None]]) -> None:
         supports = [pairs(classes, shots, seed) for seed, (classes, shots, _) in enumerate(sizes)]
-        steps = [own for _, _, own in sizes]
-        together = ended(tiny, DELTAS[delta], how, supports, steps)
-        for support, own, found in zip(supports, steps, together, strict=True):
-            alike(found, ended(tiny, DELTAS[delta], how, [support], [own])[0])
+        steps = [task_steps for _, _, task_steps in sizes]
+        together = adapt(tiny, DELTAS[delta], inner, supports, steps)
+        for support, task_steps, found in zip(supports, steps, together, strict=True):
+            assert_close(found, adapt(tiny, DELTAS[delta], inner, [support], [task_steps])[0])
 
     check()
 
 
-def test_no_steps_together_and_never_beside_some(tiny: Base) -> None:
+def test_tasks_without_steps_share_a_pass_only_with_each_other(tiny: Base) -> None:
     supports = [pairs(3, 2, 0), pairs(2, 3, 1)]
     config, delta = CONFIGS["contrastive"], DELTAS["lora"]
-    for support, found in zip(supports, ended(tiny, delta, config, supports, [0, 0]), strict=True):
-        alike(found, ended(tiny, delta, config, [support], [0])[0])
+    for support, found in zip(supports, adapt(tiny, delta, config, supports, [0, 0]), strict=True):
+        assert_close(found, adapt(tiny, delta, config, [support], [0])[0])
     with pytest.raises(ValueError, match=r"must agree in the number of steps, these take \[0, 2\]"):
-        ended(tiny, delta, config, supports, [0, 2])
+        adapt(tiny, delta, config, supports, [0, 2])
 
 
-# Padded to the largest that is left: three tasks of 9 rows, two of 9, one of 6 twice; a head of prototypes then wants all of them.
+# Every step is padded to the largest remaining task: three tasks of 9 rows, two of 9, one of 6 twice. With prototypes, the head
+# then needs the features of all three once more.
 @pytest.mark.parametrize(("config", "expected"), [("contrastive", 27 + 18 + 6 + 6 + 27), ("proximal", 27 + 18 + 6 + 6)])
-def test_a_task_that_is_done_leaves_the_pass(tiny: Base, config: str, expected: int) -> None:
+def test_a_finished_task_leaves_the_pass(tiny: Base, config: str, expected: int) -> None:
     supports = [pairs(2, 2, 0), pairs(2, 3, 1), pairs(3, 3, 2)]
     with rows_through(tiny) as rows:
-        ended(tiny, DELTAS["lora"], CONFIGS[config], supports, [1, 4, 2])
+        adapt(tiny, DELTAS["lora"], CONFIGS[config], supports, [1, 4, 2])
     assert sum(rows) == expected
 
 
-def test_a_deadline_is_missed_by_those_who_are_not_done(tiny: Base) -> None:
+def test_only_unfinished_tasks_miss_a_deadline(tiny: Base) -> None:
     supports, delta, config = [pairs(2, 2, 0), pairs(2, 2, 1), pairs(3, 2, 2)], DELTAS["lora"], CONFIGS["contrastive"]
     deadline = time.monotonic() + 3
-    seen: list[dict[int, float]] = []
+    reported: list[dict[int, float]] = []
 
     def on_step(losses: dict[int, float]) -> None:
-        seen.append(losses)
-        if len(seen) == 2:
+        reported.append(losses)
+        if len(reported) == 2:
             time.sleep(max(0.0, deadline + 0.01 - time.monotonic()))
 
-    first, late, second = ended(tiny, delta, config, supports, [1, 4, 2], deadline=deadline, on_step=on_step)
+    first, late, second = adapt(tiny, delta, config, supports, [1, 4, 2], deadline=deadline, on_step=on_step)
     assert str(late) == "the inner loop passed its deadline after 2 of 4 steps"
-    alike(first, ended(tiny, delta, config, [supports[0]], [1])[0])
-    alike(second, ended(tiny, delta, config, [supports[2]], [2])[0])
-    assert [sorted(losses) for losses in seen] == [[0, 1, 2], [1, 2]]
+    assert_close(first, adapt(tiny, delta, config, [supports[0]], [1])[0])
+    assert_close(second, adapt(tiny, delta, config, [supports[2]], [2])[0])
+    assert [sorted(losses) for losses in reported] == [[0, 1, 2], [1, 2]]
 
 
-def test_a_loss_that_is_not_finite_is_an_error_of_the_pass(tiny: Base) -> None:
+def test_a_loss_that_is_not_finite_fails_the_whole_pass(tiny: Base) -> None:
     init = lora_from_zero(tiny)
-    burst = Outer(init.theta, {name: torch.full_like(rate, 1e38) for name, rate in init.rates.items()}, torch.tensor(16.0))
+    diverging = Outer(init.theta, {name: torch.full_like(rate, 1e38) for name, rate in init.rates.items()}, torch.tensor(16.0))
     support = Encoded(tiny).support([pairs(2, 2, 0), pairs(3, 2, 1)])
     tasks = Supervised(tiny, tiny.attach(init.delta), ClassReadout, init.inner, support, steps=[3, 2], serving=True)
     with pytest.raises(NonFinite):
-        adapt_each(tasks, burst, init.inner.update)
+        adapt_each(tasks, diverging, init.inner.update)

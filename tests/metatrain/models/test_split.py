@@ -1,4 +1,4 @@
-"""A base model cut below the delta: the same numbers for less work."""
+"""A base model split below the delta: it gives the same features, and the lower layers run only once."""
 
 import copy
 from concurrent.futures import ThreadPoolExecutor
@@ -29,40 +29,40 @@ def batch(base: Base) -> Batch:
 def test_a_precomputed_batch_gives_the_same_features_and_gradients(tiny: Base) -> None:
     lora = tiny.attach(UPPER)
     assert lora.lowest_layer == 1 and set(lora.sites) == {n for n in lora.sites if ".layer.1." in n}
-    whole, cut = batch(tiny), tiny.backbone.below(batch(tiny), lora)
-    assert all(bucket.below is not None for bucket in cut.buckets)
+    whole, precomputed = batch(tiny), tiny.backbone.below(batch(tiny), lora)
+    assert all(bucket.lower_states is not None for bucket in precomputed.buckets)
     theta = {n: t.requires_grad_() for n, t in lora.initial(torch.Generator().manual_seed(0), b_std=0.2).items()}
-    gradients = []
-    for rows in (whole, cut):
+    results = []
+    for rows in (whole, precomputed):
         features = tiny.features(lora.fold(stack(theta, 2)), rows)
-        gradients.append((features, *torch.autograd.grad(features.square()[:, :5].sum(), list(theta.values()))))
-    for left, right in zip(*gradients, strict=True):
+        results.append((features, *torch.autograd.grad(features.square()[:, :5].sum(), list(theta.values()))))
+    for left, right in zip(*results, strict=True):
         assert torch.equal(left, right)
 
 
 def test_the_lower_layers_do_not_run_again(tiny: Base) -> None:
     lora = tiny.attach(UPPER)
-    cut = tiny.backbone.below(batch(tiny), lora)
+    precomputed = tiny.backbone.below(batch(tiny), lora)
     ran: list[str] = []
     handles = [
         module.register_forward_hook(lambda *_args, name=name: ran.append(name))
         for name, module in tiny.model.named_modules()
         if name in ("embeddings", "encoder.layer.0", "encoder.layer.1")
     ]
-    tiny.features(None, cut)
+    tiny.features(None, precomputed)
     for handle in handles:
         handle.remove()
-    assert ran == ["encoder.layer.1"] * len(cut.buckets)
+    assert ran == ["encoder.layer.1"] * len(precomputed.buckets)
 
 
-def test_a_delta_from_the_bottom_leaves_the_batch_as_it_is(tiny: Base) -> None:
+def test_a_delta_that_begins_at_the_bottom_leaves_the_batch_unchanged(tiny: Base) -> None:
     rows = batch(tiny)
     assert tiny.backbone.below(rows, tiny.attach(LoRAConfig(rank=2, alpha=4))) is rows
 
 
-def test_a_model_whose_embeddings_are_not_apart_is_not_cut(tiny: Base) -> None:
+def test_a_model_with_embeddings_and_layers_in_one_child_runs_whole(tiny: Base) -> None:
     class Wrapped(nn.Module):
-        """Embeddings and layers under one child."""
+        """A model whose embeddings and layers are in one child module."""
 
         def __init__(self, inner: nn.Module) -> None:
             super().__init__()
@@ -74,14 +74,14 @@ def test_a_model_whose_embeddings_are_not_apart_is_not_cut(tiny: Base) -> None:
         def forward(self, **inputs: Any) -> Any:
             return self.inner(**inputs)
 
-    odd = joined(tiny, Wrapped(tiny.model), attention="sdpa")
-    rows = batch(odd)
-    assert odd.backbone.below(rows, odd.attach(UPPER)) is rows
+    wrapped = joined(tiny, Wrapped(tiny.model), attention="sdpa")
+    rows = batch(wrapped)
+    assert wrapped.backbone.below(rows, wrapped.attach(UPPER)) is rows
 
 
-def test_a_model_whose_parts_do_not_make_the_whole_is_not_cut(tiny: Base) -> None:
+def test_a_model_whose_parts_give_other_features_runs_whole(tiny: Base) -> None:
     class Counting(nn.Module):
-        """Its layers add their number, counted anew in every call: the upper part counts from the wrong one."""
+        """A model that adds a layer's index to its output. In the upper part the index begins at 0 again."""
 
         def __init__(self, inner: nn.Module) -> None:
             super().__init__()
@@ -99,21 +99,21 @@ def test_a_model_whose_parts_do_not_make_the_whole_is_not_cut(tiny: Base) -> Non
                 hidden = (hidden[0] if isinstance(hidden, tuple) else hidden) + 0.1 * number
             return SimpleNamespace(last_hidden_state=hidden)
 
-    odd = joined(tiny, Counting(tiny.model), attention="sdpa")
-    rows = batch(odd)
-    assert torch.isfinite(odd.features(None, rows)).all()
-    assert odd.backbone.below(rows, odd.attach(LoRAConfig(rank=2, alpha=4, targets=("query",), layers=(1,)))) is rows
+    counting = joined(tiny, Counting(tiny.model), attention="sdpa")
+    rows = batch(counting)
+    assert torch.isfinite(counting.features(None, rows)).all()
+    assert counting.backbone.below(rows, counting.attach(LoRAConfig(rank=2, alpha=4, targets=("query",), layers=(1,)))) is rows
 
 
-def test_two_threads_cut_one_model(tiny: Base) -> None:
+def test_several_threads_split_one_model(tiny: Base) -> None:
     base = joined(tiny, attention="sdpa")
     lora, rows = base.attach(UPPER), batch(base)
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda _: base.features(None, base.backbone.below(rows, lora)), range(8)))
-    assert all(torch.equal(features, found[0]) for features in found)
+        results = list(pool.map(lambda _: base.features(None, base.backbone.below(rows, lora)), range(8)))
+    assert all(torch.equal(features, results[0]) for features in results)
 
 
-def test_a_delta_acts_once_however_many_bases_are_made_of_one_model(tiny_folder: Path) -> None:
+def test_a_delta_acts_once_on_a_model_with_several_bases(tiny_folder: Path) -> None:
     first = load_base(str(tiny_folder), precision="float32", device=torch.device("cpu"))
     lora = first.attach(UPPER)
     delta = lora.fold(stack(lora.initial(torch.Generator().manual_seed(0), b_std=0.3), 1))
@@ -125,13 +125,13 @@ def test_a_delta_acts_once_however_many_bases_are_made_of_one_model(tiny_folder:
     assert torch.equal(first.features(delta, batch(first)), before)
 
 
-def test_a_layer_that_is_not_there_is_named(tiny: Base) -> None:
+def test_an_unknown_layer_is_named(tiny: Base) -> None:
     with pytest.raises(UnsupportedDelta, match=r"delta\.layers: BertModel has no layer 9 with these targets"):
         tiny.attach(LoRAConfig(layers=(1, 9)))
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
-def test_minilm_is_cut_to_the_last_bit(minilm: Base, precision: torch.dtype) -> None:
+def test_minilm_is_split_exactly_to_the_last_bit(minilm: Base, precision: torch.dtype) -> None:
     base = minilm
     if precision == torch.bfloat16:
         from metatrain.models.loading import load_base
@@ -142,6 +142,6 @@ def test_minilm_is_cut_to_the_last_bit(minilm: Base, precision: torch.dtype) -> 
     rows = base.inputs.collate(
         base.inputs.encode(["where is my card", "one", "a longer row of words that pads the other two rows out a good deal"])
     )
-    cut = base.backbone.below(rows, lora)
-    assert all(bucket.below is not None for bucket in cut.buckets)
-    assert torch.equal(base.features(None, rows), base.features(None, cut))
+    precomputed = base.backbone.below(rows, lora)
+    assert all(bucket.lower_states is not None for bucket in precomputed.buckets)
+    assert torch.equal(base.features(None, rows), base.features(None, precomputed))

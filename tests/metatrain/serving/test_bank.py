@@ -1,4 +1,4 @@
-"""The bank against each row alone, without a bank."""
+"""The bank, compared with each row alone without a bank."""
 
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,11 @@ from tests.tiny import ARCHITECTURES, WORDS, save_tiny_model
 
 ATTENTION = {"bert": ("query", "value"), "roberta": ("query", "value"), "distilbert": ("q_lin", "v_lin"), "modernbert": ("Wqkv",)}
 MLP = {"bert": "intermediate.dense", "roberta": "intermediate.dense", "distilbert": "lin1", "modernbert": "Wi"}
-TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 6e-2}  # of probabilities, which random weights of 0.3 spread over 0 to 1
+TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 6e-2}  # for probabilities that random weights of 0.3 spread over 0 to 1
 
 
 def configs(architecture: str) -> list[Any]:
-    """Every kind, of unequal ranks, layers and numbers of virtual tokens."""
+    """Return configurations of every kind, with unequal ranks, layers and numbers of virtual tokens."""
     attention, mlp = ATTENTION[architecture], MLP[architecture]
     return [
         LoRAConfig(rank=2, alpha=4, targets=attention),
@@ -57,7 +57,7 @@ def make(base: Base, config: Any, classes: int, seed: int, initialization: str =
 
 
 def expected(base: Base, adapter: Adapter, ids: TextRow, updated: dict[str, Tensor] | None = None) -> Tensor:
-    """One row with one adapter, without a bank."""
+    """Return the probabilities of one row with one adapter, computed without a bank."""
     kind = base.attach(adapter.metadata.delta)
     delta = kind.fold({n: t.unsqueeze(0) for n, t in adapter.delta.items()})
     with torch.no_grad():
@@ -83,7 +83,7 @@ Rows = st.lists(st.tuples(st.integers(0, 10), st.integers(1, 4), st.integers(1, 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_mixed_batch_equals_each_row_alone(folders: dict[str, Path], architecture: str, attention: Any, precision: Any) -> None:
-    """Any mixture of kinds, ranks, layers, virtual tokens, numbers of classes, lengths and orders."""
+    """Draw mixtures of kinds, ranks, layers, virtual tokens, numbers of classes, lengths and orders."""
     base = load_base(str(folders[architecture]), precision=precision, attention=attention)
     kinds = configs(architecture)
     adapters = {
@@ -92,7 +92,7 @@ def test_a_mixed_batch_equals_each_row_alone(folders: dict[str, Path], architect
         for variant in range(1, 5)
     }
     bank = Bank(base, [base.attach(config) for config in kinds], 400_000)
-    assert 12 <= bank.slots < len(adapters)  # so that they come and go
+    assert 12 <= bank.slots < len(adapters)  # fewer slots than adapters, so that adapters are evicted
 
     @settings(max_examples=25, deadline=None, derandomize=True)
     @given(Rows)
@@ -108,24 +108,24 @@ def test_a_mixed_batch_equals_each_row_alone(folders: dict[str, Path], architect
     check()
 
 
-def test_adapters_of_a_base_model_of_their_own_stand_beside_others(tiny: Base) -> None:
-    """Their initialization's outer loop moved parameters of the base model too."""
+def test_adapters_with_and_without_a_base_update_share_a_batch(tiny: Base) -> None:
+    """The initialization of some adapters replaces parameters of the base model."""
     config = LoRAConfig(rank=2, alpha=4)
     update = {n: p + 0.2 for n, p in tiny.parameters(["encoder.layer.1.output.*"]).items()}
-    bank = Bank(tiny, [tiny.attach(config)], 10**6, {"moved": update, "not": {}})
-    adapters = {name: make(tiny, config, 3, seed, name) for seed, name in enumerate(("moved", "not", "another"))}
+    bank = Bank(tiny, [tiny.attach(config)], 10**6, {"updated": update, "empty update": {}})
+    adapters = {name: make(tiny, config, 3, seed, name) for seed, name in enumerate(("updated", "empty update", "no update"))}
     for name, adapter in adapters.items():
         bank.put(name, pack(adapter, tiny))
-    keys = ["not", "moved", "another", "moved", "not"]
+    keys = ["empty update", "updated", "no update", "updated", "empty update"]
     ids = tiny.inputs.encode([text(3 + i, i) for i in range(5)])
     for key, row, found in zip(keys, ids, bank.answers(keys, ids), strict=True):
-        own = update if key == "moved" else {}
-        torch.testing.assert_close(torch.tensor(found), expected(tiny, adapters[key], row, own), rtol=0, atol=1e-5)
-    moved, unmoved = (expected(tiny, adapters["moved"], ids[0], own) for own in (update, {}))
-    assert not torch.allclose(moved, unmoved, atol=1e-3)
+        updated = update if key == "updated" else {}
+        torch.testing.assert_close(torch.tensor(found), expected(tiny, adapters[key], row, updated), rtol=0, atol=1e-5)
+    with_update, without = (expected(tiny, adapters["updated"], ids[0], updated) for updated in (update, {}))
+    assert not torch.allclose(with_update, without, atol=1e-3)
 
 
-def test_the_least_recently_used_goes_down_as_it_came_and_what_a_batch_needs_stays(tiny: Base) -> None:
+def test_the_least_recently_used_adapter_is_evicted_unchanged_and_those_of_the_batch_are_kept(tiny: Base) -> None:
     config = LoRAConfig(rank=5, alpha=7)
     kinds = [tiny.attach(config), tiny.attach(LoRAConfig(rank=8)), tiny.attach(PrefixConfig(tokens=2))]
     bank = Bank(tiny, kinds, 1)
@@ -136,8 +136,8 @@ def test_the_least_recently_used_goes_down_as_it_came_and_what_a_batch_needs_sta
     packed = {name: pack(make(tiny, config, 2, seed), tiny) for seed, name in enumerate("abcde")}
     assert bank.put("a", packed["a"]) == bank.put("b", packed["b"]) == {}
     bank.answers(["a"], [TextRow([2, 5, 3])])
-    (gone,) = bank.put("c", packed["c"]).items()
-    assert gone[0] == "b" and _same(gone[1], packed["b"])
+    (evicted,) = bank.put("c", packed["c"]).items()
+    assert evicted[0] == "b" and _same(evicted[1], packed["b"])
     assert "a" in bank and "b" not in bank and "c" in bank
     assert list(bank.put("d", packed["d"], keep=["a"])) == ["c"]
     with pytest.raises(ValueError, match="more than the bank's 2 adapters"):
@@ -146,7 +146,7 @@ def test_the_least_recently_used_goes_down_as_it_came_and_what_a_batch_needs_sta
     assert bank.labels("d") == packed["d"].readout.labels
 
 
-def test_large_heads_take_slots_from_others_but_never_from_their_own_batch(tiny: Base) -> None:
+def test_large_heads_evict_other_adapters_but_none_of_the_same_batch(tiny: Base) -> None:
     config = HeadConfig()
     bank = Bank(tiny, [tiny.attach(config)], 4 * 8 * 33 * 4)
     assert bank.slots == 4
@@ -154,21 +154,21 @@ def test_large_heads_take_slots_from_others_but_never_from_their_own_batch(tiny:
         assert bank.put(str(seed), pack(make(tiny, config, 4, seed), tiny)) == {}
     large = {name: pack(make(tiny, config, 30, 5), tiny) for name in ("x", "y")}
     assert list(bank.put("x", large["x"])) == ["0", "1", "2", "3"]
-    assert bank.put("y", large["y"], keep=["x", "y"]) == {}  # over its share for as long as the batch needs both
+    assert bank.put("y", large["y"], keep=["x", "y"]) == {}  # over the budget while the batch needs both
     assert list(bank.put("0", pack(make(tiny, config, 4, 0), tiny))) == ["x", "y"]
     assert bank.nbytes <= 4 * 8 * 33 * 4
 
 
-def test_a_delta_that_the_bank_was_not_made_for_is_refused(tiny: Base) -> None:
-    """Never answered without the leaves that do not fit."""
+def test_a_delta_that_does_not_fit_the_bank_is_refused(tiny: Base) -> None:
+    """An adapter is never used without the leaves that do not fit."""
     narrow = Bank(tiny, [tiny.attach(LoRAConfig(rank=2))], 10**6)
     for config in (LoRAConfig(rank=4), PromptConfig(tokens=1), LoRAConfig(rank=2, targets=("key",))):
-        with pytest.raises(ArtifactError, match="no room for its delta"):
+        with pytest.raises(ArtifactError, match="its delta does not fit the bank"):
             narrow.put("x", pack(make(tiny, config, 2, 0), tiny))
     assert len(narrow) == 0
-    widened = [IA3Config(targets=("value",), feedforward=()), IA3Config(targets=("value",), feedforward=("value",))]
-    with pytest.raises(UnsupportedDelta, match="cannot stand in one batch"):
-        Bank(tiny, [tiny.attach(config) for config in widened], 10**6)
+    conflicting = [IA3Config(targets=("value",), feedforward=()), IA3Config(targets=("value",), feedforward=("value",))]
+    with pytest.raises(UnsupportedDelta, match="cannot be in one batch"):
+        Bank(tiny, [tiny.attach(config) for config in conflicting], 10**6)
 
 
 def _same(left: Packed, right: Packed) -> bool:

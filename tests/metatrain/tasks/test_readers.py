@@ -1,4 +1,4 @@
-"""Every reader on real files, and what it says of broken ones."""
+"""Every reader on real files, and its errors for broken ones."""
 
 import gzip
 import json
@@ -17,7 +17,7 @@ from metatrain.tasks.table import read_table
 from metatrain.training.recipe import Source
 
 
-def test_tables_give_what_json_lines_give(tmp_path: Path) -> None:
+def test_tables_and_json_lines_give_the_same_examples(tmp_path: Path) -> None:
     rows = [("billing", "why, oh why, was I charged twice?"), ("billing", "a\nsecond line"), ("refund", "Grüße")]
     lines = [f'{label},"{text}"' for label, text in rows]
     (tmp_path / "intents.csv").write_text("label,text\n" + "\n".join(lines) + "\n", encoding="utf-8")
@@ -30,7 +30,7 @@ def test_tables_give_what_json_lines_give(tmp_path: Path) -> None:
     assert tabbed.read(tmp_path).name == "tabbed"
 
 
-def test_a_broken_table_is_one_clear_line(tmp_path: Path) -> None:
+def test_a_broken_table_gives_an_error_of_one_line(tmp_path: Path) -> None:
     path = tmp_path / "x.csv"
     path.write_text("text,topic\na,b\n")
     with pytest.raises(DataError, match=r"x\.csv: no column 'label', has text, topic"):
@@ -48,7 +48,7 @@ def test_a_broken_table_is_one_clear_line(tmp_path: Path) -> None:
         read_table(tmp_path / "none.csv")
 
 
-def test_a_data_set_in_the_hub_s_format_is_read_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_data_set_in_the_format_of_the_hub_is_read_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     datasets = pytest.importorskip("datasets", reason="the package datasets is not installed")
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     labels = datasets.ClassLabel(names=["refund", "billing"])
@@ -86,7 +86,7 @@ def test_arrays_from_memory_files_and_images(tmp_path: Path) -> None:
         read_images(tmp_path / "pictures", 8)
 
 
-def test_array_tasks_are_seeded_disjoint_and_turned() -> None:
+def test_array_tasks_are_seeded_disjoint_and_rotated() -> None:
     generator = np.random.default_rng(0)
     arrays = Arrays("noise", {str(c): generator.random((6, 3, 3)) for c in range(4)})
     sampler, shape = ArraySampler(arrays, seed=1, rotations=True), EpisodeShape(5, 2, 3)
@@ -96,9 +96,9 @@ def test_array_tasks_are_seeded_disjoint_and_turned() -> None:
     again = sampler.tasks(7, shape, 3)[0]
     assert torch.equal(support.x, again.x) and not torch.equal(support.x, sampler.tasks(8, shape, 3)[0].x)
     images = [row for rows in arrays.classes.values() for row in rows]
-    known = {np.rot90(image, turn).astype(np.float32).tobytes() for image in images for turn in range(4)}
+    rotated = {np.rot90(image, turn).astype(np.float32).tobytes() for image in images for turn in range(4)}
     for task in range(3):
-        seen = [image.numpy().tobytes() for image in (*support.x[task], *query.x[task])]
-        assert set(seen) <= known and len(set(seen)) == len(seen)
+        drawn = [image.numpy().tobytes() for image in (*support.x[task], *query.x[task])]
+        assert set(drawn) <= rotated and len(set(drawn)) == len(drawn)
     with pytest.raises(DataError, match="needs 17 classes of 5 examples; it has 16, the smallest of 6"):
         sampler.tasks(0, EpisodeShape(17, 2, 3), 1)

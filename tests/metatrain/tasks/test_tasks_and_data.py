@@ -24,7 +24,7 @@ def dataset(name: str = "d", classes: int = 6, texts: int = 8) -> Dataset:
     return Dataset(name, {f"c{c}": tuple(f"text {c} {i}" for i in range(texts)) for c in range(classes)})
 
 
-def test_episodes_depend_on_seed_and_index_alone_and_are_sound() -> None:
+def test_episodes_depend_only_on_seed_and_index_and_are_valid() -> None:
     sampler, shape = EpisodeSampler([dataset()], seed=3), EpisodeShape(4, 2, 3)
     first = [sampler.episode(i, shape) for i in range(5)]
     assert first == [EpisodeSampler([dataset()], seed=3).episode(i, shape) for i in range(5)]
@@ -39,7 +39,7 @@ def test_episodes_depend_on_seed_and_index_alone_and_are_sound() -> None:
         assert all(text in dataset().texts[episode.labels[c]] for text, c in (*episode.support, *episode.query))
 
 
-def test_a_shape_that_cannot_be_filled_says_what_there_is() -> None:
+def test_the_error_for_a_shape_that_cannot_be_filled_says_how_many_classes_exist() -> None:
     with pytest.raises(DataError, match="7-way with 2 shots and 2 queries needs 7 classes of 4 texts; at most 6"):
         EpisodeSampler([dataset()], 0).episode(0, EpisodeShape(7, 2, 2))
     with pytest.raises(DataError, match="at most 0 classes"):
@@ -52,42 +52,43 @@ def test_drawn_shapes_stay_in_their_ranges_and_reach_both_ends() -> None:
     assert {s.shots for s in shapes} == set(range(1, 6))
 
 
-def test_shapes_are_drawn_again_until_a_task_fits() -> None:
+def test_shapes_are_redrawn_until_a_task_fits() -> None:
     shapes = [draw_shape(0, i, (2, 50), (1, 10), 3, 100) for i in range(300)]
     assert all(s.ways * (s.shots + s.queries) <= 100 for s in shapes)
     assert max(s.ways for s in shapes) > 20 and max(s.shots for s in shapes) == 10
-    most = {shape.shots: shape for shape in largest_shapes((2, 50), (1, 10), 3, 100)}
-    assert all(s.ways <= most[s.shots].ways for s in shapes) and most[1] == EpisodeShape(25, 1, 3) and most[10].ways == 7
+    largest = {shape.shots: shape for shape in largest_shapes((2, 50), (1, 10), 3, 100)}
+    assert all(s.ways <= largest[s.shots].ways for s in shapes)
+    assert largest[1] == EpisodeShape(25, 1, 3) and largest[10].ways == 7
     assert [s.shots for s in largest_shapes((20, 50), (1, 10), 3, 100)] == [1, 2]
 
 
-def test_near_miss_episodes_take_neighbours() -> None:
-    """Classes on a line, alike where they are near: the drawn ones lie within 2·ways of the first."""
+def test_near_miss_episodes_draw_similar_classes() -> None:
+    """The classes are on a line, and closer ones are more similar. Those of an episode are within 2·ways."""
     line = np.arange(30, dtype=np.float32)
     similarity = [-np.abs(line[:, None] - line[None, :])]
     sampler = EpisodeSampler([dataset(classes=30)], 0, near_miss=1.0, similarity=similarity)
     for i in range(50):
         episode = sampler.episode(i, EpisodeShape(3, 1, 1))
-        places = [int(label[1:]) for label in episode.labels]
-        assert max(places) - min(places) <= 6
+        positions = [int(label[1:]) for label in episode.labels]
+        assert max(positions) - min(positions) <= 6
     wide = EpisodeSampler([dataset(classes=30)], 0).episode(0, EpisodeShape(3, 1, 1))
     assert max(int(label[1:]) for label in wide.labels) - min(int(label[1:]) for label in wide.labels) > 6
     with pytest.raises(DataError, match="need the similarity"):
         EpisodeSampler([dataset()], 0, near_miss=0.5)
 
 
-def test_a_merged_label_stands_for_two_classes_in_turn() -> None:
+def test_a_merged_label_alternates_between_two_classes() -> None:
     episode = EpisodeSampler([dataset(classes=8)], 0, merge=1.0).episode(0, EpisodeShape(3, 2, 2))
     assert len(set(episode.labels)) == 3
     for c, label in enumerate(episode.labels):
         first, second = label.split(" + ")
         for rows in (episode.support, episode.query):
-            own = [text for text, label_of_row in rows if label_of_row == c]
-            assert sorted({f"c{text.split()[1]}" for text in own}) == sorted((first, second))
+            label_texts = [text for text, row_label in rows if row_label == c]
+            assert sorted({f"c{text.split()[1]}" for text in label_texts}) == sorted((first, second))
     texts = [text for text, _ in (*episode.support, *episode.query)]
     assert len(set(texts)) == len(texts)
-    few = EpisodeSampler([dataset(classes=5)], 0, merge=1.0).episode(0, EpisodeShape(3, 2, 2))
-    assert not any("+" in label for label in few.labels)
+    too_few = EpisodeSampler([dataset(classes=5)], 0, merge=1.0).episode(0, EpisodeShape(3, 2, 2))
+    assert not any("+" in label for label in too_few.labels)
 
 
 def test_classes_on_both_sides_are_named() -> None:
@@ -96,12 +97,12 @@ def test_classes_on_both_sides_are_named() -> None:
         assert_class_disjoint([dataset("a")], [dataset("a")], "splits")
 
 
-def test_overlap_takes_out_texts_and_classes_under_another_name() -> None:
-    train = Dataset("t", {"same": ("Hello, there!", "good day", "hi"), "own": (*(f"own {i}" for i in range(30)), "Bye.")})
-    held = Dataset("h", {"greet": ("hello there", "hi"), "leave": ("bye",)})
-    kept, report = without_overlap([train], [held])
-    assert kept[0].texts == {"own": tuple(f"own {i}" for i in range(30))}
-    assert report == ["t/same: dropped, 2 of 3 texts are in h/greet", "t/own: 1 of 31 texts dropped"]
+def test_shared_texts_and_renamed_classes_are_removed() -> None:
+    train = Dataset("t", {"same": ("Hello, there!", "good day", "hi"), "new": (*(f"new {i}" for i in range(30)), "Bye.")})
+    held_out = Dataset("h", {"greet": ("hello there", "hi"), "leave": ("bye",)})
+    kept, report = without_overlap([train], [held_out])
+    assert kept[0].texts == {"new": tuple(f"new {i}" for i in range(30))}
+    assert report == ["t/same: dropped, 2 of 3 texts are in h/greet", "t/new: 1 of 31 texts dropped"]
     assert normalized("  Hello,   THERE! ") == "hello there"
 
 
@@ -132,16 +133,16 @@ def test_jsonl_reads_gzip_keeps_order_and_drops_exact_repeats(tmp_path: Path) ->
         read_jsonl(tmp_path / "none.jsonl")
 
 
-def test_the_shipped_task_set_is_what_it_says() -> None:
+def test_the_shipped_task_set_is_large_enough_and_has_no_repeats() -> None:
     starter = read_jsonl(STARTER)
     domains = {label.split("/")[0] for label in starter.texts}
     assert len(starter.texts) >= 40 and len(domains) >= 8
     assert all(len(texts) >= 12 for texts in starter.texts.values())
-    every = [normalized(text) for texts in starter.texts.values() for text in texts]
-    assert len(set(every)) == len(every)
+    all_texts = [normalized(text) for texts in starter.texts.values() for text in texts]
+    assert len(set(all_texts)) == len(all_texts)
 
 
-def test_a_label_is_taken_apart_into_words() -> None:
+def test_a_label_is_split_into_words() -> None:
     words = {
         "card_arrival": "card arrival",
         "user:thank-you": "user thank you",
