@@ -42,7 +42,7 @@ from metatrain.tasks.episodes import EpisodeSampler, EpisodeShape
 from metatrain.tasks.jsonl import STARTER, read_jsonl
 from service.running.demo import served
 from worker.ledger.messages import JobRecipe
-from worker.runtime import load_runtime
+from worker.runtime import Runtime, load_runtime
 from worker.settings import WorkerSettings, read_settings
 
 CLIENTS = 16
@@ -134,8 +134,8 @@ def _run_in_own_process(data: Path | None, requests: int, setfit_tasks: int, cas
     return measured
 
 
-def _recipe(support: Pairs, runtime: Any) -> JobRecipe:
-    init = next(i for i in runtime.by_digest.values() if i.name == "default")
+def _recipe(support: Pairs, runtime: Runtime) -> JobRecipe:
+    base, init = next(pair for pair in runtime.by_digest.values() if pair[1].name == "default")
     size = len(support), len({label for _, label in support})
     return JobRecipe(
         initialization=init.name,
@@ -143,7 +143,7 @@ def _recipe(support: Pairs, runtime: Any) -> JobRecipe:
         support=tuple(sorted(support, key=lambda pair: pair[::-1])),
         steps=None if init.inner.asks(*size) else init.inner.steps_for(*size),
         seed=0,
-        precision=runtime.base.precision,
+        precision=base.precision,
     )
 
 

@@ -6,6 +6,7 @@ MetatrainError
 ├── ArtifactError         an initialization or adapter fails a check on loading
 ├── DataError             a data file cannot be read, or has too few examples for the requested episodes
 ├── RecipeError           a recipe has an unknown key or an invalid value
+├── PluginError           a part that an installed package registers cannot be used
 ├── NoMetaGradient        the loss does not depend on a parameter that meta-training should move
 └── AdaptationError       the inner loop cannot produce a valid adapter
     ├── NonFinite         a loss or weight is NaN or infinite
@@ -34,6 +35,10 @@ class DataError(MetatrainError):
 
 
 class RecipeError(MetatrainError):
+    pass
+
+
+class PluginError(MetatrainError):
     pass
 
 

@@ -1,19 +1,34 @@
 """Entry points: what installed packages add to the registries."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
-from typing import Any
+from typing import Any, TypeVar
+
+from metatrain.errors import PluginError, first_line
+
+Part = TypeVar("Part")
 
 
-def installed(group: str) -> list[tuple[str, Any]]:
-    """Load the entry points of a group and return the name and the object of each."""
-    return [(point.name, point.load()) for point in entry_points(group=group)]
+def with_installed(
+    built_in: Mapping[str, Part], group: str, expected: type[Any], make: Callable[[str, Any], tuple[str, Part]]
+) -> dict[str, Part]:
+    """Return a registry: the product's own parts and those that installed packages register in a group, by name.
 
-
-def by_name(entries: Iterable[tuple[str, Any]], group: str) -> dict[str, Any]:
-    """Return a registry's entries by name. Raises ValueError for a repeated name, so no entry is replaced."""
-    listed = list(entries)
-    registry = dict(listed)
-    if len(registry) < len(listed):
-        raise ValueError(f"entry points {group}: expected each name once, got {', '.join(name for name, _ in listed)}")
-    return registry
+    `make(name, loaded)` returns the name and the part of an entry point. `expected`: the type that a part must be an instance of.
+    Raises PluginError, one line that names the entry point and its package, for a part that does not load or is of another type,
+    and for a repeated name, so that no part is ever replaced.
+    """
+    parts = dict(built_in)
+    for point in entry_points(group=group):
+        package = point.dist.name if point.dist is not None else "unknown"
+        where = f"entry point {point.name} = {point.value} in {group} of package {package}"
+        try:
+            name, part = make(point.name, point.load())
+        except Exception as error:  # whatever the package raises: it must not end as a traceback without its name
+            raise PluginError(f"{where}: cannot be loaded: {first_line(error)}") from error
+        if not isinstance(part, expected):
+            raise PluginError(f"{where}: expected a {expected.__name__}, got {type(part).__name__}")
+        if name in parts:
+            raise PluginError(f"{where}: expected a name of its own, but there is another {name!r}")
+        parts[name] = part
+    return parts

@@ -12,13 +12,15 @@ from metatrain.artifacts.adapter import Adapter, AdapterMetadata, adapter_to_byt
 from metatrain.artifacts.catalog import load_catalog
 from metatrain.artifacts.files import not_finite
 from metatrain.artifacts.initialization import Initialization
-from metatrain.errors import AdaptationError, DeadlineExceeded, NonFinite
+from metatrain.errors import AdaptationError, DeadlineExceeded, NonFinite, PluginError
 from metatrain.inner.encoded import Encoded
 from metatrain.inner.together import Ended, OnStep, adapt_each
 from metatrain.models.base import Base
 from metatrain.models.loading import load_base
 from metatrain.models.source import Hub
+from metatrain.readouts.registry import readout_kinds
 from worker.errors import SettingsError
+from worker.kinds.kind import TaskKind
 from worker.kinds.registry import task_kinds
 from worker.ledger.messages import JobRecipe, earlier_queue_name, queue_name
 from worker.settings import WorkerSettings
@@ -129,6 +131,8 @@ class Runtime:
 
         Raises AdaptationError if this worker cannot run one of them.
         """
+        if len({(recipe.kind, recipe.initialization_digest) for recipe in recipes}) > 1:
+            raise ValueError("jobs of different kinds or initializations cannot share a pass")
         for recipe in recipes:
             if recipe.kind not in task_kinds():
                 raise AdaptationError(f"tasks of kind {recipe.kind!r} are not known to this worker: install the kind's package")
@@ -177,16 +181,26 @@ def load_residents(settings: WorkerSettings, *, probed: bool = True) -> list[Res
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     hub = Hub(reachable=not settings.air_gapped, token=settings.hub_token)
+    kinds = _usable_kinds()
     residents: list[Resident] = []
     for name in settings.base_models:
         base = load_base(name, precision=settings.precision, hub=hub)
         if any(resident.base.digest == base.digest for resident in residents):
             raise SettingsError(f"BASE_MODEL: expected different base models, got {name} twice, perhaps under two names")
-        baselines = [init for kind in task_kinds().values() for init in kind.baselines(base)]
+        baselines = [init for kind in kinds for init in kind.baselines(base)]
         folder = settings.initializations_dir
         several = len(settings.base_models) > 1
         residents.append(Resident(base, load_catalog(base, folder, baselines=baselines, probed=probed, others_skipped=several)))
     return residents
+
+
+def _usable_kinds() -> list[TaskKind]:
+    """Return all task kinds. Raises PluginError for one whose readout is not installed."""
+    for kind in task_kinds().values():
+        if kind.readout not in readout_kinds():
+            known = ", ".join(readout_kinds())
+            raise PluginError(f"task kind {kind.name}: readout: expected one of {known}, got {kind.readout!r}")
+    return list(task_kinds().values())
 
 
 def load_runtime(settings: WorkerSettings) -> Runtime:

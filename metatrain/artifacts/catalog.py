@@ -1,11 +1,10 @@
 """The catalog of a deployment's initializations: shipped ones, baselines and configured folders."""
 
-import json
 import logging
 from collections.abc import Iterable
 from pathlib import Path
 
-from metatrain.artifacts.initialization import Initialization, load_initialization
+from metatrain.artifacts.initialization import Initialization, load_initialization, read_description
 from metatrain.deltas import DeltaConfig
 from metatrain.errors import ArtifactError
 from metatrain.models.base import Base
@@ -30,7 +29,11 @@ def load_catalog(
     with `others_skipped`, and otherwise raise ArtifactError. Raises ArtifactError for an initialization that does not load and for
     a repeated name, and UnsupportedDelta for a delta that does not work on `base`.
     """
-    catalog = {init.name: init for init in baselines}
+    catalog: dict[str, Initialization] = {}
+    for init in baselines:
+        if init.name in catalog:
+            raise ArtifactError(f"baselines: two task kinds have one named {init.name!r}; rename one of them")
+        catalog[init.name] = init
     if extra is not None and not extra.is_dir():
         raise ArtifactError(f"INITIALIZATIONS_DIR: expected a folder of initialization folders, got {str(extra)!r}")
     folders = sorted(path.parent for path in extra.glob("*/initialization.json")) if extra else []
@@ -58,8 +61,8 @@ def _shipped_for(base: Base) -> list[Path]:
 
 def _made_for(folder: Path, base: Base) -> bool:
     """Return True if an initialization folder is for this base model, otherwise log that it is skipped."""
-    stated_base = json.loads((folder / "initialization.json").read_bytes()).get("base", {})
-    if all(stated_base.get(key) == value for key, value in base.spec.identity.items()):
+    made_for = read_description(folder).base
+    if made_for.identity == base.spec.identity:
         return True
-    log.info("skipped initialization %r: it is for base model %s, not %s", folder.name, stated_base.get("model"), base.spec.model)
+    log.info("skipped initialization %r: it is for base model %s, not %s", folder.name, made_for.model, base.spec.model)
     return False

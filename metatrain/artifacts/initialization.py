@@ -40,7 +40,7 @@ from metatrain.models.inputs import AnySpec
 from metatrain.pydantic_errors import first_problem
 from metatrain.readouts.registry import CLASSES, ReadoutName, readout_kinds
 
-_BASE_UPDATE = "base_update.safetensors"
+_DESCRIPTION, _BASE_UPDATE = "initialization.json", "base_update.safetensors"
 _MAX_JSON_BYTES = 16_000_000
 _MAX_RATE_STEPS = 1_000
 
@@ -149,9 +149,20 @@ def save_initialization(init: Initialization, folder: Path, kind: DeltaKind) -> 
         config = json.dumps(kind.peft.config(init.base.model), indent=2)
         write_atomically(folder / "adapter_config.json", config.encode() + b"\n")
     write_atomically(
-        folder / "initialization.json",
+        folder / _DESCRIPTION,
         described.model_dump_json(indent=2, exclude=fields_at_default({"readout"}, described)).encode() + b"\n",
     )
+
+
+def read_description(folder: Path) -> InitializationFile:
+    """Read the `initialization.json` of a folder. Raises ArtifactError."""
+    path = folder / _DESCRIPTION
+    if not path.is_file():
+        raise ArtifactError(f"{folder}: no {_DESCRIPTION} there")
+    try:
+        return InitializationFile.model_validate_json(read_at_most(path, _MAX_JSON_BYTES))
+    except ValidationError as error:
+        raise ArtifactError(f"{path}: {first_problem(error, InitializationFile)}") from error
 
 
 def load_initialization(folder: Path, base: Base) -> Initialization:
@@ -159,13 +170,7 @@ def load_initialization(folder: Path, base: Base) -> Initialization:
 
     Raises ArtifactError that names the file and the leaf, what was expected and what came.
     """
-    path = folder / "initialization.json"
-    if not path.is_file():
-        raise ArtifactError(f"{folder}: no initialization.json there")
-    try:
-        described = InitializationFile.model_validate_json(read_at_most(path, _MAX_JSON_BYTES))
-    except ValidationError as error:
-        raise ArtifactError(f"{path}: {first_problem(error, InitializationFile)}") from error
+    path, described = folder / _DESCRIPTION, read_description(folder)
     stated_base, loaded_base = described.base.identity, base.spec.identity
     for key, stated in stated_base.items():
         if loaded_base[key] != stated:

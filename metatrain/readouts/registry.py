@@ -8,7 +8,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator
 
-from metatrain.plugins import by_name, installed
+from metatrain.plugins import with_installed
 from metatrain.readouts.classes import ClassAnswers, ClassReadout
 from metatrain.readouts.heads import HEAD_LEAVES
 from metatrain.readouts.readout import ReadoutKind
@@ -24,7 +24,7 @@ def readout_kinds() -> dict[str, ReadoutKind]:
 
     Packages add readouts with entry points of the group `quickstudy.readouts`.
     """
-    return by_name([*_BUILT_IN.items(), *installed(ENTRY_POINTS)], ENTRY_POINTS)
+    return with_installed(_BUILT_IN, ENTRY_POINTS, ReadoutKind, lambda name, readout: (name, readout))
 
 
 def _known(name: str) -> str:

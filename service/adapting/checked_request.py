@@ -17,6 +17,7 @@ from worker.kinds.kind import Canonical
 from worker.kinds.registry import task_kinds
 from worker.ledger.messages import JobRecipe
 from worker.ledger.notes import Notes
+from worker.ledger.record import Record
 
 
 @dataclass(frozen=True)
@@ -66,13 +67,13 @@ def check_adapt_request(body: AdaptRequest[Any], state: ServiceState) -> Checked
     return CheckedRequest(kind, examples, (), deployed, init, body.options, body.ttl_seconds, notes, "/adapt", body)
 
 
-def check_examples_request(body: ExamplesRequest[Any], parent_id: str, parent: JobRecipe, state: ServiceState) -> CheckedRequest:
-    """Check the body of `POST /adapters/{parent_id}/examples`; `parent` is that adapter's recipe.
+def check_examples_request(body: ExamplesRequest[Any], record: Record, parent: JobRecipe, state: ServiceState) -> CheckedRequest:
+    """Check the body of `POST /adapters/{id}/examples`; `record` and `parent` are that adapter's record and recipe.
 
-    Raises InvalidRequest for the first error.
+    Raises InvalidRequest for the first error, and AdapterNotReady if this deployment does not have the adapter's base model.
     """
-    kind, parent_examples = http_kinds()[parent.kind], parent.support
-    deployed, init = state.initialization_of(parent)
+    kind, parent_examples, parent_id = http_kinds()[parent.kind], parent.support, record.adapter_id
+    deployed, init = state.initialization_of(record)
     options = _options(parent, body.options, init)
     most, suffix = state.settings.max_examples - len(parent_examples), f" beside the adapter's {len(parent_examples)}"
     check_count("support", len(body.support), 1, most, "examples", suffix)

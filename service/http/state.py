@@ -10,7 +10,7 @@ from metatrain.artifacts.initialization import Initialization
 from metatrain.models.base import Base
 from service.adapting.idempotency import IdempotencyKeys
 from service.adapting.jobs import Jobs
-from service.errors import InvalidRequest
+from service.errors import AdapterNotReady, InvalidRequest
 from service.http.auth import Authenticator, tenant
 from service.http.meter import Meter
 from service.http.metrics import Metrics
@@ -18,8 +18,8 @@ from service.http.streams import Streams
 from service.predicting.predictor import Predictor
 from service.settings import ServiceSettings
 from worker.kinds.kind import TaskKind
+from worker.kinds.registry import task_kinds
 from worker.ledger.aliases import Aliases
-from worker.ledger.messages import JobRecipe
 from worker.ledger.record import Record
 from worker.ledger.records import Records
 from worker.ledger.weights_cache import WeightStore
@@ -83,25 +83,27 @@ class ServiceState:
                     return deployed, fitting[candidate_name]
         raise InvalidRequest("initialization", f"one of {', '.join(sorted(available))}", name)
 
-    def initialization_of(self, recipe: JobRecipe) -> tuple[Deployed, Initialization]:
-        """Return the initialization that an adapter was made from, or the current one of the same name.
+    def initialization_of(self, record: Record) -> tuple[Deployed, Initialization]:
+        """Return the initialization that an adapter was made from, or the current one of the same name on its base model.
 
-        Raises InvalidRequest if this deployment has neither.
+        Raises AdapterNotReady if this deployment does not have the adapter's base model, and InvalidRequest if it has neither
+        initialization.
         """
-        candidates = [(deployed, init) for deployed in self.deployed for init in deployed.initializations.values()]
-        for deployed, init in candidates:
-            if init.digest == recipe.initialization_digest and deployed.base.precision == recipe.precision:
+        deployed, recipe = self.require_deployed(record), record.summary
+        fitting = [init for init in deployed.initializations.values() if init.readout == task_kinds()[recipe.kind].readout]
+        for init in fitting:
+            if init.digest == recipe.initialization_digest:
                 return deployed, init
-        for deployed, init in candidates:
+        for init in fitting:
             if init.name == recipe.initialization:
                 return deployed, init
-        names = sorted({init.name for _, init in candidates})
-        raise InvalidRequest("initialization", f"one of {', '.join(names)}", recipe.initialization)
+        raise InvalidRequest("initialization", f"one of {', '.join(sorted(init.name for init in fitting))}", recipe.initialization)
 
     def deployed_for(self, record: Record) -> Deployed | None:
         """Return the base model that an adapter was made on, None if this service does not have it.
 
-        The job's queue names the base model. Queues of earlier versions did not; then precision and initialization decide.
+        The job's queue names the base model. Queues of earlier versions did not name it fully; then the initialization decides,
+        and after it the weights that the queue names.
         """
         for deployed in self.deployed:
             if record.queue == deployed.queue:
@@ -110,7 +112,16 @@ class ServiceState:
             digests = (init.digest for init in deployed.initializations.values())
             if deployed.base.precision == record.summary.precision and record.summary.initialization_digest in digests:
                 return deployed
-        return None
+        return next((deployed for deployed in self.deployed if record.queue == deployed.resident.earlier_queue), None)
+
+    def require_deployed(self, record: Record) -> Deployed:
+        """Return the base model that an adapter was made on. Raises AdapterNotReady if this service does not have it."""
+        deployed = self.deployed_for(record)
+        if deployed is None:
+            digest = record.summary.initialization_digest
+            reason = f"this service has neither its base model nor its initialization, with digest {digest[:12]}…"
+            raise AdapterNotReady(f"this service cannot use adapter {record.adapter_id}: {reason}", adapter_status=record.status)
+        return deployed
 
 
 def state_of(request: Request) -> ServiceState:

@@ -1,7 +1,7 @@
 """The protocol of a task kind's HTTP side: its examples, its predictions and their checks."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from pydantic import BaseModel
 
@@ -11,6 +11,7 @@ from service.settings import ServiceSettings
 from worker.kinds.kind import Canonical
 
 
+@runtime_checkable
 class HttpKind(Protocol):
     """The HTTP side of one task kind. Its `name` is that of its `worker.kinds.kind.TaskKind`.
 

@@ -3,29 +3,44 @@
 To add one, write a file in this folder and a line here, or register an entry point in another package.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Annotated, Any, Union
 
 from pydantic import BaseModel, Discriminator, Tag
 
-from metatrain.plugins import by_name, installed
+from metatrain.errors import PluginError
+from metatrain.plugins import with_installed
 from service.errors import InvalidRequest
 from service.kinds.kind import HttpKind
 from service.kinds.text_classification import TextClassification
+from worker.kinds.registry import task_kinds
 
 ENTRY_POINTS = "quickstudy.http_kinds"
-_BUILT_IN: tuple[HttpKind, ...] = (TextClassification(),)
+_BUILT_IN: dict[str, HttpKind] = {kind.name: kind for kind in (TextClassification(),)}
 
 
 @cache
 def http_kinds() -> dict[str, HttpKind]:
     """Return the built-in kinds and those of installed packages, by name.
 
-    Packages register theirs as entry points of the group `quickstudy.http_kinds`.
+    Packages register theirs as entry points of the group `quickstudy.http_kinds`. Raises PluginError for a kind that no worker
+    could run, and for two kinds with one model of examples, which would take each other's requests.
     """
-    kinds = [*_BUILT_IN, *(make() for _, make in installed(ENTRY_POINTS))]
-    return by_name(((kind.name, kind) for kind in kinds), ENTRY_POINTS)
+
+    def made(_name: str, make: Callable[[], HttpKind]) -> tuple[str, HttpKind]:
+        kind = make()
+        return kind.name, kind
+
+    kinds: dict[str, HttpKind] = with_installed(_BUILT_IN, ENTRY_POINTS, HttpKind, made)
+    by_example: dict[type[BaseModel], str] = {}
+    for name, kind in kinds.items():
+        if name not in task_kinds():
+            raise PluginError(f"{ENTRY_POINTS}: {name}: expected a task kind of the same name in quickstudy.task_kinds, got none")
+        other = by_example.setdefault(kind.example, name)
+        if other != name:
+            raise PluginError(f"{ENTRY_POINTS}: {name}: expected a model of its own for examples, got that of {other}")
+    return kinds
 
 
 def example_type() -> Any:

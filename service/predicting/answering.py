@@ -14,7 +14,7 @@ from starlette.concurrency import run_in_threadpool
 
 from metatrain.errors import MetatrainError
 from service.errors import AdapterNotReady, ClientGone, Unavailable
-from service.http.state import Deployed, ServiceState
+from service.http.state import ServiceState
 from service.http.views import require
 from service.predicting.predictor import Answer, WeightsKey
 from worker.errors import WeightsCorrupt, WeightsMissing
@@ -52,7 +52,7 @@ async def answer_parts(
             with fields(adapter=ready.adapter_id, tenant=ready.tenant):
                 log.info("%s", error)
             why: Literal["evicted", "corrupt"] = "corrupt" if isinstance(error, WeightsCorrupt) else "evicted"
-            await run_in_threadpool(state.jobs.readapt, ready, why, _require_deployed(ready, state).queue)
+            await run_in_threadpool(state.jobs.readapt, ready, why, state.require_deployed(ready).queue)
         record = await run_in_threadpool(state.records.get, tenant, identity)
     raise Unavailable(f"adapter {identity} is evicted faster than it can be adapted; give the cache more memory")
 
@@ -64,7 +64,7 @@ async def _answer(ready: Record, texts: Sequence[str], connection: Request, stat
     have them either.
     """
     weights = WeightsKey(ready.tenant, ready.adapter_id, ready.fence, str(ready.digest))
-    answer = asyncio.wrap_future(_require_deployed(ready, state).predictor.submit(weights, texts))
+    answer = asyncio.wrap_future(state.require_deployed(ready).predictor.submit(weights, texts))
     disconnected = asyncio.ensure_future(_wait_for_disconnect(connection))
     try:
         await asyncio.wait((answer, disconnected), timeout=_ANSWER_SECONDS, return_when=asyncio.FIRST_COMPLETED)
@@ -76,16 +76,6 @@ async def _answer(ready: Record, texts: Sequence[str], connection: Request, stat
     finally:
         answer.cancel()  # frees its place in the queue
         disconnected.cancel()
-
-
-def _require_deployed(record: Record, state: ServiceState) -> Deployed:
-    """Return the adapter's base model. Raises AdapterNotReady if this service does not have it."""
-    deployed = state.deployed_for(record)
-    if deployed is None:
-        digest = record.summary.initialization_digest
-        reason = f"this service does not have its initialization, with digest {digest[:12]}…"
-        raise AdapterNotReady(f"this service cannot use adapter {record.adapter_id}: {reason}", adapter_status="ready")
-    return deployed
 
 
 async def _wait_for_disconnect(connection: Request) -> None:

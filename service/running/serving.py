@@ -11,6 +11,7 @@ from fastapi import FastAPI
 
 from metatrain.errors import MetatrainError
 from service.http.app import create_app
+from service.kinds.registry import http_kinds
 from service.predicting.predictor import InProcessPredictor
 from service.predicting.predictor_server import serve
 from service.running.binding import BindingRefused, settings_for_host
@@ -25,6 +26,7 @@ log = logging.getLogger(__name__)
 
 def _load(settings: ServiceSettings) -> list[Resident]:
     try:
+        http_kinds()  # an installed kind that cannot be used ends the start, not the first request
         return load_residents(settings, probed=settings.predictor_url is None)
     except (MetatrainError, SettingsError) as error:
         sys.exit(f"error: {error}")

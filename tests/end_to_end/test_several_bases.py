@@ -135,3 +135,26 @@ def test_a_separate_predictor_process_serves_both_base_models(
             running.wait_ready()
             both = [predictions(running, adapted(running, name)) for name in folders]
             assert not close(*both)
+
+
+def test_examples_are_never_moved_to_another_base_model(
+    folders: tuple[str, str], environment: dict[str, str], tmp_path: Path
+) -> None:
+    """A base model that is gone: its adapter gets no more examples, although the other one has an initialization of that name."""
+    variables = {key: value for key, value in environment.items() if key != "INITIALIZATIONS_DIR"}
+    with served(tmp_path, {**variables, "BASE_MODEL": ",".join(folders)}) as running:
+        running.wait_ready()
+        identity = adapted(running, folders[1], initialization="lora-from-zero")
+        body = {"support": [{"input": "turn the music off", "label": "play"}]}
+        grown = running.http.post(f"/adapters/{identity}/examples", json=body, headers=WAIT)
+        assert grown.status_code == 200, grown.text
+        view = running.http.get(f"/adapters/{grown.json()['adapter_id']}").json()
+        assert view["base_model"] == folders[1] and view["parent"] == identity
+    with served(tmp_path, {**variables, "BASE_MODEL": folders[0]}) as running:
+        running.wait_ready()
+        for query in ("", "?dry_run=true"):
+            refused = running.http.post(f"/adapters/{identity}/examples{query}", json=body, headers=WAIT)
+            assert refused.status_code == 409, refused.text
+            assert (
+                refused.json()["type"] == "/problems/adapter-not-ready" and "neither its base model nor" in refused.json()["detail"]
+            )

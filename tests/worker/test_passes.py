@@ -151,3 +151,14 @@ def test_an_error_of_one_job_of_a_pass_does_not_stop_the_others(runner: JobRunne
     with pytest.raises(redis.exceptions.ResponseError):
         runner.run("t", "a0")
     assert [redis_client.hget(f"qs:t:adapter:a{n}", "status") for n in range(4)] == [b"ready", b"running", b"ready", b"running"]
+
+
+def test_jobs_of_different_kinds_do_not_share_a_pass(tiny: Base) -> None:
+    """Two kinds may have one readout, and so one initialization; each prepares its support sets in its own way."""
+    init = lora_from_zero(tiny)
+    runtime = Runtime(Resident(tiny, {"lora-from-zero": init}))
+    job = recipe(tiny, initialization_digest=init.digest)
+    other = job.model_copy(update={"kind": "another-kind"})
+    with pytest.raises(ValueError, match="jobs of different kinds or initializations cannot share a pass"):
+        runtime.adapt_together([job, other])
+    assert job.pass_key.endswith(f"/{job.kind}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:  # these import torch, and the ledger must not
     from metatrain.artifacts.initialization import Initialization
@@ -16,6 +16,7 @@ Canonical = tuple[Any, ...]
 """An example in the form that records and ids use: JSON values, equal for equal examples."""
 
 
+@runtime_checkable
 class TaskKind(Protocol):
     """One kind of task. Creating an object must not import torch; `support` and `baselines` may import it."""
 

@@ -3,18 +3,26 @@
 A new kind is a file beside this one and a line here, or an entry point of another package.
 """
 
+from collections.abc import Callable
 from functools import cache
 
-from metatrain.plugins import by_name, installed
+from metatrain.plugins import with_installed
 from worker.kinds.kind import TaskKind
 from worker.kinds.text_classification import TextClassification
 
 ENTRY_POINTS = "quickstudy.task_kinds"
-_BUILT_IN: tuple[TaskKind, ...] = (TextClassification(),)
+_BUILT_IN: dict[str, TaskKind] = {kind.name: kind for kind in (TextClassification(),)}
 
 
 @cache
 def task_kinds() -> dict[str, TaskKind]:
-    """Return the built-in kinds and those of installed packages (entry points `quickstudy.task_kinds`)."""
-    kinds = [*_BUILT_IN, *(make() for _, make in installed(ENTRY_POINTS))]
-    return by_name(((kind.name, kind) for kind in kinds), ENTRY_POINTS)
+    """Return the built-in kinds and those of installed packages (entry points `quickstudy.task_kinds`), by name.
+
+    Raises PluginError.
+    """
+
+    def made(_name: str, make: Callable[[], TaskKind]) -> tuple[str, TaskKind]:
+        kind = make()
+        return kind.name, kind
+
+    return with_installed(_BUILT_IN, ENTRY_POINTS, TaskKind, made)

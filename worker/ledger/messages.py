@@ -71,10 +71,10 @@ class JobRecipe(BaseModel):
     def pass_key(self) -> str:
         """The key that jobs must have in common to share a pass.
 
-        They then have the same initialization, precision and requested steps, and numbers of rows within a factor of two. So a
-        shared pass takes little longer than each of them would alone.
+        They then have the same kind, initialization, precision and requested steps, and numbers of rows within a factor of two.
+        So a shared pass takes little longer than each of them would alone.
         """
-        return f"{self.initialization_digest[:32]}/{self.precision}/{self.steps}/{self.rows.bit_length()}"
+        return f"{self.initialization_digest[:32]}/{self.precision}/{self.steps}/{self.rows.bit_length()}/{self.kind}"
 
 
 class Outcome(BaseModel):

@@ -8,7 +8,7 @@ from starlette.concurrency import run_in_threadpool
 
 from service.adapting.checked_request import check_adapt_request, check_examples_request
 from service.adapting.intake import AdaptContext, accept
-from service.errors import IdempotencyKeyReused, UnknownAdapter
+from service.errors import AdapterNotReady, IdempotencyKeyReused, UnknownAdapter
 from service.http.auth import needs
 from service.http.openapi import ADAPTER_LINKS, BODY_ERRORS, ROUTE_ERRORS, Responses, problems
 from service.http.prefer import prefer_wait
@@ -60,7 +60,9 @@ def routes(example: Any) -> APIRouter:
         """
         return await accept(check_adapt_request(request, context.state), context)
 
-    @router.post("/adapters/{adapter_id}/examples", status_code=202, response_model=None, responses=responses)
+    with_not_ready = {**responses, **problems(AdapterNotReady)}
+
+    @router.post("/adapters/{adapter_id}/examples", status_code=202, response_model=None, responses=with_not_ready)
     async def add_examples(
         adapter_id: AdapterId,
         request: examples_request,  # type: ignore[valid-type]
@@ -70,7 +72,9 @@ def routes(example: Any) -> APIRouter:
 
         It has this adapter's initialization, and its options unless the request sets others. This adapter does not change.
         """
-        parent = require(adapter_id, await run_in_threadpool(context.state.records.recipe, context.tenant, adapter_id))
-        return await accept(check_examples_request(request, adapter_id, parent, context.state), context)
+        records, tenant = context.state.records, context.tenant
+        record = require(adapter_id, await run_in_threadpool(records.get, tenant, adapter_id))
+        parent = require(adapter_id, await run_in_threadpool(records.recipe, tenant, adapter_id))
+        return await accept(check_examples_request(request, record, parent, context.state), context)
 
     return router

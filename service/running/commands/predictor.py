@@ -22,12 +22,13 @@ def predictor(listen: str) -> None:
 
     try:
         predictor_address(listen)
+    except ValueError as error:
+        sys.exit(f"error: --listen: {error}, got {listen!r}")
+    try:
         settings = read_settings(ServiceSettings)
         configure("predictor", settings.log_level, settings.log_format)
         from service.running.serving import run_predictor
 
         run_predictor(settings, listen)
-    except ValueError as error:
-        sys.exit(f"error: --listen: {error}, got {listen!r}")
     except SettingsError as error:
         sys.exit(f"error: {error}")
