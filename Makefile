@@ -12,7 +12,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
 .PHONY: demo serve test test-long lint train-starter train-default search-inner bench-transfer bench-intents bench-banking \
-	bench-predict bench-load bench-stored bench-adapt bench-versions bench-metagrad bench-papers faults plots clean
+	bench-predict bench-load bench-stored bench-adapt bench-versions bench-metagrad bench-papers faults plots settings clean
 
 demo: .venv/embedded
 	$(BIN)/quickstudy demo
@@ -87,6 +87,10 @@ faults: .venv/embedded
 search-inner: .venv/embedded
 	$(BIN)/metatrain search metatrain/searches/inner.yaml --data $(DATA)
 	$(BIN)/metatrain search metatrain/searches/one-shot.yaml --data $(DATA)
+
+# The table in docs/settings.md, from the settings classes.
+settings: .venv/dev
+	$(BIN)/python -m tests.settings_page
 
 plots: .venv/bench
 	$(BIN)/python -m benchmarks.plots

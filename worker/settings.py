@@ -47,33 +47,49 @@ class WorkerSettings(BaseSettings):
 
     model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True)
 
-    redis_url: RecordsUrl = Field(default="redis://localhost:6379/0", description="queue and records; must not evict keys")
-    cache_url: WeightsUrl | None = Field(default=None, description="adapter weights; if unset, they are at REDIS_URL")
+    redis_url: RecordsUrl = Field(
+        default="redis://localhost:6379/0",
+        description="server of the queue and the records; it must not evict keys. "
+        "If unset, `quickstudy serve` starts an embedded server",
+    )
+    cache_url: WeightsUrl | None = Field(
+        default=None, description="server or cluster of the adapter weights; unset: the one of REDIS_URL"
+    )
     wait_replicas: int = Field(
-        default=0, ge=0, description="replicas that must have a new record before the 202 is sent; behind Sentinel, set 1 or more"
+        default=0,
+        ge=0,
+        description="number of replicas that must have a new record before the 202 is sent; behind Sentinel, set 1 or more",
     )
     base_model: BaseModels = Field(
         default="sentence-transformers/all-MiniLM-L6-v2",
-        description="one or several, separated by commas: hub names, local paths (with a slash) or short names",
+        description="one base model or several, separated by commas: hub names, folders (with a slash) or the short name `text`",
     )
     hub_token_file: Path | None = Field(default=None, description="file with a token of the model hub, for private models")
     air_gapped: bool = Field(
         default=False, description="never contact the model hub: load base models from folders, wheels or the hub's local cache"
     )
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
-    log_format: LogFormat = "text"
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto",
+        description="arithmetic of the base models; `auto` is bfloat16 on CPUs with AMX or AVX-512 BF16 and on GPUs that have it, "
+        "otherwise float32",
+    )
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(default="INFO", description="least severe level that is logged")
+    log_format: LogFormat = Field(default="text", description="format of log lines; `json`: one object in each line")
     initializations_dir: Path | None = Field(default=None, description="folder that holds further initialization folders")
     threads: int | None = Field(default=None, ge=1, description="CPU threads for tensor operations; if unset, one per core")
-    lease_seconds: int = Field(default=4, ge=2, description="how long a worker keeps a job without sending a heartbeat")
-    attempts: int = Field(default=3, ge=1, description="attempts after which an unfinished job fails")
+    lease_seconds: int = Field(default=4, ge=2, description="how long a worker keeps a job without sending a heartbeat, in seconds")
+    attempts: int = Field(default=3, ge=1, description="number of attempts after which an unfinished job fails")
     jobs_together: int = Field(default=8, ge=1, description="largest number of jobs in one pass")
     pass_rows: int = Field(default=256, ge=1, description="largest number of examples in one pass of several jobs")
-    job_seconds: float = Field(default=120, gt=0, description="deadline of one inner loop")
+    job_seconds: float = Field(default=120, gt=0, description="deadline of one inner loop, in seconds; the job fails after it")
     erase_seconds: float = Field(
-        default=30, ge=0, description="delay after a deletion before the append-only file is rewritten without the deleted text"
+        default=30,
+        ge=0,
+        description="delay after a deletion before the append-only file is rewritten without the deleted text, in seconds",
     )
-    drain_seconds: float = Field(default=5, ge=0, description="how long a worker that is stopped continues with its jobs")
+    drain_seconds: float = Field(
+        default=5, ge=0, description="how long a worker that is stopped continues with its jobs, in seconds"
+    )
 
     @property
     def base_models(self) -> tuple[str, ...]:

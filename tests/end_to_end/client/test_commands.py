@@ -1,4 +1,4 @@
-"""The commands that call a service, and the commands that README shows."""
+"""The commands that call a service, and the commands and the Python code that the documentation shows."""
 
 import csv
 import io
@@ -21,6 +21,7 @@ from tests.end_to_end.conftest import ROOT, Served, free_port
 EXAMPLES = ROOT / "service" / "examples" / "library_examples.csv"
 QUESTIONS = ROOT / "service" / "examples" / "library_questions.csv"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+CLIENT_PAGE = (ROOT / "docs" / "client.md").read_text(encoding="utf-8")
 LABELS = {"renew", "fines", "opening_hours", "membership", "reserve"}
 
 
@@ -44,11 +45,13 @@ def adapter(service: Served) -> str:
     return run_ok(service.url, "adapt", EXAMPLES, "--name", "library", "--tag", "en", "--wait").strip()
 
 
-def blocks(language: str) -> list[str]:
-    """Return the code blocks of this language in README's section about the command line."""
-    section = README.split("\n## From the command line\n")[1].split("\n## ")[0]
-    code: list[str] = re.findall(rf"```{language}\n(.*?)```", section, re.S)
+def blocks(language: str, page: str) -> list[str]:
+    """Return the code blocks of this language in a page, or in a section of it."""
+    code: list[str] = re.findall(rf"```{language}\n(.*?)```", page, re.S)
     return code
+
+
+PYTHON = [*blocks("python", README), *blocks("python", CLIENT_PAGE)]
 
 
 def test_the_commands_of_the_readme_run(service: Served, tmp_path: Path) -> None:
@@ -58,7 +61,7 @@ def test_the_commands_of_the_readme_run(service: Served, tmp_path: Path) -> None
     command = tmp_path / ".venv" / "bin" / "quickstudy"
     command.write_text(f'#!/bin/sh\nexec {sys.executable} -m service "$@"\n')
     command.chmod(0o755)
-    commands = blocks("sh")[0]
+    commands = blocks("sh", README.split("\n## From the command line\n")[1].split("\n## ")[0])[0]
     assert commands.count(".venv/bin/quickstudy ") == 2
     environment = {**os.environ, "QUICKSTUDY_URL": service.url, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'client'}"}
     subprocess.run(["bash", "-euo", "pipefail", "-c", commands], cwd=tmp_path, env=environment, check=True, timeout=120)
@@ -68,10 +71,16 @@ def test_the_commands_of_the_readme_run(service: Served, tmp_path: Path) -> None
     assert {row["label"] for row in rows} <= LABELS and all(1 / 5 <= float(row["probability"]) <= 1 for row in rows)
 
 
-@pytest.mark.parametrize("code", blocks("python"))
-def test_the_python_code_of_the_readme_runs(service: Served, code: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_readme_and_the_client_page_show_both_clients() -> None:
+    assert ["import Client" in PYTHON[0], "import AsyncClient" in PYTHON[1]] == [True, True]
+
+
+@pytest.mark.parametrize("code", PYTHON)
+def test_the_python_code_of_the_readme_and_the_client_page_runs(
+    service: Served, code: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert "http://localhost:8000" in code
-    exec(compile(code.replace("http://localhost:8000", service.url), "README.md", "exec"), {"__name__": "readme"})
+    exec(compile(code.replace("http://localhost:8000", service.url), "page", "exec"), {"__name__": "page"})
     assert re.search(r"dining|wifi", capsys.readouterr().out)
 
 
