@@ -20,9 +20,10 @@ demo: .venv/embedded
 serve: .venv/embedded
 	exec $(BIN)/quickstudy serve --port $(PORT) --tied $$PPID
 
-# Two files of tests at a time, one thread each.
+# Two files of tests at a time, one thread each, the slowest first (tests/order.py). The tests start dozens of processes: they share
+# compiled bytecode, whatever the environment says.
 test: .venv/dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(TEST_FLAGS)
 
 test-long: .venv/dev
 	$(BIN)/python -m pytest -m long

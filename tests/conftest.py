@@ -1,5 +1,7 @@
 import os
+import shutil
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,6 +19,7 @@ from metatrain.deltas import LoRA, LoRAConfig
 from metatrain.inner.config import HardSteps, InnerConfig, InParts
 from metatrain.models.base import Base
 from metatrain.models.loading import load_base
+from tests.order import slowest_first
 from tests.tiny import joined, save_tiny_model
 
 TARGETS = ("query", "value", "intermediate.dense")
@@ -98,8 +101,17 @@ def redis_client(redis_server: RedisServer) -> Iterator["redis.Redis"]:
     client.close()
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    if not hasattr(config, "workerinput"):  # the processes of pytest-xdist inherit the folder, so that they share remembered probes
+        caches = tempfile.mkdtemp(prefix="quickstudy-tests-")
+        os.environ["XDG_CACHE_HOME"] = caches
+        config.add_cleanup(lambda: shutil.rmtree(caches, ignore_errors=True))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if hasattr(config, "workerinput"):  # a process of pytest-xdist, which takes files in this order
+        items[:] = slowest_first(items)
 
 
 def save_contrastive_initializations(folder: Path, tiny: Base) -> None:

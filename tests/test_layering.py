@@ -23,7 +23,7 @@ FOREIGN = {
     "worker": {"fastapi", "starlette", "httpx"},
 }
 TORCH_FREE = [f"worker.ledger.{path.stem}" for path in sorted((ROOT / "worker" / "ledger").glob("*.py")) if path.stem != "__init__"]
-TORCH_FREE += ["quickstudy"]
+TORCH_FREE += ["quickstudy", "worker.settings", "worker.collection", "service.settings", "service.running.standalone"]
 
 
 def imported_packages(path: Path) -> set[str]:
@@ -55,6 +55,49 @@ def test_the_client_imports_only_its_dependencies() -> None:
 def test_light_modules_do_not_import_torch(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+COMMANDS = """
+import sys
+sys.modules.update(torch=None, transformers=None, peft=None)  # an import of one of them fails
+import click
+from metatrain.cli import main as metatrain
+from service.__main__ import main as quickstudy
+
+def helps(group, command, *path):
+    command = command.load() if hasattr(command, "load") else command
+    yield group, [*path, "--help"]
+    for name in command.list_commands(click.Context(command)) if isinstance(command, click.Group) else ():
+        yield from helps(group, command.get_command(click.Context(command), name), *path, name)
+
+calls = [*helps(quickstudy, quickstudy), *helps(metatrain, metatrain)]
+calls += [(quickstudy, ["jobs", "--data-dir", "nowhere", "dead"]), (quickstudy, ["keys", "--data-dir", "nowhere", "list"])]
+calls += [(quickstudy, ["serve", "--data-dir", "nowhere", "--port", "0"])]
+for group, arguments in calls:
+    try:
+        group.main(arguments, "command")
+    except SystemExit as end:
+        print("ENDED", *arguments, end.code)
+"""
+
+
+def test_no_command_imports_torch_before_it_needs_it() -> None:
+    """Every `--help`, the commands that only read records, and `serve` with a wrong setting."""
+    environment = {**os.environ, "BASE_MODEL": "./nowhere"}
+    environment.pop("REDIS_URL", None)
+    done = subprocess.run([sys.executable, "-c", COMMANDS], cwd=ROOT, env=environment, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    ended = [line.removeprefix("ENDED ") for line in done.stdout.splitlines() if line.startswith("ENDED ")]
+    assert {"--help 0", "jobs dead --help 0", "keys create --help 0", "serve --help 0", "train --help 0", "evaluate --help 0"} <= {
+        *ended
+    }
+    not_running = "error: REDIS_URL is not set, and no quickstudy runs on --data-dir nowhere"
+    assert ended[-3:] == [
+        f"jobs --data-dir nowhere dead {not_running}",
+        f"keys --data-dir nowhere list {not_running}",
+        "serve --data-dir nowhere --port 0 error: base.model: no folder at './nowhere'",
+    ]
+    assert all(line.endswith("--help 0") for line in ended[:-3])
 
 
 SERVER_SIDE = ("torch", "transformers", "numpy", "pydantic", "redis", "celery", "kombu", "fastapi", "uvicorn", "prometheus_client")

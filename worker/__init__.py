@@ -9,6 +9,7 @@
 | how a worker shuts down | `draining.py` |
 | repeating lost wake-ups, removing old records, erasing deleted text | `reaper.py` |
 | the process, the queues that it listens to | `process.py`, `consumer.py` |
+| the garbage collector while a process starts | `collection.py` |
 | the Celery app | `app.py` |
 | how a recipe becomes an adapter | `runtime.py`, `kinds/` |
 | records, claims, weights, aliases, keys, usage (torch-free) | `ledger/` |

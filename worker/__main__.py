@@ -4,9 +4,11 @@ import logging
 import os
 import sys
 
+from metatrain.errors import MetatrainError
+from worker.collection import pause_collection
 from worker.errors import SettingsError
 from worker.logs import configure
-from worker.settings import WorkerSettings, read_settings
+from worker.settings import WorkerSettings, check_folders, read_settings
 
 
 def main() -> None:
@@ -16,12 +18,13 @@ def main() -> None:
         sys.exit(f"error: {error}")
     # Service and worker share the cores: longer busy-waiting of OpenMP threads halves the speed of both.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    pause_collection()
     configure("worker", settings.log_level, settings.log_format)  # before torch is imported, so that its warnings are log lines
     logging.getLogger("celery.worker.strategy").setLevel(logging.WARNING)
-    from metatrain.errors import MetatrainError
-    from worker.process import run_worker
-
     try:
+        check_folders(settings)
+        from worker.process import run_worker  # imports torch, which takes seconds: the errors above come first
+
         run_worker(settings)
     except (MetatrainError, SettingsError) as error:
         sys.exit(f"error: {error}")

@@ -9,6 +9,7 @@ from celery import Celery
 from celery.signals import worker_ready, worker_shutting_down
 
 from worker.app import celery_app
+from worker.collection import resume_collection
 from worker.job import JobRunner
 from worker.ledger.messages import ADAPT_TASK
 from worker.ledger.records import Records
@@ -86,6 +87,7 @@ class WorkerProcess:
 
     def _on_ready(self, **_: Any) -> None:
         self._reaper.start()
+        resume_collection()
         with fields(name=self._name, **self._description):
             log.info("ready")
 

@@ -10,6 +10,7 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import AfterValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from metatrain.models.source import locate_locally
 from worker.errors import SettingsError
 from worker.ledger.servers import is_records_url, is_weights_url
 from worker.logs import LogFormat
@@ -134,3 +135,15 @@ def read_settings(kind: type[S]) -> S:
         name = str(problem["loc"][0]).upper()
         got = re.sub(r"//.*@", "//…@", str(problem["input"]))  # a URL may contain a password
         raise SettingsError(f"{name}: {problem['msg'].removeprefix('Value error, ')}, got {got[:80]!r}") from None
+
+
+def check_folders(settings: WorkerSettings) -> None:
+    """Check that the folders in the settings exist, before a process imports PyTorch, which takes seconds.
+
+    Raises BaseModelError for a base model and SettingsError for the initializations.
+    """
+    for name in settings.base_models:
+        locate_locally(name)
+    folder = settings.initializations_dir
+    if folder is not None and not folder.is_dir():
+        raise SettingsError(f"INITIALIZATIONS_DIR: expected a folder of initialization folders, got {str(folder)!r}")

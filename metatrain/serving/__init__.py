@@ -1,1 +1,1 @@
-"""The bank of resident adapters, and the load-time probe of an architecture."""
+"""The bank of resident adapters, and the load-time probe of an architecture with its cache."""

@@ -16,6 +16,7 @@ from service.predicting.predictor import InProcessPredictor
 from service.predicting.predictor_server import serve
 from service.running.binding import BindingRefused, settings_for_host
 from service.settings import ServiceSettings
+from worker.collection import resume_collection
 from worker.errors import SettingsError
 from worker.ledger.servers import weights_client
 from worker.ledger.weights_cache import WeightStore
@@ -56,6 +57,7 @@ def run_predictor(settings: ServiceSettings, url: str) -> None:
     predictors = [
         InProcessPredictor(resident.base, resident.initializations, store, settings, share=share) for resident in residents
     ]
+    resume_collection()
     try:
         asyncio.run(serve(predictors, url))
     except OSError as error:
@@ -75,5 +77,6 @@ def run(settings: ServiceSettings, listening: socket.socket) -> None:
         sys.exit(f"error: {error}")
     log.info("starting on http://%s:%d (docs at /docs)", f"[{host}]" if ":" in host else host, port)
     app = create_app(settings, _load(settings))
+    resume_collection()
     config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=20, timeout_keep_alive=30)
     _Server(config, app).run(sockets=[listening])

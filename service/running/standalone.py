@@ -57,8 +57,8 @@ def standalone(data_dir: Path) -> Iterator[str]:
     supervisor = threading.Thread(target=_supervise, args=(children, stopping), name="supervisor", daemon=True)
     try:
         server.start()
+        worker.start()  # it needs the server only once it has loaded its base models
         _wait_for(url, server)
-        worker.start()
         supervisor.start()
         yield url
     finally:

@@ -140,7 +140,10 @@ def test_a_separate_predictor_process_serves_both_base_models(
 def test_examples_are_never_moved_to_another_base_model(
     folders: tuple[str, str], environment: dict[str, str], tmp_path: Path
 ) -> None:
-    """A base model that is gone: its adapter gets no more examples, although the other one has an initialization of that name."""
+    """An adapter of a base model that is gone gets no more examples.
+
+    The other base model has an initialization of the same name, but must not be used in its place.
+    """
     variables = {key: value for key, value in environment.items() if key != "INITIALIZATIONS_DIR"}
     with served(tmp_path, {**variables, "BASE_MODEL": ",".join(folders)}) as running:
         running.wait_ready()

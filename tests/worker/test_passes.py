@@ -154,7 +154,7 @@ def test_an_error_of_one_job_of_a_pass_does_not_stop_the_others(runner: JobRunne
 
 
 def test_jobs_of_different_kinds_do_not_share_a_pass(tiny: Base) -> None:
-    """Two kinds may have one readout, and so one initialization; each prepares its support sets in its own way."""
+    """Two kinds may share an initialization, but each prepares its support sets in its own way."""
     init = lora_from_zero(tiny)
     runtime = Runtime(Resident(tiny, {"lora-from-zero": init}))
     job = recipe(tiny, initialization_digest=init.digest)

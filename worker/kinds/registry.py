@@ -16,9 +16,9 @@ _BUILT_IN: dict[str, TaskKind] = {kind.name: kind for kind in (TextClassificatio
 
 @cache
 def task_kinds() -> dict[str, TaskKind]:
-    """Return the built-in kinds and those of installed packages (entry points `quickstudy.task_kinds`), by name.
+    """Return the built-in kinds and those of installed packages, by name.
 
-    Raises PluginError.
+    Packages register theirs as entry points of the group `quickstudy.task_kinds`. Raises PluginError.
     """
 
     def made(_name: str, make: Callable[[], TaskKind]) -> tuple[str, TaskKind]:

@@ -4,6 +4,7 @@ import sys
 
 import click
 
+from worker.collection import pause_collection
 from worker.errors import SettingsError
 from worker.logs import configure
 
@@ -27,6 +28,7 @@ def predictor(listen: str) -> None:
     try:
         settings = read_settings(ServiceSettings)
         configure("predictor", settings.log_level, settings.log_format)
+        pause_collection()
         from service.running.serving import run_predictor
 
         run_predictor(settings, listen)

@@ -9,6 +9,7 @@ import click
 
 from service.running.end_with_parent import tie_to_parent
 from service.running.standalone import DEFAULT_DATA_DIR, StandaloneError, standalone
+from worker.collection import pause_collection
 from worker.errors import SettingsError
 from worker.logs import configure
 
@@ -32,8 +33,9 @@ def serve(host: str, port: int, data_dir: Path, without_keys: bool, tied: int | 
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # service and worker share the cores: longer spinning halves the speed of both
     if tied is not None:
         tie_to_parent(tied, signal.SIGTERM)
+    from metatrain.errors import MetatrainError
     from service.settings import ServiceSettings
-    from worker.settings import read_settings
+    from worker.settings import check_folders, read_settings
 
     try:
         settings = read_settings(ServiceSettings)
@@ -42,6 +44,8 @@ def serve(host: str, port: int, data_dir: Path, without_keys: bool, tied: int | 
         from service.running.binding import bind
 
         listening = bind(host, port)
+        check_folders(settings)
+        pause_collection()
         if os.environ.get("REDIS_URL"):
             from service.running.serving import run  # imports torch, which takes seconds: the errors above come first
 
@@ -53,7 +57,7 @@ def serve(host: str, port: int, data_dir: Path, without_keys: bool, tied: int | 
             from service.running.serving import run  # imported here, so that it loads while the worker starts
 
             run(settings.model_copy(update={"redis_url": url}), listening)
-    except (SettingsError, StandaloneError) as error:
+    except (SettingsError, StandaloneError, MetatrainError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit(130)

@@ -1,0 +1,40 @@
+"""The order of test files for `make test`: the slowest start first."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import pytest
+
+SLOWEST = (
+    "tests/end_to_end/test_faults.py",
+    "tests/faults/test_storm.py",
+    "tests/oracles/test_memory.py",
+    "tests/end_to_end/test_demo.py",
+    "tests/end_to_end/test_several_bases.py",
+    "tests/end_to_end/test_contract.py",
+    "tests/end_to_end/test_plugin.py",
+    "tests/upgrade/test_upgrade.py",
+    "tests/metatrain/training/test_evaluate.py",
+    "tests/metatrain/training/test_processes.py",
+    "tests/service/test_remote_predictor.py",
+    "tests/end_to_end/client/test_client.py",
+    "tests/faults/test_life.py",
+    "tests/metatrain/training/test_run.py",
+)
+"""By their time, the longest first. To update: `make test TEST_FLAGS=--durations=100`."""
+
+
+def slowest_first(items: Sequence[pytest.Item]) -> list[pytest.Item]:
+    """Return the tests file by file: those of `SLOWEST`, then the others, the largest first.
+
+    Tests of one file keep their order.
+    """
+    files = [item.nodeid.split("::")[0] for item in items]
+    ranks = {file: rank for rank, file in enumerate(SLOWEST)}
+    sizes, first_seen = Counter(files), {file: number for number, file in reversed(list(enumerate(files)))}
+
+    def place(numbered: tuple[int, pytest.Item]) -> tuple[int, int, int]:
+        file = files[numbered[0]]
+        return ranks.get(file, len(SLOWEST)), -sizes[file], first_seen[file]
+
+    return [item for _, item in sorted(enumerate(items), key=place)]
