@@ -28,7 +28,7 @@ from metatrain.artifacts.initialization import Initialization, load_initializati
 from metatrain.cli import train_with_progress
 from metatrain.inner.config import InnerConfig
 from metatrain.inner.encoded import Encoded
-from metatrain.meta.algorithms import ProtoNet
+from metatrain.meta.algorithms import FOMAML, ProtoNet
 from metatrain.models.base import Base
 from metatrain.models.loading import load_base
 from metatrain.tasks.episodes import EpisodeSampler, EpisodeShape
@@ -69,15 +69,18 @@ def split_recipe(name: str, split: str, method: str) -> Recipe:
         "inner": recipe.inner.model_copy(update={"in_parts": None}),  # five classes never need to be split into parts
         "data": DataSection(train=part("train"), valid=part("valid"), held_out=part("test")),
         "episodes": EpisodesSection(ways=(5, 15), shots=(1, 5), queries=5, near_miss=0.25, rows=400),
-        "outer": OuterConfig(steps=60, tasks=4, learning_rate=1e-3, rate_learning_rate=0.02),
+        "outer": OuterConfig(steps=60, tasks=4, learning_rate=1e-3, rate_learning_rate=0.02, clip=1.0, warmup=20, decay="cosine"),
         "validation": ValidationSection(every=15, episodes=80, shots=SHOTS, patience=2),
     }
     if method == PROTONET:
-        change["algorithm"] = ProtoNet()
+        change["algorithm"] = ProtoNet(learned=("theta", "scale"))
+        del change["inner"]
     if method == MAML:
-        change["inner"] = InnerConfig(steps=3, rows_per_step=recipe.inner.rows_per_step)
+        change["algorithm"] = FOMAML(learned=("theta", "rates", "scale"))
+        change["inner"] = InnerConfig(optimizer="adam", steps=3, rows_per_step=recipe.inner.rows_per_step)
         change["start"] = recipe.start.model_copy(update={"rate": 3e-3})
-    return recipe.model_copy(update=change)
+    kept = {name: getattr(recipe, name) for name in recipe.model_fields_set if name != "inner"}
+    return Recipe.model_validate({**kept, **change})
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from metatrain.inner.loop import trajectory
 from metatrain.inner.nets import EmbeddingTasks, Examples, NetTasks, classify, parameters, regress
 from metatrain.inner.optimizers import Optimizer
 from metatrain.inner.problem import Outer, start_rates
-from metatrain.meta.algorithms import ANIL, IMAML, MAML, Algorithm, MetaSGD, ProtoNet, Reptile
+from metatrain.meta.algorithms import ANIL, FOMAML, IMAML, MAML, Algorithm, MetaSGD, ProtoNet, Reptile
 from metatrain.meta.metagrad import Differentiation
 from metatrain.tasks.arrays import ArraySampler, read_npz
 from metatrain.tasks.episodes import EpisodeShape
@@ -73,7 +73,7 @@ class Run:
 
     def load_state(self) -> OuterState:
         """Return the state of the last checkpoint, or the initial state if there is none."""
-        return OuterState.load(self.folder / CHECKPOINT, self.identity) or OuterState.start(self.start)
+        return OuterState.load(self.folder / CHECKPOINT, self.identity) or OuterState.start(self.start, self.algorithm.learns)
 
 
 def train_and_test(runs: list[Run], minutes: float | None) -> list[Row]:
@@ -171,17 +171,15 @@ def sinusoid_runs() -> list[Run]:
         return tasks(part, step, steps, ("4.",))
 
     theta = parameters(net)
-    outer = OuterConfig(steps=70_000, tasks=25, learning_rate=1e-3, rate_learning_rate=1e-3, clip=1e9, warmup=0)
+    outer = OuterConfig(steps=70_000, tasks=25, learning_rate=1e-3, rate_learning_rate=1e-3, clip=None, warmup=0, decay="none")
     sgd, slow = Optimizer("sgd"), Outer(theta, start_rates(theta, 0.01))
-    base = Run(
-        "sinusoid, 5-shot", "sinusoid, 5-shot, 1 step", "MAML", MAML(order="second"), tasks, slow, sgd, 1, 1, outer, 1.13, "MSE"
-    )
+    base = Run("sinusoid, 5-shot", "sinusoid, 5-shot, 1 step", "MAML", MAML(), tasks, slow, sgd, 1, 1, outer, 1.13, "MSE")
     by_parameter = Outer(theta, {name: torch.full((1, *leaf.shape), 0.01) for name, leaf in theta.items()})
-    plain = outer.model_copy(update={"optimizer": "sgd", "learning_rate": 1.0})
+    plain = outer.model_copy(update={"optimizer": "sgd", "learning_rate": 1.0, "decay": "linear"})
     imaml = IMAML(strength=2.0, gradient=Differentiation(mode="implicit", iterations=5, damping=10.0))
     runs = [
         base,
-        replace(base, system="FOMAML", algorithm=MAML(order="first"), paper=None),
+        replace(base, system="FOMAML", algorithm=FOMAML(), paper=None),
         replace(base, system="Meta-SGD", algorithm=MetaSGD(), start=by_parameter, paper=0.90),
         replace(base, system="ANIL", algorithm=ANIL(), tasks=last_layer_tasks, paper=None),
         replace(base, system="Reptile", algorithm=Reptile(), steps=5, outer=plain, paper=None),
@@ -283,10 +281,12 @@ def omniglot_runs(data: Path, ways: int) -> list[Run]:
     theta = {name: leaf.cpu() for name, leaf in parameters(omniglot.net).items()}
     maml_paper, imaml_paper = {5: (98.7, 99.16), 20: (95.8, 94.46)}[ways]
     rate, steps, tested_steps = (0.4, 1, 3) if ways == 5 else (0.1, 5, 5)
-    outer = OuterConfig(steps=60_000, tasks=omniglot.count, learning_rate=1e-3, rate_learning_rate=1e-3, clip=1e9, warmup=0)
+    outer = OuterConfig(
+        steps=60_000, tasks=omniglot.count, learning_rate=1e-3, rate_learning_rate=1e-3, clip=None, warmup=0, decay="none"
+    )
     case = f"Omniglot, {ways}-way 1-shot"
     start, sgd = Outer(theta, start_rates(theta, rate)), Optimizer("sgd")
-    maml = Run(case, case, "MAML", MAML(order="second"), omniglot.tasks, start, sgd, steps, tested_steps, outer, maml_paper, "%")
+    maml = Run(case, case, "MAML", MAML(), omniglot.tasks, start, sgd, steps, tested_steps, outer, maml_paper, "%")
     imaml = replace(
         maml,
         system="iMAML",
@@ -303,9 +303,11 @@ def _five_way_runs(maml: Run, omniglot: Omniglot, theta: dict[str, Tensor]) -> l
     """Return the runs that are trained only 5-way. They have MAML's settings except for those given here."""
     embedding = Outer({name: leaf.cpu() for name, leaf in parameters(omniglot.embedding).items()}, {})
     by_parameter = Outer(theta, {name: torch.full((1, *leaf.shape), 0.4) for name, leaf in theta.items()})
-    reptile = maml.outer.model_copy(update={"optimizer": "sgd", "learning_rate": 1.0, "steps": 100_000, "tasks": 5})
+    reptile = maml.outer.model_copy(
+        update={"optimizer": "sgd", "learning_rate": 1.0, "decay": "linear", "steps": 100_000, "tasks": 5}
+    )
     return [
-        replace(maml, system="FOMAML", algorithm=MAML(order="first"), paper=98.3),
+        replace(maml, system="FOMAML", algorithm=FOMAML(), paper=98.3),
         replace(maml, system="Meta-SGD", algorithm=MetaSGD(), start=by_parameter, paper=99.53),
         replace(maml, system="ANIL", algorithm=ANIL(), tasks=omniglot.last_layer_tasks, paper=None),
         replace(

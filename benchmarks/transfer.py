@@ -257,7 +257,7 @@ def _from_zero(base: Base, recipe: Recipe) -> Initialization:
     """
     theta = base.attach(recipe.delta).initial(torch.Generator().manual_seed(0))
     rates = {name: torch.tensor([3e-3 if name in HEAD_LEAVES else 1e-3]) for name in (*theta, *HEAD_LEAVES)}
-    return Initialization("from-zero", base.spec, recipe.delta, recipe.recorded_inner, theta, rates, SCALE, "none", {})
+    return Initialization("from-zero", base.spec, recipe.delta, recipe.inner, theta, rates, SCALE, "none", {})
 
 
 @click.command()

@@ -113,6 +113,29 @@ def _show_event(bar: "tqdm[Any]", event: dict[str, Any]) -> None:
 
 
 @main.command()
+@click.argument("recipe_file", type=click.Path(path_type=Path))
+def upgrade(recipe_file: Path) -> None:
+    """Print RECIPE_FILE, a recipe of version 1, as version 2.
+
+    The result states all defaults of version 1 that version 2 has changed.
+    """
+    import yaml
+
+    from metatrain.training.recipe import Recipe, read_yaml, validated
+    from metatrain.training.upgrade import upgraded
+
+    try:
+        content = read_yaml(recipe_file, "recipe")
+        if not isinstance(content, dict) or "version" in content or "algorithm" not in content:
+            raise RecipeError(f"{recipe_file}: expected a recipe of version 1, which has an algorithm and no version")
+        recipe = upgraded(content)
+        validated(recipe, recipe_file, Recipe)
+    except MetatrainError as error:
+        _fail(error)
+    click.echo(yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True, default_flow_style=None, width=120), nl=False)
+
+
+@main.command()
 @click.argument("space_file", type=click.Path(path_type=Path))
 @click.option("--data", type=click.Path(path_type=Path), default=Path(), help="Folder that the space's paths are relative to.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the finished candidates.  [default: runs/NAME]")
@@ -169,7 +192,7 @@ def evaluate(
     from metatrain.artifacts.initialization import load_initialization
     from metatrain.inner.encoded import Encoded
     from metatrain.models.loading import load_base
-    from metatrain.serving.probe import probe
+    from metatrain.serving.probe_cache import probe_once
     from metatrain.tasks.episodes import EpisodeSampler, EpisodeShape
     from metatrain.tasks.jsonl import STARTER, read_jsonl
     from metatrain.training.evaluate import evaluate as score
@@ -181,7 +204,7 @@ def evaluate(
         episodes = [sampler.episode(i, EpisodeShape(ways, shots, queries)) for i in range(count)]
         loaded = [load_initialization(folder, base) for folder in initializations or (DEFAULT_INITIALIZATION,)]
         for init in loaded:
-            probe(base, base.attach(init.delta))
+            probe_once(base, base.attach(init.delta))
         systems = [(frozen_prototypes(base), None), (lora_from_zero(base), None), *((init, steps) for init in loaded)]
         encoded, frozen = Encoded(base), None
         rows: list[dict[str, Any]] = []

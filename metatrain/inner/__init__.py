@@ -1,4 +1,4 @@
-"""The inner loop, the only one, with its optimizers and the tasks that it runs on.
+"""The inner loop, its optimizers, and the tasks that it runs on.
 
-Meta-training and serving call the same loop.
+There is one inner loop: meta-training and serving both call it.
 """

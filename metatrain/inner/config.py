@@ -1,4 +1,4 @@
-"""The inner loop as an initialization records it."""
+"""The configuration of the inner loop, as an initialization records it."""
 
 import math
 from typing import Annotated, Literal
@@ -7,16 +7,23 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from metatrain.inner.optimizers import Optimizer, OptimizerName
 from metatrain.models.inputs.augment import Augmentation
+from metatrain.options import UsedWith
 from metatrain.readouts.objectives import ObjectiveName
 
-Objective = Annotated[dict[ObjectiveName, Annotated[float, Field(gt=0)]], Field(min_length=1)]  # a mixture, by weights
+Objective = Annotated[dict[ObjectiveName, Annotated[float, Field(gt=0)]], Field(min_length=1)]
+"""The weighted sum of losses that the inner steps minimise: {name: weight}."""
+
 _MOST_PARTS = 4
 
 
 class HardSteps(BaseModel):
-    """`steps` in all, where that is more, for a hard support set: one whose leave-one-out accuracy under θ is below `below`, that
-    is the share of its rows nearest to the prototype of their own class when that is made without them. Not asked below `shots`
-    examples a class, where prototypes that miss a row say little."""
+    """More inner steps for hard support sets.
+
+    A support set is hard if its leave-one-out accuracy under θ is below `below`. This accuracy is the share of its rows whose
+    nearest prototype is that of their own class, with the row itself left out of the prototype. A hard support set takes `steps`
+    steps in total, if that is more than its own number. Support sets with fewer than `shots` examples a class are not tested: a
+    prototype that misses one of so few rows says little.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -26,8 +33,11 @@ class HardSteps(BaseModel):
 
 
 class InParts(BaseModel):
-    """Of a support set of more than `rows_per_step` rows: the objective, and of how many parts at most each is given the steps of a
-    support set taken whole."""
+    """The inner loop on support sets of more than `rows_per_step` rows, which are taken in parts.
+
+    `objective` replaces `InnerConfig.objective` there. The number of steps is that of a whole support set times the number of
+    parts, but at most times `most`.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -36,55 +46,61 @@ class InParts(BaseModel):
 
 
 class InnerConfig(BaseModel):
-    """How an initialization is adapted; recorded in it, so that serving runs the loop it was meta-trained through (`meta_trained`),
-    and what was found to help single requests beyond it (`hard_steps`, `in_parts`)."""
+    """The settings with which an initialization is adapted.
+
+    The initialization records them, so that serving runs the same loop as meta-training (`meta_trained`). `hard_steps`
+    and `in_parts` are used only when serving: they help single requests.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     objective: Objective = {"cross_entropy": 1.0}
     head: Literal["linear", "prototypes"] = "linear"
-    head_steps: int = Field(default=0, ge=0, le=1000, description="of the head alone, after an inner loop of at least one step")
+    head_steps: int = Field(
+        default=0, ge=0, le=1000, description="steps of only the head, after an inner loop of at least one step"
+    )
     optimizer: OptimizerName = "adam"
     steps: int = Field(default=5, ge=0, le=100)
     steps_by_shots: dict[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=0, le=100)]] = Field(
-        default={}, description="steps from this many examples a class on, instead of `steps`"
+        default={}, description="{shots: steps}: the steps for at least so many examples a class, instead of `steps`"
     )
     hard_steps: HardSteps | None = Field(
-        default=None, description="more steps for hard support sets, where any are taken; not while meta-training"
+        default=None, description="more steps for hard support sets that take at least one; only when serving"
     )
-    rows_per_step: int = Field(
+    rows_per_step: Annotated[int, UsedWith("moved", "all")] = Field(
         default=128,
         ge=1,
-        description="a larger support set is walked through in seeded parts, with the steps for each of at most "
-        f"{_MOST_PARTS} of them, or of `in_parts.most`",
+        description="a larger support set is taken in seeded parts; its number of steps is multiplied by the number of parts, at "
+        f"most by {_MOST_PARTS}, or by `in_parts.most`",
     )
-    in_parts: InParts | None = Field(default=None, description="of a larger support set; not while meta-training")
-    beta1: float = Field(default=0.9, ge=0, lt=1)
-    beta2: float = Field(default=0.999, ge=0, lt=1)
-    epsilon: float = Field(default=1e-8, gt=0)
+    in_parts: InParts | None = Field(default=None, description="the objective for a larger support set; only when serving")
+    beta1: Annotated[float, UsedWith("optimizer", "adam", "momentum")] = Field(default=0.9, ge=0, lt=1)
+    beta2: Annotated[float, UsedWith("optimizer", "adam")] = Field(default=0.999, ge=0, lt=1)
+    epsilon: Annotated[float, UsedWith("optimizer", "adam")] = Field(default=1e-8, gt=0)
     augmentation: Augmentation | None = None
     proximal: float = Field(default=0.0, ge=0, description="λ of a term λ/2 ‖φ − φ_0‖² of the inner objective")
     moved: Literal["all", "head"] = Field(
-        default="all", description="what the steps move: delta and head, or the head alone (ANIL)"
+        default="all", description="what the steps move: the delta and the head, or only the head (ANIL)"
     )
 
     @model_validator(mode="after")
-    def _head_is_taught(self) -> "InnerConfig":
+    def _combination_is_valid(self) -> "InnerConfig":
         if self.head == "linear" and "cross_entropy" not in self.objective:
-            raise ValueError('head: a linear head moves by cross_entropy alone; add it to objective, or expected head "prototypes"')
+            raise ValueError('head: a linear head learns only from cross_entropy; add it to objective, or set head to "prototypes"')
         if self.head == "linear" and self.head_steps:
             raise ValueError('head_steps: expected 0 with head "linear", which moves along with the delta')
         if self.moves_head_alone and self.augmentation is not None:
-            raise ValueError('augmentation: expected none with moved "head", whose features stand still')
+            raise ValueError('augmentation: expected none with moved "head", whose features are computed once')
         if self.moves_head_alone and self.in_parts is not None:
-            raise ValueError('in_parts: expected none with moved "head", whose support set is taken whole')
+            raise ValueError('in_parts: expected none with moved "head", which takes every support set whole')
         if self.head == "linear" and self.in_parts is not None and "cross_entropy" not in self.in_parts.objective:
-            raise ValueError("in_parts.objective: expected cross_entropy among it, by which alone a linear head moves")
+            raise ValueError("in_parts.objective: expected cross_entropy in it, because a linear head learns from nothing else")
         if self.moves_head_alone and self.head != "linear":
             raise ValueError('moved: "head" needs head "linear", got "prototypes", which no step moves')
         if self.hard_steps is not None and not 0 < self.most_steps < self.hard_steps.steps:
             raise ValueError(
-                f"hard_steps.steps: expected more than the {self.most_steps} of other support sets, and those at least 1"
+                f"hard_steps.steps: expected more than the {self.most_steps} of other support sets, which take at least 1; "
+                f"got {self.hard_steps.steps}"
             )
         for key, rows in (("objective", 1), ("in_parts.objective", self.rows_per_step + 1)):
             if not self.teaches_one_shot(rows) and self.steps_for(1, 1) > 0:
@@ -100,7 +116,7 @@ class InnerConfig(BaseModel):
 
     @property
     def meta_trained(self) -> "InnerConfig":
-        """The loop that meta-training and its validation go through: without what is for single requests."""
+        """The configuration for meta-training and its validation: without what is only for serving."""
         return self.model_copy(update={"hard_steps": None, "in_parts": None})
 
     @property
@@ -108,28 +124,31 @@ class InnerConfig(BaseModel):
         return self.moved == "head"
 
     def steps_for(self, examples: int, classes: int) -> int:
-        """Inner steps for a support set: what is recorded for its mean shots (examples / classes), for each of the parts that it is
-        walked through in, up to a number of them: more examples need more steps, but not for ever."""
-        reached = [shots for shots in self.steps_by_shots if examples >= shots * classes]
-        each = self.steps_by_shots[max(reached)] if reached else self.steps
+        """Return the number of inner steps for a support set of so many examples and classes.
+
+        It is the number for the mean shots, examples / classes, times the number of parts that the support set is taken in. The
+        factor is bounded: more examples need more steps, but only up to a point.
+        """
+        thresholds = [shots for shots in self.steps_by_shots if examples >= shots * classes]
+        steps = self.steps_by_shots[max(thresholds)] if thresholds else self.steps
         parts = 1 if self.moves_head_alone else math.ceil(examples / self.rows_per_step)
         most = _MOST_PARTS if self.in_parts is None else self.in_parts.most
-        return each * min(most, max(1, parts))
+        return steps * min(most, max(1, parts))
 
     def objective_for(self, rows: int) -> Objective:
-        """What a support set of so many rows is taught with."""
+        """Return the objective for a support set of so many rows."""
         return self.objective if self.in_parts is None or rows <= self.rows_per_step else self.in_parts.objective
 
     def asks(self, examples: int, classes: int) -> bool:
-        """Whether such a support set's own accuracy decides on the steps (`hard_steps`)."""
+        """Return True if `hard_steps` applies: such a support set's accuracy decides its number of steps."""
         hard = self.hard_steps
         return hard is not None and examples >= hard.shots * classes and 0 < self.steps_for(examples, classes) < hard.steps
 
     def teaches_one_shot(self, rows: int) -> bool:
-        """The objective for a support set of so many rows can learn from classes of one example each."""
+        """Return True if a support set of so many rows can learn from classes of one example each."""
         return "cross_entropy" in self.objective_for(rows) or self.augmentation is not None
 
     @property
     def most_steps(self) -> int:
-        """Over all shots, for a support set that is taken whole."""
+        """The largest number of steps for any number of shots, for a support set that is taken whole."""
         return max(self.steps, *self.steps_by_shots.values()) if self.steps_by_shots else self.steps

@@ -15,11 +15,11 @@ from metatrain.readouts.classes import ClassTargets
 from metatrain.tasks.episodes import Episode
 
 Pairs = Sequence[tuple[str, int]]
-_ROWS = 256  # of one forward pass that keeps no graph
+_ROWS = 256  # rows of one forward pass without a graph
 
 
 class Encoded:
-    """Encoded rows by raw example: training meets the same examples thousands of times.
+    """A cache of encoded rows by raw example: training draws the same examples thousands of times.
 
     `max_length` cuts texts shorter than the base model's own limit, for training on sets with a few very long texts.
     """
@@ -29,7 +29,10 @@ class Encoded:
         self._rows: dict[Hashable, Any] = {}
 
     def rows(self, tasks: Sequence[Sequence[Any]]) -> list[Any]:
-        """Encode the raw examples of T tasks to T·M rows, task-major, M those of the longest task, None for padding."""
+        """Encode the raw examples of T tasks to T·M rows, task-major.
+
+        M is the number of examples of the largest task; None is a padding row.
+        """
         new = sorted({raw for raws in tasks for raw in raws} - self._rows.keys())
         if new:
             self._rows |= zip(new, self.base.inputs.encode(new, self.max_length), strict=True)
@@ -41,29 +44,32 @@ class Encoded:
 
     @torch.no_grad()
     def features(self, raws: Sequence[Any], delta: Delta | None = None, updated: Leaves = MappingProxyType({})) -> Tensor:
-        """Features [N, D] of each example, in passes of a bounded number of rows that keep no graph. `delta`: folded, of one
-        group; `updated`: as in `Backbone.hidden`."""
+        """Return the features [N, D] of N examples.
+
+        They are computed without a graph, in passes of a bounded number of rows. `delta`: folded, of one group; None for the base
+        model itself. `updated`: as in `Backbone.hidden`.
+        """
         parts = [raws[i : i + _ROWS] for i in range(0, len(raws), _ROWS)]
         batches = [self.base.inputs.collate(self.rows([part])) for part in parts]
         return torch.cat([self.base.features(delta, batch, updated=updated) for batch in batches])
 
     def support(self, tasks: Sequence[Pairs]) -> Support[ClassTargets]:
-        """The support sets of T classification tasks, as (text, class) pairs."""
+        """Return the support sets of T classification tasks, each given as (text, class) pairs."""
         rows = self.rows([[raw for raw, _ in pairs] for pairs in tasks])
         return Support(rows, ClassTargets.of(_labels(tasks, self.base.device)))
 
     def query(self, tasks: Sequence[Pairs]) -> Query[ClassTargets]:
-        """The query sets of T classification tasks, as (text, class) pairs."""
+        """Return the query sets of T classification tasks, each given as (text, class) pairs."""
         batch = self.base.inputs.collate(self.rows([[raw for raw, _ in pairs] for pairs in tasks]), len(tasks))
         return Query(batch, ClassTargets.of(_labels(tasks, self.base.device)))
 
     def batch(self, episodes: Sequence[Episode]) -> tuple[Support[ClassTargets], Query[ClassTargets]]:
-        """Support and query sets of T episodes."""
+        """Return the support and query sets of T episodes."""
         return self.support([e.support for e in episodes]), self.query([e.query for e in episodes])
 
 
 def _labels(tasks: Sequence[Pairs], device: torch.device) -> Tensor:
-    """Class indices [T, M] int64, −1 for padding."""
+    """Return class indices [T, M] int64, −1 for padding."""
     width = max(len(pairs) for pairs in tasks)
     labels = torch.full((len(tasks), width), -1, dtype=torch.int64)
     for t, pairs in enumerate(tasks):

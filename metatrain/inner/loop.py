@@ -1,12 +1,12 @@
-"""The inner loop: θ → φ in a few gradient steps on the support set. The only one; meta-training and serving both call it.
+"""The inner loop: θ → φ in a few gradient steps on the support set, for meta-training and serving.
 
-    φ_0 = start(θ)                                      with what starts from the support set, such as a head of prototypes
+    φ_0 = start(θ)                                      may also read the support set, e.g. for a head of prototypes
     g_k = ∇_φ L_support(φ_k)
     φ_{k+1} = φ_k − α_k ⊙ u(g_0 … g_k)                  u: `metatrain.inner.optimizers`
 
 with one learned rate α per leaf, per leaf and step, or per parameter. T tasks run side by side along the leading axis of every
-leaf; a task's loss is its own mean, and the losses are summed, so no task feels its neighbours. What the losses and the start are
-is the business of the tasks (`metatrain.inner.problem.Tasks`; on a text encoder `metatrain.inner.supervised`).
+leaf. Each loss is the mean over one task's rows, and the gradient is that of their sum, so no task influences another. The tasks
+define the losses and the start (`metatrain.inner.problem.Tasks`; on a base model `metatrain.inner.supervised`).
 
 Finn et al. 2017 (arXiv:1703.03400), alg. 1; rates as in Li et al. 2017 (arXiv:1707.09835) and Antoniou et al. 2019
 (arXiv:1810.09502, §4).
@@ -31,8 +31,11 @@ Order = Literal["first", "second"]
 
 @dataclass(frozen=True)
 class Point:
-    """φ after `step` of `of` inner steps, leaves [T, …], the support loss before each step taken, [T] each, the optimizer's
-    moments, and the start of the steps."""
+    """The state of the inner loop after `step` of `of` steps.
+
+    `phi`: φ_step, leaves [T, …]. `losses`: the inner loss before each step taken, [T] each. `moments`: the optimizer's state.
+    `start`: the start of the steps.
+    """
 
     step: int
     of: int
@@ -42,7 +45,7 @@ class Point:
     start: Start
 
     def only(self, which: Sequence[int]) -> "Point":
-        """These of its tasks."""
+        """Return the point with only these of its tasks."""
         index = list(which)
         phi, moments = ({name: leaf[index] for name, leaf in leaves.items()} for leaves in (self.phi, self.moments))
         losses = tuple(loss[index] for loss in self.losses)
@@ -58,23 +61,24 @@ def adapt(
     order: Order = "first",
     deadline: float = math.inf,
 ) -> Point:
-    """Run the inner loop to its end: `steps` of it, or as many as the tasks take.
+    """Run the inner loop to its end and return the last point.
 
-    Gradients flow from the result to whatever of `outer` requires them; with order="first" the g_k are constants (FOMAML) while
-    everything else is kept, with order="second" they are differentiated too. Where nothing requires a gradient (serving) no outer
-    graph is built. `deadline` is on `time.monotonic`, looked at between steps.
+    It takes `steps` steps; if None, the largest number that any of the tasks takes. Gradients flow from the result to every part of
+    `outer` that requires them. With order="first" the g_k are constants (FOMAML) and everything else is differentiated; with
+    order="second" the g_k are differentiated too. If nothing requires a gradient, as in serving, no outer graph is built.
+    `deadline` is a time of `time.monotonic`, checked between steps.
 
-    Raises NonFinite for a loss that is not a number, DeadlineExceeded, ValueError for order="second" on tasks that have no second
+    Raises NonFinite for a loss that is not finite, DeadlineExceeded, ValueError for order="second" on tasks without a second
     derivative, and what the tasks raise.
     """
     for point in trajectory(tasks, outer, optimizer, steps=steps, order=order):
         if point.step < point.of and time.monotonic() > deadline:
-            raise late(point.step, point.of)
+            raise deadline_exceeded(point.step, point.of)
     return point
 
 
-def late(step: int, of: int) -> DeadlineExceeded:
-    """What became of a task that was still at its steps when the deadline came."""
+def deadline_exceeded(step: int, of: int) -> DeadlineExceeded:
+    """Return the error for a task that had taken only `step` of its `of` steps at the deadline."""
     return DeadlineExceeded(f"the inner loop passed its deadline after {step} of {of} steps")
 
 
@@ -88,10 +92,10 @@ def trajectory(
     begun: Point | None = None,
     rate_step: int | None = None,
 ) -> Iterator[Point]:
-    """Run the inner loop, yielding the points that it passes: φ_0 … φ_K, or those after `begun`, which says how many there are.
+    """Run the inner loop and yield the points φ_0 … φ_K.
 
-    `rate_step`: the step whose rates all steps take (−1: the last one's); each step its own if None. Other arguments and errors as
-    `adapt`.
+    With `begun` it continues after that point, up to `begun.of` steps, and yields only the points after it. `rate_step`: the step
+    whose rates all steps use (−1: the last one); if None, each step uses its own. Other arguments and errors are as in `adapt`.
     """
     second = order == "second"
     if second and tasks.no_second_derivative is not None:
@@ -107,7 +111,7 @@ def trajectory(
     phi, losses, moments = begun.phi, begun.losses, begun.moments
     for step in range(begun.step, begun.of):
         loss, gradients = support_gradient(tasks, phi, seen, step, start, graph=second)
-        start = replace(start, first=None)  # its graph is not needed any longer
+        start = replace(start, first=None)  # frees its graph
         with torch.set_grad_enabled(keeps_graph):
             phi, moments = move(optimizer, phi, moments, gradients, outer.rates, step, rate_step)
         losses = (*losses, loss)
@@ -117,17 +121,18 @@ def trajectory(
 def support_gradient(
     tasks: Tasks, phi: Leaves, outer: Outer, step: int, start: Start, *, graph: bool
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The inner loss at φ_k, [T], without its graph, and g_k; `graph`: differentiable in φ_k and in what the loss reads of `outer`.
+    """Return the inner loss at φ_k, [T], without its graph, and its gradient g_k.
 
-    Raises NonFinite for a loss that is not a number.
+    With `graph`, g_k is differentiable in φ_k and in what the loss reads of `outer`. Raises NonFinite for a loss that is not
+    finite.
     """
-    live = {name: _live(leaf, graph) for name, leaf in phi.items()}
+    live = {name: _requiring_grad(leaf, graph) for name, leaf in phi.items()}
     with torch.enable_grad():
         loss = inner_loss(tasks, live, outer, step, start)
         if not torch.isfinite(loss).all():
             raise NonFinite(f"the support loss is not finite at inner step {step}")
-        found = torch.autograd.grad(loss.sum(), list(live.values()), create_graph=graph)
-    return loss.detach(), dict(zip(live, found, strict=True))
+        gradients = torch.autograd.grad(loss.sum(), list(live.values()), create_graph=graph)
+    return loss.detach(), dict(zip(live, gradients, strict=True))
 
 
 def move(
@@ -139,19 +144,25 @@ def move(
     step: int,
     rate_step: int | None = None,
 ) -> tuple[dict[str, Tensor], Moments]:
-    """φ_{k+1} and the optimizer's moments: a function of its tensors alone, differentiable in all of them."""
+    """Return φ_{k+1} = φ_k − α_k ⊙ u and the optimizer's moments, differentiable in all tensor arguments.
+
+    `rate_step`: the step whose rates are used; `step` itself if None.
+    """
     after, moves = optimizer.update(moments, gradients, step)
-    at = step if rate_step is None else rate_step
-    return {name: leaf - rate(rates[name], at) * moves[name] for name, leaf in phi.items()}, after
+    rate_step = step if rate_step is None else rate_step
+    return {name: leaf - rate(rates[name], rate_step) * moves[name] for name, leaf in phi.items()}, after
 
 
 def rate(rates: Tensor, step: int) -> Tensor:
-    """α of step number `step`: entry min(k, S − 1) of [S, …]."""
+    """Return α of step number `step`: entry min(step, S − 1) of [S, …]."""
     return rates[min(step, rates.shape[0] - 1)]
 
 
-def _live(leaf: Tensor, graph: bool) -> Tensor:
-    """What a gradient is taken at: cut off from what made it in first order, and where nothing did."""
+def _requiring_grad(leaf: Tensor, graph: bool) -> Tensor:
+    """Return a tensor equal to `leaf` that a gradient can be taken at.
+
+    It is `leaf` itself if the gradient must stay connected to the graph that made it (`graph`), otherwise detached from that graph.
+    """
     if leaf.requires_grad and (graph or leaf.is_leaf):
         return leaf
     return leaf.detach().requires_grad_()

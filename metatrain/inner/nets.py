@@ -1,9 +1,10 @@
-"""T tasks for all the parameters of a small net: `metatrain.inner.problem.Tasks` for any `nn.Module` that fits `torch.func`.
+"""T tasks on a small net, whose parameters are the leaves of φ: `NetTasks` implements `Tasks`.
 
     f(φ_t, x_t)     every parameter of the net is a leaf of φ, [T, …]; buffers are shared and must not change in a forward pass
 
-`torch.func.vmap` over the task axis runs T copies of the net in one pass. It is for small nets alone: over a Hugging Face encoder
-it fails, and a stack of T encoders fits nowhere (`metatrain.inner.supervised` is for those).
+`torch.func.vmap` over the task axis runs T copies of the net in one pass, so the `nn.Module` must work with `torch.func`. This is
+only for small nets: vmap fails over a Hugging Face encoder, and T copies of an encoder do not fit in memory. For those there is
+`metatrain.inner.supervised`.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ from torch.func import functional_call, vmap
 from metatrain.inner.problem import Leaves, Outer, Start, stack
 
 Loss = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""(outputs [T, M, …], targets [T, M, …]) → the mean loss of each task [T] and a score, higher is better [T]."""
+"""(outputs [T, M, …], targets [T, M, …]) → each task's mean loss [T], and its score [T], where higher is better."""
 
 
 @dataclass(frozen=True)
@@ -28,24 +29,27 @@ class Examples:
 
 
 def classify(outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean cross-entropy and accuracy: outputs [T, M, C], labels [T, M]."""
+    """Return mean cross-entropy [T] and accuracy [T], for outputs [T, M, C] and labels [T, M]."""
     rows = nn.functional.cross_entropy(outputs.transpose(1, 2), labels, reduction="none")
     return rows.mean(1), (outputs.argmax(-1) == labels).to(outputs.dtype).mean(1)
 
 
 def regress(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean squared error, and its negative as the score: both [T, M, …]."""
+    """Return mean squared error [T], and its negative as the score [T], for two [T, M, …]."""
     error = (outputs - targets).square().flatten(1).mean(1)
     return error, -error
 
 
 class NetTasks:
-    """T tasks of one net. `moved`: beginnings of the names of the parameters that the inner loop moves, all where empty; the others
-    stay θ (ANIL: the last layer moves). `rows_per_step`: inner steps take so many rows of the support set in turn, in the order in
-    which it has them, from the beginning again after its last whole share; all of it where None, as iMAML wants it, whose Hessian
-    would be of a part alone.
+    """T tasks of one net, with their support and query examples.
 
-    Raises ValueError where `moved` names none, or the support set does not have so many rows."""
+    `moved`: prefixes of the names of the parameters that the inner loop moves, all parameters if empty. The others stay at θ, as in
+    ANIL, where only the last layer moves. `rows_per_step`: each inner step takes the next so many rows of the support set, in
+    order, and starts again after the last complete part. If None, each step takes all rows. iMAML needs that: otherwise its Hessian
+    would be that of one part.
+
+    Raises ValueError if `moved` matches no parameter, or if the support set has fewer rows than `rows_per_step`.
+    """
 
     no_second_derivative: str | None = None
     no_differences: str | None = None
@@ -67,7 +71,7 @@ class NetTasks:
         names = [name for name, _ in net.named_parameters()]
         self.moved = [name for name in names if not moved or name.startswith(tuple(moved))]
         if not self.moved:
-            raise ValueError(f"moved: expected the beginning of a parameter's name ({', '.join(names)}), got {', '.join(moved)}")
+            raise ValueError(f"moved: expected prefixes of parameter names ({', '.join(names)}), got {', '.join(moved)}")
         self.rows_per_step = support.x.shape[1] if rows_per_step is None else rows_per_step
         if not 1 <= self.rows_per_step <= support.x.shape[1]:
             raise ValueError(f"rows_per_step: expected 1 to {support.x.shape[1]}, the rows of a support set, got {rows_per_step}")
@@ -88,20 +92,22 @@ class NetTasks:
         return self.loss(self.outputs(phi, outer, self.query.x), self.query.y)
 
     def outputs(self, phi: Leaves, outer: Outer, x: Tensor) -> Tensor:
-        """f(φ_t, x_t) for every task, [T, M, …]."""
-        still = {name: leaf for name, leaf in outer.theta.items() if name not in phi}
+        """Return f(φ_t, x_t) of every task, [T, M, …]."""
+        shared = {name: leaf for name, leaf in outer.theta.items() if name not in phi}
 
-        def one(own: dict[str, Tensor], rows: Tensor) -> Tensor:
-            found: Tensor = functional_call(self.net, {**still, **own}, (rows,))
-            return found
+        def one_task(phi_t: dict[str, Tensor], rows: Tensor) -> Tensor:
+            outputs: Tensor = functional_call(self.net, {**shared, **phi_t}, (rows,))
+            return outputs
 
-        together: Tensor = vmap(one)(dict(phi), x)
-        return together
+        outputs: Tensor = vmap(one_task)(dict(phi), x)
+        return outputs
 
 
 class EmbeddingTasks(NetTasks):
-    """Classification by the nearest prototype of the net's outputs: logits −‖f − p_c‖² (Snell et al. 2017, arXiv:1703.05175,
-    eq. 2). The support loss is that of each row against the prototypes that it is itself a part of."""
+    """Classification by the nearest prototype of the net's outputs, with logits −‖f − p_c‖².
+
+    Snell et al. 2017 (arXiv:1703.05175), eq. 2. The support loss classifies each support row by prototypes that include that row.
+    """
 
     def __init__(self, net: nn.Module, support: Examples, query: Examples, *, steps: int) -> None:
         super().__init__(net, support, query, classify, steps=steps)
@@ -113,7 +119,7 @@ class EmbeddingTasks(NetTasks):
         return classify(self._logits(phi, outer, self.query.x), self.query.y)
 
     def _logits(self, phi: Leaves, outer: Outer, x: Tensor) -> Tensor:
-        """[T, M, C]"""
+        """Return the logits −‖f(x) − p_c‖², [T, M, C]."""
         members = nn.functional.one_hot(self.support.y).to(x.dtype)
         sums = torch.einsum("tmc,tmd->tcd", members, self.outputs(phi, outer, self.support.x))
         prototypes, rows = sums / members.sum(1).unsqueeze(-1), self.outputs(phi, outer, x)
@@ -123,5 +129,5 @@ class EmbeddingTasks(NetTasks):
 
 
 def parameters(net: nn.Module) -> dict[str, Tensor]:
-    """One task's θ: the net's parameters as they are now, float32 or as they are."""
+    """Return θ: a copy of the net's present parameters, in their own dtype."""
     return {name: parameter.detach().clone() for name, parameter in net.named_parameters()}

@@ -1,4 +1,4 @@
-"""Inner optimizers as pure functions of tensors, so that every way of differentiating the inner loop meets the same update.
+"""Inner optimizers as pure functions of tensors, so that all gradient modes use the same update.
 
     (state', u) = update(state, g, k)          φ_{k+1} = φ_k − α_k ⊙ u
 
@@ -6,8 +6,12 @@
     momentum   m' = β₁ m + g,  u = m'
     Adam       m' = β₁ m + (1 − β₁) g,  v' = β₂ v + (1 − β₂) g²,  u = m̂ / √(v̂ + ε²)               m̂, v̂: bias-corrected
 
-ε stands inside Adam's root, so that a gradient that is zero still has a derivative (Kingma and Ba 2015, arXiv:1412.6980, alg. 1,
-has it outside; at g = 0 that root has none).
+Adam's ε is inside the root, so that the root has a derivative at zero. Kingma and Ba 2015 (arXiv:1412.6980), alg. 1, have it
+outside.
+
+Adam gives u = 0 to a parameter whose gradients have all been exactly zero, and the derivative of u there is taken as 0, not as 1/ε.
+As ε → 0, u tends to the sign of g, whose usual subgradient at 0 is 0. This matters for a LoRA that starts from B = 0, where the
+first gradient of A is zero: a slope of 1/ε = 1e8 would dominate an exact meta-gradient.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,7 +23,7 @@ from torch import Tensor
 
 OptimizerName = Literal["sgd", "momentum", "adam"]
 Moments = dict[str, Tensor]
-"""The state of an optimizer by name: `m.{leaf}`, `v.{leaf}`, each as its leaf. Empty before the first step: then all are zero."""
+"""The state of an optimizer by name: `m.{leaf}` and `v.{leaf}`, each with the shape of its leaf; empty for SGD."""
 Leaves = Mapping[str, Tensor]
 
 
@@ -31,11 +35,14 @@ class Optimizer:
     epsilon: float = 1e-8
 
     def start(self, phi: Leaves) -> Moments:
-        """Zero moments."""
+        """Return the state before the first step: zeros."""
         return {f"{moment}.{name}": torch.zeros_like(leaf) for moment in _KEPT[self.name] for name, leaf in phi.items()}
 
     def update(self, state: Leaves, gradients: Leaves, step: int) -> tuple[Moments, dict[str, Tensor]]:
-        """The state after step number `step` (from 0) and the moves u, differentiable in both arguments."""
+        """Return the state after step number `step` (from 0) and the moves u.
+
+        Both are differentiable in `state` and `gradients`.
+        """
         return _UPDATES[self.name](self, state, gradients, step)
 
 
@@ -56,7 +63,7 @@ def _adam(optimizer: Optimizer, state: Leaves, gradients: Leaves, step: int) -> 
         m = after[f"m.{name}"] = beta1 * state[f"m.{name}"] + (1 - beta1) * g
         v = after[f"v.{name}"] = beta2 * state[f"v.{name}"] + (1 - beta2) * g * g
         m_hat, v_hat = m / (1 - beta1 ** (step + 1)), v / (1 - beta2 ** (step + 1))
-        moves[name] = m_hat / (v_hat + optimizer.epsilon**2).sqrt()
+        moves[name] = torch.where(v_hat > 0, m_hat / (v_hat + optimizer.epsilon**2).sqrt(), 0.0)
     return after, moves
 
 

@@ -1,8 +1,8 @@
-"""What every meta-learning algorithm works on: T tasks side by side, as pure losses of parameters.
+"""The interface between meta-learning algorithms and tasks: T tasks as pure losses of parameters.
 
-A task's parameters φ are named leaves with a leading task axis; a loss of T tasks is [T], and no task's loss depends on another's
-leaves, so the gradient of the sum is every task's own gradient. What the outer loop moves, and what all tasks share, is one
-`Outer`.
+The parameters φ of T tasks are named leaves with a leading task axis. A loss of T tasks is [T]. No task's loss depends on another
+task's leaves, so the gradient of the sum of losses contains every task's own gradient. The parameters that the outer loop moves are
+shared by all tasks, in one `Outer`.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,14 +17,14 @@ Leaves = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Outer:
-    """What the outer loop moves.
+    """The parameters that the outer loop moves; all tasks share them.
 
-    `theta`: one task's start. `rates`: α of each leaf of φ, [S] or [S, *leaf]: step k takes entry min(k, S − 1). `scale`: s, the
-    inverse temperature, where the losses have one. `base`: parameters of the base model that the outer loop moves too, by their
-    names; every task sees the same.
+    `theta`: the start of the inner loop, without a task axis. `rates`: α of each leaf of φ, [S] or [S, *leaf]; step k uses entry
+    min(k, S − 1). `scale`: s, the inverse temperature; None if the losses have none. `base`: parameters of the base model that the
+    outer loop moves too, by their names in the model.
 
-    The outer optimizer sees it as `leaves()`, under the names of `values()`, in which rates and scale, being positive, stand as
-    their logarithms.
+    The outer optimizer moves `leaves()`: the tensors of `values()`, but the rates and the scale, which must stay positive, as their
+    logarithms.
     """
 
     theta: dict[str, Tensor]
@@ -33,7 +33,7 @@ class Outer:
     base: dict[str, Tensor] = field(default_factory=dict)
 
     def values(self) -> dict[str, Tensor]:
-        """Every tensor under one flat name."""
+        """Return all tensors under flat names: `theta.*`, `rates.*`, `base.*`, `scale`."""
         named = {f"theta.{n}": t for n, t in self.theta.items()} | {f"rates.{n}": t for n, t in self.rates.items()}
         named |= {f"base.{n}": t for n, t in self.base.items()}
         return named if self.scale is None else {**named, "scale": self.scale}
@@ -43,7 +43,7 @@ class Outer:
         return cls(_under("theta.", values), _under("rates.", values), values.get("scale"), _under("base.", values))
 
     def leaves(self) -> dict[str, Tensor]:
-        """What the outer optimizer moves, under flat names: `theta.*`, `log_rates.*`, `log_scale`."""
+        """Return what the outer optimizer moves: `theta.*`, `log_rates.*`, `base.*`, `log_scale`."""
         return {_leaf(name): t.log() if _is_positive(name) else t for name, t in self.values().items()}
 
     @classmethod
@@ -51,7 +51,7 @@ class Outer:
         return cls.from_values({n.removeprefix("log_"): t.exp() if n.startswith("log_") else t for n, t in leaves.items()})
 
     def gradients(self, of_values: Leaves) -> dict[str, Tensor]:
-        """From gradients for `values()` to gradients for `leaves()`: d/d(log a) = a · d/da."""
+        """Return gradients for `leaves()`, given those for `values()`: d/d(log a) = a · d/da."""
         values = self.values()
         return {_leaf(n): g * values[n] if _is_positive(n) else g for n, g in of_values.items()}
 
@@ -59,17 +59,20 @@ class Outer:
         return Outer.from_values({name: t.to(device) for name, t in self.values().items()})
 
     def detached(self, *, live: bool = False) -> "Outer":
-        """The same numbers without what made them; `live`: as leaves that a gradient can be taken at."""
+        """Return the same values, detached from the autograd graph.
+
+        With `live` they require a gradient, as leaves of a new graph.
+        """
         return Outer.from_values({name: t.detach().requires_grad_(live) for name, t in self.values().items()})
 
 
 @dataclass(frozen=True)
 class Start:
-    """What `Tasks.start` returns: all that the steps of T tasks share, as a value.
+    """The start of the inner loop of T tasks: φ_0, and what all steps share.
 
-    `phi`: φ_0, leaves [T, …], from which the proximal term measures. `steps`: how many steps each task takes. `shared`: tensors
-    [T, …] that the support losses read beside φ, made under the same outer values. `first`, where a first pass over the support
-    set was made at φ_0 already: the support loss of step 0 at φ_0, from that pass.
+    `phi`: φ_0, leaves [T, …]; the proximal term measures the distance from it. `steps`: the number of steps of each task. `shared`:
+    tensors [T, …] that the support losses read besides φ, computed under the same outer values. `first`: the support loss of step 0
+    as a function of φ and outer, if `Tasks.start` has already run the forward pass at φ_0; otherwise None.
     """
 
     phi: dict[str, Tensor]
@@ -78,12 +81,12 @@ class Start:
     first: Callable[[Leaves, Outer], Tensor] | None = None
 
     def detached(self) -> "Start":
-        """The same values, detached from the autograd graph."""
+        """Return the same values, detached from the autograd graph."""
         phi, shared = ({name: leaf.detach() for name, leaf in leaves.items()} for leaves in (self.phi, self.shared))
         return replace(self, phi=phi, shared=shared)
 
     def only(self, which: Sequence[int]) -> "Start":
-        """These of its tasks, after the first step."""
+        """Return the start of only these of its tasks, for use after step 0: without `first`."""
         index = list(which)
         phi, shared = ({name: leaf[index] for name, leaf in leaves.items()} for leaves in (self.phi, self.shared))
         return Start(phi, tuple(self.steps[t] for t in index), shared)
@@ -93,47 +96,53 @@ class Tasks(Protocol):
     """T tasks, with their support and query sets.
 
     Every method is a pure function of its arguments. `start`, `query_loss` and `support_loss` are differentiable in φ and in all
-    that they read of `outer` and of the start; `support_loss` as often as the mode of the meta-gradient needs.
+    that they read of `outer` and of the start. `support_loss` has as many derivatives as the mode of the meta-gradient needs.
     """
 
     @property
     def count(self) -> int:
-        """T"""
+        """The number of tasks, T."""
 
     @property
     def steps(self) -> int:
-        """The inner steps that are planned for these tasks, the most of them. `Start.steps` has those that each one takes."""
+        """The largest planned number of inner steps of these tasks; `Start.steps` has the actual ones."""
 
     @property
     def no_second_derivative(self) -> str | None:
-        """Why `support_loss` has no second derivative; None if it has one."""
+        """The reason why `support_loss` has no second derivative; None if it has one."""
 
     @property
     def no_differences(self) -> str | None:
-        """Why differences of gradients mean nothing; None if they mean something."""
+        """The reason why differences of gradients are useless, such as rounding; None if they are usable."""
 
     @property
     def proximal(self) -> float:
         """λ of the term λ/2 ‖φ − φ_0‖² that the inner loop adds to the support loss; 0 for none."""
 
     def start(self, outer: Outer) -> Start:
-        """φ_0, and what the steps share."""
+        """Return φ_0, and what the steps share."""
 
     def support_loss(self, phi: Leaves, outer: Outer, step: int, start: Start) -> Tensor:
-        """The inner objective of step number `step` at φ, [T], without the proximal term. `start`: as `start(outer)` gives it."""
+        """Return the inner objective of step number `step` at φ, [T], without the proximal term.
+
+        `start`: the result of `start(outer)`.
+        """
 
     def query_loss(self, phi: Leaves, outer: Outer, step: int, *, exact: bool = True) -> tuple[Tensor, Tensor]:
-        """What the outer loop judges φ by after `step` inner steps: loss [T], and accuracy (or another score) [T]. `exact`:
-        gradient steps that judging takes itself are differentiated too."""
+        """Return the query loss [T] and the accuracy, or another score, [T], of φ after `step` inner steps.
+
+        Some readouts take gradient steps of their own here. With `exact` they are differentiated, otherwise their gradients are
+        constants.
+        """
 
 
 def stack(theta: Leaves, tasks: int) -> dict[str, Tensor]:
-    """One start seen by T tasks: [...] → [T, ...] without a copy."""
+    """Return θ expanded to T tasks: [...] → [T, ...], without a copy."""
     return {name: leaf.unsqueeze(0).expand(tasks, *leaf.shape) for name, leaf in theta.items()}
 
 
 def start_rates(leaves: Iterable[str], rate: float, *, steps: int = 1) -> dict[str, Tensor]:
-    """The same inner rate for every leaf and each of `steps` steps."""
+    """Return the same inner rate for every leaf and each of `steps` steps: [steps] of each leaf."""
     return {name: torch.full((steps,), rate) for name in leaves}
 
 

@@ -1,4 +1,4 @@
-"""Support sets as rows: what the inner loop goes through, step by step."""
+"""Support sets as rows, and the batches that inner steps take from them."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -14,23 +14,26 @@ from metatrain.models.inputs.augment import Augmentation
 from metatrain.readouts.readout import Targets
 
 T = TypeVar("T", bound=Targets)
-_CHUNK_ROWS = 128  # rows of one forward pass that keeps no graph; bounds memory, changes no result beyond rounding
+_CHUNK_ROWS = 128  # rows of one forward pass without a graph: bounds memory, and changes results only by rounding
 
 
 @dataclass(frozen=True)
 class Support(Generic[T]):
-    """T support sets of M rows each: `rows` of T·M examples, task-major, None for padding, and what is right for them."""
+    """T support sets of M rows each.
+
+    `rows`: T·M encoded examples, task-major, None for padding. `targets`: their labels or outputs.
+    """
 
     rows: Sequence[Any]
     targets: T
 
     def columns(self, index: torch.Tensor) -> "Support[T]":
-        """The rows `index` [m] of every task."""
+        """Return the rows `index` [m] of every task."""
         tasks, width = self.targets.shape
         return Support([self.rows[t * width + i] for t in range(tasks) for i in index.tolist()], self.targets.columns(index))
 
     def only(self, which: Sequence[int]) -> "Support[T]":
-        """These of the tasks, without the rows that are padding in all of them."""
+        """Return only these of the tasks, without the rows that are padding in all of them."""
         width = self.targets.shape[1]
         kept = Support([row for t in which for row in self.rows[t * width : (t + 1) * width]], self.targets.only(which))
         return kept.columns(kept.targets.real().any(0).nonzero()[:, 0])
@@ -45,24 +48,27 @@ class Query(Generic[T]):
 
 
 def parts(base: Base, kind: DeltaKind, support: Support[Any], *, at_once: bool) -> Callable[[], list[Batch]]:
-    """The support rows for prototypes, made when first asked for and kept: at once, or in parts where no graph is."""
-    made: list[Batch] = []
+    """Return a function that gives all support rows as batches, computed at its first call and kept.
+
+    `at_once`: one batch, for a forward pass with a graph; otherwise batches of a bounded number of rows.
+    """
+    cached: list[Batch] = []
 
     def get() -> list[Batch]:
-        if not made:
+        if not cached:
             tasks, rows = support.targets.shape
             chunk = rows if at_once else max(1, _CHUNK_ROWS // tasks)
-            some = [support.columns(index) for index in torch.split(torch.arange(rows), chunk)]
-            made.extend(base.backbone.below(base.inputs.collate(part.rows, tasks), kind) for part in some)
-        return made
+            chunks = [support.columns(index) for index in torch.split(torch.arange(rows), chunk)]
+            cached.extend(base.backbone.below(base.inputs.collate(part.rows, tasks), kind) for part in chunks)
+        return cached
 
     return get
 
 
 def augmentation_for(support: Support[Any], augmentation: Augmentation | None) -> Augmentation | None:
-    """The augmentation, where these support sets are small enough for it.
+    """Return the augmentation if these support sets are small enough for it, otherwise None.
 
-    Raises ValueError where some are and others are not.
+    Raises ValueError if some are small enough and others are not.
     """
     if augmentation is None:
         return None
@@ -75,24 +81,27 @@ def augmentation_for(support: Support[Any], augmentation: Augmentation | None) -
 def rows_by_step(
     base: Base, kind: DeltaKind, support: Support[Any], rows_per_step: int, augmentation: Augmentation | None, seed: int
 ) -> Callable[[int], tuple[Batch, Any]]:
-    """The rows of a step by its number, with their targets: the support set, or one of the near-equal parts of a seeded cut of it,
-    which are gone through in turn.
+    """Return a function from the number of a step to its batch of support rows and their targets.
 
-    The parts stay the same, so that what lies below the delta is computed once for each, and the shapes that kernels are made for
-    come back. With augmentation each row is followed by its views, drawn anew at every step and the same whenever it is asked for.
+    A step takes the whole support set if it has at most `rows_per_step` rows. A larger one is split into parts of nearly equal
+    size, seeded, and the steps take the parts in turn. The parts stay the same, so what lies below the delta is computed once for
+    each part, and kernels compiled for their shapes are reused.
+
+    With augmentation the rows are followed by their views. The views of a row depend only on the seed, the step and the index of
+    the row: each step has other views, and the same step always has the same ones.
     """
     count = math.ceil(support.targets.shape[1] / rows_per_step)
-    cut = [(index, support.columns(index)) for index in support.targets.parts(count, seed)]
-    made: dict[int, tuple[Batch, Any]] = {}
+    split = [(index, support.columns(index)) for index in support.targets.parts(count, seed)]
+    cached: dict[int, tuple[Batch, Any]] = {}
 
     def rows(step: int) -> tuple[Batch, Any]:
-        index, part = cut[step % count]
+        index, part = split[step % count]
         if augmentation is not None:
             return _with_views(base, part, index.tolist(), augmentation, (seed, step))
-        if step % count not in made:
+        if step % count not in cached:
             batch = base.inputs.collate(part.rows, part.targets.shape[0])
-            made[step % count] = base.backbone.below(batch, kind), part.targets
-        return made[step % count]
+            cached[step % count] = base.backbone.below(batch, kind), part.targets
+        return cached[step % count]
 
     return rows
 
@@ -100,13 +109,13 @@ def rows_by_step(
 def _with_views(
     base: Base, part: Support[Any], index: Sequence[int], augmentation: Augmentation, seed: tuple[int, int]
 ) -> tuple[Batch, Any]:
-    """Each task's rows as they are, then each of its views: [T, m · views]."""
+    """Return each task's unchanged rows, followed by each of their views: [T, m · views]."""
     tasks, width = part.targets.shape
     rows: list[Any] = []
     for t in range(tasks):
-        own = part.rows[t * width : (t + 1) * width]
-        rows += own
+        originals = part.rows[t * width : (t + 1) * width]
+        rows += originals
         for view in range(1, augmentation.views):
-            for i, row in zip(index, own, strict=True):
+            for i, row in zip(index, originals, strict=True):
                 rows.append(None if row is None else base.inputs.view(row, augmentation, (*seed, view, i)))
     return base.inputs.collate(rows, tasks), part.targets.repeat(augmentation.views)

@@ -1,6 +1,7 @@
-"""Several support sets adapted in one pass, each to its own number of steps, after which it leaves the pass.
+"""Several support sets adapted in one pass, each with its own number of steps.
 
-No task feels its neighbours: each ends as alone, up to rounding.
+A task leaves the pass after its last step. Tasks do not influence each other: each result is that of the task alone, up to
+rounding.
 """
 
 import math
@@ -12,18 +13,21 @@ import torch
 from torch import Tensor
 
 from metatrain.errors import DeadlineExceeded
-from metatrain.inner.loop import late, trajectory
+from metatrain.inner.loop import deadline_exceeded, trajectory
 from metatrain.inner.optimizers import Optimizer
 from metatrain.inner.problem import Outer
 from metatrain.inner.supervised import Adapted, Supervised
 
 OnStep = Callable[[dict[int, float]], None]
-"""Called with {task: its support loss before the step} for those that took a step."""
+"""Called after each step with {task: its support loss before the step}, for the tasks that took it."""
 
 
 @dataclass(frozen=True)
 class Ended:
-    """One task after its own steps: its delta, the leaves that its readout answers with, and the support loss before each step."""
+    """The result of one task after its last step.
+
+    `delta`: the adapted delta. `answering`: the leaves with which its readout answers. `losses`: the support loss before each step.
+    """
 
     delta: dict[str, Tensor]
     answering: dict[str, Tensor]
@@ -31,9 +35,11 @@ class Ended:
 
 
 @dataclass(frozen=True)
-class _Walk:
-    """What each task answers with after its own steps, or those that it took before the deadline; its steps, and its loss before
-    each one taken."""
+class _Results:
+    """The results of all tasks after their last step, or after the last one before the deadline.
+
+    `steps`: the number of steps of each task. `losses`: each task's loss before every step that it took.
+    """
 
     adapted: Adapted
     steps: tuple[int, ...]
@@ -48,52 +54,52 @@ def adapt_each(
     deadline: float = math.inf,
     on_step: OnStep | None = None,
 ) -> list[Ended | DeadlineExceeded]:
-    """Run the inner loop of T support sets in one pass, each to its own number of steps.
+    """Run the inner loop of T support sets in one pass, each with its own number of steps.
 
-    `deadline` is on `time.monotonic`, looked at between steps: a task that has not taken all of its own by then has exceeded it.
-    Raises what the inner loop does, for all of them.
+    `deadline` is a time of `time.monotonic`, checked between steps. A task with steps left at that time gets DeadlineExceeded as
+    its result. An error of the inner loop, such as NonFinite, is raised for all tasks.
     """
-    walk = _walk(tasks, outer, optimizer, deadline, on_step)
+    results = _adapt_all(tasks, outer, optimizer, deadline, on_step)
     ended: list[Ended | DeadlineExceeded] = []
-    for t, (own, losses) in enumerate(zip(walk.steps, walk.losses, strict=True)):
-        if len(losses) < own:
-            ended.append(late(len(losses), own))
+    for t, (steps, losses) in enumerate(zip(results.steps, results.losses, strict=True)):
+        if len(losses) < steps:
+            ended.append(deadline_exceeded(len(losses), steps))
             continue
-        delta = {name: leaf[t] for name, leaf in walk.adapted.delta.items()}
-        ended.append(Ended(delta, tasks.readout.own(walk.adapted.answering, tasks.support.targets, t), tuple(losses)))
+        delta = {name: leaf[t] for name, leaf in results.adapted.delta.items()}
+        ended.append(Ended(delta, tasks.readout.own(results.adapted.answering, tasks.support.targets, t), tuple(losses)))
     return ended
 
 
 def adapted_each(tasks: Supervised, outer: Outer, optimizer: Optimizer) -> Adapted:
-    """Do the same as `adapt_each`, to be asked with `tasks.judged`."""
-    return _walk(tasks, outer, optimizer, math.inf, None).adapted
+    """Run the loop of `adapt_each` without a deadline; return the results for `tasks.judged`."""
+    return _adapt_all(tasks, outer, optimizer, math.inf, None).adapted
 
 
-def _walk(tasks: Supervised, outer: Outer, optimizer: Optimizer, deadline: float, on_step: OnStep | None) -> _Walk:
-    reached: list[dict[str, Tensor]] = [{} for _ in range(tasks.count)]
-    losses: list[list[float]] = [[] for _ in reached]
-    part, going = tasks, list(range(tasks.count))
+def _adapt_all(tasks: Supervised, outer: Outer, optimizer: Optimizer, deadline: float, on_step: OnStep | None) -> _Results:
+    latest_phi: list[dict[str, Tensor]] = [{} for _ in range(tasks.count)]
+    losses: list[list[float]] = [[] for _ in latest_phi]
+    in_pass, task_numbers = tasks, list(range(tasks.count))  # position i of the pass holds task task_numbers[i]
     points = trajectory(tasks, outer, optimizer)
-    own_steps: tuple[int, ...] = ()
+    steps_of: tuple[int, ...] = ()
     while (point := next(points, None)) is not None:
-        own_steps = own_steps or point.start.steps
-        took = [(t, place) for place, t in enumerate(going) if point.step <= own_steps[t]]
-        for t, place in took:
-            reached[t] = {name: leaf[place] for name, leaf in point.phi.items()}
+        steps_of = steps_of or point.start.steps
+        moved = [(t, position) for position, t in enumerate(task_numbers) if point.step <= steps_of[t]]
+        for t, position in moved:
+            latest_phi[t] = {name: leaf[position] for name, leaf in point.phi.items()}
         if point.step:
-            found = point.losses[-1].tolist()
-            before = {t: found[place] for t, place in took}
-            for t, loss in before.items():
+            step_losses = point.losses[-1].tolist()
+            loss_of = {t: step_losses[position] for t, position in moved}
+            for t, loss in loss_of.items():
                 losses[t].append(loss)
             if on_step is not None:
-                on_step(before)
+                on_step(loss_of)
         steps = point.step
-        left = [place for place, t in enumerate(going) if steps < own_steps[t]]
-        if left and time.monotonic() > deadline:
+        unfinished = [position for position, t in enumerate(task_numbers) if steps < steps_of[t]]
+        if unfinished and time.monotonic() > deadline:
             break
-        if left and len(left) < len(going) and (fewer := part.only(left, point.start)) is not None:
-            part, going = fewer, [going[place] for place in left]
-            points = trajectory(part, outer, optimizer, begun=point.only(left))
-    phi = {name: torch.stack([own[name] for own in reached]) for name in reached[0]}
+        if unfinished and len(unfinished) < len(task_numbers) and (fewer := in_pass.only(unfinished, point.start)) is not None:
+            in_pass, task_numbers = fewer, [task_numbers[position] for position in unfinished]
+            points = trajectory(in_pass, outer, optimizer, begun=point.only(unfinished))
+    phi = {name: torch.stack([leaves[name] for leaves in latest_phi]) for name in latest_phi[0]}
     with torch.no_grad():
-        return _Walk(tasks.adapted(phi, outer, steps, exact=False), own_steps, losses)
+        return _Results(tasks.adapted(phi, outer, steps, exact=False), steps_of, losses)

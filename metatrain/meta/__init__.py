@@ -1,1 +1,1 @@
-"""Gradients of the query loss through the inner loop, and the meta-learning algorithms that follow them."""
+"""Gradients of the query loss through the inner loop, and the meta-learning algorithms built on them."""

@@ -1,9 +1,14 @@
-"""Products of the support loss's second derivatives at φ along γ: for the adjoint, γ the cotangent of g_k, and for iMAML's solvers.
+"""Products of the second derivatives of the support loss L with a direction γ, at φ.
 
     (∂²L/∂φ²) γ   and   (∂²L/∂φ∂outer)ᵀ γ
 
-`reverse` over reverse (d⟨g, γ⟩), `forward` over reverse (dual numbers), or `central` differences of the gradient, which need first
-derivatives alone and are not exact. Pearlmutter 1994, "Fast exact multiplication by the Hessian".
+The adjoint mode needs them with γ the cotangent of g_k, and the solvers of iMAML with their iterates. There are three ways:
+
+    reverse     differentiate ⟨g, γ⟩ by reverse mode, over the graph of g; exact
+    forward     dual numbers through the backward pass; exact
+    central     central differences of the gradient; needs only first derivatives, not exact
+
+Pearlmutter 1994, "Fast exact multiplication by the Hessian".
 """
 
 from collections.abc import Callable
@@ -13,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from metatrain.inner.inner_loss import inner_loss, seen_from
+from metatrain.inner.inner_loss import differentiable_start, inner_loss
 from metatrain.inner.loop import support_gradient
 from metatrain.inner.problem import Leaves, Outer, Start, Tasks
 from metatrain.meta.named_tensors import alive, from_namespace, gradients_of, inner_product, into_namespace, length, over
@@ -22,32 +27,38 @@ ProductName = Literal["reverse", "forward", "central"]
 
 
 class Reverse:
-    """d⟨g, γ⟩/dφ by reverse mode over the graph of g, which is kept until the last γ. `gradient`: g."""
+    """d⟨g, γ⟩/dφ by reverse mode over the graph of g, which is kept until the last γ.
+
+    `gradient`: g, detached.
+    """
 
     def __init__(self, tasks: Tasks, phi: Leaves, outer: Outer, step: int, start: Start) -> None:
         self.phi, self.outer = alive(phi), outer.detached(live=True)
-        seen = seen_from(tasks, start, self.outer)
-        _, self.graph = support_gradient(tasks, self.phi, self.outer, step, seen, graph=True)
+        live_start = differentiable_start(tasks, start, self.outer)
+        _, self.graph = support_gradient(tasks, self.phi, self.outer, step, live_start, graph=True)
         self.gradient = {name: g.detach() for name, g in self.graph.items()}
 
     def along(self, gamma: Leaves, *, last: bool = False) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """(∂²L/∂φ²) γ, and (∂²L/∂φ∂outer)ᵀ γ by the names of `Outer.values()`. `last`: no other γ follows."""
+        """Return (∂²L/∂φ²) γ, and (∂²L/∂φ∂outer)ᵀ γ under the names of `Outer.values()`.
+
+        `last`: no other γ follows, so the graph is freed.
+        """
         both = {**into_namespace("phi", self.phi), **into_namespace("outer", self.outer.values())}
         gradients = gradients_of(inner_product(self.graph, gamma), both, keep=not last)
         return from_namespace("phi", gradients), from_namespace("outer", gradients)
 
 
 class Forward:
-    """The tangent of the gradient for φ and outer when φ moves along γ: dual numbers through one backward pass."""
+    """The derivative of the gradient when φ moves along γ: dual numbers through one backward pass."""
 
     def __init__(self, tasks: Tasks, phi: Leaves, outer: Outer, step: int, start: Start) -> None:
-        self.tasks, self.phi, self.outer, self.step, self.begun = tasks, phi, outer, step, start
+        self.tasks, self.phi, self.outer, self.step, self.start = tasks, phi, outer, step, start
 
     def along(self, gamma: Leaves, *, last: bool = False) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         outer = self.outer.detached(live=True)
         with forward_ad.dual_level():
             dual = {n: _dual(leaf.detach().contiguous().requires_grad_(), gamma[n].contiguous()) for n, leaf in self.phi.items()}
-            gradients = _both_gradients(self.tasks, dual, outer, self.step, self.begun)
+            gradients = _both_gradients(self.tasks, dual, outer, self.step, self.start)
             tangents = {}
             for name, g in gradients.items():
                 tangent = _tangent(g)
@@ -56,11 +67,14 @@ class Forward:
 
 
 class Central:
-    """(∇L(φ + εγ) − ∇L(φ − εγ)) / 2ε, ε for each task so that εγ is √(rounding unit) times as long as φ: in float32, where an
-    encoder's third derivative is large and rounding small, better than the usual cube root (7e-5 against 2e-2 on MiniLM)."""
+    """Central differences of the gradient: (∇L(φ + εγ) − ∇L(φ − εγ)) / 2ε.
+
+    Each task has its own ε, with ‖εγ‖ = √u · max(‖φ‖, 1), where u is the machine epsilon. The square root is better here than the
+    usual cube root (relative error 7e-5 against 2e-2 on MiniLM in float32), because an encoder's third derivative is large.
+    """
 
     def __init__(self, tasks: Tasks, phi: Leaves, outer: Outer, step: int, start: Start) -> None:
-        self.tasks, self.phi, self.outer, self.step, self.begun = tasks, phi, outer, step, start
+        self.tasks, self.phi, self.outer, self.step, self.start = tasks, phi, outer, step, start
 
     def along(self, gamma: Leaves, *, last: bool = False) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         ends = []
@@ -69,7 +83,7 @@ class Central:
         for sign in (1, -1):
             moved = {n: (leaf + sign * over(epsilon, leaf) * gamma[n]).detach() for n, leaf in self.phi.items()}
             outer = self.outer.detached(live=True)
-            gradients = _both_gradients(self.tasks, alive(moved), outer, self.step, self.begun, weights=1 / (2 * epsilon))
+            gradients = _both_gradients(self.tasks, alive(moved), outer, self.step, self.start, weights=1 / (2 * epsilon))
             ends.append({n: g.detach() for n, g in gradients.items()})
         difference = {n: plus - ends[1][n] for n, plus in ends[0].items()}
         return from_namespace("phi", difference), from_namespace("outer", difference)
@@ -93,8 +107,8 @@ def _tangent(dual: Tensor) -> Tensor | None:
 def _both_gradients(
     tasks: Tasks, phi: Leaves, outer: Outer, step: int, start: Start, weights: Tensor | None = None
 ) -> dict[str, Tensor]:
-    """Of the inner losses' sum, or weighted sum, for φ and for the outer values."""
+    """Return the gradients of the inner losses' sum, weighted by `weights` [T], for φ and outer."""
     with torch.enable_grad():
-        loss = inner_loss(tasks, phi, outer, step, seen_from(tasks, start, outer))
+        loss = inner_loss(tasks, phi, outer, step, differentiable_start(tasks, start, outer))
         total = loss.sum() if weights is None else (weights * loss).sum()
         return gradients_of(total, {**into_namespace("phi", phi), **into_namespace("outer", outer.values())})

@@ -1,21 +1,22 @@
-"""dL(query)/d(outer): the gradient that the outer loop follows, and the ways to take it.
+"""The meta-gradient dL(query)/d(outer), and the modes in which it is computed.
 
     z_0 = start(outer),  z_{k+1} = U( z_k, g_k(φ_k, outer), α_k ),  L = mean_t L_query,t( φ_K, outer )     z = (φ, optimizer)
 
-| mode | keeps | gives |
+| mode | keeps in memory | result |
 |---|---|---|
-| first_order | nothing of the steps | the g_k taken for constants (FOMAML): all else, the rates' gradient included, is kept |
+| first_order | no graph of the inner gradients | FOMAML: the g_k are constants; all else is differentiated, also the rates |
 | unrolled | the graph of every step | exact, by reverse mode through the loop |
-| checkpointed | z at every m-th step, the graph of m steps at a time | exact: each run of m steps is done again on the way back |
-| adjoint | z of each step (g too but with `reverse`) | exact: λ_k = (∂z_{k+1}/∂z_k)ᵀ λ_{k+1}, one Hessian-vector product a step |
-| auto | | unrolled where its graph fits `memory_mb`, else adjoint; says which in `MetaGradient.mode` |
-| implicit | φ_K alone | exact where φ_K is a minimum of the support loss: −(∂²L_s/∂φ∂outer)ᵀ (∂²L_s/∂φ²)⁻¹ ∂L_q/∂φ |
+| checkpointed | z at every m-th step, and the graph of m steps | exact; each m steps are computed again in the backward pass |
+| adjoint | z of each step, and g_k unless `product` is reverse | exact: λ_k = (∂z_{k+1}/∂z_k)ᵀ λ_{k+1}, one product a step |
+| auto | as the mode that it chooses | unrolled if its graph fits into `memory_mb`, else adjoint; see `MetaGradient.mode` |
+| implicit | φ_K alone | exact at a minimum φ_K of the support loss: −(∂²L_s/∂φ∂outer)ᵀ (∂²L_s/∂φ²)⁻¹ ∂L_q/∂φ |
 
-The adjoint's Hessian-vector products, along γ, the cotangent of g_k, are taken as `product` says (metatrain/meta/curvature.py).
+The adjoint takes one Hessian-vector product a step, along γ, the cotangent of g_k. `product` chooses how it is computed: see
+metatrain/meta/curvature.py.
 
-Finn et al. 2017 (arXiv:1703.03400), eq. 1 and §5.2; Griewank and Walther 2000 (Algorithm 799) for checkpoints; Maclaurin et al.
-2015 (arXiv:1502.03492) and MixFlow-MG (Kemaev et al. 2025, arXiv:2505.00793) for the adjoint; Rajeswaran et al. 2019
-(arXiv:1909.04630) and Lorraine et al. 2020 (arXiv:1911.02590) for the implicit gradient.
+References: Finn et al. 2017 (arXiv:1703.03400), eq. 1 and §5.2. Checkpoints: Griewank and Walther 2000 (Algorithm 799). Adjoint:
+Maclaurin et al. 2015 (arXiv:1502.03492) and MixFlow-MG (Kemaev et al. 2025, arXiv:2505.00793). Implicit gradient: Rajeswaran et al.
+2019 (arXiv:1909.04630) and Lorraine et al. 2020 (arXiv:1911.02590).
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -23,43 +24,50 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, Field
 from torch import Tensor
 
-from metatrain.inner.inner_loss import seen_from
-from metatrain.inner.loop import adapt, move, support_gradient, trajectory
+from metatrain.inner.inner_loss import differentiable_start
+from metatrain.inner.loop import Point, adapt, move, support_gradient, trajectory
 from metatrain.inner.optimizers import Moments, Optimizer
 from metatrain.inner.problem import Leaves, Outer, Start, Tasks
 from metatrain.meta.curvature import PRODUCTS, ProductName, Reverse
 from metatrain.meta.linear_solve import Solution, conjugate_gradient, neumann
-from metatrain.meta.named_tensors import add, alive, from_namespace, gradients_of, inner_product, into_namespace
+from metatrain.meta.named_tensors import add, alive, from_namespace, gradients_of, inner_product, into_namespace, length
+from metatrain.options import Section, UsedWith
 
 Mode = Literal["first_order", "unrolled", "checkpointed", "adjoint", "implicit", "auto"]
 
 
-class Differentiation(BaseModel):
-    """How the meta-gradient is taken."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class Differentiation(Section):
+    """The mode in which the meta-gradient is computed, and its options: a recipe's `algorithm.gradient`."""
 
     mode: Mode = "unrolled"
-    memory_mb: int = Field(default=2048, ge=1, description="of auto: what the graphs of all inner steps may take together")
-    segment: int = Field(default=2, ge=1, description="of checkpointed: inner steps between two checkpoints")
-    product: ProductName = Field(default="reverse", description="of adjoint and implicit: how Hessian-vector products are taken")
-    solver: Literal["cg", "neumann"] = Field(default="cg", description="of implicit")
-    iterations: int = Field(default=10, ge=1, le=1000, description="of implicit: Hessian-vector products of the solver")
-    damping: float = Field(default=0.0, ge=0, description="of implicit: added to the Hessian's diagonal")
-    neumann_rate: float = Field(default=0.1, gt=0, description="of implicit with neumann: η in Σ_j η (I − ηH)^j")
-
-    @model_validator(mode="after")
-    def _product_is_used(self) -> "Differentiation":
-        if self.product == "central" and self.mode not in ("adjoint", "implicit"):
-            raise ValueError(f'product: "central" is of adjoint and implicit, got mode {self.mode!r}')
-        return self
+    memory_mb: Annotated[int, UsedWith("mode", "auto")] = Field(
+        default=2048, ge=1, description="the most that the graphs of all inner steps may take together, in MiB"
+    )
+    segment: Annotated[int, UsedWith("mode", "checkpointed")] = Field(
+        default=2, ge=1, description="inner steps between two checkpoints"
+    )
+    product: Annotated[ProductName, UsedWith("mode", "adjoint", "implicit")] = Field(
+        default="reverse", description="how Hessian-vector products are taken"
+    )
+    solver: Annotated[Literal["cg", "neumann"], UsedWith("mode", "implicit")] = Field(
+        default="cg", description="conjugate gradient, or a Neumann series"
+    )
+    iterations: Annotated[int, UsedWith("mode", "implicit")] = Field(
+        default=10, ge=1, le=1000, description="Hessian-vector products of the solver"
+    )
+    damping: Annotated[float, UsedWith("mode", "implicit")] = Field(
+        default=0.0, ge=0, description="added to the Hessian's diagonal for the solve"
+    )
+    neumann_rate: Annotated[float, UsedWith("mode", "implicit"), UsedWith("solver", "neumann")] = Field(
+        default=0.1, gt=0, description="η in Σ_j η (I − ηH)^j"
+    )
 
     @property
     def second_derivative(self) -> bool:
-        """A second derivative of the support loss is taken."""
+        """True if a second derivative of the support loss is computed."""
         return self.mode != "first_order" and self.product != "central"
 
 
@@ -69,6 +77,10 @@ def _through_the_loop(how: Differentiation) -> Differentiation:
     return how
 
 
+def _not_at_the_minimum(how: Differentiation) -> Differentiation:
+    return how if how.mode == "first_order" else _through_the_loop(how)
+
+
 def _at_the_minimum(how: Differentiation) -> Differentiation:
     if how.mode != "implicit":
         raise ValueError(f"mode: expected 'implicit', got {how.mode!r}")
@@ -76,17 +88,25 @@ def _at_the_minimum(how: Differentiation) -> Differentiation:
 
 
 _LOOP = ("unrolled", "checkpointed", "adjoint", "auto")
+FIRST_ORDER = Differentiation(mode="first_order")
 ThroughTheLoop = Annotated[Differentiation, AfterValidator(_through_the_loop)]
-"""Any of the modes that differentiate the steps."""
+"""A mode that differentiates the inner steps."""
+FirstOrderOrThroughTheLoop = Annotated[Differentiation, AfterValidator(_not_at_the_minimum)]
+"""Any mode but the implicit one."""
 AtTheMinimum = Annotated[Differentiation, AfterValidator(_at_the_minimum)]
 """The implicit mode."""
 
 
 @dataclass(frozen=True)
 class MetaGradient:
-    """Mean query loss and accuracy over the T tasks after the last inner step, the mean support loss before each step, and the
-    gradient for every leaf of `Outer.leaves()`. `residual`: of the implicit mode's solver, relative, the worst task's. `mode`: the
-    one that was taken."""
+    """The gradient for every leaf of `Outer.leaves()`, with measurements from its computation.
+
+    `loss`, `accuracy`: means over the T tasks' query sets after the last inner step. `support_loss`: the mean inner loss before
+    each step. `mode`: the mode that was used, never "auto".
+
+    Only in the implicit mode, for the task where it is largest: `residual`, the relative residual of the solver, and `left`, the
+    norm of the inner gradient at φ_K relative to that at φ_0, which is 0 at a minimum.
+    """
 
     loss: float
     accuracy: float
@@ -94,6 +114,29 @@ class MetaGradient:
     gradients: dict[str, Tensor]
     residual: float | None = None
     mode: Mode = "unrolled"
+    left: float | None = None
+
+
+def mean_gradient(parts: Sequence[tuple[MetaGradient, int]]) -> MetaGradient:
+    """Return the mean of the parts (meta-gradient, number of its tasks), weighted by the numbers of tasks.
+
+    Losses and accuracies are averaged too; `residual` and `left` are the largest. All parts need gradients for the same leaves.
+    """
+    total = sum(tasks for _, tasks in parts)
+    shares = [(part, tasks / total) for part, tasks in parts]
+    first = parts[0][0]
+    gradients = {name: torch.stack([share * part.gradients[name] for part, share in shares]).sum(0) for name in first.gradients}
+    residuals = [part.residual for part, _ in parts if part.residual is not None]
+    left = [part.left for part, _ in parts if part.left is not None]
+    return MetaGradient(
+        sum(share * part.loss for part, share in shares),
+        sum(share * part.accuracy for part, share in shares),
+        tuple(sum(share * part.support_loss[k] for part, share in shares) for k in range(len(first.support_loss))),
+        gradients,
+        max(residuals, default=None),
+        first.mode,
+        max(left, default=None),
+    )
 
 
 def meta_gradient(
@@ -105,29 +148,33 @@ def meta_gradient(
     steps: int | None = None,
     weights: Sequence[float] | None = None,
 ) -> MetaGradient:
-    """The gradient of the mean query loss after the inner loop, or with `weights` (one for φ_0 … φ_K) of their weighted sum (the
-    multi-step loss of Antoniou et al. 2019, arXiv:1810.09502, §4).
+    """Return the gradient of the mean query loss after the inner loop.
 
-    A leaf that the loss cannot reach gets a zero gradient (with no inner steps the rates are such leaves). Raises ValueError for a
-    mode that these tasks cannot be differentiated in, and NonFinite.
+    With `weights`, one for each of φ_0 … φ_K, it is the gradient of the weighted sum of the query losses after every step: the
+    multi-step loss of Antoniou et al. 2019 (arXiv:1810.09502), §4. `steps`: the number of inner steps; that of the tasks if None.
+
+    A leaf that the loss does not depend on gets a zero gradient, for example the rates without inner steps.
+
+    Raises ValueError for a mode in which these tasks cannot be differentiated, and for a wrong number of weights. Raises NonFinite
+    for a support loss that is not finite.
     """
     of = tasks.steps if steps is None else steps
-    last_alone = [0.0] * of + [1.0]
-    kept = list(last_alone if weights is None else weights)
-    if len(kept) != of + 1:
-        raise ValueError(f"weights: expected {of + 1}, one for each of φ_0 … φ_{of}, got {len(kept)}")
+    only_last = [0.0] * of + [1.0]
+    used = list(only_last if weights is None else weights)
+    if len(used) != of + 1:
+        raise ValueError(f"weights: expected {of + 1}, one for each of φ_0 … φ_{of}, got {len(used)}")
     if how.second_derivative and tasks.no_second_derivative is not None:
         raise ValueError(f"{how.mode}: {tasks.no_second_derivative}")
     if how.product == "central" and tasks.no_differences is not None:
         raise ValueError(f"{how.mode} with central differences: {tasks.no_differences}")
-    if how.mode == "implicit" and kept != last_alone:
-        raise ValueError("weights: the implicit gradient is of the last inner step alone")
-    return _MODES[how.mode](_Procedure(tasks, outer, optimizer, of, kept, how.mode), how)
+    if how.mode == "implicit" and used != only_last:
+        raise ValueError("weights: expected none for the implicit gradient, which is that of the last inner step alone")
+    return _MODES[how.mode](_Procedure(tasks, outer, optimizer, of, used, how.mode), how)
 
 
 @dataclass(frozen=True)
 class _Procedure:
-    """What is differentiated: the tasks' inner loop from `outer`, judged after the steps that have a weight."""
+    """The function that is differentiated: the inner loop from `outer`, then the weighted query losses."""
 
     tasks: Tasks
     outer: Outer
@@ -137,7 +184,7 @@ class _Procedure:
     mode: Mode
 
     def judge(self, phi: Leaves, outer: Outer, step: int) -> tuple[Tensor, Tensor]:
-        """Mean query loss and accuracy at φ_step."""
+        """Return the mean query loss and accuracy at φ_step."""
         loss, accuracy = self.tasks.query_loss(phi, outer, step, exact=self.mode != "first_order")
         return loss.mean(), accuracy.mean()
 
@@ -148,15 +195,16 @@ class _Procedure:
         judged: tuple[Tensor, Tensor],
         support: Sequence[Tensor],
         residual: float | None = None,
+        left: float | None = None,
     ) -> MetaGradient:
         gradients = {name: g.detach() for name, g in live.gradients(of_values).items()}
         means = tuple(float(loss.mean()) for loss in support)
         loss, score = float(judged[0].detach()), float(judged[1].detach())
-        return MetaGradient(loss, score, means, gradients, residual, self.mode)
+        return MetaGradient(loss, score, means, gradients, residual, self.mode, left)
 
 
 def _reverse(procedure: _Procedure, how: Differentiation) -> MetaGradient:
-    """first_order and unrolled: autograd through whatever the loop kept."""
+    """Differentiate by autograd through the graph of the whole loop: the modes first_order and unrolled."""
     live = procedure.outer.detached(live=True)
     order: Literal["first", "second"] = "first" if how.mode == "first_order" else "second"
     points = trajectory(procedure.tasks, live, procedure.optimizer, steps=procedure.steps, order=order)
@@ -169,39 +217,48 @@ def _reverse(procedure: _Procedure, how: Differentiation) -> MetaGradient:
 
 
 def _auto(procedure: _Procedure, how: Differentiation) -> MetaGradient:
-    """The graph of one inner step is built and measured; K of them and the query's, taken for one more, must fit."""
+    """Choose unrolled if the graphs of all steps fit into `memory_mb`, else adjoint.
+
+    The graph of one inner step is built and measured. The query loss is assumed to need as much as one step.
+    """
     fits = True
     if procedure.steps:
         live = procedure.outer.detached(live=True)
         start = procedure.tasks.start(live)
-        kept = graph_bytes(support_gradient(procedure.tasks, start.phi, live, 0, start, graph=True)[1].values())
-        fits = (procedure.steps + 1) * kept <= how.memory_mb * 2**20
+        step_bytes = graph_bytes(support_gradient(procedure.tasks, start.phi, live, 0, start, graph=True)[1].values())
+        fits = (procedure.steps + 1) * step_bytes <= how.memory_mb * 2**20
     chosen: Mode = "unrolled" if fits else "adjoint"
     return _MODES[chosen](replace(procedure, mode=chosen), how.model_copy(update={"mode": chosen}))
 
 
 def graph_bytes(results: Iterable[Tensor]) -> int:
-    """Bytes that the graph of these tensors keeps for its backward pass, every storage counted once; what stands outside of it
-    (parameters of the base model, token ids) left out."""
-    waiting = [tensor.grad_fn for tensor in results if tensor.grad_fn is not None]
-    seen, storages = set(waiting), dict[int, int]()
-    while waiting:
-        node: Any = waiting.pop()
+    """Return the bytes that the graph of these tensors keeps for its backward pass.
+
+    Every storage is counted once. Tensors that are not part of the graph, such as the base model's parameters and token ids, are
+    not counted.
+    """
+    pending = [tensor.grad_fn for tensor in results if tensor.grad_fn is not None]
+    seen, storages = set(pending), dict[int, int]()
+    while pending:
+        node: Any = pending.pop()
         for name in dir(node):
             if name.startswith("_saved_") and isinstance(saved := getattr(node, name), Tensor) and saved.grad_fn is not None:
                 storages[saved.untyped_storage().data_ptr()] = saved.untyped_storage().nbytes()
-        for following, _ in node.next_functions:
-            if following is not None and following not in seen:
-                seen.add(following)
-                waiting.append(following)
+        for next_node, _ in node.next_functions:
+            if next_node is not None and next_node not in seen:
+                seen.add(next_node)
+                pending.append(next_node)
     return sum(storages.values())
 
 
 def _checkpointed(procedure: _Procedure, how: Differentiation) -> MetaGradient:
-    """Forward without a graph, keeping every m-th z; then back, the graph of one run of m steps at a time. (torch's own checkpoint
-    would do a step again for the gradient inside it, and once more on the way back.)"""
+    """Run forward without a graph, keeping every m-th z; go back with the graph of one segment at a time.
+
+    `torch.utils.checkpoint` is not used: it would compute a step once more for the gradient inside the step, and again in the
+    backward pass.
+    """
     start, kept, end, losses = _forward(procedure, every=how.segment)
-    back = _Back.start(procedure, start, *end)
+    back = _Backward.begin(procedure, start, *end)
     judged = back.judge(end[0], procedure.steps)
     for begin in reversed(range(0, procedure.steps, how.segment)):
         phi, state, _ = kept.pop()
@@ -212,27 +269,27 @@ def _checkpointed(procedure: _Procedure, how: Differentiation) -> MetaGradient:
             **into_namespace("outer", live.values()),
         }
         moved, after, total = from_namespace("phi", inputs), from_namespace("state", inputs), torch.zeros(())
-        seen = seen_from(procedure.tasks, start, live)
+        live_start = differentiable_start(procedure.tasks, start, live)
         for step in range(begin, min(begin + how.segment, procedure.steps)):
             if step > begin and procedure.weights[step]:
                 total = total + procedure.weights[step] * procedure.judge(moved, live, step)[0]
-            gradients = support_gradient(procedure.tasks, moved, live, step, seen, graph=True)[1]
+            gradients = support_gradient(procedure.tasks, moved, live, step, live_start, graph=True)[1]
             moved, after = move(procedure.optimizer, moved, after, gradients, live.rates, step)
-        owed = gradients_of(total + inner_product(moved, back.phi) + inner_product(after, back.state), inputs)
-        back.phi, back.state = from_namespace("phi", owed), from_namespace("state", owed)
-        add(back.found, from_namespace("outer", owed))
+        cotangents = gradients_of(total + inner_product(moved, back.phi) + inner_product(after, back.state), inputs)
+        back.phi, back.state = from_namespace("phi", cotangents), from_namespace("state", cotangents)
+        add(back.outer, from_namespace("outer", cotangents))
         if procedure.weights[begin]:
             back.judge(phi, begin)
     return back.result(judged, losses)
 
 
 def _adjoint(procedure: _Procedure, how: Differentiation) -> MetaGradient:
-    """Forward without a graph, keeping every z; then back, one Hessian-vector product a step."""
-    start, visited, end, losses = _forward(procedure, every=1, gradients=how.product != "reverse")
-    back = _Back.start(procedure, start, *end)
+    """Run forward without a graph and keep every z; then go back with one Hessian-vector product a step."""
+    start, kept, end, losses = _forward(procedure, every=1, gradients=how.product != "reverse")
+    back = _Backward.begin(procedure, start, *end)
     judged = back.judge(end[0], procedure.steps)
     for step in reversed(range(procedure.steps)):
-        phi, state, gradients = visited.pop()
+        phi, state, gradients = kept.pop()
         back.step(how, phi, state, gradients, step)
         if procedure.weights[step]:
             back.judge(phi, step)
@@ -242,92 +299,106 @@ def _adjoint(procedure: _Procedure, how: Differentiation) -> MetaGradient:
 def _forward(
     procedure: _Procedure, *, every: int, gradients: bool = False
 ) -> tuple[Start, list[tuple[dict[str, Tensor], Moments, dict[str, Tensor]]], tuple[dict[str, Tensor], Moments], list[Tensor]]:
-    """The inner loop without a graph: its start; φ and the optimizer's state before each `every`-th step, with `gradients` the one
-    that it takes; both after the last step; and the support losses before each."""
-    tasks, optimizer, still = procedure.tasks, procedure.optimizer, procedure.outer.detached()
+    """Run the inner loop without a graph.
+
+    Return its start, what is kept of every `every`-th step, (φ_K, state_K), and the support losses before each step. Kept are φ and
+    the optimizer's state before the step and, with `gradients`, g_k.
+    """
+    tasks, optimizer, outer = procedure.tasks, procedure.optimizer, procedure.outer.detached()
     kept: list[tuple[dict[str, Tensor], Moments, dict[str, Tensor]]] = []
     losses: list[Tensor] = []
     with torch.no_grad():
-        start = tasks.start(still).detached()
+        start = tasks.start(outer).detached()
         phi = start.phi
         state = optimizer.start(phi)
         for step in range(procedure.steps):
-            loss, taken = support_gradient(tasks, phi, still, step, start, graph=False)
+            loss, g = support_gradient(tasks, phi, outer, step, start, graph=False)
             losses.append(loss)
             if step % every == 0:
-                kept.append((phi, state, taken if gradients else {}))
-            phi, state = move(optimizer, phi, state, taken, still.rates, step)
+                kept.append((phi, state, g if gradients else {}))
+            phi, state = move(optimizer, phi, state, g, outer.rates, step)
     return start, kept, (phi, state), losses
 
 
 @dataclass
-class _Back:
-    """On the way back: λ of φ and of the optimizer's state, and what the outer values have got so far."""
+class _Backward:
+    """The state of a backward pass over the steps.
+
+    `phi`, `state`: λ of φ and of the optimizer's state. `outer`: the gradient of the outer values so far.
+    """
 
     procedure: _Procedure
-    begun: Start
+    start: Start
     phi: dict[str, Tensor]
     state: dict[str, Tensor]
-    found: dict[str, Tensor]
+    outer: dict[str, Tensor]
 
     @classmethod
-    def start(cls, procedure: _Procedure, begun: Start, phi: Leaves, state: Leaves) -> "_Back":
-        return cls(procedure, begun, _zeros(phi), _zeros(state), _zeros(procedure.outer.values()))
+    def begin(cls, procedure: _Procedure, start: Start, phi: Leaves, state: Leaves) -> "_Backward":
+        return cls(procedure, start, _zeros(phi), _zeros(state), _zeros(procedure.outer.values()))
 
     def judge(self, phi: Leaves, step: int) -> tuple[Tensor, Tensor]:
-        """Add what the query loss at φ_step gives."""
-        return _judge_back(self.procedure, phi, step, self.phi, self.found)
+        """Add the derivatives of the query loss at φ_step."""
+        return _judge_backward(self.procedure, phi, step, self.phi, self.outer)
 
     def step(self, how: Differentiation, phi: Leaves, state: Leaves, gradients: Leaves, step: int) -> None:
-        """λ_{k+1} → λ_k, adding to the outer gradient what the step owes to it: of U by autograd on the few leaves it has, of g_k
-        by a Hessian-vector product along γ, the cotangent of g_k. `gradients`: g_k, but where the product's own graph has it."""
+        """Go back over step number k = `step`: λ_{k+1} → λ_k, and add its part of the outer gradient.
+
+        The update U is differentiated by autograd, g_k by a Hessian-vector product along γ, the cotangent of g_k. `gradients`: g_k;
+        not read if the product is `Reverse`, which computes g_k itself.
+        """
         outer = self.procedure.outer
-        product = PRODUCTS[how.product](self.procedure.tasks, phi, outer, step, self.begun)
+        product = PRODUCTS[how.product](self.procedure.tasks, phi, outer, step, self.start)
         inputs = {
             **into_namespace("phi", alive(phi)),
             **into_namespace("state", alive(state)),
             **into_namespace("g", alive(product.gradient if isinstance(product, Reverse) else gradients)),
             **into_namespace("rates", alive(outer.rates)),
         }
-        begin, moments, taken, rates = (from_namespace(name, inputs) for name in ("phi", "state", "g", "rates"))
-        moved, after = move(self.procedure.optimizer, begin, moments, taken, rates, step)
+        live_phi, moments, g_k, rates = (from_namespace(name, inputs) for name in ("phi", "state", "g", "rates"))
+        moved, after = move(self.procedure.optimizer, live_phi, moments, g_k, rates, step)
         back = gradients_of(inner_product(moved, self.phi) + inner_product(after, self.state), inputs)
-        add(self.found, {f"rates.{name}": g for name, g in from_namespace("rates", back).items()})
+        add(self.outer, {f"rates.{name}": g for name, g in from_namespace("rates", back).items()})
         curvature, mixed = product.along(from_namespace("g", back), last=True)
-        add(self.found, mixed)
+        add(self.outer, mixed)
         self.phi, self.state = from_namespace("phi", back), from_namespace("state", back)
         add(self.phi, curvature)
 
     def result(self, judged: tuple[Tensor, Tensor], losses: Sequence[Tensor]) -> MetaGradient:
-        """With what φ_0 owes to the outer values."""
+        """Add the derivative of φ_0 in the outer values, and return the meta-gradient."""
         live = self.procedure.outer.detached(live=True)
-        begin = self.procedure.tasks.start(live).phi
-        add(self.found, gradients_of(inner_product(begin, self.phi), live.values()))
-        return self.procedure.result(live, self.found, judged, losses)
+        phi_0 = self.procedure.tasks.start(live).phi
+        add(self.outer, gradients_of(inner_product(phi_0, self.phi), live.values()))
+        return self.procedure.result(live, self.outer, judged, losses)
 
 
-def _judge_back(
-    procedure: _Procedure, phi: Leaves, step: int, adjoint: dict[str, Tensor], found: dict[str, Tensor]
+def _judge_backward(
+    procedure: _Procedure, phi: Leaves, step: int, adjoint: dict[str, Tensor], outer_gradient: dict[str, Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """Add what the query loss at φ_step gives to λ and to the outer gradient."""
+    """Add the derivatives of the weighted query loss at φ_step to λ and to the outer gradient.
+
+    Return the query loss and the accuracy.
+    """
     live, outer = alive(phi), procedure.outer.detached(live=True)
     judged = procedure.judge(live, outer, step)
     if procedure.weights[step]:
         both = {**into_namespace("phi", live), **into_namespace("outer", outer.values())}
         gradients = gradients_of(procedure.weights[step] * judged[0], both)
         add(adjoint, from_namespace("phi", gradients))
-        add(found, from_namespace("outer", gradients))
+        add(outer_gradient, from_namespace("outer", gradients))
     return judged[0].detach(), judged[1].detach()
 
 
 def _implicit(procedure: _Procedure, how: Differentiation) -> MetaGradient:
-    """At φ_K, taken for a minimum of the support loss as step number K would see it: (H + damping I) u = ∂L_q/∂φ solved for
-    each task, then −(∂²L_s/∂φ∂outer)ᵀ u."""
+    """Solve (H + damping I) u = ∂L_q/∂φ for each task, and return ∂L_q/∂outer − (∂²L_s/∂φ∂outer)ᵀ u.
+
+    φ_K is assumed to be a minimum of L_s, the inner loss of step number K.
+    """
     tasks = procedure.tasks
-    still = procedure.outer.detached()
-    end = adapt(tasks, still, procedure.optimizer, steps=procedure.steps)
-    found, v = _zeros(still.values()), _zeros(end.phi)
-    judged = _judge_back(procedure, end.phi, procedure.steps, v, found)
+    outer = procedure.outer.detached()
+    end = adapt(tasks, outer, procedure.optimizer, steps=procedure.steps)
+    gradient, v = _zeros(outer.values()), _zeros(end.phi)
+    judged = _judge_backward(procedure, end.phi, procedure.steps, v, gradient)
     product = PRODUCTS[how.product](tasks, end.phi, procedure.outer, procedure.steps, end.start)
 
     def hessian(u: Leaves) -> dict[str, Tensor]:
@@ -338,8 +409,15 @@ def _implicit(procedure: _Procedure, how: Differentiation) -> MetaGradient:
         solution = conjugate_gradient(hessian, v, iterations=how.iterations)
     else:
         solution = neumann(hessian, v, iterations=how.iterations, rate=how.neumann_rate)
-    add(found, {name: -g for name, g in product.along(solution.x, last=True)[1].items()})
-    return procedure.result(still, found, judged, end.losses, solution.residual)
+    add(gradient, {name: -g for name, g in product.along(solution.x, last=True)[1].items()})
+    return procedure.result(outer, gradient, judged, end.losses, solution.residual, _relative_gradient(procedure, outer, end))
+
+
+def _relative_gradient(procedure: _Procedure, outer: Outer, end: Point) -> float:
+    """Return ‖∇L_inner(φ_K)‖ / ‖∇L_inner(φ_0)‖ of the task where it is largest."""
+    points = ((0, end.start.phi), (procedure.steps, end.phi))
+    begin, after = (support_gradient(procedure.tasks, phi, outer, k, end.start, graph=False)[1] for k, phi in points)
+    return float((length(after) / length(begin).clamp(min=torch.finfo(torch.float32).tiny)).max())
 
 
 _MODES: dict[Mode, Callable[[_Procedure, Differentiation], MetaGradient]] = {

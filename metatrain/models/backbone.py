@@ -13,6 +13,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils.checkpoint import checkpoint
 
 from metatrain.deltas import Delta, DeltaKind, build, delta_scope
 from metatrain.deltas.scope import current_noise
@@ -40,6 +41,18 @@ class Bucket:
     lower_states: Tensor | None = None
     upper: nn.Module | None = None
 
+    def parts(self, groups: int, most: int) -> list["Bucket"]:
+        """Return the same rows in parts of at most `most` rows, or one row of each group where that is more."""
+        each = len(self.rows) // groups
+        columns = torch.split(torch.arange(each, device=self.rows.device), max(1, most // groups))
+        firsts = each * torch.arange(groups, device=self.rows.device).unsqueeze(1)
+        return [self._rows((firsts + some).flatten()) for some in columns]
+
+    def _rows(self, index: Tensor) -> "Bucket":
+        noise, lower = (None if tensor is None else tensor[index] for tensor in (self.noise, self.lower_states))
+        inputs = {name: tensor[index] for name, tensor in self.inputs.items()}
+        return replace(self, inputs=inputs, mask=self.mask[index], rows=self.rows[index], noise=noise, lower_states=lower)
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -50,6 +63,11 @@ class Batch:
 
     buckets: tuple[Bucket, ...]
     pooling: Pooling
+
+    @property
+    def size(self) -> int:
+        """The number of rows, B."""
+        return sum(len(bucket.rows) for bucket in self.buckets)
 
 
 @dataclass(frozen=True)
@@ -148,6 +166,24 @@ class Backbone:
         order = torch.cat([bucket.rows for bucket in batch.buckets]).argsort()
         features = torch.cat([pooled(states, bucket.mask, batch.pooling) for bucket, states in padded])[order]
         return Hidden(features, tuple(padded))
+
+    def features_recomputed(
+        self, delta: Delta | None, batch: Batch, *, rows_at_once: int, updated: Mapping[str, Tensor] = MappingProxyType({})
+    ) -> Tensor:
+        """Return `hidden(…).features` with the graph of at most `rows_at_once` rows in memory at a time.
+
+        Each part of the rows is computed again on the way back, as often as a derivative goes through it (gradient checkpointing,
+        Chen et al. 2016, arXiv:1604.06174). Rows of a group that share a pass do not see each other, so that nothing else changes.
+        """
+        groups = next((len(leaf) for leaf in (delta or {}).values()), 1)
+        parts = [part for bucket in batch.buckets for part in bucket.parts(groups, rows_at_once)]
+
+        def features(part: Bucket) -> Tensor:
+            return pooled(self._states(delta, part, updated), part.mask, batch.pooling)
+
+        order = torch.cat([part.rows for part in parts]).argsort()
+        found = [checkpoint(features, part, use_reentrant=False, preserve_rng_state=False) for part in parts]
+        return torch.cat(cast(list[Tensor], found))[order]
 
     def _states(self, delta: Delta | None, bucket: Bucket, updated: Mapping[str, Tensor]) -> Tensor:
         """Return the last hidden states of a bucket, [B, L, D], at least float32."""

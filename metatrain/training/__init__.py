@@ -1,1 +1,1 @@
-"""The outer loop as a program: recipes, runs, search, evaluation and reports."""
+"""Meta-training as a program: recipes, runs, search, evaluation and reports."""

@@ -1,4 +1,4 @@
-"""How good is an initialization? Accuracy over episodes it has never seen, paired between the systems that are compared."""
+"""Evaluation of initializations: accuracy over episodes, paired between the compared systems."""
 
 import math
 import time
@@ -21,7 +21,11 @@ from metatrain.tasks.episodes import Episode
 
 @dataclass(frozen=True)
 class Scores:
-    """Accuracy of each episode, in order, and seconds of adaptation a task (T tasks in one pass)."""
+    """The result of an evaluation.
+
+    `accuracy`: of each episode, in order. `seconds_per_task`: the time of adaptation divided by the number of episodes; episodes of
+    one pass adapt together.
+    """
 
     accuracy: tuple[float, ...]
     seconds_per_task: float
@@ -41,8 +45,13 @@ def evaluate(
     encoded: Encoded | None = None,
     progress: Callable[[int], object] = lambda done: None,
 ) -> Scores:
-    """Adapt to each episode's support set (`steps` inner steps, the initialization's own number for it where None) and score its
-    queries, `together` episodes in one pass. Episodes of one pass must agree in the number of rows a class."""
+    """Adapt to each episode's support set and score its queries, with `together` episodes in one pass.
+
+    `steps`: the number of inner steps; if None, the initialization's number for each support set. `encoded`: a cache of encoded
+    rows; a new one if None. `progress` is called after each pass with the number of its episodes.
+
+    Raises ValueError if support sets of one pass are taken in parts and differ in their numbers of rows.
+    """
     if steps is not None:
         marks = (steps,)
         return evaluate_steps(base, init, episodes, marks, together=together, encoded=encoded, progress=progress)[steps]
@@ -69,7 +78,7 @@ def evaluate_steps(
     encoded: Encoded | None = None,
     progress: Callable[[int], object] = lambda done: None,
 ) -> dict[int, Scores]:
-    """As `evaluate`, scored after each of the inner steps in `marks`, in one walk: {steps: scores}."""
+    """Evaluate after each number of inner steps in `marks`, in one run of the loop: {steps: scores}."""
     accuracy: dict[int, list[float]] = {}
     seconds: dict[int, float] = {}
     for support, query in _batches(base, init, episodes, together, encoded):
@@ -81,10 +90,10 @@ def evaluate_steps(
             spent += time.perf_counter() - began
             began = time.perf_counter()
             with torch.no_grad():
-                adapted = tasks.adapted(point.phi, outer, point.step, exact=False)  # not a part of the steps that follow
-                took = time.perf_counter() - began
+                adapted = tasks.adapted(point.phi, outer, point.step, exact=False)
+                readout_seconds = time.perf_counter() - began  # counts for this mark only, not for the later ones
                 accuracy.setdefault(point.step, []).extend(tasks.judged(adapted, outer)[1].tolist())
-            seconds[point.step] = seconds.get(point.step, 0.0) + spent + took
+            seconds[point.step] = seconds.get(point.step, 0.0) + spent + readout_seconds
             began = time.perf_counter()
         progress(tasks.count)
     return {mark: Scores(tuple(scores), seconds[mark] / len(episodes)) for mark, scores in accuracy.items()}
@@ -93,7 +102,10 @@ def evaluate_steps(
 def _batches(
     base: Base, init: Initialization, episodes: Sequence[Episode], together: int, encoded: Encoded | None
 ) -> Iterator[tuple[Support[ClassTargets], Query[ClassTargets]]]:
-    """Query rows with what lies below the delta computed already, which no step changes."""
+    """Yield the episodes in batches, with the part of the query rows below the delta precomputed.
+
+    No inner step changes that part.
+    """
     kind, encoded = base.attach(init.delta), encoded or Encoded(base)
     for start in range(0, len(episodes), together):
         support, query = encoded.batch(episodes[start : start + together])
@@ -104,39 +116,46 @@ def _batches(
 def own_steps(
     base: Base, init: Initialization, episodes: Sequence[Episode], *, together: int = 8, encoded: Encoded | None = None
 ) -> tuple[int, ...]:
-    """The number of inner steps that `evaluate` takes for each episode where it is told none."""
+    """Return the number of inner steps that `evaluate` takes for each episode with `steps=None`."""
     outer, encoded = init.outer(base.device), encoded or Encoded(base)
-    found: list[int] = []
+    steps: list[int] = []
     for start in range(0, len(episodes), together):
         support = encoded.support([episode.support for episode in episodes[start : start + together]])
-        found += init.tasks(base, support).start(outer).steps
-    return tuple(found)
+        steps += init.tasks(base, support).start(outer).steps
+    return tuple(steps)
 
 
 @torch.no_grad()
 def evaluate_prototypes(
     base: Base, init: Initialization, episodes: Sequence[Episode], *, encoded: Encoded | None = None
 ) -> tuple[float, ...]:
-    """Accuracy of each episode at zero steps, as `evaluate` with steps=0 up to rounding, each different text computed only once:
-    many episodes of a few classes share theirs."""
+    """Return the accuracy of each episode without inner steps.
+
+    It is that of `evaluate` with steps=0, up to rounding. The features of each different text are computed only once, which saves
+    time if many episodes share texts.
+    """
     kind, outer, encoded = base.attach(init.delta), init.outer(base.device), encoded or Encoded(base)
     assert outer.scale is not None
     unique = sorted({text for e in episodes for text, _ in (*e.support, *e.query)})
-    place = {text: number for number, text in enumerate(unique)}
+    index = {text: number for number, text in enumerate(unique)}
     features = encoded.features(unique, kind.fold(stack(outer.theta, 1)), outer.base)
-    found = []
+    accuracy = []
     for episode in episodes:
-        (support, own), (query, wanted) = (
-            (features[[place[text] for text, _ in pairs]], torch.tensor([c for _, c in pairs], device=base.device))
+        (support, support_labels), (query, query_labels) = (
+            (features[[index[text] for text, _ in pairs]], torch.tensor([c for _, c in pairs], device=base.device))
             for pairs in (episode.support, episode.query)
         )
-        head = linear_from_prototypes(support.unsqueeze(0), own.unsqueeze(0), len(episode.labels))
-        found.append(float((head.logits(query.unsqueeze(0), outer.scale)[0].argmax(-1) == wanted).float().mean()))
-    return tuple(found)
+        head = linear_from_prototypes(support.unsqueeze(0), support_labels.unsqueeze(0), len(episode.labels))
+        predicted = head.logits(query.unsqueeze(0), outer.scale)[0].argmax(-1)
+        accuracy.append(float((predicted == query_labels).float().mean()))
+    return tuple(accuracy)
 
 
 def paired_interval(left: Sequence[float], right: Sequence[float]) -> tuple[float, float]:
-    """Mean of left − right over paired episodes, and the half-width of its 95 % interval (normal approximation)."""
+    """Return the mean of left − right over paired episodes, and the half-width of its 95 % interval.
+
+    The interval is the normal approximation.
+    """
     differences = [a - b for a, b in zip(left, right, strict=True)]
     mean = sum(differences) / len(differences)
     variance = sum((d - mean) ** 2 for d in differences) / (len(differences) - 1)

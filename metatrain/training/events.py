@@ -1,7 +1,7 @@
-"""Events of long runs, for whoever shows or logs them."""
+"""Events of long runs, for progress displays and logs."""
 
 from collections.abc import Callable
 from typing import Any
 
 OnEvent = Callable[[dict[str, Any]], None]
-"""Is called with each event of a run: a step, a validation, a candidate of a search. Its `event` says which."""
+"""A callback for each event of a run; its key `event` has the type, such as step, validation or candidate."""

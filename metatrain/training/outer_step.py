@@ -1,21 +1,22 @@
-"""One step of the outer optimizer on θ, log α, log s and parameters of the base model; the state of a run as a checkpoint.
+"""The outer optimizer on θ, log α, log s and the base model's parameters, and its checkpoint.
 
     Adam    m ← 0.9 m + 0.1 g,  v ← 0.999 v + 0.001 g²,  leaf ← leaf − η_k m̂ / (√v̂ + 1e-8)
-    SGD     leaf ← leaf − η_k g                                                                g clipped to a norm over weights
+    SGD     leaf ← leaf − η_k g
 
-η_k warms up linearly and falls to zero by a cosine. A step whose gradient is not finite is skipped and counted; a run of them stops
-the training. Kingma and Ba 2015 (arXiv:1412.6980).
+The gradients of θ and of the base model are first clipped to a common norm. η_k warms up linearly, then is constant or falls to
+zero linearly or by a cosine. A step whose gradient is not finite is skipped and counted; too many in a row stop the training. Adam:
+Kingma and Ba 2015 (arXiv:1412.6980).
 """
 
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -24,91 +25,124 @@ from metatrain.artifacts.files import write_atomically
 from metatrain.errors import DataError, NoMetaGradient, NonFinite
 from metatrain.inner.problem import Outer
 from metatrain.meta.metagrad import MetaGradient
+from metatrain.options import Section
 
 CHECKPOINT = "checkpoint.safetensors"
 _TENSORS = ("leaves", "first_moment", "second_moment", "average", "best_leaves")
-_NOTICED_AFTER = 5
+_CHECKED_AFTER = 5  # steps
 
 
-class OuterConfig(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class OuterConfig(Section):
+    """The outer loop's optimizer and its schedule.
+
+    An algorithm's `defaults` take precedence over the defaults here.
+    """
 
     steps: int = Field(default=400, ge=1)
-    tasks: int = Field(default=4, ge=1)
-    optimizer: Literal["adam", "sgd"] = Field(default="adam", description="sgd with reptile: the paper's step")
-    learning_rate: float = Field(default=1e-3, gt=0)
-    rate_learning_rate: float = Field(default=1e-2, gt=0, description="of log α and log s")
-    base_learning_rate: float = Field(default=1e-5, gt=0, description="of what base.updated names of the base model")
-    clip: float = Field(default=1.0, gt=0, description="largest norm of the meta-gradient for θ and the base model")
-    warmup: int = Field(default=20, ge=0)
-    anchor: float = Field(default=0.0, ge=0, description="weight of the adapted features' distance from the base model's")
-    average: float = Field(
-        default=0.0, ge=0, lt=1, description="decay of the average over outer steps that is kept of all that is learned; 0: none"
+    tasks: int = Field(default=4, ge=1, description="tasks in a meta-batch, all with the same weight")
+    rows_at_once: int = Field(
+        default=400, ge=4, description="most rows of one forward pass; a larger meta-batch or task takes several passes"
     )
-    most_skipped: int = Field(default=10, ge=0, description="steps in a row that may have a gradient that is not finite")
+    optimizer: Literal["adam", "sgd"] = Field(default="adam", description="sgd is the paper's step for reptile")
+    learning_rate: float = Field(default=1e-3, gt=0)
+    rate_learning_rate: float = Field(default=1e-2, gt=0, description="learning rate of log α and log s")
+    base_learning_rate: float = Field(default=1e-5, gt=0, description="learning rate of the parameters in base.updated")
+    clip: float | None = Field(
+        default=1.0, gt=0, description="largest norm of the meta-gradient for θ and the base model; None: no limit"
+    )
+    warmup: int = Field(default=20, ge=0, description="outer steps over which the learning rate rises")
+    decay: Literal["cosine", "linear", "none"] = Field(default="cosine", description="how the learning rate falls to zero")
+    anchor: float = Field(
+        default=0.0, ge=0, description="weight in the loss of the adapted features' distance from the base model's"
+    )
+    average: float = Field(
+        default=0.0, ge=0, lt=1, description="decay of the moving average of the learned leaves that is saved; 0: no average"
+    )
+    most_skipped: int = Field(default=10, ge=0, description="largest number of steps in a row without a finite gradient")
 
 
 @dataclass
 class OuterState:
-    """All that changes during a run. `unmoved`: leaves of θ, and of the base model, that have had no gradient yet."""
+    """The mutable state of a run.
+
+    `leaves`: the current outer leaves; `average`: their moving average; `best_leaves`: those with the best validation score.
+    `learned`: the names of the leaves that outer steps move. `unmoved`: those of θ and the base model that have had no gradient
+    yet. `skipped`: the number of outer steps without a finite gradient. `dropped`: the number of tasks without one. `fruitless`:
+    the number of validations since the best one. `history_bytes`: the size of the run's history file.
+    """
 
     leaves: dict[str, Tensor]
     first_moment: dict[str, Tensor]
     second_moment: dict[str, Tensor]
     average: dict[str, Tensor]
     best_leaves: dict[str, Tensor]
+    learned: set[str]
     unmoved: set[str]
     step: int = 0
     skipped: int = 0
     skipped_in_a_row: int = 0
+    dropped: int = 0
     best_score: float = -math.inf
     best_step: int = -1
-    history: list[dict[str, Any]] = field(default_factory=list)
+    fruitless: int = 0
+    history_bytes: int = 0
 
     @classmethod
-    def start(cls, outer: Outer) -> "OuterState":
-        leaves = dict(sorted(outer.leaves().items()))  # the order that a checkpoint gives back: sums depend on it
+    def start(cls, outer: Outer, learns: Callable[[str], bool] = lambda leaf: True) -> "OuterState":
+        """Return the state before the first outer step.
+
+        `learns`: returns True for the names of leaves that are moved (`Algorithm.learns`).
+        """
+        leaves = dict(sorted(outer.leaves().items()))  # the order after loading a checkpoint, because sums depend on it
         zeros = {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
-        unmoved = {name for name in leaves if _is_weight(name)}
-        return cls(leaves, zeros, dict(zeros), dict(leaves), dict(leaves), unmoved)
+        learned = set(filter(learns, leaves))
+        return cls(leaves, zeros, dict(zeros), dict(leaves), dict(leaves), learned, set(filter(_is_weight, learned)))
 
     def kept(self, config: OuterConfig) -> dict[str, Tensor]:
-        """The leaves that are validated and saved."""
+        """Return the leaves that are validated and saved: the average if there is one, else the current ones."""
         return self.average if config.average else self.leaves
 
     def save(self, path: Path, run: str) -> None:
-        """Everything, under the name of the run that it belongs to."""
+        """Write the state to `path`, with the digest of its run."""
         tensors = {f"{kind}/{name}": leaf for kind in _TENSORS for name, leaf in getattr(self, kind).items()}
-        scalars = {name: getattr(self, name) for name in _SCALARS} | {"run_digest": run, "unmoved": sorted(self.unmoved)}
+        scalars = {name: getattr(self, name) for name in _SCALARS} | {"run_digest": run}
+        scalars |= {name: sorted(getattr(self, name)) for name in _SETS}
         write_atomically(path, save({n: t.clone() for n, t in tensors.items()}, metadata={"state": json.dumps(scalars)}))
 
     @classmethod
     def load(cls, path: Path, run: str) -> "OuterState | None":
-        """What `save` wrote, or None where there is nothing. Raises DataError for a checkpoint of another run."""
+        """Read the state that `save` wrote; return None if there is no file.
+
+        Raises DataError for a checkpoint of another run.
+        """
         if not path.is_file():
             return None
         with safe_open(path, framework="pt") as file:
             scalars = json.loads(file.metadata()["state"])
             if scalars.pop("run_digest") != run:
-                raise DataError(f"{path} belongs to another recipe, base model or data; choose another --out folder")
+                raise DataError(f"{path} belongs to another recipe, version, base model or data; choose another --out folder")
             tensors: dict[str, Any] = {kind: {} for kind in _TENSORS}
             for key in file.keys():  # noqa: SIM118  (safe_open is no mapping)
                 kind, name = key.split("/", 1)
                 tensors[kind][name] = file.get_tensor(key)
-        return cls(**tensors, **{**scalars, "unmoved": set(scalars["unmoved"])})
+        return cls(**tensors, **{**scalars, **{name: set(scalars[name]) for name in _SETS}})
 
 
-_SCALARS = ("step", "skipped", "skipped_in_a_row", "best_score", "best_step", "history")
+_SCALARS = ("step", "skipped", "skipped_in_a_row", "dropped", "best_score", "best_step", "fruitless", "history_bytes")
+_SETS = ("learned", "unmoved")
 
 
 def outer_step(config: OuterConfig, state: OuterState, gradient: MetaGradient, why: str = "") -> float:
-    """One step on all outer leaves, which moves gradients from other devices to them; `why`: of a gradient that could not be taken.
-    Returns the norm of the gradient of θ and the base model before clipping, NaN for a step that was skipped.
+    """Take one step on the learned leaves; the gradients may be on any device.
 
-    Raises NonFinite after `most_skipped` skipped steps in a row, and NoMetaGradient where a leaf of θ has had a gradient of zero in
-    each of the first steps: the loss does not depend on it.
+    `why`: the reason for a gradient that is not finite, for the error. Returns the norm before clipping of the gradient of the
+    learned leaves of θ and the base model; NaN for a skipped step.
+
+    Raises NonFinite if more than `most_skipped` steps in a row are skipped. Raises NoMetaGradient if a learned leaf of θ or of the
+    base model had only gradients of zero in the first steps, so that the loss does not depend on it.
     """
-    broken = next((name for name, g in gradient.gradients.items() if not torch.isfinite(g).all()), None)
+    gradients = {name: g for name, g in gradient.gradients.items() if name in state.learned}
+    broken = next((name for name, g in gradients.items() if not torch.isfinite(g).all()), None)
     state.step += 1
     if broken is not None:
         state.skipped, state.skipped_in_a_row = state.skipped + 1, state.skipped_in_a_row + 1
@@ -119,43 +153,50 @@ def outer_step(config: OuterConfig, state: OuterState, gradient: MetaGradient, w
             )
         return math.nan
     state.skipped_in_a_row = 0
-    _notice(state, gradient)
-    norm = math.hypot(*(float(g.norm()) for n, g in gradient.gradients.items() if _is_weight(n)))
-    shrink = min(1.0, config.clip / max(norm, 1e-12))
-    taken = state.step - state.skipped
-    for name, g in gradient.gradients.items():
+    _check_all_reached(state, gradients)
+    norm = math.hypot(*(float(g.norm()) for n, g in gradients.items() if _is_weight(n)))
+    shrink = 1.0 if config.clip is None else min(1.0, config.clip / max(norm, 1e-12))
+    steps_taken = state.step - state.skipped
+    for name, g in gradients.items():
         g = g.to(state.leaves[name].device) * (shrink if _is_weight(name) else 1.0)
-        move = g if config.optimizer == "sgd" else _adam(state, name, g, taken)
+        move = g if config.optimizer == "sgd" else _adam(state, name, g, steps_taken)
         state.leaves[name] = state.leaves[name] - schedule(config, state.step) * _rate(config, name) * move
         state.average[name] = config.average * state.average[name] + (1 - config.average) * state.leaves[name]
     return norm
 
 
-def _adam(state: OuterState, name: str, gradient: Tensor, taken: int) -> Tensor:
+def _adam(state: OuterState, name: str, gradient: Tensor, steps_taken: int) -> Tensor:
     m = state.first_moment[name] = 0.9 * state.first_moment[name] + 0.1 * gradient
     v = state.second_moment[name] = 0.999 * state.second_moment[name] + 0.001 * gradient * gradient
-    return (m / (1 - 0.9**taken)) / ((v / (1 - 0.999**taken)).sqrt() + 1e-8)
+    return (m / (1 - 0.9**steps_taken)) / ((v / (1 - 0.999**steps_taken)).sqrt() + 1e-8)
 
 
 def unusable_gradient(leaves: Mapping[str, Tensor]) -> MetaGradient:
-    """What stands for a meta-gradient that could not be taken: a step that `outer_step` skips."""
+    """Return a meta-gradient of NaN, which `outer_step` skips, for one that could not be computed."""
     gradients = {name: torch.full_like(leaf, math.nan) for name, leaf in leaves.items()}
     return MetaGradient(math.nan, math.nan, (), gradients, mode="first_order")
 
 
 def schedule(config: OuterConfig, step: int) -> float:
-    """The share of the learning rate that step number `step`, from 1, takes."""
+    """Return the factor of the learning rate in step number `step`, counted from 1."""
     warm = min(1.0, step / max(config.warmup, 1))
-    return warm * 0.5 * (1 + math.cos(math.pi * (step - 1) / config.steps))
+    return warm * _DECAYS[config.decay]((step - 1) / config.steps)
 
 
-def _notice(state: OuterState, gradient: MetaGradient) -> None:
-    state.unmoved -= {name for name, g in gradient.gradients.items() if g.any()}
-    if state.unmoved and state.step - state.skipped == _NOTICED_AFTER:
+_DECAYS: dict[str, Callable[[float], float]] = {
+    "cosine": lambda done: 0.5 * (1 + math.cos(math.pi * done)),
+    "linear": lambda done: 1 - done,
+    "none": lambda done: 1.0,
+}
+
+
+def _check_all_reached(state: OuterState, gradients: Mapping[str, Tensor]) -> None:
+    state.unmoved -= {name for name, g in gradients.items() if g.any()}
+    if state.unmoved and state.step - state.skipped == _CHECKED_AFTER:
         part, first = min(state.unmoved).split(".", 1)
         first = f"base.updated's {first}" if part == "base" else first
         raise NoMetaGradient(
-            f"{len(state.unmoved)} of {sum(map(_is_weight, state.leaves))} leaves had no meta-gradient in {_NOTICED_AFTER} outer "
+            f"{len(state.unmoved)} of {sum(map(_is_weight, state.leaves))} leaves had no meta-gradient in {_CHECKED_AFTER} outer "
             f"steps, the first of them {first}: the loss does not depend on it"
         )
 

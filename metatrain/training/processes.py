@@ -1,21 +1,28 @@
-"""Several processes at one meta-batch: each takes some of its tasks, and all follow the mean.
+"""Training with several processes, which share the tasks of each meta-batch.
 
-Started by `torchrun --nproc-per-node N -m metatrain.cli train …`, which says in the environment who is who. A meta-gradient is a
-mean over tasks, so the means of the processes, weighted by their numbers of tasks, are the gradient that one process alone would
-find (up to the order of summation). Every process then takes the same outer step; the first one writes and reports.
+They are started by `torchrun --nproc-per-node N -m metatrain.cli train …`, which sets rank and world size in the environment. A
+meta-gradient is a mean over tasks. So the mean of the processes' gradients, weighted by their numbers of tasks, is the gradient of
+one process alone, up to the order of summation. Every process then takes the same outer step. Only the first one writes and
+reports.
 """
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import get_args
 
 import torch
 from torch import Tensor, distributed
 
-from metatrain.meta.metagrad import MetaGradient
+from metatrain.meta.metagrad import MetaGradient, Mode
+from metatrain.training.outer_step import unusable_gradient
+
+MODES: tuple[Mode, ...] = get_args(Mode)
 
 
 @dataclass(frozen=True)
 class Processes:
+    """The processes of a run, as one of them sees it: its own rank, and their number."""
+
     rank: int = 0
     count: int = 1
 
@@ -24,19 +31,25 @@ class Processes:
         return self.rank == 0
 
     def share(self, tasks: int) -> range:
-        """The numbers of this process's tasks among `tasks`: near-equal runs, empty where there are fewer tasks than processes."""
+        """Return the indices of this process's tasks among `tasks` tasks.
+
+        The shares are contiguous and of nearly equal size; some are empty if there are fewer tasks than processes.
+        """
         return range(tasks * self.rank // self.count, tasks * (self.rank + 1) // self.count)
 
-    def mean(self, own: MetaGradient | None, like: dict[str, Tensor], tasks: int) -> MetaGradient:
-        """The mean over all tasks, and of residuals the largest, from each process's own over its `tasks` (None where it has none);
-        `like`: the outer leaves."""
+    def mean(self, own: MetaGradient | None, like: dict[str, Tensor], tasks: int) -> tuple[MetaGradient, int]:
+        """Return the mean meta-gradient over the tasks of all processes, and the number of these tasks.
+
+        `own`: the mean over this process's `tasks` tasks; None if it has none. `like`: the outer leaves. Of `residual` and `left`
+        the result has the largest. If no process has a task, the gradient is NaN.
+        """
         if self.count == 1:
-            assert own is not None
-            return own
+            return (unusable_gradient(like) if own is None else own), tasks
         gradients = {name: torch.zeros_like(leaf) if own is None else own.gradients[name].to(leaf) for name, leaf in like.items()}
         base = own or MetaGradient(0.0, 0.0, (), {})
         steps = int(self._largest(len(base.support_loss)))
-        residual = self._largest(-1.0 if base.residual is None else base.residual)
+        residual, left = (self._largest(-1.0 if number is None else number) for number in (base.residual, base.left))
+        mode = MODES[int(self._largest(-1 if own is None else MODES.index(own.mode)))]
         numbers = torch.zeros(2 + steps)
         numbers[: 2 + len(base.support_loss)] = torch.tensor([base.loss, base.accuracy, *base.support_loss])
         flat = torch.cat([*(g.flatten() for g in gradients.values()), numbers])
@@ -48,24 +61,28 @@ class Processes:
         parts = torch.split(total[:-1] / total[-1], [*(g.numel() for g in gradients.values()), 2 + steps])
         means = {name: part.view_as(g) for (name, g), part in zip(gradients.items(), parts[:-1], strict=True)}
         loss, accuracy, *support = parts[-1].tolist()
-        worst = residual if residual >= 0 else None
-        return replace(base, loss=loss, accuracy=accuracy, support_loss=tuple(support), gradients=means, residual=worst)
+        worst, farthest = (number if number >= 0 else None for number in (residual, left))
+        return MetaGradient(loss, accuracy, tuple(support), means, worst, mode, farthest), int(total[-1])
 
-    def agree(self, number: float) -> float:
-        """The first process's number, in every process."""
-        if self.count == 1:
-            return number
-        shared = self._one(number)
-        distributed.broadcast(shared, src=0)
-        return float(shared)
+    def gather(self, own: dict[int, float], count: int) -> list[float]:
+        """Return all `count` numbers. `own`: this process's numbers by index."""
+        numbers = torch.zeros(count, dtype=torch.float64)
+        for index, number in own.items():
+            numbers[index] = number
+        if self.count > 1:
+            shared = numbers.cuda() if distributed.get_backend() == "nccl" else numbers
+            distributed.all_reduce(shared)
+            numbers = shared.cpu()
+        gathered: list[float] = numbers.tolist()
+        return gathered
 
     def _largest(self, number: float) -> float:
-        """Of every process's number."""
-        shared = self._one(number)
+        """Return the largest of the processes' numbers."""
+        shared = self._tensor(number)
         distributed.all_reduce(shared, distributed.ReduceOp.MAX)
         return float(shared)
 
-    def _one(self, number: float) -> Tensor:
+    def _tensor(self, number: float) -> Tensor:
         shared = torch.tensor([number], dtype=torch.float64)
         return shared.cuda() if distributed.get_backend() == "nccl" else shared
 
@@ -74,7 +91,10 @@ ALONE = Processes()
 
 
 def join() -> Processes:
-    """The processes that torchrun started, or this one alone; over nccl where every process has a GPU of its own, else gloo."""
+    """Join the processes that torchrun started; return `ALONE` without torchrun.
+
+    They communicate over nccl if every process on the machine has a GPU of its own, otherwise over gloo.
+    """
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:
         return ALONE
@@ -88,6 +108,6 @@ def join() -> Processes:
 
 
 def leave() -> None:
-    """The end of `join`."""
+    """Leave the process group that `join` entered."""
     if distributed.is_initialized():
         distributed.destroy_process_group()

@@ -1,13 +1,13 @@
-"""A training run as a file: every key is checked, and an error names the key and the value."""
+"""Recipes: training runs as YAML files. Errors name the key, what was expected and what came."""
 
 import fnmatch
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, Field, TypeAdapter, ValidationError, model_validator
 
 from metatrain.deltas import DeltaConfig, LoRAConfig
 from metatrain.errors import DataError, RecipeError
@@ -15,14 +15,11 @@ from metatrain.inner.config import InnerConfig
 from metatrain.meta.algorithms import AlgorithmSection
 from metatrain.models.precision import Precision
 from metatrain.models.source import DEFAULT_MODEL
+from metatrain.options import Section, refuse_unused, with_fixed
 from metatrain.pydantic_errors import first_problem
 from metatrain.tasks.episodes import Dataset
 from metatrain.tasks.readers import Columns, read_source
 from metatrain.training.outer_step import OuterConfig
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 def _rising(bounds: tuple[int, int]) -> tuple[int, int]:
@@ -32,17 +29,37 @@ def _rising(bounds: tuple[int, int]) -> tuple[int, int]:
 
 
 Range = Annotated[tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]], AfterValidator(_rising)]
+"""[least, most], both included."""
+
+VERSION: Literal[2] = 2
+"""The version of the recipe format. A checkpoint of another version is not resumed.
+
+Version 1 had other defaults; `metatrain upgrade` converts its recipes.
+"""
+_ALGORITHM: TypeAdapter[Any] = TypeAdapter(AlgorithmSection)
 
 
-class ClassList(_Section):
-    """Labels listed in a JSON file as {id: {part: [labels]}}."""
+def _options(section: Any) -> dict[str, Any]:
+    """Return the options that are set in a section, which is a dict or a model.
+
+    Raises TypeError for anything else.
+    """
+    if isinstance(section, BaseModel):
+        return {name: getattr(section, name) for name in section.model_fields_set}
+    if not isinstance(section, dict):
+        raise TypeError
+    return dict(section)
+
+
+class ClassList(Section):
+    """A list of labels in a JSON file of the form {id: {part: [labels]}}."""
 
     file: str
     id: str
     part: str
 
     def labels(self, data: Path) -> list[str]:
-        """The classes that are listed. Raises DataError where the file or the list is not there."""
+        """Return the listed labels. Raises DataError if the file or the list is missing."""
         path = data / self.file
         if not path.is_file():
             raise DataError(f"data: no split file at {path}")
@@ -52,11 +69,12 @@ class ClassList(_Section):
             raise DataError(f"{path}: no split {self.id!r} with part {self.part!r}") from error
 
 
-class Source(_Section):
-    """Labelled examples: `path` under the data folder (JSON Lines; CSV or TSV by its ending), `starter` for the task set that ships
-    with the package, or `hub:NAME` for a data set of the Hugging Face hub.
+class Source(Section):
+    """A source of labelled examples.
 
-    `split` keeps the classes that a split file lists; `labels` keeps those that match one of the patterns.
+    `path`: a file under the data folder, which is CSV or TSV by its ending, else JSON Lines. Or `starter`, the task set that ships
+    with the package, or `hub:NAME`, a data set of the Hugging Face hub. `split`: keep only the classes that a split file lists.
+    `labels`: keep only the classes that match one of these shell patterns.
     """
 
     path: str
@@ -71,26 +89,29 @@ class Source(_Section):
         if self.labels:
             matched: set[str] = set()
             for pattern in self.labels:
-                own = {label for label in dataset.texts if fnmatch.fnmatchcase(label, pattern)}
-                if not own:
+                matches = {label for label in dataset.texts if fnmatch.fnmatchcase(label, pattern)}
+                if not matches:
                     raise DataError(f"data: {self.path}: labels: none matches {pattern!r}; it has {dataset.some_labels}")
-                matched |= own
+                matched |= matches
             dataset = dataset.only([label for label in dataset.texts if label in matched])
         return dataset
 
 
-class BaseSection(_Section):
+class BaseSection(Section):
     model: str = DEFAULT_MODEL
     precision: Precision = "float32"
     max_length: int | None = Field(default=None, ge=8)
     train_max_length: int | None = Field(default=None, ge=8, description="cut training texts to this many tokens")
     updated: tuple[str, ...] = Field(
-        default=(), description="parameters, by shell patterns of their names, that the outer loop moves too, all tasks alike"
+        default=(), description="shell patterns of the names of parameters that the outer loop moves too, for all tasks"
     )
 
 
-class StartSection(_Section):
-    """Where meta-training starts: B ~ N(0, b_std²), one rate for the delta's leaves and one for the head's, and s."""
+class StartSection(Section):
+    """The initial values of meta-training.
+
+    `b_std`: B ~ N(0, b_std²). `rate`, `head_rate`: the inner rates of the delta's leaves and of the head's. `scale`: s.
+    """
 
     b_std: float = Field(default=0.01, ge=0)
     rate: float = Field(default=3e-3, gt=0)
@@ -99,39 +120,49 @@ class StartSection(_Section):
     scale: float = Field(default=16.0, gt=0)
 
 
-class DataSection(_Section):
+class DataSection(Section):
     train: tuple[Source, ...] = Field(min_length=1)
     valid: tuple[Source, ...] = Field(min_length=1)
-    held_out: tuple[Source, ...] = Field(default=(), description="never trained on, not even a text or a class under another name")
+    held_out: tuple[Source, ...] = Field(
+        default=(), description="never trained on; equal texts and classes are dropped from training even under other names"
+    )
     attribution: str = ""
 
 
-class EpisodesSection(_Section):
+class EpisodesSection(Section):
     ways: Range = (5, 5)
     shots: Range = (1, 5)
     queries: int = Field(default=5, ge=1)
     temperature: float = Field(default=0.5, ge=0, le=1)
-    near_miss: float = Field(default=0.0, ge=0, le=1, description="share of episodes whose classes are neighbours")
-    merge: float = Field(default=0.0, ge=0, le=1, description="share of episodes whose labels stand for two classes each")
-    rows: int = Field(default=400, ge=4, description="most rows of a meta-batch; small tasks go up to outer.tasks at once")
+    near_miss: float = Field(default=0.0, ge=0, le=1, description="share of episodes whose classes are similar")
+    merge: float = Field(default=0.0, ge=0, le=1, description="share of episodes whose labels are unions of two classes")
+    unequal: float = Field(default=0.5, ge=0, le=1, description="share of episodes whose classes have unequal numbers of shots")
+    rows: int = Field(default=400, ge=4, description="largest number of rows of a task, support and queries together")
 
     @model_validator(mode="after")
     def _smallest_fits(self) -> "EpisodesSection":
         least = self.ways[0] * (self.shots[0] + self.queries)
         if least > self.rows:
-            raise ValueError(f"rows: the smallest task has {least} rows, expected at most {self.rows}")
+            raise ValueError(f"rows: expected at least {least}, the rows of the smallest task, got {self.rows}")
         return self
 
 
-class ValidationSection(_Section):
+class ValidationSection(Section):
     every: int = Field(default=50, ge=1)
-    episodes: int = Field(default=40, ge=2, description="per number of shots")
+    episodes: int = Field(default=40, ge=2, description="episodes for each number of shots")
     ways: int = Field(default=5, ge=2)
     shots: tuple[int, ...] = Field(default=(1, 5), min_length=1)
-    patience: int = Field(default=5, ge=1, description="validations without a new best before stopping")
+    patience: int = Field(default=5, ge=1, description="validations without a new best score before training stops")
 
 
-class Recipe(_Section):
+class Recipe(Section):
+    """A training run.
+
+    An option that is left out has the value of the algorithm's paper (`Algorithm.defaults`), or else the field's default. Raises
+    ValidationError, also for an option that is unused because of the algorithm or another option.
+    """
+
+    version: Literal[2] = VERSION
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")
     seed: int = Field(default=0, ge=0)
     base: BaseSection = BaseSection()
@@ -144,17 +175,52 @@ class Recipe(_Section):
     outer: OuterConfig = OuterConfig()
     validation: ValidationSection = ValidationSection()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _with_the_algorithms_settings(cls, given: Any) -> Any:
+        """Fill in the settings of the algorithm's paper, and the options that the algorithm sets."""
+        try:
+            algorithm = _ALGORITHM.validate_python(given["algorithm"])
+            sections = {name: _options(given[name]) for name in ("inner", "start", "outer") if name in given}
+        except (ValidationError, TypeError, KeyError):
+            return given  # the validation of the fields raises the error
+        defaults = {name: dict(options) for name, options in algorithm.defaults.items()}
+        if {"steps", "steps_by_shots"} & sections.get(
+            "inner", {}
+        ).keys():  # they belong together, so a recipe's own replaces both defaults
+            for option in ("steps", "steps_by_shots"):
+                defaults.get("inner", {}).pop(option, None)
+        for name, options in defaults.items():
+            sections[name] = {**options, **sections.get(name, {})}
+        return {**given, **with_fixed(sections, algorithm.fixed, algorithm.name)}
+
     @model_validator(mode="after")
-    def _steps_are_taken(self) -> "Recipe":
+    def _no_choice_leaves_an_option_unused(self) -> "Recipe":
+        refuse_unused(self.inner)
+        unused: list[tuple[str, str, str]] = []
+        if not {"rates", "scale"} & set(self.algorithm.learned):
+            unused.append(("outer", "rate_learning_rate", "algorithm.learned has neither rates nor scale"))
+        if not self.base.updated:
+            unused.append(("outer", "base_learning_rate", "base.updated is empty"))
+        if not self.delta.has_leaves:
+            unused += [("start", name, f"a delta of kind {self.delta.kind} has no leaves") for name in ("b_std", "rate")]
+        for section, option, why in unused:
+            model = getattr(self, section)
+            if getattr(model, option) != type(model).model_fields[option].default:
+                raise ValueError(f"{section}.{option}: not used, because {why}; leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _steps_are_used(self) -> "Recipe":
         inner = self.inner
         if "steps" in inner.model_fields_set and 1 in inner.steps_by_shots and inner.steps not in inner.steps_by_shots.values():
             raise ValueError(
-                f"inner.steps: {inner.steps} is never taken, for steps_by_shots covers all shots; expected one of its numbers"
+                f"inner.steps: {inner.steps} is never taken, because steps_by_shots covers all shots; expected one of its numbers"
             )
         return self
 
     @model_validator(mode="after")
-    def _base_is_moved(self) -> "Recipe":
+    def _base_update_is_possible(self) -> "Recipe":
         if self.base.updated and not self.algorithm.moves_base:
             name = self.algorithm.name
             raise ValueError(f"base.updated: expected nothing with {name}, which moves only what the inner loop moves")
@@ -162,43 +228,60 @@ class Recipe(_Section):
 
     @model_validator(mode="after")
     def _inner_loop_fits(self) -> "Recipe":
-        try:
-            inner = self.recorded_inner
-        except ValidationError as error:
-            raise ValueError(f"inner, as {self.algorithm.name} takes it: {first_problem(error, InnerConfig)}") from None
-        if not self.delta.has_leaves and inner.moved != "head" and inner.most_steps:
+        if not self.delta.has_leaves and not self.inner.moves_head_alone and self.inner.most_steps:
             raise ValueError(
-                f'inner.moved: a delta of kind "{self.delta.kind}" has nothing else to move; expected "head", got "{inner.moved}"'
+                f'inner.moved: a delta of kind "{self.delta.kind}" has nothing else to move; '
+                f'expected "head", got "{self.inner.moved}"'
             )
+        self.algorithm.check(self.inner)
         return self
 
     @property
-    def recorded_inner(self) -> InnerConfig:
-        """The inner loop as the initialization records it: what the algorithm makes of `inner`."""
-        return InnerConfig.model_validate({**self.inner.model_dump(), **self.algorithm.inner_entries})
-
-    @property
     def digest(self) -> str:
-        """Of what is not at its default, so that keys that come later leave the digests of older recipes alone."""
-        own = [self.algorithm.name, self.delta.kind, self.model_dump(mode="json", exclude_defaults=True)]
-        return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()
+        """The digest of the recipe's version and of all options that differ from their defaults.
+
+        Options added later do not change it.
+        """
+        content = [self.version, self.algorithm.name, self.delta.kind, self.model_dump(mode="json", exclude_defaults=True)]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def read_recipe(path: Path) -> Recipe:
-    """A training run. Raises RecipeError as `read_model`."""
-    return read_model(path, Recipe, "recipe")
+    """Read a recipe. Raises RecipeError as `read_model` does, and for a recipe of another version."""
+    content = read_yaml(path, "recipe")
+    if isinstance(content, dict) and content.get("version") != VERSION:
+        got = repr(content["version"]) if "version" in content else "none"
+        raise RecipeError(
+            f"{path}: version: expected {VERSION}, got {got}; a recipe without a version is of version 1: "
+            f"`metatrain upgrade {path}` rewrites it"
+        )
+    return validated(content, path, Recipe)
 
 
 Model = TypeVar("Model", bound=BaseModel)
 
 
 def read_model(path: Path, model: type[Model], what: str) -> Model:
-    """A YAML file as `model`. Raises RecipeError, one line that names the key, what was expected and what came."""
+    """Read a YAML file as `model`. Raises RecipeError.
+
+    The error is one line with the key, what was expected and what came. `what`: the kind of file, for the error.
+    """
+    return validated(read_yaml(path, what), path, model)
+
+
+def read_yaml(path: Path, what: str) -> Any:
+    """Return the content of a YAML file. Raises RecipeError if it is missing or not YAML."""
     if not path.is_file():
         raise RecipeError(f"no {what} at {path}")
     try:
-        return model.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise RecipeError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+
+
+def validated(content: Any, path: Path, model: type[Model]) -> Model:
+    """Validate the content of the file at `path` as `model`. Raises RecipeError."""
+    try:
+        return model.model_validate(content)
     except ValidationError as error:
         raise RecipeError(f"{path}: {first_problem(error, model)}") from error

@@ -1,6 +1,6 @@
-"""What a run looks like: one HTML page with its curves, and the same numbers for TensorBoard while it goes.
+"""Reports of runs: an HTML page with curves, and the same numbers for TensorBoard during the run.
 
-The page needs nothing but itself: plots are SVG inside it. Extra packages: `pip install 'quickstudy-server[report]'`.
+The page is self-contained: its plots are inline SVG. It needs extra packages: `pip install 'quickstudy-server[report]'`.
 """
 
 import html
@@ -19,17 +19,20 @@ from metatrain.errors import MetatrainError
 from metatrain.inner.encoded import Encoded
 from metatrain.models.base import Base
 from metatrain.models.loading import load_base
+from metatrain.training.data import read_data, validation_episodes
 from metatrain.training.evaluate import evaluate_steps
 from metatrain.training.events import OnEvent
+from metatrain.training.history import read_history
 from metatrain.training.recipe import Recipe
-from metatrain.training.run import read_data, validation_episodes
 
 LOG = "log.jsonl"
 
 
 def logger(folder: Path) -> OnEvent:
-    """Appends every event with its time and memory to `log.jsonl`: what `history.json`, equal to the bit for equal runs, leaves
-    out."""
+    """Return a callback that appends every event to `folder`/log.jsonl.
+
+    Unlike `history.jsonl`, which has equal bytes for equal runs, the log includes times and the peak memory.
+    """
     folder.mkdir(parents=True, exist_ok=True)
 
     def log(event: dict[str, Any]) -> None:
@@ -40,7 +43,10 @@ def logger(folder: Path) -> OnEvent:
 
 
 def tensorboard(folder: Path) -> OnEvent:
-    """Writes scalars to `folder`/tensorboard. Raises MetatrainError where TensorBoard is not installed."""
+    """Return a callback that writes scalars to `folder`/tensorboard.
+
+    Raises MetatrainError if TensorBoard is not installed.
+    """
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
@@ -60,13 +66,13 @@ def tensorboard(folder: Path) -> OnEvent:
 
 
 def peak_memory() -> float:
-    """Of this process, in MB."""
+    """Return this process's peak resident memory in MiB."""
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most / 2**20 if sys.platform == "darwin" else most / 2**10
 
 
 def check_installed() -> None:
-    """Raises MetatrainError where a report cannot be drawn."""
+    """Raise MetatrainError if matplotlib, which draws reports, is not installed."""
     try:
         import matplotlib as mpl
     except ImportError as error:
@@ -75,12 +81,13 @@ def check_installed() -> None:
 
 
 def write_report(recipe: Recipe, data: Path, folder: Path) -> Path:
-    """`report.html` of the run in `folder`: its curves, accuracy by inner step on the validation episodes, learned rates by layer,
-    time and memory. Raises MetatrainError where matplotlib is not installed or the run has not ended."""
+    """Write `report.html` of the run in `folder`, and return its path.
+
+    It has the curves of the run, accuracy by inner step on the validation episodes, learned rates by layer, time and memory. Raises
+    MetatrainError if matplotlib is not installed or the run has not ended.
+    """
     check_installed()
-    if not (folder / "history.json").is_file():
-        raise MetatrainError(f"{folder} has no history.json: expected a run that has ended")
-    history = json.loads((folder / "history.json").read_bytes())
+    history = read_history(folder)
     base = load_base(recipe.base.model, precision=recipe.base.precision, max_length=recipe.base.max_length)
     init = load_initialization(folder / recipe.name, base)
     by_step = accuracy_by_inner_step(base, init, recipe, data)
@@ -99,17 +106,17 @@ def write_report(recipe: Recipe, data: Path, folder: Path) -> Path:
 
 
 def accuracy_by_inner_step(base: Base, init: Initialization, recipe: Recipe, data: Path) -> dict[int, dict[int, float]]:
-    """{shots: {inner steps: mean accuracy}} over the run's validation episodes."""
+    """Return {shots: {inner steps: mean accuracy}} over the run's validation episodes."""
     _, valid_sets, _ = read_data(recipe, data)
-    found: dict[int, dict[int, float]] = {}
+    accuracy: dict[int, dict[int, float]] = {}
     encoded = Encoded(base)
     for shots in recipe.validation.shots:
         episodes = [e for e in validation_episodes(recipe, valid_sets) if len(e.support) == shots * len(e.labels)]
         inner = init.inner.meta_trained
         most = max(inner.most_steps, 1) if shots > 1 or inner.teaches_one_shot(len(episodes[0].support)) else 0
         scores = evaluate_steps(base, replace(init, inner=inner), episodes, range(most + 1), encoded=encoded)
-        found[shots] = {step: score.mean for step, score in scores.items()}
-    return found
+        accuracy[shots] = {step: score.mean for step, score in scores.items()}
+    return accuracy
 
 
 def _curves(history: list[dict[str, Any]]) -> str:
@@ -153,19 +160,19 @@ def _by_inner_step(by_step: dict[int, dict[int, float]]) -> str:
 
 
 def _rates(init: Initialization) -> str:
-    """One point a leaf and step: its rate, or the mean of its parameters' rates."""
+    """Plot one point for each leaf and step: its rate, or the mean of its parameters' rates."""
     figure, (axis,) = _figure(1)
     steps = max((rate.shape[0] for rate in init.rates.values()), default=1)
     layers = sorted({layer for name in init.rates if (layer := layer_of(name)) is not None})
-    places = {layer: place for place, layer in enumerate(layers)}
+    positions = {layer: position for position, layer in enumerate(layers)}
     for step in range(steps):
         points = [
-            (places.get(layer_of(name) or 0, -1) if layer_of(name) is not None else -1, rate[step])
+            (positions.get(layer_of(name) or 0, -1) if layer_of(name) is not None else -1, rate[step])
             for name, rate in init.rates.items()
         ]
-        shown = [(place + 0.15 * (step - (steps - 1) / 2), float(rate.mean())) for place, rate in points]
+        shown = [(position + 0.15 * (step - (steps - 1) / 2), float(rate.mean())) for position, rate in points]
         axis.scatter(*zip(*shown, strict=True), s=18, alpha=0.7, label=f"step {step + 1}" if steps > 1 else None)
-    axis.set_xticks([-1, *places.values()], ["head", *(f"layer {layer}" for layer in layers)])
+    axis.set_xticks([-1, *positions.values()], ["head", *(f"layer {layer}" for layer in layers)])
     axis.set(ylabel="inner rate α", yscale="log")
     if steps > 1:
         axis.legend(frameon=False)
@@ -173,12 +180,14 @@ def _rates(init: Initialization) -> str:
 
 
 def _costs(log: list[dict[str, Any]]) -> str:
-    steps = list({event["step"]: event for event in log if event["event"] == "step"}.values())  # some twice, after a resume
+    steps = list(
+        {event["step"]: event for event in log if event["event"] == "step"}.values()
+    )  # a resumed run has logged some steps twice
     if not steps:
         return ""
     figure, (left, right) = _figure(2)
     left.plot([e["step"] for e in steps], [e["seconds"] for e in steps], color="tab:blue")
-    left.set(title="seconds an outer step", xlabel="outer step", ylim=(0, 1.05 * max(e["seconds"] for e in steps)))
+    left.set(title="seconds per outer step", xlabel="outer step", ylim=(0, 1.05 * max(e["seconds"] for e in steps)))
     right.plot([e["step"] for e in steps], [e["peak_memory_mb"] for e in steps], color="tab:red")
     most = max(e["peak_memory_mb"] for e in steps)
     right.set(title="peak memory of the process, MB", xlabel="outer step", ylim=(0, 1.05 * most))
@@ -201,7 +210,7 @@ def _facts(recipe: Recipe, init: Initialization, history: list[dict[str, Any]]) 
 
 
 def _smoothed(x: list[int], y: list[float], width: int = 15) -> tuple[list[int], list[float]]:
-    """Running means."""
+    """Return the means of y over the last `width` points, with their x."""
     return x, [sum(part) / len(part) for i in range(len(y)) for part in [y[max(0, i - width + 1) : i + 1]]]
 
 

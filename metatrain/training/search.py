@@ -1,10 +1,11 @@
-"""Which delta and which inner loop? Successive halving over validation data sets.
+"""Search for a delta and an inner loop, by successive halving on validation data sets.
 
-    n candidates drawn from the space, b episodes each; at every rung the better half goes on with twice the episodes
+    draw n candidates from the space; score each on b episodes; keep the better half; double b; repeat until one is left
 
-so that each rung costs the same and the budget goes to those worth telling apart (Jamieson and Talwalkar 2016, arXiv:1502.07943).
-All candidates of a rung meet the same episodes. One walk through the inner loop scores every number of steps in `steps`, so
-that number costs nothing to search; a candidate's score is the mean over shots of its best step's accuracy.
+Each rung costs about the same, so most of the budget goes to the candidates that are hard to tell apart (Jamieson and Talwalkar
+2016, arXiv:1502.07943). All candidates of a rung are scored on the same episodes. One run of the inner loop scores every number of
+steps in `steps`, so searching that number costs nothing extra. A candidate's score is the mean over shots of the accuracy at its
+best number of steps.
 """
 
 import itertools
@@ -38,7 +39,10 @@ from metatrain.training.recipe import BaseSection, Source, read_model
 
 
 class SearchSpace(BaseModel):
-    """A search as a file. `delta`, `inner` and `start` give a list of values for each key that is searched."""
+    """A search, as read from a YAML file.
+
+    `delta` and `inner` have a list of values for each key that is searched, `rate` a list for each optimizer.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -50,23 +54,25 @@ class SearchSpace(BaseModel):
     rate: dict[Literal["sgd", "momentum", "adam"], tuple[float, ...]] = Field(
         default={"adam": (1e-3, 3e-3)}, min_length=1, description="inner learning rates to try, by optimizer"
     )
-    b_std: float = Field(default=0.0, ge=0, description="spread of the delta at the start; 0 is the base model itself")
+    b_std: float = Field(default=0.0, ge=0, description="standard deviation of B at the start; 0 is the base model itself")
     steps: tuple[Annotated[int, Field(ge=0, le=100)], ...] = Field(default=(0, 1, 3, 5, 10), min_length=1)
     shots: tuple[int, ...] = Field(default=(5,), min_length=1)
     ways: int = Field(default=5, ge=2)
     candidates: int = Field(default=16, ge=2)
-    episodes: int = Field(default=8, ge=2, description="per data set and shots on the first rung")
+    episodes: int = Field(default=8, ge=2, description="episodes for each data set and number of shots on the first rung")
     valid: tuple[Source, ...] = Field(min_length=1)
 
     @field_validator("base")
     @classmethod
-    def _base_stands_still(cls, base: BaseSection) -> BaseSection:
+    def _base_is_not_updated(cls, base: BaseSection) -> BaseSection:
         if base.updated:
-            raise ValueError("updated: expected nothing, a search starts from the base model itself")
+            raise ValueError("updated: expected nothing, because a search uses the base model itself")
         return base
 
 
 class Candidate(BaseModel):
+    """A point of the search space. `rate`: the inner learning rate of all leaves."""
+
     model_config = ConfigDict(frozen=True)
 
     delta: DeltaConfig
@@ -81,60 +87,67 @@ class Candidate(BaseModel):
 
 
 def read_space(path: Path) -> SearchSpace:
-    """A search. Raises RecipeError as `read_model`."""
+    """Read a search space. Raises RecipeError as `read_model` does."""
     return read_model(path, SearchSpace, "search space")
 
 
 def draw_candidates(space: SearchSpace) -> list[Candidate]:
-    """Different points of the space's grid, seeded; all of it where it has no more than `candidates`. Points that are no valid
-    inner loop (a linear head without cross-entropy) are passed over. Raises RecipeError where none is valid."""
+    """Draw `candidates` different points of the space's grid, seeded; all points if there are fewer.
+
+    Points that are not a valid inner loop, such as a linear head without cross-entropy, are left out. Raises RecipeError if no
+    point is valid.
+    """
     rates = [(optimizer, rate) for optimizer, some in space.rate.items() for rate in some]
     points = list(itertools.product(_grid(space.delta), _grid(space.inner), rates))
     order = np.random.default_rng(space.seed).permutation(len(points))
-    found: list[Candidate] = []
+    candidates: list[Candidate] = []
     problem = ""
     for i in order.tolist():
         delta, inner, (optimizer, rate) = points[i]
         try:
-            # 0 steps until the search has found how many
+            # 0 steps: the search finds the number
             config = InnerConfig.model_validate({**inner, "optimizer": optimizer, "steps": 0})
-            found.append(Candidate.model_validate({"delta": delta, "inner": config, "rate": rate}))
+            candidates.append(Candidate.model_validate({"delta": delta, "inner": config, "rate": rate}))
         except ValidationError as error:
             problem = first_problem(error, InnerConfig if error.title == InnerConfig.__name__ else Candidate)
-        if len(found) == space.candidates:
+        if len(candidates) == space.candidates:
             break
-    if not found:
-        raise RecipeError(f"no point of the search space is an inner loop: {problem}")
-    return found
+    if not candidates:
+        raise RecipeError(f"no point of the search space is a valid inner loop: {problem}")
+    return candidates
 
 
 def search(space: SearchSpace, data: Path, out: Path, *, on_event: OnEvent = lambda event: None) -> list[dict[str, Any]]:
-    """Run the search; returns the rungs' results, best first, and keeps each finished candidate in `out`/search.json, from which
-    the same search goes on. Raises DataError, RecipeError, BaseModelError."""
+    """Run the search and return the results of all rungs, the last rung and the best score first.
+
+    Each scored candidate is saved in `out`/search.json, from which the same search resumes. Raises DataError, RecipeError and
+    BaseModelError.
+    """
     sets = [source.read(data) for source in space.valid]
     base = load_base(space.base.model, precision=space.base.precision, max_length=space.base.max_length)
     encoded = Encoded(base, space.base.train_max_length)
-    alive = draw_candidates(space)
+    remaining = draw_candidates(space)
     path = out / "search.json"
     out.mkdir(parents=True, exist_ok=True)
-    done: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    scores_by_key: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
     results: list[dict[str, Any]] = []
-    where = [space.seed, space.b_std, space.steps, space.base.train_max_length, base.spec.model_dump(), str(base.dtype)]
-    rungs = math.floor(math.log2(len(alive))) + 1
+    settings = [space.seed, space.b_std, space.steps, space.base.train_max_length, base.spec.model_dump(), str(base.dtype)]
+    rungs = math.floor(math.log2(len(remaining))) + 1
     for rung in range(rungs):
         episodes = _episodes(space, sets, space.episodes * 2**rung)
         scored = []
-        for candidate in alive:
-            key = json.dumps([*where, [manifest_digest(drawn) for drawn in episodes.values()], candidate.model_dump_json()])
-            if key not in done:
-                done[key] = _score(base, encoded, space, candidate, episodes)
-                write_atomically(path, json.dumps(done, indent=1).encode())
-            scored.append((done[key]["score"], candidate))
-            on_event({"event": "candidate", "rung": rung, "of": rungs, "label": candidate.label, **done[key]})
+        for candidate in remaining:
+            key = json.dumps([*settings, [manifest_digest(drawn) for drawn in episodes.values()], candidate.model_dump_json()])
+            if key not in scores_by_key:
+                scores_by_key[key] = _score(base, encoded, space, candidate, episodes)
+                write_atomically(path, json.dumps(scores_by_key, indent=1).encode())
+            result = scores_by_key[key]
+            scored.append((result["score"], candidate))
+            on_event({"event": "candidate", "rung": rung, "of": rungs, "label": candidate.label, **result})
             described = {"label": candidate.label, "candidate": candidate.model_dump(mode="json")}
-            results.append({"rung": rung, **described, **done[key]})
+            results.append({"rung": rung, **described, **result})
         scored.sort(key=lambda pair: -pair[0])
-        alive = [candidate for _, candidate in scored[: max(1, len(scored) // 2)]]
+        remaining = [candidate for _, candidate in scored[: max(1, len(scored) // 2)]]
     return sorted(results, key=lambda result: (-result["rung"], -result["score"]))
 
 
@@ -159,7 +172,7 @@ def _score(
 
 
 def _episodes(space: SearchSpace, sets: Sequence[Dataset], count: int) -> dict[int, list[Episode]]:
-    """The same number from each set, for each number of shots."""
+    """Return {shots: episodes}, with `count` episodes of each data set."""
     return {
         shots: [
             EpisodeSampler([one], space.seed + 1).episode(i, EpisodeShape(min(space.ways, len(one.texts)), shots, 5))

@@ -1,4 +1,4 @@
-"""Parts of installed packages: what cannot be used is one line that names the package, and no part replaces another."""
+"""Parts of installed packages: one line names the package of a part that cannot be used."""
 
 import sys
 from collections.abc import Callable
@@ -19,7 +19,7 @@ class Part:
 
 @pytest.fixture
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
-    """Return a function that installs a package: a module with this source, and an entry point with this value."""
+    """Return a function that installs a package with this source and this entry point."""
     monkeypatch.syspath_prepend(str(tmp_path))
     number = len(sys.modules)
 

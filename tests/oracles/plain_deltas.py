@@ -1,4 +1,7 @@
-"""What each delta kind computes, written plainly: one row, one θ, on a model of its own that no product code has hooked."""
+"""Plain implementations of all delta kinds, for one row and one θ.
+
+They run on a model without any hooks of the product.
+"""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,7 +16,7 @@ from metatrain.deltas import BottleneckConfig, DeltaKind, IA3Config, LoRAConfig,
 
 
 def last_hidden_state(model: nn.Module, kind: DeltaKind, theta: Mapping[str, Tensor], inputs: dict[str, Tensor]) -> Tensor:
-    """Return the last hidden states of one row [1, L, D] or [1, D, H, W]; changes `model` for good."""
+    """Return the last hidden states of one row, [1, L, D] or [1, D, H, W]. Changes `model` permanently."""
     apply = {"lora": _merge_lora, "ia3": _merge_ia3, "bottleneck": _hook_bottlenecks, "head": lambda *_: None}
     if kind.config.kind == "prompt":
         return _prompted(model, theta["prompt_embeddings"], inputs)
@@ -24,7 +27,7 @@ def last_hidden_state(model: nn.Module, kind: DeltaKind, theta: Mapping[str, Ten
 
 
 def _oriented(module: nn.Module, matrix: Tensor) -> Tensor:
-    """[D_out, D_in] in the shape of the module's weight."""
+    """Return the matrix [D_out, D_in] in the shape of the module's weight."""
     weight = cast(Tensor, module.weight)
     return matrix.T if type(module).__name__ == "Conv1D" else matrix.view_as(weight)
 
@@ -70,19 +73,22 @@ def _prompted(model: nn.Module, prompt: Tensor, inputs: dict[str, Tensor]) -> Te
 
 
 def _prefixed(model: nn.Module, config: PrefixConfig, theta: Mapping[str, Tensor], inputs: dict[str, Tensor]) -> Tensor:
-    """With an attention of a few lines, which asks for a mask over the words and sees all of the prefix."""
+    """Return the hidden states, computed with a plain attention.
+
+    The mask covers only the words; every position attends to the whole prefix.
+    """
     name_of = {module: name for name, module in model.named_modules()}
-    here: dict[str, Tensor] = dict(inputs)
+    model_inputs: dict[str, Tensor] = dict(inputs)
     if any(name.endswith(("position_embeddings", "wpe")) for name in name_of.values()):
-        here["position_ids"] = config.tokens + torch.arange(inputs["input_ids"].shape[1]).unsqueeze(0)
+        model_inputs["position_ids"] = config.tokens + torch.arange(inputs["input_ids"].shape[1]).unsqueeze(0)
 
     def attend(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, **options: Any) -> tuple[Tensor, None]:
         heads, shared, words = q.shape[1], k.shape[1], k.shape[2]
         site = name_of[module]
         if f"{site}.prefix_key" in theta:
             k, v = (
-                torch.cat([theta[f"{site}.prefix_{n}"].view(1, -1, shared, q.shape[3]).transpose(1, 2), own], dim=2)
-                for n, own in (("key", k), ("value", v))
+                torch.cat([theta[f"{site}.prefix_{n}"].view(1, -1, shared, q.shape[3]).transpose(1, 2), states], dim=2)
+                for n, states in (("key", k), ("value", v))
             )
         scores = q @ k.repeat_interleave(heads // shared, dim=1).transpose(2, 3)
         scores = scores * (q.shape[3] ** -0.5 if options.get("scaling") is None else options["scaling"])
@@ -91,14 +97,14 @@ def _prefixed(model: nn.Module, config: PrefixConfig, theta: Mapping[str, Tensor
         return (scores.softmax(-1) @ v.repeat_interleave(heads // shared, dim=1)).transpose(1, 2), None
 
     with _attention(model, attend):
-        return cast(Tensor, model(**here).last_hidden_state)
+        return cast(Tensor, model(**model_inputs).last_hidden_state)
 
 
 @contextmanager
 def _attention(model: nn.Module, attend: Callable[..., Any]) -> Iterator[None]:
     AttentionInterface.register("plain", attend)
     AttentionMaskInterface.register("plain", ALL_MASK_ATTENTION_FUNCTIONS["eager"])
-    own = cast(Any, model).config._attn_implementation
+    original = cast(Any, model).config._attn_implementation
     cast(Any, model).set_attn_implementation("plain")
     yield
-    cast(Any, model).set_attn_implementation(own)
+    cast(Any, model).set_attn_implementation(original)

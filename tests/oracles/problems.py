@@ -1,4 +1,7 @@
-"""Tasks to judge meta-gradients by: quadratics with closed forms, a small net, and deltas on a tiny encoder. All in float64."""
+"""Tasks for tests of meta-gradients, in float64.
+
+They are quadratics with closed forms, a small net, and deltas on a tiny encoder.
+"""
 
 from dataclasses import dataclass
 
@@ -20,7 +23,10 @@ from tests.tiny import tasks
 
 @dataclass(frozen=True)
 class Quadratic:
-    """L_support,t = ½ (φ − c_t)ᵀ A_t (φ − c_t) and L_query,t = ½ ‖φ − d_t‖², φ one leaf of n numbers."""
+    """T tasks on one leaf φ of n numbers.
+
+    L_support,t = ½ (φ − c_t)ᵀ A_t (φ − c_t) and L_query,t = ½ ‖φ − d_t‖².
+    """
 
     matrix: Tensor
     center: Tensor
@@ -39,8 +45,8 @@ class Quadratic:
         return Start(phi, (self.steps,) * self.count)
 
     def support_loss(self, phi: Leaves, outer: Outer, step: int, start: Start) -> Tensor:
-        away = phi["x"] - self.center
-        return 0.5 * torch.einsum("ti,tij,tj->t", away, self.matrix, away)
+        difference = phi["x"] - self.center
+        return 0.5 * torch.einsum("ti,tij,tj->t", difference, self.matrix, difference)
 
     def query_loss(self, phi: Leaves, outer: Outer, step: int, *, exact: bool = True) -> tuple[Tensor, Tensor]:
         error = 0.5 * (phi["x"] - self.target).square().sum(1)
@@ -48,7 +54,7 @@ class Quadratic:
 
 
 def quadratic(*, tasks: int = 3, size: int = 4, steps: int = 3, seed: int = 0) -> tuple[Quadratic, Outer]:
-    """Positive definite, of eigenvalues between ½ and about 3."""
+    """Return positive definite tasks, with eigenvalues between ½ and about 3, and their start."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
@@ -61,20 +67,20 @@ def quadratic(*, tasks: int = 3, size: int = 4, steps: int = 3, seed: int = 0) -
 
 
 def net_tasks(*, count: int = 2, steps: int = 2, moved: tuple[str, ...] = (), seed: int = 0) -> tuple[NetTasks, Outer]:
-    """3-way tasks of a two-layer net."""
+    """Return 3-way tasks on a two-layer net, and their start."""
     torch.manual_seed(seed)
     net = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 3)).double()
 
     def examples(rows: int) -> Examples:
         return Examples(torch.randn(count, rows, 5, dtype=torch.float64), torch.arange(rows).remainder(3).expand(count, rows))
 
-    found = NetTasks(net, examples(6), examples(9), classify, steps=steps, moved=moved)
+    tasks = NetTasks(net, examples(6), examples(9), classify, steps=steps, moved=moved)
     theta = parameters(net)
-    return found, Outer(theta, {name: rate.double() for name, rate in start_rates(theta, 0.1).items()})
+    return tasks, Outer(theta, {name: rate.double() for name, rate in start_rates(theta, 0.1).items()})
 
 
 def text_outer(kind: DeltaKind, *, rate: float = 0.05, scale: float = 8.0, steps: int = 1, spread: float = 0.2) -> Outer:
-    """A start of every leaf away from zero, and rates that differ by step."""
+    """Return a start with no leaf at zero, and with rates that differ by step."""
     theta = kind.initial(torch.Generator().manual_seed(0), b_std=spread)
     rates = start_rates(theta, rate, steps=steps) | start_rates(HEAD_LEAVES, 2 * rate, steps=steps)
     by_step = {name: r * torch.linspace(1.0, 0.7, steps) for name, r in rates.items()}
@@ -89,21 +95,25 @@ def text_tasks(
     count: int = 2,
     first: int = 0,
     anchor: float = 0.0,
+    rows_at_once: int | None = None,
 ) -> Supervised:
-    """`count` tasks of `tests.tiny`, those from number `first` on."""
+    """Return `count` tasks of `tests.tiny`, beginning with number `first`."""
     encoded = Encoded(base)
     support = encoded.support(tasks(first + count)[first:])
     query = encoded.query(tasks(first + count + 3, shots=3)[first + 3 :])
-    return Supervised(base, kind, ClassReadout, config, support, query, anchor=anchor)
+    return Supervised(base, kind, ClassReadout, config, support, query, anchor=anchor, rows_at_once=rows_at_once)
 
 
 def smooth(name: str) -> Optimizer:
-    """A small ε makes Adam's first step nearly sign(g): right, but too sharply bent for differences to follow."""
+    """Return an inner optimizer with a large ε, so that finite differences are accurate.
+
+    With a small ε, Adam's first step is nearly sign(g), whose curvature is too sharp for finite differences.
+    """
     return Optimizer(name, 0.9, 0.999, 1e-2)  # type: ignore[arg-type]
 
 
 def central_difference(objective: "Objective", outer: Outer, name: str, toward: Tensor, *, step: float = 1e-6) -> float:
-    """The derivative of a function of the outer leaves along `toward` in leaf `name`."""
+    """Return the central difference of `objective` along `toward` in the outer leaf `name`."""
     ends = []
     for sign in (1, -1):
         leaves = outer.leaves()
@@ -113,8 +123,10 @@ def central_difference(objective: "Objective", outer: Outer, name: str, toward: 
 
 
 class Objective:
-    """The whole procedure as a number: the mean query loss after the inner loop, nothing of it differentiated but the inner
-    steps."""
+    """The mean query loss after the inner loop, as a plain function of the outer leaves.
+
+    `weights`: the weights of the query losses at φ_0 … φ_K; only φ_K counts if None. Only the inner steps use autograd.
+    """
 
     def __init__(self, tasks: Tasks, optimizer: Optimizer, weights: list[float] | None = None) -> None:
         self.tasks, self.optimizer, self.weights = tasks, optimizer, weights
@@ -122,17 +134,17 @@ class Objective:
     def __call__(self, outer: Outer) -> float:
         from metatrain.inner.loop import trajectory
 
-        still, total = outer.detached(), 0.0
+        outer, total = outer.detached(), 0.0
         weights = self.weights or [0.0] * self.tasks.steps + [1.0]
-        for point in trajectory(self.tasks, still, self.optimizer):
+        for point in trajectory(self.tasks, outer, self.optimizer):
             if weights[point.step]:
-                loss = self.tasks.query_loss({n: leaf.detach() for n, leaf in point.phi.items()}, still, point.step)[0]
+                loss = self.tasks.query_loss({n: leaf.detach() for n, leaf in point.phi.items()}, outer, point.step)[0]
                 total += weights[point.step] * float(loss.detach().mean())
         return total
 
 
 def directions(outer: Outer, *, like: tuple[str, ...] = ("",)) -> dict[str, Tensor]:
-    """A random direction in each outer leaf whose name has one of `like` in it."""
+    """Return a random direction in each outer leaf whose name contains one of `like`."""
     generator = torch.Generator().manual_seed(1)
     names = [name for name in outer.leaves() if any(part in name for part in like)]
     return {name: torch.randn(outer.leaves()[name].shape, generator=generator, dtype=torch.float64) for name in names}

@@ -1,4 +1,7 @@
-"""The full cross of delta kinds, modes, optimizers and what the inner loop moves, against differences (`make test-long`)."""
+"""Meta-gradients against finite differences, for all combinations of options (`make test-long`).
+
+The options are the delta kind, the gradient mode, the inner optimizer and what the inner loop moves.
+"""
 
 import pytest
 

@@ -1,9 +1,11 @@
+"""Class prototypes as a linear head."""
+
 import torch
 
 from metatrain.readouts.heads import ABSENT, linear_from_prototypes
 
 
-def test_weights_are_the_normalised_class_means_with_unequal_shots() -> None:
+def test_weights_are_normalised_class_means_with_unequal_shots() -> None:
     features = torch.nn.functional.normalize(torch.randn(1, 6, 4, dtype=torch.float64), dim=-1)
     labels = torch.tensor([[0, 1, 1, 1, 2, 2]])
     head = linear_from_prototypes(features, labels, 3)
@@ -13,7 +15,7 @@ def test_weights_are_the_normalised_class_means_with_unequal_shots() -> None:
     assert not head.bias.any()
 
 
-def test_padding_rows_change_nothing_and_absent_classes_get_no_probability() -> None:
+def test_padding_rows_have_no_effect_and_absent_classes_have_no_probability() -> None:
     features = torch.nn.functional.normalize(torch.randn(2, 5, 4), dim=-1)
     labels = torch.tensor([[0, 0, 1, 1, 2], [0, 1, -1, -1, -1]])
     both = linear_from_prototypes(features, labels, 3)
@@ -27,7 +29,7 @@ def test_padding_rows_change_nothing_and_absent_classes_get_no_probability() -> 
 
 
 def test_prototype_classifier_matches_a_loop() -> None:
-    """argmax of the logits is the class whose prototype has the largest cosine with the row."""
+    """The logits are s times the cosine between row and prototype."""
     torch.manual_seed(0)
     features = torch.nn.functional.normalize(torch.randn(1, 9, 5), dim=-1)
     labels = torch.arange(9).remainder(3).unsqueeze(0)

@@ -1,3 +1,5 @@
+"""The inner loop against PyTorch's optimizers and plain loops, and the errors that it raises."""
+
 import time
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -48,7 +50,7 @@ def run(
     serving: bool = False,
     **more: Any,
 ) -> Run:
-    """The inner loop on support sets, from `start` where nothing else is said."""
+    """Run the inner loop on support sets, from `start` if `outer` is None."""
     outer = start(lora, base.dtype) if outer is None else outer
     classified = Supervised(
         base, lora, ClassReadout, config, Encoded(base).support(support), steps=steps, seed=seed, serving=serving
@@ -68,10 +70,10 @@ def flat(adapted: Run, task: int) -> Tensor:
     return torch.cat([t.flatten() for t in [*(leaf[task] for leaf in adapted.delta.values()), *head]])
 
 
-def by_hand(
+def with_pytorch(
     base: Base, lora: LoRA, pairs: list[tuple[str, int]], steps: int, make: type[torch.optim.Optimizer], **kw: Any
 ) -> Tensor:
-    """The inner loop of one task with PyTorch's own optimizer, one parameter group a leaf."""
+    """Run the inner loop of one task with PyTorch's own optimizer, with one parameter group for each leaf."""
     outer = start(lora)
     live = {n: t.clone().unsqueeze(0).requires_grad_() for n, t in outer.theta.items()}
     support = Encoded(base).support([pairs])
@@ -99,26 +101,26 @@ def by_hand(
 def test_sgd_matches_pytorch(tiny64: Base, lora64: LoRA) -> None:
     pairs = tasks(1)[0]
     ours = flat(run(tiny64, lora64, [pairs], InnerConfig(steps=3, optimizer="sgd")), 0)
-    torch.testing.assert_close(ours, by_hand(tiny64, lora64, pairs, 3, torch.optim.SGD), rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(ours, with_pytorch(tiny64, lora64, pairs, 3, torch.optim.SGD), rtol=1e-9, atol=1e-11)
 
 
 def test_adam_matches_pytorch(tiny64: Base, lora64: LoRA) -> None:
     pairs = tasks(1)[0]
     ours = flat(run(tiny64, lora64, [pairs], InnerConfig(steps=4, optimizer="adam", epsilon=1e-12)), 0)
-    torch.testing.assert_close(ours, by_hand(tiny64, lora64, pairs, 4, torch.optim.Adam, eps=1e-12), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(ours, with_pytorch(tiny64, lora64, pairs, 4, torch.optim.Adam, eps=1e-12), rtol=1e-5, atol=1e-6)
 
 
 def test_momentum_matches_pytorch(tiny64: Base, lora64: LoRA) -> None:
     pairs = tasks(1)[0]
     ours = flat(run(tiny64, lora64, [pairs], InnerConfig(steps=4, optimizer="momentum", beta1=0.8)), 0)
-    theirs = by_hand(tiny64, lora64, pairs, 4, torch.optim.SGD, momentum=0.8)
+    theirs = with_pytorch(tiny64, lora64, pairs, 4, torch.optim.SGD, momentum=0.8)
     torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-11)
 
 
-def test_each_step_takes_its_own_rate_and_the_last_one_serves_all_that_follow(tiny64: Base, lora64: LoRA) -> None:
+def test_each_step_uses_its_own_rate_and_later_steps_use_the_last_one(tiny64: Base, lora64: LoRA) -> None:
     outer, config = start(lora64), InnerConfig(steps=3, optimizer="sgd")
-    once = {name: torch.cat([rate, torch.zeros(1, dtype=torch.float64)]) for name, rate in outer.rates.items()}
-    stopped = run(tiny64, lora64, tasks(1), config, outer=replace(outer, rates=once))
+    only_first = {name: torch.cat([rate, torch.zeros(1, dtype=torch.float64)]) for name, rate in outer.rates.items()}
+    stopped = run(tiny64, lora64, tasks(1), config, outer=replace(outer, rates=only_first))
     first = run(tiny64, lora64, tasks(1), config, steps=1)
     torch.testing.assert_close(flat(stopped, 0), flat(first, 0), rtol=0, atol=0)
 
@@ -132,7 +134,7 @@ MIXTURES: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("mixture", MIXTURES, ids=lambda m: "+".join(m["objective"]) + " " + m["head"])
-def test_a_step_of_sgd_follows_the_gradient_of_the_mixture(tiny64: Base, lora64: LoRA, mixture: dict[str, Any]) -> None:
+def test_an_sgd_step_follows_the_gradient_of_the_weighted_objectives(tiny64: Base, lora64: LoRA, mixture: dict[str, Any]) -> None:
     outer, pairs = start(lora64), tasks(1)[0]
     config = InnerConfig.model_validate({**mixture, "steps": 1, "optimizer": "sgd", "steps_by_shots": {1: 0, 2: 1}})
     moved = run(tiny64, lora64, [pairs], config)
@@ -159,7 +161,7 @@ def test_a_step_of_sgd_follows_the_gradient_of_the_mixture(tiny64: Base, lora64:
         )
 
 
-def test_head_steps_are_adam_on_features_that_stand_still(tiny64: Base, lora64: LoRA) -> None:
+def test_head_steps_are_adam_on_constant_features(tiny64: Base, lora64: LoRA) -> None:
     pairs, outer = tasks(1)[0], start(lora64)
     content = {
         "objective": {"leave_one_out": 1.0},
@@ -188,33 +190,38 @@ def test_head_steps_are_adam_on_features_that_stand_still(tiny64: Base, lora64: 
     torch.testing.assert_close(none.head.weight, run(tiny64, lora64, [pairs], InnerConfig(steps=0)).head.weight)
 
 
-def test_every_row_with_a_partner_has_one_in_its_part() -> None:
+def test_a_row_that_is_not_alone_in_its_class_is_not_alone_in_its_part() -> None:
     labels = torch.tensor([c for c in range(77) for _ in range(2)] + [80] * 3 + [81] + [-1] * 5)
-    dealt = cut(labels, 3, seed=0)
-    assert sorted(torch.cat(dealt).tolist()) == list(range(len(labels)))
-    assert max(map(len, dealt)) - min(map(len, dealt)) <= 3
-    for part in dealt:
+    parts = cut(labels, 3, seed=0)
+    assert sorted(torch.cat(parts).tolist()) == list(range(len(labels)))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 3
+    for part in parts:
         for label, count in Counter(labels[part].tolist()).items():
             assert count > 1 or label == 81
-    assert not torch.equal(dealt[0], cut(labels, 3, seed=1)[0])
+    assert not torch.equal(parts[0], cut(labels, 3, seed=1)[0])
 
 
-def test_the_number_of_steps_follows_the_mean_shots() -> None:
+def test_the_number_of_steps_depends_on_the_mean_shots() -> None:
     config = InnerConfig(steps=9, steps_by_shots={2: 3, 5: 5}, rows_per_step=40)
     assert [config.steps_for(n, 4) for n in (4, 7, 8, 19, 20, 40)] == [9, 9, 3, 3, 5, 5]
     assert config.steps_for(41, 4) == 2 * 5 and config.steps_for(100, 4) == 3 * 5
     assert config.most_steps == 9
 
 
-def test_a_support_set_in_parts_takes_the_steps_for_as_many_as_it_may_and_is_not_asked_in_vain() -> None:
+def test_the_steps_of_a_support_set_in_parts_are_bounded_and_hard_steps_count_only_if_more() -> None:
     parts = InParts(objective={"cross_entropy": 1.0}, most=6)
     config = InnerConfig(steps=2, rows_per_step=40, hard_steps=HardSteps(below=0.8, steps=10), in_parts=parts)
     assert [config.steps_for(n, 4) for n in (40, 41, 200, 240, 1000)] == [2, 4, 10, 12, 12]
-    assert [config.asks(n, 4) for n in (40, 160, 161, 1000)] == [True, True, False, False]  # ten steps are not more than ten
+    assert [config.asks(n, 4) for n in (40, 160, 161, 1000)] == [
+        True,
+        True,
+        False,
+        False,
+    ]  # 161 rows take ten steps already, so hard_steps has no more
     assert config.meta_trained == InnerConfig(steps=2, rows_per_step=40)
 
 
-def test_parts_have_an_objective_of_their_own_where_served_and_nowhere_else(tiny: Base, lora: LoRA) -> None:
+def test_the_objective_of_parts_is_used_only_when_serving_large_support_sets(tiny: Base, lora: LoRA) -> None:
     both: Objective = {"supervised_contrastive": 1.0, "cross_entropy": 1.0}
     config = InnerConfig(
         objective={"supervised_contrastive": 1.0},
@@ -224,19 +231,19 @@ def test_parts_have_an_objective_of_their_own_where_served_and_nowhere_else(tiny
         steps_by_shots={1: 0, 2: 3},
         rows_per_step=9,
     )
-    own = config.model_copy(update={"in_parts": InParts(objective=both)})
+    with_parts = config.model_copy(update={"in_parts": InParts(objective=both)})
     larger, smaller = tasks(1, ways=4, shots=4), tasks(1, ways=3, shots=3)
     for support, serving, same in (
         (larger, True, config.model_copy(update={"objective": both})),
         (larger, False, config),
         (smaller, True, config),
     ):
-        found, wanted = (flat(run(tiny, lora, support, c, serving=serving), 0) for c in (own, same))
-        assert torch.equal(found, wanted)
-    assert not torch.equal(*(flat(run(tiny, lora, larger, c, serving=True), 0) for c in (own, config)))
+        found, expected = (flat(run(tiny, lora, support, c, serving=serving), 0) for c in (with_parts, same))
+        assert torch.equal(found, expected)
+    assert not torch.equal(*(flat(run(tiny, lora, larger, c, serving=True), 0) for c in (with_parts, config)))
 
 
-def test_which_objective_could_teach_one_example_a_class_depends_on_the_rows() -> None:
+def test_the_number_of_rows_decides_which_objective_must_learn_from_one_example_a_class() -> None:
     contrastive: Objective = {"supervised_contrastive": 1.0}
     whole = InnerConfig(
         objective=contrastive, head="prototypes", steps=0, rows_per_step=8, in_parts=InParts(objective={"cross_entropy": 1})
@@ -247,9 +254,9 @@ def test_which_objective_could_teach_one_example_a_class_depends_on_the_rows() -
     assert InnerConfig(rows_per_step=8).teaches_one_shot(9)
 
 
-def test_tasks_of_one_pass_that_go_in_parts_agree_in_their_rows(tiny: Base, lora: LoRA) -> None:
+def test_support_sets_in_parts_must_have_equal_numbers_of_rows_in_one_pass(tiny: Base, lora: LoRA) -> None:
     both = [tasks(1, ways=4, shots=4)[0], tasks(1, ways=3, shots=3)[0]]
-    with pytest.raises(ValueError, match=r"must agree in their rows, these have \[9, 16\]"):
+    with pytest.raises(ValueError, match=r"must have equal numbers of rows in one pass, got \[9, 16\]"):
         run(tiny, lora, both, InnerConfig(steps=1, rows_per_step=9))
 
 
@@ -257,31 +264,31 @@ def test_tasks_of_one_pass_that_go_in_parts_agree_in_their_rows(tiny: Base, lora
     ("change", "message"),
     [
         ({"moved": "head"}, 'in_parts: expected none with moved "head"'),
-        ({}, "in_parts.objective: expected cross_entropy among it"),
+        ({}, "in_parts.objective: expected cross_entropy in it"),
         ({"head": "prototypes"}, "in_parts.objective: supervised_contrastive learns nothing from one example a class"),
     ],
 )
-def test_parts_that_could_not_be_taught_are_refused(change: dict[str, Any], message: str) -> None:
+def test_an_objective_of_parts_that_cannot_learn_is_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         InnerConfig(in_parts=InParts(objective={"supervised_contrastive": 1.0}), **change)
 
 
-def test_tasks_that_ask_for_different_steps_or_views_do_not_share_a_pass(tiny: Base, lora: LoRA) -> None:
+def test_tasks_with_different_steps_or_views_do_not_share_a_pass(tiny: Base, lora: LoRA) -> None:
     unequal = [tasks(2, shots=1)[0], tasks(2, shots=2)[1]]
-    with pytest.raises(ValueError, match=r"must agree in the number of steps, these take \[1, 4\]"):
+    with pytest.raises(ValueError, match=r"must take the same number of steps, got \[1, 4\]"):
         run(tiny, lora, unequal, InnerConfig(steps=4, steps_by_shots={1: 1, 2: 4}))
     views = {"kind": "span_mask", "strength": 0.3}
     with pytest.raises(ValueError, match="must all have at most 1 examples a class, or none"):
         run(tiny, lora, unequal, InnerConfig.model_validate({"augmentation": views}))
 
 
-def test_an_objective_that_one_example_cannot_teach_is_refused(tiny: Base, lora: LoRA) -> None:
-    blind = {"objective": {"supervised_contrastive": 1.0}, "head": "prototypes"}
+def test_an_objective_that_cannot_learn_from_one_example_a_class_is_refused(tiny: Base, lora: LoRA) -> None:
+    contrastive = {"objective": {"supervised_contrastive": 1.0}, "head": "prototypes"}
     with pytest.raises(ValueError, match="learns nothing from one example a class"):
-        InnerConfig.model_validate({**blind, "steps": 5})
-    with pytest.raises(ValueError, match="a linear head moves by cross_entropy alone"):
-        InnerConfig.model_validate({**blind, "head": "linear"})
-    config = InnerConfig.model_validate({**blind, "steps": 2, "steps_by_shots": {1: 0, 2: 2}})
+        InnerConfig.model_validate({**contrastive, "steps": 5})
+    with pytest.raises(ValueError, match="a linear head learns only from cross_entropy"):
+        InnerConfig.model_validate({**contrastive, "head": "linear"})
+    config = InnerConfig.model_validate({**contrastive, "steps": 2, "steps_by_shots": {1: 0, 2: 2}})
     single = tasks(1, shots=1)
     assert run(tiny, lora, single, config).support_loss.shape == (0, 1)
     with pytest.raises(AdaptationError, match="needs two examples of a class"):
@@ -289,7 +296,7 @@ def test_an_objective_that_one_example_cannot_teach_is_refused(tiny: Base, lora:
 
 
 @pytest.mark.parametrize("kind", ["token_dropout", "span_mask", "embedding_noise"])
-def test_augmented_views_teach_from_one_example_the_same_whoever_is_beside(tiny64: Base, lora64: LoRA, kind: str) -> None:
+def test_augmented_views_learn_from_one_example_and_do_not_depend_on_other_tasks(tiny64: Base, lora64: LoRA, kind: str) -> None:
     config = InnerConfig.model_validate(
         {
             "objective": {"supervised_contrastive": 1.0},
@@ -315,16 +322,16 @@ def test_augmented_views_teach_from_one_example_the_same_whoever_is_beside(tiny6
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam"])
-def test_tasks_together_equal_tasks_alone_with_unequal_sizes(tiny64: Base, lora64: LoRA, optimizer: str) -> None:
+def test_tasks_of_unequal_sizes_in_one_pass_equal_single_tasks(tiny64: Base, lora64: LoRA, optimizer: str) -> None:
     support = [tasks(3, ways=3, shots=2)[0], tasks(3, ways=2, shots=1)[1], tasks(3, ways=3, shots=3)[2]]
-    # Adam's ε well above rounding: it divides by the gradient's size, and would blow rounding up where that is nearly zero.
+    # Adam divides by the size of the gradient. Its ε is well above the rounding error, which small gradients would magnify.
     config = InnerConfig.model_validate({"steps": 3, "optimizer": optimizer, "epsilon": 1e-4})
     together = run(tiny64, lora64, support, config)
     for t, pairs in enumerate(support):
         torch.testing.assert_close(flat(together, t), flat(run(tiny64, lora64, [pairs], config), 0), rtol=1e-9, atol=1e-10)
 
 
-def test_first_and_second_order_walk_the_same_path(tiny64: Base, lora64: LoRA) -> None:
+def test_first_and_second_order_give_the_same_adapted_parameters(tiny64: Base, lora64: LoRA) -> None:
     config = InnerConfig(steps=3)
     first, second = (run(tiny64, lora64, tasks(2), config, order=order) for order in ("first", "second"))
     torch.testing.assert_close(flat(first, 1), flat(second, 1), rtol=1e-12, atol=1e-13)
@@ -336,7 +343,7 @@ def test_steps_lower_the_support_loss(tiny: Base, lora: LoRA) -> None:
     assert (losses[-1] < losses[0]).all()
 
 
-def test_large_support_sets_go_in_seeded_minibatches(tiny: Base, lora: LoRA) -> None:
+def test_large_support_sets_are_taken_in_seeded_parts(tiny: Base, lora: LoRA) -> None:
     support = tasks(1, ways=4, shots=4)
     config = InnerConfig(steps=6, rows_per_step=5)
     one, same, other = (flat(run(tiny, lora, support, config, seed=seed), 0) for seed in (1, 1, 2))
@@ -351,12 +358,12 @@ def test_second_order_is_refused_on_fused_attention(tiny: Base, lora: LoRA) -> N
         run(tiny, lora, tasks(1), InnerConfig(steps=1), order="second")
 
 
-def test_deadline_is_kept_between_steps(tiny: Base, lora: LoRA) -> None:
+def test_the_deadline_is_checked_between_steps(tiny: Base, lora: LoRA) -> None:
     with pytest.raises(DeadlineExceeded, match="after 0 of 5 steps"):
         run(tiny, lora, tasks(1), InnerConfig(steps=5), deadline=time.monotonic() - 1)
 
 
-def test_a_loss_that_is_not_a_number_is_refused(tiny: Base, lora: LoRA) -> None:
+def test_a_loss_that_is_not_finite_is_refused(tiny: Base, lora: LoRA) -> None:
     outer = start(lora, torch.float32)
     theta = {n: torch.full_like(t, float("nan")) for n, t in outer.theta.items()}
     with pytest.raises(NonFinite, match="inner step 0"):

@@ -1,4 +1,4 @@
-"""Two hundred outer steps leave nothing behind."""
+"""Outer steps leak no memory."""
 
 import gc
 
@@ -16,13 +16,13 @@ from metatrain.training.outer_step import OuterConfig, OuterState, outer_step
 from tests.oracles.problems import text_outer, text_tasks
 
 
-def tensors() -> int:
+def count_tensors() -> int:
     gc.collect()
-    return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
+    return sum(issubclass(type(item), torch.Tensor) for item in gc.get_objects())
 
 
 @pytest.mark.parametrize("mode", ["unrolled", "adjoint"])
-def test_two_hundred_outer_steps_leave_nothing_behind(tiny64: Base, lora64: LoRA, mode: str) -> None:
+def test_two_hundred_outer_steps_leak_no_memory(tiny64: Base, lora64: LoRA, mode: str) -> None:
     state, config = OuterState.start(text_outer(lora64)), OuterConfig(steps=220)
     how, process = Differentiation.model_validate({"mode": mode}), psutil.Process()
     counts, sizes = [], []
@@ -30,7 +30,7 @@ def test_two_hundred_outer_steps_leave_nothing_behind(tiny64: Base, lora64: LoRA
         tasks = text_tasks(tiny64, lora64, InnerConfig(steps=2), count=1)
         outer_step(config, state, meta_gradient(tasks, Outer.from_leaves(state.leaves), Optimizer("sgd"), how))
         if step in (19, 219):
-            counts.append(tensors())
+            counts.append(count_tensors())
             sizes.append(process.memory_info().rss)
     assert counts[0] == counts[1]
     assert sizes[1] - sizes[0] < 30 * 2**20

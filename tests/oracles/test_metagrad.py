@@ -1,4 +1,4 @@
-"""Meta-gradients against central differences of the whole procedure, against each other and against closed forms, in float64."""
+"""Meta-gradients compared with central differences, closed forms and each other, in float64."""
 
 from dataclasses import replace
 from functools import partial
@@ -30,7 +30,7 @@ CENTRAL = Differentiation(mode="adjoint", product="central")
 SOME = ("layer.0.attention.self.query", "layer.1.intermediate", "log_rates.head", "log_scale")
 
 
-def named(how: Differentiation) -> str:
+def mode_name(how: Differentiation) -> str:
     return f"{how.mode} {how.segment if how.mode == 'checkpointed' else how.product}"
 
 
@@ -50,7 +50,7 @@ def assert_same(left: MetaGradient, right: MetaGradient, rtol: float = 1e-8, ato
 
 @pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam"])
 @pytest.mark.parametrize("steps", [0, 1, 3])
-def test_unrolled_is_the_derivative_of_the_whole_procedure(tiny64: Base, lora64: LoRA, optimizer: str, steps: int) -> None:
+def test_unrolled_is_the_derivative_of_the_query_loss(tiny64: Base, lora64: LoRA, optimizer: str, steps: int) -> None:
     outer = text_outer(lora64)
     tasks = text_tasks(tiny64, lora64, InnerConfig(steps=steps))
     exact = meta_gradient(tasks, outer, smooth(optimizer), UNROLLED)
@@ -77,25 +77,23 @@ def contrastive(objective: dict[str, float], **more: Any) -> InnerConfig:
 def test_unrolled_is_exact_for_prototypes_of_the_adapted_delta(
     tiny64: Base, lora64: LoRA, objective: dict[str, float], optimizer: str
 ) -> None:
-    """Every objective, a rate for each step, and the prototypes taken again under φ_K; with the anchor to the base model."""
+    """The test covers every objective, a rate for each step, prototypes under φ_K, and the anchor."""
     outer = text_outer(lora64, rate=0.01, steps=2)
     tasks = text_tasks(tiny64, lora64, contrastive(objective), anchor=0.7)
     exact = meta_gradient(tasks, outer, smooth(optimizer), UNROLLED)
     assert_is_derivative(exact, Objective(tasks, smooth(optimizer)), outer, SOME)
 
 
-def test_unrolled_is_exact_above_layers_that_are_computed_once(tiny64: Base) -> None:
+def test_unrolled_is_exact_if_the_lower_layers_are_precomputed(tiny64: Base) -> None:
     lora = tiny64.attach(LoRAConfig(rank=2, alpha=4, targets=("query", "value"), layers=(1,)))
     outer, tasks = text_outer(lora), text_tasks(tiny64, lora, InnerConfig(steps=2))
     assert_is_derivative(meta_gradient(tasks, outer, SGD, UNROLLED), Objective(tasks, SGD), outer, ("theta.",))
 
 
-@pytest.mark.parametrize("how", [UNROLLED, *EXACT, CENTRAL], ids=named)
+@pytest.mark.parametrize("how", [UNROLLED, *EXACT, CENTRAL], ids=mode_name)
 @pytest.mark.parametrize("layers", [(1,), None], ids=["upper", "all layers"])
-def test_parameters_of_the_base_model_get_their_exact_gradient_too(
-    tiny64: Base, how: Differentiation, layers: tuple[int, ...] | None
-) -> None:
-    """One above where a delta of the upper layer begins and one below it; through the steps, the head and the query."""
+def test_the_gradient_of_base_model_parameters_is_exact(tiny64: Base, how: Differentiation, layers: tuple[int, ...] | None) -> None:
+    """One of the two parameters is below a delta on the upper layer, the other is not."""
     lora = tiny64.attach(LoRAConfig(rank=2, alpha=4, targets=("query",), layers=layers))
     update = tiny64.parameters(["encoder.layer.0.output.dense.bias", "encoder.layer.1.attention.self.value.weight"])
     outer = replace(text_outer(lora), base={name: leaf + 0.01 for name, leaf in update.items()})
@@ -105,13 +103,13 @@ def test_parameters_of_the_base_model_get_their_exact_gradient_too(
     assert all(g.any() for name, g in found.gradients.items() if name.startswith("base."))
 
 
-WEIGHTS = [0.1, 0.2, 0.0, 0.7]  # of steps inside of a checkpointed run and at its ends, none of one
+WEIGHTS = [0.1, 0.2, 0.0, 0.7]  # of φ_0 … φ_3: at the ends and inside of checkpointed segments, one of them zero
 
 
 @pytest.mark.parametrize("weights", [None, WEIGHTS], ids=["last step", "several steps"])
 @pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam"])
-@pytest.mark.parametrize("how", [*EXACT, CENTRAL], ids=named)
-def test_every_exact_mode_gives_the_unrolled_gradient(
+@pytest.mark.parametrize("how", [*EXACT, CENTRAL], ids=mode_name)
+def test_every_exact_mode_equals_the_unrolled_gradient(
     tiny64: Base, lora64: LoRA, how: Differentiation, optimizer: str, weights: list[float] | None
 ) -> None:
     outer = text_outer(lora64, steps=2)
@@ -124,7 +122,7 @@ def test_every_exact_mode_gives_the_unrolled_gradient(
         assert_same(found, unrolled)
 
 
-@pytest.mark.parametrize("how", EXACT, ids=named)
+@pytest.mark.parametrize("how", EXACT, ids=mode_name)
 @pytest.mark.parametrize("objective", OBJECTIVES, ids="+".join)
 def test_every_exact_mode_agrees_on_prototypes_of_the_adapted_delta(
     tiny64: Base, lora64: LoRA, how: Differentiation, objective: dict[str, float]
@@ -133,8 +131,8 @@ def test_every_exact_mode_agrees_on_prototypes_of_the_adapted_delta(
     assert_same(meta_gradient(tasks, outer, smooth("adam"), how), meta_gradient(tasks, outer, smooth("adam"), UNROLLED))
 
 
-@pytest.mark.parametrize("how", [UNROLLED, *EXACT], ids=named)
-def test_the_head_alone_moves_and_the_delta_below_it_learns(tiny64: Base, lora64: LoRA, how: Differentiation) -> None:
+@pytest.mark.parametrize("how", [UNROLLED, *EXACT], ids=mode_name)
+def test_the_delta_gets_a_gradient_if_only_the_head_moves(tiny64: Base, lora64: LoRA, how: Differentiation) -> None:
     outer, tasks = text_outer(lora64), text_tasks(tiny64, lora64, InnerConfig(steps=3, moved="head"))
     found = meta_gradient(tasks, outer, SGD, how)
     assert_is_derivative(found, Objective(tasks, SGD), outer, SOME)
@@ -142,13 +140,13 @@ def test_the_head_alone_moves_and_the_delta_below_it_learns(tiny64: Base, lora64
 
 
 @pytest.mark.parametrize("moved", [(), ("2.",)], ids=["all", "last layer"])
-@pytest.mark.parametrize("how", [UNROLLED, *EXACT, CENTRAL], ids=named)
-def test_all_the_parameters_of_a_small_net(how: Differentiation, moved: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("how", [UNROLLED, *EXACT, CENTRAL], ids=mode_name)
+def test_every_mode_is_exact_on_all_parameters_of_a_small_net(how: Differentiation, moved: tuple[str, ...]) -> None:
     tasks, outer = net_tasks(moved=moved)
     assert_is_derivative(meta_gradient(tasks, outer, smooth("adam"), how), Objective(tasks, smooth("adam")), outer)
 
 
-def test_rates_of_every_parameter_are_learned_exactly() -> None:
+def test_the_gradient_of_rates_for_every_parameter_is_exact() -> None:
     tasks, outer = net_tasks()
     generator = torch.Generator().manual_seed(3)
     rates = {n: 0.1 * torch.rand((2, *leaf.shape), generator=generator, dtype=torch.float64) for n, leaf in outer.theta.items()}
@@ -158,7 +156,10 @@ def test_rates_of_every_parameter_are_learned_exactly() -> None:
 
 
 def test_quadratic_tasks_have_a_closed_form() -> None:
-    """φ_K − c = (I − αA)^K (θ − c), so dL/dθ = mean_t (I − α A_t)^K (φ_K,t − d_t)."""
+    """The closed form is dL/dθ = mean_t (I − α A_t)^K (φ_K,t − d_t).
+
+    It follows from φ_K − c = (I − αA)^K (θ − c).
+    """
     tasks, outer = quadratic(steps=5)
     eye = torch.eye(4, dtype=torch.float64)
     shrink = torch.linalg.matrix_power(eye - 0.2 * tasks.matrix, 5)
@@ -166,12 +167,12 @@ def test_quadratic_tasks_have_a_closed_form() -> None:
     expected = torch.einsum("tij,tj->ti", shrink, end - tasks.target).mean(0)
     for how in (UNROLLED, *EXACT, CENTRAL):
         found = meta_gradient(tasks, outer, SGD, how)
-        loose = 100 if how == CENTRAL else 1
-        torch.testing.assert_close(found.gradients["theta.x"], expected, rtol=loose * 1e-8, atol=loose * 1e-10)
+        factor = 100 if how == CENTRAL else 1
+        torch.testing.assert_close(found.gradients["theta.x"], expected, rtol=factor * 1e-8, atol=factor * 1e-10)
     torch.testing.assert_close(adapt(tasks, outer, SGD).phi["x"], end)
 
 
-def test_tasks_together_give_the_mean_of_tasks_alone(tiny64: Base, lora64: LoRA) -> None:
+def test_the_gradient_of_several_tasks_is_the_mean_of_single_tasks(tiny64: Base, lora64: LoRA) -> None:
     outer, inner = text_outer(lora64), InnerConfig(steps=2, epsilon=1e-2)
     for how in (Differentiation(mode="first_order"), UNROLLED, *EXACT):
         together = meta_gradient(text_tasks(tiny64, lora64, inner, count=3), outer, smooth("adam"), how)
@@ -184,20 +185,20 @@ def test_tasks_together_give_the_mean_of_tasks_alone(tiny64: Base, lora64: LoRA)
             torch.testing.assert_close(gradient, mean, rtol=1e-7, atol=1e-11)
 
 
-def test_first_order_differs_where_it_must_and_agrees_where_it_must(tiny64: Base, lora64: LoRA) -> None:
+def test_first_order_equals_the_exact_gradient_only_without_steps(tiny64: Base, lora64: LoRA) -> None:
     outer = text_outer(lora64)
-    for steps, alike in ((0, True), (3, False)):
+    for steps, is_equal in ((0, True), (3, False)):
         tasks = text_tasks(tiny64, lora64, InnerConfig(steps=steps))
         exact = meta_gradient(tasks, outer, SGD, UNROLLED)
         first = meta_gradient(tasks, outer, SGD, Differentiation(mode="first_order"))
         assert exact.loss == pytest.approx(first.loss, rel=1e-12)
         name = next(n for n in exact.gradients if n.startswith("theta.") and "lora_B" in n)
         gap = float((exact.gradients[name] - first.gradients[name]).norm() / exact.gradients[name].norm())
-        assert (gap < 1e-10) if alike else (gap > 1e-3)
+        assert (gap < 1e-10) if is_equal else (gap > 1e-3)
 
 
-def test_first_order_of_one_sgd_step_is_the_closed_form(tiny64: Base, lora64: LoRA) -> None:
-    """With g constant, ∂L/∂log α_leaf = −α ⟨∂L/∂φ_1, g⟩, both sides taken independently of `meta_gradient`."""
+def test_first_order_with_one_sgd_step_is_the_closed_form(tiny64: Base, lora64: LoRA) -> None:
+    """The closed form is ∂L/∂log α_leaf = −α ⟨∂L/∂φ_1, g⟩, with g constant."""
     outer, tasks = text_outer(lora64), text_tasks(tiny64, lora64, InnerConfig(steps=1), count=1)
     first = meta_gradient(tasks, outer, SGD, Differentiation(mode="first_order"))
     before, after = adapt(tasks, outer, SGD, steps=0).phi, adapt(tasks, outer, SGD).phi
@@ -210,8 +211,8 @@ def test_first_order_of_one_sgd_step_is_the_closed_form(tiny64: Base, lora64: Lo
         assert float(first.gradients[f"log_rates.{name}"]) == pytest.approx(expected, rel=1e-9, abs=1e-14)
 
 
-def test_the_implicit_gradient_is_that_of_the_minimum(product: str = "reverse") -> None:
-    """φ* = c whatever θ, and of a proximal objective (A + λI)⁻¹ (A c + λθ): see `test_algorithms`. Here: no θ, no gradient."""
+def test_the_implicit_gradient_is_zero_if_the_minimum_does_not_depend_on_theta() -> None:
+    """The minimum is φ* = c without a proximal term. `test_algorithms` covers the proximal objective."""
     tasks, outer = quadratic(steps=400)
     found = meta_gradient(tasks, outer, SGD, Differentiation(mode="implicit", iterations=20))
     assert found.residual is not None and found.residual < 1e-8
@@ -220,16 +221,16 @@ def test_the_implicit_gradient_is_that_of_the_minimum(product: str = "reverse") 
     assert float(unrolled.gradients["theta.x"].abs().max()) < 1e-12
 
 
-def test_weights_are_counted() -> None:
+def test_a_wrong_number_of_weights_and_weights_with_implicit_are_refused() -> None:
     tasks, outer = quadratic(steps=2)
     with pytest.raises(ValueError, match="expected 3, one for each of φ_0 … φ_2, got 2"):
         meta_gradient(tasks, outer, SGD, UNROLLED, weights=[0.5, 0.5])
-    with pytest.raises(ValueError, match="of the last inner step alone"):
+    with pytest.raises(ValueError, match="expected none for the implicit gradient"):
         meta_gradient(tasks, outer, SGD, Differentiation(mode="implicit"), weights=[0.0, 0.5, 0.5])
 
 
-@pytest.mark.parametrize("how", [UNROLLED, *EXACT[1:], Differentiation(mode="implicit")], ids=named)
-def test_fused_attention_is_refused_where_a_second_derivative_is_taken(tiny: Base, lora: LoRA, how: Differentiation) -> None:
+@pytest.mark.parametrize("how", [UNROLLED, *EXACT[1:], Differentiation(mode="implicit")], ids=mode_name)
+def test_fused_attention_is_refused_if_a_second_derivative_is_needed(tiny: Base, lora: LoRA, how: Differentiation) -> None:
     tasks = text_tasks(tiny, lora, InnerConfig(steps=1))
     outer = Outer.from_values({n: t.float() for n, t in text_outer(lora).values().items()})
     with pytest.raises(ValueError, match='attention="eager"'):
@@ -237,7 +238,7 @@ def test_fused_attention_is_refused_where_a_second_derivative_is_taken(tiny: Bas
     assert any(g.any() for g in meta_gradient(tasks, outer, SGD, CENTRAL).gradients.values())
 
 
-def test_auto_unrolls_what_fits_and_says_what_it_took(tiny64: Base, lora64: LoRA) -> None:
+def test_auto_unrolls_if_the_graph_fits_and_reports_its_mode(tiny64: Base, lora64: LoRA) -> None:
     outer, tasks = text_outer(lora64), text_tasks(tiny64, lora64, InnerConfig(steps=3))
     exact = meta_gradient(tasks, outer, SGD, UNROLLED)
     for memory_mb, mode in ((4096, "unrolled"), (1, "adjoint")):
@@ -246,21 +247,23 @@ def test_auto_unrolls_what_fits_and_says_what_it_took(tiny64: Base, lora64: LoRA
         assert_same(found, exact)
 
 
-def test_auto_takes_tasks_without_steps(tiny64: Base, lora64: LoRA) -> None:
+def test_auto_works_without_inner_steps(tiny64: Base, lora64: LoRA) -> None:
     inner = InnerConfig.model_validate({"objective": {"supervised_contrastive": 1}, "head": "prototypes", "steps_by_shots": {1: 0}})
     outer, tasks = text_outer(lora64), text_tasks(tiny64, lora64, inner)
     assert_same(meta_gradient(tasks, outer, SGD, Differentiation(mode="auto")), meta_gradient(tasks, outer, SGD, UNROLLED))
-    with pytest.raises(ValueError, match='"central" is of adjoint and implicit'):
+    with pytest.raises(ValueError, match="product: used only with mode adjoint or implicit, got mode auto"):
         Differentiation(mode="auto", product="central")
 
 
-def test_the_bytes_of_a_graph_are_what_it_saves() -> None:
+def test_graph_bytes_counts_the_saved_tensors() -> None:
     x, weight = torch.randn(100, 50, requires_grad=True), torch.randn(50, 20)
-    hidden = x * 2  # saves nothing: 2 is a number
-    product = hidden @ weight  # the weight stands outside; hidden is not needed, for the weight wants no gradient
+    hidden = x * 2  # saves no tensor, because 2 is a number
+    product = hidden @ weight  # weight is not in the graph; hidden is not saved, because weight needs no gradient
     assert graph_bytes([product]) == 0
-    assert graph_bytes([product.exp()]) == 100 * 20 * 4  # its own result
-    assert graph_bytes([hidden.exp() @ torch.randn(50, 3, requires_grad=True)]) == 100 * 50 * 4  # once, though two need it
+    assert graph_bytes([product.exp()]) == 100 * 20 * 4  # exp saves its result
+    assert (
+        graph_bytes([hidden.exp() @ torch.randn(50, 3, requires_grad=True)]) == 100 * 50 * 4
+    )  # counted once, although two nodes save it
 
 
 def test_central_differences_are_refused_in_bfloat16(tiny_folder: Path) -> None:
@@ -269,3 +272,30 @@ def test_central_differences_are_refused_in_bfloat16(tiny_folder: Path) -> None:
     outer = Outer.from_values({n: t.float() for n, t in text_outer(kind).values().items()})
     with pytest.raises(ValueError, match="adjoint with central differences: the base model runs in bfloat16"):
         meta_gradient(text_tasks(base, kind, InnerConfig(steps=1)), outer, SGD, CENTRAL)
+
+
+@pytest.mark.parametrize("how", [Differentiation(mode="first_order"), UNROLLED, *EXACT], ids=mode_name)
+@pytest.mark.parametrize("rows_at_once", [1, 4])
+def test_rows_at_once_does_not_change_the_meta_gradient(
+    tiny64: Base, lora64: LoRA, how: Differentiation, rows_at_once: int
+) -> None:
+    """The graph of `rows_at_once` rows at a time is computed again in the backward pass."""
+    outer = text_outer(lora64)
+    whole, parts = (
+        text_tasks(tiny64, lora64, InnerConfig(steps=2, epsilon=1e-2), anchor=0.3, rows_at_once=rows)
+        for rows in (None, rows_at_once)
+    )
+    assert_same(meta_gradient(parts, outer, smooth("adam"), how), meta_gradient(whole, outer, smooth("adam"), how))
+
+
+@pytest.mark.parametrize("how", [UNROLLED, *EXACT], ids=mode_name)
+def test_the_exact_gradient_through_adam_from_zero_b_is_not_too_large(tiny64: Base, lora64: LoRA, how: Differentiation) -> None:
+    """The first gradient of A is zero, where a slope of 1/ε of Adam's step would give a gradient of 1e8."""
+    theta = lora64.initial(torch.Generator().manual_seed(0), b_std=0.0)
+    outer = replace(text_outer(lora64), theta={name: leaf.double() for name, leaf in theta.items()})
+    tasks = text_tasks(tiny64, lora64, InnerConfig(steps=3))
+    norms = []
+    for mode in (Differentiation(mode="first_order"), how):
+        gradients = meta_gradient(tasks, outer, Optimizer("adam"), mode).gradients
+        norms.append(float(torch.cat([g.flatten() for name, g in gradients.items() if name.startswith("theta.")]).norm()))
+    assert 0.1 * norms[0] < norms[1] < 10 * norms[0]

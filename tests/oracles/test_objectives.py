@@ -1,4 +1,4 @@
-"""The inner objectives against loops that are written as their equations."""
+"""The inner objectives compared with plain loops over their equations."""
 
 import math
 
@@ -20,7 +20,7 @@ def rows(seed: int = 0, count: int = 7) -> Tensor:
 LABELS = [0, 0, 1, 1, 1, 2, 2]
 
 
-def test_leave_one_out_is_a_loop_over_prototypes_made_without_the_row() -> None:
+def test_leave_one_out_uses_prototypes_without_the_row_itself() -> None:
     features = rows()
     losses = []
     for i, own in enumerate(LABELS):
@@ -33,25 +33,24 @@ def test_leave_one_out_is_a_loop_over_prototypes_made_without_the_row() -> None:
     torch.testing.assert_close(ours, torch.stack(losses).mean().unsqueeze(0))
 
 
-def test_leave_one_out_accuracy_counts_the_rows_that_have_others_of_their_class() -> None:
-    features, alone = rows(), rows(3)
+def test_leave_one_out_accuracy_counts_only_rows_that_are_not_alone_in_their_class() -> None:
+    features, other = rows(), rows(3)
     hits = []
     for i, own in enumerate(LABELS):
         prototypes = [features[[j for j, label in enumerate(LABELS) if label == c and j != i]].sum(0) for c in range(3)]
         hits.append(int(torch.stack([features[i] @ normalize(p, dim=-1) for p in prototypes]).argmax()) == own)
     assert 0 < sum(hits) < len(hits)
-    pair = normalize(alone[:1] + 0.01 * alone[1:2], dim=-1)  # two rows alike, one alone in its class, padding
-    second = torch.cat([alone[:1], pair, -alone[:1], alone[3:]])
+    similar = normalize(other[:1] + 0.01 * other[1:2], dim=-1)
+    second = torch.cat([other[:1], similar, -other[:1], other[3:]])  # two similar rows, one alone in its class, padding
     found = leave_one_out_accuracy(torch.stack([features, second]), torch.tensor([LABELS, [0, 0, 1, -1, -1, -1, -1]]), 3)
     assert found.tolist() == pytest.approx([sum(hits) / len(hits), 1.0])
     axes = torch.eye(6, dtype=torch.float32)[[0] * 5 + [1] * 4 + [0]].unsqueeze(0)
-    assert leave_one_out_accuracy(axes, torch.tensor([[0] * 5 + [1] * 5]), 2).tolist() == [
-        9 / 10
-    ]  # to the bit: it is compared with 0.9
-    assert leave_one_out_accuracy(alone[:2].unsqueeze(0), torch.tensor([[0, 1]]), 3).isnan().all()
+    # The accuracy must be exact, because the inner loop compares it with a threshold such as 0.9.
+    assert leave_one_out_accuracy(axes, torch.tensor([[0] * 5 + [1] * 5]), 2).tolist() == [9 / 10]
+    assert leave_one_out_accuracy(other[:2].unsqueeze(0), torch.tensor([[0, 1]]), 3).isnan().all()
 
 
-def test_supervised_contrastive_is_the_papers_sum() -> None:
+def test_supervised_contrastive_is_the_sum_of_the_paper() -> None:
     features = rows()
     losses = []
     for i, own in enumerate(LABELS):
@@ -65,7 +64,7 @@ def test_supervised_contrastive_is_the_papers_sum() -> None:
 
 
 @pytest.mark.parametrize("objective", ["leave_one_out", "supervised_contrastive"])
-def test_padding_and_rows_alone_in_their_class_teach_nothing_but_stand_against_the_others(objective: str) -> None:
+def test_rows_alone_in_their_class_count_only_as_negatives_and_padding_not_at_all(objective: str) -> None:
     def loss(features: Tensor, labels: list[list[int]]) -> Tensor:
         if objective == "leave_one_out":
             return leave_one_out(features, torch.tensor(labels), 3, torch.tensor(SCALE))
@@ -82,7 +81,7 @@ def test_padding_and_rows_alone_in_their_class_teach_nothing_but_stand_against_t
 
 
 @pytest.mark.parametrize("objective", ["leave_one_out", "supervised_contrastive"])
-def test_first_and_second_derivatives_exist_even_for_rows_alone(objective: str) -> None:
+def test_first_and_second_derivatives_exist_even_with_rows_alone_in_their_class(objective: str) -> None:
     labels = torch.tensor([[0, 0, 1, 1, 2, -1]])
 
     def loss(raw: Tensor) -> Tensor:

@@ -219,7 +219,10 @@ def _delta(config: Mapping[str, Any]) -> Any:
 
 
 def _algorithm(config: Mapping[str, Any]) -> Any:
-    return _validator(AlgorithmSection).validate_python(dict(config))
+    section = dict(config)
+    if section["name"] == "maml" and section.pop("order", "first") == "first":
+        section["name"] = "fomaml"
+    return _validator(AlgorithmSection).validate_python(section)
 
 
 def _answers(tasks: Supervised, adapted: Adapted, outer: Outer) -> Named:

@@ -254,7 +254,7 @@ def meta_gradients() -> Iterator[tuple[str, Case, dict[str, Any], int]]:
         yield f"Reptile | {loop}", case, {"name": "reptile"}, 0
         yield f"ProtoNet | {loop}", case, {"name": "protonet"}, 0
         for solver in ("cg", "neumann"):
-            gradient = {"solver": solver, "damping": 20.0, "neumann_rate": 0.02}
+            gradient = {"solver": solver, "damping": 20.0} | ({"neumann_rate": 0.02} if solver == "neumann" else {})
             algorithm = {"name": "imaml", "strength": 0.7, "gradient": gradient}
             yield f"iMAML, {solver} | {loop}", case, algorithm, 0
     head: Case = {"delta": LORA, "inner": {**loops["linear"], "moved": "head"}, **UNEQUAL}

@@ -1,4 +1,7 @@
-"""Meta-learning algorithms by name, one file each. An algorithm is its own configuration: a recipe's `algorithm` section."""
+"""Meta-learning algorithms, one file each.
+
+An algorithm is also its own configuration: the `algorithm` section of a recipe.
+"""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Protocol
@@ -6,43 +9,79 @@ from typing import Annotated, Any, Protocol
 from pydantic import Field
 from torch import Tensor
 
+from metatrain.inner.config import InnerConfig
 from metatrain.inner.optimizers import Optimizer
 from metatrain.inner.problem import Leaves, Outer, Tasks
+from metatrain.meta.algorithms.adapted_protonet import AdaptedProtoNet
 from metatrain.meta.algorithms.anil import ANIL
+from metatrain.meta.algorithms.fomaml import FOMAML
 from metatrain.meta.algorithms.imaml import IMAML
 from metatrain.meta.algorithms.maml import MAML
 from metatrain.meta.algorithms.metasgd import MetaSGD
 from metatrain.meta.algorithms.protonet import ProtoNet
 from metatrain.meta.algorithms.reptile import Reptile
 from metatrain.meta.metagrad import MetaGradient
+from metatrain.options import Fixed
 
 
 class Algorithm(Protocol):
-    """What the outer loop needs."""
+    """The interface of an algorithm, as the outer loop uses it."""
 
     @property
-    def title(self) -> str:
-        """The name that an initialization records, with the order of the derivative where there is a choice."""
+    def name(self) -> str:
+        """The name in recipes; an initialization records it."""
 
     @property
     def second_derivative(self) -> bool:
-        """The meta-gradient takes a second derivative of the support loss, which a fused attention does not have."""
+        """True if the meta-gradient needs a second derivative of the support loss.
+
+        Fused attention does not have one, so the base model is then loaded without it.
+        """
 
     @property
     def moves_base(self) -> bool:
-        """The meta-gradient reaches parameters of the base model too (`base.updated`)."""
+        """True if the meta-gradient covers parameters of the base model too (`base.updated`)."""
 
     @property
-    def inner_entries(self) -> Mapping[str, Any]:
-        """Entries of the inner loop that the algorithm decides, in place of the recipe's own; recorded in the initialization."""
+    def defaults(self) -> Mapping[str, Mapping[str, Any]]:
+        """The paper's settings in other sections, {section: {option: value}}.
+
+        They are the values of options that a recipe leaves out.
+        """
+
+    @property
+    def fixed(self) -> Fixed:
+        """Options in other sections whose values the algorithm sets, {section: {option: value}}.
+
+        A recipe that gives one of them another value is refused.
+        """
+
+    def check(self, inner: InnerConfig) -> None:
+        """Raise ValueError for an inner loop that the algorithm cannot be trained through."""
+
+    def learns(self, leaf: str) -> bool:
+        """Return True if the outer loop moves this leaf of `Outer.leaves()`."""
 
     def rates_of(self, theta: Leaves, rate: float, *, steps: int) -> dict[str, Tensor]:
-        """Return the start of the delta's rates, [S] or [S, *leaf] of each leaf, all equal to `rate`."""
+        """Return the initial rates of the delta, [S] or [S, *leaf] of each leaf, all equal to `rate`."""
 
     def meta_gradient(self, tasks: Tasks, outer: Outer, optimizer: Optimizer, step: int) -> MetaGradient:
-        """Return what outer step number `step` follows: the gradient, or what stands for it."""
+        """Return the meta-gradient of outer step number `step`, or the algorithm's substitute for it."""
 
 
-__all__ = ["ANIL", "IMAML", "MAML", "Algorithm", "AlgorithmSection", "MetaSGD", "ProtoNet", "Reptile"]
+__all__ = [
+    "ANIL",
+    "FOMAML",
+    "IMAML",
+    "MAML",
+    "AdaptedProtoNet",
+    "Algorithm",
+    "AlgorithmSection",
+    "MetaSGD",
+    "ProtoNet",
+    "Reptile",
+]
 
-AlgorithmSection = Annotated[MAML | MetaSGD | ANIL | Reptile | IMAML | ProtoNet, Field(discriminator="name")]
+AlgorithmSection = Annotated[
+    MAML | FOMAML | MetaSGD | ANIL | Reptile | IMAML | ProtoNet | AdaptedProtoNet, Field(discriminator="name")
+]

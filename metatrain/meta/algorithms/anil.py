@@ -1,38 +1,27 @@
-"""ANIL: almost no inner loop. The inner loop moves the head alone, the outer loop what is below it.
+"""ANIL: the inner loop moves only the head ψ, the outer loop the parameters θ below it.
 
-    ψ_{k+1} = ψ_k − α ∇_ψ L_support(θ, ψ_k)        θ, ψ_0, α ← outer optimizer step on  ∇ (1/T) Σ_t L_query,t(θ, ψ_K,t)
+    ψ_{k+1} = ψ_k − α ∇_ψ L_support(θ, ψ_k)        θ ← outer optimizer step on  ∇_θ (1/T) Σ_t L_query,t(θ, ψ_K,t)
 
-The support features under θ are computed once, so an inner step costs next to nothing. On a delta ψ_0 are the prototypes under θ;
-of a small net ψ is the last layer, whose start is learned. It is MAML on tasks that move less (`moved`), nothing else.
+The support features under θ are computed once, so an inner step costs almost nothing. With a delta, ψ_0 are the prototypes under
+θ; in a small net ψ is the last layer, and ψ_0 is learned. Apart from what the inner loop moves (`moved`), ANIL is MAML.
 
-Raghu, Raghu, Bengio, Vinyals 2020, "Rapid Learning or Feature Reuse?", arXiv:1909.09157, §4.1.
+Raghu, Raghu, Bengio, Vinyals 2020, "Rapid Learning or Feature Reuse?", arXiv:1909.09157, §4.1. The defaults are those of MAML on
+MiniImagenet.
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from metatrain.inner.optimizers import Optimizer
-from metatrain.inner.problem import Outer, Tasks
-from metatrain.meta.algorithms.config import AlgorithmConfig
-from metatrain.meta.metagrad import Differentiation, MetaGradient, ThroughTheLoop, meta_gradient
+from metatrain.meta.algorithms.maml import MAML
+from metatrain.meta.algorithms.through_steps import ThroughSteps
+from metatrain.options import Fixed
 
 
-class ANIL(AlgorithmConfig):
+class ANIL(ThroughSteps):
+    defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = MAML.defaults
+
     name: Literal["anil"] = "anil"
-    order: Literal["second"] = "second"
-    gradient: ThroughTheLoop = Differentiation()
 
     @property
-    def inner_entries(self) -> Mapping[str, Any]:
-        return {"moved": "head"}
-
-    @property
-    def title(self) -> str:
-        return self.name
-
-    @property
-    def second_derivative(self) -> bool:
-        return self.gradient.second_derivative
-
-    def meta_gradient(self, tasks: Tasks, outer: Outer, optimizer: Optimizer, step: int) -> MetaGradient:
-        return meta_gradient(tasks, outer, optimizer, self.gradient)
+    def fixed(self) -> Fixed:
+        return {"inner": {"moved": "head", "head": "linear"}}

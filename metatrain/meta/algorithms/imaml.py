@@ -1,19 +1,23 @@
-"""iMAML: the inner loop minimises a proximal objective, whose minimum is differentiated instead of the way to it.
+"""iMAML: the meta-gradient is the derivative of the minimum of a proximal objective, not of the steps.
 
     φ*(θ) = argmin_φ  L_support(φ) + λ/2 ‖φ − θ‖²            dφ*/dθ = (I + H(φ*) / λ)⁻¹
     ∇_θ L_query(φ*) = λ (H + λ I)⁻¹ ∂L_query/∂φ*             solved by conjugate gradient or a Neumann series
 
-H is the Hessian of the support loss, met through products alone; memory does not grow with the inner steps. λ must outweigh H's
-most negative eigenvalue (with LoRA, where the loss is bilinear in A and B, H is indefinite): `gradient.damping` is added for the
-solve alone where it does not. Every solve's relative residual is reported. The proximal term ties what θ has; a head that starts
-from prototypes is tied to them.
+H is the Hessian of the support loss, used only through products with vectors, so memory does not grow with the inner steps. λ must
+exceed the size of H's most negative eigenvalue. With LoRA, whose loss is bilinear in A and B, H is indefinite; if λ is too small,
+`gradient.damping` can be added to H + λI for the solve alone.
 
-Rajeswaran, Finn, Kakade, Levine 2019, "Meta-Learning with Implicit Gradients", arXiv:1909.04630, alg. 1 and 2; Lorraine, Vicol,
-Duvenaud 2020, arXiv:1911.02590, for the Neumann series.
+Two numbers are reported: the relative residual of the solve, and the norm of the inner gradient at φ_K relative to that at φ_0,
+which tells how far φ_K is from the minimum. The proximal term also covers a head that starts from prototypes: it pulls the head
+towards them.
+
+Rajeswaran, Finn, Kakade, Levine 2019, "Meta-Learning with Implicit Gradients", arXiv:1909.04630, alg. 1 and 2. Neumann series:
+Lorraine, Vicol, Duvenaud 2020, arXiv:1911.02590. λ = 2, 16 steps of gradient descent and five of conjugate gradient are the paper's
+settings for Omniglot.
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 from torch import Tensor
@@ -21,12 +25,16 @@ from torch import Tensor
 from metatrain.errors import NonFinite
 from metatrain.inner.optimizers import Optimizer
 from metatrain.inner.problem import Leaves, Outer, Start, Tasks
-from metatrain.meta.algorithms.config import AlgorithmConfig
+from metatrain.meta.algorithms.config import PAPERS_OUTER, AlgorithmConfig
 from metatrain.meta.metagrad import AtTheMinimum, Differentiation, MetaGradient, meta_gradient
+from metatrain.options import Fixed
 
 
 class Proximal:
-    """`tasks` to whose support loss the inner loop adds λ/2 ‖φ − φ_0(θ)‖²: `metatrain.inner.problem.Tasks` again."""
+    """Other tasks with the proximal term λ/2 ‖φ − φ_0(θ)‖² added to their inner loss.
+
+    `strength`: λ. Implements `metatrain.inner.problem.Tasks`.
+    """
 
     def __init__(self, tasks: Tasks, strength: float) -> None:
         self.tasks, self.proximal = tasks, strength
@@ -58,39 +66,46 @@ class Proximal:
 
 
 class IMAML(AlgorithmConfig):
+    defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "inner": {"optimizer": "sgd", "steps": 16},
+        "start": {"rate": 0.01, "head_rate": 0.01},
+        "outer": PAPERS_OUTER,
+    }
+
     name: Literal["imaml"] = "imaml"
-    order: Literal["second"] = "second"
-    strength: float = Field(default=1.0, gt=0, description="λ of the proximal term")
+    learned: tuple[Literal["theta", "scale"], ...] = Field(
+        default=("theta",), min_length=1, description="what the outer loop moves; the minimum does not depend on the rates"
+    )
+    strength: float = Field(default=2.0, gt=0, description="λ of the proximal term")
     gradient: AtTheMinimum = Differentiation(mode="implicit", iterations=5)
 
     @field_validator("gradient", mode="before")
     @classmethod
     def _is_implicit(cls, value: Any) -> Any:
-        """What is not said is as in the default."""
+        """Fill in the mode and the default number of iterations."""
         return {"mode": "implicit", "iterations": 5, **value} if isinstance(value, dict) else value
-
-    @property
-    def title(self) -> str:
-        return self.name
 
     @property
     def second_derivative(self) -> bool:
         return self.gradient.second_derivative
 
     @property
-    def inner_entries(self) -> Mapping[str, Any]:
-        return {"proximal": self.strength}
+    def fixed(self) -> Fixed:
+        return {"inner": {"proximal": self.strength, "head": "linear", "moved": "all"}}
 
     def meta_gradient(self, tasks: Tasks, outer: Outer, optimizer: Optimizer, step: int) -> MetaGradient:
-        """Adds the proximal term to tasks that have none. Raises NonFinite where the solve got nowhere (a relative residual of 1 is
-        that of u = 0): H + λI is then not positive definite."""
+        """Return the implicit gradient. Tasks without a proximal term get one of strength λ.
+
+        Raises NonFinite if the solve made no progress, with a relative residual of at least 1, that of u = 0: H + λI is then not
+        positive definite. Raises ValueError for tasks with a proximal term of another strength.
+        """
         if tasks.proximal not in (0.0, self.strength):
-            raise ValueError(f"strength: these tasks have a proximal term of {tasks.proximal}, expected {self.strength} or none")
-        bound = tasks if tasks.proximal else Proximal(tasks, self.strength)
-        found = meta_gradient(bound, outer, optimizer, self.gradient)
+            raise ValueError(f"strength: expected tasks with a proximal term of {self.strength} or none, got {tasks.proximal}")
+        proximal = tasks if tasks.proximal else Proximal(tasks, self.strength)
+        found = meta_gradient(proximal, outer, optimizer, self.gradient)
         if found.residual is not None and not found.residual < 1:
             raise NonFinite(
-                f"the implicit solve got nowhere (relative residual {found.residual:.1e}): the Hessian is not positive definite "
-                "there; raise algorithm.strength or algorithm.gradient.damping"
+                f"the implicit solve made no progress (relative residual {found.residual:.1e}): the Hessian is not positive "
+                "definite; raise algorithm.strength or algorithm.gradient.damping"
             )
         return found

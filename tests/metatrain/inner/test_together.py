@@ -70,7 +70,7 @@ def adapt(
 
 def assert_close(left: Ended | DeadlineExceeded, right: Ended | DeadlineExceeded) -> None:
     assert isinstance(left, Ended) and isinstance(right, Ended)
-    leaves = [{**each.delta, **each.answering} for each in (left, right)]
+    leaves = [{**ended.delta, **ended.answering} for ended in (left, right)]
     assert leaves[0].keys() == leaves[1].keys() and leaves[0]["head.weight"].shape == leaves[1]["head.weight"].shape
     for name, leaf in leaves[0].items():
         torch.testing.assert_close(leaf, leaves[1][name], rtol=2e-3, atol=2e-4)  # Adam divides by gradients that can be small
@@ -78,8 +78,8 @@ def assert_close(left: Ended | DeadlineExceeded, right: Ended | DeadlineExceeded
 
 
 @pytest.mark.parametrize(("delta", "config"), PAIRS)
-def test_each_task_ends_as_it_does_alone(tiny: Base, delta: str, config: str) -> None:
-    """Tasks have unequal numbers of classes, shots and steps, and texts of unequal length.
+def test_each_task_gives_the_result_that_it_gives_alone(tiny: Base, delta: str, config: str) -> None:
+    """Tasks differ in their numbers of classes, shots and steps, and in the length of their texts.
 
     Steps of None are those of the configuration.
     """
@@ -102,12 +102,12 @@ def test_tasks_without_steps_share_a_pass_only_with_each_other(tiny: Base) -> No
     config, delta = CONFIGS["contrastive"], DELTAS["lora"]
     for support, found in zip(supports, adapt(tiny, delta, config, supports, [0, 0]), strict=True):
         assert_close(found, adapt(tiny, delta, config, [support], [0])[0])
-    with pytest.raises(ValueError, match=r"must agree in the number of steps, these take \[0, 2\]"):
+    with pytest.raises(ValueError, match=r"must take the same number of steps, got \[0, 2\]"):
         adapt(tiny, delta, config, supports, [0, 2])
 
 
-# Every step is padded to the largest remaining task: three tasks of 9 rows, two of 9, one of 6 twice. With prototypes, the head
-# then needs the features of all three once more.
+# Each step pads its tasks to the largest remaining one: three tasks of 9 rows, then two of 9, then one of 6, twice. With
+# prototypes, the head then needs the features of all three tasks, 27 rows.
 @pytest.mark.parametrize(("config", "expected"), [("contrastive", 27 + 18 + 6 + 6 + 27), ("proximal", 27 + 18 + 6 + 6)])
 def test_a_finished_task_leaves_the_pass(tiny: Base, config: str, expected: int) -> None:
     supports = [pairs(2, 2, 0), pairs(2, 3, 1), pairs(3, 3, 2)]

@@ -1,4 +1,4 @@
-"""Parameters of the base model that the outer loop moves, all tasks alike: what they do, how they are kept, what is refused."""
+"""Parameters of the base model that the outer loop moves: features, training, artifacts and errors."""
 
 import copy
 import hashlib
@@ -39,45 +39,45 @@ def moved(base: Base, *patterns: str) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize(
     "config", [LoRAConfig(rank=2, layers=(1,)), LoRAConfig(rank=2), PromptConfig(tokens=3)], ids=["upper lora", "lora", "prompt"]
 )
-def test_features_are_those_of_a_model_with_these_parameters(tiny: Base, patterns: tuple[str, ...], config: Any) -> None:
+def test_features_are_those_of_a_model_with_the_updated_parameters(tiny: Base, patterns: tuple[str, ...], config: Any) -> None:
     update = moved(tiny, *patterns)
     other = copy.deepcopy(tiny.model)
     other.load_state_dict({**other.state_dict(), **update})
-    written = joined(tiny, other, attention=tiny.attention)
+    updated_base = joined(tiny, other, attention=tiny.attention)
     texts = [text for pairs in tasks(2) for text, _ in pairs]
-    found = []
-    for base, given in ((tiny, update), (written, {})):
+    features = []
+    for base, updated in ((tiny, update), (updated_base, {})):
         kind = base.attach(config)
         theta = kind.fold(stack(kind.initial(torch.Generator().manual_seed(0), b_std=0.2), 2))
         batch = base.backbone.below(base.inputs.collate(base.inputs.encode(texts), 2), kind)
-        found.append(base.features(theta, batch, updated=given))
-    torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-6)
+        features.append(base.features(theta, batch, updated=updated))
+    torch.testing.assert_close(features[0], features[1], rtol=1e-5, atol=1e-6)
     kind, batch = tiny.attach(config), tiny.inputs.collate(tiny.inputs.encode(texts), 2)
     theta = kind.fold(stack(kind.initial(torch.Generator().manual_seed(0), b_std=0.2), 2))
-    assert not torch.allclose(tiny.features(theta, batch), found[0], atol=1e-3)  # and the model itself is as it was
+    assert not torch.allclose(tiny.features(theta, batch), features[0], atol=1e-3)  # the model itself is unchanged
 
 
 MOVED: dict[str, dict[str, Any]] = {"base": {"updated": ["encoder.layer.1.output.*"]}, "outer": {"base_learning_rate": 1e-3}}
 
 
 def plan(tiny_folder: Path, **changes: Any) -> Recipe:
-    own = content(tiny_folder)
+    recipe = content(tiny_folder, **{name: changes[name] for name in changes if name == "algorithm"})
     for section in ("base", "outer"):
-        own[section] = {**own[section], **MOVED[section], **changes.pop(section, {})}
-    return Recipe.model_validate({**own, **changes})
+        recipe[section] = {**recipe[section], **MOVED[section], **changes.pop(section, {})}
+    return Recipe.model_validate({**recipe, **changes})
 
 
 @pytest.mark.parametrize(
     ("algorithm", "delta"),
     [
-        ({"name": "maml", "order": "first"}, {"rank": 2}),
+        ({"name": "fomaml"}, {"rank": 2}),
         ({"name": "metasgd"}, {"rank": 2, "layers": [1]}),
         ({"name": "anil"}, {"kind": "head"}),
         ({"name": "protonet"}, {"rank": 2}),
     ],
     ids=lambda section: str(section.get("name", section.get("kind", "lora"))),
 )
-def test_training_moves_them_at_their_own_rate_and_the_artifact_carries_them(
+def test_training_moves_them_at_their_own_rate_and_the_artifact_contains_them(
     tiny_folder: Path, tiny: Base, tmp_path: Path, algorithm: dict[str, Any], delta: dict[str, Any]
 ) -> None:
     before = tiny.parameters(["encoder.layer.1.output.*"])
@@ -89,22 +89,22 @@ def test_training_moves_them_at_their_own_rate_and_the_artifact_carries_them(
     moves = [max(float((s[f"leaves/base.{n}"] - p).abs().max()) for n, p in before.items()) for s in state]
     assert 1e-4 < moves[0] <= 3.1e-3 and 0 < moves[1] < 4e-6
     assert slow.base_update.keys() == before.keys()
-    own = {n: p + 0.05 for n, p in before.items()}
-    init = replace(trained, base_update=own, name="moved")
+    update = {n: p + 0.05 for n, p in before.items()}
+    init = replace(trained, base_update=update, name="moved")
     save_initialization(init, tmp_path / "moved", tiny.attach(init.delta))
     loaded = load_initialization(tmp_path / "moved", tiny)
     assert loaded.digest == init.digest != replace(init, base_update={}).digest
-    assert all(torch.equal(loaded.base_update[n], p) for n, p in own.items())
+    assert all(torch.equal(loaded.base_update[n], p) for n, p in update.items())
 
 
-def test_killed_and_resumed_gives_the_same_bits(tiny_folder: Path, tmp_path: Path) -> None:
-    recipe = plan(tiny_folder, algorithm={"name": "maml", "order": "second"})
-    whole = train(recipe, Path(), tmp_path / "whole")
-    train(recipe, Path(), tmp_path / "parts", max_steps=3)
-    assert train(recipe, Path(), tmp_path / "parts").digest == whole.digest
+def test_a_resumed_run_gives_the_same_bits(tiny_folder: Path, tmp_path: Path) -> None:
+    recipe = plan(tiny_folder, algorithm={"name": "maml"})
+    uninterrupted = train(recipe, Path(), tmp_path / "uninterrupted")
+    train(recipe, Path(), tmp_path / "resumed", max_steps=3)
+    assert train(recipe, Path(), tmp_path / "resumed").digest == uninterrupted.digest
 
 
-def test_evaluation_is_under_them(tiny: Base) -> None:
+def test_evaluation_uses_them(tiny: Base) -> None:
     sampler = EpisodeSampler([read_jsonl(STARTER)], 0)
     episodes = [sampler.episode(i, EpisodeShape(4, 2, 3)) for i in range(6)]
     init = replace(lora_from_zero(tiny), base_update={n: torch.randn_like(p) for n, p in moved(tiny, "encoder.layer.*").items()})
@@ -116,13 +116,13 @@ def test_evaluation_is_under_them(tiny: Base) -> None:
     assert unadapted != evaluate(tiny, plain, episodes, steps=0).accuracy
 
 
-def test_under_bfloat16_they_start_from_the_parameters_themselves(tiny_folder: Path, tiny: Base) -> None:
+def test_with_a_bfloat16_model_they_start_from_the_float32_parameters(tiny_folder: Path, tiny: Base) -> None:
     rounded = load_base(str(tiny_folder), precision="bfloat16", device=torch.device("cpu"))
-    for name, own in rounded.parameters(["encoder.layer.1.*"]).items():
-        assert torch.equal(own, tiny.model.get_parameter(name)) and own.dtype == torch.float32
+    for name, parameter in rounded.parameters(["encoder.layer.1.*"]).items():
+        assert torch.equal(parameter, tiny.model.get_parameter(name)) and parameter.dtype == torch.float32
 
 
-def test_what_cannot_be_moved_is_refused_by_name(tiny_folder: Path, tmp_path: Path) -> None:
+def test_parameters_that_cannot_be_moved_are_refused_by_name(tiny_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(BaseModelError, match=r"base.updated: no parameter of .* matches 'decoder\.\*'; one is embeddings"):
         train(plan(tiny_folder, base={"updated": ["encoder.layer.1.*", "decoder.*"]}), Path(), tmp_path / "a")
     with pytest.raises(
@@ -130,8 +130,8 @@ def test_what_cannot_be_moved_is_refused_by_name(tiny_folder: Path, tmp_path: Pa
     ):
         train(plan(tiny_folder, base={"updated": ["pooler.*"]}), Path(), tmp_path / "b")
     file = tmp_path / "reptile.yaml"
-    own = {**content(tiny_folder), "algorithm": {"name": "reptile"}}
-    file.write_text(json.dumps({**own, "base": {**own["base"], "updated": ["encoder.*"]}}))
+    recipe = {**content(tiny_folder), "algorithm": {"name": "reptile"}}
+    file.write_text(json.dumps({**recipe, "base": {**recipe["base"], "updated": ["encoder.*"]}}))
     with pytest.raises(RecipeError, match=r"base.updated: expected nothing with reptile"):
         read_recipe(file)
 
@@ -142,13 +142,13 @@ def test_loading_is_strict(tiny: Base, tmp_path: Path) -> None:
 
     def written(change: dict[str, torch.Tensor], listed: bool = True) -> Path:
         save_initialization(init, folder, tiny.attach(init.delta))
-        path, described = folder / "base_update.safetensors", folder / "initialization.json"
+        path, description_path = folder / "base_update.safetensors", folder / "initialization.json"
         save_file({**load_file(path), **change}, path)
-        stated = json.loads(described.read_text())
-        stated["weights_sha256"][path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
+        description = json.loads(description_path.read_text())
+        description["weights_sha256"][path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
         if not listed:
-            del stated["weights_sha256"][path.name]
-        described.write_text(json.dumps(stated))
+            del description["weights_sha256"][path.name]
+        description_path.write_text(json.dumps(description))
         return folder
 
     for change, message in (
@@ -162,12 +162,12 @@ def test_loading_is_strict(tiny: Base, tmp_path: Path) -> None:
         ArtifactError, match=r"base_update.safetensors: expected no such file, initialization.json does not name it"
     ):
         load_initialization(written({}, listed=False), tiny)
-    stray = json.loads((written({}) / "initialization.json").read_text())
-    stray["weights_sha256"]["base-update.safetensors"] = "0" * 64
-    (folder / "initialization.json").write_text(json.dumps(stray))
+    description = json.loads((written({}) / "initialization.json").read_text())
+    description["weights_sha256"]["base-update.safetensors"] = "0" * 64
+    (folder / "initialization.json").write_text(json.dumps(description))
     with pytest.raises(ArtifactError, match=r"weights_sha256: expected no file 'base-update.safetensors'"):
         load_initialization(folder, tiny)
-    save_initialization(replace(init, base_update={}), folder, tiny.attach(init.delta))  # over the other: nothing of it stays
+    save_initialization(replace(init, base_update={}), folder, tiny.attach(init.delta))  # overwrites the other one completely
     assert load_initialization(folder, tiny).base_update == {}
     (written({}) / "base_update.safetensors").unlink()
     with pytest.raises(ArtifactError, match=r"base_update.safetensors is missing"):

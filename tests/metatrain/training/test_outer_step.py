@@ -1,4 +1,4 @@
-"""Single outer steps against closed forms, and those that are skipped."""
+"""Single outer steps compared with closed forms, and skipped steps."""
 
 import math
 from pathlib import Path
@@ -8,6 +8,7 @@ import torch
 
 from metatrain.errors import NoMetaGradient, NonFinite
 from metatrain.inner.problem import Outer
+from metatrain.meta.algorithms import FOMAML
 from metatrain.meta.metagrad import MetaGradient
 from metatrain.training.outer_step import OuterConfig, OuterState, outer_step, schedule
 from tests.metatrain.training.plans import recipe
@@ -15,7 +16,16 @@ from tests.metatrain.training.plans import recipe
 
 def test_an_outer_step_is_adam(tiny_folder: Path) -> None:
     plan = recipe(
-        tiny_folder, outer={"steps": 10, "tasks": 1, "learning_rate": 0.1, "rate_learning_rate": 0.2, "warmup": 0, "clip": 1e9}
+        tiny_folder,
+        outer={
+            "steps": 10,
+            "tasks": 1,
+            "learning_rate": 0.1,
+            "rate_learning_rate": 0.2,
+            "warmup": 0,
+            "clip": None,
+            "decay": "cosine",
+        },
     )
     outer = Outer({"a": torch.tensor([1.0, -2.0])}, {"a": torch.tensor(0.5)}, torch.tensor(2.0))
     state = OuterState.start(outer)
@@ -35,16 +45,16 @@ def test_an_outer_step_is_adam(tiny_folder: Path) -> None:
         torch.testing.assert_close(state.leaves[n], t.detach())
 
 
-def test_meta_gradients_that_are_not_finite_are_skipped_and_a_run_of_them_stops_the_training() -> None:
+def test_steps_without_a_finite_gradient_are_skipped_and_too_many_stop_the_training() -> None:
     config = OuterConfig(most_skipped=2, warmup=0)
     state = OuterState.start(Outer({"a": torch.zeros(2)}, {}, torch.tensor(1.0)))
     broken = MetaGradient(0.0, 0.0, (), {"theta.a": torch.tensor([float("nan"), 0.0]), "log_scale": torch.tensor(0.0)})
-    sound = MetaGradient(0.0, 0.0, (), {"theta.a": torch.tensor([1.0, -1.0]), "log_scale": torch.tensor(0.0)})
+    finite = MetaGradient(0.0, 0.0, (), {"theta.a": torch.tensor([1.0, -1.0]), "log_scale": torch.tensor(0.0)})
     for _ in range(2):
         assert math.isnan(outer_step(config, state, broken))
     assert not state.leaves["theta.a"].any() and (state.step, state.skipped) == (2, 2)
-    assert outer_step(config, state, sound) == pytest.approx(2**0.5)
-    # As if it were the first: Adam's bias correction counts the steps that were taken.
+    assert outer_step(config, state, finite) == pytest.approx(2**0.5)
+    # Adam's bias correction counts only the steps that were taken, so this step is the first.
     size = config.learning_rate * schedule(config, 3)
     torch.testing.assert_close(state.leaves["theta.a"], torch.tensor([-size, size]))
     assert state.skipped_in_a_row == 0
@@ -54,17 +64,17 @@ def test_meta_gradients_that_are_not_finite_are_skipped_and_a_run_of_them_stops_
         outer_step(config, state, broken)
 
 
-def test_a_leaf_that_the_loss_does_not_depend_on_is_named() -> None:
+def test_the_error_names_a_leaf_that_the_loss_does_not_depend_on() -> None:
     state = OuterState.start(Outer({"a": torch.zeros(2), "b": torch.zeros(2), "c": torch.zeros(1)}, {}, torch.tensor(1.0)))
-    zero, some = torch.zeros(2), torch.ones(2)
-    for step in range(4):  # a wakes up late, as LoRA's A does; c is never reached
-        gradients = {"theta.a": some if step else zero, "theta.b": some, "theta.c": torch.zeros(1), "log_scale": torch.tensor(0.0)}
+    zeros, ones = torch.zeros(2), torch.ones(2)
+    for step in range(4):  # a has no gradient at first, like LoRA's A; c never has one
+        gradients = {"theta.a": ones if step else zeros, "theta.b": ones, "theta.c": torch.zeros(1), "log_scale": torch.tensor(0.0)}
         outer_step(OuterConfig(), state, MetaGradient(0.0, 0.0, (), gradients))
     with pytest.raises(NoMetaGradient, match=r"1 of 3 leaves had no meta-gradient in 5 outer steps, the first of them c"):
         outer_step(OuterConfig(), state, MetaGradient(0.0, 0.0, (), gradients))
 
 
-def test_the_average_of_theta_is_what_is_kept() -> None:
+def test_the_average_of_theta_is_kept() -> None:
     config = OuterConfig(average=0.5, warmup=0, steps=10**6)
     state = OuterState.start(Outer({"a": torch.zeros(1)}, {}, torch.tensor(1.0)))
     gradients = {"theta.a": torch.ones(1), "log_scale": torch.tensor(0.0)}
@@ -74,3 +84,31 @@ def test_the_average_of_theta_is_what_is_kept() -> None:
         expected = 0.5 * expected + 0.5 * state.leaves["theta.a"]
     torch.testing.assert_close(state.kept(config)["theta.a"], expected)
     assert state.kept(OuterConfig()) is state.leaves
+
+
+@pytest.mark.parametrize(
+    ("decay", "shares"), [("none", [1, 1, 1, 1]), ("linear", [1, 0.75, 0.5, 0.25]), ("cosine", [1, 0.8536, 0.5, 0.1464])]
+)
+def test_the_learning_rate_follows_its_decay(decay: str, shares: list[float]) -> None:
+    config = OuterConfig.model_validate({"decay": decay, "steps": 4, "warmup": 0})
+    assert [schedule(config, step) for step in (1, 2, 3, 4)] == pytest.approx(shares, abs=1e-4)
+    with_warmup = config.model_copy(update={"warmup": 2})
+    assert schedule(with_warmup, 1) == pytest.approx(0.5 * shares[0])
+
+
+def test_the_average_is_weighted_by_its_decay() -> None:
+    """The update is average ← 0.9 average + 0.1 leaf; unequal weights show if they are swapped."""
+    config = OuterConfig(average=0.9, optimizer="sgd", learning_rate=1.0, warmup=0, decay="none", clip=None)
+    state = OuterState.start(Outer({"a": torch.zeros(1)}, {}, torch.tensor(1.0)))
+    outer_step(config, state, MetaGradient(0.0, 0.0, (), {"theta.a": -torch.ones(1)}))
+    torch.testing.assert_close(state.average["theta.a"], torch.tensor([0.1]))
+
+
+def test_only_learned_leaves_move() -> None:
+    """The gradients of other leaves are not read, even if they are not finite."""
+    state = OuterState.start(Outer({"a": torch.zeros(1)}, {"a": torch.tensor([0.5])}, torch.tensor(2.0)), FOMAML().learns)
+    before = dict(state.leaves)
+    gradients = {"theta.a": torch.ones(1), "log_rates.a": torch.tensor([float("nan")]), "log_scale": torch.tensor(3.0)}
+    assert outer_step(OuterConfig(warmup=0), state, MetaGradient(0.0, 0.0, (), gradients)) == 1.0
+    assert state.leaves["theta.a"].any() and not state.skipped
+    assert all(torch.equal(state.leaves[name], before[name]) for name in ("log_rates.a", "log_scale"))

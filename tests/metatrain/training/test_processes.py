@@ -1,6 +1,5 @@
-"""Two processes at one meta-batch, over gloo, as torchrun starts them."""
+"""Training with two processes over gloo, started by torchrun."""
 
-import json
 import os
 import subprocess
 import sys
@@ -11,14 +10,15 @@ import yaml
 
 from metatrain.artifacts.initialization import load_initialization
 from metatrain.models.loading import load_base
+from metatrain.training.history import read_history
 from metatrain.training.processes import Processes
 from metatrain.training.recipe import Recipe
 from metatrain.training.run import train
 from tests.metatrain.training.plans import content
 
 
-def test_two_processes_follow_the_gradient_of_one(tiny_folder: Path, tmp_path: Path) -> None:
-    """Three tasks a meta-batch, so that one process has two of them; a run that is stopped and gone on with."""
+def test_two_processes_train_as_one_process_does(tiny_folder: Path, tmp_path: Path) -> None:
+    """A meta-batch has three tasks, so the shares are unequal. The run is stopped and resumed."""
     plan = content(
         tiny_folder, outer={"steps": 6, "tasks": 3, "warmup": 2}, validation={"every": 3, "episodes": 2, "ways": 3, "shots": [1]}
     )
@@ -34,15 +34,17 @@ def test_two_processes_follow_the_gradient_of_one(tiny_folder: Path, tmp_path: P
     together = load_initialization(tmp_path / "two" / "tiny", load_base(str(tiny_folder), precision="float32"))
     for name, leaf in alone.theta.items():
         torch.testing.assert_close(together.theta[name], leaf, rtol=1e-4, atol=1e-6)
-    histories = [json.loads((tmp_path / where / "history.json").read_text()) for where in ("alone", "two")]
+    histories = [read_history(tmp_path / name) for name in ("alone", "two")]
     for one, two in zip(*histories, strict=True):
         assert one["event"] == two["event"] and one["step"] == two["step"]
+        if one["event"] == "validation":  # each process has scored half of the episodes
+            torch.testing.assert_close(two["by_shots"], one["by_shots"], rtol=0, atol=0.05)
         if one["event"] == "step":
             torch.testing.assert_close(two["loss"], one["loss"], rtol=1e-4, atol=1e-5)
             torch.testing.assert_close(two["support_loss"], one["support_loss"], rtol=1e-4, atol=1e-5)
 
 
-def test_every_task_is_one_process_s() -> None:
+def test_every_task_belongs_to_exactly_one_process() -> None:
     for tasks, count in ((3, 2), (8, 3), (1, 4)):
         shares = [Processes(rank, count).share(tasks) for rank in range(count)]
         assert [i for share in shares for i in share] == list(range(tasks))

@@ -1,4 +1,4 @@
-"""Recipes: digests, and what is wrong with a file in one line."""
+"""Recipes: their digests, and the errors for invalid files."""
 
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,10 @@ from tests.metatrain.training.plans import content, recipe
 RECIPES = Path(__file__).resolve().parents[3] / "metatrain" / "recipes"
 
 
-def test_a_digest_tells_algorithms_and_kinds_apart_and_leaves_what_is_at_its_default_out(tiny_folder: Path) -> None:
+def test_a_digest_depends_on_algorithm_and_delta_kind_but_not_on_options_at_their_defaults(tiny_folder: Path) -> None:
     recipes = [
-        recipe(tiny_folder, algorithm={"name": name}) for name in ("maml", "metasgd", "anil", "reptile", "imaml", "protonet")
+        recipe(tiny_folder, algorithm={"name": name})
+        for name in ("maml", "fomaml", "metasgd", "anil", "reptile", "imaml", "protonet", "adapted_protonet")
     ]
     recipes += [recipe(tiny_folder, delta={"kind": kind}) for kind in ("lora", "bottleneck", "ia3", "prefix", "prompt")]
     assert len({plan.digest for plan in recipes}) == len(recipes)
@@ -30,7 +31,8 @@ def test_a_digest_tells_algorithms_and_kinds_apart_and_leaves_what_is_at_its_def
         ({"inner": {"stepz": 3}}, "inner.stepz: no such key; expected one of augmentation, "),
         (
             {"algorithm": {"name": "mamml"}},
-            "algorithm.name: expected one of 'maml', 'metasgd', 'anil', 'reptile', 'imaml', 'protonet', got 'mamml'",
+            "algorithm.name: expected one of 'maml', 'fomaml', 'metasgd', 'anil', 'reptile', 'imaml', 'protonet', "
+            "'adapted_protonet', got 'mamml'",
         ),
         ({"outer": {"steps": 0}}, "outer.steps: Input should be greater than or equal to 1, got '0'"),
         ({"inner": {"steps": 2, "steps_by_shots": {1: 0}}}, "inner.steps: 2 is never taken"),
@@ -49,19 +51,19 @@ def test_a_digest_tells_algorithms_and_kinds_apart_and_leaves_what_is_at_its_def
         ({"delta": {"kind": "head"}}, 'inner.moved: a delta of kind "head" has nothing else to move; expected "head", got "all"'),
         (
             {"algorithm": {"name": "anil"}, "inner": {"head": "prototypes"}},
-            'inner, as anil takes it: moved: "head" needs head "linear", got "prototypes", which no step moves',
+            "inner.head: anil sets it to 'linear', got 'prototypes'; leave it out",
         ),
         (
-            {"algorithm": {"name": "maml", "order": "second", "gradient": {"mode": "implicit"}}},
+            {"algorithm": {"name": "maml", "gradient": {"mode": "implicit"}}},
             "algorithm.gradient: mode: expected one of unrolled, checkpointed, adjoint, auto, got 'implicit'",
         ),
         (
-            {"algorithm": {"name": "maml", "gradient": {"mode": "adjoint"}}},
-            'order: gradient and annealed are of order "second", got order "first"',
+            {"algorithm": {"name": "fomaml", "gradient": {"mode": "adjoint"}}},
+            "algorithm.gradient: no such key; expected one of learned, multi_step, name",
         ),
     ],
 )
-def test_a_wrong_recipe_is_one_clear_line(tiny_folder: Path, tmp_path: Path, change: dict[str, Any], message: str) -> None:
+def test_an_invalid_recipe_is_a_one_line_error(tiny_folder: Path, tmp_path: Path, change: dict[str, Any], message: str) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(content(tiny_folder, **change)))
     with pytest.raises(RecipeError) as error:

@@ -1,4 +1,4 @@
-"""A run's page, made by the command from a real run."""
+"""The report of a real run, written by the command."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from metatrain.cli import main
 from tests.metatrain.training.plans import content
 
 
-def test_a_run_ends_with_a_page_and_scalars(tiny_folder: Path, tmp_path: Path) -> None:
+def test_a_run_writes_a_report_and_tensorboard_scalars(tiny_folder: Path, tmp_path: Path) -> None:
     plan = content(tiny_folder, start={"rates_by_step": True})
     (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan))
     command = ["train", str(tmp_path / "plan.yaml"), "--out", str(tmp_path / "run"), "--report", "--tensorboard"]
@@ -19,7 +19,7 @@ def test_a_run_ends_with_a_page_and_scalars(tiny_folder: Path, tmp_path: Path) -
     page = (tmp_path / "run" / "report.html").read_text()
     for title in ("Outer loop", "Validation by data set", "Accuracy by inner step", "Learned rates by layer", "Time and memory"):
         assert title in page
-    assert page.count("<svg") == 5 and "maml (first order)" in page
+    assert page.count("<svg") == 5 and "fomaml" in page
     assert list((tmp_path / "run" / "tensorboard").glob("events.*"))
     log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     steps = [event for event in log if event["event"] == "step"]

@@ -23,9 +23,11 @@ from metatrain.meta.algorithms.imaml import Proximal
 from metatrain.models.base import Base
 from metatrain.models.loading import load_base
 from metatrain.readouts.classes import ClassReadout
+from metatrain.training.data import read_data
+from metatrain.training.history import read_history
 from metatrain.training.outer_step import CHECKPOINT
 from metatrain.training.recipe import Recipe
-from metatrain.training.run import read_data, train
+from metatrain.training.run import train
 from tests.metatrain.training.plans import content, recipe
 from tests.tiny import tasks
 
@@ -35,31 +37,33 @@ ROOT = Path(__file__).resolve().parents[3]
 @pytest.mark.parametrize(
     "algorithm",
     [
-        {"name": "maml", "order": "first"},
-        {"name": "maml", "order": "second", "multi_step": 4, "annealed": 2},
+        {"name": "fomaml"},
+        {"name": "maml", "multi_step": 4, "annealed": 2, "learned": ["theta", "rates"]},
         {"name": "metasgd", "gradient": {"mode": "auto"}},
         {"name": "anil"},
         {"name": "reptile"},
         {"name": "imaml", "strength": 5.0, "gradient": {"damping": 20.0}},
-        {"name": "maml", "order": "second", "gradient": {"mode": "adjoint", "product": "central"}},
+        {"name": "maml", "gradient": {"mode": "adjoint", "product": "central"}},
         {"name": "protonet"},
+        {"name": "adapted_protonet"},
     ],
-    ids=lambda section: " ".join([section["name"], section.get("order", "")]),
+    ids=lambda section: " ".join([section["name"], section.get("gradient", {}).get("mode", "")]),
 )
-def test_killed_and_resumed_gives_the_same_bits(tiny_folder: Path, tmp_path: Path, algorithm: dict[str, Any]) -> None:
-    """With several targets, whose order in a checkpoint is another than in the model."""
+def test_a_resumed_run_gives_the_same_bits(tiny_folder: Path, tmp_path: Path, algorithm: dict[str, Any]) -> None:
+    """The delta has several targets, whose order in a checkpoint differs from that in the model."""
     delta = {"rank": 2, "targets": ["value", "query", "intermediate.dense"]}
     outer = {"steps": 8, "tasks": 2, "warmup": 2, "average": 0.5}
     plan = recipe(tiny_folder, algorithm=algorithm, delta=delta, outer=outer)
-    whole = train(plan, Path(), tmp_path / "whole")
-    train(plan, Path(), tmp_path / "parts", max_steps=3)
-    train(plan, Path(), tmp_path / "parts", max_steps=4)
-    parts = train(plan, Path(), tmp_path / "parts")
-    assert parts.digest == whole.digest
-    assert (tmp_path / "parts" / "history.json").read_bytes() == (tmp_path / "whole" / "history.json").read_bytes()
+    uninterrupted = train(plan, Path(), tmp_path / "uninterrupted")
+    train(plan, Path(), tmp_path / "resumed", max_steps=3)
+    train(plan, Path(), tmp_path / "resumed", max_steps=4)
+    resumed = train(plan, Path(), tmp_path / "resumed")
+    assert resumed.digest == uninterrupted.digest
+    histories = [(tmp_path / name / "history.jsonl").read_bytes() for name in ("resumed", "uninterrupted")]
+    assert histories[0] == histories[1]
 
 
-def test_what_is_written_loads_and_says_where_it_comes_from(tiny_folder: Path, tiny: Base, tmp_path: Path) -> None:
+def test_the_written_initialization_loads_with_its_provenance(tiny_folder: Path, tiny: Base, tmp_path: Path) -> None:
     plan = recipe(tiny_folder)
     events: list[dict[str, Any]] = []
     trained = train(plan, Path(), tmp_path, on_event=events.append)
@@ -71,53 +75,52 @@ def test_what_is_written_loads_and_says_where_it_comes_from(tiny_folder: Path, t
     assert trained.provenance["outer_steps"] in (0, 4, 8)
 
 
-def test_imaml_serves_the_inner_loop_that_it_trained(tiny_folder: Path, tmp_path: Path) -> None:
+def test_imaml_records_its_proximal_term_for_serving(tiny_folder: Path, tmp_path: Path) -> None:
     algorithm = {"name": "imaml", "strength": 5.0, "gradient": {"damping": 20.0}}
     trained = train(recipe(tiny_folder, algorithm=algorithm, outer={"steps": 2, "tasks": 1}), Path(), tmp_path)
     assert trained.inner.proximal == 5.0
     base = load_base(str(tiny_folder), precision="float32", attention="eager")
-    kind, tasks_ = base.attach(trained.delta), Encoded(base).support(tasks(1))
-    free = trained.inner.model_copy(update={"proximal": 0.0})
-    moved = []
-    for inner in (trained.inner, free):
-        classified = Supervised(base, kind, ClassReadout, inner, tasks_, steps=20, serving=True)
+    kind, support = base.attach(trained.delta), Encoded(base).support(tasks(1))
+    without_proximal = trained.inner.model_copy(update={"proximal": 0.0})
+    distances = []
+    for inner in (trained.inner, without_proximal):
+        classified = Supervised(base, kind, ClassReadout, inner, support, steps=20, serving=True)
         outer = trained.outer(base.device)
         end = adapt(classified, outer, inner.update)
         delta, begin = classified.adapted(end.phi, outer, 20).delta, stack(outer.theta, 1)
-        moved.append(float(torch.stack([(leaf - begin[name]).square().sum() for name, leaf in delta.items()]).sum()))
+        distances.append(float(torch.stack([(leaf - begin[name]).square().sum() for name, leaf in delta.items()]).sum()))
         if inner is trained.inner:
-            bound = Proximal(Supervised(base, kind, ClassReadout, free, tasks_, steps=20), 5.0)
-            for name, leaf in adapt(bound, outer, inner.update).phi.items():
+            proximal = Proximal(Supervised(base, kind, ClassReadout, without_proximal, support, steps=20), 5.0)
+            for name, leaf in adapt(proximal, outer, inner.update).phi.items():
                 torch.testing.assert_close(leaf, end.phi[name])
-    assert moved[0] < 0.9 * moved[1]
+    assert distances[0] < 0.9 * distances[1]
 
 
 def test_a_checkpoint_of_another_recipe_is_refused(tiny_folder: Path, tmp_path: Path) -> None:
     train(recipe(tiny_folder), Path(), tmp_path, max_steps=1)
     fewer = {**content(tiny_folder)["data"], "train": [{"path": "starter", "labels": ["gym_membership/*"]}]}
     for other in (recipe(tiny_folder, seed=1), recipe(tiny_folder, data=fewer)):
-        with pytest.raises(DataError, match="belongs to another recipe, base model or data"):
+        with pytest.raises(DataError, match="belongs to another recipe, version, base model or data"):
             train(other, Path(), tmp_path)
 
 
-def test_it_stops_when_validation_no_longer_improves(tiny_folder: Path, tmp_path: Path) -> None:
-    """With a rate so small that no prediction changes, the first validation stays the best one."""
+def test_training_stops_when_validation_no_longer_improves(tiny_folder: Path, tmp_path: Path) -> None:
+    """The rate is so small that no prediction changes, so the first validation remains the best one."""
     outer = {"steps": 40, "tasks": 1, "learning_rate": 1e-12, "rate_learning_rate": 1e-12}
     validation = {"every": 2, "episodes": 2, "ways": 3, "shots": [1], "patience": 3}
     trained = train(recipe(tiny_folder, outer=outer, validation=validation), Path(), tmp_path)
-    steps = [event["step"] for event in json.loads((tmp_path / "history.json").read_text())]
+    steps = [event["step"] for event in read_history(tmp_path)]
     assert max(steps) == 6
     assert trained.provenance["outer_steps"] == 0
 
 
-def test_a_prototype_inner_loop_with_everything_switched_on_trains_and_records_what_it_ran(
-    tiny_folder: Path, tmp_path: Path
-) -> None:
+def test_adapted_protonet_with_many_options_trains_and_records_its_inner_loop(tiny_folder: Path, tmp_path: Path) -> None:
     inner = {"objective": {"supervised_contrastive": 1, "leave_one_out": 0.5}, "head": "prototypes", "steps": 3}
     inner |= {"steps_by_shots": {1: 0, 3: 3}, "optimizer": "momentum"}
+    algorithm = {"name": "adapted_protonet"}
     episodes = {"ways": [2, 3], "shots": [1, 4], "queries": 2, "near_miss": 0.5, "merge": 0.3, "rows": 60}
     outer = {"steps": 6, "tasks": 3, "anchor": 0.5}
-    plan = recipe(tiny_folder, inner=inner, episodes=episodes, outer=outer, start={"rates_by_step": True})
+    plan = recipe(tiny_folder, algorithm=algorithm, inner=inner, episodes=episodes, outer=outer, start={"rates_by_step": True})
     trained = train(plan, Path(), tmp_path)
     assert trained.inner == plan.inner and {rate.shape for rate in trained.rates.values()} == {(3,)}
     base = load_base(str(tiny_folder), precision="float32")
@@ -126,15 +129,16 @@ def test_a_prototype_inner_loop_with_everything_switched_on_trains_and_records_w
     assert [loaded.inner.steps_for(n, 2) for n in (2, 4, 6)] == [0, 0, 3]
 
 
-def test_what_is_for_single_requests_is_recorded_and_does_not_change_what_is_learned(tiny_folder: Path, tmp_path: Path) -> None:
-    """Neither the steps and the objective of support sets in parts nor more steps for hard ones."""
+def test_options_for_serving_are_recorded_and_do_not_change_training(tiny_folder: Path, tmp_path: Path) -> None:
+    """The options are `hard_steps` and `in_parts`."""
     inner = {"objective": {"supervised_contrastive": 1}, "head": "prototypes", "steps": 2, "steps_by_shots": {1: 0, 2: 2}}
     inner |= {"rows_per_step": 5}
+    algorithm = {"name": "adapted_protonet"}
     more = {"hard_steps": {"shots": 2, "below": 1, "steps": 9}, "in_parts": {"objective": {"cross_entropy": 1}, "most": 9}}
     episodes = {"ways": [3, 3], "shots": [2, 4], "queries": 2}
     with_more, without = (
-        train(recipe(tiny_folder, inner=own, episodes=episodes), Path(), tmp_path / name)
-        for name, own in (("more", inner | more), ("less", inner))
+        train(recipe(tiny_folder, algorithm=algorithm, inner=options, episodes=episodes), Path(), tmp_path / name)
+        for name, options in (("more", inner | more), ("less", inner))
     )
     assert with_more.inner.in_parts is not None and with_more.inner.meta_trained == without.inner
     assert all(torch.equal(with_more.theta[n], without.theta[n]) for n in without.theta)
@@ -143,16 +147,25 @@ def test_what_is_for_single_requests_is_recorded_and_does_not_change_what_is_lea
 
 
 def test_training_lowers_the_query_loss(tiny_folder: Path, tmp_path: Path) -> None:
-    outer = {"steps": 60, "tasks": 4, "learning_rate": 3e-2}
-    validation = {"every": 60, "episodes": 2, "ways": 3, "shots": [1]}
-    episodes = {"ways": [4, 4], "shots": [3, 3], "queries": 3}
-    plan = recipe(tiny_folder, algorithm={"name": "protonet"}, episodes=episodes, outer=outer, validation=validation)
+    outer = {
+        "steps": 100,
+        "tasks": 4,
+        "learning_rate": 3e-2,
+        "rate_learning_rate": 5e-2,
+        "clip": 1.0,
+        "decay": "cosine",
+        "warmup": 5,
+    }
+    validation = {"every": 100, "episodes": 2, "ways": 3, "shots": [1]}
+    episodes = {"ways": [4, 4], "shots": [3, 3], "queries": 3, "unequal": 0}
+    algorithm = {"name": "protonet", "learned": ["theta", "scale"]}
+    plan = recipe(tiny_folder, algorithm=algorithm, episodes=episodes, outer=outer, validation=validation)
     train(plan, Path(), tmp_path)
-    losses = [e["loss"] for e in json.loads((tmp_path / "history.json").read_text()) if e["event"] == "step"]
+    losses = [e["loss"] for e in read_history(tmp_path) if e["event"] == "step"]
     assert sum(losses[-15:]) / 15 < 0.9 * sum(losses[:15]) / 15
 
 
-def test_held_out_and_validation_data_stay_out_of_training(tiny_folder: Path, tmp_path: Path) -> None:
+def test_training_excludes_held_out_and_validation_data(tiny_folder: Path, tmp_path: Path) -> None:
     rows = [("a", f"a {i}") for i in range(20)] + [("b", f"b {i}") for i in range(20)]
     rows += [("c", f"c {i}") for i in range(20)] + [("d", f"d {i}") for i in range(20)] + [("e", f"e {i}") for i in range(20)]
     main_set, twin = tmp_path / "main.jsonl", tmp_path / "twin.jsonl"
@@ -172,7 +185,7 @@ def test_held_out_and_validation_data_stay_out_of_training(tiny_folder: Path, tm
         read_data(recipe(tiny_folder, data=data), tmp_path)
 
 
-def test_the_command_line_trains_resumes_evaluates_and_fails_in_one_line(tiny_folder: Path, tmp_path: Path) -> None:
+def test_the_command_trains_and_resumes_and_its_errors_are_one_line(tiny_folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(content(tiny_folder)))
     runner = CliRunner()
@@ -210,16 +223,16 @@ def test_the_command_line_trains_resumes_evaluates_and_fails_in_one_line(tiny_fo
         ),
     ],
 )
-def test_data_that_cannot_fill_a_recipe_is_told_before_anything_is_trained(
+def test_too_little_data_is_refused_before_training_starts(
     tiny_folder: Path, tmp_path: Path, change: dict[str, Any], message: str
 ) -> None:
-    told: list[dict[str, Any]] = []
+    events: list[dict[str, Any]] = []
     with pytest.raises(DataError) as error:
-        train(recipe(tiny_folder, **change), Path(), tmp_path / "out", on_event=told.append)
-    assert str(error.value).startswith(message) and not told and not (tmp_path / "out").exists()
+        train(recipe(tiny_folder, **change), Path(), tmp_path / "out", on_event=events.append)
+    assert str(error.value).startswith(message) and not events and not (tmp_path / "out").exists()
 
 
-def test_a_run_is_of_what_its_recipe_says_and_not_of_keys_at_their_defaults(tiny_folder: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_ignores_options_at_their_defaults(tiny_folder: Path, tmp_path: Path) -> None:
     outer = {"steps": 8, "tasks": 2, "warmup": 2}
     train(recipe(tiny_folder, outer=outer), Path(), tmp_path, max_steps=2)
     train(recipe(tiny_folder, outer={**outer, "optimizer": "adam"}), Path(), tmp_path, max_steps=3)
@@ -227,7 +240,7 @@ def test_a_run_is_of_what_its_recipe_says_and_not_of_keys_at_their_defaults(tiny
         train(recipe(tiny_folder, outer={**outer, "optimizer": "sgd"}), Path(), tmp_path)
 
 
-def test_shipped_recipes_go_by_name(tmp_path: Path) -> None:
+def test_shipped_recipes_are_found_by_name(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["train", "default", "--data", str(tmp_path)])
     assert result.exit_code == 1 and result.output.startswith(f"error: data: no file at {tmp_path}")
     result = CliRunner().invoke(main, ["train", "standard"])
@@ -235,11 +248,11 @@ def test_shipped_recipes_go_by_name(tmp_path: Path) -> None:
     assert result.exit_code == 1 and result.output == f"error: no recipe at standard; {shipped}\n"
 
 
-def test_a_run_that_is_killed_goes_on_with_the_same_bits(tiny_folder: Path, tmp_path: Path) -> None:
-    """SIGKILL in the middle, at whatever step that is; one checkpoint is there to go on from."""
+def test_a_killed_and_resumed_run_gives_the_same_bits(tiny_folder: Path, tmp_path: Path) -> None:
+    """SIGKILL comes at an arbitrary step after the first checkpoint."""
     outer = {"steps": 60, "tasks": 1, "warmup": 2}
     plan = content(tiny_folder, outer=outer, validation={"every": 3, "episodes": 2, "ways": 3, "shots": [1], "patience": 50})
-    whole = train(Recipe.model_validate(plan), Path(), tmp_path / "whole")
+    uninterrupted = train(Recipe.model_validate(plan), Path(), tmp_path / "uninterrupted")
     (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan))
     command = [sys.executable, "-m", "metatrain.cli", "train", str(tmp_path / "plan.yaml"), "--out", str(tmp_path / "killed")]
     process = subprocess.Popen(
@@ -251,7 +264,8 @@ def test_a_run_that_is_killed_goes_on_with_the_same_bits(tiny_folder: Path, tmp_
         time.sleep(0.01)
     process.kill()
     process.wait()
-    assert checkpoint.is_file() and not (tmp_path / "killed" / "history.json").is_file()
+    assert checkpoint.is_file()
     resumed = train(Recipe.model_validate(plan), Path(), tmp_path / "killed")
-    assert resumed.digest == whole.digest
-    assert (tmp_path / "killed" / "history.json").read_bytes() == (tmp_path / "whole" / "history.json").read_bytes()
+    assert resumed.digest == uninterrupted.digest
+    histories = [(tmp_path / name / "history.jsonl").read_bytes() for name in ("killed", "uninterrupted")]
+    assert histories[0] == histories[1]

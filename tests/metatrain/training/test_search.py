@@ -1,3 +1,5 @@
+"""The search for a delta and an inner loop, on the tiny model."""
+
 import json
 from pathlib import Path
 from typing import Any
@@ -30,7 +32,7 @@ def space(tiny_folder: Path, **change: Any) -> dict[str, Any]:
     return {**content, **change}
 
 
-def test_half_go_on_with_twice_the_episodes(tiny_folder: Path, tmp_path: Path) -> None:
+def test_the_better_half_continues_with_twice_the_episodes(tiny_folder: Path, tmp_path: Path) -> None:
     plan = SearchSpace.model_validate(space(tiny_folder))
     events: list[dict[str, Any]] = []
     results = search(plan, Path(), tmp_path, on_event=events.append)
@@ -39,10 +41,10 @@ def test_half_go_on_with_twice_the_episodes(tiny_folder: Path, tmp_path: Path) -
     assert {e["label"] for e in events if e["rung"] == 1} == {e["label"] for e in first[:2]}
     assert results[0]["rung"] == 2
     assert results[0]["score"] == max(results[0]["accuracy"]["2"].values())
-    again: list[dict[str, Any]] = []
+    repeated: list[dict[str, Any]] = []
     before = (tmp_path / "search.json").stat().st_mtime_ns
-    assert search(plan, Path(), tmp_path, on_event=again.append) == results
-    assert again == events and (tmp_path / "search.json").stat().st_mtime_ns == before, "nothing is computed twice"
+    assert search(plan, Path(), tmp_path, on_event=repeated.append) == results
+    assert repeated == events and (tmp_path / "search.json").stat().st_mtime_ns == before, "a candidate was scored twice"
 
 
 def test_candidates_are_different_seeded_and_valid(tiny_folder: Path) -> None:
@@ -51,9 +53,9 @@ def test_candidates_are_different_seeded_and_valid(tiny_folder: Path) -> None:
     # 2 targets x 2 ranks x 3 of the 4 objectives with heads (a linear head needs cross-entropy) x 2 optimizers
     assert len(drawn) == len({c.model_dump_json() for c in drawn}) == 24
     assert [c.label for c in drawn] == [c.label for c in draw_candidates(plan)]
-    only_bad = SearchSpace.model_validate(space(tiny_folder, inner={"objective": [{"leave_one_out": 1}], "head": ["linear"]}))
-    with pytest.raises(RecipeError, match="no point of the search space is an inner loop: head: a linear"):
-        draw_candidates(only_bad)
+    all_invalid = SearchSpace.model_validate(space(tiny_folder, inner={"objective": [{"leave_one_out": 1}], "head": ["linear"]}))
+    with pytest.raises(RecipeError, match="no point of the search space is a valid inner loop: head: a linear"):
+        draw_candidates(all_invalid)
 
 
 @pytest.mark.parametrize("path", sorted(SEARCHES.glob("*.yaml")), ids=lambda path: path.stem)
@@ -61,7 +63,7 @@ def test_shipped_searches_are_valid(path: Path) -> None:
     assert len(draw_candidates(read_space(path))) == read_space(path).candidates
 
 
-def test_the_command_searches_and_fails_in_one_line(tiny_folder: Path, tmp_path: Path) -> None:
+def test_the_command_searches_and_its_errors_are_one_line(tiny_folder: Path, tmp_path: Path) -> None:
     path, runner = tmp_path / "space.yaml", CliRunner()
     path.write_text(yaml.safe_dump(space(tiny_folder, candidates=2)))
     result = runner.invoke(main, ["search", str(path), "--out", str(tmp_path / "out")])

@@ -1,0 +1,69 @@
+"""Checks of all configuration classes that no option is accepted and then ignored.
+
+An option can be unused for two reasons. It may belong to another choice in the same section: `segment` is used only in the mode
+"checkpointed". Such fields are marked with `UsedWith`. Or another section may set it: ProtoNet takes no inner step, so it sets
+`inner.steps` to 0. The section that sets such options lists them with their values in `fixed`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, model_validator
+
+Fixed = Mapping[str, Mapping[str, Any]]
+"""Options of other sections and the values that are set for them: {section: {option: value}}."""
+
+
+@dataclass(frozen=True)
+class UsedWith:
+    """A mark on a field that is used only if the field `beside` of the same section has one of `values`.
+
+    segment: Annotated[int, UsedWith("mode", "checkpointed")] = 2
+    """
+
+    beside: str
+    values: tuple[Any, ...]
+
+    def __init__(self, beside: str, *values: Any) -> None:
+        object.__setattr__(self, "beside", beside)
+        object.__setattr__(self, "values", values)
+
+
+class Section(BaseModel):
+    """A frozen configuration that refuses unknown keys and unused options."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @model_validator(mode="after")
+    def _no_option_is_ignored(self) -> Self:
+        refuse_unused(self)
+        return self
+
+
+def refuse_unused(section: BaseModel) -> None:
+    """Raise ValueError if a field marked with `UsedWith` is unused but differs from its default."""
+    for name, field in type(section).model_fields.items():
+        for mark in field.metadata:
+            if not isinstance(mark, UsedWith) or getattr(section, mark.beside) in mark.values:
+                continue
+            if getattr(section, name) != field.get_default(call_default_factory=True):
+                needed = " or ".join(map(str, mark.values))
+                raise ValueError(
+                    f"{name}: used only with {mark.beside} {needed}, got {mark.beside} {getattr(section, mark.beside)}"
+                )
+
+
+def with_fixed(given: Mapping[str, Mapping[str, Any]], fixed: Fixed, by: str) -> dict[str, dict[str, Any]]:
+    """Return `given`, {section: {option: value}}, with the options of `fixed` added.
+
+    Raises ValueError if `given` has another value for one of them. `by`: the name, for the error, of what sets them.
+    """
+    merged = {section: dict(options) for section, options in given.items()}
+    for section, options in fixed.items():
+        target = merged.setdefault(section, {})
+        for name, value in options.items():
+            if name in target and target[name] != value:
+                raise ValueError(f"{section}.{name}: {by} sets it to {value!r}, got {target[name]!r}; leave it out")
+            target[name] = value
+    return merged

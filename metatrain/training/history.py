@@ -1,0 +1,70 @@
+"""The events of a run in a file, `history.jsonl`, with one line for each event.
+
+Equal runs write equal bytes. A checkpoint records the size of the file. A run that resumes from the checkpoint truncates the file
+to that size, and so removes the events after the checkpoint.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any, BinaryIO, Self
+
+from metatrain.errors import DataError
+
+NAME = "history.jsonl"
+_BEFORE_VERSION_2 = "history.json"
+
+
+class History:
+    """A file of events that is only appended to.
+
+    Use `resume` to continue from a checkpoint, and `discard` in processes that must not write.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+
+    @classmethod
+    def resume(cls, folder: Path, size: int) -> Self:
+        """Open `folder`/history.jsonl, truncated to its first `size` bytes.
+
+        Raises DataError if the file is shorter than that.
+        """
+        path = folder / NAME
+        present = path.stat().st_size if path.is_file() else 0
+        if present < size:
+            raise DataError(f"{path}: expected at least {size} bytes, as recorded in the checkpoint, got {present}")
+        file = path.open("ab")
+        file.truncate(size)
+        return cls(file)
+
+    @classmethod
+    def discard(cls) -> Self:
+        """Return a history that writes nothing."""
+        return cls(Path(os.devnull).open("ab"))
+
+    def append(self, event: dict[str, Any]) -> None:
+        self._file.write(json.dumps(event).encode() + b"\n")
+
+    def flush(self) -> int:
+        """Write the appended events to disk, and return the size of the file in bytes."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        return os.fstat(self._file.fileno()).st_size
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read_history(folder: Path) -> list[dict[str, Any]]:
+    """Return the events of the run in `folder`. Raises DataError if there are none.
+
+    The history.json of runs before version 2 is read too.
+    """
+    path, earlier = folder / NAME, folder / _BEFORE_VERSION_2
+    if path.is_file():
+        return [json.loads(line) for line in path.read_bytes().splitlines()]
+    if earlier.is_file():
+        events: list[dict[str, Any]] = json.loads(earlier.read_bytes())
+        return events
+    raise DataError(f"{folder} has no {NAME}: expected the folder of a training run")
