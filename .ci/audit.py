@@ -1,4 +1,4 @@
-"""Whether a pinned package has a known vulnerability, by pip-audit and the OSV database.
+"""Check the pinned packages for known vulnerabilities, with pip-audit and the OSV database.
 
     python .ci/audit.py [REQUIREMENTS] [--required] [--osv-url URL]
 

@@ -12,9 +12,10 @@ Part = TypeVar("Part")
 def with_installed(
     built_in: Mapping[str, Part], group: str, expected: type[Any], make: Callable[[str, Any], tuple[str, Part]]
 ) -> dict[str, Part]:
-    """Return a registry: the product's own parts and those that installed packages register in a group, by name.
+    """Return a registry by name: the product's own parts, and those that installed packages register.
 
-    `make(name, loaded)` returns the name and the part of an entry point. `expected`: the type that a part must be an instance of.
+    `group`: the group of entry points. `make(name, loaded)` returns the name and the part of an entry point. `expected`: the
+    type that a part must be an instance of.
     Raises PluginError, one line that names the entry point and its package, for a part that does not load or is of another type,
     and for a repeated name, so that no part is ever replaced.
     """

@@ -8,7 +8,7 @@ from metatrain.artifacts.initialization import Initialization, load_initializati
 from metatrain.deltas import DeltaConfig
 from metatrain.errors import ArtifactError
 from metatrain.models.base import Base
-from metatrain.serving.probe import probe
+from metatrain.serving.probe_cache import probe_once
 
 log = logging.getLogger(__name__)
 SHIPPED = Path(__file__).parents[1] / "initializations"
@@ -24,10 +24,11 @@ def load_catalog(
 ) -> dict[str, Initialization]:
     """Load all initializations for `base`, by name, and probe each of their deltas once.
 
-    `extra`: a folder of initialization folders. `baselines`: the untrained initializations to include. `probed`: whether to probe;
-    False if another process has done it. Shipped initializations for another base model are skipped. Those in `extra` are skipped
-    with `others_skipped`, and otherwise raise ArtifactError. Raises ArtifactError for an initialization that does not load and for
-    a repeated name, and UnsupportedDelta for a delta that does not work on `base`.
+    `extra`: a folder of initialization folders. `baselines`: the untrained initializations to include. `probed`: whether to probe
+    deltas whose probe has not succeeded on this machine before; False if another process does it. Shipped initializations for
+    another base model are skipped. Those in `extra` are skipped with `others_skipped`, and otherwise raise ArtifactError. Raises
+    ArtifactError for an initialization that does not load and for a repeated name, and UnsupportedDelta for a delta that does not
+    work on `base`.
     """
     catalog: dict[str, Initialization] = {}
     for init in baselines:
@@ -46,7 +47,7 @@ def load_catalog(
         catalog[init.name] = init
     deltas: set[DeltaConfig] = {init.delta for init in catalog.values()} if probed else set()
     for delta in deltas:
-        probe(base, base.attach(delta))
+        probe_once(base, base.attach(delta))
     return catalog
 
 

@@ -68,9 +68,10 @@ def check_adapt_request(body: AdaptRequest[Any], state: ServiceState) -> Checked
 
 
 def check_examples_request(body: ExamplesRequest[Any], record: Record, parent: JobRecipe, state: ServiceState) -> CheckedRequest:
-    """Check the body of `POST /adapters/{id}/examples`; `record` and `parent` are that adapter's record and recipe.
+    """Check the body of `POST /adapters/{id}/examples`.
 
-    Raises InvalidRequest for the first error, and AdapterNotReady if this deployment does not have the adapter's base model.
+    `record` and `parent` are that adapter's record and recipe. Raises InvalidRequest for the first error, and AdapterNotReady
+    if this deployment does not have the adapter's base model.
     """
     kind, parent_examples, parent_id = http_kinds()[parent.kind], parent.support, record.adapter_id
     deployed, init = state.initialization_of(record)

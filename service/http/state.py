@@ -84,9 +84,10 @@ class ServiceState:
         raise InvalidRequest("initialization", f"one of {', '.join(sorted(available))}", name)
 
     def initialization_of(self, record: Record) -> tuple[Deployed, Initialization]:
-        """Return the initialization that an adapter was made from, or the current one of the same name on its base model.
+        """Return the initialization that an adapter was made from, with the adapter's base model.
 
-        Raises AdapterNotReady if this deployment does not have the adapter's base model, and InvalidRequest if it has neither
+        If its digest is no longer deployed, return the current initialization of the same name on that base model. Raises
+        AdapterNotReady if this deployment does not have the adapter's base model, and InvalidRequest if it has neither
         initialization.
         """
         deployed, recipe = self.require_deployed(record), record.summary
@@ -115,7 +116,10 @@ class ServiceState:
         return next((deployed for deployed in self.deployed if record.queue == deployed.resident.earlier_queue), None)
 
     def require_deployed(self, record: Record) -> Deployed:
-        """Return the base model that an adapter was made on. Raises AdapterNotReady if this service does not have it."""
+        """Return the base model that an adapter was made on.
+
+        Raises AdapterNotReady if this service does not have it.
+        """
         deployed = self.deployed_for(record)
         if deployed is None:
             digest = record.summary.initialization_digest
