@@ -14,7 +14,6 @@ from metatrain.artifacts.files import write_atomically
 from metatrain.artifacts.initialization import Initialization, load_initialization, save_initialization
 from metatrain.errors import ArtifactError
 from metatrain.models.base import Base
-from metatrain.training.recipe import read_recipe
 
 
 @pytest.fixture
@@ -193,7 +192,7 @@ def test_the_shipped_default_and_the_baselines_keep_their_digests(minilm: Base) 
     folder = SHIPPED / "default"
     init = load_initialization(folder, minilm)
     assert init.digest.startswith("51225390fe39")
-    assert init.provenance["recipe_digest"] == read_recipe(folder.parents[1] / "recipes" / "default.yaml").digest
+    assert init.provenance["recipe_digest"].startswith("3014795c78f3")  # of version 1 of recipes/default.yaml
     assert {i.name: i.digest[:12] for i in (frozen_prototypes(minilm), lora_from_zero(minilm))} == {
         "frozen-prototypes": "af4facba42c2",
         "lora-from-zero": "ac74ba3b0d47",

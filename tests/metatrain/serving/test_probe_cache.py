@@ -201,5 +201,6 @@ def test_processes_at_once_remember_the_same_and_import_peft_only_to_measure(tin
     command = [sys.executable, "-W", "ignore", "-c", LOAD, str(tiny_folder)]
     both = [subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     ended = [(process.communicate()[0], process.returncode) for process in both]
-    assert all(code == 0 and output.startswith("False\nTrue\n") for output, code in ended), ended
+    assert all(code == 0 and output.startswith("False\n") for output, code in ended), ended
+    assert any("True" in output for output, _ in ended)  # one of them measured; the other may have found its result
     assert len(list(folder.iterdir())) == 3  # no temporary file is left
