@@ -9,6 +9,12 @@ from metatrain.errors import PluginError, first_line
 Part = TypeVar("Part")
 
 
+def by_own_name(_name: str, create: Callable[[], Any]) -> tuple[str, Any]:
+    """Create the part of an entry point whose object is a function without arguments, and return it by its own `name`."""
+    part = create()
+    return part.name, part
+
+
 def with_installed(
     built_in: Mapping[str, Part], group: str, expected: type[Any], make: Callable[[str, Any], tuple[str, Part]]
 ) -> dict[str, Part]:

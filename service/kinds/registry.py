@@ -3,14 +3,14 @@
 To add one, write a file in this folder and a line here, or register an entry point in another package.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from typing import Annotated, Any, Union
 
 from pydantic import BaseModel, Discriminator, Tag
 
 from metatrain.errors import PluginError
-from metatrain.plugins import with_installed
+from metatrain.plugins import by_own_name, with_installed
 from service.errors import InvalidRequest
 from service.kinds.kind import HttpKind
 from service.kinds.text_classification import TextClassification
@@ -27,12 +27,7 @@ def http_kinds() -> dict[str, HttpKind]:
     Packages register theirs as entry points of the group `quickstudy.http_kinds`. Raises PluginError for a kind that no worker
     could run, and for two kinds with one model of examples, which would take each other's requests.
     """
-
-    def made(_name: str, make: Callable[[], HttpKind]) -> tuple[str, HttpKind]:
-        kind = make()
-        return kind.name, kind
-
-    kinds: dict[str, HttpKind] = with_installed(_BUILT_IN, ENTRY_POINTS, HttpKind, made)
+    kinds: dict[str, HttpKind] = with_installed(_BUILT_IN, ENTRY_POINTS, HttpKind, by_own_name)
     by_example: dict[type[BaseModel], str] = {}
     for name, kind in kinds.items():
         if name not in task_kinds():

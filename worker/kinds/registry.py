@@ -3,10 +3,9 @@
 A new kind is a file beside this one and a line here, or an entry point of another package.
 """
 
-from collections.abc import Callable
 from functools import cache
 
-from metatrain.plugins import with_installed
+from metatrain.plugins import by_own_name, with_installed
 from worker.kinds.kind import TaskKind
 from worker.kinds.text_classification import TextClassification
 
@@ -20,9 +19,4 @@ def task_kinds() -> dict[str, TaskKind]:
 
     Packages register theirs as entry points of the group `quickstudy.task_kinds`. Raises PluginError.
     """
-
-    def made(_name: str, make: Callable[[], TaskKind]) -> tuple[str, TaskKind]:
-        kind = make()
-        return kind.name, kind
-
-    return with_installed(_BUILT_IN, ENTRY_POINTS, TaskKind, made)
+    return with_installed(_BUILT_IN, ENTRY_POINTS, TaskKind, by_own_name)
