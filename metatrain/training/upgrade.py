@@ -10,6 +10,12 @@ from typing import Any
 from metatrain.training.recipe import VERSION
 
 _LEARNED = {"reptile": ["theta"], "imaml": ["theta", "scale"], "protonet": ["theta", "scale"]}
+_SET_BY_ALGORITHM = {
+    "anil": ("moved",),
+    "imaml": ("proximal",),
+    "protonet": ("steps", "steps_by_shots", "hard_steps", "in_parts"),
+}
+"""Inner options that the algorithm set in version 1, whatever the recipe said."""
 _INNER = {"optimizer": "adam", "steps": 5}
 _START = {"rate": 3e-3, "head_rate": 3e-3}
 _OUTER = {"optimizer": "adam", "learning_rate": 1e-3, "clip": 1.0, "warmup": 20, "decay": "cosine"}
@@ -27,13 +33,9 @@ def upgraded(recipe: Mapping[str, Any]) -> dict[str, Any]:
     outer["rows_at_once"] = episodes.get("rows", 400)
     has_steps = "steps" in inner or 1 in inner.get("steps_by_shots", {})
     defaults = {option: value for option, value in _INNER.items() if option != "steps" or not has_steps}
-    if name == "protonet":  # takes no steps; the other inner options are for requests that ask for steps
-        inner = {option: value for option, value in inner.items() if option not in ("steps", "steps_by_shots", "hard_steps")}
-        defaults.pop("steps", None)
-    if name == "imaml":
-        inner.pop("proximal", None)
+    inner = {option: value for option, value in (defaults | inner).items() if option not in _SET_BY_ALGORITHM.get(name, ())}
     start = {**_START, **recipe.get("start", {})}
-    changed = {"algorithm": algorithm, "inner": {**defaults, **inner}, "start": start, "episodes": episodes, "outer": outer}
+    changed = {"algorithm": algorithm, "inner": inner, "start": start, "episodes": episodes, "outer": outer}
     return {"version": VERSION, **recipe, **changed}
 
 

@@ -25,11 +25,15 @@ DATA = {"train": [{"path": "starter", "labels": ["gym_membership/*"]}], "valid":
             {"objective": {"supervised_contrastive": 1}, "head": "prototypes", "steps": 2, "steps_by_shots": {1: 0, 2: 2}},
             {"name": "adapted_protonet"},
         ),
-        ({"name": "protonet"}, {"steps": 3}, {"name": "protonet", "learned": ("theta", "scale")}),
+        (
+            {"name": "protonet"},
+            {"steps": 3, "in_parts": {"objective": {"cross_entropy": 1}}},
+            {"name": "protonet", "learned": ("theta", "scale")},
+        ),
         ({"name": "reptile"}, {}, {"name": "reptile", "learned": ("theta",)}),
         ({"name": "imaml"}, {"proximal": 0.5}, {"name": "imaml", "strength": 1.0}),
         ({"name": "metasgd", "rates": "leaf"}, {"steps_by_shots": {1: 2}}, {"name": "metasgd", "rates": "leaf"}),
-        ({"name": "anil"}, {}, {"name": "anil"}),
+        ({"name": "anil"}, {"moved": "all"}, {"name": "anil"}),
     ],
     ids=lambda value: str(value.get("name", "")) if isinstance(value, dict) else None,
 )
