@@ -35,7 +35,8 @@ from metatrain.inner.encoded import Encoded
 from metatrain.inner.optimizers import Optimizer
 from metatrain.inner.problem import Outer, start_rates
 from metatrain.inner.supervised import Supervised
-from metatrain.meta.metagrad import Differentiation, meta_gradient
+from metatrain.meta.differentiation import Differentiation
+from metatrain.meta.metagrad import meta_gradient
 from metatrain.models.backbone import Attention
 from metatrain.models.base import Base
 from metatrain.models.inputs import TextInputs

@@ -30,7 +30,7 @@ from metatrain.inner.nets import EmbeddingTasks, Examples, NetTasks, classify, p
 from metatrain.inner.optimizers import Optimizer
 from metatrain.inner.problem import Outer, start_rates
 from metatrain.meta.algorithms import ANIL, FOMAML, IMAML, MAML, Algorithm, MetaSGD, ProtoNet, Reptile
-from metatrain.meta.metagrad import Differentiation
+from metatrain.meta.differentiation import Differentiation
 from metatrain.tasks.arrays import ArraySampler, read_npz
 from metatrain.tasks.episodes import EpisodeShape
 from metatrain.training.outer_step import CHECKPOINT, OuterConfig, OuterState, outer_step, unusable_gradient

@@ -21,80 +21,19 @@ Maclaurin et al. 2015 (arXiv:1502.03492) and MixFlow-MG (Kemaev et al. 2025, arX
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
-from pydantic import AfterValidator, Field
 from torch import Tensor
 
 from metatrain.inner.inner_loss import differentiable_start
 from metatrain.inner.loop import Point, adapt, move, support_gradient, trajectory
 from metatrain.inner.optimizers import Moments, Optimizer
 from metatrain.inner.problem import Leaves, Outer, Start, Tasks
-from metatrain.meta.curvature import PRODUCTS, ProductName, Reverse
+from metatrain.meta.curvature import PRODUCTS, Reverse
+from metatrain.meta.differentiation import Differentiation, Mode
 from metatrain.meta.linear_solve import Solution, conjugate_gradient, neumann
 from metatrain.meta.named_tensors import add, alive, from_namespace, gradients_of, inner_product, into_namespace, length
-from metatrain.options import Section, UsedWith
-
-Mode = Literal["first_order", "unrolled", "checkpointed", "adjoint", "implicit", "auto"]
-
-
-class Differentiation(Section):
-    """The mode in which the meta-gradient is computed, and its options: a recipe's `algorithm.gradient`."""
-
-    mode: Mode = "unrolled"
-    memory_mb: Annotated[int, UsedWith("mode", "auto")] = Field(
-        default=2048, ge=1, description="the most that the graphs of all inner steps may take together, in MiB"
-    )
-    segment: Annotated[int, UsedWith("mode", "checkpointed")] = Field(
-        default=2, ge=1, description="inner steps between two checkpoints"
-    )
-    product: Annotated[ProductName, UsedWith("mode", "adjoint", "implicit")] = Field(
-        default="reverse", description="how Hessian-vector products are taken"
-    )
-    solver: Annotated[Literal["cg", "neumann"], UsedWith("mode", "implicit")] = Field(
-        default="cg", description="conjugate gradient, or a Neumann series"
-    )
-    iterations: Annotated[int, UsedWith("mode", "implicit")] = Field(
-        default=10, ge=1, le=1000, description="Hessian-vector products of the solver"
-    )
-    damping: Annotated[float, UsedWith("mode", "implicit")] = Field(
-        default=0.0, ge=0, description="added to the Hessian's diagonal for the solve"
-    )
-    neumann_rate: Annotated[float, UsedWith("mode", "implicit"), UsedWith("solver", "neumann")] = Field(
-        default=0.1, gt=0, description="η in Σ_j η (I − ηH)^j"
-    )
-
-    @property
-    def second_derivative(self) -> bool:
-        """True if a second derivative of the support loss is computed."""
-        return self.mode != "first_order" and self.product != "central"
-
-
-def _through_the_loop(how: Differentiation) -> Differentiation:
-    if how.mode not in _LOOP:
-        raise ValueError(f"mode: expected one of {', '.join(_LOOP)}, got {how.mode!r}")
-    return how
-
-
-def _not_at_the_minimum(how: Differentiation) -> Differentiation:
-    return how if how.mode == "first_order" else _through_the_loop(how)
-
-
-def _at_the_minimum(how: Differentiation) -> Differentiation:
-    if how.mode != "implicit":
-        raise ValueError(f"mode: expected 'implicit', got {how.mode!r}")
-    return how
-
-
-_LOOP = ("unrolled", "checkpointed", "adjoint", "auto")
-FIRST_ORDER = Differentiation(mode="first_order")
-ThroughTheLoop = Annotated[Differentiation, AfterValidator(_through_the_loop)]
-"""A mode that differentiates the inner steps."""
-FirstOrderOrThroughTheLoop = Annotated[Differentiation, AfterValidator(_not_at_the_minimum)]
-"""Any mode but the implicit one."""
-AtTheMinimum = Annotated[Differentiation, AfterValidator(_at_the_minimum)]
-"""The implicit mode."""
 
 
 @dataclass(frozen=True)

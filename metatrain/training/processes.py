@@ -13,7 +13,8 @@ from typing import get_args
 import torch
 from torch import Tensor, distributed
 
-from metatrain.meta.metagrad import MetaGradient, Mode
+from metatrain.meta.differentiation import Mode
+from metatrain.meta.metagrad import MetaGradient
 from metatrain.training.outer_step import unusable_gradient
 
 MODES: tuple[Mode, ...] = get_args(Mode)

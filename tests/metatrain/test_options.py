@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 from metatrain.inner.config import InnerConfig
 from metatrain.meta.algorithms import AlgorithmSection
 from metatrain.meta.algorithms.config import AlgorithmConfig
-from metatrain.meta.metagrad import Differentiation
+from metatrain.meta.differentiation import Differentiation
 from metatrain.options import UsedWith, refuse_unused, with_fixed
 from metatrain.training.outer_step import OuterConfig
 from metatrain.training.recipe import Recipe

@@ -16,8 +16,9 @@ from metatrain.inner.problem import Outer
 from metatrain.meta.algorithms import ANIL, FOMAML, IMAML, MAML, MetaSGD, ProtoNet, Reptile
 from metatrain.meta.algorithms.imaml import Proximal
 from metatrain.meta.algorithms.maml import fading_weights
+from metatrain.meta.differentiation import Differentiation
 from metatrain.meta.linear_solve import conjugate_gradient, neumann
-from metatrain.meta.metagrad import Differentiation, meta_gradient
+from metatrain.meta.metagrad import meta_gradient
 from metatrain.models.base import Base
 from metatrain.training.outer_step import OuterConfig, OuterState, outer_step, schedule
 from tests.oracles.problems import Objective, central_difference, directions, net_tasks, quadratic, smooth, text_outer, text_tasks

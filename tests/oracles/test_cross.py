@@ -6,7 +6,8 @@ The options are the delta kind, the gradient mode, the inner optimizer and what 
 import pytest
 
 from metatrain.inner.config import InnerConfig
-from metatrain.meta.metagrad import Differentiation, meta_gradient
+from metatrain.meta.differentiation import Differentiation
+from metatrain.meta.metagrad import meta_gradient
 from metatrain.models.base import Base
 from tests.metatrain.deltas.test_deltas import KINDS, config_for
 from tests.oracles.problems import Objective, central_difference, directions, smooth, text_outer, text_tasks

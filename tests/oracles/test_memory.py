@@ -10,7 +10,8 @@ from metatrain.deltas import LoRA
 from metatrain.inner.config import InnerConfig
 from metatrain.inner.optimizers import Optimizer
 from metatrain.inner.problem import Outer
-from metatrain.meta.metagrad import Differentiation, meta_gradient
+from metatrain.meta.differentiation import Differentiation
+from metatrain.meta.metagrad import meta_gradient
 from metatrain.models.base import Base
 from metatrain.training.outer_step import OuterConfig, OuterState, outer_step
 from tests.oracles.problems import text_outer, text_tasks

@@ -13,7 +13,8 @@ from metatrain.inner.config import InnerConfig
 from metatrain.inner.loop import adapt
 from metatrain.inner.optimizers import Optimizer
 from metatrain.inner.problem import Outer
-from metatrain.meta.metagrad import Differentiation, MetaGradient, graph_bytes, meta_gradient
+from metatrain.meta.differentiation import Differentiation
+from metatrain.meta.metagrad import MetaGradient, graph_bytes, meta_gradient
 from metatrain.models.base import Base
 from metatrain.models.loading import load_base
 from tests.oracles.problems import Objective, central_difference, directions, net_tasks, quadratic, smooth, text_outer, text_tasks

@@ -22,7 +22,8 @@ from metatrain.inner.optimizers import Optimizer
 from metatrain.inner.problem import Outer, Tasks
 from metatrain.meta.algorithms.config import AlgorithmConfig, Learned
 from metatrain.meta.algorithms.maml import fading_weights
-from metatrain.meta.metagrad import FIRST_ORDER, FirstOrderOrThroughTheLoop, MetaGradient, meta_gradient
+from metatrain.meta.differentiation import FIRST_ORDER, FirstOrderOrThroughTheLoop
+from metatrain.meta.metagrad import MetaGradient, meta_gradient
 from metatrain.options import Fixed
 
 

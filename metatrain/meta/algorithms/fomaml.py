@@ -18,7 +18,8 @@ from metatrain.inner.optimizers import Optimizer
 from metatrain.inner.problem import Outer, Tasks
 from metatrain.meta.algorithms.config import AlgorithmConfig
 from metatrain.meta.algorithms.maml import MAML, fading_weights
-from metatrain.meta.metagrad import FIRST_ORDER, MetaGradient, meta_gradient
+from metatrain.meta.differentiation import FIRST_ORDER
+from metatrain.meta.metagrad import MetaGradient, meta_gradient
 from metatrain.options import Fixed
 
 

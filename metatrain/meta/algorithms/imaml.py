@@ -26,7 +26,8 @@ from metatrain.errors import NonFinite
 from metatrain.inner.optimizers import Optimizer
 from metatrain.inner.problem import Leaves, Outer, Start, Tasks
 from metatrain.meta.algorithms.config import PAPERS_OUTER, AlgorithmConfig
-from metatrain.meta.metagrad import AtTheMinimum, Differentiation, MetaGradient, meta_gradient
+from metatrain.meta.differentiation import AtTheMinimum, Differentiation
+from metatrain.meta.metagrad import MetaGradient, meta_gradient
 from metatrain.options import Fixed
 
 

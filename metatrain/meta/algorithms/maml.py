@@ -24,7 +24,8 @@ from metatrain.inner.optimizers import Optimizer
 from metatrain.inner.problem import Outer, Tasks
 from metatrain.meta.algorithms.config import PAPERS_OUTER
 from metatrain.meta.algorithms.through_steps import ThroughSteps
-from metatrain.meta.metagrad import FIRST_ORDER, MetaGradient, meta_gradient
+from metatrain.meta.differentiation import FIRST_ORDER
+from metatrain.meta.metagrad import MetaGradient, meta_gradient
 from metatrain.options import Fixed
 
 

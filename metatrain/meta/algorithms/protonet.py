@@ -18,7 +18,8 @@ from pydantic import Field
 from metatrain.inner.optimizers import Optimizer
 from metatrain.inner.problem import Outer, Tasks
 from metatrain.meta.algorithms.config import PAPERS_OUTER, AlgorithmConfig
-from metatrain.meta.metagrad import FIRST_ORDER, MetaGradient, meta_gradient
+from metatrain.meta.differentiation import FIRST_ORDER
+from metatrain.meta.metagrad import MetaGradient, meta_gradient
 from metatrain.options import Fixed
 
 

@@ -5,7 +5,8 @@ from pydantic import Field
 from metatrain.inner.optimizers import Optimizer
 from metatrain.inner.problem import Outer, Tasks
 from metatrain.meta.algorithms.config import AlgorithmConfig
-from metatrain.meta.metagrad import Differentiation, MetaGradient, ThroughTheLoop, meta_gradient
+from metatrain.meta.differentiation import Differentiation, ThroughTheLoop
+from metatrain.meta.metagrad import MetaGradient, meta_gradient
 
 
 class ThroughSteps(AlgorithmConfig):

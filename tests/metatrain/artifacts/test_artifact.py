@@ -122,14 +122,14 @@ def test_a_peft_config_that_disagrees_is_refused(saved: tuple[Path, Initializati
         load_initialization(saved[0], tiny)
 
 
-def make_adapter(tiny: Base) -> Adapter:
+def make_adapter(tiny: Base, labels: tuple[str, str] = ("yes", "nö")) -> Adapter:
     init = lora_from_zero(tiny)
     metadata = AdapterMetadata(
         initialization_digest=init.digest,
         base_weights_sha256=tiny.spec.weights_sha256,
         delta=init.delta,
         scale=16.0,
-        labels=("yes", "nö"),
+        labels=labels,
     )
     return Adapter(metadata, init.theta, {"head.weight": torch.randn(2, 32), "head.bias": torch.zeros(2)})
 

@@ -18,11 +18,12 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from metatrain.artifacts.adapter import Adapter, AdapterMetadata, adapter_from_bytes, adapter_metadata, adapter_to_bytes
+from metatrain.artifacts.adapter import adapter_from_bytes, adapter_metadata, adapter_to_bytes
 from metatrain.artifacts.baselines import lora_from_zero
 from metatrain.artifacts.initialization import load_initialization, save_initialization
 from metatrain.errors import ArtifactError
 from metatrain.models.base import Base
+from tests.metatrain.artifacts.test_artifact import make_adapter
 
 MAX_ALLOCATED = 8_000_000
 """The bytes that reading a file of a few kilobytes may allocate. The files here state sizes of up to 2^62."""
@@ -43,15 +44,7 @@ def joined(header: object, numbers: bytes) -> bytes:
 
 @pytest.fixture(scope="module")
 def good(tiny: Base) -> bytes:
-    init = lora_from_zero(tiny)
-    metadata = AdapterMetadata(
-        initialization_digest=init.digest,
-        base_weights_sha256=tiny.spec.weights_sha256,
-        delta=init.delta,
-        scale=16.0,
-        labels=("yes", "no"),
-    )
-    return adapter_to_bytes(Adapter(metadata, init.theta, {"head.weight": torch.randn(2, 32), "head.bias": torch.zeros(2)}))
+    return adapter_to_bytes(make_adapter(tiny, ("yes", "no")))
 
 
 def refused(content: bytes, tiny: Base) -> str:

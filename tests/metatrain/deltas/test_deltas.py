@@ -17,7 +17,8 @@ from metatrain.errors import ArtifactError, UnsupportedDelta
 from metatrain.inner.config import InnerConfig
 from metatrain.inner.optimizers import Optimizer
 from metatrain.inner.problem import stack, start_rates
-from metatrain.meta.metagrad import Differentiation, meta_gradient
+from metatrain.meta.differentiation import Differentiation
+from metatrain.meta.metagrad import meta_gradient
 from metatrain.models.backbone import pooled
 from metatrain.models.base import Base
 from metatrain.models.loading import load_base
