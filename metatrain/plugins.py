@@ -10,7 +10,7 @@ Part = TypeVar("Part")
 
 
 def by_own_name(_name: str, create: Callable[[], Any]) -> tuple[str, Any]:
-    """Create the part of an entry point whose object is a function without arguments, and return it by its own `name`."""
+    """Create a part with the function that an entry point loads, and return it with its own `name`."""
     part = create()
     return part.name, part
 
