@@ -6,8 +6,8 @@
   (transductive, as in the papers).
 
 A result is the mean over 600 test tasks with its 95 % interval. Every run writes a checkpoint and resumes from it. `--minutes`
-limits one call; the unfinished runs share that time equally. A row gives the number of outer steps of its run, and marks an
-unfinished run. A GPU is used if there is one.
+limits one call; the unfinished runs share that time equally. Each experiment writes `results/papers-EXPERIMENT.json`. It has only
+the runs that were trained to the end; an unfinished run is printed, with its number of outer steps. A GPU is used if there is one.
 """
 
 import math
@@ -77,7 +77,10 @@ class Run:
 
 
 def train_and_test(runs: list[Run], minutes: float | None) -> list[Row]:
-    """Train the unfinished runs, test all and return their rows. `minutes` limits training; None does not."""
+    """Train the unfinished runs, test and print all, and return the rows of those that are trained to the end.
+
+    `minutes` limits training; None does not.
+    """
     rows = []
     until = math.inf if minutes is None else time.monotonic() + 60 * minutes
     states = {run.folder: run.load_state() for run in runs}
@@ -93,21 +96,29 @@ def train_and_test(runs: list[Run], minutes: float | None) -> list[Row]:
         try:
             mean, half = test(run, state)
         except NonFinite as problem:
-            rows.append(Row(run.case, f"{run.system} (diverged: {problem})", "outer steps", state.step, ""))
             print(f"{run.case}, {run.system}: {problem}", flush=True)
+            if state.step >= run.outer.steps:
+                rows.append(Row(run.case, f"{run.system} (diverged: {problem})", "outer steps", state.step, ""))
             continue
         done = state.step >= run.outer.steps
         system = run.system if done else f"{run.system} (unfinished)"
-        rows += [Row(run.case, system, "result", mean, run.unit), Row(run.case, system, "95 % interval, half", half, run.unit)]
-        rows += [Row(run.case, system, "outer steps", state.step, ""), Row(run.case, system, "of", run.outer.steps, "")]
-        if state.skipped:
-            rows.append(Row(run.case, system, "of them skipped, not finite", state.skipped, ""))
-        if run.paper is not None:
-            rows.append(Row(run.case, system, "the paper's", run.paper, run.unit))
         paper = "" if run.paper is None else f"{run.paper:>10.2f}"
         print(
             f"{run.case:<28} {system:<26} {mean:>8.2f} ± {half:<6.2f} {paper:>10} {state.step:>7} of {run.outer.steps}", flush=True
         )
+        if done:
+            rows += finished_rows(run, state, mean, half)
+    return rows
+
+
+def finished_rows(run: Run, state: OuterState, mean: float, half: float) -> list[Row]:
+    """Return the rows of a run that is trained to the end."""
+    rows = [Row(run.case, run.system, "result", mean, run.unit), Row(run.case, run.system, "95 % interval, half", half, run.unit)]
+    rows.append(Row(run.case, run.system, "outer steps", state.step, ""))
+    if state.skipped:
+        rows.append(Row(run.case, run.system, "of them skipped, not finite", state.skipped, ""))
+    if run.paper is not None:
+        rows.append(Row(run.case, run.system, "the paper's", run.paper, run.unit))
     return rows
 
 
@@ -339,13 +350,13 @@ def _five_way_runs(maml: Run, omniglot: Omniglot, theta: dict[str, Tensor]) -> l
 @click.option("--minutes", type=float, help="Stop training after this time and report the results so far; a later call resumes.")
 @click.option("--only", type=click.Choice(PARTS), help="Run only this part, so that processes can share the work.")
 def main(data: Path, minutes: float | None, only: str | None) -> None:
-    runs = []
-    for part in (only,) if only else PARTS:
-        runs += sinusoid_runs() if part == "sinusoid" else omniglot_runs(data, int(part.removesuffix("-way")))
+    parts = (only,) if only else PARTS
     print(f"{'':<55} {'result':>17} {'paper':>10} {'outer steps':>15}")
-    rows = train_and_test(runs, minutes)
-    if only is None:
-        print(f"\nwrote {write('papers', rows, test_tasks=TESTED)}")
+    for part in parts:
+        runs = sinusoid_runs() if part == "sinusoid" else omniglot_runs(data, int(part.removesuffix("-way")))
+        rows = train_and_test(runs, None if minutes is None else minutes / len(parts))
+        if rows:
+            print(f"wrote {write(f'papers-{part}', rows, test_tasks=TESTED)}")
 
 
 if __name__ == "__main__":
