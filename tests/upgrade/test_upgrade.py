@@ -5,6 +5,8 @@ builds of torch, so nothing is compared with stored results.
 """
 
 import json
+import math
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,6 +24,14 @@ COMMITS = ("cdc3a26",)
 """Released commits to upgrade from; each has a module `api_COMMIT.py`."""
 ADDED = frozenset({"kind", "base_model"})
 """Fields of answers that the oldest of these commits does not have."""
+THROUGH_ADAM = re.compile(r"gradient \| (MAML|Meta-SGD|ANIL|iMAML)(?!.*\bsgd\b)|net \| \w+ \| maml second .*\| adam")
+"""Cases of meta-gradients through Adam, which differ from the released ones by rounding.
+
+Adam's derivative is now zero where all gradients were zero. That added an operation to the graph, so autograd sums the same
+terms in another order.
+"""
+ROUNDING, CENTRAL_ROUNDING = 1e-4, 1e-2
+"""Relative differences of two norms that pass as rounding; central differences magnify it."""
 
 
 @pytest.fixture(scope="session", params=COMMITS)
@@ -95,6 +105,19 @@ def first_difference(old: Any, new: Any, path: str = "") -> str | None:
     return next((difference for difference in differences if difference is not None), None)
 
 
+def check_close(case: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Fail unless two recordings of a meta-gradient have the same tensors, with equal numbers or norms except for rounding."""
+    assert old.keys() == new.keys(), case
+    tolerance = CENTRAL_ROUNDING if "central" in case else ROUNDING
+    for name, released in old.items():
+        for left, right in zip(_numbers(released), _numbers(new[name]), strict=True):
+            assert math.isclose(left, right, rel_tol=tolerance, abs_tol=1e-9), f"{case}: {name} was {left} and is {right}"
+
+
+def _numbers(recorded: Any) -> list[float]:
+    return [float.fromhex(number) for number in ([recorded["norm"]] if isinstance(recorded, Mapping) else recorded)]
+
+
 def check_same(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     """Fail with the number of differing cases and the first difference."""
     differing = [key for key in {**old, **new} if first_difference(old.get(key), new.get(key)) is not None]
@@ -107,7 +130,13 @@ def test_inner_loops_and_meta_gradients_are_the_same(
     released: tuple[str, Path], models: Path, trajectories: Mapping[str, Any], tmp_path: Path
 ) -> None:
     commit, code = released
-    check_same(record_trajectories(commit, code, models, tmp_path), trajectories)
+    old = record_trajectories(commit, code, models, tmp_path)
+    exact = [name for name in old if not THROUGH_ADAM.match(name)]
+    check_same(
+        {name: old[name] for name in exact}, {name: case for name, case in trajectories.items() if name not in old or name in exact}
+    )
+    for name in old.keys() - set(exact):
+        check_close(name, old[name], trajectories[name])
 
 
 @pytest.mark.long

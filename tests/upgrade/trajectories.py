@@ -4,7 +4,7 @@
 
 API names the module of this folder that calls the product (`cdc3a26`, `current`). MODELS is a folder of tiny base models, `bert`,
 `roberta`, …, that every commit can load. OUT is the JSON file to write: {"code", "cases": {case: {name: tensor}}}. A tensor of up
-to eight numbers is recorded as hexadecimal floats, a larger one as the sha256 of its bytes.
+to eight numbers is recorded as hexadecimal floats, a larger one as the sha256 of its bytes and its norm.
 """
 
 import argparse
@@ -78,11 +78,12 @@ def main() -> None:
 
 
 def serialize(tensor: Tensor) -> Any:
-    """Return a small tensor as hexadecimal floats, or a larger one as the sha256 of type, shape and bytes."""
+    """Return a small tensor as hexadecimal floats, or a larger one as the sha256 of type, shape and bytes, and its norm."""
     if tensor.numel() <= _SHOWN and tensor.is_floating_point():
         return [float(number).hex() for number in tensor.flatten().tolist()]
     header = f"{tensor.dtype} {list(tensor.shape)} "
-    return hashlib.sha256(header.encode() + tensor.contiguous().numpy().tobytes()).hexdigest()
+    digest = hashlib.sha256(header.encode() + tensor.contiguous().numpy().tobytes()).hexdigest()
+    return {"sha256": digest, "norm": float(tensor.double().norm()).hex()}
 
 
 def every_case(api: Any, models: Path) -> Iterator[tuple[str, Callable[[], dict[str, Tensor]]]]:
