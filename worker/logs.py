@@ -71,4 +71,4 @@ def configure(part: str, level: str, form: LogFormat) -> None:
     logging.captureWarnings(True)
     handler = logging.StreamHandler()
     handler.setFormatter(FieldsFormatter(part, form))
-    logging.basicConfig(level=level, handlers=[handler])
+    logging.basicConfig(level=level, handlers=[handler], force=True)  # a forked worker has the handlers of the service

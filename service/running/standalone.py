@@ -3,24 +3,39 @@
 The server is a bundled Redis-compatible one on a private Unix socket; both are child processes and otherwise run as in
 production. The kernel ends them when this process ends, even by SIGKILL. Each runs in a session of its own, so that Ctrl-C
 reaches only this process, which then stops them in order.
+
+Importing PyTorch and transformers is most of the start, and service and worker both need them. So this process imports them once,
+before it has threads, and forks the worker; they also share that memory. A worker that is restarted is a new `python -m worker`.
 """
 
 import contextlib
+import ctypes
 import fcntl
+import importlib
 import logging
+import multiprocessing
 import os
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import Protocol
+
+from service.running.end_with_parent import tie_to_parent
 
 log = logging.getLogger(__name__)
 DEFAULT_DATA_DIR = "~/.local/share/quickstudy"
 EMBEDDED_MEMORY = "1gb"
+WORKER_NAME = "qs-worker"
+"""The name of the forked worker in lists of processes (`ps -o comm`), whose command line is that of the service."""
+_PR_SET_NAME = 15
 _URL = "url"
 _SOCKETS = "quickstudy-"
 
@@ -30,11 +45,12 @@ class StandaloneError(Exception):
 
 
 @contextlib.contextmanager
-def standalone(data_dir: Path) -> Iterator[str]:
+def standalone(data_dir: Path, listening: socket.socket) -> Iterator[str]:
     """Run the embedded server and one worker while the block runs, and yield the server's URL.
 
-    `data_dir` has the append-only file, from which queue, records and weights are restored at the next start. A child that dies
-    is restarted. Raises StandaloneError if `data_dir` is in use or cannot be created, or if the server does not start.
+    `data_dir` has the append-only file, from which queue, records and weights are restored at the next start. `listening` is the
+    service's own socket, which the worker must not keep open. A child that dies is restarted. Raises StandaloneError if `data_dir`
+    is in use or cannot be created, or if the server does not start.
     """
     try:
         data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -48,15 +64,29 @@ def standalone(data_dir: Path) -> Iterator[str]:
     _remove_stale_socket(data_dir)
     sockets = Path(tempfile.mkdtemp(prefix=_SOCKETS))  # not in `data_dir`, whose path may be too long for a socket
     url = f"unix://{sockets}/redis.sock"
-    server = _Child("redis", _server_command(data_dir, sockets / "redis.sock"), dict(os.environ), data_dir / "redis.log")
-    worker_environment = {**os.environ, "REDIS_URL": url}
-    worker = _Child("worker", [sys.executable, "-m", "worker"], worker_environment, None)
+    service_process = os.getpid()
+
+    def run_worker() -> None:
+        tie_to_parent(service_process)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        os.setsid()
+        listening.close()
+        lock.close()
+        ctypes.CDLL(None).prctl(_PR_SET_NAME, WORKER_NAME.encode(), 0, 0, 0)
+        os.environ["REDIS_URL"] = url
+        from worker.__main__ import main
+
+        main()
+
+    server = _Child("redis", _spawn(_server_command(data_dir, sockets / "redis.sock"), log_file=data_dir / "redis.log"))
+    worker = _Child("worker", _spawn([sys.executable, "-m", "worker"], {"REDIS_URL": url}), first=lambda: _Fork(run_worker))
     children = [server, worker]
     (data_dir / _URL).write_text(url)
     stopping = threading.Event()
     supervisor = threading.Thread(target=_supervise, args=(children, stopping), name="supervisor", daemon=True)
     try:
         server.start()
+        importlib.import_module("worker.runtime")  # what both processes need
         worker.start()  # it needs the server only once it has loaded its base models
         _wait_for(url, server)
         supervisor.start()
@@ -95,10 +125,60 @@ def url_of(data_dir: Path) -> str | None:
         return None
 
 
+class _Process(Protocol):
+    """What a child's process can do, as in `subprocess.Popen`."""
+
+    def poll(self) -> int | None: ...
+
+    def terminate(self) -> None: ...
+
+    def kill(self) -> None: ...
+
+    def wait(self, timeout: float | None = None) -> int: ...
+
+
+class _Fork:
+    """A fork of this process that runs a function; only for a process without threads of Python."""
+
+    def __init__(self, target: Callable[[], None]) -> None:
+        self._process = multiprocessing.get_context("fork").Process(target=target, daemon=True)
+        self._process.start()
+        self.poll: Callable[[], int | None] = lambda: self._process.exitcode
+        self.terminate, self.kill = self._process.terminate, self._process.kill
+
+    def wait(self, timeout: float | None = None) -> int:
+        self._process.join(timeout)
+        if (code := self._process.exitcode) is None:
+            raise subprocess.TimeoutExpired("fork", timeout or 0.0)
+        return code
+
+
+def _spawn(
+    command: list[str], variables: Mapping[str, str] = MappingProxyType({}), log_file: Path | None = None
+) -> Callable[[], _Process]:
+    """Return a function that starts a command as a child process, tied to this one."""
+
+    def start() -> _Process:
+        tied = [sys.executable, "-m", "service.running.end_with_parent", str(os.getpid()), *command]
+        with log_file.open("ab") if log_file else contextlib.nullcontext() as output:
+            return subprocess.Popen(
+                tied,
+                env={**os.environ, **variables},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+
+    return start
+
+
 class _Child:
-    def __init__(self, name: str, command: list[str], environment: dict[str, str], log_file: Path | None) -> None:
-        self.name, self._command, self._environment, self._log_file = name, command, environment, log_file
-        self._process: subprocess.Popen[bytes] | None = None
+    """A child process that can be started again. `first`: how to start it for the first time, if that differs."""
+
+    def __init__(self, name: str, again: Callable[[], _Process], *, first: Callable[[], _Process] | None = None) -> None:
+        self.name, self._start, self._again = name, first or again, again
+        self._process: _Process | None = None
         self.start_after, self._pause = 0.0, 0.5
 
     def start(self) -> None:
@@ -106,13 +186,8 @@ class _Child:
         now = time.monotonic()
         self._pause = 0.5 if now > self.start_after + 60 else min(2 * self._pause, 30.0)
         self.start_after = now + self._pause
-        tied = [sys.executable, "-m", "service.running.end_with_parent", str(os.getpid()), *self._command]
-        output = self._log_file.open("ab") if self._log_file else None
-        self._process = subprocess.Popen(
-            tied, env=self._environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
-        )
-        if output:
-            output.close()
+        self._process = self._start()
+        self._start = self._again
 
     def exit_code(self) -> int | None:
         return self._process.poll() if self._process else None

@@ -13,7 +13,13 @@ import httpx
 import psutil
 import pytest
 
+from service.running.standalone import WORKER_NAME
+
 ROOT = Path(__file__).resolve().parents[2]
+
+
+def is_worker(process: psutil.Process) -> bool:
+    return process.name() == WORKER_NAME or "worker" in process.cmdline()
 
 
 class Served:
@@ -26,6 +32,11 @@ class Served:
     def family(self) -> list[psutil.Process]:
         """Return all child processes of the service."""
         return psutil.Process(self.process.pid).children(recursive=True)
+
+    def worker(self) -> psutil.Process:
+        """Return the process of the embedded worker: a fork of the service, or a process of its own after a restart."""
+        (worker,) = [child for child in self.family() if is_worker(child)]
+        return worker
 
     def wait_ready(self, seconds: float = 90) -> None:
         deadline = time.monotonic() + seconds

@@ -302,7 +302,7 @@ def test_events_cover_a_job_from_start_to_end_and_resume_after_any_of_them(servi
 
 
 def test_events_stop_without_an_end_event_if_the_adapter_is_deleted(service: Served) -> None:
-    (worker,) = [child for child in service.family() if "worker" in child.cmdline()]
+    worker = service.worker()
     worker.suspend()
     try:
         adapter = service.http.post("/adapt", json={**BODY, "options": {"steps": 60, "seed": 401}}).json()["adapter_id"]
@@ -318,7 +318,7 @@ def test_events_stop_without_an_end_event_if_the_adapter_is_deleted(service: Ser
 
 @pytest.mark.long
 def test_an_idle_stream_sends_keep_alive_comments(service: Served) -> None:
-    (worker,) = [child for child in service.family() if "worker" in child.cmdline()]
+    worker = service.worker()
     worker.suspend()
     try:
         adapter = service.http.post("/adapt", json={**BODY, "options": {"steps": 60, "seed": 403}}).json()["adapter_id"]

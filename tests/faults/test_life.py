@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
 from service.running.standalone import url_of
-from tests.end_to_end.conftest import Served, served
+from tests.end_to_end.conftest import Served, is_worker, served
 from tests.end_to_end.test_service import BODY, SUPPORT, predict
 
 WHICH = st.integers(0, 2)
@@ -135,7 +135,7 @@ class Life(RuleBasedStateMachine):
         Life.kills += 1
         for process in self.service.family():
             with contextlib.suppress(psutil.NoSuchProcess):  # a process that was killed earlier may still be listed
-                if "worker" in process.cmdline():
+                if is_worker(process):
                     process.kill()
         deadline = time.monotonic() + 60
         while self.client.zcard("qs:running") and time.monotonic() < deadline:

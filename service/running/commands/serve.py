@@ -53,8 +53,8 @@ def serve(host: str, port: int, data_dir: Path, without_keys: bool, tied: int | 
             return
         # SIGTERM must stop the children too if it comes before uvicorn installs its handlers.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-        with standalone(data_dir.expanduser()) as url:
-            from service.running.serving import run  # imported here, so that it loads while the worker starts
+        with standalone(data_dir.expanduser(), listening) as url:
+            from service.running.serving import run
 
             run(settings.model_copy(update={"redis_url": url}), listening)
     except (SettingsError, StandaloneError, MetatrainError) as error:
