@@ -239,6 +239,21 @@ def test_attention_of_another_name_is_refused(tiny_folder: Path) -> None:
         base.attach(PrefixConfig())
 
 
+@pytest.mark.parametrize("kind", ["lora", "bottleneck", "ia3"])
+@pytest.mark.parametrize("b_std", [0.0, 0.3])
+def test_a_new_theta_has_the_documented_distributions(tiny: Base, kind: str, b_std: float) -> None:
+    """A and V are Kaiming uniform in ±1/√fan_in; B and U are normal with `b_std`; (IA)³ is normal around 1; biases are zero."""
+    theta = tiny.attach(config_for(kind)).initial(torch.Generator().manual_seed(0), b_std=b_std)
+    for name, leaf in theta.items():
+        if name.endswith(("lora_A.weight", "down.weight")):
+            assert 0.85 < float(leaf.abs().max()) * leaf.shape[1] ** 0.5 <= 1, name
+        elif name.endswith("bias"):
+            assert not leaf.any(), name
+        else:
+            center = 1.0 if kind == "ia3" else 0.0
+            assert float((leaf - center).square().mean().sqrt()) == pytest.approx(b_std, rel=0.4), name
+
+
 def test_a_leaf_that_is_missing_is_named(tiny: Base, tmp_path: Path) -> None:
     attached = tiny.attach(config_for("bottleneck"))
     theta = attached.initial(torch.Generator().manual_seed(0))
