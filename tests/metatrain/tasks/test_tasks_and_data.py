@@ -62,6 +62,30 @@ def test_shapes_are_redrawn_until_a_task_fits() -> None:
     assert [s.shots for s in largest_shapes((20, 50), (1, 10), 3, 100)] == [1, 2]
 
 
+@pytest.mark.parametrize(("temperature", "share"), [(0.0, 0.5), (0.5, 1 / 3), (1.0, 0.2)])
+def test_a_data_set_is_drawn_by_its_number_of_classes_to_the_temperature(temperature: float, share: float) -> None:
+    """Of data sets with 4, 16 and 2 classes, the first is drawn in proportion to 4^t, and the last is too small for 3-way tasks."""
+    sets = [dataset("small", classes=4), dataset("large", classes=16), dataset("tiny", classes=2)]
+    sampler = EpisodeSampler(sets, 0, temperature=temperature)
+    drawn = [sampler.episode(index, EpisodeShape(3, 1, 1)).dataset for index in range(600)]
+    assert drawn.count("tiny") == 0 and drawn.count("small") / 600 == pytest.approx(share, abs=0.06)
+
+
+def test_a_share_of_the_episodes_is_merged() -> None:
+    sampler = EpisodeSampler([dataset(classes=8)], 0, merge=0.25)
+    merged = [any("+" in label for label in sampler.episode(i, EpisodeShape(3, 1, 1)).labels) for i in range(300)]
+    assert sum(merged) / 300 == pytest.approx(0.25, abs=0.08)
+
+
+def test_a_share_of_the_episodes_is_near_miss() -> None:
+    """The classes are on a line; those of a near-miss episode are within 2·ways, those of others almost never."""
+    line = np.arange(100, dtype=np.float32)
+    similarity = [-np.abs(line[:, None] - line[None, :])]
+    sampler = EpisodeSampler([dataset(classes=100)], 0, near_miss=0.25, similarity=similarity)
+    drawn = [[int(label[1:]) for label in sampler.episode(i, EpisodeShape(3, 1, 1)).labels] for i in range(300)]
+    assert sum(max(classes) - min(classes) <= 6 for classes in drawn) / 300 == pytest.approx(0.25, abs=0.08)
+
+
 def test_near_miss_episodes_draw_similar_classes() -> None:
     """The classes are on a line, and closer ones are more similar. Those of an episode are within 2·ways."""
     line = np.arange(30, dtype=np.float32)
