@@ -79,7 +79,10 @@ def main(steps: int, only: tuple[str, ...]) -> None:
         found = [Row(**point) for point in points]
         scores = [row.value for row in found if row.unit == "%"]
         losses = [row.value for row in found if row.unit == ""]
-        print(f"{algorithm:<18} accuracy {scores[0]:.1f} → {scores[-1]:.1f} %, query loss {losses[0]:.3f} → {losses[-1]:.3f}", flush=True)
+        print(
+            f"{algorithm:<18} accuracy {scores[0]:.1f} → {scores[-1]:.1f} %, query loss {losses[0]:.3f} → {losses[-1]:.3f}",
+            flush=True,
+        )
         rows += found
     if not only:
         print(f"wrote {write('curves', rows)}")

@@ -49,10 +49,10 @@ _BLOCKS = {
 
 @dataclass(frozen=True)
 class Architecture:
-    """One architecture.
+    """A tiny model of one architecture, and the names of its modules that deltas can change.
 
     Arguments:
-        make: returns a model that uses the attention implementation of this name.
+        make: builds the model. It takes the name of an attention implementation.
         projections: modules for LoRA and (IA)³.
         feedforward: the module whose input (IA)³ rescales.
         closing: modules for bottlenecks.
@@ -75,7 +75,7 @@ def _maker(model: Any, config: Any, **options: Any) -> Callable[[str], nn.Module
         if config is not EfficientNetConfig:
             model_config._attn_implementation = attention
         built: nn.Module = model(model_config).requires_grad_(False)
-        if config is EfficientNetConfig:  # a pass in training mode gives batch normalisation its running statistics
+        if config is EfficientNetConfig:  # a forward pass in training mode sets the running statistics of batch normalisation
             built.train()(torch.randn(8, 3, 16, 16))
         return built.eval()
 
@@ -118,7 +118,7 @@ ARCHITECTURES = {
 
 
 def draw_rows(architecture: Architecture, count: int) -> list[Tensor]:
-    """Return rows of unequal lengths [L] of token ids, or images [3, 16, 16]."""
+    """Return `count` random inputs: rows of token ids [L] of unequal lengths, or images [3, 16, 16]."""
     generator = torch.Generator().manual_seed(5)
     if architecture.text:
         return [torch.randint(4, 40, (3 + 2 * (i % 4),), generator=generator) for i in range(count)]
@@ -126,7 +126,7 @@ def draw_rows(architecture: Architecture, count: int) -> list[Tensor]:
 
 
 def collate(architecture: Architecture, rows: list[Tensor]) -> dict[str, Tensor]:
-    """Return the keyword arguments of the model's forward call for these rows."""
+    """Batch the rows into the keyword arguments of the model's forward call. Token rows are padded."""
     if not architecture.text:
         return {"pixel_values": torch.stack(rows)}
     padded = nn.utils.rnn.pad_sequence(rows, batch_first=True)

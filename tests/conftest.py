@@ -32,13 +32,13 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny(tiny_folder: Path) -> Base:
-    """Load the tiny base model in float32 with fused attention, as serving uses it."""
+    """Load the tiny base model in float32 with fused attention, as the service does."""
     return load_base(str(tiny_folder), precision="float32", device=torch.device("cpu"))
 
 
 @pytest.fixture(scope="session")
 def tiny64(tiny_folder: Path) -> Base:
-    """Load the tiny base model in float64 with eager attention, for oracles."""
+    """Load the tiny base model in float64 with eager attention, for comparison with plain references."""
     loaded = load_base(str(tiny_folder), precision="float32", attention="eager", device=torch.device("cpu"))
     return joined(loaded, loaded.model.double(), attention="eager")
 
@@ -59,7 +59,7 @@ def minilm() -> Base:
 
 
 class RedisServer:
-    """A real Redis server on a Unix socket that a test may stop and start."""
+    """A real Redis server on a Unix socket. A test may stop it and start it again."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.socket = folder, folder / "redis.sock"
@@ -103,23 +103,24 @@ def redis_client(redis_server: RedisServer) -> Iterator["redis.Redis"]:
 
 def pytest_configure(config: pytest.Config) -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    if not hasattr(config, "workerinput"):  # the processes of pytest-xdist inherit the folder, so that they share remembered probes
+    if not hasattr(config, "workerinput"):  # pytest-xdist workers inherit this cache folder, so they share its probe results
         caches = tempfile.mkdtemp(prefix="quickstudy-tests-")
         os.environ["XDG_CACHE_HOME"] = caches
         config.add_cleanup(lambda: shutil.rmtree(caches, ignore_errors=True))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if hasattr(config, "workerinput"):  # a process of pytest-xdist, which takes files in this order
+    if hasattr(config, "workerinput"):  # a pytest-xdist worker, which runs the files in this order
         items[:] = slowest_first(items)
 
 
 def save_contrastive_initializations(folder: Path, tiny: Base) -> None:
     """Save the initializations `contrastive`, `asking` and `parts` in `folder`.
 
-    - `contrastive` takes no steps for one example of each label and three for more. Two head steps refine its prototypes.
-    - `asking` is the same, but takes seven steps for a hard support set, half of whose examples are nearer to another label.
-    - `parts` is like `contrastive`, but splits more than eight rows into parts, with cross-entropy.
+    - `contrastive` takes no inner steps for one example per label and three for more. Two head steps refine its prototypes.
+    - `asking` is the same, but takes seven steps for hard support sets of at least three shots. A set is hard if fewer than half of
+      its examples are nearest to the prototype of their own label.
+    - `parts` is like `contrastive`, but splits support sets of more than eight rows into parts and trains those with cross-entropy.
     """
     init = lora_from_zero(tiny)
     content = {"objective": {"supervised_contrastive": 1}, "head": "prototypes", "head_steps": 2, "steps": 3}

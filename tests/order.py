@@ -25,7 +25,7 @@ SLOWEST = (
 
 
 def slowest_first(items: Sequence[pytest.Item]) -> list[pytest.Item]:
-    """Return the tests file by file: those of `SLOWEST`, then the others, the largest first.
+    """Sort tests by file: the files in `SLOWEST`, then the others, those with the most tests first.
 
     Tests of one file keep their order.
     """

@@ -1,4 +1,4 @@
-"""Redis servers for tests, beside the one of conftest: on ports, behind a Sentinel, or as a cluster."""
+"""Redis servers for tests: one on a port, a master behind a Sentinel, and a cluster."""
 
 import subprocess
 import time
@@ -15,7 +15,7 @@ from tests.end_to_end.conftest import free_port
 
 
 class Server:
-    """One Redis server on a port; a Sentinel if `config` is given."""
+    """A Redis server on a free port. If `config` is given, it is a Sentinel with that configuration."""
 
     def __init__(self, folder: Path, *options: str, config: str | None = None) -> None:
         self.port = free_port()
@@ -39,7 +39,7 @@ class Server:
 
 
 def until(true: Callable[[], bool], seconds: float = 40) -> None:
-    """Wait until `true()` is true, ignoring connection errors. Fail after `seconds`."""
+    """Wait until `true()` returns True. Ignore connection errors, and fail after `seconds`."""
     deadline = time.monotonic() + seconds
     while True:
         try:
@@ -62,7 +62,7 @@ def _running(*servers: Server) -> Iterator[None]:
 
 @contextmanager
 def sentinel(folder: Path, service: str) -> Iterator[tuple[str, Server, Server]]:
-    """Run a master, a replica and a Sentinel, and yield REDIS_URL, the master and the replica."""
+    """Run a master, a replica and a Sentinel. Yield (value of REDIS_URL, master, replica)."""
     master = Server(folder / "master")
     replica = Server(folder / "replica", "--replicaof", f"127.0.0.1 {master.port}", "--repl-diskless-sync-delay", "0")
     config = f"""
@@ -79,7 +79,7 @@ sentinel failover-timeout {service} 2000
 
 @contextmanager
 def cluster(folder: Path) -> Iterator[tuple[str, Sequence[Server], Callable[[], None]]]:
-    """Run three nodes, and yield CACHE_URL, the nodes, and a function that joins them to a cluster."""
+    """Run three nodes. Yield (value of CACHE_URL, nodes, function that joins the nodes to a cluster)."""
     buses = [free_port() for _ in range(3)]
     options = ("--cluster-enabled", "yes", "--cluster-node-timeout", "1000", "--save", "")
     nodes = [Server(folder / str(number), *options, "--cluster-port", str(bus)) for number, bus in enumerate(buses)]

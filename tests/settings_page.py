@@ -19,19 +19,19 @@ ONLY_SERVICE = set(ServiceSettings.model_fields) - set(WorkerSettings.model_fiel
 
 
 def readers(name: str) -> str:
-    """Return which process reads a setting."""
+    """Return the process that reads the setting: "worker", "service" or "both"."""
     return "worker" if name in ONLY_WORKER else "service" if name in ONLY_SERVICE else "both"
 
 
 def default(field: FieldInfo) -> str:
-    """Return the default as an environment variable would have it."""
+    """Return the default as Markdown, written as in an environment variable, or "unset"."""
     if field.default is None:
         return "unset"
     return f"`{str(field.default).lower() if isinstance(field.default, bool) else field.default}`"
 
 
 def allowed(field: FieldInfo) -> str:
-    """Return the values that are allowed; empty if the type and the meaning say it all."""
+    """Describe the allowed values. Return "" if the setting has neither choices nor bounds."""
     if get_origin(field.annotation) is Literal:
         return ", ".join(f"`{value}`" for value in get_args(field.annotation))
     if field.annotation is bool:
@@ -42,7 +42,7 @@ def allowed(field: FieldInfo) -> str:
 
 
 def table() -> str:
-    """Return the table, one row for each setting in the order of the classes."""
+    """Return the Markdown table: one row per setting, in the order of the settings class."""
     rows = ["| setting | default | allowed | meaning | read by |", "|---|---|---|---|---|"]
     for name, field in ServiceSettings.model_fields.items():
         assert field.description, f"{name}: expected a description, got none"
@@ -51,7 +51,7 @@ def table() -> str:
 
 
 def with_table(page: str) -> str:
-    """Return a page with the current table between its two markers."""
+    """Return `page` with the current table between its two markers."""
     return re.sub(f"(?<={re.escape(BEGIN)}).*?(?={re.escape(END)})", lambda _: table(), page, count=1, flags=re.DOTALL)
 
 

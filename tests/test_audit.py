@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @contextmanager
 def database(vulnerable: dict[str, Any], status: int = 200) -> Iterator[str]:
-    """Run a server with the API of OSV and yield its URL. `vulnerable` has the answers by package name."""
+    """Run a server with the OSV API and yield its URL. `vulnerable` maps package names to responses."""
 
     class Answers(BaseHTTPRequestHandler):
         def do_POST(self) -> None:

@@ -64,7 +64,7 @@ def test_the_settings_page_is_what_the_classes_say() -> None:
 
 @pytest.mark.parametrize(("package", "others"), [("service", settings_page.ONLY_WORKER), ("worker", settings_page.ONLY_SERVICE)])
 def test_a_setting_of_one_process_is_not_read_by_the_other(package: str, others: set[str]) -> None:
-    """The column "read by" of the settings page."""
+    """Check the column "read by" of the settings page."""
     code = "\n".join(path.read_text() for path in sorted((ROOT / package).rglob("*.py")))
     assert others & set(re.findall(r"settings\.([a-z_]+)", code)) == set()
     assert others <= set(ServiceSettings.model_fields)

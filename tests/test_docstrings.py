@@ -1,4 +1,4 @@
-"""Docstrings begin with a whole sentence of at most 100 characters that does not leave the verb out."""
+"""Every docstring begins with a whole sentence, with a verb, of at most 100 characters."""
 
 import ast
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ NOT_A_START = {
 
 
 def first_lines() -> Iterator[tuple[str, str]]:
-    """Yield the place and the first line of every docstring."""
+    """Yield (place, first line) for every docstring."""
     for folder in FOLDERS:
         for path in sorted((ROOT / folder).rglob("*.py")):
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -27,7 +27,7 @@ def first_lines() -> Iterator[tuple[str, str]]:
 
 
 def test_docstrings_begin_with_a_sentence() -> None:
-    """The imperative mood of functions is ruff's rule D401."""
+    """Check all first lines. The imperative mood of functions is checked by ruff's rule D401."""
     found = list(first_lines())
     assert len(found) > 1500
     assert not [place for place, line in found if line.split()[0].strip("`,.:").lower() in NOT_A_START]

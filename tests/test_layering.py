@@ -82,7 +82,7 @@ for group, arguments in calls:
 
 
 def test_no_command_imports_torch_before_it_needs_it() -> None:
-    """Every `--help`, the commands that only read records, and `serve` with a wrong setting."""
+    """Run every `--help`, the commands that only read records, and `serve` with a wrong setting."""
     environment = {**os.environ, "BASE_MODEL": "./nowhere"}
     environment.pop("REDIS_URL", None)
     done = subprocess.run([sys.executable, "-c", COMMANDS], cwd=ROOT, env=environment, check=False, capture_output=True, text=True)
@@ -115,7 +115,7 @@ EXAMPLES = "service/examples/library_examples.csv"
     ],
 )
 def test_the_client_runs_without_the_servers_packages(run: str, absent: tuple[str, ...]) -> None:
-    """Run the client without those packages. Nothing listens on port 1, so a working command exits with 3."""
+    """Run the client without the `absent` packages. Nothing listens on port 1, so commands exit with 3."""
     code = f"import sys; sys.modules.update(dict.fromkeys({absent})); {run}"
     environment = {**os.environ, "QUICKSTUDY_URL": "http://127.0.0.1:1"}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, check=False, capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""The distributions in an empty environment: their packages, their commands and their messages."""
+"""The distributions, installed into an empty environment: their packages, commands and messages."""
 
 import os
 import shutil
@@ -39,13 +39,13 @@ class Environment:
         return self.run("python", "-m", "pip", "--disable-pip-version-check", "install", "--quiet", *what)
 
     def content(self) -> set[str]:
-        """Return the names of the installed packages, and of distributions without their versions."""
+        """Return the names in site-packages: packages, and distributions without their versions."""
         return {path.name.partition("-")[0] if path.suffix == ".dist-info" else path.name for path in self.site.iterdir()}
 
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Environment]:
-    """Create an environment with the client's dependencies; the tests install more into it."""
+    """Create an environment with the client's dependencies. The tests install more packages into it."""
     created = Environment(tmp_path_factory.mktemp("packaging"))
     done = created.install("httpx", "setuptools>=77")
     if done.returncode:

@@ -1,4 +1,4 @@
-"""Tiny real base models with random weights and a word tokenizer, saved and loaded like any other."""
+"""Tiny base models with random weights and a word tokenizer, saved and loaded like any other model."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -73,7 +73,7 @@ def tasks(count: int, *, ways: int = 3, shots: int = 2) -> list[list[tuple[str, 
 
 
 def joined(base: Base, model: torch.nn.Module | None = None, *, attention: Attention) -> Base:
-    """Return the base model with another attention implementation, and with `model` in its place if given."""
+    """Return a `Base` like `base`, with this attention implementation and, if given, another `model`."""
     return text_base(model or base.model, cast(TextInputs, base.inputs).tokenizer, base.spec, attention=attention)
 
 

@@ -1,4 +1,4 @@
-"""A real HTTP server with scripted replies, some of which break off or hang."""
+"""A real HTTP server that sends scripted replies, including replies that break off or hang."""
 
 import json
 import threading
@@ -36,8 +36,8 @@ ADAPTER: dict[str, Any] = {
 class Reply:
     """One scripted reply.
 
-    `end` says what happens to the connection: "whole" sends the complete reply, "cut" closes it before the announced end, "dropped"
-    closes it without a reply, and "hangs" sends the body and then nothing.
+    `end` says how the connection ends. "whole" sends the complete reply. "cut" closes the connection before the announced end of
+    the body. "dropped" closes it without a reply. "hangs" sends the body, but not the announced end, and keeps the connection open.
     """
 
     status: int = 200
@@ -48,7 +48,7 @@ class Reply:
 
 @dataclass(frozen=True)
 class Request:
-    """One request that the server has received. Header names are in lower case."""
+    """One request that the server received. Header names are in lower case."""
 
     method: str
     path: str
@@ -57,7 +57,7 @@ class Request:
 
 
 class Server(ThreadingHTTPServer):
-    """A server that answers the first request with the first reply, and so on, and keeps all requests."""
+    """A server that sends its replies in order, one for each request, and records all requests."""
 
     daemon_threads = True
 
@@ -85,7 +85,7 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in reply.headers.items():
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(body) + (reply.end != "whole")))
-        self.send_header("Connection", "close")  # the handler reads only one request a connection
+        self.send_header("Connection", "close")  # this handler serves only one request per connection
         self.end_headers()
         self.wfile.write(body)
         self.wfile.flush()
@@ -100,7 +100,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def serving(*replies: Reply) -> Iterator[Server]:
-    """Run a server with these replies and yield it. Fail at the end if a reply was not requested."""
+    """Run a server with these replies and yield it. Fail at the end if some replies were never sent."""
     server = Server(list(replies))
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
@@ -115,5 +115,5 @@ def serving(*replies: Reply) -> Iterator[Server]:
 
 
 def problem(status: int, detail: str = "no", headers: dict[str, str] | None = None, **extra: Any) -> Reply:
-    """Return a reply with a problem document (RFC 9457)."""
+    """Return an error reply whose body is a problem document (RFC 9457)."""
     return Reply(status, {"title": "No", "status": status, "detail": detail, **extra}, headers or {})

@@ -1,4 +1,4 @@
-"""The client when calls fail, against a real HTTP server with scripted replies."""
+"""The client's retries, errors and events, against a real HTTP server with scripted replies."""
 
 import asyncio
 import json
@@ -64,7 +64,7 @@ def test_retry_after_is_obeyed_up_to_two_minutes() -> None:
         began = time.monotonic()
         quickstudy.adapter("a1")
         assert 1 <= time.monotonic() - began < 3
-    date = {"Retry-After": "Thu, 01 Jan 2026 00:00:00 GMT"}  # in the past
+    date = {"Retry-After": "Thu, 01 Jan 2026 00:00:00 GMT"}  # a date in the past
     with serving(problem(503, headers=date), Reply(200, ADAPTER)) as server, Client(server.url) as quickstudy:
         assert quickstudy.adapter("a1").timings == {"queue": 1.0}
     with (
@@ -123,7 +123,7 @@ def test_not_found_after_a_lost_answer_means_that_the_deletion_succeeded() -> No
     with serving(Reply(end="dropped"), problem(404)) as server, Client(server.url) as quickstudy:
         quickstudy.delete("a1")
     with serving(BUSY, problem(404)) as server, Client(server.url) as quickstudy, pytest.raises(NotFound):
-        quickstudy.delete("a1")  # no answer was lost, so there was no such adapter
+        quickstudy.delete("a1")  # no response was lost, so the adapter never existed
 
 
 def test_a_conditional_alias_move_is_not_retried_after_a_lost_answer() -> None:
@@ -248,7 +248,7 @@ END = event("7-100000", "end", {**ADAPTER, "labels": LABELS})
 
 def test_events_resume_after_a_lost_connection() -> None:
     cut = Reply(200, b": alive\n\n" + RUNNING + FIRST + SECOND[:-9], end="cut")
-    over = Reply(200, event("7-9", "news", {}))  # an unknown kind of event, and a stream that ends before the job
+    over = Reply(200, event("7-9", "news", {}))  # an event of an unknown kind; the stream ends before the job does
     with serving(BUSY, cut, over, Reply(200, SECOND + END)) as server, Client(server.url) as quickstudy:
         events = list(quickstudy.events("a1"))
     assert events[:3] == [StatusEvent("7-0", "running", 1), StepEvent("7-1", 1, 1.0), StepEvent("7-2", 2, 0.5)]

@@ -1,4 +1,4 @@
-"""The names that `quickstudy` exports, which are imported on first use."""
+"""The names that `quickstudy` exports. Each is imported only when it is first used."""
 
 import importlib
 import subprocess

@@ -1,4 +1,4 @@
-"""Real processes of `quickstudy serve` with the tiny base model, embedded or on a test's own Redis."""
+"""Real `quickstudy serve` processes with the tiny base model, with an embedded or a separate Redis."""
 
 import os
 import signal
@@ -30,11 +30,11 @@ class Served:
         self.http = httpx.Client(base_url=url, timeout=60)
 
     def family(self) -> list[psutil.Process]:
-        """Return all child processes of the service."""
+        """Return all processes that descend from the service."""
         return psutil.Process(self.process.pid).children(recursive=True)
 
     def worker(self) -> psutil.Process:
-        """Return the process of the embedded worker: a fork of the service, or a process of its own after a restart."""
+        """Return the embedded worker's process: a fork of the service, or after a restart a new process."""
         (worker,) = [child for child in self.family() if is_worker(child)]
         return worker
 
@@ -72,7 +72,7 @@ def free_port() -> int:
 
 @contextmanager
 def served(folder: Path, environment: dict[str, str]) -> Iterator[Served]:
-    """Run a service with its data in `folder` and yield it, maybe before it is ready."""
+    """Run a service that stores its data in `folder`. Yield it at once, even if it is not ready yet."""
     port, log = free_port(), folder / "service.log"
     command = [sys.executable, "-m", "service", "serve", "--port", str(port), "--data-dir", str(folder / "data")]
     inherited = {name: value for name, value in os.environ.items() if name not in ("REDIS_URL", "CACHE_URL")}

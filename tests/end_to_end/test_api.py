@@ -1,7 +1,7 @@
-"""The API beside adapting and predicting.
+"""The HTTP API apart from adapting and predicting.
 
-These tests cover problems, names and tags, aliases, dry runs, idempotency keys, further examples, scores, events and the OpenAPI
-document.
+These tests cover error documents, names and tags, aliases, dry runs, idempotency keys, adding examples, scores, events and the
+OpenAPI document.
 """
 
 import json
@@ -50,7 +50,7 @@ def test_every_problem_has_its_type_and_request_id(service: Served, adapter: str
 
 
 def test_names_and_tags_can_change_and_are_no_part_of_the_id(service: Served, adapter: str) -> None:
-    assert identity(service, BODY) == adapter  # without name and tags the adapter is the same and keeps both
+    assert identity(service, BODY) == adapter  # a request without name and tags finds the same adapter and keeps its name and tags
     view = service.http.get(f"/adapters/{adapter}").json()
     assert (view["name"], view["tags"], view["parent"]) == ("first", ["x", "y"], None)
     assert identity(service, {**BODY, "tags": ["x", "z"]}) == adapter
@@ -79,7 +79,7 @@ def test_names_and_tags_can_change_and_are_no_part_of_the_id(service: Served, ad
 
 
 def listed(service: Served, **query: str) -> list[str]:
-    """Return the adapter ids of all pages."""
+    """Return the ids of all adapters that match the query, from every page of the list."""
     ids: list[str] = []
     cursor = None
     while True:
@@ -212,7 +212,7 @@ def test_further_examples_give_a_new_adapter(service: Served, adapter: str) -> N
     assert view["labels"] == ["call", "close", "order", "play"] and view["steps"] == 10
     assert child.json()["adapter_id"] == identity(
         service, {**BODY, "support": [*SUPPORT, *more]}
-    )  # the same adapter as from one request
+    )  # one request with all examples gives the same adapter
     assert service.http.get(f"/adapters/{adapter}").json()["examples"] == 5
     for body, field, expected in (
         ({"support": [{"input": "order pizza", "label": "play"}]}, "support[0].label", "'order' as in the adapter"),
@@ -261,7 +261,7 @@ def test_scores_agree_with_predictions(service: Served, adapter: str) -> None:
 
 
 def parsed(stream: httpx.Response) -> Iterator[tuple[str, str, Any]]:
-    """Yield (id, event, data) of each event."""
+    """Parse a server-sent event stream. Yield (id, event name, parsed data) for each event."""
     fields: dict[str, str] = {}
     for line in stream.iter_lines():
         if not line and fields:
@@ -295,7 +295,7 @@ def test_events_cover_a_job_from_start_to_end_and_resume_after_any_of_them(servi
     for i in (0, 30, 59):
         assert events_of(service, adapter, again[i][0]) == again[i + 1 :]
     assert events_of(service, adapter, again[-1][0]) == []  # 204: there are no more events
-    assert events_of(service, adapter, "0-0") == again  # an id of an earlier attempt
+    assert events_of(service, adapter, "0-0") == again  # an id from an earlier attempt: all events are sent
     assert service.http.get("/adapters/a0/events").status_code == 404
     for wrong in ("x", "1", "1-", "-1-2"):
         assert service.http.get(f"/adapters/{adapter}/events", headers={"Last-Event-ID": wrong}).status_code == 422

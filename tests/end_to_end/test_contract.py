@@ -1,6 +1,6 @@
 """The service against its own OpenAPI document, with generated valid and invalid requests.
 
-Requests are sent one by one and in sequences. No answer may be a 5xx, be undocumented, or break its schema.
+Requests are sent one by one and in sequences. Every response must be documented, match its schema, and not be a 5xx.
 """
 
 import json
@@ -24,7 +24,8 @@ from tests.end_to_end.conftest import Served, served
 from tests.end_to_end.test_service import BODY, SUPPORT, identity
 from worker.ledger.api_keys import KEY_CACHE_SECONDS
 
-# These operations have rules that no schema can express, such as one label per input, so they may refuse a valid body.
+# These operations have rules that no schema can express, such as one label per input. They may refuse a body that matches the
+# schema.
 STRICTER_THAN_THE_SCHEMA = {"adapt", "add_examples", "score_adapter"}
 CONFIG: dict[str, Any] = {
     "checks": {
@@ -43,10 +44,10 @@ def described(environment: dict[str, str], tmp_path_factory: pytest.TempPathFact
 
 
 def schema_of(service: Served) -> Any:
-    """Return the service's schema, adapted for generating requests.
+    """Return the service's OpenAPI schema, changed so that requests can be generated from it.
 
-    Security is removed, because no keys are generated; test_tenancy.py covers them. The names of the initializations are added. The
-    document does not contain them, and a generator would hardly ever guess one.
+    Security is removed, because no API keys are generated (test_tenancy.py covers them). The names of the initializations are
+    added, because the document omits them and a generator would hardly ever guess one.
     """
     document = service.http.get("/openapi.json").json()
     listed = service.http.get("/initializations").json()["initializations"]
@@ -58,12 +59,12 @@ def schema_of(service: Served) -> Any:
 
 
 def authorization(service: Served) -> dict[str, str]:
-    """Return the header with the key of `service.http`; empty while the service is open."""
+    """Return the authorization header of `service.http`. It is empty as long as the service needs no key."""
     return {name: value for name, value in service.http.headers.items() if name == "authorization"}
 
 
 def audit(answers: Counter[tuple[str, int]], service: Served, least: int) -> None:
-    """Assert that at least `least` requests were answered, and that the service had no internal error."""
+    """Assert that at least `least` requests were made, and that the service had no internal error."""
     assert sum(answers.values()) >= least, answers
     assert not {key: count for key, count in answers.items() if key[1] >= 500}
     assert "ERROR" not in service.log.read_text()
@@ -71,7 +72,7 @@ def audit(answers: Counter[tuple[str, int]], service: Served, least: int) -> Non
 
 
 def check_single_calls(described: Served, examples: int, least: int) -> None:
-    """Call each operation by itself with generated requests and validate the answers."""
+    """Call each operation by itself with generated requests, and validate the responses."""
     adapter, keys = identity(described, BODY), authorization(described)
     answers: Counter[tuple[str, int]] = Counter()
     session = requests.Session()
@@ -99,14 +100,14 @@ def check_single_calls(described: Served, examples: int, least: int) -> None:
 
 
 def check_linked_calls(described: Served, runs: int, least: int) -> None:
-    """Make sequences of calls in which a call uses the ids of earlier answers, and validate the answers."""
+    """Make sequences of calls that use ids from earlier responses, and validate the responses."""
     answers: Counter[tuple[str, int]] = Counter()
     keys, excluded = authorization(described), [schemathesis.checks.positive_data_acceptance]
     base: type[APIStateMachine] = schema_of(described).as_state_machine()
 
     class Calls(base):  # type: ignore[valid-type, misc]
         def setup(self) -> None:
-            """Delete everything, so that a run does not depend on earlier ones."""
+            """Delete all aliases and adapters, so that each run starts from an empty service."""
             for alias in described.http.get("/aliases", params={"limit": 200}).json()["aliases"]:
                 described.http.delete(f"/aliases/{alias['alias']}")
             for view in described.http.get("/adapters", params={"limit": 200}).json()["adapters"]:
@@ -161,7 +162,7 @@ def test_more_examples_than_max_inputs_are_scored_in_parts(described: Served) ->
 
 @pytest.mark.long
 def test_every_answer_matches_the_document_with_keys(described: Served) -> None:
-    """Repeat the checks with a key. Keep this test last: the first key closes the open service."""
+    """Repeat the checks with an API key. Keep this test last: once a key exists, every call needs one."""
     command = ["keys", "--data-dir", str(described.log.parent / "data"), "create", "--scope", "admin", "--json"]
     made = CliRunner().invoke(main, command)
     assert made.exit_code == 0, made.output

@@ -1,4 +1,7 @@
-"""The program of `make demo`, with the default base model and initialization and its own service."""
+"""The program that `make demo` runs, with the default base model and initialization.
+
+The program starts its own service.
+"""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Failures of parts: lost cache entries, Redis down, a killed worker, service or parent process."""
+"""Partial failures: lost cache entries, Redis down, a killed worker, service or parent process."""
 
 import json
 import os
@@ -48,7 +48,7 @@ def test_redis_down_is_503_with_retry_after_until_it_is_back(
         redis_server.start()
         service.wait_ready(60)
         assert predict(service, adapter, ["order pizza"]).json()["predictions"][0]["label"] == "order"
-        # The worker reconnects too and takes new jobs.
+        # The worker reconnects as well and runs new jobs.
         assert adapt(service, {**BODY, "options": {"seed": 3}}, wait=60).json()["status"] == "ready"
 
 
@@ -56,7 +56,7 @@ def test_evicted_weights_are_recomputed_and_corrupt_ones_are_never_served(
     redis_server: RedisServer, worker_process: "subprocess.Popen[bytes]", environment: dict[str, str], tmp_path: Path
 ) -> None:
     client = redis.Redis.from_url(redis_server.url)
-    # The device has one slot, so an adapter is evicted from it when another one is requested.
+    # The device holds only one adapter, so a request for another adapter evicts it.
     with served(
         tmp_path, {**environment, "REDIS_URL": redis_server.url, "BANK_MB": "0.001", "SHELF_MB": "0", "READAPT_WAIT_SECONDS": "30"}
     ) as service:
@@ -170,7 +170,7 @@ def test_after_delete_no_text_is_left_in_files_or_logs(environment: dict[str, st
         while files_with_texts():
             assert time.monotonic() < deadline, files_with_texts()
             time.sleep(0.2)
-        kept = identity(service, {**BODY, "options": {"seed": 4}})  # the rewritten file must still keep accepted jobs
+        kept = identity(service, {**BODY, "options": {"seed": 4}})  # the rewritten append-only file must keep accepted jobs
         service.process.kill()
         service.process.wait()
     with served(tmp_path, environment) as service:
@@ -207,7 +207,7 @@ def test_a_service_stopped_before_it_is_ready_leaves_no_process_running(environm
 
 
 def test_killing_make_serve_ends_the_service(environment: dict[str, str], tmp_path: Path) -> None:
-    """Kill the parent that `--tied` names, as when `make` is killed: the service ends with it."""
+    """Kill the parent process that `--tied` names, as if `make` were killed. The service must end too."""
     port = free_port()
     starter = "import os, subprocess, sys, time; parent = str(os.getpid()); "
     starter += "subprocess.Popen([parent if a == 'PARENT' else a for a in sys.argv[1:]]); time.sleep(600)"

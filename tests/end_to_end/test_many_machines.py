@@ -1,7 +1,7 @@
 """Deployments on several machines.
 
-One has two services and two workers, with records behind a Sentinel and weights on a cluster. Another has workers of different
-precisions.
+One has two services and two workers. It stores the records behind a Redis Sentinel and the weights on a Redis Cluster. The other
+has workers of different precisions.
 """
 
 import os
@@ -54,7 +54,7 @@ def test_the_service_survives_the_death_of_the_records_master(environment: dict[
         until(lambda: second.http.get("/readyz").status_code == 200, 180)
         assert second.http.get(f"/adapters/{adapter}").json()["status"] == "ready"
         assert predict(first, adapter, ["close account"]).json()["predictions"][0]["label"] == "close"
-        # Without a replica, a new job is written but not accepted.
+        # Without a replica, a new job is written, but the request is answered with 503.
         assert adapt(second, {**BODY, "options": {"seed": 7}}).status_code == 503
 
 

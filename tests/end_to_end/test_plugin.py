@@ -1,4 +1,4 @@
-"""A kind of task from an installed package adapts and predicts over HTTP, beside the built-in kind."""
+"""A task kind from an installed package, served over HTTP side by side with the built-in kind."""
 
 import os
 import subprocess
@@ -19,7 +19,7 @@ SUPPORT = [{"input": "pizza " * n, "value": float(n)} for n in (1, 2, 3, 4, 6, 8
 
 @pytest.fixture(scope="module")
 def service(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """Run a service and a worker as processes with the package installed on their module path."""
+    """Run a service and a worker whose import path contains the installed plugin package."""
     folder, installed = tmp_path_factory.mktemp("plugin"), tmp_path_factory.mktemp("installed")
     copy = folder / "number_from_text"
     copy.mkdir()

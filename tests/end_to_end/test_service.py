@@ -20,7 +20,7 @@ BODY = {"support": SUPPORT, "initialization": "lora-from-zero"}
 
 
 def adapt(service: Served, body: dict[str, Any] | None = None, wait: int = 30) -> httpx.Response:
-    """Post a request for an adapter and return the answer; the service waits up to `wait` seconds."""
+    """Request an adapter and return the response. The service waits up to `wait` seconds for the adapter."""
     return service.http.post("/adapt", json=body or BODY, headers={"Prefer": f"wait={wait}"})
 
 
@@ -83,7 +83,7 @@ def test_the_number_of_steps_follows_the_shots(service: Served) -> None:
     assert refused.status_code == 422
     detail = "options.steps: expected 0 for one example of each label with initialization 'contrastive', got 2"
     assert refused.json()["detail"] == detail
-    in_parts = [{"input": f"{word} pizza", "label": word} for word in "abcdefghi"]  # `parts` has eight rows a part
+    in_parts = [{"input": f"{word} pizza", "label": word} for word in "abcdefghi"]  # `parts` allows eight rows in one part
     adapter = identity(service, {"support": in_parts, "initialization": "parts", "options": {"steps": 2}})
     assert service.http.get(f"/adapters/{adapter}").json()["steps"] == 2
     refused = adapt(service, {"support": in_parts[:8], "initialization": "parts", "options": {"steps": 2}})
@@ -209,7 +209,7 @@ def test_an_adapter_recomputed_after_deletion_has_the_same_digest(service: Serve
 
 
 def test_rows_of_many_adapters_in_shared_batches_get_their_own_labels(service: Served) -> None:
-    """Send concurrent requests to adapters with different labels, so that batches are shared."""
+    """Send concurrent requests to adapters with different labels, so that one batch serves several."""
     from concurrent.futures import ThreadPoolExecutor
 
     # Each adapter pairs texts and labels differently, so that an answer with another adapter's weights is detected.
@@ -342,7 +342,7 @@ def test_bad_adapt_requests_name_the_field(service: Served, body: dict[str, Any]
     ],
 )
 def test_bad_predict_requests_name_the_field(service: Served, body: dict[str, Any], field: str) -> None:
-    content = json.dumps(body).encode()  # httpx's own encoder refuses a lone surrogate, other clients send it
+    content = json.dumps(body).encode()  # httpx's own encoder rejects lone surrogates, but other clients send them
     response = service.http.post("/predict", content=content, headers={"content-type": "application/json"})
     assert response.status_code == 422 and response.json()["errors"][0]["field"] == field
 

@@ -1,4 +1,7 @@
-"""Two base models in one deployment, which differ only in their pooling, are kept apart."""
+"""Two base models in one deployment: jobs and predictions always use the right one.
+
+The two models differ only in their pooling.
+"""
 
 import json
 import shutil
@@ -22,7 +25,7 @@ Predictions = list[dict[str, Any]]
 
 @pytest.fixture(scope="module")
 def folders(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    """Return the folder of the tiny model, with mean pooling, and one of a copy with first-token pooling."""
+    """Return two model folders: the tiny model with mean pooling, and a copy with first-token pooling."""
     other = tmp_path_factory.mktemp("bases") / "first-token"
     shutil.copytree(tiny_folder, other)
     (other / "1_Pooling").mkdir()
@@ -43,8 +46,8 @@ def service(
 
 
 def predictions_of_single_base(name: str, environment: dict[str, str], folder: Path) -> Predictions:
-    """Return the predictions of a service that has only this base model."""
-    # The initializations of the environment belong to the first base model, so run without them.
+    """Return the predictions of a service that has only the base model `name`."""
+    # The initializations in the environment were made for the first base model, so leave them out.
     variables = {key: value for key, value in environment.items() if key != "INITIALIZATIONS_DIR"}
     with served(folder, {**variables, "BASE_MODEL": name}) as running:
         running.wait_ready()
@@ -90,7 +93,7 @@ def test_each_base_model_answers_as_in_a_deployment_of_its_own(
     assert len({client.hget(f"qs:default:adapter:{identity}", "queue") for identity in ids}) == 2
     digests = [running.http.get(f"/adapters/{identity}").json()["digest"] for identity in ids]
     assert len(set(digests)) == 2
-    for key in client.scan_iter("qs:default:weights:*"):  # evict all weights; they must be recomputed on the right base model
+    for key in client.scan_iter("qs:default:weights:*"):  # evict all weights; each must be recomputed on its own base model
         client.delete(key)
     for name, identity, digest, before in zip(folders, ids, digests, both, strict=True):
         assert adapted(running, name) == identity
@@ -140,9 +143,9 @@ def test_a_separate_predictor_process_serves_both_base_models(
 def test_examples_are_never_moved_to_another_base_model(
     folders: tuple[str, str], environment: dict[str, str], tmp_path: Path
 ) -> None:
-    """An adapter of a base model that is gone gets no more examples.
+    """Refuse more examples for an adapter whose base model is no longer served.
 
-    The other base model has an initialization of the same name, but must not be used in its place.
+    The remaining base model has an initialization of the same name, but it must not be used instead.
     """
     variables = {key: value for key, value in environment.items() if key != "INITIALIZATIONS_DIR"}
     with served(tmp_path, {**variables, "BASE_MODEL": ",".join(folders)}) as running:

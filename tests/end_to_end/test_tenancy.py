@@ -1,6 +1,6 @@
-"""Every route with every kind of key, on a service that logs at DEBUG level.
+"""Every route with every kind of API key, on a service that logs at DEBUG level.
 
-A route without a row in `ROWS` fails a test.
+Each route needs a row in `ROWS`; a test fails if one is missing.
 """
 
 import json
@@ -39,11 +39,11 @@ class Row:
     """The expected behaviour of one route.
 
     Arguments:
-        scope: the scope that a key needs; "" accepts any key, None needs no key.
+        scope: the scope that the route requires. "" means that any key will do, None that no key is needed.
         body: the JSON body to send.
-        own: statuses that the tenant which owns the adapter or alias may get.
-        other: statuses that another tenant may get.
-        before: a call (method, path, body) to make first.
+        own: allowed statuses for the tenant that owns the adapter or alias.
+        other: allowed statuses for another tenant.
+        before: a request (method, path, body) to make first.
     """
 
     scope: str | None
@@ -83,7 +83,7 @@ ROWS = {
 
 
 def routes() -> list[tuple[str, str]]:
-    """Return (method, path template) of every route of the application, with {} for each parameter."""
+    """Return (method, path template) for every route of the application, with {} for each parameter."""
     app = create_app(ServiceSettings(), [])
     templates: list[tuple[str, str]] = []
     for route in iter_route_contexts(app.routes):
@@ -94,7 +94,10 @@ def routes() -> list[tuple[str, str]]:
 
 @dataclass
 class Tenancy:
-    """A service with keys of several tenants. `keys` and `ids` are by the name of the key in `WHO`."""
+    """A service with API keys of several tenants.
+
+    `keys` maps a key's name in `WHO` to the key, and `ids` maps the name to the key's id.
+    """
 
     service: Served
     data_dir: Path
@@ -103,19 +106,19 @@ class Tenancy:
     open_answers: dict[str, int] = field(default_factory=dict)
 
     def create_key(self, *arguments: str) -> dict[str, Any]:
-        """Create a key with `quickstudy keys create` and return its description, which includes the key."""
+        """Create a key with `quickstudy keys create`. Return its JSON description, which includes the key."""
         done = CliRunner().invoke(main, ["keys", "--data-dir", str(self.data_dir), "create", "--json", *arguments])
         assert done.exit_code == 0, done.output
         created: dict[str, Any] = json.loads(done.stdout)
         return created
 
     def ask(self, who: str, method: str, path: str, body: Any = None, **more: Any) -> httpx.Response:
-        """Send a request with the key `who`; "" sends none."""
+        """Send a request with the key named `who`, or without a key if `who` is ""."""
         headers = {"Authorization": f"Bearer {self.keys[who]}"} if who else {}
         return self.service.http.request(method, path, json=body, headers={**headers, **more.pop("headers", {})}, **more)
 
     def adapter(self, who: str, seed: int = 0) -> str:
-        """Create an adapter with the key `who` and return its id."""
+        """Create an adapter with the key named `who` and return the adapter's id."""
         answer = self.ask(who, "POST", "/adapt", {**BODY, "options": {"seed": seed}}, headers={"Prefer": "wait=30"})
         assert answer.status_code == 200, answer.text
         return str(answer.json()["adapter_id"])
@@ -183,7 +186,7 @@ def test_a_route_by_every_kind_of_key(tenancy: Tenancy, method: str, template: s
         return
     problems = [{**answer.json(), "request_id": ""} for answer in refusals]
     assert all(answer.status_code == 401 and answer.headers["WWW-Authenticate"] == "Bearer" for answer in refusals)
-    assert all(problem == problems[0] for problem in problems)  # the answer does not reveal which kind of key it was
+    assert all(problem == problems[0] for problem in problems)  # the response does not reveal why the key is refused
     wrong = {"adapt": "predict", "predict": "adapt", "admin": "both"}.get(row.scope)
     if wrong is not None:
         answer = tenancy.ask(wrong, method, path, filled(row.body))
@@ -245,7 +248,7 @@ def test_concurrent_requests_do_not_exceed_a_limit(tenancy: Tenancy) -> None:
     usage = tenancy.ask("many", "GET", "/usage").json()
     assert (usage["tenant"], usage["adapters"], usage["jobs"], usage["adaptations"]) == ("initech", 12, 0, 12)
     labels = sum(len(adapter["labels"]) for adapter in tenancy.ask("many", "GET", "/adapters").json()["adapters"])
-    # All adapters have the same size, which is more than that of their heads.
+    # All adapters have the same size, and it is larger than the size of their heads alone.
     assert labels == 24 and usage["bytes"] % 12 == 0 and usage["bytes"] > 12 * 4 * 2 * 33
     assert tenancy.ask("many", "DELETE", f"/adapters/{answers[accepted[1]].json()['adapter_id']}").status_code == 204
     after = tenancy.ask("many", "GET", "/usage").json()
@@ -318,7 +321,7 @@ def test_a_key_is_asked_for_before_anything_else(tenancy: Tenancy) -> None:
     assert http.post("/adapt", content=b"x" * 200_000, headers=headers).status_code == 401  # not 413, because the body is not read
     assert http.get("/adapters", params={"limit": "many"}).status_code == 401
     assert http.get("/nowhere").status_code == 401 and http.get("/healthz/").status_code == 401
-    assert http.get("/adapters", params={"key": tenancy.keys["own"]}).status_code == 401  # only a key in the header counts
+    assert http.get("/adapters", params={"key": tenancy.keys["own"]}).status_code == 401  # a key in the query is ignored
 
 
 def test_the_key_commands_report_errors_and_show_no_secret(tenancy: Tenancy) -> None:

@@ -1,4 +1,4 @@
-"""Adapters as a state machine: after any sequence of operations, the service agrees with a model."""
+"""A state-machine test: after random operations on adapters, the service agrees with a simple model."""
 
 import contextlib
 import time
@@ -25,9 +25,9 @@ DIGESTS: dict[int, str] = {}
 def service_and_records(
     environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Served, "redis.Redis"]]:
-    """Run a service and yield it with a Redis client of its records.
+    """Run a service. Yield it with a Redis client that is connected to its records.
 
-    The device has one slot, so that weights are fetched often.
+    The device holds only one adapter, so weights are fetched often.
     """
     folder = tmp_path_factory.mktemp("life")
     variables = {**environment, "BANK_MB": "0.001", "SHELF_MB": "0", "LEASE_SECONDS": "2", "READAPT_WAIT_SECONDS": "50"}
@@ -41,9 +41,10 @@ def service_and_records(
 
 
 class Life(RuleBasedStateMachine):
-    """The model of three adapters, one for each request body.
+    """A model of three adapters, one for each request body, with the operations that a test draws.
 
-    `state` is "none" (never created, or deleted), "requested" (maybe not finished), "ready" (has been seen ready) or "expired".
+    `state` is "none" (never created, or deleted), "requested" (possibly not finished), "ready" (was ready when last seen) or
+    "expired".
     """
 
     service: Served
@@ -104,7 +105,7 @@ class Life(RuleBasedStateMachine):
 
     @rule(which=WHICH)
     def expire(self, which: int) -> None:
-        """Change the record as if the time to live had passed."""
+        """Change the record as if the adapter's time to live had passed."""
         if self.state[which] == "ready" and not self.pinned[which]:
             self.wait_until_idle()
             self.client.hset(f"qs:default:adapter:{self.ids[which]}", "expires_at", 1)
@@ -121,7 +122,7 @@ class Life(RuleBasedStateMachine):
     def delete(self, which: int) -> None:
         answer = self.service.http.delete(f"/adapters/{self.ids[which] or 'a0'}")
         assert answer.status_code == (404 if self.state[which] == "none" else 204)
-        deadline = time.monotonic() + 10  # a worker that was running the job removes the weights it has just stored
+        deadline = time.monotonic() + 10  # a worker that was running the job may just have stored weights, and removes them now
         while left := list(self.client.scan_iter(f"qs:*{self.ids[which] or 'nothing'}*")):
             assert time.monotonic() < deadline, left
             time.sleep(0.02)
@@ -129,7 +130,7 @@ class Life(RuleBasedStateMachine):
 
     @rule()
     def kill_worker(self) -> None:
-        """Kill the worker, at most three times in all, because each restart takes longer, up to 30 seconds."""
+        """Kill the worker, but at most three times in all: the restart delay grows up to 30 seconds."""
         if Life.kills == 3:
             return
         Life.kills += 1

@@ -1,7 +1,7 @@
-"""No row is ever answered by another row's adapter.
+"""A row is never answered with another row's adapter.
 
-The test uses canaries: adapters of every kind of delta, each with labels and probabilities that no other one has. Many clients ask
-them at the same time, while they are evicted from device and memory, deleted and stored again.
+The tests use canaries: adapters of every delta kind, each with its own labels and probabilities. Many clients use the canaries at
+the same time, while another thread deletes them and stores them again, and the predictor evicts them from device and memory.
 """
 
 import random
@@ -40,9 +40,9 @@ CANARIES, CLIENTS = 48, 12
 
 
 class Canaries:
-    """The canaries in a weight store, and the expected probabilities of each for each text.
+    """The canary adapters in a weight store, and the probabilities that each must give for each text.
 
-    The expected ones are computed for one text and one adapter at a time, without a predictor.
+    The expected probabilities are computed for one text and one adapter at a time, without a predictor.
     """
 
     def __init__(self, base: Base, store: WeightStore) -> None:
@@ -79,7 +79,7 @@ class Canaries:
 
 
 def initializations(base: Base) -> dict[str, Initialization]:
-    """Return an initialization for each kind of delta, and one that updates base parameters."""
+    """Return an initialization for each delta kind, and one that also updates base parameters."""
     plain = [
         replace(frozen_prototypes(base) if delta.kind == "head" else lora_from_zero(base), name=f"{i}", delta=delta)
         for i, delta in enumerate(KINDS)
@@ -142,4 +142,4 @@ def test_no_row_is_answered_by_anothers_adapter(tiny: Base, canaries: Canaries, 
     remover.join()
     predictor.close()
     assert not problems and sum(wrong) == 0
-    assert sum(answered) >= rows and sum(missing) > 0  # some requests did find their adapter removed
+    assert sum(answered) >= rows and sum(missing) > 0  # some requests must have found their adapter removed

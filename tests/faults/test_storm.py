@@ -1,4 +1,4 @@
-"""Many jobs under faults (the short form of `make faults`), and one job in two workers at once."""
+"""Many jobs under faults (the short form of `make faults`), and one job run by two workers at once."""
 
 import random
 import signal
@@ -33,7 +33,7 @@ def test_every_accepted_job_ends_once(environment: dict[str, str], tmp_path: Pat
 
 
 def test_one_job_in_two_workers_is_committed_once(environment: dict[str, str], tmp_path: Path) -> None:
-    """Pause a worker for longer than its lease, and resume it after another worker has finished its job."""
+    """Pause a worker for longer than its lease. Resume it after another worker has finished its job."""
     deployment = Deployment(tmp_path, {**environment, **SETTINGS}, workers=2)
     first, second = deployment.workers
     records = Records(deployment.direct("broker"))

@@ -1,6 +1,6 @@
-"""Unused options are refused.
+"""Recipe options that have no effect with the other settings are refused.
 
-The cases are read from the configuration classes, so they include new options.
+The cases are generated from the configuration classes, so they include new options.
 """
 
 from typing import Any, get_args
@@ -24,9 +24,9 @@ DATA = {"train": [{"path": "starter", "labels": ["gym_membership/*"]}], "valid":
 
 
 def marked() -> list[tuple[type[BaseModel], str, UsedWith, Any]]:
-    """Return (section, option, mark, choice), where the option is unused with that choice.
+    """Return (section, option, mark, choice) for all choices that make a `UsedWith` option unused.
 
-    The choice is a value of the field `mark.beside`.
+    `choice` is a value of the field `mark.beside`.
     """
     cases: list[tuple[type[BaseModel], str, UsedWith, Any]] = []
     for section in SECTIONS:
@@ -76,7 +76,7 @@ def plan(algorithm: str, **sections: Any) -> Recipe:
 
 
 def fixed() -> list[tuple[str, str, str, Any]]:
-    """Return (algorithm, section, option, value) for every option that an algorithm sets."""
+    """Return (algorithm, section, option, value) for every option that an algorithm fixes to a value."""
     algorithms = {name: kind(name=name) for name, kind in ALGORITHMS.items()}
     return [
         (n, s, o, v) for n, algorithm in algorithms.items() for s, options in algorithm.fixed.items() for o, v in options.items()

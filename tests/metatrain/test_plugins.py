@@ -1,4 +1,4 @@
-"""Parts of installed packages: one line names the package of a part that cannot be used."""
+"""Parts from plugin packages. The error for an unusable part is one line that names its package."""
 
 import sys
 from collections.abc import Callable
@@ -19,7 +19,7 @@ class Part:
 
 @pytest.fixture
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
-    """Return a function that installs a package with this source and this entry point."""
+    """Return a function (source, entry point) that puts a package with them on the import path."""
     monkeypatch.syspath_prepend(str(tmp_path))
     number = len(sys.modules)
 

@@ -1,6 +1,6 @@
-"""Plain implementations of all delta kinds, for one row and one θ.
+"""Plain reference implementations of all delta kinds, for one row and one θ (set of parameters).
 
-They run on a model without any hooks of the product.
+They run on a model without any hooks from `metatrain`.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -16,7 +16,10 @@ from metatrain.deltas import BottleneckConfig, DeltaKind, IA3Config, LoRAConfig,
 
 
 def last_hidden_state(model: nn.Module, kind: DeltaKind, theta: Mapping[str, Tensor], inputs: dict[str, Tensor]) -> Tensor:
-    """Return the last hidden states of one row, [1, L, D] or [1, D, H, W]. Changes `model` permanently."""
+    """Apply a delta with the parameters `theta`. Return the last hidden states of one row.
+
+    Their shape is [1, L, D], or [1, D, H, W] for a convolutional model. `model` stays changed.
+    """
     apply = {"lora": _merge_lora, "ia3": _merge_ia3, "bottleneck": _hook_bottlenecks, "head": lambda *_: None}
     if kind.config.kind == "prompt":
         return _prompted(model, theta["prompt_embeddings"], inputs)
@@ -27,7 +30,7 @@ def last_hidden_state(model: nn.Module, kind: DeltaKind, theta: Mapping[str, Ten
 
 
 def _oriented(module: nn.Module, matrix: Tensor) -> Tensor:
-    """Return the matrix [D_out, D_in] in the shape of the module's weight."""
+    """Convert a matrix [D_out, D_in] to the layout of the module's weight. Conv1D stores the transpose."""
     weight = cast(Tensor, module.weight)
     return matrix.T if type(module).__name__ == "Conv1D" else matrix.view_as(weight)
 
@@ -73,7 +76,7 @@ def _prompted(model: nn.Module, prompt: Tensor, inputs: dict[str, Tensor]) -> Te
 
 
 def _prefixed(model: nn.Module, config: PrefixConfig, theta: Mapping[str, Tensor], inputs: dict[str, Tensor]) -> Tensor:
-    """Return the hidden states, computed with a plain attention.
+    """Compute the last hidden states with a plain attention function that adds the prefix.
 
     The mask covers only the words; every position attends to the whole prefix.
     """

@@ -1,6 +1,6 @@
-"""Tasks for tests of meta-gradients, in float64.
+"""Small tasks in float64 for tests of meta-gradients.
 
-They are quadratics with closed forms, a small net, and deltas on a tiny encoder.
+They are quadratic losses with closed forms, a small net, and deltas on a tiny encoder.
 """
 
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from tests.tiny import tasks
 
 @dataclass(frozen=True)
 class Quadratic:
-    """T tasks on one leaf φ of n numbers.
+    """T tasks with quadratic losses. Their only parameter leaf is a vector φ of n numbers.
 
     L_support,t = ½ (φ − c_t)ᵀ A_t (φ − c_t) and L_query,t = ½ ‖φ − d_t‖².
     """
@@ -54,7 +54,7 @@ class Quadratic:
 
 
 def quadratic(*, tasks: int = 3, size: int = 4, steps: int = 3, seed: int = 0) -> tuple[Quadratic, Outer]:
-    """Return positive definite tasks, with eigenvalues between ½ and about 3, and their start."""
+    """Return quadratic tasks, with eigenvalues between ½ and about 3, and an initialization for them."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
@@ -67,7 +67,7 @@ def quadratic(*, tasks: int = 3, size: int = 4, steps: int = 3, seed: int = 0) -
 
 
 def net_tasks(*, count: int = 2, steps: int = 2, moved: tuple[str, ...] = (), seed: int = 0) -> tuple[NetTasks, Outer]:
-    """Return 3-way tasks on a two-layer net, and their start."""
+    """Return 3-way tasks on a two-layer net, and an initialization for them."""
     torch.manual_seed(seed)
     net = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 3)).double()
 
@@ -80,7 +80,7 @@ def net_tasks(*, count: int = 2, steps: int = 2, moved: tuple[str, ...] = (), se
 
 
 def text_outer(kind: DeltaKind, *, rate: float = 0.05, scale: float = 8.0, steps: int = 1, spread: float = 0.2) -> Outer:
-    """Return a start with no leaf at zero, and with rates that differ by step."""
+    """Return an initialization with no leaf at zero, and with rates that differ by step."""
     theta = kind.initial(torch.Generator().manual_seed(0), b_std=spread)
     rates = start_rates(theta, rate, steps=steps) | start_rates(HEAD_LEAVES, 2 * rate, steps=steps)
     by_step = {name: r * torch.linspace(1.0, 0.7, steps) for name, r in rates.items()}
@@ -97,7 +97,7 @@ def text_tasks(
     anchor: float = 0.0,
     rows_at_once: int | None = None,
 ) -> Supervised:
-    """Return `count` tasks of `tests.tiny`, beginning with number `first`."""
+    """Return `count` text tasks from `tests.tiny.tasks`, beginning with task number `first`."""
     encoded = Encoded(base)
     support = encoded.support(tasks(first + count)[first:])
     query = encoded.query(tasks(first + count + 3, shots=3)[first + 3 :])
@@ -113,7 +113,7 @@ def smooth(name: str) -> Optimizer:
 
 
 def central_difference(objective: "Objective", outer: Outer, name: str, toward: Tensor, *, step: float = 1e-6) -> float:
-    """Return the central difference of `objective` along `toward` in the outer leaf `name`."""
+    """Return the central difference of `objective` along the direction `toward` in the outer leaf `name`."""
     ends = []
     for sign in (1, -1):
         leaves = outer.leaves()
@@ -125,7 +125,8 @@ def central_difference(objective: "Objective", outer: Outer, name: str, toward: 
 class Objective:
     """The mean query loss after the inner loop, as a plain function of the outer leaves.
 
-    `weights`: the weights of the query losses at φ_0 … φ_K; only φ_K counts if None. Only the inner steps use autograd.
+    `weights` are the weights of the query losses at φ_0 … φ_K. If None, only the loss at φ_K is used. Autograd is used only for the
+    inner steps.
     """
 
     def __init__(self, tasks: Tasks, optimizer: Optimizer, weights: list[float] | None = None) -> None:
@@ -144,7 +145,7 @@ class Objective:
 
 
 def directions(outer: Outer, *, like: tuple[str, ...] = ("",)) -> dict[str, Tensor]:
-    """Return a random direction in each outer leaf whose name contains one of `like`."""
+    """Return a random direction for each outer leaf whose name contains one of the strings in `like`."""
     generator = torch.Generator().manual_seed(1)
     names = [name for name in outer.leaves() if any(part in name for part in like)]
     return {name: torch.randn(outer.leaves()[name].shape, generator=generator, dtype=torch.float64) for name in names}

@@ -28,7 +28,7 @@ CG = Differentiation(mode="implicit", iterations=50)
 
 
 def proximal_minimum(matrix: Tensor, center: Tensor, theta: Tensor, strength: float) -> Tensor:
-    """Return φ* = (A + λI)⁻¹ (A c + λθ) of each task."""
+    """Return φ* = (A + λI)⁻¹ (A c + λθ), the minimum of each task's loss with its proximal term."""
     eye = torch.eye(matrix.shape[-1], dtype=matrix.dtype)
     solved: Tensor = torch.linalg.solve(matrix + strength * eye, torch.einsum("tij,tj->ti", matrix, center) + strength * theta)
     return solved
@@ -37,7 +37,7 @@ def proximal_minimum(matrix: Tensor, center: Tensor, theta: Tensor, strength: fl
 @pytest.mark.parametrize("solver", ["cg", "neumann"])
 @pytest.mark.parametrize("product", ["reverse", "forward", "central"])
 def test_the_imaml_gradient_equals_a_dense_solve(solver: str, product: str) -> None:
-    """The expected gradient is dL/dθ = mean_t λ (A_t + λI)⁻¹ (φ*_t − d_t), with the known minimum φ*."""
+    """Expect dL/dθ = mean_t λ (A_t + λI)⁻¹ (φ*_t − d_t), where φ* is the known minimum."""
     tasks, outer = quadratic(steps=600)
     how = Differentiation.model_validate(
         {"mode": "implicit", "solver": solver, "product": product, "iterations": 400}
@@ -53,7 +53,7 @@ def test_the_imaml_gradient_equals_a_dense_solve(solver: str, product: str) -> N
 
 
 def test_imaml_reports_how_far_the_inner_loop_is_from_its_minimum() -> None:
-    """The expected value is max_t ‖A (φ_K − c) + λ (φ_K − θ)‖ / ‖A (θ − c)‖."""
+    """Expect max_t ‖A (φ_K − c) + λ (φ_K − θ)‖ / ‖A (θ − c)‖."""
     for steps in (1, 4, 600):
         tasks, outer = quadratic(steps=steps)
         found = IMAML(strength=0.7, gradient=CG).meta_gradient(tasks, outer, SGD, 0)
@@ -65,7 +65,7 @@ def test_imaml_reports_how_far_the_inner_loop_is_from_its_minimum() -> None:
 
 
 def test_damping_changes_only_the_solve_and_not_the_minimum() -> None:
-    """The expected gradient is dL/dθ = mean_t λ (A_t + (λ + damping) I)⁻¹ (φ*_t − d_t)."""
+    """Expect dL/dθ = mean_t λ (A_t + (λ + damping) I)⁻¹ (φ*_t − d_t)."""
     tasks, outer = quadratic(steps=600)
     how = CG.model_copy(update={"damping": 0.3})
     found = IMAML(strength=0.7, gradient=how).meta_gradient(tasks, outer, SGD, 0)
@@ -76,7 +76,7 @@ def test_damping_changes_only_the_solve_and_not_the_minimum() -> None:
 
 
 def test_the_imaml_gradient_on_a_net_is_the_derivative_of_the_minimum() -> None:
-    """λ exceeds the Hessian's negative curvature, and the inner loop runs until it has converged."""
+    """Use a λ that exceeds the Hessian's negative curvature, and run the inner loop to convergence."""
     tasks, outer = net_tasks(steps=300)
     found = IMAML(strength=2.0, gradient=CG).meta_gradient(tasks, outer, Optimizer("momentum", 0.5), 0)
     assert found.residual is not None and found.residual < 1e-8
@@ -187,7 +187,7 @@ def test_meta_sgd_with_constant_rates_is_maml() -> None:
     assert metasgd.loss == pytest.approx(maml.loss, rel=1e-12)
     for name in outer.theta:
         torch.testing.assert_close(metasgd.gradients[f"theta.{name}"], maml.gradients[f"theta.{name}"])
-        # One shared rate sets the rate of every parameter, so its derivative is the sum of theirs.
+        # MAML shares one rate among all parameters of a leaf, so its derivative is the sum of MetaSGD's derivatives.
         torch.testing.assert_close(metasgd.gradients[f"log_rates.{name}"].sum(), maml.gradients[f"log_rates.{name}"].sum())
 
 

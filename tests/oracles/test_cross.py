@@ -1,6 +1,6 @@
 """Meta-gradients against finite differences, for all combinations of options (`make test-long`).
 
-The options are the delta kind, the gradient mode, the inner optimizer and what the inner loop moves.
+The options are the delta kind, the gradient mode, the inner optimizer, and the parameters that the inner loop changes.
 """
 
 import pytest

@@ -29,7 +29,7 @@ def test_padding_rows_have_no_effect_and_absent_classes_have_no_probability() ->
 
 
 def test_prototype_classifier_matches_a_loop() -> None:
-    """The logits are s times the cosine between row and prototype."""
+    """Expect logits of s times the cosine between row and prototype."""
     torch.manual_seed(0)
     features = torch.nn.functional.normalize(torch.randn(1, 9, 5), dim=-1)
     labels = torch.arange(9).remainder(3).unsqueeze(0)

@@ -50,7 +50,7 @@ def run(
     serving: bool = False,
     **more: Any,
 ) -> Run:
-    """Run the inner loop on support sets, from `start` if `outer` is None."""
+    """Run the inner loop on the support sets. If `outer` is None, begin with `start(lora, base.dtype)`."""
     outer = start(lora, base.dtype) if outer is None else outer
     classified = Supervised(
         base, lora, ClassReadout, config, Encoded(base).support(support), steps=steps, seed=seed, serving=serving
@@ -73,7 +73,10 @@ def flat(adapted: Run, task: int) -> Tensor:
 def with_pytorch(
     base: Base, lora: LoRA, pairs: list[tuple[str, int]], steps: int, make: type[torch.optim.Optimizer], **kw: Any
 ) -> Tensor:
-    """Run the inner loop of one task with PyTorch's own optimizer, with one parameter group for each leaf."""
+    """Run the inner loop of one task with a PyTorch optimizer. Return all leaves as one flat tensor.
+
+    Each leaf is a parameter group of its own.
+    """
     outer = start(lora)
     live = {n: t.clone().unsqueeze(0).requires_grad_() for n, t in outer.theta.items()}
     support = Encoded(base).support([pairs])
@@ -217,7 +220,7 @@ def test_the_steps_of_a_support_set_in_parts_are_bounded_and_hard_steps_count_on
         True,
         False,
         False,
-    ]  # 161 rows take ten steps already, so hard_steps has no more
+    ]  # 161 rows already take ten steps, and hard_steps asks for ten, which is not more
     assert config.meta_trained == InnerConfig(steps=2, rows_per_step=40)
 
 
@@ -324,7 +327,8 @@ def test_augmented_views_learn_from_one_example_and_do_not_depend_on_other_tasks
 @pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam"])
 def test_tasks_of_unequal_sizes_in_one_pass_equal_single_tasks(tiny64: Base, lora64: LoRA, optimizer: str) -> None:
     support = [tasks(3, ways=3, shots=2)[0], tasks(3, ways=2, shots=1)[1], tasks(3, ways=3, shots=3)[2]]
-    # Adam divides by the size of the gradient. Its ε is well above the rounding error, which small gradients would magnify.
+    # Adam divides by the size of the gradient, so small gradients would magnify rounding errors. An ε well above those errors
+    # prevents this.
     config = InnerConfig.model_validate({"steps": 3, "optimizer": optimizer, "epsilon": 1e-4})
     together = run(tiny64, lora64, support, config)
     for t, pairs in enumerate(support):

@@ -78,7 +78,7 @@ def contrastive(objective: dict[str, float], **more: Any) -> InnerConfig:
 def test_unrolled_is_exact_for_prototypes_of_the_adapted_delta(
     tiny64: Base, lora64: LoRA, objective: dict[str, float], optimizer: str
 ) -> None:
-    """The test covers every objective, a rate for each step, prototypes under φ_K, and the anchor."""
+    """Cover every objective, separate rates for each step, prototypes computed with φ_K, and the anchor."""
     outer = text_outer(lora64, rate=0.01, steps=2)
     tasks = text_tasks(tiny64, lora64, contrastive(objective), anchor=0.7)
     exact = meta_gradient(tasks, outer, smooth(optimizer), UNROLLED)
@@ -94,7 +94,7 @@ def test_unrolled_is_exact_if_the_lower_layers_are_precomputed(tiny64: Base) -> 
 @pytest.mark.parametrize("how", [UNROLLED, *EXACT, CENTRAL], ids=mode_name)
 @pytest.mark.parametrize("layers", [(1,), None], ids=["upper", "all layers"])
 def test_the_gradient_of_base_model_parameters_is_exact(tiny64: Base, how: Differentiation, layers: tuple[int, ...] | None) -> None:
-    """One of the two parameters is below a delta on the upper layer, the other is not."""
+    """Use one parameter below the delta on the upper layer, and one that is not below it."""
     lora = tiny64.attach(LoRAConfig(rank=2, alpha=4, targets=("query",), layers=layers))
     update = tiny64.parameters(["encoder.layer.0.output.dense.bias", "encoder.layer.1.attention.self.value.weight"])
     outer = replace(text_outer(lora), base={name: leaf + 0.01 for name, leaf in update.items()})
@@ -104,7 +104,7 @@ def test_the_gradient_of_base_model_parameters_is_exact(tiny64: Base, how: Diffe
     assert all(g.any() for name, g in found.gradients.items() if name.startswith("base."))
 
 
-WEIGHTS = [0.1, 0.2, 0.0, 0.7]  # of φ_0 … φ_3: at the ends and inside of checkpointed segments, one of them zero
+WEIGHTS = [0.1, 0.2, 0.0, 0.7]  # for φ_0 … φ_3, at the ends of checkpointed segments and inside them; one weight is zero
 
 
 @pytest.mark.parametrize("weights", [None, WEIGHTS], ids=["last step", "several steps"])
@@ -157,9 +157,9 @@ def test_the_gradient_of_rates_for_every_parameter_is_exact() -> None:
 
 
 def test_quadratic_tasks_have_a_closed_form() -> None:
-    """The closed form is dL/dθ = mean_t (I − α A_t)^K (φ_K,t − d_t).
+    """Compare with the closed form dL/dθ = mean_t (I − α A_t)^K (φ_K,t − d_t).
 
-    It follows from φ_K − c = (I − αA)^K (θ − c).
+    The closed form follows from φ_K − c = (I − αA)^K (θ − c).
     """
     tasks, outer = quadratic(steps=5)
     eye = torch.eye(4, dtype=torch.float64)
@@ -199,7 +199,7 @@ def test_first_order_equals_the_exact_gradient_only_without_steps(tiny64: Base, 
 
 
 def test_first_order_with_one_sgd_step_is_the_closed_form(tiny64: Base, lora64: LoRA) -> None:
-    """The closed form is ∂L/∂log α_leaf = −α ⟨∂L/∂φ_1, g⟩, with g constant."""
+    """Compare with the closed form ∂L/∂log α_leaf = −α ⟨∂L/∂φ_1, g⟩, in which g is constant."""
     outer, tasks = text_outer(lora64), text_tasks(tiny64, lora64, InnerConfig(steps=1), count=1)
     first = meta_gradient(tasks, outer, SGD, Differentiation(mode="first_order"))
     before, after = adapt(tasks, outer, SGD, steps=0).phi, adapt(tasks, outer, SGD).phi
@@ -213,7 +213,7 @@ def test_first_order_with_one_sgd_step_is_the_closed_form(tiny64: Base, lora64: 
 
 
 def test_the_implicit_gradient_is_zero_if_the_minimum_does_not_depend_on_theta() -> None:
-    """The minimum is φ* = c without a proximal term. `test_algorithms` covers the proximal objective."""
+    """Use tasks without a proximal term, so that φ* = c. `test_algorithms` covers the proximal objective."""
     tasks, outer = quadratic(steps=400)
     found = meta_gradient(tasks, outer, SGD, Differentiation(mode="implicit", iterations=20))
     assert found.residual is not None and found.residual < 1e-8
@@ -280,7 +280,7 @@ def test_central_differences_are_refused_in_bfloat16(tiny_folder: Path) -> None:
 def test_rows_at_once_does_not_change_the_meta_gradient(
     tiny64: Base, lora64: LoRA, how: Differentiation, rows_at_once: int
 ) -> None:
-    """The graph of `rows_at_once` rows at a time is computed again in the backward pass."""
+    """Recompute the graph in the backward pass, `rows_at_once` rows at a time."""
     outer = text_outer(lora64)
     whole, parts = (
         text_tasks(tiny64, lora64, InnerConfig(steps=2, epsilon=1e-2), anchor=0.3, rows_at_once=rows)
@@ -291,7 +291,7 @@ def test_rows_at_once_does_not_change_the_meta_gradient(
 
 @pytest.mark.parametrize("how", [UNROLLED, *EXACT], ids=mode_name)
 def test_the_exact_gradient_through_adam_from_zero_b_is_not_too_large(tiny64: Base, lora64: LoRA, how: Differentiation) -> None:
-    """The first gradient of A is zero, where a slope of 1/ε of Adam's step would give a gradient of 1e8."""
+    """Start with B = 0, where A's first gradient is zero. A slope of 1/ε in Adam's step would give 1e8."""
     theta = lora64.initial(torch.Generator().manual_seed(0), b_std=0.0)
     outer = replace(text_outer(lora64), theta={name: leaf.double() for name, leaf in theta.items()})
     tasks = text_tasks(tiny64, lora64, InnerConfig(steps=3))

@@ -1,7 +1,7 @@
-"""The whole procedure against plain loops: inner loss, steps, query loss and the exact meta-gradient, with every scalar option.
+"""The whole adaptation against plain loops: inner loss, steps, query loss and exact meta-gradient.
 
-The plain loops take one task and one row at a time on a bare transformers model with merged weights. Every scalar has a value that
-is unlike the others and unlike its default, so that a forgotten, doubled or swapped one changes the result.
+The plain loops handle one task and one row at a time, on a bare transformers model with merged weights. Every scalar option has a
+value that differs from the others and from its default, so that a forgotten, doubled or swapped scalar changes the result.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -74,7 +74,7 @@ CASES: dict[str, tuple[dict[str, Any], float, list[float] | None]] = {
 
 @dataclass(frozen=True)
 class Bare:
-    """The base model and its tokenizer as transformers loads them, in float64 and without any part of the product."""
+    """The base model and its tokenizer as transformers loads them, in float64, without any product code."""
 
     model: nn.Module
     tokenizer: Any
@@ -105,7 +105,7 @@ def test_the_meta_gradient_is_that_of_plain_loops(tiny64: Base, lora64: LoRA, ba
 
 
 def start(lora: LoRA) -> Outer:
-    """Return a start with another rate for every leaf and step."""
+    """Return an initialization with a different rate for every leaf and step."""
     theta = lora.initial(torch.Generator().manual_seed(0), b_std=0.2)
     rates = {
         name: torch.tensor([0.02 + 0.003 * i, 0.07 - 0.004 * i])
@@ -122,7 +122,7 @@ def assert_same_gradients(found: MetaGradient, loss: Tensor, live: Leaves) -> No
 
 
 class Plain:
-    """One task at a time, with a loop for every sum."""
+    """A plain implementation of the procedure: one task at a time, with a loop for every sum."""
 
     def __init__(self, bare: Bare, lora: LoRA, config: InnerConfig, anchor: float, outer: Outer) -> None:
         self.bare, self.config, self.anchor, self.outer = bare, config, anchor, outer
@@ -131,11 +131,16 @@ class Plain:
         self.scale = outer.scale
 
     def procedure(self, support: Rows, query: Rows) -> tuple[Tensor, float, Tensor]:
-        """Return the query loss after 0 … K steps, the share of right answers after K steps, and the inner loss of each step."""
+        """Run the inner loop on one task. Return (query losses, accuracy, inner losses).
+
+        The query losses are those after 0 … K steps. The accuracy is that on the query set after K steps. The inner losses are
+        those of each step.
+        """
         config, theta = self.config, self.outer.theta
         rows, labels = [text for text, _ in support], [c for _, c in support]
         head_alone = config.moved == "head"
-        # Nodes of their own: the first inner gradient takes the head as a constant, though its prototypes depend on θ.
+        # `view_as` creates new graph nodes, so the first inner gradient treats the head as constant, although its prototypes depend
+        # on θ.
         phi = {} if head_alone else {name: leaf.view_as(leaf) for name, leaf in theta.items()}
         if "cross_entropy" in config.objective:
             phi |= {"head.weight": self.prototypes(theta, rows, labels), "head.bias": zeros(max(labels) + 1)}
@@ -151,7 +156,7 @@ class Plain:
         return torch.stack([loss for loss, _ in queried]), queried[-1][1], torch.stack(losses)
 
     def step(self, phi: Leaves, gradients: Leaves, moments: Leaves, k: int, entry: int, optimizer: str) -> Leaves:
-        """Return φ after step k, whose rates have number `entry`."""
+        """Return φ after inner step `k`, which uses entry number `entry` of each leaf's rates."""
         after, config = {}, self.config
         for name, g in gradients.items():
             move = g
@@ -166,7 +171,7 @@ class Plain:
         return after
 
     def features(self, theta: Mapping[str, Tensor], text: str) -> Tensor:
-        """Return the unit mean of the last hidden states of one text, with B A merged into the weights."""
+        """Return the normalised mean of a text's last hidden states, with LoRA merged into the weights."""
         weights = {}
         for name in {leaf.rsplit(".lora_", 1)[0] for leaf in theta}:
             a, b = theta[f"{name}.lora_A.weight"], theta[f"{name}.lora_B.weight"]
@@ -211,7 +216,7 @@ class Plain:
         return sum_of(rows) / len(rows)
 
     def query_loss(self, phi: Leaves, theta: Leaves, support: Rows, query: Rows, steps: int) -> tuple[Tensor, float]:
-        """Return the query loss and the share of right answers of φ after some inner steps."""
+        """Return the query loss and the accuracy of φ, which has taken `steps` inner steps."""
         delta = {name: leaf for name, leaf in phi.items() if not name.startswith("head.")} or theta
         rows, labels = [text for text, _ in support], [c for _, c in support]
         head = {name: leaf for name, leaf in phi.items() if name.startswith("head.")}

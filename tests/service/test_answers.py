@@ -1,4 +1,4 @@
-"""Predictions and scores that are interrupted: a deployment, an overload, a limit."""
+"""Predictions and scores that are interrupted by a deployment, an overload or a limit."""
 
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -23,7 +23,7 @@ def test_a_prediction_by_alias_follows_a_deployment_that_deletes_the_previous_ad
     client = redis.Redis.from_url(redis_server.url)
 
     class DeployingAliases(Aliases):
-        """Aliases that, after the first read, move to another adapter whose predecessor is deleted."""
+        """Aliases that imitate a deployment: after one read, the alias moves and its old adapter is deleted."""
 
         def get(self, tenant: str, alias: str) -> Alias | None:
             current = super().get(tenant, alias)
@@ -39,7 +39,7 @@ def test_a_prediction_by_alias_follows_a_deployment_that_deletes_the_previous_ad
         before, after = queued(http, 1), queued(http, 2)
         assert http.put("/aliases/live", json={"adapter_id": before}).status_code == 200
         answer = http.post("/predict", json={"adapter_id": "live", "inputs": ["order"]})
-        assert answer.status_code == 409 and after in answer.json()["detail"]  # the new adapter answers: it is queued
+        assert answer.status_code == 409 and after in answer.json()["detail"]  # the answer names the new adapter, which is queued
         assert http.get(f"/adapters/{before}").status_code == 404
 
 

@@ -1,4 +1,4 @@
-"""Authentication, and the rule for addresses of services without keys, on a real Redis server."""
+"""Authentication, and the addresses that a service without keys may use, on a real Redis server."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -45,7 +45,7 @@ def test_a_service_is_open_until_the_first_key_and_never_again(redis_client: "re
         identity, secret_key, _ = keys.create("acme", "", ["predict"])
         assert await authenticator.authenticate(bearer(secret_key)) == Access(
             "acme", ("predict",), identity
-        )  # at once, and no longer as tenant `default`
+        )  # the key is valid at once, and the tenant is no longer `default`
         assert await refuses(authenticator, [])
         keys.revoke(identity)
         redis_client.flushall()
@@ -134,4 +134,4 @@ def test_an_open_service_is_on_loopback_alone(redis_server: RedisServer, redis_c
     Keys(redis_client).create("acme", "", ["predict"])
     assert not settings_for_host(settings, "0.0.0.0").allow_without_keys
     redis_server.stop()
-    assert not settings_for_host(settings, "0.0.0.0").allow_without_keys  # unknown whether keys exist: closed
+    assert not settings_for_host(settings, "0.0.0.0").allow_without_keys  # keys may exist, so no open access

@@ -31,7 +31,7 @@ def test_equal_calls_keep_their_order_small_ones_overtake_and_none_starves() -> 
     assert rows_by_call(batcher.next()) == [("first", [0, 1, 2]), ("second", [0, 1, 2])]
     assert rows_by_call(batcher.next()) == [
         ("large", [0, 1, 2, 3, 4, 5])
-    ]  # 20 rows of 5 ms: due at 0.1, before the call that arrived at 0.2
+    ]  # 20 rows of 5 ms: the call is due at 0.1 s, before the call that arrived at 0.2 s
     batcher.add(Call("later", [1], 0.3))
     assert rows_by_call(batcher.next()) == [("large", [6, 7, 8, 9, 10, 11])]
 
@@ -40,7 +40,7 @@ def test_a_batch_respects_the_limits_but_has_at_least_one_row() -> None:
     batcher: Batcher[Call] = Batcher(tokens=10, rows=64, adapters=2)
     for call in (Call("a", [50, 4], 1.0), Call("b", [4], 2.0), Call("c", [1], 3.0)):
         batcher.add(call)
-    assert rows_by_call(batcher.next()) == [("a", [0])]  # one row above the limit of tokens still runs, alone
+    assert rows_by_call(batcher.next()) == [("a", [0])]  # a single row above the token limit still runs, alone
     assert rows_by_call(batcher.next()) == [("a", [1]), ("b", [0])]  # at most two adapters in a batch
     assert rows_by_call(batcher.next()) == [("c", [0])]
 

@@ -14,7 +14,7 @@ SECRET = b"s" * 32
 def test_a_key_belongs_to_the_first_request_that_was_accepted(redis_client: "redis.Redis") -> None:
     keys = IdempotencyKeys(redis_client)
     assert keys.find(SECRET, "t", "key", "one") is None
-    assert keys.find(SECRET, "t", "key", "two") is None  # a lookup does not use the key
+    assert keys.find(SECRET, "t", "key", "two") is None  # a lookup does not claim the key
     keys.keep(SECRET, "t", "key", "two", "a2")
     keys.keep(SECRET, "t", "key", "two", "another adapter")
     assert keys.find(SECRET, "t", "key", "two") == "a2" and keys.find(SECRET, "u", "key", "one") is None

@@ -1,4 +1,4 @@
-"""`quickstudy keys` on records that answer a ping and then refuse the command."""
+"""`quickstudy keys` when Redis answers a ping but then fails on the command."""
 
 import pytest
 import redis

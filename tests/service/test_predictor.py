@@ -1,4 +1,4 @@
-"""The predictor on a real store: its queue, its memory, its errors, and answers in shared batches."""
+"""The predictor with a real weight store: queue, memory, errors, and answers in shared batches."""
 
 import threading
 import time
@@ -50,7 +50,7 @@ def predictor(tiny: Base, catalog: dict[str, Initialization], store: WeightStore
 
 
 def put(base: Base, store: WeightStore, init: Initialization, seed: int, config: DeltaConfig | None = None) -> WeightsKey:
-    """Store an adapter with random weights whose labels contain its seed, and return its key."""
+    """Store an adapter with random weights and with labels that contain `seed`. Return its weights key."""
     metadata = AdapterMetadata(
         initialization_digest=init.digest,
         base_weights_sha256=base.spec.weights_sha256,
@@ -97,7 +97,7 @@ def test_a_forgotten_adapter_is_not_answered_from_memory(
     weights = put(tiny, store, next(iter(catalog.values())), 0)
     first = probabilities(predictor, weights, ["order pizza"])
     store.remove(weights.tenant, weights.adapter_id, weights.fence)
-    assert probabilities(predictor, weights, ["order pizza"]) == first  # from the device
+    assert probabilities(predictor, weights, ["order pizza"]) == first  # answered from the device
     predictor.forget(weights.tenant, weights.digest)
     with pytest.raises(WeightsMissing):
         predictor.submit(weights, ["order pizza"]).result(20)
@@ -107,7 +107,7 @@ def test_a_forgotten_adapter_is_not_answered_from_memory(
 def test_an_adapter_evicted_from_the_device_is_loaded_from_the_shelf(
     tiny: Base, catalog: dict[str, Initialization], store: WeightStore
 ) -> None:
-    """The store is emptied, so only the shelf can have the weights; without a shelf they are missing."""
+    """Empty the store, so that only the shelf (in main memory) has the weights. Without it they are lost."""
     init = next(iter(catalog.values()))
     for shelf_mb in (64, 0):
         predictor = InProcessPredictor(tiny, catalog, store, ServiceSettings(bank_mb=0.05, shelf_mb=shelf_mb))
@@ -142,7 +142,7 @@ def test_cancelled_calls_leave_the_queue_and_a_full_queue_refuses_calls(
             with pytest.raises(CancelledError):
                 future.result(0)
     assert len(waiting[0].result(20).outputs) == 100
-    assert len(predictor.submit(weights, ["order"] * 401).result(20).outputs) == 401  # an empty queue takes a call of any size
+    assert len(predictor.submit(weights, ["order"] * 401).result(20).outputs) == 401  # an empty queue accepts a call of any size
     deadline = time.monotonic() + 10
     while predictor.gauges()["waiting_inputs"] and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -152,7 +152,7 @@ def test_cancelled_calls_leave_the_queue_and_a_full_queue_refuses_calls(
 def test_a_tenant_may_use_half_of_the_queue_while_others_wait(
     tiny: Base, catalog: dict[str, Initialization], store: WeightStore, predictor: InProcessPredictor
 ) -> None:
-    """The queue has 400 rows; a call of 150 takes many batches of 8, so it stays in the queue meanwhile."""
+    """Use a queue of 400 rows. A call of 150 rows needs many batches of 8, so it stays queued for a while."""
     weights = put(tiny, store, next(iter(catalog.values())), 0)
     content = store.get(weights.tenant, weights.adapter_id, weights.fence, weights.digest)
     store.put("other", weights.adapter_id, weights.fence, content, DAY)
@@ -163,7 +163,7 @@ def test_a_tenant_may_use_half_of_the_queue_while_others_wait(
     assert refused.value.status == 429 and int(refused.value.headers["Retry-After"]) >= 1
     answers += [predictor.submit(weights, ["order"] * 50), predictor.submit(other, ["order"] * 80)]
     assert [len(answer.result(20).outputs) for answer in answers] == [150, 100, 50, 80]
-    answers = [predictor.submit(weights, ["order pizza"] * 150) for _ in range(2)]  # alone, more than half
+    answers = [predictor.submit(weights, ["order pizza"] * 150) for _ in range(2)]  # more than half, as no other tenant waits
     assert [len(answer.result(20).outputs) for answer in answers] == [150, 150]
 
 
@@ -177,9 +177,9 @@ Calls = st.lists(
 def test_concurrent_calls_get_the_same_answers_as_single_calls(
     tiny: Base, catalog: dict[str, Initialization], store: WeightStore
 ) -> None:
-    """Use adapters of three initializations, one with a changed base model, more than fit on the device.
+    """Use more adapters than fit on the device, from three initializations, one with a base update.
 
-    Meanwhile one adapter is repeatedly dropped from device and memory.
+    Meanwhile a thread repeatedly drops one adapter from device and memory.
     """
     inits = list(catalog.values())
     adapters = [put(tiny, store, inits[seed % len(inits)], seed) for seed in range(12)]

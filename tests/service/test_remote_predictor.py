@@ -118,7 +118,7 @@ def test_answers_and_errors_are_those_of_the_predictor_in_process(
 def test_at_shutdown_it_answers_accepted_calls_and_refuses_new_ones(
     tiny: Base, catalog: list[Initialization], redis_server: RedisServer, environment: dict[str, str], tmp_path: Path
 ) -> None:
-    """Neither callers that never pause nor a connection that never reads prevent the shutdown."""
+    """Shut down despite callers that never pause and a connection that never reads."""
     store = WeightStore(weights_client(redis_server.url))
     weights, url = put(tiny, store, catalog[0], 1), f"unix://{tmp_path}/predictor.sock"
 
@@ -161,7 +161,7 @@ def test_at_shutdown_it_answers_accepted_calls_and_refuses_new_ones(
 
 @asynccontextmanager
 async def fake_predictor(path: Path, message: bytes) -> AsyncIterator[list[asyncio.StreamWriter]]:
-    """Run a server that sends one message to each client and then nothing more; yield its connections."""
+    """Run a server that sends each client one message and then stays silent. Yield its connections."""
     writers: list[asyncio.StreamWriter] = []
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

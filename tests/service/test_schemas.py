@@ -1,4 +1,4 @@
-"""Validation of bodies stops at the first error, even if there are very many."""
+"""Validation of a request body stops at the first error, even if the body has very many errors."""
 
 import json
 import time

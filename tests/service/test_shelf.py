@@ -1,4 +1,4 @@
-"""The shelf: eviction by bytes, and loads that are shared, fail or are dropped."""
+"""The shelf: eviction by size, concurrent loads of one key, failed loads and loads dropped midway."""
 
 import threading
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Event streams and waiting requests of a service without a worker, where jobs stay queued."""
+"""Event streams and waiting requests on a service without a worker, so that jobs stay queued."""
 
 import json
 import time
@@ -49,7 +49,7 @@ def test_open_streams_and_waiting_requests_of_a_tenant_are_limited(tiny: Base, r
             queued(http, headers=headers)  # does not wait
         deadline = time.monotonic() + LATE
         while http.post("/adapt", json=BODY, headers={**headers, "Prefer": "wait=0.05"}).status_code == 429:
-            assert time.monotonic() < deadline  # until the service notices that the streams are closed
+            assert time.monotonic() < deadline  # the service needs a moment to notice that the streams are closed
         for _ in range(3):
             queued(http, headers={**headers, "Prefer": "wait=0.05"})
 

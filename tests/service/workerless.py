@@ -31,7 +31,7 @@ LATE = 10.0
 def running(
     tiny: Base, redis_server: RedisServer, change: Callable[[ServiceState], ServiceState] = lambda state: state, **settings: Any
 ) -> Iterator[httpx.Client]:
-    """Run a service in this process and yield a client for it; `change` may replace parts of its state."""
+    """Run a service in this process and yield an HTTP client. `change` may replace parts of its state."""
     init = lora_from_zero(tiny)
     service_settings = ServiceSettings(redis_url=redis_server.url, allow_without_keys=True, **settings)
     app = create_app(service_settings, [Resident(tiny, {init.name: init})])
@@ -51,7 +51,7 @@ def running(
 
 
 def queued(http: httpx.Client, seed: int = 0, **options: Any) -> str:
-    """Request an adapter, whose job stays queued, and return its id."""
+    """Request an adapter and return its id. Its job stays queued, because there is no worker."""
     answer = http.post("/adapt", json={**BODY, "options": {"steps": 0, "seed": seed}}, **options)
     assert answer.status_code == 202, answer.text
     return str(answer.json()["adapter_id"])

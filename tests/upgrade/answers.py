@@ -1,7 +1,7 @@
 """Send twelve fixed requests to a service over plain HTTP and record its answers exactly.
 
-Adapter ids depend on a secret in the data folder, so two services give the same ids only with copies of the same folder.
-`make_secret_folder` makes a folder with only that secret, so that a service must compute all of its answers itself.
+Adapter ids depend on a secret key in the data folder, so two services give the same ids only if their data folders are copies of
+one folder. `make_secret_folder` creates a folder with only that key, so that a service must compute all of its answers itself.
 """
 
 import time
@@ -55,13 +55,13 @@ _SECRET = "5eed" * 16  # an arbitrary value
 
 
 def make_secret_folder(data: Path) -> None:
-    """Make a data folder that holds only the secret of adapter ids."""
+    """Create a data folder that contains only the secret key for computing adapter ids."""
     with storage(data) as url, redis.Redis.from_url(url) as client:
         client.set("qs:id-key", _SECRET)
 
 
 def record(url: str, key: str = "") -> Answers:
-    """Send all requests, one after another, and return the service's answers by the name of the request."""
+    """Send all requests, one after another. Return {request name: the service's answers}."""
     answers: Answers = {}
     with client(url, key) as http:
         for name, path, body in _requests():
@@ -73,7 +73,7 @@ def record(url: str, key: str = "") -> Answers:
 
 
 def record_again(url: str, key: str = "") -> tuple[Answers, Answers]:
-    """Record the answers from a data folder that has the adapters, and again after deleting them."""
+    """Record the answers twice: while the data folder has the adapters, and again after deleting them."""
     kept = record(url, key)
     with client(url, key) as http:
         for answers in kept.values():
@@ -87,7 +87,7 @@ def client(url: str, key: str = "") -> httpx.Client:
 
 
 def adapt(http: httpx.Client, path: str, body: Mapping[str, Any], seconds: int = 60) -> dict[str, Any]:
-    """Post a request and wait until its adapter is ready; return the answer."""
+    """Post a request, wait until its adapter is ready, and return the response body."""
     answer = http.post(path, json=body, headers={"Prefer": f"wait={seconds}"})
     assert answer.status_code == 200, (path, answer.status_code, answer.text)
     content: dict[str, Any] = answer.json()
@@ -96,14 +96,14 @@ def adapt(http: httpx.Client, path: str, body: Mapping[str, Any], seconds: int =
 
 
 def describe(http: httpx.Client, adapter: str) -> dict[str, Any]:
-    """Return the view and the predictions of a ready adapter, without times and durations."""
+    """Return what the API shows of a ready adapter, and its predictions, without times and durations."""
     view = http.get(f"/adapters/{adapter}").raise_for_status().json()
     varying = ("timings", "created_at", "expires_at", "recovery_ms")
     return {**{name: value for name, value in view.items() if name not in varying}, "predictions": predict(http, adapter)}
 
 
 def predict(http: httpx.Client, adapter: str) -> Any:
-    """Return the service's answer to the fixed inputs. Wait if an evicted adapter must be recomputed."""
+    """Return the predictions for the fixed inputs. Wait if an evicted adapter must be recomputed."""
     for _ in range(60):
         answer = http.post("/predict", json={"adapter_id": adapter, "inputs": list(INPUTS)})
         if answer.status_code != 503:
@@ -114,7 +114,7 @@ def predict(http: httpx.Client, adapter: str) -> Any:
 
 
 def examples(shots: Mapping[str, int], *, first: int = 0) -> list[dict[str, str]]:
-    """Return the given number of examples of each label, from example number `first` on."""
+    """Return `shots[label]` examples for each label, beginning with example number `first`."""
     rows = []
     for label, number in shots.items():
         bodies = _BODIES[label]
@@ -134,9 +134,9 @@ def _mislabelled(rows: list[dict[str, str]]) -> list[dict[str, str]]:
 
 
 def _requests() -> list[tuple[str, str, dict[str, Any]]]:
-    """Return (name, path, body) of each request.
+    """Return (name, path, body) for each request.
 
-    In place of a path there may be the name of an earlier request, whose adapter then gets further examples.
+    If the path is the name of an earlier request, the examples are added to the adapter of that request.
     """
     unequal = {"book_table": 10, "cancel_order": 7, "reset_password": 12, "track_parcel": 11}
     many = {label: 27 + number for number, label in enumerate(_BODIES)}

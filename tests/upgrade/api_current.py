@@ -1,17 +1,17 @@
-"""All calls of `metatrain` that the recorder makes, for the module names of this commit.
+"""The calls into `metatrain` that the recorder makes, with the module names of this commit.
 
-Each generation of the internal API has one such module with the same functions; the scripts choose one by name. Results are tensors
-with flat names, so that a script can hash them without knowing their structure. A `case` is plain data:
+Each version of the internal API has one such module, with the same functions. The scripts choose a module by name. Results are
+tensors with flat names, so that a script can hash them without knowing their structure. A `case` is a mapping of plain data:
 
-    delta      a delta's configuration, {"kind": "lora", …}
-    inner      an inner loop's configuration, {"objective": {…}, …}
+    delta      a delta configuration, {"kind": "lora", …}
+    inner      an inner-loop configuration, {"objective": {…}, …}
     support    T support sets, each a list of (text, class)
     query      T query sets of the same form; may be missing
-    seed       the seed of the parts and of the augmented views; 0 if missing
+    seed       the seed for the split into parts and for the augmented views; 0 if missing
     steps      the number of inner steps for all tasks; from `inner` if missing
-    rates      "leaf" (one rate a leaf), "step" (one a leaf and step), "parameter" (one a parameter); "leaf" if missing
-    updated    shell patterns of base parameters that the outer loop moves; none if missing
-    anchor     the weight of the drift from the base features in the query loss; 0 if missing
+    rates      "leaf" (one rate per leaf), "step" (one per leaf and step), "parameter" (one per parameter); "leaf" if missing
+    updated    shell patterns of the base parameters that the outer loop trains; none if missing
+    anchor     the weight, in the query loss, of the drift from the base model's features; 0 if missing
 """
 
 import functools
@@ -46,7 +46,7 @@ Case = Mapping[str, Any]
 
 
 def load(model: str | None, attention: str) -> Base:
-    """Load the base model in the folder `model` in float32 on the CPU; None loads the default one.
+    """Load a base model in float32 on the CPU: the one in the folder `model`, or the default one if None.
 
     `attention` is "sdpa" or "eager".
     """
@@ -55,7 +55,7 @@ def load(model: str | None, attention: str) -> Base:
 
 
 def refused(inner: Mapping[str, Any]) -> str | None:
-    """Return the reason why the product refuses this configuration of an inner loop, or None."""
+    """Return the error message for this inner-loop configuration, or None if it is valid."""
     try:
         InnerConfig.model_validate(inner)
     except ValidationError as error:
@@ -64,16 +64,22 @@ def refused(inner: Mapping[str, Any]) -> str | None:
 
 
 def start(base: Base, case: Case) -> Named:
-    """Return the start of the inner loop: θ with a fixed seed, rates, scale, updated base parameters."""
+    """Return the values with which the inner loop starts: θ, rates, scale and updated base parameters.
+
+    θ is drawn with a fixed seed.
+    """
     return dict(_outer(base, case).values())
 
 
 def walk(base: Base, case: Case, order: str) -> Named:
-    """Run the inner loop and return every point of it.
+    """Run the inner loop and return its state after every step.
 
-    `order` is "first" or "second", as meta-training runs the loop, or "serving". The results are `phi.K.LEAF` [T, …] after K steps;
-    `loss.K` [T], the support loss before step K + 1; `head.weight` and `head.bias`, the head that answers; and if there is a query
-    set, `query.loss` and `query.accuracy` [T].
+    `order` is "first" or "second", as in meta-training, or "serving". The results are:
+
+    - `phi.K.LEAF` [T, …]: the adapted leaves after K steps
+    - `loss.K` [T]: the support loss before step K + 1
+    - `head.weight` and `head.bias`: the head that predicts
+    - `query.loss` and `query.accuracy` [T]: only if there is a query set
     """
     serving = order == "serving"
     tasks, outer, optimizer = _tasks(base, case, serving=serving)
@@ -92,8 +98,8 @@ def walk(base: Base, case: Case, order: str) -> Named:
 def serve(base: Base, case: Case) -> Named:
     """Run the inner loop as a worker does: each task leaves the batch after its own number of steps.
 
-    The results are `T.delta.LEAF`, `T.head.weight`, `T.head.bias` and `T.loss` [steps] of task number T. If there is a query set,
-    `query.loss` and `query.accuracy` [tasks] come from the same loop as evaluation runs it.
+    For task number T, the results are `T.delta.LEAF`, `T.head.weight`, `T.head.bias` and `T.loss` [steps]. If there is a query set,
+    `query.loss` and `query.accuracy` [tasks] are added. They come from the same loop, run as evaluation runs it.
     """
     found: Named = {}
     for t, ended in enumerate(adapt_each(*_tasks(base, case, serving=True))):
@@ -108,7 +114,7 @@ def serve(base: Base, case: Case) -> Named:
 def meta_gradient(base: Base, case: Case, algorithm: Mapping[str, Any], outer_step: int = 0) -> Named:
     """Return the meta-gradient at outer step number `outer_step` on these tasks.
 
-    The results are `gradient.LEAF` for every outer leaf, `loss`, `accuracy`, `support_loss`, and `residual` if the solver gives
+    The results are `gradient.LEAF` for every outer leaf, `loss`, `accuracy`, `support_loss`, and `residual` if the solver reports
     one.
     """
     tasks, outer, optimizer = _tasks(base, case, serving=False)
@@ -126,10 +132,10 @@ def net_gradient(
     rate: float,
     moved: Sequence[str] = (),
 ) -> Named:
-    """Return the meta-gradient for all parameters of a small net, with the names of `meta_gradient`.
+    """Return the meta-gradient for all parameters of a small net. Names are as in `meta_gradient`.
 
-    `data` is support and query, each (x, y) with a task axis. `loss` is "classify" or "regress". `moved` has prefixes of the
-    parameters that the inner loop moves; empty means all.
+    `data` has the support sets and the query sets, each as (x, y) with a task axis. `loss` is "classify" or "regress". `moved`
+    lists name prefixes of the parameters that the inner loop changes; an empty list means all parameters.
     """
     support, query = (Examples(x, y) for x, y in data)
     judge = {"classify": classify, "regress": regress}[loss]
@@ -142,9 +148,10 @@ def net_gradient(
 def bank(base: Base, adapters: Sequence[tuple[Mapping[str, Any], int]]) -> Callable[[Sequence[int], Sequence[Any]], Any]:
     """Put adapters into a bank, and return a function that predicts.
 
-    The function takes the adapter number and the token ids of each row, and returns the probabilities of each row.
+    The function takes the adapter number and the encoded row (see `token_ids`) of each row. It returns the probabilities of each
+    row.
 
-    An adapter is (configuration of its delta, number of classes). Its weights are drawn with its number as the seed.
+    Each adapter is given as (delta configuration, number of classes). Its weights are drawn with its number as the seed.
     """
     configs = [_delta(config) for config, _ in adapters]
     kinds = [base.attach(config) for config in dict.fromkeys(configs)]
@@ -165,7 +172,7 @@ def bank(base: Base, adapters: Sequence[tuple[Mapping[str, Any], int]]) -> Calla
 
 
 def token_ids(base: Base, texts: Sequence[str]) -> Sequence[Any]:
-    """Return the encoded row of each text, in the form that the bank takes."""
+    """Return the encoded row of each text, in the form that the bank accepts."""
     return base.inputs.encode(texts)
 
 

@@ -1,10 +1,10 @@
-"""Time batches of a bank of adapters, with the code of the commit that is on the module path.
+"""Measure the time of batches in a bank of adapters, with the code that is on the import path.
 
     python bank_speed.py API THREADS
 
-Each line of standard input, `ROWS ADAPTERS`, asks for one batch of that many rows, which belong to that many adapters in turn, on
-the default base model in float32. The line of output has the milliseconds of that batch, and of the bare base model's forward pass
-on the same rows.
+Each line of standard input has the form `ROWS ADAPTERS` and requests one batch: that many rows, which use that many adapters in
+turn, on the default base model in float32. The output line has two times in milliseconds: that of the batch, and that of the bare
+base model's forward pass on the same rows.
 """
 
 import importlib

@@ -1,7 +1,7 @@
-"""Check out another commit beside this one, and run the scripts of this folder with its code.
+"""Check out another commit in a separate folder, and run the scripts of this folder with its code.
 
-A script runs as a file, with the checkout as its working directory and first on the module path, so that `import metatrain` imports
-the checkout's code. Such a script imports nothing from `tests`.
+A script runs as a file, with the checkout as its working directory and first on the import path, so that `import metatrain` imports
+the checkout's code. Such a script must not import anything from `tests`.
 """
 
 import os
@@ -60,7 +60,7 @@ def environment(code: Path, extra: Mapping[str, str] = MappingProxyType({})) -> 
 
 def command(name: str, code: Path) -> list[str]:
     """Return the command line that runs the console script `name` of the checkout `code` with this Python."""
-    if (code / "service" / "__main__.py").is_file():  # in these commits the console script belongs to the client
+    if (code / "service" / "__main__.py").is_file():  # in such commits the console script is part of the client
         return [sys.executable, "-m", "service"]
     scripts = tomllib.loads((code / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
     module, function = scripts[name].split(":")
@@ -68,9 +68,9 @@ def command(name: str, code: Path) -> list[str]:
 
 
 def run_script(name: str, *arguments: str, code: Path, seconds: float = 900) -> str:
-    """Run a script of this folder with the code of the checkout `code` and return its standard output.
+    """Run a script of this folder with the code of the checkout `code`. Return its standard output.
 
-    Raises ScriptFailed if it ends with an error.
+    Raises ScriptFailed if the script ends with an error.
     """
     arguments = (sys.executable, str(HERE / name), *arguments)
     done = subprocess.run(
@@ -90,9 +90,10 @@ def run_script(name: str, *arguments: str, code: Path, seconds: float = 900) -> 
 
 @contextmanager
 def interactive_script(name: str, *arguments: str, code: Path, settings: Mapping[str, str]) -> Iterator[Callable[[str], str]]:
-    """Run a script with the code of the checkout `code`, and yield f(line) → the line that it answers.
+    """Run a script with the code of the checkout `code`. Yield a function that sends it one line.
 
-    The function raises ScriptFailed if the script ends instead of answering. At exit the input is closed, which ends the script.
+    The function returns the line that the script answers. It raises ScriptFailed if the script ends instead of answering. At exit
+    the script's input is closed, which ends the script.
     """
     process = subprocess.Popen(
         [sys.executable, str(HERE / name), *arguments],

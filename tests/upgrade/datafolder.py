@@ -1,7 +1,7 @@
-"""Make a data folder with the service of one commit, and observe it with the service of any commit.
+"""Create a data folder with the service of one commit, and read it with the service of any commit.
 
 `make_data_folder` creates adapters that are ready, named, pinned, aliased, evicted and expired. It also creates API keys of two
-tenants, one of them revoked and one expired, sends a request with an Idempotency-Key, and leaves a job that waits for a worker.
+tenants (one key is revoked, one is expired), sends a request with an Idempotency-Key, and leaves a job that waits for a worker.
 `observe` serves a copy of the folder and reads everything. This recomputes the evicted adapter and finishes the job.
 """
 
@@ -28,7 +28,7 @@ _KEPT: dict[str, Any] = {"support": examples(_TWO, first=6)}
 
 @dataclass(frozen=True)
 class DataFolder:
-    """The content of a data folder, by name: adapter ids, their descriptions while ready, and API keys."""
+    """The content of a data folder by name: adapter ids, what the API showed of them, and API keys."""
 
     adapters: dict[str, str]
     described: dict[str, dict[str, Any]]
@@ -36,7 +36,7 @@ class DataFolder:
 
 
 def make_data_folder(code: Path, data: Path) -> DataFolder:
-    """Make the data folder `data` with the service of the checkout `code`, and return its content."""
+    """Create the data folder `data` with the service of the checkout `code`. Return its content."""
     with served(code, data) as url:
         with client(url) as http:
             adapters = dict(_adapters(http))
@@ -62,9 +62,9 @@ def make_data_folder(code: Path, data: Path) -> DataFolder:
 
 
 def observe(code: Path, data: Path, content: DataFolder) -> dict[str, Any]:
-    """Serve the data folder `data` with the checkout `code` and return what the API shows of it.
+    """Serve the data folder `data` with the checkout `code`, and return everything that the API shows.
 
-    Two services that read the folder alike give the same result, each from its own copy.
+    Two services that interpret the folder in the same way return the same result. Give each service its own copy of the folder.
     """
     seen: dict[str, Any] = {}
     adapters = content.adapters
@@ -95,7 +95,10 @@ def observe(code: Path, data: Path, content: DataFolder) -> dict[str, Any]:
 
 
 def _adapters(http: httpx.Client) -> Iterator[tuple[str, str]]:
-    """Create the adapters of tenant `default` and yield (name, id), while the service needs no key yet."""
+    """Create the adapters of tenant `default` and yield (name, id) of each.
+
+    Call this function before any API key exists, because its requests send none.
+    """
     requests: dict[str, dict[str, Any]] = {
         "expired": {"support": examples(_TWO, first=2), "ttl_seconds": 1},
         "ready": {"support": examples(_TWO), "name": "the desk", "tags": ["x", "y"]},
@@ -111,7 +114,7 @@ def _adapters(http: httpx.Client) -> Iterator[tuple[str, str]]:
 
 
 def _keys(code: Path, data: Path) -> dict[str, str]:
-    """Create API keys while the service runs, wait until it knows them, and return them by name."""
+    """Create API keys while the service runs, and wait until it knows them. Return {name: key}."""
     admin = ["--scope", "admin"]
     options = {"default": admin, "acme": ["--tenant", "acme"], "revoked": admin, "expired": ["--expires", "1s"]}
     options["reader"] = ["--scope", "predict", "--name", "reads"]
@@ -133,7 +136,7 @@ def _list_keys(code: Path, data: Path) -> Any:
 
 
 def _statuses(url: str, key: str) -> dict[str, int]:
-    """Return the HTTP status that a key gets for a call of each scope."""
+    """Return the HTTP statuses of one request per scope, all sent with `key`."""
     with client(url, key) as http:
         return {
             "read": http.get("/adapters").status_code,
@@ -157,7 +160,7 @@ def _wait_for_end(http: httpx.Client, identity: str) -> str:
 
 
 def _view(http: httpx.Client, identity: str) -> dict[str, Any]:
-    """Return the view of an adapter without its durations, which differ between runs."""
+    """Return what the API shows of an adapter, without durations, which differ between runs."""
     view: dict[str, Any] = http.get(f"/adapters/{identity}").raise_for_status().json()
     for name in ("timings", "recovery_ms"):
         del view[name]

@@ -1,4 +1,4 @@
-"""Run the service of any commit on a data folder, or only the Redis server of its records."""
+"""Run the service of any commit on a data folder, or only the Redis server for that folder's records."""
 
 import signal
 import socket
@@ -28,8 +28,8 @@ class NotServing(Exception):
 def served(code: Path, data: Path, settings: Mapping[str, str] = MappingProxyType({}), *, worker: bool = True) -> Iterator[str]:
     """Run the service of the checkout `code` on the data folder `data` and yield its URL.
 
-    Precision and threads are fixed unless `settings` has others. With `worker=False` there is no worker, so jobs are accepted and
-    wait; this process then runs the server of the records. Raises NotServing if the service does not start.
+    PRECISION and THREADS are fixed unless `settings` overrides them. With `worker=False` no worker runs, so accepted jobs wait, and
+    this process runs the Redis server for the records. Raises NotServing if the service does not start.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -48,7 +48,7 @@ def served(code: Path, data: Path, settings: Mapping[str, str] = MappingProxyTyp
 
 @contextmanager
 def storage(data: Path) -> Iterator[str]:
-    """Run only the Redis server of a data folder, as `quickstudy serve` runs it, and yield its URL."""
+    """Run only a data folder's Redis server, with the options of `quickstudy serve`, and yield its URL."""
     data.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="quickstudy-storage-") as sockets:
         socket_path = f"{sockets}/redis.sock"

@@ -61,7 +61,7 @@ def trajectories(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Mapp
 
 @pytest.fixture(scope="session")
 def secret(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Make a data folder with only the secret of adapter ids."""
+    """Create a data folder that contains only the secret key for computing adapter ids."""
     folder = tmp_path_factory.mktemp("secret") / "data"
     make_secret_folder(folder)
     return folder
@@ -75,9 +75,9 @@ def answers(secret: Path, tmp_path_factory: pytest.TempPathFactory) -> Answers:
 
 
 def record_trajectories(api: str, code: Path, models: Path, folder: Path, only: str = "") -> Mapping[str, Any]:
-    """Record the inner loops and meta-gradients of the code in `code`, and return them by case.
+    """Record the inner loops and meta-gradients of the code in `code`. Return {case: tensors}.
 
-    `only` keeps the cases whose name contains it.
+    Only cases whose name contains `only` are recorded.
     """
     run_script("trajectories.py", api, str(models), str(folder / "cases.json"), "--only", only, code=code)
     recorded: dict[str, Any] = json.loads((folder / "cases.json").read_text())
@@ -90,9 +90,9 @@ def copied(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def first_difference(old: Any, new: Any, path: str = "") -> str | None:
-    """Return the place of the first difference of two recordings with both values, or None.
+    """Return the first difference between two recordings, as its place and both values, or None.
 
-    Fields of `ADDED` may be missing from `old`.
+    Fields in `ADDED` may be missing from `old`.
     """
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         new = {key: value for key, value in new.items() if key in old or key not in ADDED}
@@ -106,7 +106,10 @@ def first_difference(old: Any, new: Any, path: str = "") -> str | None:
 
 
 def check_close(case: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    """Fail unless two recordings of a meta-gradient have the same tensors, with equal numbers or norms except for rounding."""
+    """Fail unless two recordings of a meta-gradient agree up to rounding.
+
+    They must have the same tensors. Small tensors are compared by their numbers, larger ones by their norms.
+    """
     assert old.keys() == new.keys(), case
     tolerance = CENTRAL_ROUNDING if "central" in case else ROUNDING
     for name, released in old.items():
@@ -119,7 +122,7 @@ def _numbers(recorded: Any) -> list[float]:
 
 
 def check_same(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    """Fail with the number of differing cases and the first difference."""
+    """Fail if two recordings differ. Report the number of differing cases and the first difference."""
     differing = [key for key in {**old, **new} if first_difference(old.get(key), new.get(key)) is not None]
     if differing:
         pytest.fail(f"{len(differing)} of {len({**old, **new})} differ; the first: {first_difference(old, new)}", pytrace=False)
@@ -186,7 +189,7 @@ def test_a_data_folder_is_served_unchanged(released: tuple[str, Path], tmp_path_
 
 
 def test_the_recorder_runs_on_this_commit(models: Path, tmp_path: Path) -> None:
-    """Run a few cases, so that a change of the internal API without one of `api_current.py` fails."""
+    """Run a few cases, so that the test fails if the internal API changes but `api_current.py` does not."""
     cases = record_trajectories("current", ROOT, models, tmp_path, only="rates by step")
     assert [name.split(" | ")[0] for name in cases] == ["start", "serve", "first", "second"] * 2
 

@@ -1,10 +1,10 @@
-"""Record the inner loop and the meta-gradients of the code on the module path exactly.
+"""Record inner loops and meta-gradients exactly, with the code that is on the import path.
 
     python trajectories.py API MODELS OUT
 
-API names the module of this folder that calls the product (`cdc3a26`, `current`). MODELS is a folder of tiny base models, `bert`,
-`roberta`, …, that every commit can load. OUT is the JSON file to write: {"code", "cases": {case: {name: tensor}}}. A tensor of up
-to eight numbers is recorded as hexadecimal floats, a larger one as the sha256 of its bytes and its norm.
+API selects the module `api_API.py` of this folder, which calls the product (`cdc3a26` or `current`). MODELS is a folder of tiny
+base models (`bert`, `roberta`, …) that every commit can load. OUT is the JSON file to write: {"code", "cases": {case: {name:
+tensor}}}. A tensor of up to eight numbers is recorded as hexadecimal floats, a larger one as the sha256 of its bytes and its norm.
 """
 
 import argparse
@@ -78,7 +78,11 @@ def main() -> None:
 
 
 def serialize(tensor: Tensor) -> Any:
-    """Return a small tensor as hexadecimal floats, or a larger one as the sha256 of type, shape and bytes, and its norm."""
+    """Return a tensor in a form that JSON can store and that can be compared exactly.
+
+    A floating-point tensor of up to eight numbers becomes a list of hexadecimal floats. Any other tensor becomes its norm and the
+    sha256 of its type, shape and bytes.
+    """
     if tensor.numel() <= _SHOWN and tensor.is_floating_point():
         return [float(number).hex() for number in tensor.flatten().tolist()]
     header = f"{tensor.dtype} {list(tensor.shape)} "
@@ -87,11 +91,11 @@ def serialize(tensor: Tensor) -> Any:
 
 
 def every_case(api: Any, models: Path) -> Iterator[tuple[str, Callable[[], dict[str, Tensor]]]]:
-    """Yield each case's name and the call that runs it."""
+    """Yield (name, function that runs the case) for each case."""
     fused, eager = (api.load(str(models / "bert"), attention) for attention in ("sdpa", "eager"))
     for name, case in product_of_all(api):
         inner = case["inner"]
-        # A query set runs the same loop once more, so only half of the cases have one.
+        # With a query set, the same loop runs once more, so only half of the cases have one.
         served = {key: value for key, value in case.items() if key != "query" or not inner["proximal"]}
         yield f"serve | {name}", partial(api.serve, fused, served)
         # Meta-training ignores `hard_steps` and `in_parts`, so few cases with them are needed.
@@ -117,10 +121,10 @@ def every_case(api: Any, models: Path) -> Iterator[tuple[str, Callable[[], dict[
 
 
 def draw(shots: Sequence[Sequence[int]], *, first: int = 0, apart: int = 3) -> list[Pairs]:
-    """Return one support set for each entry of `shots`, which has the number of examples of each class.
+    """Return one support set for each entry of `shots`. An entry lists the number of examples per class.
 
-    The texts have different lengths. Examples of one class begin `apart` words from each other; the closer, the more similar they
-    are.
+    The texts have different lengths. Successive examples of a class begin `apart` words from each other. The smaller `apart` is,
+    the more similar they are.
     """
     return [
         [
@@ -145,7 +149,7 @@ ONE_SHOT = {"support": draw([(1, 1, 1), (1, 1, 1)]), "query": draw([(1, 1, 1), (
 def product_of_all(api: Any) -> Iterator[tuple[str, Case]]:
     """Yield every combination of options that the product accepts.
 
-    Some combinations of sgd with more steps for hard support sets are left out. Support sets that are not split into parts have
+    Some combinations of sgd with extra steps for hard support sets are left out. Support sets that are not split into parts have
     different shots and numbers of classes.
     """
     choices = itertools.product(MIXTURES, HEADS, ("all", "head"), PARTS, (0.0, 0.7), (False, True), ("adam", "sgd"))
@@ -171,7 +175,7 @@ def product_of_all(api: Any) -> Iterator[tuple[str, Case]]:
 
 
 def single_variations() -> Iterator[tuple[str, Case]]:
-    """Yield variations that are not combined with all others."""
+    """Yield cases with variations that are not combined with each other."""
     linear: dict[str, Any] = {"objective": MIXTURES["ce+sc"], "steps": 3}
     refined: dict[str, Any] = {"objective": MIXTURES["sc"], "head": "prototypes", "head_steps": 2, "steps": 3}
     refined["steps_by_shots"] = {1: 0, 2: 3}
@@ -218,7 +222,7 @@ def of_architecture(name: str) -> Case:
 
 
 def meta_gradients() -> Iterator[tuple[str, Case, dict[str, Any], int]]:
-    """Yield the cases of meta-gradients as (name, case, algorithm, outer step)."""
+    """Yield (name, case, algorithm, outer step) for each meta-gradient."""
     modes: dict[str, dict[str, Any]] = {
         "unrolled": {"mode": "unrolled"},
         "checkpointed": {"mode": "checkpointed", "segment": 2},
@@ -274,7 +278,7 @@ def meta_gradients() -> Iterator[tuple[str, Case, dict[str, Any], int]]:
 
 
 def nets(api: Any) -> Iterator[tuple[str, Callable[[], dict[str, Tensor]]]]:
-    """Yield meta-gradients of all parameters of two small nets."""
+    """Yield (name, function) for each meta-gradient of two small nets, for all their parameters."""
     generator = torch.Generator().manual_seed(4)
 
     def numbers(*shape: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Jobs for the tests of the worker, and helpers that run them."""
+"""Jobs for the worker's tests, and helpers that run them."""
 
 import time
 
@@ -27,7 +27,7 @@ def run(runner: JobRunner, job: JobRecipe, identity: str = "a1") -> tuple[str, s
 
 
 def run_until_finished(runner: JobRunner, seconds: float = 30) -> Record:
-    """Run the job `a1` repeatedly, like the wake-ups of the reaper, until it has ended. Return its record."""
+    """Run job `a1` repeatedly, as the reaper's wake-ups do, until it has ended. Return its record."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         runner.run("t", "a1")
@@ -38,7 +38,10 @@ def run_until_finished(runner: JobRunner, seconds: float = 30) -> Record:
 
 
 def accept_several(runner: JobRunner, tiny: Base, count: int, **changes: object) -> list[JobRecipe]:
-    """Accept jobs `a0`, `a1`, … with one pass key, but with different texts and two or three classes."""
+    """Accept jobs `a0`, `a1`, … with the same pass key, so that they can share one batched inner loop.
+
+    The jobs have different texts, and two or three classes.
+    """
     recipes = []
     for n in range(count):
         support = [(f"{text} {'now ' * (n % 3)}", label) for text, label in SUPPORT]
@@ -50,6 +53,6 @@ def accept_several(runner: JobRunner, tiny: Base, count: int, **changes: object)
 
 
 def status_of(runner: JobRunner, number: int) -> str:
-    """Return the status of the job `aNUMBER`, or `gone` if it has no record."""
+    """Return the status of the job `aNUMBER`, or "gone" if it has no record."""
     record = runner.records.get("t", f"a{number}")
     return "gone" if record is None else record.status

@@ -1,4 +1,4 @@
-"""The garbage collector rests during the start and works afterwards."""
+"""The garbage collector is paused during startup and re-enabled afterwards."""
 
 import gc
 
@@ -13,7 +13,7 @@ def test_it_is_paused_and_then_works_without_the_objects_of_the_start() -> None:
         resume_collection()
         assert gc.isenabled() and gc.get_freeze_count() > frozen
         frozen_once = gc.get_freeze_count()
-        resume_collection()  # a collector that is not paused keeps its objects
+        resume_collection()  # a second call freezes no more objects
         assert gc.get_freeze_count() == frozen_once
     finally:
         gc.enable()

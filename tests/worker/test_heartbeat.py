@@ -1,4 +1,4 @@
-"""Heartbeats notice that the claim of a job is lost."""
+"""Heartbeats notice when a worker has lost its claim on a job."""
 
 import time
 from typing import Any

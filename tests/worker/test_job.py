@@ -1,4 +1,4 @@
-"""Jobs from claim to commit with a real runtime on a real server."""
+"""Jobs from claim to commit, with a real runtime and a real Redis server."""
 
 import json
 import re
@@ -62,7 +62,7 @@ def test_the_reason_of_a_failure_is_in_the_record(runner: JobRunner, tiny: Base,
 
 
 def test_a_refused_commit_leaves_no_weights(runner: JobRunner, tiny: Base, redis_client: "redis.Redis") -> None:
-    """The job is deleted while it runs. The worker's commit is refused, and its weights are removed."""
+    """Delete a job while it runs. The worker's commit is refused, and its weights are removed."""
     runtime = runner.runtime
 
     class DeletedMeanwhile(Runtime):
@@ -74,13 +74,13 @@ def test_a_refused_commit_leaves_no_weights(runner: JobRunner, tiny: Base, redis
     runner.records.accept("t", "a1", recipe(tiny), 60_000, ())
     late.run("t", "a1")
     assert runner.records.get("t", "a1") is None
-    assert list(redis_client.scan_iter("qs:t:*")) == [b"qs:t:usage"]  # the tenant's sums are left, but no weights
+    assert list(redis_client.scan_iter("qs:t:*")) == [b"qs:t:usage"]  # the tenant's usage is left, but no weights
     with pytest.raises(WeightsMissing):
         runner.store.get("t", "a1", 1, "x")
 
 
 def test_a_job_survives_an_outage_of_the_server_of_records_and_weights(tiny: Base, redis_server: RedisServer) -> None:
-    """The worker keeps the outcome until the server is back, and no attempt is used up."""
+    """Stop Redis during a job. The worker keeps the result until Redis is back and uses up no attempt."""
     client = redis.Redis.from_url(redis_server.url)
     runtime = Runtime(Resident(tiny, {"lora-from-zero": lora_from_zero(tiny)}))
 

@@ -1,4 +1,4 @@
-"""Several jobs that share one pass."""
+"""Jobs that share a pass, which is one batched inner loop."""
 
 import time
 from dataclasses import replace
@@ -58,7 +58,7 @@ def test_a_job_that_lost_its_worker_before_runs_alone(runner: JobRunner, tiny: B
 
 
 def test_after_a_failed_pass_jobs_run_one_by_one_with_outcomes_of_their_own(runner: JobRunner, tiny: Base) -> None:
-    """The second job is deleted while it runs; the inner loop of the third fails."""
+    """Delete the second job while it runs, and let the inner loop of the third job fail."""
     runtime = runner.runtime
 
     class Failing(Runtime):
@@ -96,7 +96,7 @@ def test_deleting_one_job_of_a_pass_does_not_affect_the_others(runner: JobRunner
 
 
 def test_a_job_too_large_for_its_pass_runs_alone(runner: JobRunner, tiny: Base, caplog: pytest.LogCaptureFixture) -> None:
-    """Its inner steps each use a part of the support set, which a shared pass does not support."""
+    """Include a job whose inner steps use parts of its support set, which a shared pass does not support."""
     caplog.set_level("INFO")
     init = lora_from_zero(tiny)
     init = replace(init, inner=init.inner.model_copy(update={"rows_per_step": 5}))
@@ -137,7 +137,7 @@ def test_jobs_run_alone_with_one_attempt_or_if_the_settings_allow_no_more(
 
 
 def test_an_error_of_one_job_of_a_pass_does_not_stop_the_others(runner: JobRunner, tiny: Base, redis_client: Any) -> None:
-    """One job has an unreadable record, and the server refuses the commit of another."""
+    """Make the record of one job unreadable, and let the server refuse the commit of another job."""
 
     class Refused(Claims):
         def commit(self, claim: Claim, outcome: Outcome) -> WeightsLifetime | None:
@@ -154,7 +154,7 @@ def test_an_error_of_one_job_of_a_pass_does_not_stop_the_others(runner: JobRunne
 
 
 def test_jobs_of_different_kinds_do_not_share_a_pass(tiny: Base) -> None:
-    """Two kinds may share an initialization, but each prepares its support sets in its own way."""
+    """Refuse them even with one initialization, because each kind prepares support sets in its own way."""
     init = lora_from_zero(tiny)
     runtime = Runtime(Resident(tiny, {"lora-from-zero": init}))
     job = recipe(tiny, initialization_digest=init.digest)

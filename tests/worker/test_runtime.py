@@ -36,7 +36,7 @@ def test_recomputed_weights_are_identical_to_the_bit(runner: JobRunner, tiny: Ba
 
 
 def test_an_initialization_with_a_base_update_is_adapted_on_the_updated_base_model(tiny: Base) -> None:
-    """Its outer loop changed parameters of the base model too. The loaded one must not change."""
+    """Adapt on updated base-model parameters. The loaded base model itself must not change."""
     plain = lora_from_zero(tiny)
     moved = replace(plain, base_update={n: p + 0.2 for n, p in tiny.parameters(["encoder.layer.1.output.*"]).items()})
     runtime = Runtime(Resident(tiny, {"plain": plain, "moved": moved}))

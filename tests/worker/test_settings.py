@@ -1,4 +1,4 @@
-"""The settings of a worker."""
+"""The worker's settings."""
 
 from pathlib import Path
 

@@ -14,11 +14,11 @@ from worker.settings import WorkerSettings
 
 
 class FullCache(WeightStore):
-    """A store on the real server, which has no memory left during each write."""
+    """A weight store on a real Redis server that is out of memory during each write."""
 
     def put(self, *arguments: Any) -> None:
         server: Any = self._redis
-        server.config_set("maxmemory", 1)  # a limit at the memory in use would refuse nothing once a buffer is freed
+        server.config_set("maxmemory", 1)  # with a limit at the memory in use, the write would succeed once a buffer is freed
         try:
             super().put(*arguments)
         finally:

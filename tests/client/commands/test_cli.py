@@ -1,4 +1,4 @@
-"""The commands that `quickstudy` lists, its imports, and its messages about missing packages."""
+"""The `quickstudy` command line: its list of commands, its imports, and errors for missing packages."""
 
 import subprocess
 import sys
@@ -24,7 +24,7 @@ def python(code: str) -> "subprocess.CompletedProcess[str]":
 
 @pytest.fixture
 def entry_points(monkeypatch: pytest.MonkeyPatch) -> list[EntryPoint]:
-    """Replace the installed entry points by a list, and return it for the test to extend."""
+    """Replace the installed entry points with an empty list. Return the list, for the test to fill."""
     installed: list[EntryPoint] = []
 
     def in_group(group: str) -> Sequence[EntryPoint]:

@@ -1,4 +1,4 @@
-"""Reading rows of CSV, TSV and JSON Lines."""
+"""Reading rows from CSV, TSV and JSON Lines files."""
 
 import csv
 import io

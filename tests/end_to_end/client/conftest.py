@@ -1,6 +1,6 @@
-"""One embedded service for all tests of the client.
+"""One embedded service for all end-to-end tests of the client.
 
-It has the tiny base model, an initialization `default`, and a small limit on the inputs of a call.
+It has the tiny base model, an initialization named `default`, and a small limit on the inputs per request.
 """
 
 import shutil

@@ -1,4 +1,4 @@
-"""Every method of both clients against a real service."""
+"""Every method of the sync and the async client, against a real service."""
 
 import asyncio
 import time

@@ -1,4 +1,4 @@
-"""The commands that call a service, and the commands and the Python code that the documentation shows."""
+"""CLI commands against a service, and the commands and Python code shown in the documentation."""
 
 import csv
 import io
@@ -46,7 +46,7 @@ def adapter(service: Served) -> str:
 
 
 def blocks(language: str, page: str) -> list[str]:
-    """Return the code blocks of this language in a page, or in a section of it."""
+    """Return the code blocks in this language from a Markdown text."""
     code: list[str] = re.findall(rf"```{language}\n(.*?)```", page, re.S)
     return code
 
@@ -55,7 +55,7 @@ PYTHON = [*blocks("python", README), *blocks("python", CLIENT_PAGE)]
 
 
 def test_the_commands_of_the_readme_run(service: Served, tmp_path: Path) -> None:
-    """Run README's commands unchanged, in a folder that looks like a checkout."""
+    """Run the README's commands unchanged, in a folder that looks like a checkout."""
     (tmp_path / "service").symlink_to(ROOT / "service")
     (tmp_path / ".venv" / "bin").mkdir(parents=True)
     command = tmp_path / ".venv" / "bin" / "quickstudy"

@@ -35,7 +35,7 @@ def test_an_initialization_survives_the_round_trip(saved: tuple[Path, Initializa
 def test_the_digest_covers_exactly_what_determines_the_weights(tiny: Base) -> None:
     init = lora_from_zero(tiny)
     assert replace(init, name="other", provenance={"by": "us"}).digest == init.digest
-    assert init.digest is init.digest  # cached: it takes milliseconds, and a request reads it several times
+    assert init.digest is init.digest  # cached, because computing it takes milliseconds and a request reads it several times
     name = next(iter(init.theta))
     for changed in (
         replace(init, scale=init.scale + 1),
@@ -54,7 +54,7 @@ def edit_json(folder: Path, change: Callable[[dict[str, object]], object]) -> No
 
 
 def edit_theta(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
-    """Change the weights and the digest in the JSON file, so that only the leaves are wrong."""
+    """Change the weights and update their digest in the JSON file, so that only the weights are wrong."""
     import hashlib
 
     path = folder / "adapter_model.safetensors"
@@ -188,11 +188,11 @@ def test_the_digest_survives_the_round_trip_for_every_scale(tiny: Base, tmp_path
 
 
 def test_the_shipped_default_and_the_baselines_keep_their_digests(minilm: Base) -> None:
-    """Adapters name their initialization by digest, so a changed formula would orphan existing adapters."""
+    """Check fixed digests: if the formula changed, stored adapters would not find their initialization."""
     folder = SHIPPED / "default"
     init = load_initialization(folder, minilm)
     assert init.digest.startswith("51225390fe39")
-    assert init.provenance["recipe_digest"].startswith("3014795c78f3")  # of version 1 of recipes/default.yaml
+    assert init.provenance["recipe_digest"].startswith("3014795c78f3")  # the digest of recipes/default.yaml, version 1
     assert {i.name: i.digest[:12] for i in (frozen_prototypes(minilm), lora_from_zero(minilm))} == {
         "frozen-prototypes": "af4facba42c2",
         "lora-from-zero": "ac74ba3b0d47",

@@ -1,4 +1,4 @@
-"""The catalog of initializations: nothing in it is replaced or left out without an error."""
+"""The catalog of initializations: none is silently replaced or skipped."""
 
 import json
 from dataclasses import replace
@@ -21,7 +21,7 @@ def test_a_baseline_does_not_replace_another(tiny: Base) -> None:
 @pytest.mark.parametrize("content", ["{nope", "[]", '{"base": null}', '{"base": 3}', "{}"])
 @pytest.mark.parametrize("others_skipped", [False, True])
 def test_a_broken_description_is_one_line(tiny: Base, tmp_path: Path, content: str, others_skipped: bool) -> None:
-    """Also where initializations of other base models are skipped: this one's base model cannot be told."""
+    """Raise the error even with `others_skipped`, because the base model of a broken file is unknown."""
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "initialization.json").write_text(content)
     with pytest.raises(ArtifactError) as error:

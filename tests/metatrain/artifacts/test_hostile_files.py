@@ -1,6 +1,6 @@
-"""Malformed and manipulated files are refused with an ArtifactError that names the leaf or the file.
+"""Malformed and manipulated files raise an ArtifactError that names the leaf (tensor) or the file.
 
-They are refused before memory of a size that they state is allocated.
+A file may claim huge sizes: it is refused before that much memory is allocated.
 """
 
 import json
@@ -31,13 +31,13 @@ WEIGHTS, RATES = "adapter_model.safetensors", "inner_lr.safetensors"
 
 
 def split(content: bytes) -> tuple[dict[str, Any], bytes]:
-    """Return (header, numbers) of safetensors bytes."""
+    """Split the bytes of a safetensors file into (header, bytes of all tensors)."""
     length = int.from_bytes(content[:8], "little")
     return json.loads(content[8 : 8 + length]), content[8 + length :]
 
 
 def joined(header: object, numbers: bytes) -> bytes:
-    """Return safetensors bytes with this header, the inverse of `split`."""
+    """Return the bytes of a safetensors file with this header. This is the inverse of `split`."""
     raw = header if isinstance(header, bytes) else json.dumps(header).encode()
     return len(raw).to_bytes(8, "little") + raw + numbers
 
@@ -48,7 +48,7 @@ def good(tiny: Base) -> bytes:
 
 
 def refused(content: bytes, tiny: Base) -> str:
-    """Return the message of the ArtifactError, and check that little memory was allocated before it."""
+    """Read `content`, which must fail, and return the error message. Check that it used little memory."""
     tracemalloc.start()
     try:
         with pytest.raises(ArtifactError) as error:
@@ -62,14 +62,14 @@ def refused(content: bytes, tiny: Base) -> str:
 
 
 def with_metadata(good: bytes, **fields: Any) -> bytes:
-    """Return the adapter with changed fields in its metadata."""
+    """Return the bytes of an adapter with these metadata fields changed."""
     header, numbers = split(good)
     header["__metadata__"]["quickstudy"] = json.dumps({**json.loads(header["__metadata__"]["quickstudy"]), **fields})
     return joined(header, numbers)
 
 
 def with_leaf(good: bytes, name: str = "head.bias", **fields: Any) -> bytes:
-    """Return the adapter with changed fields in the header of one leaf."""
+    """Return the bytes of an adapter with these header fields of the leaf `name` changed."""
     header, numbers = split(good)
     header[name].update(fields)
     return joined(header, numbers)
@@ -135,9 +135,9 @@ def test_what_is_wrong_is_named(good: bytes, tiny: Base) -> None:
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_changed_bytes_are_accepted_or_give_an_artifact_error(good: bytes, tiny: Base, data: st.DataObject) -> None:
-    """Bytes are replaced, removed and inserted, mostly in the header.
+    """Replace, remove and insert bytes, mostly in the header.
 
-    An adapter that is still accepted has the same length and finite numbers.
+    If the adapter is still accepted, its length is unchanged and its numbers are finite.
     """
     content, length = bytearray(good), 8 + int.from_bytes(good[:8], "little")
     for _ in range(data.draw(st.integers(1, 4))):
@@ -184,7 +184,7 @@ def folder(tiny: Base, tmp_path: Path) -> Path:
 
 
 def with_digest(folder: Path, name: str, content: bytes) -> None:
-    """Write a file and its digest in the JSON file, as an attacker would."""
+    """Write a file and put its new digest in the JSON file, as an attacker would."""
     (folder / name).write_bytes(content)
     path = folder / "initialization.json"
     described = json.loads(path.read_text())
@@ -218,7 +218,7 @@ def test_a_file_that_says_it_is_vast_is_not_read(folder: Path, tiny: Base) -> No
     for name in (WEIGHTS, RATES, "base_update.safetensors", "initialization.json", "adapter_config.json"):
         kept = (folder / name).read_bytes()
         with (folder / name).open("r+b") as file:
-            file.truncate(2**40)  # sparse: a terabyte that uses no disk space
+            file.truncate(2**40)  # a sparse file of one terabyte that uses no disk space
         tracemalloc.start()
         try:
             with pytest.raises(ArtifactError, match=name.replace(".", r"\.")):

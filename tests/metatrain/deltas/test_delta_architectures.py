@@ -1,4 +1,4 @@
-"""Every delta kind on many architectures: it equals a plain computation and stock PEFT, or is refused."""
+"""Every delta kind on many architectures: it equals plain code and stock PEFT, or is refused."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -47,7 +47,7 @@ def config_for(kind: str, architecture: Architecture) -> Any:
 
 
 class Hooked:
-    """A model with one attached delta kind, and four θ for it."""
+    """A model with one attached delta kind, and four random θ (parameter sets) for that kind."""
 
     def __init__(self, name: str, kind: str, attention: str) -> None:
         self.architecture = ARCHITECTURES[name]
@@ -59,9 +59,9 @@ class Hooked:
 
     @torch.no_grad()
     def states(self, delta: Mapping[str, Tensor] | None, rows: Sequence[Tensor], **decoding: Any) -> list[Tensor]:
-        """Return the last hidden states of each row: [L, D] of a text's own tokens, or all of an image's.
+        """Return each row's last hidden states: [L, D] for a text's own tokens, or all states of an image.
 
-        `delta` is folded.
+        `delta` is a folded delta, as `folded` returns it.
         """
         inputs = collate(self.architecture, list(rows))
         with delta_scope(delta):
@@ -78,7 +78,7 @@ class Hooked:
 
 @torch.no_grad()
 def in_stock_peft(hooked: Hooked, theta: Mapping[str, Tensor], row: Tensor, attention: str) -> Tensor:
-    """Return the last hidden states of one row in stock PEFT, with θ loaded from the converted tensors."""
+    """Return the last hidden states of one row in stock PEFT, into which θ is loaded."""
     files = hooked.kind.peft
     assert files is not None
     with warnings.catch_warnings():
@@ -86,7 +86,7 @@ def in_stock_peft(hooked: Hooked, theta: Mapping[str, Tensor], row: Tensor, atte
         config = cast(Any, PeftConfig).from_peft_type(**{**files.config(""), "inference_mode": False})
         stock = cast(Any, get_peft_model(cast(Any, hooked.architecture.make(attention)), config)).eval()
     set_peft_model_state_dict(stock, files.to_peft(theta))
-    # PEFT's own forward adds virtual tokens, but takes only texts.
+    # PEFT's own forward is needed for virtual tokens, but it accepts only texts.
     forward = stock if hooked.kind.counts else stock.base_model.model
     states: Tensor = forward(**collate(hooked.architecture, [row])).last_hidden_state[0]
     return states[-len(row) :] if hooked.architecture.text else states
@@ -141,7 +141,7 @@ def test_the_round_trip_through_peft_names_keeps_every_bit(kind: str, name: str)
 def test_rows_with_unequal_numbers_of_virtual_tokens_equal_each_row_alone(
     kind: str, name: str, max_length: int, attention: str
 ) -> None:
-    """All rows are equally long with `max_length` 3, so that the model attends without a mask."""
+    """Cut rows to `max_length`. At length 3 all rows are equally long, so attention gets no mask."""
     hooked = Hooked(name, kind, attention)
     rows, full = [row[:max_length] for row in draw_rows(hooked.architecture, 4)], hooked.folded(hooked.thetas)
     counts = torch.tensor([1, 3, 0, 2])
@@ -156,7 +156,7 @@ def test_rows_with_unequal_numbers_of_virtual_tokens_equal_each_row_alone(
 @pytest.mark.parametrize("name", ["gpt2", "llama", "qwen2"])
 @pytest.mark.parametrize("kind", ["lora", "bottleneck", "ia3", "prefix"])
 def test_decoding_with_a_cache_equals_the_whole_forward_pass(kind: str, name: str, attention: str) -> None:
-    """Decode two tokens, then one at a time. The prefix is not in the cache."""
+    """Decode two tokens, then one at a time. The prefix is not stored in the cache."""
     hooked = Hooked(name, kind, attention)
     row, delta = draw_rows(hooked.architecture, 4)[3], hooked.folded(hooked.thetas[:1])
     whole = hooked.states(delta, [row])[0]
@@ -174,7 +174,7 @@ def test_decoding_with_a_cache_equals_the_whole_forward_pass(kind: str, name: st
 def test_fused_attention_with_a_prefix_is_causal_if_the_call_or_the_module_says_so(
     module_is_causal: bool, call_is_causal: bool | None
 ) -> None:
-    """The call has no mask, as models pass none if no row is padded."""
+    """Call attention without a mask, as models do if no row is padded."""
     generator = torch.Generator().manual_seed(0)
     query, key, value = (torch.randn(2, 2, 4, 8, generator=generator) for _ in range(3))
     attend = cast(Any, AttentionInterface)()["quickstudy_sdpa"]
@@ -223,7 +223,7 @@ def test_unknown_targets_and_layers_are_refused(name: str) -> None:
 
 
 def test_convolutions_of_other_shapes_are_refused() -> None:
-    """Only 1x1 convolutions are sites. Other convolutions that the same target matches are ignored."""
+    """Accept only 1x1 convolutions as sites. If a target also matches other convolutions, skip those."""
     unsupported = {
         "wide": nn.Conv2d(4, 4, 3, padding=1),
         "strided": nn.Conv2d(4, 4, 1, stride=2),
@@ -242,7 +242,7 @@ def test_convolutions_of_other_shapes_are_refused() -> None:
 
 @pytest.mark.parametrize("kind", ["lora", "bottleneck", "ia3"])
 def test_a_layer_whose_input_has_no_batch_axis_is_refused(kind: str) -> None:
-    """An example is a table that a model computes once for all rows."""
+    """Refuse, for example, a table that a model computes once for all rows: it has no batch axis."""
     model = nn.ModuleDict({"layer": nn.Linear(4, 6), "conv": nn.Conv2d(4, 6, 1)})
     targets = ("layer", "conv")
     config: Any = {

@@ -1,4 +1,4 @@
-"""Every delta kind on every encoder: the probe, the round trip through PEFT, and the meta-gradient."""
+"""Every delta kind on every encoder: the probe, the PEFT round trip, and the meta-gradient."""
 
 import hashlib
 from dataclasses import replace
@@ -69,9 +69,10 @@ def load(folder: Path, attention: Any = "eager") -> Base:
 def test_the_probe_passes_every_kind_on_every_encoder(
     folders: dict[str, Path], kind: str, architecture: str, attention: str
 ) -> None:
-    """The probe compares a mixed batch with single rows and with stock PEFT.
+    """Probe each kind: compare a mixed batch with single rows and with stock PEFT.
 
-    It also checks that every leaf changes the output, and that a second derivative exists if the attention has one.
+    The probe also checks that every leaf changes the output, and that second derivatives exist if the attention implementation
+    supports them.
     """
     base = load(folders[architecture], attention)
     attached = base.attach(config_for(kind, architecture))
@@ -83,9 +84,9 @@ def test_the_probe_passes_every_kind_on_every_encoder(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_kinds_share_a_model_without_affecting_each_other(folders: dict[str, Path], kind: str) -> None:
-    """All kinds are hooked on one model, and each gives the same features as on a model of its own.
+    """Attach all kinds to one model. Each gives the same features as on a separate model.
 
-    Without a delta, the hooked model gives the features of the bare base model.
+    Without a delta, the model with all hooks gives the features of the bare base model.
     """
     shared, separate = load(folders["bert"], "sdpa"), load(folders["bert"], "sdpa")
     rows = shared.inputs.collate(shared.inputs.encode([text for text, _ in tasks(1)[0]]))
@@ -99,7 +100,7 @@ def test_kinds_share_a_model_without_affecting_each_other(folders: dict[str, Pat
 
 
 def test_two_configurations_of_a_kind_share_a_model(folders: dict[str, Path]) -> None:
-    """One configuration rescales the output of a site, the other the input of the same site."""
+    """Attach two configurations to one site: the first rescales the site's output, the second its input."""
     first, second = IA3Config(targets=("key", "intermediate.dense"), feedforward=()), config_for("ia3")
     shared, separate = load(folders["bert"], "sdpa"), load(folders["bert"], "sdpa")
     shared.attach(first)
@@ -143,9 +144,9 @@ def test_an_initialization_survives_the_round_trip_and_loads_in_peft(
 
 
 def test_the_files_of_every_kind_keep_their_bytes(tiny: Base, tmp_path: Path) -> None:
-    """The expected digests are of files that commit 713d01a wrote.
+    """Compare the files with digests of files that commit 713d01a wrote.
 
-    The leaves count up in steps of 1/64.
+    The values of each leaf count up in steps of 1/64.
     """
     for kind, expected in FILES.items():
         attached = tiny.attach(config_for(kind))
@@ -187,7 +188,7 @@ def test_the_probe_refuses_more_tokens_than_there_are_positions_for(tiny: Base, 
 
 
 def test_the_probe_refuses_rows_that_differ_next_to_rows_with_more_tokens(folders: dict[str, Path]) -> None:
-    """The position table has no hooks here, like one that is not recognized by its name."""
+    """Remove the hooks of the position table, as if the probe had not recognized the table by its name."""
     base = load(folders["bert"], "sdpa")
     attached = base.attach(PromptConfig(tokens=3))
     for name, module in base.model.named_modules():

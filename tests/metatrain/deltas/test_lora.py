@@ -34,7 +34,7 @@ def test_probe_passes_minilm_in_float32_and_bfloat16() -> None:
 
 
 def test_probe_refuses_a_delta_without_effect(tiny: Base) -> None:
-    """The features do not depend on the pooler."""
+    """Probe LoRA on the pooler, which does not affect the features."""
     with pytest.raises(UnsupportedDelta, match="does not change the output"):
         probe(tiny, tiny.attach(LoRAConfig(targets=("pooler.dense",))))
     with pytest.raises(UnsupportedDelta, match=r"leaf pooler\.dense\.lora_A\.weight has no effect"):
@@ -90,7 +90,7 @@ def test_the_delta_of_a_call_does_not_affect_other_calls(tiny: Base, lora: LoRA)
     bare = tiny.features(None, batch)
     delta = lora.fold({n: t.unsqueeze(0) for n, t in lora.initial(torch.Generator().manual_seed(0), b_std=0.3).items()})
     with delta_scope(delta):
-        assert torch.equal(tiny.features(None, batch), bare)  # the argument of the call replaces the scope around it
+        assert torch.equal(tiny.features(None, batch), bare)  # the delta passed to the call replaces that of the enclosing scope
     assert torch.equal(tiny.features(None, batch), bare)
     assert not torch.equal(tiny.features(delta, batch), bare)
 

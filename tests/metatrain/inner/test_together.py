@@ -1,4 +1,4 @@
-"""Support sets of different sizes adapted in one pass, compared with each of them alone."""
+"""Several support sets adapted in one batched inner loop give the same results as each one alone."""
 
 import time
 from typing import Any
@@ -79,9 +79,9 @@ def assert_close(left: Ended | DeadlineExceeded, right: Ended | DeadlineExceeded
 
 @pytest.mark.parametrize(("delta", "config"), PAIRS)
 def test_each_task_gives_the_result_that_it_gives_alone(tiny: Base, delta: str, config: str) -> None:
-    """Tasks differ in their numbers of classes, shots and steps, and in the length of their texts.
+    """Draw tasks with different numbers of classes, shots and steps, and texts of different lengths.
 
-    Steps of None are those of the configuration.
+    If a task's number of steps is None, the configuration's number is used.
     """
     inner = CONFIGS[config]
 
@@ -106,8 +106,8 @@ def test_tasks_without_steps_share_a_pass_only_with_each_other(tiny: Base) -> No
         adapt(tiny, delta, config, supports, [0, 2])
 
 
-# Each step pads its tasks to the largest remaining one: three tasks of 9 rows, then two of 9, then one of 6, twice. With
-# prototypes, the head then needs the features of all three tasks, 27 rows.
+# In each step, all unfinished tasks are padded to the largest of them. That is three tasks of 9 rows, then two of 9, then one of 6,
+# twice. With prototypes, the head then needs the features of all three tasks, 27 rows.
 @pytest.mark.parametrize(("config", "expected"), [("contrastive", 27 + 18 + 6 + 6 + 27), ("proximal", 27 + 18 + 6 + 6)])
 def test_a_finished_task_leaves_the_pass(tiny: Base, config: str, expected: int) -> None:
     supports = [pairs(2, 2, 0), pairs(2, 3, 1), pairs(3, 3, 2)]

@@ -1,4 +1,4 @@
-"""The augmented views of one row: what each method changes, how much and where."""
+"""Augmented views of one row: what each method changes, how much, and where."""
 
 from dataclasses import dataclass
 from itertools import groupby
@@ -60,7 +60,7 @@ def test_rows_with_fewer_than_two_tokens_between_the_first_and_the_last_are_unch
 
 
 def test_embedding_noise_is_uniform_with_a_bound_by_length_and_width() -> None:
-    """NEFTune (Jain et al. 2023, arXiv:2310.05914), algorithm 1: uniform in ±α / √(L D)."""
+    """Compare with NEFTune (Jain et al. 2023, arXiv:2310.05914), algorithm 1: uniform in ±α / √(L D)."""
     found = views("embedding_noise", 5.0)
     assert all(list(view.ids) == IDS for view in found)
     noise = np.stack([view.noise for view in found if view.noise is not None])

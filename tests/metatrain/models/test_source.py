@@ -1,4 +1,4 @@
-"""Sources of a base model, tested in a separate process that records every access to the network."""
+"""Finding a base model locally or on the hub, in a process that records every network access."""
 
 import json
 import os
@@ -47,7 +47,7 @@ print("RESULTS", json.dumps(results))
 
 @pytest.fixture(scope="module")
 def outcome(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str]:
-    """Return (the results of the program, all its output)."""
+    """Return (the results that the program printed as JSON, all its output)."""
     folder = tmp_path_factory.mktemp("hub")
     (folder / "token").write_text(TOKEN + "\n")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")} | {
@@ -70,7 +70,7 @@ def test_air_gapped_nothing_reaches_for_the_network(outcome: tuple[dict[str, Any
     message, accesses = results["air-gapped"]
     assert "the hub may not be used (AIR_GAPPED); copy the model to a folder" in message and accesses == 0
     message, accesses = results["online"]
-    assert "the hub did not provide it" in message and accesses > 0  # shows that the audit hook records accesses
+    assert "the hub did not provide it" in message and accesses > 0  # shows that the audit hook works
 
 
 def test_the_hubs_token_is_in_no_log_and_no_message(outcome: tuple[dict[str, Any], str]) -> None:

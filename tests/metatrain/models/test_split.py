@@ -1,4 +1,4 @@
-"""A base model split below the delta: it gives the same features, and the lower layers run only once."""
+"""A base model split below the delta: features stay the same, and the lower layers run only once."""
 
 import copy
 from concurrent.futures import ThreadPoolExecutor
@@ -62,7 +62,7 @@ def test_a_delta_that_begins_at_the_bottom_leaves_the_batch_unchanged(tiny: Base
 
 def test_a_model_with_embeddings_and_layers_in_one_child_runs_whole(tiny: Base) -> None:
     class Wrapped(nn.Module):
-        """A model whose embeddings and layers are in one child module."""
+        """A model that has its embeddings and its layers in one child module, so that it cannot be split."""
 
         def __init__(self, inner: nn.Module) -> None:
             super().__init__()
@@ -81,7 +81,10 @@ def test_a_model_with_embeddings_and_layers_in_one_child_runs_whole(tiny: Base) 
 
 def test_a_model_whose_parts_give_other_features_runs_whole(tiny: Base) -> None:
     class Counting(nn.Module):
-        """A model that adds a layer's index to its output. In the upper part the index begins at 0 again."""
+        """A model that adds the layer's index to each layer's output.
+
+        If the upper layers run alone, the index begins at 0 again, so the features differ.
+        """
 
         def __init__(self, inner: nn.Module) -> None:
             super().__init__()

@@ -1,4 +1,4 @@
-"""Targets with one value a row, on which readouts of other packages build."""
+"""`RowTargets`, the targets with one value per row. Readouts of plugin packages can build on them."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The bank, compared with each row alone without a bank."""
+"""The bank of adapters: a mixed batch equals each row computed alone, without a bank."""
 
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,11 @@ from tests.tiny import ARCHITECTURES, WORDS, save_tiny_model
 
 ATTENTION = {"bert": ("query", "value"), "roberta": ("query", "value"), "distilbert": ("q_lin", "v_lin"), "modernbert": ("Wqkv",)}
 MLP = {"bert": "intermediate.dense", "roberta": "intermediate.dense", "distilbert": "lin1", "modernbert": "Wi"}
-TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 6e-2}  # for probabilities that random weights of 0.3 spread over 0 to 1
+TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 6e-2}  # for probabilities; random weights of 0.3 spread them over 0 to 1
 
 
 def configs(architecture: str) -> list[Any]:
-    """Return configurations of every kind, with unequal ranks, layers and numbers of virtual tokens."""
+    """Return configurations of every delta kind, with unequal ranks, layers and numbers of virtual tokens."""
     attention, mlp = ATTENTION[architecture], MLP[architecture]
     return [
         LoRAConfig(rank=2, alpha=4, targets=attention),
@@ -83,7 +83,7 @@ Rows = st.lists(st.tuples(st.integers(0, 10), st.integers(1, 4), st.integers(1, 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_mixed_batch_equals_each_row_alone(folders: dict[str, Path], architecture: str, attention: Any, precision: Any) -> None:
-    """Draw mixtures of kinds, ranks, layers, virtual tokens, numbers of classes, lengths and orders."""
+    """Draw batches that mix kinds, ranks, layers, virtual tokens, class counts, text lengths and orders."""
     base = load_base(str(folders[architecture]), precision=precision, attention=attention)
     kinds = configs(architecture)
     adapters = {
@@ -109,7 +109,7 @@ def test_a_mixed_batch_equals_each_row_alone(folders: dict[str, Path], architect
 
 
 def test_adapters_with_and_without_a_base_update_share_a_batch(tiny: Base) -> None:
-    """The initialization of some adapters replaces parameters of the base model."""
+    """Put adapters in one batch whose initializations do or do not replace base-model parameters."""
     config = LoRAConfig(rank=2, alpha=4)
     update = {n: p + 0.2 for n, p in tiny.parameters(["encoder.layer.1.output.*"]).items()}
     bank = Bank(tiny, [tiny.attach(config)], 10**6, {"updated": update, "empty update": {}})
@@ -154,13 +154,13 @@ def test_large_heads_evict_other_adapters_but_none_of_the_same_batch(tiny: Base)
         assert bank.put(str(seed), pack(make(tiny, config, 4, seed), tiny)) == {}
     large = {name: pack(make(tiny, config, 30, 5), tiny) for name in ("x", "y")}
     assert list(bank.put("x", large["x"])) == ["0", "1", "2", "3"]
-    assert bank.put("y", large["y"], keep=["x", "y"]) == {}  # over the budget while the batch needs both
+    assert bank.put("y", large["y"], keep=["x", "y"]) == {}  # over the budget, because the batch needs both
     assert list(bank.put("0", pack(make(tiny, config, 4, 0), tiny))) == ["x", "y"]
     assert bank.nbytes <= 4 * 8 * 33 * 4
 
 
 def test_a_delta_that_does_not_fit_the_bank_is_refused(tiny: Base) -> None:
-    """An adapter is never used without the leaves that do not fit."""
+    """Refuse an adapter whose delta has leaves that the bank has no room for, instead of dropping them."""
     narrow = Bank(tiny, [tiny.attach(LoRAConfig(rank=2))], 10**6)
     for config in (LoRAConfig(rank=4), PromptConfig(tokens=1), LoRAConfig(rank=2, targets=("key",))):
         with pytest.raises(ArtifactError, match="its delta does not fit the bank"):

@@ -1,4 +1,4 @@
-"""Remembered probes count only for the same inputs, and never if they are damaged or failed."""
+"""Cached probe results are used only for the same inputs, never if damaged. Failures are not cached."""
 
 import json
 import logging
@@ -35,7 +35,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Count the real probes: a list to which each one appends its delta configuration."""
+    """Record the probes that really run: return a list to which each one appends its delta configuration."""
     found, real = [], probes.probe
 
     def counted(base: Base, kind: DeltaKind) -> None:
@@ -75,7 +75,7 @@ def test_another_base_model_is_measured(tiny: Base, tiny_folder: Path, folder: P
         load_base(str(tiny_folder), precision="float32", device=cpu, max_length=16),
         load_base(str(tiny_folder), precision="bfloat16", device=cpu),
     ]
-    for base in (tiny, *others, load_base(str(tiny_folder), precision="float32", device=cpu)):  # the last one is `tiny` again
+    for base in (tiny, *others, load_base(str(tiny_folder), precision="float32", device=cpu)):  # the last one is the same as `tiny`
         probe_once(base, base.attach(CONFIG))
     assert len(measured) == 4
 
@@ -202,5 +202,5 @@ def test_processes_at_once_remember_the_same_and_import_peft_only_to_measure(tin
     both = [subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     ended = [(process.communicate()[0], process.returncode) for process in both]
     assert all(code == 0 and output.startswith("False\n") for output, code in ended), ended
-    assert any("True" in output for output, _ in ended)  # one of them measured; the other may have found its result
+    assert any("True" in output for output, _ in ended)  # one of the two ran each probe; the other may have read the cached result
     assert len(list(folder.iterdir())) == 3  # no temporary file is left

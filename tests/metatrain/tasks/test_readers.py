@@ -1,4 +1,4 @@
-"""Every reader on real files, and its errors for broken ones."""
+"""Every data reader on real files, and its errors for broken files."""
 
 import gzip
 import json

@@ -87,7 +87,10 @@ def test_a_share_of_the_episodes_is_near_miss() -> None:
 
 
 def test_near_miss_episodes_draw_similar_classes() -> None:
-    """The classes are on a line, and closer ones are more similar. Those of an episode are within 2·ways."""
+    """Draw episodes from classes on a line, where closer classes are more similar.
+
+    The classes of one episode must lie within 2·ways of each other.
+    """
     line = np.arange(30, dtype=np.float32)
     similarity = [-np.abs(line[:, None] - line[None, :])]
     sampler = EpisodeSampler([dataset(classes=30)], 0, near_miss=1.0, similarity=similarity)

@@ -1,4 +1,4 @@
-"""Recipes of a small training run on the tiny model and the shipped task set."""
+"""Recipes for a small training run on the tiny model and the shipped task set."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,10 @@ from metatrain.training.recipe import Recipe
 
 
 def content(tiny_folder: Path, **changes: Any) -> dict[str, Any]:
-    """Return a recipe as plain data: FOMAML through Adam with learned rates, with `changes` applied."""
+    """Return a recipe as plain data: FOMAML with Adam in the inner loop and learned rates.
+
+    Each of `changes` replaces a whole top-level section.
+    """
     algorithm = changes.get("algorithm", {})
     steps = {} if isinstance(algorithm, dict) and algorithm.get("name") in ("protonet", "adapted_protonet") else {"steps": 2}
     return {

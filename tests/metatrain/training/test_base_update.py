@@ -1,4 +1,4 @@
-"""Parameters of the base model that the outer loop moves: features, training, artifacts and errors."""
+"""Base-model parameters that the outer loop trains (`base.updated`): features, runs, files, errors."""
 
 import copy
 import hashlib
@@ -167,7 +167,7 @@ def test_loading_is_strict(tiny: Base, tmp_path: Path) -> None:
     (folder / "initialization.json").write_text(json.dumps(description))
     with pytest.raises(ArtifactError, match=r"weights_sha256: expected no file 'base-update.safetensors'"):
         load_initialization(folder, tiny)
-    save_initialization(replace(init, base_update={}), folder, tiny.attach(init.delta))  # overwrites the other one completely
+    save_initialization(replace(init, base_update={}), folder, tiny.attach(init.delta))  # overwrites all earlier files
     assert load_initialization(folder, tiny).base_update == {}
     (written({}) / "base_update.safetensors").unlink()
     with pytest.raises(ArtifactError, match=r"base_update.safetensors is missing"):

@@ -1,4 +1,4 @@
-"""Evaluation of initializations, against plain loops and through the command."""
+"""Evaluation of initializations, compared with plain loops, and its command."""
 
 import json
 import math
@@ -67,7 +67,7 @@ def test_only_hard_support_sets_take_more_steps(tiny: Base, episodes: list[Episo
         evaluate(tiny, replace(init, inner=mixed), episodes)
     with rows_through(tiny) as six_step_rows:
         evaluate(tiny, init, episodes, steps=6)
-    assert sum(mixed_rows) < sum(six_step_rows)  # finished tasks leave the pass
+    assert sum(mixed_rows) < sum(six_step_rows)  # finished tasks are dropped from the batch
     too_few_shots = init.inner.model_copy(update={"hard_steps": HardSteps(shots=3, below=below, steps=6)})
     assert evaluate(tiny, replace(init, inner=too_few_shots), episodes).accuracy == by_steps[1].accuracy
     single = [replace(e, support=e.support[::2]) for e in episodes]
@@ -111,7 +111,7 @@ def test_paired_interval_is_the_normal_approximation() -> None:
 
 
 def test_the_shipped_default_is_small_and_evaluates_with_its_baselines() -> None:
-    """The benchmarks measure accuracy; the demo's test checks that the default beats frozen prototypes."""
+    """Check only size and a low accuracy bound. Benchmarks and the demo's test measure the accuracy."""
     assert sum(path.stat().st_size for path in DEFAULT_INITIALIZATION.iterdir()) < 2_000_000
     arguments = ["evaluate", "--ways", "5", "--shots", "1", "--episodes", "12", "--json"]
     result = CliRunner().invoke(main, arguments)

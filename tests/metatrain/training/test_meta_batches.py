@@ -1,4 +1,4 @@
-"""Micro-batches weigh every task equally, and only tasks without a finite gradient are dropped."""
+"""Micro-batches: every task has equal weight, and only tasks without a finite gradient are dropped."""
 
 import math
 from pathlib import Path
@@ -23,7 +23,10 @@ OUTER = {"steps": 3, "tasks": 5, "warmup": 0, "decay": "none", "clip": 1.0}
 
 
 def test_micro_batches_do_not_change_the_result(tiny_folder: Path, tmp_path: Path) -> None:
-    """Runs with five tasks at once, with two, and with parts of one task are equal up to rounding."""
+    """Compare runs with five tasks per micro-batch, with two, and with one task in parts.
+
+    They must agree up to rounding.
+    """
     runs = []
     for rows in (400, 30, 4):
         plan = recipe(tiny_folder, outer={**OUTER, "rows_at_once": rows}, episodes={"ways": [3, 3], "shots": [2, 2], "queries": 2})
@@ -58,7 +61,7 @@ def test_the_mean_is_weighted_by_tasks() -> None:
 def test_a_task_without_a_finite_loss_is_dropped_and_counted(
     tiny_folder: Path, tiny: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: tuple[int, ...]
 ) -> None:
-    """The query losses of some tasks are set to NaN. The outer step follows the mean of the others."""
+    """Set the query losses of some tasks to NaN. The outer step uses the mean of the other tasks."""
     plan = recipe(tiny_folder, outer={**OUTER, "steps": 1}, episodes={"ways": [3, 3], "shots": [2, 2], "queries": 2, "unequal": 0})
     episodes = EpisodeSampler(read_data(plan, Path())[0], plan.seed).batch(0, EpisodeShape(3, 2, 2), 5)
     bad = [row.ids for row in tiny.inputs.encode([episodes[i].support[0][0] for i in broken])]

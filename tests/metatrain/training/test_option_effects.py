@@ -1,4 +1,4 @@
-"""No option of a recipe is ignored: another value is refused, or the run learns something else."""
+"""No recipe option is ignored: a changed value is refused, or it changes the result of the run."""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from metatrain.training.run import train
 from tests.metatrain.test_options import ALGORITHMS
 from tests.metatrain.training.plans import content
 
-# What a run of two outer steps cannot show: how long it may go on, what it may take of memory, and what is for requests alone.
+# Options whose effect a run of two outer steps cannot show. Each value gives the reason, or the test that covers the option.
 NOT_LEARNED = {
     "outer.steps": "the length of the run",
     "outer.rows_at_once": "memory; tests/metatrain/training/test_meta_batches.py",
@@ -27,7 +27,7 @@ NOT_LEARNED = {
     "episodes.temperature": "needs two data sets; tests/metatrain/tasks",
     "algorithm.name": "another algorithm",
 }
-# ProtoNet takes no steps: what its initialization records of them is for requests that ask for some.
+# ProtoNet trains without inner steps. Its initialization records these options only for requests that ask for steps.
 OF_STEPS = {
     "objective",
     "head",
@@ -99,7 +99,7 @@ BASE: dict[str, Any] = {
 
 
 def options() -> list[tuple[str, str]]:
-    """Return every algorithm with every option of the sections that determine how it learns."""
+    """Return (algorithm, option) for all options that affect training, except those in `NOT_LEARNED`."""
     found = []
     for name, kind in ALGORITHMS.items():
         sections = {"algorithm": kind, **{s: Recipe.model_fields[s].annotation for s in ("inner", "start", "outer", "episodes")}}
@@ -128,7 +128,7 @@ def changed(tiny_folder: Path, algorithm: str, option: str) -> dict[str, Any]:
 
 
 def outcome(plan: dict[str, Any], folder: Path) -> tuple[dict[str, torch.Tensor], bytes]:
-    """Train; return all tensors of the last checkpoint and the history."""
+    """Train with `plan`. Return (tensors of the last checkpoint, bytes of the history file)."""
     train(Recipe.model_validate(plan), Path(), folder)
     return load_file(folder / CHECKPOINT), (folder / NAME).read_bytes()
 

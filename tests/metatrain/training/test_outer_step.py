@@ -54,7 +54,7 @@ def test_steps_without_a_finite_gradient_are_skipped_and_too_many_stop_the_train
         assert math.isnan(outer_step(config, state, broken))
     assert not state.leaves["theta.a"].any() and (state.step, state.skipped) == (2, 2)
     assert outer_step(config, state, finite) == pytest.approx(2**0.5)
-    # Adam's bias correction counts only the steps that were taken, so this step is the first.
+    # Skipped steps do not count in Adam's bias correction, so this step is its first.
     size = config.learning_rate * schedule(config, 3)
     torch.testing.assert_close(state.leaves["theta.a"], torch.tensor([-size, size]))
     assert state.skipped_in_a_row == 0
@@ -67,7 +67,7 @@ def test_steps_without_a_finite_gradient_are_skipped_and_too_many_stop_the_train
 def test_the_error_names_a_leaf_that_the_loss_does_not_depend_on() -> None:
     state = OuterState.start(Outer({"a": torch.zeros(2), "b": torch.zeros(2), "c": torch.zeros(1)}, {}, torch.tensor(1.0)))
     zeros, ones = torch.zeros(2), torch.ones(2)
-    for step in range(4):  # a has no gradient at first, like LoRA's A; c never has one
+    for step in range(4):  # `a` has no gradient in the first step, like LoRA's A; `c` never has one
         gradients = {"theta.a": ones if step else zeros, "theta.b": ones, "theta.c": torch.zeros(1), "log_scale": torch.tensor(0.0)}
         outer_step(OuterConfig(), state, MetaGradient(0.0, 0.0, (), gradients))
     with pytest.raises(NoMetaGradient, match=r"1 of 3 leaves had no meta-gradient in 5 outer steps, the first of them c"):
@@ -97,7 +97,7 @@ def test_the_learning_rate_follows_its_decay(decay: str, shares: list[float]) ->
 
 
 def test_the_average_is_weighted_by_its_decay() -> None:
-    """The update is average ← 0.9 average + 0.1 leaf; unequal weights show if they are swapped."""
+    """Check average ← 0.9 average + 0.1 leaf. The weights are unequal, so that a swap is noticed."""
     config = OuterConfig(average=0.9, optimizer="sgd", learning_rate=1.0, warmup=0, decay="none", clip=None)
     state = OuterState.start(Outer({"a": torch.zeros(1)}, {}, torch.tensor(1.0)))
     outer_step(config, state, MetaGradient(0.0, 0.0, (), {"theta.a": -torch.ones(1)}))
@@ -105,7 +105,7 @@ def test_the_average_is_weighted_by_its_decay() -> None:
 
 
 def test_only_learned_leaves_move() -> None:
-    """The gradients of other leaves are not read, even if they are not finite."""
+    """Ignore the gradients of leaves that are not learned, even if those gradients are not finite."""
     state = OuterState.start(Outer({"a": torch.zeros(1)}, {"a": torch.tensor([0.5])}, torch.tensor(2.0)), FOMAML().learns)
     before = dict(state.leaves)
     gradients = {"theta.a": torch.ones(1), "log_rates.a": torch.tensor([float("nan")]), "log_scale": torch.tensor(3.0)}

@@ -18,7 +18,7 @@ from tests.metatrain.training.plans import content
 
 
 def test_two_processes_train_as_one_process_does(tiny_folder: Path, tmp_path: Path) -> None:
-    """A meta-batch has three tasks, so the shares are unequal. The run is stopped and resumed."""
+    """Train with three tasks per meta-batch, so that the shares are unequal. Stop and resume the run."""
     plan = content(
         tiny_folder, outer={"steps": 6, "tasks": 3, "warmup": 2}, validation={"every": 3, "episodes": 2, "ways": 3, "shots": [1]}
     )
@@ -37,7 +37,7 @@ def test_two_processes_train_as_one_process_does(tiny_folder: Path, tmp_path: Pa
     histories = [read_history(tmp_path / name) for name in ("alone", "two")]
     for one, two in zip(*histories, strict=True):
         assert one["event"] == two["event"] and one["step"] == two["step"]
-        if one["event"] == "validation":  # each process has scored half of the episodes
+        if one["event"] == "validation":  # each process scored half of the episodes
             torch.testing.assert_close(two["by_shots"], one["by_shots"], rtol=0, atol=0.05)
         if one["event"] == "step":
             torch.testing.assert_close(two["loss"], one["loss"], rtol=1e-4, atol=1e-5)

@@ -1,4 +1,4 @@
-"""The report of a real run, written by the command."""
+"""The report of a real training run, written by `metatrain train --report`."""
 
 import json
 from pathlib import Path

@@ -50,7 +50,7 @@ ROOT = Path(__file__).resolve().parents[3]
     ids=lambda section: " ".join([section["name"], section.get("gradient", {}).get("mode", "")]),
 )
 def test_a_resumed_run_gives_the_same_bits(tiny_folder: Path, tmp_path: Path, algorithm: dict[str, Any]) -> None:
-    """The delta has several targets, whose order in a checkpoint differs from that in the model."""
+    """Use several targets, whose order in a checkpoint differs from their order in the model."""
     delta = {"rank": 2, "targets": ["value", "query", "intermediate.dense"]}
     outer = {"steps": 8, "tasks": 2, "warmup": 2, "average": 0.5}
     plan = recipe(tiny_folder, algorithm=algorithm, delta=delta, outer=outer)
@@ -105,7 +105,7 @@ def test_a_checkpoint_of_another_recipe_is_refused(tiny_folder: Path, tmp_path: 
 
 
 def test_training_stops_when_validation_no_longer_improves(tiny_folder: Path, tmp_path: Path) -> None:
-    """The rate is so small that no prediction changes, so the first validation remains the best one."""
+    """Train with a tiny learning rate: no prediction changes, so the first validation stays the best."""
     outer = {"steps": 40, "tasks": 1, "learning_rate": 1e-12, "rate_learning_rate": 1e-12}
     validation = {"every": 2, "episodes": 2, "ways": 3, "shots": [1], "patience": 3}
     trained = train(recipe(tiny_folder, outer=outer, validation=validation), Path(), tmp_path)
@@ -130,7 +130,7 @@ def test_adapted_protonet_with_many_options_trains_and_records_its_inner_loop(ti
 
 
 def test_options_for_serving_are_recorded_and_do_not_change_training(tiny_folder: Path, tmp_path: Path) -> None:
-    """The options are `hard_steps` and `in_parts`."""
+    """Add `hard_steps` and `in_parts`, which only serving uses."""
     inner = {"objective": {"supervised_contrastive": 1}, "head": "prototypes", "steps": 2, "steps_by_shots": {1: 0, 2: 2}}
     inner |= {"rows_per_step": 5}
     algorithm = {"name": "adapted_protonet"}
@@ -249,7 +249,7 @@ def test_shipped_recipes_are_found_by_name(tmp_path: Path) -> None:
 
 
 def test_a_killed_and_resumed_run_gives_the_same_bits(tiny_folder: Path, tmp_path: Path) -> None:
-    """SIGKILL comes at an arbitrary step after the first checkpoint."""
+    """Send SIGKILL at an arbitrary step after the first checkpoint."""
     outer = {"steps": 60, "tasks": 1, "warmup": 2}
     plan = content(tiny_folder, outer=outer, validation={"every": 3, "episodes": 2, "ways": 3, "shots": [1], "patience": 50})
     uninterrupted = train(Recipe.model_validate(plan), Path(), tmp_path / "uninterrupted")

@@ -1,4 +1,4 @@
-"""Conversion of recipes of version 1, with their defaults as explicit options."""
+"""Conversion of version 1 recipes: the defaults of version 1 become explicit options."""
 
 from pathlib import Path
 from typing import Any

@@ -1,6 +1,6 @@
-"""A kind of task in a package: predict a number from a text.
+"""An example plugin: a task kind that predicts a number from a text.
 
-The readout starts from ridge regression on the features; the inner loop improves it.
+The readout starts from ridge regression on the features. The inner loop then improves it.
 """
 
 import torch

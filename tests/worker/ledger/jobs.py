@@ -21,7 +21,7 @@ def claim(records: Records, identity: str = "a1", *, lease_ms: int = 10_000, att
 
 
 def claimed(records: Records, identity: str = "a1", *, lease_ms: int = 10_000) -> Claim:
-    """Claim a job that can be claimed."""
+    """Claim a job. Fail if it cannot be claimed."""
     result = claim(records, identity, lease_ms=lease_ms)
     assert result is not None
     return result

@@ -1,4 +1,4 @@
-"""Aliases on a real server: they move atomically and never point at a missing adapter."""
+"""Aliases on a real Redis server: they move atomically and never point at a missing adapter."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -46,7 +46,7 @@ def test_a_tenant_has_at_most_the_allowed_number_of_aliases(aliases: Aliases) ->
     with pytest.raises(LimitReached) as refused:
         aliases.point("t", "three", "a1", most=2)
     assert (refused.value.limit, refused.value.most, refused.value.used) == ("MAX_ALIASES", 2, 2)
-    assert aliases.point("t", "two", "a2", most=2) == Moved("set", "a1")  # the alias is not a new one
+    assert aliases.point("t", "two", "a2", most=2) == Moved("set", "a1")  # the alias exists already, so it is not one more
     assert aliases.remove("t", "one") and aliases.point("t", "three", "a1", most=2) == Moved("set", None)
     assert aliases.point("t", "four", "a1") == Moved("set", None)
 
@@ -94,7 +94,7 @@ def test_an_adapter_with_aliases_cannot_be_deleted_by_request(
     aliases.point("t", "live", "a2")
     records.claims.commit(claimed(records), Outcome(status="ready", digest="f"))
     redis_client.zadd("qs:retire", {"t/a1": 1})
-    assert [identity for _, identity, _ in records.retention.retire()] == ["a1"]  # with the alias that points at it
+    assert [identity for _, identity, _ in records.retention.retire()] == ["a1"]  # the alias that points at it is removed too
     assert aliases.get("t", "test") is None and [alias.alias for alias in aliases.page("t", 9, None)[0]] == ["live"]
     assert aliases.remove("t", "live") and records.delete("t", "a2") is not None
     assert not list(redis_client.scan_iter("qs:t:alias*"))

@@ -1,4 +1,4 @@
-"""API keys on a real server."""
+"""API keys on a real Redis server."""
 
 import base64
 import time

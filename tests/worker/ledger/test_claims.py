@@ -1,4 +1,4 @@
-"""Claims, leases, fences and commits on a real server."""
+"""Claims, leases, fences and commits of jobs on a real Redis server."""
 
 import time
 from typing import Any, cast
@@ -54,7 +54,7 @@ def test_a_job_that_loses_every_worker_ends_as_failed(records: Records) -> None:
 
 
 def test_a_repeated_commit_takes_effect_once(records: Records) -> None:
-    """A worker repeats a commit whose answer was lost."""
+    """Repeat a commit, as a worker does if the server's answer was lost."""
     records.accept("t", "a1", RECIPE, DAY, ())
     only = claimed(records)
     ready = Outcome(status="ready", digest="f")
@@ -104,7 +104,7 @@ def test_a_job_that_is_handed_back_waits_for_another_worker(records: Records) ->
 def test_a_fence_is_never_reused_even_if_a_new_master_lost_the_counter(records: Records, redis_client: "redis.Redis") -> None:
     records.accept("t", "a1", RECIPE, DAY, ())
     first = claimed(records)
-    time.sleep(0.002)  # fences count in milliseconds, and a failover takes longer than one
+    time.sleep(0.002)  # a fence is at least the time in ms, and a failover takes longer than 1 ms
     redis_client.delete("qs:fence")  # neither the latest fence nor the claim was replicated
     redis_client.hset("qs:t:adapter:a1", mapping={"status": "queued", "fence": 0})
     second = claimed(records)

@@ -1,4 +1,4 @@
-"""Events and times are counted."""
+"""The ledger's counts of events and of stage durations."""
 
 import time
 

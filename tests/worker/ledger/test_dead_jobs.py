@@ -1,4 +1,4 @@
-"""Dead jobs, which used up their attempts."""
+"""Dead jobs: jobs that have used up their attempts."""
 
 import time
 

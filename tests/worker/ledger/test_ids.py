@@ -1,4 +1,4 @@
-"""The ids of adapters."""
+"""Adapter ids."""
 
 from tests.worker.ledger.jobs import RECIPE
 from worker.ledger.ids import adapter_id

@@ -1,4 +1,4 @@
-"""Records are accepted, read, pinned, queued again and deleted on a real server."""
+"""Records on a real Redis server: they are accepted, read, pinned, queued again and deleted."""
 
 import time
 
@@ -49,7 +49,7 @@ def test_a_conditional_delete_spares_a_record_that_was_accepted_again(records: R
     assert records.delete("t", "a1", only="dead") is None
     records.claims.give_up("t", "a1", "decided before it was requested again", 1)
     again = claimed(records)
-    assert again.previous_fence == old.fence  # the weights stored under it, if any, must still be removed
+    assert again.previous_fence == old.fence  # any weights stored under the old fence must still be removed
     assert records.claims.commit(again, Outcome(status="ready", digest="f"))
 
 
@@ -145,7 +145,7 @@ def test_pages_with_a_filter_read_many_records_and_miss_none(records: Records) -
 
 
 def test_records_and_pages_are_read_without_their_examples(records: Records, redis_client: "redis.Redis") -> None:
-    """A support set may have millions of bytes, and a page may have 200 records."""
+    """Count the bytes sent: a support set may have millions of bytes, and a page may have 200 records."""
     large = RECIPE.model_copy(update={"support": tuple((f"{i} {'x' * 2_000}", f"label {i % 3}") for i in range(500))})
     for i in range(10):
         records.accept("t", f"a{i}", large, DAY, ())

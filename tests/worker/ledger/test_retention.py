@@ -1,4 +1,4 @@
-"""Retention removes old records, and only these."""
+"""Retention removes old records and no others."""
 
 import redis
 

@@ -1,4 +1,4 @@
-"""Redis URLs of one server and of several; a real Sentinel and a real cluster."""
+"""Redis URLs of one or several servers, and the ledger on a real Sentinel and a real cluster."""
 
 from pathlib import Path
 

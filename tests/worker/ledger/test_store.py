@@ -1,4 +1,4 @@
-"""The store of weights in the cache."""
+"""The weight store, which keeps adapter weights in the cache."""
 
 import pytest
 import redis

@@ -26,7 +26,7 @@ EXAMPLES = len(RECIPE.model_dump_json(exclude_defaults=True))
 
 
 def claimed(records: Records, tenant: str, identity: str, attempts: int = 3) -> Claim | None:
-    """Claim a job for a worker of its queue."""
+    """Claim a job as a worker of the job's own queue."""
     record = records.get(tenant, identity)
     queue = "" if record is None else record.queue
     return records.claims.claim(tenant, identity, lease_ms=60_000, attempts=attempts, worker="w", queues={queue: ()})
@@ -78,7 +78,7 @@ def test_bytes_are_counted_from_acceptance_until_failure_expiry_or_deletion(redi
     records.delete("t", "a3")
     assert used() == (2, 0, 0)
     records.accept("t", "a4", RECIPE, DAY, (), size=ESTIMATE)
-    assert claimed(records, "t", "a4", attempts=0) is None and used() == (3, 0, 0)  # dead
+    assert claimed(records, "t", "a4", attempts=0) is None and used() == (3, 0, 0)  # the job is dead
     assert records.dead_jobs.revive("t", "a4") and used() == (3, ESTIMATE, 1)
     assert usage.of("t").adaptations == 5 and usage.of("u") == Used(0, 0, 0, 0, 0, 0, 0, 0)
 

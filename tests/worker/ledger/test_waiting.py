@@ -1,4 +1,4 @@
-"""Lost jobs are announced again, each in its queue."""
+"""A job whose wake-up message is lost is announced again, in its own queue."""
 
 import time
 
@@ -21,11 +21,11 @@ def test_due_lists_each_lost_job_once_and_no_other(records: Records, redis_clien
         redis_client.zadd("qs:pending", {f"t/{name}": 0})  # as if their check were due
     redis_client.hset("qs:t:adapter:a3", "queued_at", 5_000)
     records.accept("t", "a4", RECIPE, DAY, ())
-    assert records.waiting.due(oldest={"": ("t", "a3")}) == []  # the oldest wake-up is its own: none is lost
+    assert records.waiting.due(oldest={"": ("t", "a3")}) == []  # the oldest wake-up is a3's own, so it is not lost
     redis_client.zadd("qs:pending", {"t/a3": 0})
-    assert records.waiting.due(oldest={"": ("t", "a4")}) == [("t", "a3", "")]  # the oldest one is later: its own is gone
+    assert records.waiting.due(oldest={"": ("t", "a4")}) == [("t", "a3", "")]  # the oldest is of a later job: a3's is lost
     redis_client.zadd("qs:pending", {"t/a3": 0})
-    assert records.waiting.due(oldest={"": ("t", "a4")}) == []  # it was announced again meanwhile
+    assert records.waiting.due(oldest={"": ("t", "a4")}) == []  # a3 has been announced again since
     redis_client.zadd("qs:pending", {"t/a3": 0})
     assert records.waiting.due(oldest={"": ("t", "deleted")}) == []
     redis_client.zadd("qs:pending", {"t/a3": 0})

@@ -1,4 +1,4 @@
-"""The workers that are alive."""
+"""The ledger's list of workers that are alive."""
 
 import redis
 
