@@ -1,4 +1,4 @@
-"""The command line of a checkout, `python -m service`; once installed, it is `quickstudy`."""
+"""The command line, as `python -m service` in a checkout. Once installed, it is `quickstudy`."""
 
 from quickstudy.commands.cli import command_line
 

@@ -1,23 +1,26 @@
-"""The errors of the service, and their problem documents (RFC 9457).
+"""Errors that the service reports to clients as problem documents (RFC 9457).
 
-ServiceError             status, kind (the last part of the document's `type`), title
-├── InvalidRequest       422  names the field, what was expected and what came
-├── IdempotencyKeyReused 422  the Idempotency-Key came with another request before
-├── Unauthenticated      401  the key is missing, unknown, revoked or expired; the answer does not say which
+Each class sets the HTTP status, `kind` (the last part of the document's `type`) and the title. "Retry-After" means that the
+response has that header.
+
+ServiceError             500
+├── InvalidRequest       422  names the field, what was expected and what was received
+├── IdempotencyKeyReused 422  the Idempotency-Key was first used for a different request
+├── Unauthenticated      401  the API key is missing, unknown, revoked or expired; the response does not say which
 ├── MissingScope         403  names the missing scope
 ├── UnknownAdapter       404
 ├── UnknownAlias         404
 ├── UnknownPath          404
-├── MethodNotAllowed     405  Allow names the methods of the path
-├── AdapterNotReady      409  has the adapter's status, and the reason if it failed
-├── AdapterInUse         409  names the aliases that point at it
-├── AliasMoved           409  has the adapter that the alias points at now
+├── MethodNotAllowed     405  the Allow header lists the methods that the path supports
+├── AdapterNotReady      409  includes the adapter's status, and the reason if its job failed
+├── AdapterInUse         409  lists the aliases that point at the adapter
+├── AliasMoved           409  includes the adapter that the alias points at now
 ├── BodyTooLarge         413
-├── ClientGone           499  appears only in the log and the metrics: the client disconnected
+├── ClientGone           499  the client disconnected; appears only in the log and the metrics
 ├── Overloaded           429  Retry-After; too many inputs are waiting for a prediction
-├── QuotaExceeded        429  Retry-After; has the limit's name, its value and the usage
+├── QuotaExceeded        429  Retry-After; includes the limit's name, its value and the current usage
 └── Unavailable          503  Retry-After
-    └── NotReady         503  only /readyz; names what is missing
+    └── NotReady         503  raised only by /readyz; lists what is missing
 """
 
 from typing import Any
@@ -29,7 +32,11 @@ from worker.logs import current_request
 
 
 class ServiceError(Exception):
-    """Root of the tree: `detail` is the message for the user, `extra` are further members of the document."""
+    """The base class of all errors of the service.
+
+    `detail` is the message for the user. `headers` are added to the response, and `extra` are further members of its problem
+    document.
+    """
 
     status = 500
     kind = "internal-error"
@@ -141,7 +148,7 @@ class NotReady(Unavailable):
 
 
 def problem(error: ServiceError) -> JSONResponse:
-    """Return the answer for an error, with the id of the current request in its document."""
+    """Return the problem response for an error. Its body includes the id of the current request."""
     body = {"type": f"/problems/{error.kind}", "title": error.title, "status": error.status, "detail": error.detail}
     body |= {"request_id": current_request(), **error.extra}
     return JSONResponse(body, error.status, headers=error.headers, media_type="application/problem+json")

@@ -1,7 +1,7 @@
 """Checks of request fields that all task kinds share.
 
-Every error names the field, what was expected and what came. `service.kinds` checks the examples of each task kind,
-`service.adapting.checked_request` whole requests to adapt.
+Every error names the field, what was expected and what was received. Other checks are elsewhere: `service.kinds` checks the
+examples of each task kind, and `service.adapting.checked_request` checks whole adaptation requests.
 """
 
 from collections.abc import Sequence
@@ -12,13 +12,19 @@ from worker.ledger.aliases import is_alias
 
 
 def check_count(field: str, number: int, least: int, most: int, noun: str, suffix: str = "") -> None:
-    """Raise InvalidRequest unless least ≤ number ≤ most. `noun` and `suffix` complete the message."""
+    """Raise InvalidRequest unless least ≤ number ≤ most.
+
+    `noun` says in the message what the number counts, such as `examples`. `suffix` is added after the expected range.
+    """
     if not least <= number <= most:
         raise InvalidRequest(field, f"{least} to {most} {noun}{suffix}", f"{number} {noun}")
 
 
 def check_notes(name: str | None, tags: Sequence[str] | None) -> None:
-    """Raise InvalidRequest if a name or tag is blank or not proper Unicode. The schema limits lengths."""
+    """Raise InvalidRequest if an adapter's name or a tag is blank, or has NUL or lone surrogates.
+
+    None means that the request sets no name or no tags. Lengths are limited by the request's schema.
+    """
     if name is not None:
         check_text("name", name, len(name))
     for i, tag in enumerate(tags or ()):
@@ -26,7 +32,10 @@ def check_notes(name: str | None, tags: Sequence[str] | None) -> None:
 
 
 def check_ttl(ttl_seconds: int | None, settings: ServiceSettings) -> None:
-    """Raise InvalidRequest if the time to live is longer than MAX_TTL_SECONDS. None: not set."""
+    """Raise InvalidRequest if an adapter's time to live is longer than MAX_TTL_SECONDS.
+
+    None means that the request sets no time to live, which is valid.
+    """
     if ttl_seconds is not None and ttl_seconds > settings.max_ttl_seconds:
         raise InvalidRequest("ttl_seconds", f"at most {settings.max_ttl_seconds}", ttl_seconds)
 
@@ -39,13 +48,16 @@ def check_inputs(inputs: Sequence[str], settings: ServiceSettings) -> None:
 
 
 def check_alias(alias: str) -> None:
-    """Raise InvalidRequest for an alias that has the form of an adapter's id."""
+    """Raise InvalidRequest if an alias could be mistaken for an adapter id, or has invalid characters."""
     if not is_alias(alias):
         raise InvalidRequest("alias", "a name that does not have the form of an adapter's id", alias)
 
 
 def check_text(field: str, text: str, most: int) -> None:
-    """Raise InvalidRequest if the text is blank, longer than `most` characters, or not proper Unicode."""
+    """Raise InvalidRequest if the text is blank, has over `most` characters, or is not valid Unicode.
+
+    NUL and lone surrogates are not valid.
+    """
     if not text.strip():
         raise InvalidRequest(field, "a text that is not empty", text)
     if len(text) > most:

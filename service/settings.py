@@ -10,9 +10,9 @@ from worker.settings import WorkerSettings
 
 
 def predictor_address(url: str) -> str | tuple[str, int]:
-    """Return the path of a Unix socket, or host and port, from a predictor's URL.
+    """Parse the URL of a predictor into the path of a Unix socket, or into (host, port).
 
-    Raises ValueError if the URL has another form.
+    Raises ValueError unless the URL is `unix:///path` or `tcp://host:port`.
     """
     parts = urlsplit(url)
     if parts.scheme == "unix" and parts.path:
@@ -28,9 +28,10 @@ def _predictor_url(url: str) -> str:
 
 
 class ServiceSettings(WorkerSettings):
-    """The worker's settings, which services and workers must agree on, and the service's own.
+    """The settings of a service: those that it shares with the workers, and its own.
 
-    Each field is set by the environment variable with its name in capitals.
+    Services and workers must agree on the shared settings, which `WorkerSettings` defines. Each field is read from the environment
+    variable with the field's name in capitals.
     """
 
     allow_without_keys: bool = Field(
@@ -96,5 +97,5 @@ class ServiceSettings(WorkerSettings):
 
     @property
     def limits(self) -> dict[str, int]:
-        """The limits on a tenant that hold over all replicas, by the name of their environment variable."""
+        """The limits of one tenant across all replicas, keyed by environment variable. 0 means no limit."""
         return {name: getattr(self, name.lower()) for name in LIMITS}

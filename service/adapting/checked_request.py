@@ -1,4 +1,4 @@
-"""Checks of whole requests to adapt: the only place where a body becomes a `CheckedRequest`."""
+"""Check whole adaptation requests. Only this module creates a `CheckedRequest` from a request body."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,10 +22,11 @@ from worker.ledger.record import Record
 
 @dataclass(frozen=True)
 class CheckedRequest:
-    """A request to adapt whose parts have all been checked.
+    """An adaptation request whose parts have all been checked.
 
-    `new_examples` come from the body, `parent_examples` from the adapter that they are added to; both are in canonical
-    form. `path` and `body` show whether two requests with the same Idempotency-Key are the same request.
+    `new_examples` come from the request body. `parent_examples` come from the existing adapter that the new ones are added to, and
+    are empty if there is none. Both are in canonical form, as records store them. `path` and `body` are compared to decide whether
+    two requests with the same Idempotency-Key are the same request.
     """
 
     kind: HttpKind
@@ -56,7 +57,10 @@ class CheckedRequest:
 
 
 def check_adapt_request(body: AdaptRequest[Any], state: ServiceState) -> CheckedRequest:
-    """Check the body of `POST /adapt`. Raises InvalidRequest for the first error."""
+    """Check the body of `POST /adapt` and return the checked request.
+
+    Raises InvalidRequest for the first error.
+    """
     check_count("support", len(body.support), 2, state.settings.max_examples, "examples")
     kind = kind_of(body.support)
     kind.check(body.support, body.options, state.settings)
@@ -68,10 +72,10 @@ def check_adapt_request(body: AdaptRequest[Any], state: ServiceState) -> Checked
 
 
 def check_examples_request(body: ExamplesRequest[Any], record: Record, parent: JobRecipe, state: ServiceState) -> CheckedRequest:
-    """Check the body of `POST /adapters/{id}/examples`.
+    """Check the body of `POST /adapters/{id}/examples` and return the checked request.
 
-    `record` and `parent` are that adapter's record and recipe. Raises InvalidRequest for the first error, and AdapterNotReady
-    if this deployment does not have the adapter's base model.
+    `record` and `parent` are the record and the recipe of the adapter in the path. Raises InvalidRequest for the first error, and
+    AdapterNotReady if this deployment does not have the adapter's base model.
     """
     kind, parent_examples, parent_id = http_kinds()[parent.kind], parent.support, record.adapter_id
     deployed, init = state.initialization_of(record)
@@ -98,9 +102,10 @@ def _canonical(kind: HttpKind, support: Sequence[BaseModel]) -> tuple[Canonical,
 
 
 def _options(parent: JobRecipe, requested: Options, init: Initialization) -> Options:
-    """Return the parent's options, replaced by those that the request sets.
+    """Return the options of the new adapter: the parent's, overridden by those that the request sets.
 
-    If the initialization chose the parent's number of steps, it chooses again for the larger support set.
+    If the initialization chose the parent's number of inner steps, `steps` stays None, so that the initialization chooses again
+    for the larger support set.
     """
     options = Options(seed=parent.seed, label_words=parent.label_words)
     if parent.steps != _steps(parent.kind, parent.support, options, init):
@@ -109,10 +114,10 @@ def _options(parent: JobRecipe, requested: Options, init: Initialization) -> Opt
 
 
 def _steps(kind: str, support: Sequence[Canonical], options: Options, init: Initialization) -> int | None:
-    """Return the number of inner steps: the requested one, or the initialization's for these shots.
+    """Return the requested number of inner steps, or else the initialization's for this support set.
 
-    None: the initialization decides while adapting, by the accuracy on the support set. Raises InvalidRequest if steps are
-    requested that could learn nothing: there is one example of each label, and the objective needs more.
+    Returns None if the initialization chooses the number during adaptation, from the accuracy on the support set. Raises
+    InvalidRequest if the requested steps could learn nothing, because each label has one example and the objective needs more.
     """
     rows, groups = task_kinds()[kind].size(support, label_words=options.label_words)
     if options.steps is None:

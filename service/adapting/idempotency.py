@@ -1,4 +1,4 @@
-"""Idempotency keys: the request and the adapter that each key belongs to, stored for a day."""
+"""Store for one day which request first used each idempotency key, and which adapter it asked for."""
 
 import hashlib
 import hmac
@@ -14,24 +14,25 @@ KEPT_SECONDS = 24 * 3600
 class IdempotencyKeys:
     """The idempotency keys of all tenants, in Redis.
 
-    Only keyed digests of keys and requests are stored, so that no example of a deleted adapter remains. Every method may
-    raise `redis.RedisError`.
+    Keys and requests are stored only as keyed digests (HMAC-SHA256 with `secret`), so that the examples of a deleted adapter do not
+    remain in Redis. Every method may raise `redis.RedisError`.
     """
 
     def __init__(self, client: "redis.Redis") -> None:
         self._redis = client
 
     def find(self, secret: bytes, tenant: str, key: str, request: str) -> str | None:
-        """Return the adapter of the accepted request that used this key, None if the key is unused.
+        """Return the id of the adapter that an earlier request with this key asked for, or None.
 
-        Raises IdempotencyKeyReused if that was another request.
+        None means that the key is unused. Raises IdempotencyKeyReused if the earlier request differs from `request`.
         """
         return _adapter(cast(bytes | None, self._redis.get(_name(secret, tenant, key))), _digest(secret, request))
 
     def keep(self, secret: bytes, tenant: str, key: str, request: str, adapter_id: str) -> None:
         """Store the key of an accepted request, unless the key is stored already.
 
-        Raises IdempotencyKeyReused if it is stored for another request, also if both requests came at the same time.
+        Raises IdempotencyKeyReused if the key is stored for a different request. The check and the write are one atomic step, so
+        this also holds for two requests at the same time.
         """
         digest = _digest(secret, request)
         content = f"{digest} {adapter_id}"
@@ -44,7 +45,10 @@ def _name(secret: bytes, tenant: str, key: str) -> str:
 
 
 def _adapter(stored: bytes | None, digest: str) -> str | None:
-    """Return the adapter id in a stored value. Raises IdempotencyKeyReused if its digest differs."""
+    """Return the adapter id from a stored value, or None if nothing is stored.
+
+    Raises IdempotencyKeyReused if the stored digest of the request is not `digest`.
+    """
     if stored is None:
         return None
     stored_digest, adapter_id = stored.decode().split(" ")

@@ -1,4 +1,4 @@
-"""Accept checked requests to adapt: record their jobs and answer them, or answer a dry run."""
+"""Record the jobs of checked adaptation requests and respond. A dry run gets a response without a job."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -23,7 +23,7 @@ from worker.ledger.record import Record
 
 @dataclass
 class AdaptContext:
-    """The parts of a request to adapt other than its body; a FastAPI dependency."""
+    """Everything but the body of an adaptation request: headers, query, tenant. A FastAPI dependency."""
 
     response: Response
     state: State
@@ -47,7 +47,11 @@ class AdaptContext:
 
 @dataclass(frozen=True)
 class _Job:
-    """The job of a request. `truncated`: positions in the recipe's support set of examples that were cut."""
+    """The job that a request asks for.
+
+    `truncated` has the positions, in the recipe's support set, of examples that are longer than the base model's maximum length.
+    `secret` is the secret key for computing adapter ids.
+    """
 
     adapter_id: str
     recipe: JobRecipe
@@ -56,9 +60,10 @@ class _Job:
 
 
 async def accept(request: CheckedRequest, context: AdaptContext) -> AdaptAnswer | DryRunAnswer:
-    """Record the job of a request and answer it; a dry run records nothing.
+    """Record the job that a request asks for, and return the response body. A dry run records nothing.
 
-    Raises UnknownAdapter if the adapter is deleted while the request waits for it.
+    With `Prefer: wait`, first wait for the job to end. Also sets the status and headers of the response. Raises UnknownAdapter if
+    the adapter is deleted while the request waits for it.
     """
     state, tenant = context.state, context.tenant
     seconds = prefer_wait(context.prefer, state.settings.max_wait_seconds)
@@ -77,7 +82,7 @@ async def accept(request: CheckedRequest, context: AdaptContext) -> AdaptAnswer 
     return AdaptAnswer(adapter_id=identity, status=status, truncated=_positions_in_request(request, truncated))
 
 
-# The functions below block: they tokenize or call Redis.
+# The functions below tokenize or call Redis. They block, so the event loop must not call them directly.
 
 
 def _build_job(request: CheckedRequest, state: ServiceState, tenant: str) -> _Job:
@@ -89,13 +94,13 @@ def _build_job(request: CheckedRequest, state: ServiceState, tenant: str) -> _Jo
 
 
 def _record_job(request: CheckedRequest, job: _Job, context: AdaptContext) -> tuple[str, Status, set[Canonical]]:
-    """Record the job, and return the adapter's id, its status and the examples that were cut."""
+    """Record the job, and return the adapter's id, its status and the examples that are truncated."""
     state, tenant = context.state, context.tenant
     key, content = context.idempotency_key, ""
     if key is not None:
         content = f"{request.path} {request.body.model_dump_json(exclude_unset=True)}"
         first = state.idempotency.find(job.secret, tenant, key, content)
-        # The same request gives another adapter id if its initialization was replaced in between.
+        # Since the key was first used, the initialization may have been replaced: then the same request has another adapter id.
         if first is not None and first != job.adapter_id:
             record, recipe = state.records.get(tenant, first), state.records.recipe(tenant, first)
             if record is not None and recipe is not None:
@@ -103,7 +108,7 @@ def _record_job(request: CheckedRequest, job: _Job, context: AdaptContext) -> tu
     ttl_ms = 1000 * (request.ttl_seconds or state.settings.default_ttl_seconds)
     queue = request.deployed.queue
     status = state.jobs.start(tenant, job.adapter_id, job.recipe, ttl_ms, job.truncated, request.notes, queue=queue)
-    if key is not None:  # stored last, so that a refused request does not use up its key
+    if key is not None:  # the key is stored last, so that a rejected request does not use it up
         state.idempotency.keep(job.secret, tenant, key, content, job.adapter_id)
     if status == "ready":
         status = _renew_weights(tenant, job.adapter_id, ttl_ms, request, state)
@@ -111,7 +116,10 @@ def _record_job(request: CheckedRequest, job: _Job, context: AdaptContext) -> tu
 
 
 def _renew_weights(tenant: str, identity: str, ttl_ms: int, request: CheckedRequest, state: ServiceState) -> Status:
-    """Restart the time to live of the cached weights, or adapt again if the cache evicted them."""
+    """Restart the TTL of an adapter's cached weights, or queue the adapter again if they were evicted.
+
+    Returns the status to respond with: `ready` or `queued`.
+    """
     record: Record | None = state.records.get(tenant, identity)
     if record is not None and not state.store.keep(tenant, identity, record.fence, None if record.pinned else ttl_ms):
         state.jobs.readapt(record, "evicted", request.deployed.queue)

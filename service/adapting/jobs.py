@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 class Jobs:
-    """The service's side of the job queue.
+    """The job queue as the service uses it: it queues jobs and waits for them, but runs none.
 
     Every method may raise `redis.RedisError` if the records cannot be reached.
     """
@@ -32,10 +32,10 @@ class Jobs:
     def __init__(
         self, records: Records, app: Celery, redis_url: str, limits: Mapping[str, int], size_of: Callable[[JobRecipe], int]
     ) -> None:
-        """Set up the queue; nothing connects yet.
+        """Create the queue without connecting to Redis.
 
-        `limits`: the limits on a tenant, by name, for `Records.accept`. `size_of` returns an upper bound on the bytes of a
-        recipe's weights.
+        `limits` has the limits of one tenant by name, as for `Records.accept`. `size_of` returns an upper bound on the bytes of the
+        weights that a recipe produces.
         """
         self._records, self._app = records, app
         self._redis_url = redis_url
@@ -56,9 +56,10 @@ class Jobs:
         *,
         queue: str,
     ) -> Status:
-        """Record the job and wake a worker of `queue`; return the record's status.
+        """Record a job, send a wake-up to the workers of `queue`, and return the record's status.
 
-        If the same job is queued, running or ready already, only its time to live starts again. Raises LimitReached.
+        If the same job is already queued, running or ready, no new job is created: only its time to live starts again. In any case,
+        the values set in `notes` replace the stored ones. Raises LimitReached if a new job would exceed one of the tenant's limits.
         """
         try:
             created, status = self._records.accept(
@@ -74,17 +75,18 @@ class Jobs:
                 limits=self._limits,
             )
         except NotReplicated:
-            self._wake(tenant, adapter_id, queue)  # the record is written: a retry must not wait for the reaper's wake-up
+            self._wake(tenant, adapter_id, queue)  # the record exists, and a retry of this call would not send a wake-up for it
             raise
         if created:
             self._wake(tenant, adapter_id, queue)
         return status
 
     def readapt(self, record: Record, why: Literal["evicted", "corrupt"], queue: str) -> None:
-        """Queue an adapter again whose weights are evicted or corrupt.
+        """Queue the job of an adapter again because its weights were evicted or are corrupt.
 
-        Does nothing if the adapter was deleted or is queued already. `queue` is used if the record names none. Raises
-        LimitReached; the limit is checked before the job is queued, so several calls at once may exceed it together.
+        Does nothing if the adapter was deleted or is already queued again. `queue` is used only if the record names no queue.
+        Raises LimitReached if the tenant already has MAX_JOBS unfinished jobs. Several calls at the same time may together exceed
+        this limit, because it is checked before the job is queued.
         """
         most, used = self._limits.get("MAX_JOBS", 0), self._records.unfinished(record.tenant)
         if 0 < most <= used:
@@ -93,9 +95,10 @@ class Jobs:
             self._wake(record.tenant, record.adapter_id, record.queue or queue)
 
     def _wake(self, tenant: str, adapter_id: str, queue: str) -> None:
-        """Send a wake-up for a job.
+        """Send a wake-up message for a job.
 
-        It may be lost: the record has the job, and the reaper repeats wake-ups that no worker answers.
+        The message may get lost. The job is safe in its record, and the workers' reaper thread repeats the wake-up until a worker
+        claims the job.
         """
         try:
             self._app.send_task(ADAPT_TASK, kwargs=wake_up(tenant, adapter_id), priority=IN_TURN, queue=queue)
@@ -106,24 +109,27 @@ class Jobs:
     async def wait(self, tenant: str, adapter_id: str, seconds: float) -> Record | None:
         """Wait until the job ends, the adapter is deleted, `seconds` have passed or the service stops.
 
-        Returns the record at that moment, None if the adapter was deleted.
+        Returns the record after the wait, or None if the adapter was deleted.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + seconds
         with self.subscribe(tenant, adapter_id) as ended:
             while True:
-                ended.clear()  # before reading, so that a job that ends between the read and the wait is not missed
+                ended.clear()  # cleared before the read, so that a job that ends between the read and the wait is not missed
                 record = await run_in_threadpool(self._records.get, tenant, adapter_id)
                 left = deadline - loop.time()
                 if record is None or record.status not in ("queued", "running") or left <= 0 or self.stopping:
                     return record
-                # Read again every second: messages are lost while the subscription reconnects.
+                # Read the record every second too, because messages are lost while the subscription reconnects.
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(ended.wait(), min(left, 1.0))
 
     @contextlib.contextmanager
     def subscribe(self, tenant: str, adapter_id: str) -> Iterator[asyncio.Event]:
-        """Yield an event that is set, while the block runs, whenever the adapter's job ends or it is deleted."""
+        """Yield an event that is set each time the adapter's job ends or the adapter is deleted.
+
+        The subscription ends with the block. The caller clears the event.
+        """
         ended, member = asyncio.Event(), f"{tenant}/{adapter_id}"
         self._waiting[member].add(ended)
         try:
@@ -134,7 +140,10 @@ class Jobs:
                 del self._waiting[member]
 
     def listen(self) -> None:
-        """Start to listen for ended jobs. Must be called on the event loop."""
+        """Start the task that listens for ended jobs and sets the events of `subscribe`.
+
+        Call it on the event loop.
+        """
         self._listener = asyncio.create_task(self._listen_for_ended_jobs(), name="ended-jobs")
 
     async def close(self) -> None:

@@ -1,1 +1,1 @@
-"""The HTTP application: its routes, bodies, authentication and metrics."""
+"""The HTTP application: its routes, request and response bodies, authentication and metrics."""

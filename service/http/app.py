@@ -1,4 +1,4 @@
-"""The FastAPI application."""
+"""Create the FastAPI application and everything that its routes use."""
 
 import logging
 from collections.abc import AsyncIterator, Sequence
@@ -37,7 +37,10 @@ log = logging.getLogger(__name__)
 
 
 def create_app(settings: ServiceSettings, residents: Sequence[Resident]) -> FastAPI:
-    """Return the application for loaded base models. Redis need not be reachable, now or later."""
+    """Create the application for base models that are already loaded.
+
+    Redis need not be reachable: while it is not, requests that need it get a 503.
+    """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

@@ -1,9 +1,11 @@
-"""Authentication and authorization: the tenant of a request, and its scopes.
+"""Authentication and authorization: determine the tenant and the scopes of each request.
 
-The tenant comes only from the API key, and every Redis key starts with the tenant. Requests are authenticated before their
-body is read and before routing, so that a route cannot be left unprotected by mistake. While no key exists and
-`settings.allow_without_keys` is set, every request belongs to the tenant `default` and has every scope. A revoked or expired
-key stops working within `KEY_CACHE_SECONDS`; within the same time the first key ends access without keys.
+The tenant is determined only by the API key, and every Redis key of a tenant includes the tenant's name. Requests are
+authenticated before their body is read and before routing, so that no route can be left unprotected by mistake.
+
+While no API key exists and `settings.allow_without_keys` is set, every request belongs to the tenant `default` and has every
+scope. A service caches what it reads about keys for `KEY_CACHE_SECONDS`. So a revoked or expired key stops working, and the
+creation of the first key ends access without keys, within that time.
 """
 
 import logging
@@ -38,7 +40,7 @@ _bearer = HTTPBearer(
 class Access:
     """The tenant and scopes of an authenticated request.
 
-    `key` is the id of its API key, empty if the service is open.
+    `key` is the id of its API key. It is empty if the request was accepted without a key.
     """
 
     tenant: str
@@ -53,19 +55,19 @@ class Access:
 class Authenticator:
     """Authenticates requests by their API key.
 
-    `open_allowed`: requests without a key are accepted as tenant `default` until the first key is created.
+    If `open_allowed` is True, requests without a key are accepted, as tenant `default`, until the first key is created.
     """
 
     def __init__(self, keys: Keys, *, open_allowed: bool) -> None:
         self._keys, self._open_allowed = keys, open_allowed
-        self._cached_keys: dict[str, tuple[float, Key]] = {}  # until when it may be used, in `time.monotonic` seconds
+        self._cached_keys: dict[str, tuple[float, Key]] = {}  # by id: the `time.monotonic` until which it may be used, the key
         self._open_until = 0.0
 
     async def authenticate(self, authorizations: list[bytes]) -> Access:
-        """Return the access that a request's Authorization headers give.
+        """Return the tenant and scopes that a request has, from the values of its Authorization headers.
 
-        An invalid key is refused even if the service is open: its sender expects the data of the key's tenant. Raises
-        Unauthenticated, and redis.RedisError if the keys cannot be read.
+        An invalid key is rejected even if the service accepts requests without a key, because its sender expects the data of the
+        key's tenant. Raises Unauthenticated, and redis.RedisError if the keys cannot be read.
         """
         tokens = [header[7:] for header in authorizations if header[:7].lower() == b"bearer "]
         if not tokens and self._open_allowed and await self._is_open():
@@ -80,10 +82,11 @@ class Authenticator:
         return Access(cast(Key, key).tenant, cast(Key, key).scopes, identity)
 
     async def _is_open(self) -> bool:
-        began = time.monotonic()  # taken before the read, so that a key created meanwhile takes effect in time
+        began = time.monotonic()  # taken before the read, so that a key created during the read takes effect in time
         if began >= self._open_until:
             if await run_in_threadpool(self._keys.any):
-                self._open_allowed = False  # permanently: even if all records are lost, this process does not open again
+                # Permanently: even if all records are lost, this process does not accept requests without a key again.
+                self._open_allowed = False
             else:
                 self._open_until = began + KEY_CACHE_SECONDS
         return self._open_allowed
@@ -106,7 +109,8 @@ class Authenticator:
 class Authentication:
     """ASGI middleware that authenticates and counts requests before their body is read.
 
-    Only public paths are served without a valid key. Requests above the tenant's limit per minute are refused.
+    Requests without valid authentication, and requests beyond the tenant's limit per minute, are answered with an error. Public
+    paths such as `/healthz` are exempt from both.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -136,17 +140,20 @@ class Authentication:
 
 
 async def access(request: Request, _documented: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> Access:
-    """Return the access of the request; a FastAPI dependency that fails on public paths, which have none."""
+    """Return the tenant and scopes of the request.
+
+    This is a FastAPI dependency. Do not use it on public paths: their requests are not authenticated, so it fails there.
+    """
     return cast(Access, request.state.access)
 
 
 async def tenant(granted: Annotated[Access, Depends(access)]) -> str:
-    """Return the tenant of the request; a FastAPI dependency, and the only source of it for routes."""
+    """Return the tenant of the request. Routes get the tenant only from this FastAPI dependency."""
     return granted.tenant
 
 
 def needs(scope: Scope) -> Callable[[Access], Awaitable[None]]:
-    """Return a dependency for a route or router that raises MissingScope if the request lacks the scope."""
+    """Return a FastAPI dependency that raises MissingScope if the request lacks the scope."""
 
     async def check(granted: Annotated[Access, Depends(access)]) -> None:
         if not granted.allows(scope):

@@ -1,4 +1,4 @@
-"""A limit on request bodies, enforced before a body is read completely."""
+"""Limit the size of request bodies, without reading an oversized body to its end."""
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -6,9 +6,9 @@ from service.errors import BodyTooLarge, problem
 
 
 class BodyLimit:
-    """ASGI middleware that answers 413 as soon as a body exceeds the limit of `most` bytes.
+    """ASGI middleware that answers 413 as soon as it is known that a body has more than `most` bytes.
 
-    The Content-Length header is checked first, then the bytes that arrive.
+    It checks the Content-Length header first, and then the number of bytes that have arrived.
     """
 
     def __init__(self, app: ASGIApp, most: int) -> None:

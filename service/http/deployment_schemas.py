@@ -1,4 +1,4 @@
-"""Bodies that describe a deployment: its initializations, readiness and usage."""
+"""Response bodies that describe a deployment: its initializations, its readiness and a tenant's usage."""
 
 from typing import Literal
 

@@ -1,7 +1,7 @@
-"""Usage counts by tenant: requests, and inputs answered.
+"""Count the requests of each tenant, and the inputs that were predicted for it.
 
-A write to the records takes as long as a disk write. Unless requests are limited, counts are therefore written once a second
-and not during a request; a killed process loses what it had not written.
+A write to the records takes as long as a disk write. So counts are collected in memory and written once a second; a killed process
+loses the counts that it has not written. If MAX_REQUESTS_A_MINUTE is set, requests are instead counted in the records at once.
 """
 
 import asyncio
@@ -31,9 +31,9 @@ class Meter:
         self._flushing: asyncio.Task[None] | None = None
 
     async def count_requests(self, tenant: str, number: int = 1) -> None:
-        """Count requests of a tenant.
+        """Count `number` requests of a tenant.
 
-        Raises LimitReached if they exceed the limit, and then counts none of them. If there is a limit, also raises
+        Raises LimitReached, without counting any of them, if they would exceed the limit. If there is a limit, also raises
         redis.RedisError if the records cannot be reached.
         """
         if self._most:
@@ -42,7 +42,7 @@ class Meter:
             self._requests[tenant] += number
 
     def count_predictions(self, tenant: str, inputs: int) -> None:
-        """Count inputs that were answered."""
+        """Count `inputs` inputs that were predicted for a tenant."""
         self._predictions[tenant] += inputs
 
     async def used(self, tenant: str) -> Used:
@@ -55,7 +55,10 @@ class Meter:
         self._flushing = asyncio.create_task(self._flush_periodically(), name="usage")
 
     async def close(self) -> None:
-        """Stop, and write the remaining counts if the records can be reached."""
+        """Stop the task of `start` and write the remaining counts.
+
+        The remaining counts are lost if the records cannot be reached.
+        """
         if self._flushing is not None:
             self._flushing.cancel()
             with contextlib.suppress(asyncio.CancelledError):

@@ -1,7 +1,9 @@
-"""The Prometheus metrics of `GET /metrics`: job counts from the records, requests of this process.
+"""The Prometheus metrics for `GET /metrics`.
 
-Job counts are stored with the records: every replica reports the same ones, and a restart does not reset them. While the
-records cannot be reached, `quickstudy_records_up` is 0 and the metrics from the records are missing.
+They count the jobs of the whole deployment, and the requests and predictions of this process.
+
+Job counts are stored with the records in Redis. So every replica reports the same job counts, and a restart does not reset them.
+While the records cannot be reached, `quickstudy_records_up` is 0 and the metrics that come from the records are missing.
 """
 
 from collections import Counter as TallyCounter
@@ -44,7 +46,10 @@ _STAGE_BOUNDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5
 
 
 class Metrics:
-    """The metrics of one application, in a registry of its own: several may run in one process."""
+    """The metrics of one application.
+
+    They have their own Prometheus registry, so that several applications can run in one process.
+    """
 
     def __init__(self, records: Records, predictors: Sequence[Predictor]) -> None:
         self.registry = CollectorRegistry()
@@ -63,7 +68,7 @@ class Metrics:
         )
 
     def observe_prediction(self, seconds: Mapping[str, float]) -> None:
-        """Record the seconds that one answer spent in each stage."""
+        """Record the seconds that one prediction call spent in each stage, such as `queue`."""
         for stage, spent in seconds.items():
             self.stages.labels(stage).observe(spent)
 
@@ -86,7 +91,7 @@ class _PredictorsCollector(Collector):
         for predictor in self._predictors:
             sums.update(predictor.gauges())
         for name, value in sums.items():
-            if name in _GAUGES:  # a predictor in a separate process may have another version
+            if name in _GAUGES:  # a predictor process of another version may send gauges that are unknown here
                 yield GaugeMetricFamily(f"quickstudy_predictor_{name}", _GAUGES[name], value=value)
 
 
@@ -95,7 +100,7 @@ class _RecordsCollector(Collector):
         self._records = records
 
     def describe(self) -> Iterator[Metric]:
-        return iter(())  # otherwise registration would read from Redis
+        return iter(())  # no names are declared, so that registering this collector never calls `collect`, which reads from Redis
 
     def collect(self) -> Iterator[Metric]:
         up = GaugeMetricFamily("quickstudy_records_up", "1 if the queue and the records can be reached, else 0")
@@ -133,7 +138,7 @@ class _RecordsCollector(Collector):
 
 
 def _stages(counts: Mapping[str, int]) -> HistogramMetricFamily:
-    """Return the times of adaptations by stage, over the jobs of all workers."""
+    """Return the histograms of how long adaptations spend in each stage, over the jobs of all workers."""
     family = HistogramMetricFamily(
         "quickstudy_adapt_stage_seconds", f"Time of an adaptation in each stage: {', '.join(JOB_STAGES)}", labels=["stage"]
     )

@@ -1,4 +1,4 @@
-"""The OpenAPI document: the problems of every route, and the limits that are settings."""
+"""Complete the OpenAPI document: the possible errors of each route, and the limits from the settings."""
 
 from typing import Any
 
@@ -60,12 +60,15 @@ _REQUEST_ID = {
 
 
 def operation_id(route: APIRoute) -> str:
-    """Return the name of the route's function, after which generated clients name their methods."""
+    """Return the name of the route's function. Generated clients name their methods after it."""
     return route.name
 
 
 def problems(*errors: type[ServiceError]) -> Responses:
-    """Return the `responses` of a route that may raise these errors: for each status, its problems."""
+    """Return the `responses` of a FastAPI route that may raise these errors.
+
+    Errors with the same status share one entry, with an example for each.
+    """
     responses: Responses = {}
     for error in sorted(errors, key=lambda error: error.status):
         response = responses.setdefault(error.status, {"description": "", "content": {"application/problem+json": {}}})
@@ -84,9 +87,9 @@ def _example(error: type[ServiceError]) -> dict[str, Any]:
 
 
 def describe(app: FastAPI, settings: ServiceSettings, initializations: list[str]) -> None:
-    """Make the application's OpenAPI document show the limits of `settings`.
+    """Make the application's OpenAPI document include the limits from `settings` and the problem schema.
 
-    `initializations`: the names of all initializations of this deployment.
+    `initializations` has the names of all initializations of this deployment. They are not listed in the document.
     """
 
     def openapi() -> dict[str, Any]:
@@ -138,9 +141,10 @@ def _non_null(schema: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def _describe_initialization(schema: dict[str, Any], names: list[str]) -> None:
-    """Describe the field without listing `names`: the document is public, the names need an API key.
+    """Describe the field `initialization` without listing the `names` of the initializations.
 
-    The default is removed if no initialization has that name.
+    The names must not be listed, because the document is public and only clients with an API key may see them. The default is
+    removed from the schema if no initialization has that name.
     """
     schema |= {"description": "name of an initialization; `GET /initializations` lists them", "examples": ["default"]}
     if schema["default"] not in names:

@@ -1,12 +1,12 @@
-"""The `Prefer` header, by which a request says that it wants to wait for its result."""
+"""Parse the `Prefer` header, with which a client asks the service to wait for the result."""
 
 from service.errors import InvalidRequest
 
 
 def prefer_wait(header: str | None, most: float) -> float:
-    """Return the seconds of `Prefer: wait=N` (RFC 7240), at most `most`; 0 if the header has none.
+    """Return the number of seconds in `Prefer: wait=N` (RFC 7240), limited to `most`.
 
-    Raises InvalidRequest if N is not a number of seconds.
+    Returns 0 if the header is missing or has no `wait`. Raises InvalidRequest if N is not a number of seconds.
     """
     for preference in (header or "").split(","):
         name, _, value = preference.partition("=")

@@ -38,10 +38,13 @@ async def _limit_reached(_request: Request, error: Exception) -> JSONResponse:
 
 
 async def _validation_error(request: Request, error: Exception) -> JSONResponse:
-    """Answer with the first error of a body or query; its field is a path like `support[3].label`."""
+    """Answer with the first validation error of a request.
+
+    The field in the answer is a path such as `support[3].label`.
+    """
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
-    loc = [part for part in first["loc"][1:] if part not in http_kinds()]  # pydantic adds the kind of an example
+    loc = [part for part in first["loc"][1:] if part not in http_kinds()]  # pydantic adds the task kind to an example's path
     path = [_printable(part) if isinstance(part, str) else f"[{part}]" for part in loc]
     field = re.sub(r"\.\[", "[", ".".join(path)) or "body"
     if first["type"] == "json_invalid":
@@ -54,13 +57,13 @@ async def _validation_error(request: Request, error: Exception) -> JSONResponse:
 
 
 def _printable(name: str) -> str:
-    """Return a field name from a request in a form that can be encoded, cut to 80 characters."""
+    """Return a field name from a request, with lone surrogates escaped and cut to 80 characters."""
     shown = name.encode("utf-8", "backslashreplace").decode()
     return shown if len(shown) <= 80 else shown[:77] + "…"
 
 
 async def _http_error(request: Request, error: Exception) -> JSONResponse:
-    """Answer an error that the framework raised."""
+    """Answer with the problem document for an HTTPException of the framework."""
     assert isinstance(error, HTTPException)
     method, path = request.method, request.url.path
     if error.status_code == 404:
@@ -75,7 +78,10 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
 
 
 def _allowed(request: Request, error: HTTPException) -> str:
-    """Return all methods of the path, comma-separated; the framework names only those of one route."""
+    """Return all methods that the path supports, comma-separated.
+
+    The framework's own Allow header is not enough, because it lists only the methods of one route of the path.
+    """
     documented = request.app.openapi()["paths"].get(getattr(request.scope.get("route"), "path_format", ""))
     if documented is None:
         return (error.headers or {}).get("Allow", "")

@@ -19,14 +19,14 @@ _VALID_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
 
 class _AnswerBroken(Exception):
-    """Raised if an answer fails after it has started; the cause is already in the log."""
+    """Raised if a response fails after its first part was sent. The cause is already in the log."""
 
 
 class Requests:
-    """ASGI middleware that gives every request an id, logs it and counts it when it is answered.
+    """ASGI middleware that gives each request an id, and logs and counts the request when it ends.
 
-    An `X-Request-ID` of up to 64 letters, digits, dots, dashes and underscores is kept, anything else is replaced. The answer
-    carries the id.
+    The id is the request's `X-Request-ID` header if it has 1 to 64 letters, digits, dots, dashes and underscores. Otherwise it is
+    generated. The response has the id in the same header.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -51,7 +51,7 @@ class Requests:
         with fields(request=request_id.decode()):
             try:
                 await self.app(scope, receive, answer)
-            except Exception as error:  # caught here: the server would log the message, which may quote an input
+            except Exception as error:  # caught here, because the server would log the error's text, which may quote an input
                 log.error("failed\n%s", places(error))
                 if status != _NO_ANSWER:
                     raise _AnswerBroken from None

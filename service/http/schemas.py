@@ -1,6 +1,7 @@
-"""The bodies of requests and answers.
+"""The models of request and response bodies.
 
-Limits that are settings are checked in `service.field_checks` and added to the OpenAPI document in `service.http.openapi`.
+Limits that depend on the settings are not in these models: `service.field_checks` checks them, and `service.http.openapi` adds them
+to the OpenAPI document.
 """
 
 from itertools import islice
@@ -16,9 +17,9 @@ def _integral_float_to_int(value: object) -> object:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-# The pattern is only documented here: `service/field_checks.py` checks it, with an error that names the field and the value.
+# This pattern is only documentation. `service/field_checks.py` checks it, with an error that names the field and the value.
 Text = Annotated[str, StringConstraints(strict=True), Field(json_schema_extra={"pattern": r"^[^\x00]*$"})]
-# Limits stand before the validator: after it, pydantic would check them but leave them out of the schema.
+# The limits come before the validator, because pydantic leaves limits that come after it out of the schema.
 Count = Annotated[int, Field(strict=True, ge=1), BeforeValidator(_integral_float_to_int)]
 Steps = Annotated[int, Field(strict=True, ge=0, le=100), BeforeValidator(_integral_float_to_int)]
 Seed = Annotated[int, Field(strict=True, ge=0, lt=2**31), BeforeValidator(_integral_float_to_int)]
@@ -55,10 +56,10 @@ def example_body(**content: Any) -> ConfigDict:
 
 
 class Body(BaseModel):
-    """A request body that refuses unknown fields.
+    """A request body that rejects unknown fields.
 
-    Validation stops at the first error, also in lists (`fail_fast`): only one is reported, and a large body could contain a
-    million.
+    Subclasses stop validating a list at its first error (`fail_fast`), because only one error is reported and a large body could
+    have a million.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -115,9 +116,9 @@ P = TypeVar("P")
 
 
 def schema_of(schemas: dict[str, Any], model: type[BaseModel]) -> dict[str, Any]:
-    """Return a model's schema in the OpenAPI document.
+    """Return the schema of `model` from the OpenAPI document's `schemas`.
 
-    If several models have the same name, the document prefixes it with the module's name.
+    Its key is the model's name or, if several models have that name, the name with its module as a prefix.
     """
     qualified = f"{model.__module__.replace('.', '__')}__{model.__name__}"
     found: dict[str, Any] = schemas[model.__name__ if model.__name__ in schemas else qualified]
@@ -125,7 +126,10 @@ def schema_of(schemas: dict[str, Any], model: type[BaseModel]) -> dict[str, Any]
 
 
 def concrete(generic: Any, of: Any) -> Any:
-    """Return a generic body for one type of examples or predictions, with the generic's name in OpenAPI."""
+    """Return the body model `generic[of]`, where `of` is a type of examples or of predictions.
+
+    Its name and docstring are those of `generic`, so that OpenAPI shows the name without the type.
+    """
     return create_model(generic.__name__, __base__=generic[of], __doc__=generic.__doc__)
 
 
@@ -173,7 +177,7 @@ class Warned(BaseModel):
 
 
 class DryRunAnswer(BaseModel):
-    """The answer to a dry run: the adapter that the request would give. Nothing was written."""
+    """The answer to a dry run: the adapter that the request would create. Nothing was written."""
 
     model_config = example_body(
         adapter_id=_ID,

@@ -64,11 +64,11 @@ class ServiceState:
     streams: Streams
 
     def initialization(self, name: str, kind: TaskKind, base_model: str | None = None) -> tuple[Deployed, Initialization]:
-        """Return an initialization by name, with the first base model that has it.
+        """Find the initialization with this name for tasks of `kind`, and the first base model that has it.
 
-        Only initializations for tasks of this kind count, and only those of `base_model` if it is given. If no
-        initialization is named `default`, `default` is the kind's own default. Raises InvalidRequest if this deployment has no
-        such base model or initialization.
+        If `base_model` is given, only its initializations are searched. The name `default` selects an initialization of that name
+        if there is one, otherwise `kind.default`. Raises InvalidRequest if this deployment has no such base model or
+        initialization.
         """
         candidates = [deployed for deployed in self.deployed if base_model in (None, deployed.base.spec.model)]
         if not candidates:
@@ -84,11 +84,10 @@ class ServiceState:
         raise InvalidRequest("initialization", f"one of {', '.join(sorted(available))}", name)
 
     def initialization_of(self, record: Record) -> tuple[Deployed, Initialization]:
-        """Return the initialization that an adapter was made from, with the adapter's base model.
+        """Return the base model of an adapter, and the initialization that the adapter was made from.
 
-        If its digest is no longer deployed, return the current initialization of the same name on that base model. Raises
-        AdapterNotReady if this deployment does not have the adapter's base model, and InvalidRequest if it has neither
-        initialization.
+        If that initialization is no longer deployed, return the one that now has its name on the same base model. Raises
+        AdapterNotReady if this deployment does not have the base model, and InvalidRequest if it has neither initialization.
         """
         deployed, recipe = self.require_deployed(record), record.summary
         fitting = [init for init in deployed.initializations.values() if init.readout == task_kinds()[recipe.kind].readout]
@@ -101,10 +100,10 @@ class ServiceState:
         raise InvalidRequest("initialization", f"one of {', '.join(sorted(init.name for init in fitting))}", recipe.initialization)
 
     def deployed_for(self, record: Record) -> Deployed | None:
-        """Return the base model that an adapter was made on, None if this service does not have it.
+        """Return the base model that an adapter was made on, or None if this service does not have it.
 
-        The job's queue names the base model. Queues of earlier versions did not name it fully; then the initialization decides,
-        and after it the weights that the queue names.
+        The record's queue name identifies the base model. Queue names of earlier versions do so only in part. For these, return the
+        base model that has the adapter's initialization and precision, or else the one whose weights the queue name has.
         """
         for deployed in self.deployed:
             if record.queue == deployed.queue:

@@ -23,7 +23,10 @@ class Streams:
 
     @contextlib.contextmanager
     def acquire(self, tenant: str) -> Iterator[None]:
-        """Count one more while the block runs. Raises LimitReached."""
+        """Count one more stream or waiting request of the tenant while the block runs.
+
+        Raises LimitReached if the tenant already has `most` of them.
+        """
         if self._most and self._open[tenant] >= self._most:
             raise LimitReached("MAX_STREAMS", self._most, self._open[tenant], retry_after=_RETRY_SECONDS)
         self._open[tenant] += 1

@@ -1,4 +1,4 @@
-"""Look up records and convert them to the bodies of answers."""
+"""Look up the records of adapters and convert them to response bodies."""
 
 from typing import TypeVar
 

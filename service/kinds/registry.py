@@ -1,6 +1,6 @@
-"""The registry of the task kinds' HTTP sides.
+"""The registry of the task kinds that the HTTP service supports.
 
-To add one, write a file in this folder and a line here, or register an entry point in another package.
+To add a kind, write a file in this folder and a line here, or register an entry point in another package.
 """
 
 from collections.abc import Sequence
@@ -22,10 +22,11 @@ _BUILT_IN: dict[str, HttpKind] = {kind.name: kind for kind in (TextClassificatio
 
 @cache
 def http_kinds() -> dict[str, HttpKind]:
-    """Return the built-in kinds and those of installed packages, by name.
+    """Return the built-in kinds and the kinds of installed packages, by name.
 
-    Packages register theirs as entry points of the group `quickstudy.http_kinds`. Raises PluginError for a kind that no worker
-    could run, and for two kinds with one model of examples, which would take each other's requests.
+    Packages register kinds as entry points of the group `quickstudy.http_kinds`. Raises PluginError if no worker could run a kind,
+    because `quickstudy.task_kinds` has none of the same name. Also raises it if two kinds use the same model for their examples,
+    because then an example could not select its kind.
     """
     kinds: dict[str, HttpKind] = with_installed(_BUILT_IN, ENTRY_POINTS, HttpKind, by_own_name)
     by_example: dict[type[BaseModel], str] = {}
@@ -53,9 +54,9 @@ def prediction_type() -> Any:
 
 
 def kind_of(support: Sequence[BaseModel]) -> HttpKind:
-    """Return the kind of a support set of parsed examples.
+    """Return the task kind of a support set, whose examples are already parsed.
 
-    Raises InvalidRequest if the examples belong to several kinds.
+    An empty support set has the first kind of the registry. Raises InvalidRequest if the examples belong to several kinds.
     """
     by_model = {kind.example: kind for kind in http_kinds().values()}
     first = by_model[type(support[0])] if support else next(iter(by_model.values()))
@@ -70,7 +71,7 @@ def _one_of(models: dict[str, type[BaseModel]]) -> Any:
         return next(iter(models.values()))
 
     def name_of(value: Any) -> str:
-        """Return the first kind whose required fields are all present, or the first built-in kind."""
+        """Return the name of the first kind whose required fields `value` has, or else of the first kind."""
         fields = set(value) if isinstance(value, dict) else set(type(value).model_fields) if isinstance(value, BaseModel) else set()
         return next((name for name, model in models.items() if _required(model) <= fields), next(iter(models)))
 

@@ -86,7 +86,10 @@ class TextClassification:
 
 
 def check_example(field: str, example: Example, settings: ServiceSettings) -> None:
-    """Raise InvalidRequest if the example's text or label is blank, too long or not proper Unicode."""
+    """Raise InvalidRequest if an example's text or label is blank, too long or not valid Unicode.
+
+    `field` is the example's path in the request, such as `support[3]`.
+    """
     check_text(f"{field}.input", example.input, settings.max_text_chars)
     check_text(f"{field}.label", example.label, settings.max_label_chars)
 
@@ -97,9 +100,10 @@ def best_labels(answer: Answer) -> list[str]:
 
 
 def _check_label_words(labels: list[str], inputs: dict[str, tuple[str, str]]) -> None:
-    """Raise InvalidRequest if a label's words equal another label's words, or an input with another label.
+    """Raise InvalidRequest if using label words as examples would give one text two labels.
 
-    `inputs`: each input's place in the request, and its label.
+    The words of a label must differ from the words of every other label, and from every input that has another label. `inputs`
+    maps the text of each input to (its place in the request, its label).
     """
     label_by_words: dict[str, str] = {}
     for label in labels:

@@ -1,1 +1,1 @@
-"""Predict inputs: batches of many adapters on one base model, in this process or a separate one."""
+"""Predict inputs in batches that mix adapters of one base model, in this process or a separate one."""

@@ -1,7 +1,7 @@
-"""Answer inputs with an adapter, or raise the reason why that is not possible.
+"""Predict inputs with an adapter, or raise an error that says why this is not possible.
 
-If the adapter's weights are evicted or corrupt, it is adapted again, and the call waits for it up to
-READAPT_WAIT_SECONDS. Neither another adapter nor the bare base model ever answers instead.
+If the adapter's weights were evicted or are corrupt, the adapter is adapted again, and the request waits up to
+READAPT_WAIT_SECONDS for it. No other adapter, and not the bare base model, is ever used instead.
 """
 
 import asyncio
@@ -29,10 +29,11 @@ _ANSWER_SECONDS = 60.0
 async def answer_parts(
     identity: str, parts: Sequence[Sequence[str]], connection: Request, state: ServiceState, tenant: str
 ) -> tuple[Record, list[Answer]]:
-    """Return the adapter's record and an answer to each part, all with the same weights.
+    """Predict several lists of inputs (parts) with one adapter. Return its record and one answer per part.
 
-    The parts are answered one after the other, so that many inputs take no more of the queue than one call. Raises
-    UnknownAdapter, AdapterNotReady, Overloaded, Unavailable, ClientGone.
+    All answers come from the same weights. The parts are sent to the predictor one after the other, so that a request with many
+    inputs takes no more room in the predictor's queue than its largest part. Raises UnknownAdapter, AdapterNotReady, Overloaded,
+    Unavailable, and ClientGone if the client of `connection` disconnects.
     """
     record, counted = await run_in_threadpool(state.records.get, tenant, identity), 0
     for _ in range(_TRIES):
@@ -44,7 +45,8 @@ async def answer_parts(
             for part in parts:
                 answers.append(await _answer(ready, part, connection, state))
                 state.metrics.observe_prediction(answers[-1].seconds)
-                if len(answers) > counted:  # each part counts once, even if it is answered again or a later part fails
+                # Count each part in the tenant's usage once: also if a later part fails, and not again if all parts are repeated.
+                if len(answers) > counted:
                     counted = len(answers)
                     state.meter.count_predictions(tenant, len(part))
             return ready, answers
@@ -58,10 +60,10 @@ async def answer_parts(
 
 
 async def _answer(ready: Record, texts: Sequence[str], connection: Request, state: ServiceState) -> Answer:
-    """Answer one part.
+    """Predict one part: wait for the predictor's answer, the client's disconnection or the timeout.
 
-    Raises WeightsMissing or WeightsCorrupt if the weights are neither on the device nor in host memory, and the cache does not
-    have them either.
+    If the weights are neither on the device nor in host memory, the predictor reads them from the cache. Raises WeightsMissing if
+    they are not there, and WeightsCorrupt if they do not have the digest of the record.
     """
     weights = WeightsKey(ready.tenant, ready.adapter_id, ready.fence, str(ready.digest))
     answer = asyncio.wrap_future(state.require_deployed(ready).predictor.submit(weights, texts))
@@ -74,7 +76,7 @@ async def _answer(ready: Record, texts: Sequence[str], connection: Request, stat
     except MetatrainError as error:
         raise AdapterNotReady(f"this service cannot use adapter {ready.adapter_id}: {error}", adapter_status="ready") from error
     finally:
-        answer.cancel()  # frees its place in the queue
+        answer.cancel()  # frees the call's place in the predictor's queue
         disconnected.cancel()
 
 

@@ -1,6 +1,6 @@
-"""The batcher, which decides which rows of waiting calls go into the next forward pass.
+"""The batcher: it chooses the rows of waiting calls that the next forward pass computes.
 
-It uses neither threads nor torch.
+A call is a list of inputs for one adapter; a row is one tokenized input. This module uses neither threads nor torch.
 """
 
 from bisect import insort
@@ -13,11 +13,11 @@ ROW_SECONDS = 0.005
 
 
 class WaitingCall(Protocol):
-    """A call that waits for a prediction: several rows, all for one adapter."""
+    """A call that waits for its prediction. Each of its rows is one input, and all are for one adapter."""
 
     @property
     def key(self) -> str:
-        """The adapter of the call."""
+        """The key of the adapter that the call uses."""
 
     @property
     def began(self) -> float:
@@ -43,13 +43,13 @@ class _Entry(Generic[C]):
 
 @dataclass
 class Batcher(Generic[C]):
-    """A queue of calls that gives out batches of their rows.
+    """A queue of calls from which `next` removes one batch of rows at a time.
 
-    Calls are served in the order of arrival time + n · `ROW_SECONDS`, with n the number of rows of the call. So calls of equal
-    size are served in the order of their arrival, small calls overtake large ones that came shortly before, and no call waits
-    for ever.
+    Calls are sorted by arrival time + n · `ROW_SECONDS`, where n is the number of rows of the call. So calls of equal size are
+    served in order of arrival, a small call overtakes a large one that arrived shortly before it, and no call waits for ever.
 
-    A batch has at most `tokens` tokens (but at least one row), `rows` rows and `adapters` adapters.
+    A batch has at most `tokens` tokens, `rows` rows and `adapters` different adapters. A row that alone exceeds `tokens` is a
+    batch of its own.
     """
 
     tokens: int
@@ -68,7 +68,7 @@ class Batcher(Generic[C]):
         return sum(len(entry.call.lengths) - entry.done for entry in self._entries)
 
     def full(self) -> bool:
-        """Return True if the waiting rows fill the next batch."""
+        """Return True if enough rows are waiting to fill a batch: `rows` rows or `tokens` tokens."""
         rows = tokens = 0
         for entry in self._entries:
             rows, tokens = rows + len(entry.call.lengths) - entry.done, tokens + sum(entry.call.lengths[entry.done :])
@@ -77,9 +77,10 @@ class Batcher(Generic[C]):
         return False
 
     def next(self) -> list[tuple[C, range]]:
-        """Remove and return the next batch: calls, and the range of rows of each.
+        """Remove the next batch from the queue and return it.
 
-        Calls that are no longer pending are dropped.
+        A batch lists calls, each with the range of its rows that are in the batch. A call that does not fit stays in the queue with
+        its remaining rows. Calls that are no longer pending are removed.
         """
         batch: list[tuple[C, range]] = []
         left: list[_Entry[C]] = []

@@ -1,6 +1,7 @@
-"""The predictor: a base model, its adapters, a batcher and the thread that runs the forward passes.
+"""The predictor: it computes predictions with one base model and many adapters.
 
-Adapters are kept in three places: the bank on the device, the shelf in host memory, and the cache in Redis.
+Adapters are stored in three places: the bank (on the device), the shelf (in host memory) and the cache (in Redis). A call moves
+through these stages:
 
     submit → tokenize and load (a few threads) → batcher → forward pass (one thread) → answer
 """
@@ -34,7 +35,11 @@ STAGES = ("tokenize", "load", "queue", "forward")
 
 @dataclass(frozen=True)
 class WeightsKey:
-    """Identifies the weights of an adapter: `fence` locates them in the store, `digest` verifies them."""
+    """Identifies the weights of an adapter.
+
+    `fence` is the number of the job's claim that stored the weights; it is part of their key in the cache. `digest` is their
+    SHA-256, checked when they are read.
+    """
 
     tenant: str
     adapter_id: str
@@ -48,10 +53,11 @@ class WeightsKey:
 
 @dataclass(frozen=True)
 class Answer:
-    """The answer to one call.
+    """The predictor's answer to one call.
 
-    `labels`: the adapter's labels, if it has any. `outputs`: what the adapter's readout returns for each input. `truncated`:
-    positions of inputs that were truncated. `seconds`: time spent in each stage.
+    `labels` has the adapter's labels, and is empty if its task kind has none. `outputs` has the output of the adapter's readout for
+    each input, such as the probability of each label. `truncated` has the positions of inputs that were truncated. `seconds` has
+    the time that the call spent in each of `STAGES`.
     """
 
     labels: tuple[str, ...]
@@ -61,19 +67,19 @@ class Answer:
 
 
 class Predictor(Protocol):
-    """The interface that the routes use; a predictor in a separate process has the same one."""
+    """The predictor interface that the routes use, whether it runs in this process or a separate one."""
 
     def submit(self, weights: WeightsKey, texts: Sequence[str]) -> "Future[Answer]":
-        """Queue a call that answers each input with an adapter.
+        """Queue a call that predicts each input with one adapter, and return a future of its answer.
 
-        Cancelling the future removes the call from the queue. Raises Overloaded, and Unavailable if the predictor is a separate
-        process that cannot be reached. The future raises WeightsMissing, WeightsCorrupt, ArtifactError for weights that do not
-        load, and redis.RedisError.
+        Cancelling the future removes the call from the queue. Raises Overloaded if the queue is full, and Unavailable if the
+        predictor is a separate process that cannot be reached. The future fails with WeightsMissing, WeightsCorrupt,
+        ArtifactError if the weights cannot be loaded, or redis.RedisError if the cache cannot be reached.
         """
         ...
 
     def forget(self, tenant: str, digest: str) -> None:
-        """Drop an adapter from the device and from host memory."""
+        """Drop an adapter from the device and from host memory. Its weights in the cache stay."""
         ...
 
     def alive(self) -> bool:
@@ -81,11 +87,11 @@ class Predictor(Protocol):
         ...
 
     def gauges(self) -> dict[str, float]:
-        """Return the numbers of adapters in memory and of waiting inputs, by name of the metric."""
+        """Return the gauges for `GET /metrics` by name, such as the number of waiting inputs."""
         ...
 
     def close(self) -> None:
-        """Stop; further calls are not answered."""
+        """Stop the predictor. Calls that are submitted afterwards are not answered."""
         ...
 
 
@@ -116,9 +122,10 @@ class _Call:
 
 
 class InProcessPredictor:
-    """A predictor in this process, for adapters of `initializations`.
+    """A predictor that runs in this process and batches the calls of different adapters.
 
-    It batches calls of different adapters. `share`: the part of BANK_MB and SHELF_MB that it may use, between 0 and 1.
+    It loads only adapters that were made from one of `initializations`. `share` is the fraction of BANK_MB and SHELF_MB that it may
+    use, between 0 and 1.
     """
 
     def __init__(
@@ -138,7 +145,7 @@ class InProcessPredictor:
         self._initialization_digests = {init.digest for init in initializations.values()}
         self._batcher: Batcher[_Call] = Batcher(settings.batch_tokens, settings.batch_rows, self._bank.slots)
         self._tokenizers = ThreadPoolExecutor(2, thread_name_prefix="tokenize")
-        # Loading has threads of its own, so that a slow cache does not delay tokenizing.
+        # Loading has separate threads, so that a slow cache does not delay tokenizing.
         self._loaders = ThreadPoolExecutor(_LOADERS, thread_name_prefix="load")
         self._changed = threading.Condition()  # guards the batcher and the fields below
         self._unanswered_rows = 0
@@ -191,10 +198,10 @@ class InProcessPredictor:
         self._loaders.shutdown()
 
     def _check_room(self, tenant: str, rows: int) -> None:
-        """Raise Overloaded if the queue has no room for a call.
+        """Raise Overloaded if the queue has no room for a call with `rows` inputs.
 
-        The queue holds QUEUE_ROWS rows, but if it is empty it takes one call of any size. While other tenants have rows waiting, a
-        tenant that has rows waiting too may use at most half of it.
+        The queue holds at most QUEUE_ROWS inputs, but an empty queue accepts a call of any size. If a tenant and other tenants both
+        have inputs waiting, the tenant may use at most half of the queue.
         """
         most, waiting, waiting_of_tenant = self._settings.queue_rows, self._unanswered_rows, self._unanswered_rows_of[tenant]
         if waiting and waiting + rows > most:
@@ -226,7 +233,7 @@ class InProcessPredictor:
             self._fail_preparation(call, error)
 
     def _load_and_queue(self, call: _Call) -> None:
-        """Load the adapter unless the bank has it, then queue the call for a batch."""
+        """Load the call's adapter unless the bank has it, then add the call to the batcher."""
         began = time.perf_counter()
         if call.key in self._bank:
             self._queue(call)
@@ -243,10 +250,10 @@ class InProcessPredictor:
         self._shelf.get(call.key, lambda: self._fetch(call.weights), self._loaders.submit).add_done_callback(loaded)
 
     def _fetch(self, weights: WeightsKey) -> Packed:
-        """Read an adapter from the cache.
+        """Read an adapter from the cache and prepare it for the bank.
 
-        Raises ArtifactError if this service does not have its initialization: the bank is built only for deltas of those that were
-        loaded and probed at start-up.
+        Raises ArtifactError if this service does not have the initialization that the adapter was made from. The bank supports only
+        the deltas of initializations that were loaded and probed at start-up.
         """
         content = self._store.get(weights.tenant, weights.adapter_id, weights.fence, weights.digest)
         digest = adapter_metadata(content).initialization_digest
@@ -272,7 +279,7 @@ class InProcessPredictor:
             began = time.perf_counter()
             try:
                 self._answer(batch, began)
-            except Exception as error:  # the thread must survive a failed batch; its callers get the error
+            except Exception as error:  # the thread must survive a failed batch; the callers get the error
                 for call, _ in batch:
                     call.fail(error)
             rows, seconds = sum(len(r) for _, r in batch), time.perf_counter() - began
@@ -280,15 +287,16 @@ class InProcessPredictor:
                 self._rows_a_second += 0.1 * (rows / seconds - self._rows_a_second)
 
     def _wait_for_batch(self) -> list[tuple[_Call, range]] | None:
-        """Wait for the next batch; return None once the predictor is closing and all calls are answered.
+        """Wait for the next batch and return it, or None once the predictor is closing and no calls are left.
 
-        A batch that is not full waits up to BATCH_WAIT_MS for calls that are still being prepared.
+        A batch that is not full waits up to BATCH_WAIT_MS for calls that are still being tokenized or loaded. Adapters for which
+        `forget` was called are also dropped here, because only this thread may use the bank.
         """
         with self._changed:
             while True:
                 self._changed.wait_for(lambda: len(self._batcher) or self._forgotten or (self._closing and not self._preparing))
                 for key in self._forgotten:
-                    self._shelf.drop(key)  # the bank may have moved it to the shelf since `forget`
+                    self._shelf.drop(key)  # since `forget`, the bank may have evicted the adapter to the shelf
                     if key in self._bank:
                         self._bank.take(key)
                 self._forgotten.clear()
@@ -299,15 +307,16 @@ class InProcessPredictor:
                     return None
 
     def _answer(self, batch: list[tuple[_Call, range]], began: float) -> None:
-        """Answer a batch in one forward pass.
+        """Compute a batch in one forward pass, and answer the calls whose rows are then complete.
 
-        A call whose adapter does not fit into the bank fails alone. A call whose adapter was evicted is prepared again.
+        If an adapter cannot be put into the bank, only its own calls fail. If the bank evicted an adapter after its call was
+        queued, the adapter is loaded again and the call goes back to the queue.
         """
         keep = {call.key for call, _ in batch}
         ready: list[tuple[_Call, range]] = []
         for call, rows in batch:
             try:
-                if call.key not in self._bank and call.adapter is None:  # it was evicted after the call was queued
+                if call.key not in self._bank and call.adapter is None:  # the bank evicted it after the call was queued
                     self._prepare_again(call)
                     continue
                 if call.adapter is not None:

@@ -24,10 +24,10 @@ _DRAIN_SECONDS = 2.0
 
 
 async def serve(predictors: Sequence[InProcessPredictor], url: str) -> None:
-    """Answer calls on `url` until SIGINT or SIGTERM; calls that have arrived by then are still answered.
+    """Listen on `url` and answer calls until SIGINT or SIGTERM.
 
-    `predictors`: one for each base model. Raises ValueError if the URL has another form, and OSError if the address cannot be
-    used.
+    Calls that arrived before the signal are still answered. `predictors` has one predictor for each base model. Raises ValueError
+    if `url` is neither unix:///path nor tcp://host:port, and OSError if the address cannot be used.
     """
     address = predictor_address(url)
     connections = _Connections(predictors)
@@ -63,7 +63,7 @@ class _Connections:
         self.stopping = False
 
     async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Serve one service until it disconnects; then cancel its waiting calls."""
+        """Handle the connection of one service until it disconnects, then cancel its unanswered calls."""
         task = asyncio.current_task()
         assert task is not None
         waiting: dict[int, Future[Answer]] = {}
@@ -140,7 +140,7 @@ class _Connections:
             writer.write(wire.line({"gauges": predictor.gauges()}))
 
     async def close(self) -> None:
-        """Close all connections once the services have read their last answers, or do not read them in time."""
+        """Close each connection once its service has read the last answers, or after _DRAIN_SECONDS."""
         for task, writer in list(self._open.items()):
             with contextlib.suppress(ConnectionError, TimeoutError):
                 await asyncio.wait_for(writer.drain(), _DRAIN_SECONDS)
@@ -149,7 +149,10 @@ class _Connections:
 
 
 def _error_message(number: int, problem: BaseException) -> dict[str, Any]:
-    """Return the message for the service. Log an unexpected error, with the locations of its traceback."""
+    """Return the message that reports a failed call to the service.
+
+    An unexpected error is also logged, with its traceback but without its text, which may quote an input.
+    """
     if wire.error_kind(problem) is None and not isinstance(problem, ServiceError):
         log.error("failed\n%s", places(problem))
     return wire.error(number, problem)

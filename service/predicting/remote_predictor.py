@@ -1,4 +1,4 @@
-"""The client of a predictor in a separate process, over one connection that is reopened if it breaks."""
+"""The client of a predictor in a separate process. It uses one connection and reopens it if it breaks."""
 
 import asyncio
 import itertools
@@ -24,10 +24,10 @@ _UNSENT_BYTES = 16 * 2**20
 
 
 class RemotePredictor:
-    """A Predictor in a separate process.
+    """A `Predictor` that sends its calls to a separate process.
 
-    Create and close it on the event loop; `forget` may be called from any thread. If the connection breaks, waiting calls fail
-    with Unavailable. Predictions change nothing, so a client may retry them.
+    Create and close it on the event loop; `forget` may be called from any thread. If the connection breaks, all unanswered calls
+    fail with Unavailable. It is safe to retry them, because a prediction changes nothing.
     """
 
     def __init__(self, base: Base, url: str) -> None:
@@ -86,7 +86,7 @@ class RemotePredictor:
                 finally:
                     self._fail_waiting_calls()
                     writer.close()
-            except Exception as error:  # no error of one connection may prevent the next attempt
+            except Exception as error:  # no error of a connection may stop this loop, which reconnects
                 log.log(logging.DEBUG if warned else logging.WARNING, "the predictor cannot be reached: %s", type(error).__name__)
                 warned = True
             await asyncio.sleep(_RECONNECT_SECONDS)
@@ -108,7 +108,8 @@ class RemotePredictor:
             return
         number = document["answer" if "answer" in document else "error"]
         result = wire.answer_of(document) if "answer" in document else wire.error_of(document)
-        future = self._waiting.pop(number, None)  # after parsing: if that fails, closing the connection fails the call
+        # Removed only after parsing: if parsing fails, the connection closes, and that fails all calls that are still waiting.
+        future = self._waiting.pop(number, None)
         if future is None or not future.set_running_or_notify_cancel():
             return
         if isinstance(result, Answer):

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ScoresOfLabel:
-    """The scores of one label.
+    """The precision, recall and F1 of one label, and the number of examples that have it.
 
-    Precision is 0 if the label was never predicted, recall is 0 if no example has it. F1 is their harmonic mean, 0 if either
-    is 0.
+    Precision is 0 if the label was never predicted. Recall is 0 if no example has the label. F1 is the harmonic mean of the two,
+    or 0 if one of them is 0.
     """
 
     precision: float
@@ -23,8 +23,9 @@ class ScoresOfLabel:
 class Scores:
     """The scores of a set of predictions.
 
-    `labels` has every label that an example has or that was predicted. `confusion` has the number of examples by true label,
-    then by predicted label. `mistakes` are the positions of wrongly predicted examples.
+    `labels` includes each label that is the true or the predicted label of some example. `macro_f1` is the mean F1 of these labels.
+    `confusion[true][predicted]` is a number of examples; zeros are left out. `mistakes` has the positions of wrongly predicted
+    examples.
     """
 
     accuracy: float

@@ -1,4 +1,4 @@
-"""The shelf: adapters in host memory that are not on the device, evicted from it or not there yet."""
+"""The shelf: a cache, in host memory, of adapters that are not on the device at the moment."""
 
 import threading
 from collections import OrderedDict
@@ -33,9 +33,10 @@ class Shelf(Generic[V]):
         return len(self._values)
 
     def put(self, key: str, value: V) -> None:
-        """Store a value and evict the least recently used ones.
+        """Store a value, then evict the least recently used values until the shelf is within its limit.
 
-        A value larger than the whole shelf is not stored, and then the shelf is empty."""
+        A value that is larger than the limit evicts all others and is not stored itself.
+        """
         with self._lock:
             self._drop(key)
             self._values[key] = value
@@ -46,7 +47,7 @@ class Shelf(Generic[V]):
     def drop(self, key: str) -> None:
         with self._lock:
             self._drop(key)
-            self._loading.pop(key, None)  # a value that is still loading goes to its callers and is not stored
+            self._loading.pop(key, None)  # the callers of a load that still runs get its value, but it is not stored
 
     def _drop(self, key: str) -> None:
         value = self._values.pop(key, None)
@@ -54,10 +55,10 @@ class Shelf(Generic[V]):
             self._bytes -= value.nbytes
 
     def get(self, key: str, load: Callable[[], V], start: Callable[[Callable[[], None]], object]) -> "Future[V]":
-        """Return a future of the value; if the shelf does not have it, `load` makes it and it is stored.
+        """Return a future of the value for `key`. If the shelf does not have the value, load and store it.
 
-        Calls for the same key during a load share that load. `start` is called with the function that runs it, for example a
-        thread pool's `submit`.
+        `load` returns the value. `start` receives a function that runs the load and has to call it, usually in another thread; a
+        thread pool's `submit` fits. Calls for a key that is already loading share that load.
         """
         with self._lock:
             if key in self._values:
@@ -85,7 +86,7 @@ class Shelf(Generic[V]):
         return loading
 
     def _finish_loading(self, key: str, loading: "Future[V]") -> bool:
-        """Return True if the value should be stored: it was not dropped during the load."""
+        """Mark a load as finished. Return True if its value should be stored: it was not dropped meanwhile."""
         with self._lock:
             current = self._loading.get(key) is loading
             if current:

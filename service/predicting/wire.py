@@ -1,11 +1,15 @@
-"""The protocol of services and predictors: one JSON document per line, over a Unix socket or TCP.
+"""The protocol between services and predictor processes: lines of JSON over a Unix socket or TCP.
 
-    service → predictor   {"about": …}                                        first, once: selects the predictor of a base model
-                          {"call": N, "weights": {…}, "texts": […]}           · {"cancel": N} · {"forget": [tenant, digest]}
-    predictor → service   {"about": …, "gauges": {…}}                         in reply, once; then {"gauges": {…}} every second
-                          {"answer": N, …} · {"error": N, "kind": …, "message": …}
+    service → predictor   {"about": …}                                        once, first: selects the predictor of a base model
+                          {"call": N, "weights": {…}, "texts": […]}           N numbers the calls of this connection
+                          {"cancel": N}
+                          {"forget": [tenant, digest]}
+    predictor → service   {"about": …, "gauges": {…}}                         once, in reply to the first line
+                          {"gauges": {…}}                                     every second
+                          {"answer": N, …}                                    the answer to call N
+                          {"error": N, "kind": …, "message": …}               the error of call N
 
-Errors are sent as data. The connection is not authenticated, like the one to Redis: use it only on a private network.
+The connection is not authenticated, like the one to Redis, so use it only on a private network.
 """
 
 import json
@@ -33,9 +37,9 @@ _ERRORS: dict[str, Callable[[str], Exception]] = {
 
 
 def about(base: Base) -> dict[str, Any]:
-    """Return what both sides must agree on: the version of the protocol and the base model.
+    """Return the values that must be equal on both sides: the protocol version and the base digest.
 
-    An adapter works only on the base model that it was made on.
+    The base model must be the same because an adapter works only on the base model that it was made on.
     """
     return {"format": FORMAT, "base": base.digest}
 
@@ -57,7 +61,10 @@ def answer_of(document: dict[str, Any]) -> Answer:
 
 
 def error(number: int, problem: BaseException) -> dict[str, Any]:
-    """Return an error's document. An unexpected error is sent by type only: its text may quote an input."""
+    """Return the document that reports the error of call `number`.
+
+    An unexpected error is sent as its type only, because its text may quote an input.
+    """
     if isinstance(problem, Overloaded):
         return {"error": number, "kind": "Overloaded", "message": problem.detail, "retry_after": problem.headers["Retry-After"]}
     if isinstance(problem, Unavailable):
@@ -67,7 +74,10 @@ def error(number: int, problem: BaseException) -> dict[str, Any]:
 
 
 def error_kind(problem: BaseException) -> str | None:
-    """Return the name of an expected error type, which is sent with its text; None for other errors."""
+    """Return the name of an error's type if it is an expected one, otherwise None.
+
+    Expected errors are sent with their text. A subclass has the name of its expected base class.
+    """
     return next((name for name in _ERRORS if name in [each.__name__ for each in type(problem).__mro__]), None)
 
 

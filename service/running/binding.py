@@ -1,6 +1,6 @@
-"""The address that a service listens on, and the rule for services without API keys. Torch-free.
+"""Bind the address that a service listens on, and check it if no API key exists. Torch-free.
 
-A service that requires no key listens only on loopback addresses, unless the settings allow other ones.
+A service that requires no key listens only on loopback addresses, unless ALLOW_WITHOUT_KEYS permits other addresses.
 """
 
 import ipaddress
@@ -18,18 +18,18 @@ log = logging.getLogger(__name__)
 
 
 class BindingRefused(Exception):
-    """A service without API keys was to listen on an address that other machines can reach.
+    """Raised if a service without API keys would listen on an address that other machines can reach.
 
     The message is one line that says what to do.
     """
 
 
 def settings_for_host(settings: ServiceSettings, host: str) -> ServiceSettings:
-    """Return the settings of a service that listens on the address `host`.
+    """Return the settings for a service that listens on the address `host`, or refuse the address.
 
-    On a loopback address `allow_without_keys` is True. On any other address, raises BindingRefused if no key was ever created and
-    `allow_without_keys` is False. If the records cannot be reached, this is unknown: the service starts, and answers no request
-    without a key unless `allow_without_keys` is True.
+    On a loopback address, `allow_without_keys` is set to True. On any other address, raises BindingRefused if no API key was ever
+    created and `allow_without_keys` is False. If the records cannot be reached, it is unknown whether a key exists. Then the
+    service starts, and accepts requests without a key only if `allow_without_keys` is True.
     """
     if ipaddress.ip_address(host).is_loopback:
         settings = settings.model_copy(update={"allow_without_keys": True})
@@ -52,9 +52,12 @@ def settings_for_host(settings: ServiceSettings, host: str) -> ServiceSettings:
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """Return a TCP socket bound to an address and port; exit with one line and status 1 if that fails."""
+    """Return a TCP socket bound to an address and a port (0: any free one).
+
+    Exits with a one-line message and status 1 if that fails.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # asyncio disables Nagle's algorithm only if the protocol is given.
+    # The protocol is given explicitly, because asyncio disables Nagle's algorithm only then.
     listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:

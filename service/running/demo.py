@@ -1,4 +1,4 @@
-"""The demo: start a service, adapt to a support desk's six intents, predict, compare, stop."""
+"""The demo: start a service, adapt to six intents of a support desk, predict, compare with baselines."""
 
 import json
 import os
@@ -23,7 +23,7 @@ Pairs = list[tuple[str, str]]
 
 
 def read_examples() -> tuple[Pairs, Pairs]:
-    """Return the (text, label) pairs of the shipped example: support set, query set."""
+    """Return (support set, query set) of the example data in this package, as (text, label) pairs."""
     rows = [json.loads(line) for line in EXAMPLES.read_text(encoding="utf-8").splitlines()]
     parts = {part: [(r["text"], r["label"]) for r in rows if r["part"] == part] for part in ("support", "query")}
     return parts["support"], parts["query"]
@@ -82,9 +82,10 @@ def _compare(quickstudy: Client, support: Pairs, query: Pairs, right: int, secon
 
 @contextmanager
 def served(data_dir: Path, settings: Mapping[str, str] = MappingProxyType({})) -> Iterator[str]:
-    """Run an embedded service on a free port while the block runs, and yield its URL.
+    """Run a service with embedded server and worker while the block runs. Yield its URL, on a free port.
 
-    It is a child process with `settings` as environment variables. Raises RuntimeError if it does not start or stop in time.
+    The service is a child process, with `settings` as additional environment variables and without REDIS_URL and CACHE_URL.
+    Raises RuntimeError if the service does not start or stop in time.
     """
     data_dir.mkdir(parents=True, exist_ok=True)
     with socket.socket() as probe:

@@ -1,6 +1,6 @@
-"""End a process when the process that started it ends, even by SIGKILL (Linux only).
+"""End a process when its parent process ends, even if the parent is killed with SIGKILL. Linux only.
 
-The command `python -m service.running.end_with_parent PARENT_PID COMMAND …` does this for COMMAND, which replaces it.
+`python -m service.running.end_with_parent PARENT_PID COMMAND …` runs COMMAND in this way; COMMAND replaces the Python process.
 """
 
 import ctypes
@@ -12,9 +12,10 @@ _PR_SET_PDEATHSIG = 1
 
 
 def tie_to_parent(parent: int, with_signal: signal.Signals = signal.SIGKILL) -> None:
-    """Make the kernel send `with_signal` to this process when its parent dies; exit if it is dead already.
+    """Make the kernel send `with_signal` to this process when its parent dies.
 
-    Raises OSError if the kernel cannot do that (only Linux can): this process would then survive a killed parent.
+    `parent` is the parent's process id. If the parent is already dead, exit. Raises OSError if the kernel does not support this
+    (only Linux does), because this process would then outlive a killed parent.
     """
     if not sys.platform.startswith("linux"):
         raise OSError("the embedded server and worker need Linux; set REDIS_URL and start the parts yourself")

@@ -1,4 +1,4 @@
-"""Connect commands to the records and weights of a service, on REDIS_URL or on the embedded server."""
+"""Connect commands to the records and weights of a service, at REDIS_URL or in the embedded server."""
 
 import os
 import sys
@@ -29,10 +29,10 @@ def on_data_dir(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def connect_to_records(data_dir: Path) -> "tuple[redis.Redis, str]":
-    """Return a client of the records' server, and the URL of the cache.
+    """Return a client for the Redis server that has the records, and the URL of the weights cache.
 
-    The server is that of REDIS_URL, or if that is unset the embedded one that runs on `data_dir`. Exits with one line if it does
-    not answer.
+    The server is the one at REDIS_URL or, if that is unset, the embedded server that runs on `data_dir`. Exits with a one-line
+    message if the settings are invalid or the server does not answer.
     """
     try:
         settings = read_settings(WorkerSettings)
@@ -52,6 +52,9 @@ def connect_to_records(data_dir: Path) -> "tuple[redis.Redis, str]":
 
 
 def open_records_and_weights(data_dir: Path) -> tuple[Records, WeightStore]:
-    """Return the records and the weights. Exits like `connect_to_records`."""
+    """Return the records and the weights cache of a service.
+
+    Exits with a one-line message if the settings are invalid or the records' server does not answer.
+    """
     client, cache_url = connect_to_records(data_dir)
     return Records(client), WeightStore(weights_client(cache_url))

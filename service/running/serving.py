@@ -27,14 +27,14 @@ log = logging.getLogger(__name__)
 
 def _load(settings: ServiceSettings) -> list[Resident]:
     try:
-        http_kinds()  # an installed kind that cannot be used ends the start, not the first request
+        http_kinds()  # called here so that an installed kind that cannot be used stops the start, not the first request
         return load_residents(settings, probed=settings.predictor_url is None)
     except (MetatrainError, SettingsError) as error:
         sys.exit(f"error: {error}")
 
 
 class _Server(uvicorn.Server):
-    """A uvicorn server that, when it is signalled to stop, answers requests that wait for a job at once."""
+    """A uvicorn server that, on a signal to stop, immediately answers the requests that wait for a job."""
 
     def __init__(self, config: uvicorn.Config, app: FastAPI) -> None:
         super().__init__(config)
@@ -47,9 +47,10 @@ class _Server(uvicorn.Server):
 
 
 def run_predictor(settings: ServiceSettings, url: str) -> None:
-    """Run only the predictor, without the HTTP service, until SIGINT or SIGTERM.
+    """Run only the predictor, listening on `url`, without the HTTP service, until SIGINT or SIGTERM.
 
-    Exits with one line and status 1 if a base model or initialization cannot be loaded or the address cannot be used.
+    Exits with a one-line message and status 1 if a base model or an initialization cannot be loaded, or if the address cannot be
+    used.
     """
     residents = _load(settings.model_copy(update={"predictor_url": None}))
     store = WeightStore(weights_client(settings.weights_url, connect_timeout=2))
@@ -65,10 +66,10 @@ def run_predictor(settings: ServiceSettings, url: str) -> None:
 
 
 def run(settings: ServiceSettings, listening: socket.socket) -> None:
-    """Serve until SIGINT or SIGTERM; requests that have started are still answered.
+    """Run the HTTP service on the socket `listening` until SIGINT or SIGTERM.
 
-    Exits with one line and status 1 if a base model or initialization cannot be loaded, or if a service without API keys must
-    not listen on this address.
+    Requests that started before the signal are still answered. Exits with a one-line message and status 1 if a base model or an
+    initialization cannot be loaded, or if there is no API key and the service may therefore not listen on this address.
     """
     host, port = listening.getsockname()[:2]
     try:

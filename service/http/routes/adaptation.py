@@ -1,4 +1,4 @@
-"""`POST /adapt` and `POST /adapters/{adapter_id}/examples`: make an adapter from examples."""
+"""`POST /adapt` and `POST /adapters/{adapter_id}/examples`: create an adapter from examples."""
 
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
@@ -17,7 +17,10 @@ from service.http.views import require
 
 
 async def _acquire_wait(context: Annotated[AdaptContext, Depends()]) -> AsyncIterator[None]:
-    """Count a request that waits towards MAX_STREAMS, before anything is recorded."""
+    """Count a request with `Prefer: wait` as an open stream until it ends. A FastAPI dependency.
+
+    It runs before anything is recorded, and ignores dry runs. Raises LimitReached if the tenant already has MAX_STREAMS streams.
+    """
     if prefer_wait(context.prefer, context.state.settings.max_wait_seconds) and not context.dry_run:
         with context.state.streams.acquire(context.tenant):
             yield
@@ -43,7 +46,7 @@ _ACCEPTED: Responses = {
 
 
 def routes(example: Any) -> APIRouter:
-    """Return the routes whose bodies have examples of this type."""
+    """Return a router with the routes of this module, whose bodies have examples of the type `example`."""
     adapt_request, examples_request = concrete(AdaptRequest, example), concrete(ExamplesRequest, example)
     router = APIRouter(tags=["adapters"], dependencies=[Depends(needs("adapt")), Depends(_acquire_wait)])
     responses = {**_ACCEPTED, **problems(*ROUTE_ERRORS, *BODY_ERRORS, IdempotencyKeyReused, UnknownAdapter)}
@@ -53,10 +56,10 @@ def routes(example: Any) -> APIRouter:
         request: adapt_request,  # type: ignore[valid-type]
         context: Annotated[AdaptContext, Depends()],
     ) -> AdaptAnswer | DryRunAnswer:
-        """Make an adapter that has learned a task from labelled examples.
+        """Create an adapter that learns a task from labelled examples.
 
-        The same request gives the same adapter, so a retry costs nothing. 404: the adapter was deleted while the request waited
-        for it.
+        The same request gives the same adapter, so a retry does not adapt twice. The answer is 404 if the adapter was deleted while
+        the request waited for it.
         """
         return await accept(check_adapt_request(request, context.state), context)
 
@@ -68,9 +71,10 @@ def routes(example: Any) -> APIRouter:
         request: examples_request,  # type: ignore[valid-type]
         context: Annotated[AdaptContext, Depends()],
     ) -> AdaptAnswer | DryRunAnswer:
-        """Make a new adapter from this adapter's examples and additional ones.
+        """Create a new adapter from the examples of an existing adapter and additional ones.
 
-        It has this adapter's initialization, and its options unless the request sets others. This adapter does not change.
+        The new adapter uses the initialization of the existing one, and its options unless the request sets others. The existing
+        adapter does not change.
         """
         records, tenant = context.state.records, context.tenant
         record = require(adapter_id, await run_in_threadpool(records.get, tenant, adapter_id))

@@ -32,7 +32,8 @@ def list_adapters(
 ) -> AdapterPage:
     """List adapters, newest first.
 
-    With filters, a page may be short or empty before the end: continue as long as there is a `next_cursor`.
+    With filters, a page may have fewer than `limit` adapters, or none, although more pages follow. The list ends only when
+    `next_cursor` is null.
     """
     unfiltered = (status, tag, name) == (None, None, None)
     matches = None if unfiltered else partial(_matches, status=status, tag=tag, name=name, state=state)
@@ -74,15 +75,15 @@ def change_adapter(adapter_id: AdapterId, changes: AdapterChanges, state: State,
     responses=problems(*ROUTE_ERRORS, InvalidRequest, UnknownAdapter, AdapterInUse),
 )
 def delete_adapter(adapter_id: AdapterId, state: State, tenant: Tenant) -> None:
-    """Delete an adapter: its weights, its record and its examples; cancel its job if it is unfinished.
+    """Delete an adapter with its weights, record and examples, and cancel its job if it is unfinished.
 
-    Refused while aliases point at the adapter. The same `POST /adapt` makes it again.
+    An adapter cannot be deleted while aliases point at it. The same `POST /adapt` creates the adapter again.
     """
     record = get_record(adapter_id, state, tenant)
     try:
         if aliases := state.aliases.of(tenant, adapter_id):
             raise AdapterAliased(aliases)
-        # The weights go first: if the cache cannot be reached, the record still says where they are, and the call can be repeated.
+        # The weights are deleted first: if the cache cannot be reached, the record still locates them, and a retry can delete them.
         state.store.remove(tenant, adapter_id, record.fence)
         fence = state.records.delete(tenant, adapter_id)
     except AdapterAliased as error:

@@ -1,4 +1,4 @@
-"""`GET /initializations`, `/metrics`, `/healthz` and `/readyz`: the deployment and its condition."""
+"""`GET /initializations`, `/metrics`, `/healthz`, `/readyz`: describe the deployment and its health."""
 
 import redis
 from fastapi import APIRouter, Depends, Response
@@ -59,13 +59,13 @@ def _objective_weights(objective: Objective) -> dict[str, float]:
     responses={200: {"content": {"text/plain": {"schema": {"type": "string"}, "example": _METRIC}}}, **problems(*ROUTE_ERRORS)},
 )
 def metrics(state: State) -> Response:
-    """Return the metrics in the text format of Prometheus."""
+    """Return the metrics in the Prometheus text format."""
     return Response(generate_latest(state.metrics.registry), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 @router.get("/healthz")
 async def healthz() -> Alive:
-    """Answer as long as the process is alive."""
+    """Answer 200 as long as the process is alive."""
     return Alive(status="alive")
 
 

@@ -69,7 +69,10 @@ class _Event:
 
 
 async def _acquire_stream(state: State, tenant: Tenant) -> AsyncIterator[None]:
-    """Count the stream towards MAX_STREAMS until it has ended."""
+    """Count the request as an open stream until the stream ends. A FastAPI dependency.
+
+    Raises LimitReached if the tenant already has MAX_STREAMS streams.
+    """
     with state.streams.acquire(tenant):
         yield
 
@@ -98,9 +101,9 @@ async def adapter_events(
     """Stream the progress of an adapter's job as server-sent events.
 
     The events are `status` with `{"status", "attempt"}`, `step` with `{"step", "support_loss"}`, and finally `end` with the
-    adapter as `GET /adapters/{adapter_id}` returns it. A stream ends without `end` if the adapter is deleted, after ten minutes,
-    if the API key is no longer valid, if the records cannot be reached, or if the service stops: then reconnect with
-    `Last-Event-ID`.
+    adapter as `GET /adapters/{adapter_id}` returns it. A stream may end without the event `end`: after ten minutes, if the adapter
+    is deleted, if the API key is no longer valid, if the records cannot be reached, or if the service stops. Then reconnect with
+    `Last-Event-ID`, and the stream continues.
     """
     job = require(adapter_id, await run_in_threadpool(state.records.job_state, tenant, adapter_id))
     seen = (-1, -1) if last_event_id is None else _parse_id(last_event_id)
@@ -115,7 +118,10 @@ async def adapter_events(
 async def _stream(
     tenant: str, adapter_id: str, state: ServiceState, seen: EventId, authorizations: list[bytes]
 ) -> AsyncIterator[bytes]:
-    """Yield the events after `seen`; end if access is no longer granted or the records cannot be reached."""
+    """Yield the events after the event `seen`, as bytes of the stream.
+
+    The stream ends early if the API key is no longer valid or the records cannot be reached.
+    """
     try:
         async with contextlib.aclosing(_events(tenant, adapter_id, state, seen, authorizations)) as events:
             async for event in events:
@@ -137,7 +143,7 @@ async def _events(
             if loop.time() - checked_key >= KEY_CHECK_SECONDS:
                 checked_key = loop.time()
                 await state.authenticator.authenticate(authorizations)
-            ended.clear()  # before reading, so that a job that ends between the read and the wait is not missed
+            ended.clear()  # cleared before the read, so that a job that ends between the read and the wait is not missed
             job = await run_in_threadpool(state.records.job_state, tenant, adapter_id)
             if job is None:
                 return
@@ -159,9 +165,9 @@ async def _events(
 
 
 def _events_of_attempt(job: JobState) -> Iterator[_Event]:
-    """Yield the events of the current attempt so far, except its end.
+    """Yield all events of the job's current attempt so far, except the event `end`.
 
-    The same id always has the same event, so that a client that reconnects gets each event once.
+    An event has the same id each time, so that a client that reconnects gets each event once.
     """
     status = {"status": job.status, "attempt": job.attempt}
     if job.status == "running":

@@ -17,7 +17,7 @@ from worker.ledger.aliases import is_adapter_id
 
 
 def routes(prediction: Any) -> APIRouter:
-    """Return the routes whose answers have predictions of this type."""
+    """Return a router with `POST /predict`. `prediction` is the type of the prediction for one input."""
     predict_answer: type[PredictAnswer[Any]] = concrete(PredictAnswer, prediction)
     router = APIRouter(tags=["predictions"], dependencies=[Depends(needs("predict"))])
 
@@ -40,7 +40,7 @@ def routes(prediction: Any) -> APIRouter:
         try:
             record, [answer] = await answer_parts(identity, [request.inputs], connection, state, tenant)
         except UnknownAdapter:
-            # Since the alias was read, it may have been moved and the adapter that it pointed at deleted.
+            # After the alias was read, it may have been moved to another adapter, and the previous adapter may have been deleted.
             moved_to = identity if alias is None else await run_in_threadpool(_adapter_of_alias, alias, state, tenant)
             if moved_to == identity:
                 raise

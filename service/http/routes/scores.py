@@ -26,9 +26,9 @@ router = APIRouter(tags=["predictions"], dependencies=[Depends(needs("predict"))
 async def score_adapter(
     adapter_id: AdapterId, request: ScoreRequest, connection: Request, state: State, tenant: Tenant
 ) -> ScoreAnswer:
-    """Predict labelled examples and return the scores: accuracy, F1, confusion and mistakes.
+    """Predict labelled examples and return the accuracy, F1, confusion and mistakes.
 
-    Counts towards MAX_REQUESTS_A_MINUTE as many times as predictions of the same examples would, with MAX_INPUTS inputs each.
+    Examples are predicted in groups of MAX_INPUTS, and each group counts as one request towards MAX_REQUESTS_A_MINUTE.
     """
     check_count("examples", len(request.examples), 1, state.settings.max_examples, "examples")
     for i, example in enumerate(request.examples):
@@ -43,7 +43,7 @@ async def score_adapter(
     texts, most = [example.input for example in request.examples], state.settings.max_inputs
     parts = [texts[start : start + most] for start in range(0, len(texts), most)]
     if len(parts) > 1:
-        await state.meter.count_requests(tenant, len(parts) - 1)  # authentication has counted the request once
+        await state.meter.count_requests(tenant, len(parts) - 1)  # less 1, because authentication has already counted one
     record, answers = await answer_parts(adapter_id, parts, connection, state, tenant)
     scores = score([example.label for example in request.examples], [label for answer in answers for label in best_labels(answer)])
     return ScoreAnswer(

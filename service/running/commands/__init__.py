@@ -1,6 +1,6 @@
 """The commands that run and administer a service.
 
-`COMMANDS` lists them for `quickstudy`, which imports a command only when it runs.
+The command line `quickstudy` reads `COMMANDS`, and imports the module of a command only when the command runs.
 """
 
 from quickstudy.commands.lazy_command import LateCommand

@@ -1,6 +1,6 @@
-"""`quickstudy jobs`: list, retry and drop jobs that used up their attempts.
+"""`quickstudy jobs`: list, retry and drop dead jobs, which have used up their attempts.
 
-The commands work on the records directly, whether a service runs or not.
+The commands access the records in Redis directly, not through the HTTP service.
 """
 
 import json
@@ -27,7 +27,7 @@ def jobs(context: click.Context, data_dir: Path) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of a table.")
 @click.pass_obj
 def dead(data_dir: Path, as_json: bool) -> None:
-    """List dead jobs, the latest first, with the reason; their examples are not shown."""
+    """List dead jobs, latest first, each with the reason of its failure. Examples are not shown."""
     dead_jobs = open_records_and_weights(data_dir)[0].dead_jobs.latest()
     if as_json:
         click.echo(json.dumps([_description(record) for record in dead_jobs], indent=2))
@@ -51,7 +51,7 @@ def _names_jobs(command: Callable[..., None]) -> Callable[..., None]:
 @_names_jobs
 @click.pass_obj
 def retry(data_dir: Path, names: tuple[str, ...], everything: bool) -> None:
-    """Queue dead jobs again, with all their attempts."""
+    """Queue dead jobs again. Their attempts are counted from zero."""
     records, _ = open_records_and_weights(data_dir)
     _with_each(records, names, everything, records.dead_jobs.revive, "waits again")
 
@@ -73,7 +73,11 @@ def drop(data_dir: Path, names: tuple[str, ...], everything: bool) -> None:
 
 
 def _with_each(records: Records, names: tuple[str, ...], everything: bool, act: Callable[[str, str], bool], done: str) -> None:
-    """Call `act` with tenant and adapter id of each job; it returns False if that is not a dead job."""
+    """Call `act(tenant, adapter id)` for each selected job, and print `done` after the name of the job.
+
+    `names` selects jobs as TENANT/ADAPTER, `everything` selects all dead jobs. Exits with a one-line message and status 1 if `act`
+    returns False, which means that the job is not dead.
+    """
     for tenant, identity in _select(records, names, everything):
         if not act(tenant, identity):
             sys.exit(f"error: {tenant}/{identity} is not a dead job")

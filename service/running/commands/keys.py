@@ -1,6 +1,6 @@
 """`quickstudy keys`: create, list and revoke API keys.
 
-The commands work on the records directly, whether a service runs or not.
+The commands access the records in Redis directly, not through the HTTP service.
 """
 
 import json
@@ -25,7 +25,7 @@ _UNITS = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 @on_data_dir
 @click.pass_context
 def keys(context: click.Context, data_dir: Path) -> None:
-    """Create, list and revoke API keys. Once the first one exists, the service always requires a key."""
+    """Create, list and revoke API keys. Once the first key exists, the service always requires a key."""
     context.obj = data_dir.expanduser()
 
 
@@ -77,7 +77,7 @@ def create(data_dir: Path, tenant: str, name: str, scopes: tuple[Scope, ...], ex
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of a table.")
 @click.pass_obj
 def list_keys(data_dir: Path, as_json: bool) -> None:
-    """List all keys, the oldest first, including revoked and expired ones; secrets are not shown."""
+    """List all keys, oldest first, including revoked and expired keys. Secrets are not shown."""
     store = _keys(data_dir)
     with _exit_on_redis_error("the keys were not listed"):
         listed, now = store.list(), store.now()
@@ -116,7 +116,10 @@ def _keys(data_dir: Path) -> Keys:
 
 @contextmanager
 def _exit_on_redis_error(outcome: str) -> Iterator[None]:
-    """Exit with one line, `outcome` and the type of the error, if a command on the records fails."""
+    """Exit with a one-line message if a Redis command in the block fails.
+
+    The message has `outcome`, which says what was not done, and the type of the error.
+    """
     try:
         yield
     except redis.RedisError as error:
@@ -141,7 +144,7 @@ def _day(ms: int) -> str:
 
 
 def _description(identity: str, key: Key, now: int) -> dict[str, object]:
-    """Return what `--json` prints for a key; times in Unix seconds."""
+    """Return the description of a key that `--json` prints, with times in Unix seconds."""
     times = {"created_at": key.created_at, "expires_at": key.expires_at, "revoked_at": key.revoked_at}
     return {
         "id": identity,

@@ -1,4 +1,4 @@
-"""`quickstudy predictor`: the predictor as a separate process, which services reach by PREDICTOR_URL."""
+"""`quickstudy predictor`: run the predictor as a separate process for services with PREDICTOR_URL."""
 
 import sys
 
@@ -17,7 +17,7 @@ from worker.logs import configure
     help="Address to listen on, unix:///path or tcp://host:port; set PREDICTOR_URL of the services to it.",
 )
 def predictor(listen: str) -> None:
-    """Run the predictor as a separate process, on CACHE_URL (or REDIS_URL)."""
+    """Run the predictor as a separate process, with the adapter weights at CACHE_URL (or REDIS_URL)."""
     from service.settings import ServiceSettings, predictor_address
     from worker.settings import read_settings
 

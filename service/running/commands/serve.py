@@ -30,7 +30,8 @@ from worker.logs import configure
 @click.option("--tied", type=int, metavar="PID", help="Stop when process PID, which must be the parent of this one, ends.")
 def serve(host: str, port: int, data_dir: Path, without_keys: bool, tied: int | None) -> None:
     """Run the HTTP service. If REDIS_URL is unset, also run an embedded Redis server and one worker."""
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # service and worker share the cores: longer spinning halves the speed of both
+    # Service and worker share the cores, so threads that spin longer while they wait would halve the speed of both.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     if tied is not None:
         tie_to_parent(tied, signal.SIGTERM)
     from metatrain.errors import MetatrainError
@@ -47,7 +48,7 @@ def serve(host: str, port: int, data_dir: Path, without_keys: bool, tied: int | 
         check_folders(settings)
         pause_collection()
         if os.environ.get("REDIS_URL"):
-            from service.running.serving import run  # imports torch, which takes seconds: the errors above come first
+            from service.running.serving import run  # imported late: torch takes seconds, and the errors above must not wait for it
 
             run(settings, listening)
             return

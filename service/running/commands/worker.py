@@ -5,7 +5,7 @@ import click
 
 @click.command()
 def worker() -> None:
-    """Run one worker on REDIS_URL."""
+    """Run one worker, which takes its jobs from the queue at REDIS_URL."""
     from worker.__main__ import main
 
     main()
