@@ -1,17 +1,17 @@
-"""The worker takes jobs from the queue, runs the inner loop and stores the adapters. Knows no HTTP.
+"""The worker takes jobs from the queue, runs the inner loop and stores the adapters. No HTTP code.
 
 | to change | look in |
 |---|---|
 | a job from claim to commit | `job.py` |
-| which jobs share a forward pass | `passes.py` |
+| which jobs share a pass (one batched inner loop) | `passes.py` |
 | heartbeats, how a worker notices that it lost a job | `heartbeat.py` |
-| what happens while the cache or the records cannot be reached | `weights.py`, `retry.py` |
+| behaviour while the cache or the records cannot be reached | `weights.py`, `retry.py` |
 | how a worker shuts down | `draining.py` |
 | repeating lost wake-ups, removing old records, erasing deleted text | `reaper.py` |
-| the process, the queues that it listens to | `process.py`, `consumer.py` |
-| the garbage collector while a process starts | `collection.py` |
+| the process and the queues that it listens to | `process.py`, `consumer.py` |
+| pausing the garbage collector while a process starts | `collection.py` |
 | the Celery app | `app.py` |
-| how a recipe becomes an adapter | `runtime.py`, `kinds/` |
+| running the inner loop: recipe in, adapter out | `runtime.py`, `kinds/` |
 | records, claims, weights, aliases, keys, usage (torch-free) | `ledger/` |
 | environment variables, log lines, errors | `settings.py`, `logs.py`, `errors.py` |
 """

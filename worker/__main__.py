@@ -1,4 +1,4 @@
-"""`python -m worker`: one worker process, configured by the environment."""
+"""Run one worker process, configured by environment variables: `python -m worker`."""
 
 import logging
 import os
@@ -16,14 +16,14 @@ def main() -> None:
         settings = read_settings(WorkerSettings)
     except SettingsError as error:
         sys.exit(f"error: {error}")
-    # Service and worker share the cores: longer busy-waiting of OpenMP threads halves the speed of both.
+    # OpenMP threads that busy-wait longer would halve the speed of the service and the worker, which share the CPU cores.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     pause_collection()
     configure("worker", settings.log_level, settings.log_format)  # before torch is imported, so that its warnings are log lines
     logging.getLogger("celery.worker.strategy").setLevel(logging.WARNING)
     try:
         check_folders(settings)
-        from worker.process import run_worker  # imports torch, which takes seconds: the errors above come first
+        from worker.process import run_worker  # imports torch, which takes seconds, so the checks above come first
 
         run_worker(settings)
     except (MetatrainError, SettingsError) as error:

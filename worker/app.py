@@ -1,4 +1,4 @@
-"""The Celery app that the service and the workers share: the queues of wake-ups. Torch-free."""
+"""The Celery app for wake-ups, the queue messages that tell a worker to run a job. Torch-free."""
 
 from celery import Celery
 
@@ -7,12 +7,12 @@ from worker.ledger.servers import broker
 
 
 def celery_app(redis_url: str, queue: str) -> Celery:
-    """Return the Celery app, for the service that sends wake-ups and for the workers that receive them.
+    """Return the Celery app. The service sends wake-ups with it, and the workers receive them.
 
-    `queue`: the queue of messages that name no other.
+    `queue`: the default queue, for messages sent without a queue name.
 
-    Messages are JSON. Celery stores no results: the outcome of a job is in its record. A message is acknowledged before its job
-    runs, because it is only a wake-up: the reaper announces every unfinished job again.
+    Messages are JSON. Celery stores no results, because the outcome of a job is in its record. A worker acknowledges a message
+    before it runs the job. If the worker then dies, the job is not lost: the reaper sends a new wake-up for every unfinished job.
     """
     url, options = broker(redis_url)
     app = Celery("quickstudy", broker=url)
@@ -33,7 +33,7 @@ def celery_app(redis_url: str, queue: str) -> Celery:
             "socket_connect_timeout": 3,
             "unacked_restore_interval": 2,
             "unacked_restore_throttle": 1,
-            "health_check_interval": 2,  # a master that disappeared without closing its connections is noticed after twice that
+            "health_check_interval": 2,  # a server that vanished without closing its connections is noticed within twice this time
         },
         task_publish_retry=False,
     )

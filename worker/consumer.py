@@ -1,4 +1,4 @@
-"""A Celery consumer that reconnects to the broker quickly: Celery's own delay grows to 30 seconds."""
+"""A Celery consumer that reconnects to the broker quickly. Celery's own delay grows to 30 seconds."""
 
 import logging
 from typing import Any
@@ -10,7 +10,7 @@ log = logging.getLogger(__name__)
 
 
 class PromptConsumer(Consumer):  # type: ignore[misc]
-    """A consumer that retries the broker after 0.5 s, then at growing intervals of at most 2 s."""
+    """A Celery consumer that retries a lost connection after 0.5 s, then at intervals that grow to 2 s."""
 
     def ensure_connected(self, conn: Any) -> Any:
         def log_retry(error: Exception, pause: float) -> None:

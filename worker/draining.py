@@ -1,11 +1,17 @@
-"""Graceful shutdown: a stopping worker claims no new job and has `DRAIN_SECONDS` for its claimed ones."""
+"""Graceful shutdown: a stopping worker claims no new job, and has a time limit for its claimed jobs.
+
+The limit is `DRAIN_SECONDS`.
+"""
 
 import math
 import time
 
 
 class DrainTimer:
-    """A deadline for the jobs of a worker that is shutting down. Without `start` it never expires."""
+    """The deadline by which a stopping worker must finish its jobs.
+
+    It cannot expire before `start` is called.
+    """
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds

@@ -3,19 +3,19 @@
 WorkerError
 ├── WeightsMissing  the weights of an adapter are no longer in the cache
 ├── WeightsCorrupt  the cached weights do not match the digest in the record
-├── ClaimLost       the claim no longer holds: another worker has the job, or it was deleted
-├── CacheRefused    the cache refused the weights of a job, or could not be reached
+├── ClaimLost       this worker may no longer run the job: another worker has claimed it, or it was deleted
+├── CacheRefused    the cache did not store the weights of a job: it refused them, or could not be reached
 ├── Stopping        the worker is shutting down and hands the job back
 ├── AdapterAliased  the adapter cannot be deleted while aliases point at it
-├── AdapterExpired  the adapter cannot be pinned or unpinned any more: it has expired
-├── InvalidKey      an API key cannot have this tenant, name or lifetime
-├── LimitReached    the tenant has used up one of its limits
-└── SettingsError   an environment variable has a value that cannot be used
+├── AdapterExpired  the adapter cannot be pinned or unpinned, because it has expired
+├── InvalidKey      the tenant, name or lifetime of a new API key is not allowed
+├── LimitReached    the request would exceed one of the limits of its tenant
+└── SettingsError   an environment variable has an invalid value
 """
 
 JOB_SECONDS, ROOM_SECONDS = 2, 60
-"""Seconds after which a refused request is worth a retry: JOB_SECONDS at the limit on jobs, which end by themselves,
-ROOM_SECONDS at a limit where something must be deleted first."""
+"""Suggested delay in seconds before a request that a limit refused is retried. JOB_SECONDS is for the limit on unfinished jobs,
+because jobs end by themselves. ROOM_SECONDS is for the other limits, because something must be deleted first."""
 _ALIASES_NAMED = 20
 
 
@@ -38,8 +38,8 @@ class ClaimLost(WorkerError):
 class CacheRefused(WorkerError):
     """The cache did not store the weights of a job.
 
-    `is_attempt`: True if this uses up one of the job's attempts, because the cache answered and refused. False if the cache
-    could not be reached.
+    `is_attempt`: True if the cache answered and refused, which uses up one of the job's attempts. False if the cache could not
+    be reached, which uses up none.
     """
 
     def __init__(self, reason: str, *, is_attempt: bool) -> None:
@@ -52,7 +52,10 @@ class Stopping(WorkerError):
 
 
 class AdapterAliased(WorkerError):
-    """Aliases point at an adapter. `aliases`: the first 20 of them; `number`: how many there are in all."""
+    """The adapter cannot be deleted while aliases point at it.
+
+    `aliases`: the first 20 of these aliases; `number`: the number of all of them.
+    """
 
     def __init__(self, aliases: list[str]) -> None:
         self.aliases, self.number = aliases[:_ALIASES_NAMED], len(aliases)
@@ -71,9 +74,9 @@ class InvalidKey(WorkerError):
 
 
 class LimitReached(WorkerError):
-    """A tenant has used up a limit.
+    """The request would exceed a limit of its tenant.
 
-    `limit`: the name of the setting; `most`: its value; `used`: what the tenant uses now; `retry_after`: in seconds.
+    `limit`: the name of the setting; `most`: its value; `used`: the tenant's usage now; `retry_after`: seconds before a retry.
     """
 
     def __init__(self, limit: str, most: int, used: int, *, retry_after: int) -> None:

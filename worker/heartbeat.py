@@ -14,24 +14,24 @@ from worker.logs import fields
 
 log = logging.getLogger(__name__)
 REPORT_SECONDS = 0.05
-"""How often a heartbeat looks for new support losses to report, in seconds."""
+"""Interval at which the heartbeat thread checks for new support losses to report, in seconds."""
 HEARTBEATS_PER_LEASE = 3
 
 
 @dataclass(frozen=True)
 class HeldJob:
-    """A claimed job and its state while it runs."""
+    """A job that this worker has claimed, and its state while it runs."""
 
     claim: Claim
     losses: list[float] = field(default_factory=list)
     """The support loss before each inner step so far."""
     lost: threading.Event = field(default_factory=threading.Event)
-    """Set once the claim no longer holds: the job was deleted, or another worker has claimed it."""
+    """Set once this worker may no longer run the job, because it was deleted or another worker has claimed it."""
     ended: threading.Event = field(default_factory=threading.Event)
-    """Set once the job needs no more heartbeats."""
+    """Set once the job is finished, which stops its heartbeats."""
 
     def log_fields(self) -> AbstractContextManager[None]:
-        """Return a context manager that adds the fields of this job to every log line."""
+        """Return a context manager that adds this job's context (id, tenant, attempt, …) to log lines."""
         claim = self.claim
         return fields(
             adapter=claim.adapter_id, tenant=claim.tenant, attempt=claim.attempt, fence=claim.fence, request=claim.request
@@ -40,9 +40,10 @@ class HeldJob:
 
 @contextmanager
 def keep_lease(claims: Claims, claim: Claim, lease_ms: int) -> Iterator[HeldJob]:
-    """Send heartbeats for the job from a thread until the block or the job ends.
+    """Send heartbeats for a claimed job from a background thread while the `with` block runs.
 
-    A heartbeat extends the lease by `lease_ms` and stores the support losses so far.
+    Yields the job's state. The heartbeats stop earlier if its `ended` is set or the claim is lost. A heartbeat extends the lease
+    by `lease_ms` and stores the support losses so far.
     """
     job = HeldJob(claim)
     thread = threading.Thread(

@@ -1,6 +1,7 @@
 """Run jobs from claim to commit.
 
-The weights are written first, then the record, and the record only if the claim still holds.
+A worker first stores the weights in the cache, then commits the result to the job's record. The commit is refused if the worker
+no longer holds the claim, because another worker has claimed the job or it was deleted.
 """
 
 import logging
@@ -28,14 +29,14 @@ from worker.weights import WeightsWriter
 
 log = logging.getLogger(__name__)
 CACHE_RETRY_MS = 2_000
-"""Delay before a job is announced again after the cache did not store its weights, in milliseconds."""
+"""Delay before a job is retried after the cache did not store its weights, in milliseconds."""
 
 
 @dataclass
 class JobRunner:
     """Runs the jobs of `queues` in one worker process.
 
-    `name`: the worker's name, which records show while it holds their jobs.
+    `name`: the worker's name, stored in the record of each job that it claims.
     """
 
     name: str
@@ -52,13 +53,13 @@ class JobRunner:
         self._weights = WeightsWriter(self.store, self.draining)
 
     def run(self, tenant: str, adapter_id: str) -> None:
-        """Claim a job and waiting ones that can share its pass, and run them to their end.
+        """Claim a job, claim waiting jobs that can share its pass (one batched inner loop), and run them.
 
-        Each ends as ready or failed, or is handed back if the cache does not store its weights or the worker stops. Does nothing
-        if the job cannot be claimed.
+        Each job ends as ready or failed. It is handed back to the queue instead if the cache does not store its weights or the
+        worker stops. Does nothing if the job cannot be claimed.
 
-        Raises redis.RedisError if the records stay out of reach. The record then still says `running`, and another worker claims
-        the job once the lease has expired.
+        Raises redis.RedisError if the records stay out of reach. The job then keeps the status `running` until its lease expires,
+        and another worker can claim it.
         """
         claim = self._claim(tenant, adapter_id)
         if claim is not None:
@@ -70,7 +71,7 @@ class JobRunner:
         )
 
     def _claim_for_same_pass(self, first: Claim) -> list[Claim]:
-        """Claim waiting jobs that can share a pass with this one."""
+        """Claim waiting jobs that can share a pass with the claimed job `first`, and return their claims."""
         most = self._passes.spare_places(first)
         if most < 1:
             return []
@@ -84,7 +85,7 @@ class JobRunner:
         return more
 
     def _run_claimed(self, claims: Sequence[Claim]) -> None:
-        """Run claimed jobs to their end, with heartbeats that keep their leases."""
+        """Run claimed jobs to their end. Heartbeats extend their leases meanwhile."""
         with ExitStack() as stack:
             jobs = [stack.enter_context(keep_lease(self.records.claims, claim, self._lease_ms)) for claim in claims]
             for job in jobs:
@@ -106,7 +107,10 @@ class JobRunner:
             raise errors[0]
 
     def _finish(self, job: HeldJob, result: MadeAdapter | Exception) -> list[tuple[Outcome, MadeAdapter]]:
-        """Commit a job or hand it back. Return its outcome and adapter if it was adapted and committed."""
+        """Commit a job to its record, or hand it back to the queue.
+
+        Returns [(outcome, adapter)] if an adapter was committed, otherwise an empty list.
+        """
         claim = job.claim
         try:
             outcome = self._outcome(job, result)
@@ -132,9 +136,10 @@ class JobRunner:
         return [] if isinstance(result, Exception) else [(outcome, result)]
 
     def _outcome(self, job: HeldJob, result: MadeAdapter | Exception) -> Outcome:
-        """Return the outcome of a job, after storing the weights if it was adapted.
+        """Store the weights of a job if its result is an adapter, and return its outcome.
 
-        Raises ClaimLost, Stopping and CacheRefused.
+        Raises ClaimLost if another worker has claimed the job or it was deleted, Stopping if the worker shut down before the result
+        was complete, and CacheRefused if the cache did not store the weights.
         """
         if isinstance(result, ClaimLost | Stopping):
             raise result
@@ -150,11 +155,11 @@ class JobRunner:
     def _failed_outcome(self, job: HeldJob, error: Exception) -> Outcome:
         """Return the outcome of a failed job.
 
-        The reason goes to the record and not to the log, because it may quote an input.
+        The reason is stored in the record and is not logged, because it may quote an input.
         """
         losses = tuple(job.losses)
         if not isinstance(error, MetatrainError):
-            # The message may quote the support set, so the record gets only the error's type, and the log a traceback without it.
+            # The message may quote the support set. So the record gets only the error's type, and the log its type and traceback.
             log.error("internal error\n%s", places(error))
             return Outcome(status="failed", error=f"internal error: {type(error).__name__}", support_loss=losses)
         log.warning("failed with %s, the reason is in the record", type(error).__name__)
@@ -162,7 +167,7 @@ class JobRunner:
         return Outcome(status="failed", error=f"{error}{limit}", support_loss=losses)
 
     def _store_weights(self, job: HeldJob, made: MadeAdapter) -> Outcome:
-        """Store the weights of a job, and return its outcome `ready`."""
+        """Store the weights of a job, and return an outcome with the status `ready`."""
         began = time.perf_counter()
         self._weights.write(job, made.content)
         store_ms = 1e3 * (time.perf_counter() - began)
@@ -179,7 +184,10 @@ class JobRunner:
         log.warning("commit refused: the claim no longer holds")
 
     def _hand_back(self, job: HeldJob, reason: str, *, delay_ms: int, is_attempt: bool) -> None:
-        """Queue the job again for any worker."""
+        """Queue the job again after `delay_ms`, so that any worker can claim it.
+
+        `is_attempt`: True if the run so far uses up one of the job's attempts.
+        """
         held = retry_while_unreachable(
             lambda: self.records.claims.hand_back(job.claim, reason, delay_ms=delay_ms, is_attempt=is_attempt),
             job,
@@ -192,9 +200,9 @@ class JobRunner:
             log.warning("not handed back (%s): the claim no longer holds", reason)
 
     def _count_times(self, committed: Sequence[tuple[Outcome, MadeAdapter]]) -> None:
-        """Add the times of the jobs of a pass to the histograms.
+        """Add the stage durations of the jobs in one pass to the histograms for `/metrics`.
 
-        The inner steps are counted once for the pass, those of the job that took the most.
+        All jobs of the pass share the inner steps. So their durations are added once, from the job with the most steps.
         """
         if not committed:
             return

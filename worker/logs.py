@@ -1,6 +1,6 @@
-"""Log lines with fields that say what they are about: request, tenant, adapter, attempt, fence.
+"""Log lines with context fields: request, tenant, adapter, attempt, fence.
 
-No line quotes an input. Torch-free.
+No log line quotes an input. Torch-free.
 
 2026-11-21 10:00:00,000 INFO worker ready adapter=a1… tenant=default attempt=1 fence=7 request=…        LOG_FORMAT=text
 {"time": "…", "level": "INFO", "part": "worker", "message": "ready", "adapter": "a1…", …}           LOG_FORMAT=json
@@ -29,12 +29,15 @@ def fields(**named: Any) -> Iterator[None]:
 
 
 def current_request() -> str:
-    """Return the id of the request that is being answered, or an empty string outside a request."""
+    """Return the id of the request that is being handled, or an empty string outside a request."""
     return str((_fields.get() or {}).get("request", ""))
 
 
 class FieldsFormatter(logging.Formatter):
-    """Formats log lines with their fields, as text or as JSON. `part`: `service` or `worker`."""
+    """Formats log lines with their context fields, as text or as JSON.
+
+    `part`: the process that logs, `service` or `worker`. `form`: `text` or `json`.
+    """
 
     def __init__(self, part: str, form: LogFormat) -> None:
         super().__init__(f"%(asctime)s %(levelname)s {part} %(message)s")
@@ -53,22 +56,22 @@ class FieldsFormatter(logging.Formatter):
 
 
 def _quoted_if_needed(value: Any) -> str:
-    """Return the value as text, as a JSON string unless it is one printable word.
+    """Return a field's value as text, encoded as a JSON string unless it is one printable word.
 
-    So a value with a line break, such as a strange path, stays on one line.
+    The encoding keeps a value with a line break, such as an unusual path, on one line.
     """
     text = str(value)
     return text if text.isprintable() and not set(text) & set(' "=') else json.dumps(text)
 
 
 def places(error: BaseException) -> str:
-    """Return the traceback and the error's type, without messages: these may quote an input."""
+    """Return the traceback and type of an error, without its message, which may quote an input."""
     return "".join(traceback.format_tb(error.__traceback__)) + type(error).__name__
 
 
 def configure(part: str, level: str, form: LogFormat) -> None:
-    """Send all log records and Python warnings to stderr, in the form of `FieldsFormatter`."""
+    """Send all log records and Python warnings to stderr, formatted by `FieldsFormatter`."""
     logging.captureWarnings(True)
     handler = logging.StreamHandler()
     handler.setFormatter(FieldsFormatter(part, form))
-    logging.basicConfig(level=level, handlers=[handler], force=True)  # a forked worker has the handlers of the service
+    logging.basicConfig(level=level, handlers=[handler], force=True)  # a forked worker inherits the handlers of the service

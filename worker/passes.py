@@ -1,4 +1,4 @@
-"""Run the inner loops of claimed jobs, in one forward pass where jobs can share one."""
+"""Run the inner loops of claimed jobs. Jobs that can share a pass run in one batched inner loop."""
 
 import logging
 import time
@@ -16,16 +16,16 @@ log = logging.getLogger(__name__)
 
 
 class PassRunner:
-    """Decides which jobs share a pass, and runs their inner loops."""
+    """Decides which claimed jobs share a pass (one batched inner loop), and runs them."""
 
     def __init__(self, settings: WorkerSettings, runtime: Runtime, draining: DrainTimer) -> None:
         self._settings, self._runtime, self._draining = settings, runtime, draining
 
     def spare_places(self, claim: Claim) -> int:
-        """Return how many more jobs with the same pass key may share a pass with this one.
+        """Return how many more jobs with the same pass key may run in one pass with the claimed job.
 
-        Returns 0 if the job cannot share a pass, if this is not its first attempt, or if only one attempt is allowed. A job that
-        has crashed one worker may crash the next one, and must not use up attempts of other jobs.
+        Returns 0 if the job cannot share a pass, if this is not its first attempt, or if only one attempt is allowed. The reason
+        for the last two: a job that crashes its worker uses up one attempt of every job in its pass.
         """
         if claim.attempt > 1 or self._settings.attempts == 1 or not self._runtime.can_share_pass(claim.recipe):
             return 0
@@ -33,18 +33,19 @@ class PassRunner:
         return max(0, min(self._settings.jobs_together, self._settings.pass_rows // rows_each) - 1)
 
     def adapt(self, jobs: Sequence[HeldJob]) -> list[MadeAdapter | Exception]:
-        """Run the inner loops of jobs. Return for each job its adapter or its error.
+        """Run the inner loops of claimed jobs. Return one entry per job: its adapter or its error.
 
-        If a pass of several jobs fails, they run one by one, so that every job gets an error of its own.
+        If a pass of several jobs fails, its jobs run again one by one, so that each job gets its own adapter or error.
         """
         sharing = [number for number, job in enumerate(jobs) if self._runtime.can_share_pass(job.claim.recipe)]
         results = self._adapt_in_one_pass(jobs, sharing) if len(sharing) > 1 else {}
         return [results[number] if number in results else self._adapt_alone(job) for number, job in enumerate(jobs)]
 
     def _adapt_in_one_pass(self, jobs: Sequence[HeldJob], numbers: list[int]) -> dict[int, MadeAdapter | Exception]:
-        """Run the jobs with these numbers in one pass, and return the results by number.
+        """Run the jobs at the positions `numbers` in one pass, and return their results by position.
 
-        Jobs that must run alone have no result: all of them if the pass fails, otherwise those that exceeded its deadline.
+        A job without a result must be run alone. If the pass fails, no job has a result; otherwise only jobs that exceeded
+        the deadline of the pass have none. If all claims are lost or the worker stops, every job gets that error as its result.
         """
         chosen = [jobs[number] for number in numbers]
         try:
@@ -71,9 +72,10 @@ class PassRunner:
         return time.monotonic() + self._settings.job_seconds
 
     def _on_step(self, jobs: Sequence[HeldJob]) -> Callable[[dict[int, float]], None]:
-        """Return the callback of a pass for each inner step: it stores the losses, or raises to stop the pass.
+        """Return a callback that runs after each inner step of a pass and stores the support losses.
 
-        It raises ClaimLost once every claim of the pass is lost, and Stopping once the worker's time to drain is over.
+        It stops the pass by raising ClaimLost once the claims of all jobs are lost, or Stopping once the drain time of a stopping
+        worker is over.
         """
 
         def on_step(losses: dict[int, float]) -> None:

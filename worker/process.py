@@ -1,4 +1,4 @@
-"""A worker process: a Celery worker with a solo pool, and a reaper in a thread. Run one per device."""
+"""A worker process: a Celery worker with a solo pool, and the reaper thread. Run one per device."""
 
 import logging
 import os
@@ -33,10 +33,11 @@ def run_worker(settings: WorkerSettings) -> None:
 
 
 def queues_of(runtime: Runtime) -> dict[str, list[str]]:
-    """Return the queues whose jobs a worker may claim, in the form that `Claims.claim` expects.
+    """Return the queues from which a worker may claim jobs: {queue: digests of allowed initializations}.
 
-    These are the queues of its base models, and the queues of jobs that earlier versions accepted: one per digest of base weights
-    alone, and before that one queue without a name. Of these older queues a worker may claim only jobs whose initialization it has.
+    An empty list allows any initialization. The worker has one queue per base model. The other queues contain jobs that earlier
+    versions accepted: those versions named a queue by the digest of the base weights alone, and before that there was one queue
+    with an empty name. From an older queue, a worker may claim only jobs whose initialization it has.
     """
     digests = list(runtime.by_digest)
     earlier = {resident.earlier_queue: digests for resident in runtime.residents}
@@ -44,7 +45,10 @@ def queues_of(runtime: Runtime) -> dict[str, list[str]]:
 
 
 class WorkerProcess:
-    """A worker process, built from its settings. Raises MetatrainError and SettingsError."""
+    """A worker process, built from its settings. Creating it loads the base models.
+
+    Raises MetatrainError or SettingsError if a base model, an initialization or a setting cannot be used.
+    """
 
     def __init__(self, settings: WorkerSettings) -> None:
         client = records_client(settings.redis_url)
@@ -97,14 +101,14 @@ class WorkerProcess:
 
 
 def _description(runtime: Runtime) -> dict[str, Any]:
-    """Return the description of a worker that it announces: its device, precision and queues."""
+    """Return what the worker announces about itself: its device, precision and queues."""
     first = runtime.residents[0].base
     queues = [resident.queue for resident in runtime.residents]
     return {"device": str(first.device), "dtype": first.precision, "queue": queues[0], "queues": queues}
 
 
 def _register(app: Celery, runner: JobRunner) -> None:
-    """Register the Celery task that runs a job for each wake-up."""
+    """Register the Celery task that runs the job named in a wake-up message."""
 
     @app.task(name=ADAPT_TASK)  # type: ignore[untyped-decorator]
     def adapt(tenant: str, adapter_id: str) -> None:

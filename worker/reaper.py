@@ -1,6 +1,7 @@
-"""The reaper, a thread in every worker that announces lost jobs again and removes old data.
+"""The reaper: a thread in every worker that repeats lost wake-ups and removes old data.
 
-It removes records of adapters that expired long ago, and deleted text in the append-only file.
+A wake-up is the queue message that tells a worker to run a job. Old data are the records of adapters that expired long ago, and
+deleted text that is still in Redis's append-only file.
 """
 
 import base64
@@ -23,14 +24,14 @@ from worker.logs import fields, places
 log = logging.getLogger(__name__)
 REAP_INTERVAL_SECONDS = 1.0
 WORKER_ALIVE_SECONDS = 6
-"""How long a worker counts as alive after it last announced itself, in seconds."""
+"""Time after its last announcement until a worker is no longer listed as alive, in seconds."""
 
 
 class Reaper:
-    """Announces that this worker is alive and maintains the records, every second until it is stopped.
+    """Reports this worker as alive and maintains the records, every second until it is stopped.
 
-    Several reapers may run at once. `erase_seconds`: delay after a deletion before the append-only file is rewritten without the
-    deleted text.
+    The reapers of several workers may run at once. `description`: what the worker announces about itself. `erase_seconds`: delay
+    after a deletion before Redis's append-only file is rewritten without the deleted text.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class Reaper:
         threading.Thread(target=self._run, name="reaper", daemon=True).start()
 
     def stop(self) -> None:
-        """Stop the reaper, and record that this worker is gone."""
+        """Stop the reaper, and remove this worker from the list of live workers."""
         self._stopping.set()
         try:
             self._records.workers.remove(self._name)
@@ -72,7 +73,7 @@ class Reaper:
             self._stopping.wait(REAP_INTERVAL_SECONDS)
 
     def reap(self) -> None:
-        """Announce lost jobs again, remove old records and erase deleted text, once."""
+        """Do one round: repeat lost wake-ups, remove old records and erase deleted text."""
         self._announce_lost_jobs()
         for tenant, adapter_id, fence in self._records.retention.retire():
             self._store.remove(tenant, adapter_id, fence)
@@ -93,9 +94,9 @@ class Reaper:
 
 
 def oldest_wake_up(client: "redis.Redis", queue: str) -> tuple[str, str] | None:
-    """Return (tenant, adapter id) of the oldest wake-up in a queue, or None if the queue is empty.
+    """Return the (tenant, adapter id) in the oldest wake-up of a queue, or None if the queue is empty.
 
-    Repeated wake-ups (priority FIRST) are considered only if there is no new one (IN_TURN).
+    It searches the wake-ups of new jobs (priority IN_TURN) first, and repeated ones (priority FIRST) only if there are none.
     """
     for suffix in (f"\x06\x16{IN_TURN}", ""):  # kombu keeps a list for each priority, with such a suffix
         message = cast(bytes | None, client.lindex(f"{names.CELERY_PREFIX}{queue}{suffix}", -1))

@@ -1,6 +1,6 @@
 """Retry calls while a Redis server cannot be reached.
 
-A restart of the server then does not cost an adapter that is already computed.
+So a restart of the server does not lose an adapter that is already computed.
 """
 
 import logging
@@ -20,10 +20,11 @@ T = TypeVar("T")
 
 
 def retry_while_unreachable(call: Callable[[], T], job: HeldJob, *, seconds: float, draining: DrainTimer) -> T:
-    """Return `call()`, and retry it for up to `seconds` while the server cannot be reached.
+    """Return `call()`. Retry it for up to `seconds` if the Redis server cannot be reached.
 
-    Raises redis.ResponseError without a retry, because then the server did answer. Raises ClaimLost if the job's claim was lost
-    meanwhile, and redis.RedisError once `seconds` have passed or the worker's time to drain is over.
+    Raises redis.ResponseError at once, because it means that the server was reached and refused the call. Raises ClaimLost if the
+    job's claim was lost between two attempts, and redis.RedisError once `seconds` have passed or the drain time of a stopping
+    worker is over.
     """
     deadline = time.monotonic() + seconds
     while True:

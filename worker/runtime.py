@@ -28,15 +28,15 @@ from worker.settings import WorkerSettings
 
 @dataclass(frozen=True)
 class MadeAdapter:
-    """The result of an inner loop: an adapter as bytes, its losses and its times."""
+    """The result of an inner loop: an adapter as bytes, its support losses and its timings."""
 
     content: bytes
     support_loss: tuple[float, ...]
     """The support loss before each inner step."""
     timings: dict[str, float]
-    """Milliseconds by stage of the pass."""
+    """Duration of each stage of the pass in milliseconds, by stage name."""
     steps_ms: tuple[float, ...]
-    """Milliseconds of each inner step of the pass that this job took part in."""
+    """Duration of each inner step that this job took, in milliseconds. All jobs of a pass share their steps."""
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,9 @@ class Resident:
 
 
 class Runtime:
-    """The resident base models of one worker. It turns recipes into adapters, as bytes.
+    """The loaded base models of one worker. `adapt` runs a job's recipe and returns its adapter as bytes.
 
-    `by_digest`: the base model and the initialization of each initialization digest.
+    `by_digest`: {digest of an initialization: (its base model, the initialization)}.
     """
 
     def __init__(self, *residents: Resident) -> None:
@@ -68,9 +68,10 @@ class Runtime:
         }
 
     def can_share_pass(self, recipe: JobRecipe) -> bool:
-        """Return True if the job may share a pass with other jobs of its pass key.
+        """Return True if the job may run in one pass with other jobs that have the same pass key.
 
-        It may not if a step uses only a part of its support set, or augmented views, which one seed draws for the whole pass.
+        It may not if its support set is too large for one step, or if the initialization uses augmented views: parts and views are
+        drawn with one seed for the whole pass. Also False if this worker lacks the task kind or the initialization.
         """
         _, init = self.by_digest.get(recipe.initialization_digest, (None, None))
         if init is None or recipe.kind not in task_kinds():
@@ -78,7 +79,7 @@ class Runtime:
         return init.inner.augmentation is None and recipe.rows <= init.inner.rows_per_step
 
     def adapt(self, recipe: JobRecipe, *, deadline: float = math.inf, on_step: OnStep | None = None) -> MadeAdapter:
-        """Run the inner loop of one job. `deadline` is a time of `time.monotonic`.
+        """Run the inner loop of one job. `deadline` is a value of `time.monotonic()`.
 
         Raises AdaptationError if this worker lacks the task kind or the initialization, if the initialization is for another kind
         or the precision differs, if a loss or weight is not finite, or if the deadline has passed.
@@ -91,13 +92,13 @@ class Runtime:
     def adapt_together(
         self, recipes: Sequence[JobRecipe], *, deadline: float = math.inf, on_step: OnStep | None = None
     ) -> list[MadeAdapter | AdaptationError]:
-        """Run the inner loops of several jobs with the same pass key in one pass.
+        """Adapt several jobs in one batched inner loop. All must have the same `pass_key`.
 
-        Each adapter is the one that the job alone would produce, up to rounding. `on_step({job number: support loss})` is called
-        after each inner step.
+        Returns one entry per job: its adapter, or the error that affects only that job. Each adapter equals the one that the job
+        would produce alone, up to rounding. `deadline` is a value of `time.monotonic()`. After each inner step,
+        `on_step({position of the job: its support loss})` is called.
 
-        Returns for each job its adapter, or the error that concerns this job alone. Raises an error that concerns the whole pass;
-        if there are several jobs, it does not say which of them caused it.
+        Raises an error that affects the whole pass. If there are several jobs, the error does not say which of them caused it.
         """
         base, init = self._base_and_initialization(recipes)
         if len(recipes) > 1 and not all(map(self.can_share_pass, recipes)):
@@ -127,9 +128,9 @@ class Runtime:
         return results
 
     def _base_and_initialization(self, recipes: Sequence[JobRecipe]) -> tuple[Base, Initialization]:
-        """Return the base model and the initialization of the recipes of one pass.
+        """Return the base model and the initialization that all recipes of one pass use.
 
-        Raises AdaptationError if this worker cannot run one of them.
+        Raises AdaptationError if this worker cannot run one of them, and ValueError if they differ in kind or initialization.
         """
         if len({(recipe.kind, recipe.initialization_digest) for recipe in recipes}) > 1:
             raise ValueError("jobs of different kinds or initializations cannot share a pass")
@@ -173,10 +174,10 @@ def _to_adapter(
 
 
 def load_residents(settings: WorkerSettings, *, probed: bool = True) -> list[Resident]:
-    """Load the base models of the settings, each with all initializations that belong to it.
+    """Load every base model named in the settings, with all initializations made for it.
 
-    `probed`: True to check that each base model supports the deltas of its initializations. Raises MetatrainError and
-    SettingsError.
+    `probed`: True to check that each base model supports the deltas of its initializations. Raises MetatrainError or
+    SettingsError if something cannot be loaded.
     """
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
@@ -195,7 +196,7 @@ def load_residents(settings: WorkerSettings, *, probed: bool = True) -> list[Res
 
 
 def _usable_kinds() -> list[TaskKind]:
-    """Return all task kinds. Raises PluginError for one whose readout is not installed."""
+    """Return all task kinds. Raises PluginError if the readout that one of them needs is not installed."""
     for kind in task_kinds().values():
         if kind.readout not in readout_kinds():
             known = ", ".join(readout_kinds())
@@ -204,5 +205,5 @@ def _usable_kinds() -> list[TaskKind]:
 
 
 def load_runtime(settings: WorkerSettings) -> Runtime:
-    """Load all that a worker needs for inner loops. Raises MetatrainError and SettingsError."""
+    """Load the base models and initializations of a worker. Raises MetatrainError and SettingsError."""
     return Runtime(*load_residents(settings))

@@ -1,6 +1,6 @@
-"""The settings of a worker, read once from the environment.
+"""The settings of a worker, read once from environment variables.
 
-The settings of the service extend them. Torch-free.
+The settings of the service are a subclass. Torch-free.
 """
 
 import re
@@ -44,7 +44,10 @@ S = TypeVar("S", bound=BaseSettings)
 
 
 class WorkerSettings(BaseSettings):
-    """The settings of a worker. Each field is read from the environment variable of its name in capitals."""
+    """The settings of a worker, read from environment variables.
+
+    The variable of a field has the field's name in capitals: `redis_url` is read from REDIS_URL.
+    """
 
     model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True)
 
@@ -124,9 +127,9 @@ class WorkerSettings(BaseSettings):
 
 
 def read_settings(kind: type[S]) -> S:
-    """Read settings from the environment.
+    """Read settings of the class `kind` from environment variables.
 
-    Raises SettingsError with one line: the variable, what was expected and what was given.
+    Raises SettingsError with a message of one line: the variable, the expected value and the given one.
     """
     try:
         return kind()
@@ -138,9 +141,10 @@ def read_settings(kind: type[S]) -> S:
 
 
 def check_folders(settings: WorkerSettings) -> None:
-    """Check that the folders in the settings exist, before a process imports PyTorch, which takes seconds.
+    """Check that the folders named in the settings exist.
 
-    Raises BaseModelError for a base model and SettingsError for the initializations.
+    Call it before importing PyTorch, which takes seconds. Raises BaseModelError if the folder of a base model does not exist, and
+    SettingsError if the folder of initializations does not.
     """
     for name in settings.base_models:
         locate_locally(name)

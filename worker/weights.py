@@ -1,4 +1,4 @@
-"""The weights of jobs in the cache: write them, adjust their TTL, and discard useless ones."""
+"""Write the weights of jobs to the cache, adjust their TTL, and discard useless weights."""
 
 import logging
 
@@ -13,17 +13,23 @@ from worker.retry import retry_while_unreachable
 
 log = logging.getLogger(__name__)
 CACHE_WAIT_SECONDS = 20.0
-"""How long a worker retries a cache that cannot be reached before it hands the job back, in seconds."""
+"""How long a worker retries an unreachable cache before it hands the job back, in seconds."""
 
 
 class WeightsWriter:
-    """Writes weights to a store, each job's under the fence of its claim."""
+    """Writes the weights of jobs to the cache.
+
+    A claim's weights have a key of their own: it contains the claim's fence, a number that no other claim has.
+    """
 
     def __init__(self, store: WeightStore, draining: DrainTimer) -> None:
         self._store, self._draining = store, draining
 
     def write(self, job: HeldJob, content: bytes) -> None:
-        """Store the weights of a job. Raises CacheRefused, or ClaimLost if the claim was lost during a retry."""
+        """Store the weights of a job, and retry while the cache cannot be reached.
+
+        Raises CacheRefused if the cache did not store the weights, and ClaimLost if the claim was lost between two attempts.
+        """
         claim = job.claim
         try:
             retry_while_unreachable(
@@ -38,16 +44,16 @@ class WeightsWriter:
             raise CacheRefused(f"the cache is out of reach: {type(error).__name__}", is_attempt=False) from error
 
     def keep(self, claim: Claim, lifetime: WeightsLifetime) -> None:
-        """Give stored weights the lifetime in the record, which has changed while the job ran."""
+        """Update the lifetime of stored weights to that in the record, which changed while the job ran."""
         try:
             self._store.keep(claim.tenant, claim.adapter_id, claim.fence, None if lifetime.pinned else lifetime.ttl_ms)
         except redis.RedisError as error:
             log.warning("the TTL of the weights was not changed: %s", type(error).__name__)
 
     def discard(self, claim: Claim, fence: int) -> None:
-        """Remove the weights that this job stored under a fence.
+        """Remove the weights of a job that were stored under the given fence.
 
-        If the cache cannot be reached, they stay until their TTL ends.
+        If the cache cannot be reached, the weights stay there until their TTL ends.
         """
         try:
             self._store.remove(claim.tenant, claim.adapter_id, fence)

@@ -1,7 +1,8 @@
-"""The Python client of Quickstudy, blocking and for asyncio. Needs only httpx.
+"""The Python client of Quickstudy: the blocking `Client`, and `AsyncClient` for asyncio.
 
-`calls` builds requests and `answers` reads responses; both are plain values. `multi_step`, `events` and `retries` decide about
-methods of several steps without doing I/O. `blocking` and `asynchronous` are the two clients, which perform the I/O.
+It needs only httpx. The modules `calls` and `answers` build requests and read responses, as plain values. `multi_step`, `events`
+and `retries` contain the logic of methods that take several steps, without I/O. `blocking` and `asynchronous` are the two clients,
+which do the I/O.
 
 Example::
 

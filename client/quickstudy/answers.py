@@ -1,6 +1,6 @@
 """The service's answers as frozen dataclasses, and a reader that builds them from JSON.
 
-The reader checks every field of the class and ignores members that the class does not have.
+The reader checks every field of a dataclass, and ignores JSON members for which the dataclass has no field.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ IN_FLIGHT: tuple[Status, ...] = ("queued", "running")
 
 @dataclass(frozen=True)
 class Adaptation:
-    """The answer to a request for an adapter: its id and its status at that moment."""
+    """The result of `adapt` or `add_examples`: the adapter's id, and its status when the call returned."""
 
     adapter_id: str
     status: Status
@@ -29,20 +29,23 @@ class Adaptation:
 
 @dataclass(frozen=True)
 class Notice:
-    """A warning: something in the examples that is allowed, but may be a mistake."""
+    """A warning about examples that are allowed, but may contain a mistake."""
 
     field: str
     message: str
 
     @property
     def row(self) -> int | None:
-        """The position of the example that the warning is about; None if it is not about one."""
+        """The position of the example that the warning is about; None if it is about no single example."""
         return row_of(self.field)
 
 
 @dataclass(frozen=True)
 class DryRun:
-    """The effect that a request for an adapter would have. `status` is `new` if none exists yet."""
+    """The result of `dry_run`: the adapter that `adapt` would create or return.
+
+    `status` is `new` if the adapter does not exist yet.
+    """
 
     adapter_id: str
     status: Status | Literal["new"]
@@ -50,7 +53,7 @@ class DryRun:
     labels: dict[str, int]
     """Number of examples of each label."""
     steps: int | None
-    """Inner steps; None if the support set decides how many."""
+    """Number of inner steps; None if it will be chosen while adapting, from the support set."""
     truncated: tuple[int, ...]
     warnings: tuple[Notice, ...]
 
@@ -66,7 +69,7 @@ class Adapter:
     labels: tuple[str, ...]
     examples: int
     steps: int | None
-    """Inner steps; None until the adapter is ready if the support set decides how many."""
+    """Number of inner steps; None if it is chosen while adapting and the adapter is not ready yet."""
     seed: int
     label_words: bool
     precision: str
@@ -76,16 +79,16 @@ class Adapter:
     truncated: tuple[int, ...]
     """Positions of examples that were cut to the base model's maximum length."""
     timings: dict[str, float]
-    """Milliseconds by stage: queue, tokenize, inner_loop, store."""
+    """Duration in milliseconds of each stage: queue, tokenize, inner_loop, store."""
     digest: str | None
     """The sha256 of the weights; None until they are stored."""
     error: str | None
-    """The reason why the job failed; None if it did not."""
+    """The reason why the job failed; None if it did not fail."""
     last_error: str | None
     """The reason why the last attempt of an unfinished job failed."""
     pinned: bool
     recovery_ms: int | None
-    """Milliseconds from the last sign of a lost worker to the end of the job; None if no worker was lost."""
+    """Milliseconds from the last sign of life of a lost worker to the end of the job; None if no worker was lost."""
     created_at: float
     expires_at: float | None
     """None if the adapter is pinned."""
@@ -102,7 +105,7 @@ class Prediction:
     label: str
     """The most probable label."""
     probabilities: dict[str, float]
-    """The probability of every label, or of the `top_k` most probable ones, the most probable first."""
+    """{label: probability} of all labels, or of the `top_k` most probable labels; the most probable label is first."""
 
     @property
     def probability(self) -> float:
@@ -121,7 +124,7 @@ class Predictions(Sequence[Prediction]):
     truncated: tuple[int, ...]
     """Positions of inputs that were cut to the base model's maximum length."""
     alias: str | None = None
-    """The alias that the call named; None if it named an adapter id."""
+    """The alias that was passed to `predict`; None if an adapter id was passed."""
 
     @overload
     def __getitem__(self, index: int) -> Prediction: ...
@@ -161,11 +164,11 @@ class Score:
     macro_f1: float
     """The mean F1 of `labels`."""
     labels: dict[str, LabelScore]
-    """Scores of every label that an example has or that was predicted."""
+    """Scores of every label that an example has or that was predicted for one."""
     confusion: dict[str, dict[str, int]]
-    """Counts by true label, then by predicted label."""
+    """Numbers of examples: `confusion[true label][predicted label]`."""
     mistakes: tuple[int, ...]
-    """Positions of the examples that are predicted wrong."""
+    """Positions of the examples whose label was predicted wrong."""
 
 
 @dataclass(frozen=True)
@@ -190,7 +193,7 @@ class AliasMove:
 
 @dataclass(frozen=True)
 class Initialization:
-    """An initialization that the service can adapt from."""
+    """An initialization: a starting point for adapters, which the service can adapt from."""
 
     name: str
     digest: str
@@ -203,9 +206,10 @@ class Initialization:
     optimizer: str
     objective: dict[str, float]
     in_parts: dict[str, object] | None
-    """The rule for a support set of more than `more_than` examples. None: no rule of its own.
+    """The settings for large support sets; None if the initialization has none of its own.
 
-    It is split into parts and trained with the objective `objective`; at most `most` parts get `steps` steps each.
+    A support set of more than `more_than` examples is split into parts and trained with `objective`. The number of steps is that of
+    a small support set times the number of parts, but at most times `most`.
     """
     temperature: float
     max_length: int
@@ -213,7 +217,7 @@ class Initialization:
 
 @dataclass(frozen=True)
 class Usage:
-    """A tenant's usage and its limits, by the name of the setting. A limit of 0 means no limit."""
+    """A tenant's usage and limits. `limits`: {name of the setting: its value, 0 for no limit}."""
 
     tenant: str
     adapters: int
@@ -229,11 +233,11 @@ class Usage:
 
 @dataclass(frozen=True)
 class Readiness:
-    """The readiness of the service. The object is true if the service accepts traffic."""
+    """The result of `ready`. It is true in an `if` statement if the service accepts traffic."""
 
     ready: bool
     missing: tuple[str, ...] = ()
-    """Parts that the service lacks, as far as it names them."""
+    """Parts that the service lacks; empty if it is ready or names none."""
 
     def __bool__(self) -> bool:
         return self.ready
@@ -263,10 +267,10 @@ class InitializationList:
 
 
 def read_as(kind: type[T], content: object) -> T:
-    """Build an instance of one of the classes above from parsed JSON.
+    """Build an instance of `kind`, one of this module's dataclasses, from parsed JSON.
 
-    Members that the class does not have are ignored, so that a newer service may send more. Raises NotUnderstood, which names the
-    field, for a value that is missing or has another type.
+    Members for which the class has no field are ignored, so that a newer service may send more. Raises NotUnderstood, which names
+    the field, if a value is missing or has the wrong type.
     """
     return cast(T, _read(kind, content, kind.__name__))
 

@@ -1,4 +1,4 @@
-"""The asyncio client. Its methods are those of `blocking.Client`, which documents them in full."""
+"""The asyncio client. It has the same methods as `blocking.Client`, which documents them in full."""
 
 import asyncio
 import time
@@ -35,8 +35,8 @@ T = TypeVar("T")
 class AsyncClient:
     """An asyncio client of one Quickstudy service. Use it with `async with`, or await `aclose`.
 
-    Arguments, methods and errors are those of `Client`. Methods are awaited; `events`, `adapters` and `aliases` are iterated over
-    with `async for`. `on_progress` is a plain function that is called in the event loop, so it must not block.
+    Arguments, methods and errors are the same as for `Client`. Await the methods, but iterate over `events`, `adapters` and
+    `aliases` with `async for`. `on_progress` is a plain function that is called in the event loop, so it must not block.
 
     Example::
 
@@ -107,11 +107,11 @@ class AsyncClient:
         return await self._adapt(lambda wait_seconds: calls.add_examples(parent, support, options, wait_seconds), wait, on_progress)
 
     async def dry_run(self, support: Pairs, **options: Unpack[AdaptOptions]) -> DryRun:
-        """Return what `adapt` would do with these examples. Create nothing. See `Client.dry_run`."""
+        """Check examples: return what `adapt` would create, and warnings. See `Client.dry_run`."""
         return await self._answer(calls.dry_run(support, options))
 
     async def wait(self, adapter: AdapterRef, seconds: float = 30.0, on_progress: Callable[[Event], None] | None = None) -> Adapter:
-        """Wait until an adapter is ready and return it. Raises NotReady after `seconds`. See `Client.wait`."""
+        """Wait up to `seconds` until an adapter is ready, and return it. See `Client.wait`."""
         deadline = time.monotonic() + seconds
         if on_progress is None:
             finished = await self._run(multi_step.fetch_if_ready(adapter, deadline, seconds, self._retries))
@@ -175,7 +175,7 @@ class AsyncClient:
         return await self._run(multi_step.predict(adapter, inputs, top_k, self._part_size, self._retries))
 
     async def score(self, adapter: AdapterRef, examples: Pairs) -> Score:
-        """Predict (input, label) pairs and return how many predictions are right. See `Client.score`."""
+        """Predict the labels of (input, label) pairs, and return the scores. See `Client.score`."""
         return await self._answer(calls.score(adapter, examples))
 
     async def adapter(self, adapter: AdapterRef) -> Adapter:
@@ -183,7 +183,7 @@ class AsyncClient:
         return await self._answer(calls.adapter(adapter))
 
     async def adapters(self, **filters: Unpack[AdapterFilters]) -> AsyncIterator[Adapter]:
-        """Yield all adapters of the key's tenant, newest first. With filters, only those that match all.
+        """Yield the adapters of the API key's tenant that match all given filters, newest first.
 
         Example::
 
@@ -211,11 +211,11 @@ class AsyncClient:
         await self._answer(calls.pin(adapter, "PUT"))
 
     async def unpin(self, adapter: AdapterRef) -> None:
-        """Let an adapter expire and be evicted again. Its time to live starts over."""
+        """Undo `pin`: the adapter can expire and be evicted again. Its time to live restarts."""
         await self._answer(calls.pin(adapter, "DELETE"))
 
     async def aliases(self) -> AsyncIterator[Alias]:
-        """Yield all aliases of the key's tenant."""
+        """Yield all aliases of the API key's tenant."""
         cursor: str | None = None
         while True:
             page = await self._answer(calls.aliases(cursor))
@@ -226,11 +226,11 @@ class AsyncClient:
                 return
 
     async def set_alias(self, alias: str, adapter: AdapterRef, **condition: Unpack[AliasCondition]) -> AliasMove:
-        """Point an alias at an adapter, unless `expected` says otherwise. See `Client.set_alias`."""
+        """Point an alias at an adapter, creating the alias if there is none. See `Client.set_alias`."""
         return await self._answer(calls.set_alias(alias, adapter, condition))
 
     async def delete_alias(self, alias: str) -> None:
-        """Delete an alias. The adapter stays. Raises NotFound if there is no such alias."""
+        """Delete an alias, but not its adapter. Raises NotFound if there is no such alias."""
         await self._answer(calls.delete_alias(alias))
 
     async def initializations(self) -> tuple[Initialization, ...]:
@@ -238,7 +238,7 @@ class AsyncClient:
         return await self._answer(calls.initializations())
 
     async def usage(self, tenant: str | None = None) -> Usage:
-        """Return what a tenant has used and its limits. None means the key's own tenant."""
+        """Return the usage and limits of a tenant. None means the API key's own tenant."""
         return await self._answer(calls.usage(tenant))
 
     async def ready(self) -> Readiness:

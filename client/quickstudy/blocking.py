@@ -37,8 +37,8 @@ class Client:
     Arguments:
         url: the service, without a path unless a proxy adds one.
         api_key: None reads QUICKSTUDY_API_KEY from the environment; an empty string sends no key.
-        timeout: seconds without an answer after which a call fails. `wait` of `adapt` and `add_examples` comes on top.
-        retries: further attempts for a call that the service refuses for now, or whose connection fails (see `Retries`).
+        timeout: seconds to wait for an answer before a call fails. `adapt` and `add_examples` add their `wait` to it.
+        retries: number of further attempts if the service refuses a call temporarily or the connection fails (see `Retries`).
 
     An adapter argument is an adapter id, or an object that has one, as returned by `adapt`, `add_examples`, `wait` or `adapter`.
 
@@ -81,16 +81,17 @@ class Client:
     ) -> Adaptation:
         """Create an adapter from labelled examples and wait until it is ready.
 
-        The same examples and options give the same adapter, however often they are sent.
+        If the same examples and options are sent again, the result is the same adapter.
 
         Arguments:
             support: (input, label) pairs.
-            wait: seconds to wait for the adapter; 0 returns immediately, with whatever status it has.
+            wait: seconds to wait for the adapter; 0 returns immediately, with its current status.
             on_progress: called with every event of the job while waiting.
-            options: see `AdaptOptions`. An option that is not given is not sent, so the service's default applies.
+            options: see `AdaptOptions`. The service has defaults for options that are not given.
 
         Raises Invalid if the service rejects an example or an option, RateLimited if a limit of the tenant is reached, and NotReady
-        if the job fails or is not ready after `wait` seconds. After a timeout the job goes on: `wait` can be called with its id.
+        if the job fails or is not ready after `wait` seconds. A job that is not ready in time continues in the service. To wait
+        longer, call `wait` with the adapter's id.
 
         Example::
 
@@ -111,8 +112,8 @@ class Client:
     ) -> Adaptation:
         """Create a new adapter from the examples of `parent` and further ones. The parent does not change.
 
-        `support`, `wait` and `on_progress` are those of `adapt`. An option that is not given is the parent's own. Raises what
-        `adapt` raises, and NotFound if there is no such parent.
+        For `support`, `wait` and `on_progress` see `adapt`; for the options and their defaults see `LearnOptions`. Raises the same
+        errors as `adapt`, and NotFound if there is no such parent.
 
         Example::
 
@@ -121,9 +122,9 @@ class Client:
         return self._adapt(lambda wait_seconds: calls.add_examples(parent, support, options, wait_seconds), wait, on_progress)
 
     def dry_run(self, support: Pairs, **options: Unpack[AdaptOptions]) -> DryRun:
-        """Return what `adapt` would do with these examples, and warnings about them. Create nothing.
+        """Check examples without creating anything: return what `adapt` would create, and warnings.
 
-        Raises Invalid if `adapt` would.
+        Raises Invalid if the service would reject the same call of `adapt`.
 
         Example::
 
@@ -159,8 +160,9 @@ class Client:
     def events(self, adapter: AdapterRef, *, within: float | None = None) -> Generator[Event, None, None]:
         """Yield every event of an adapter's job, from its start to its end. The last one is an EndEvent.
 
-        After a lost connection the stream resumes where it stopped. `within` is a limit in seconds, counted from this call; None
-        means no limit. Raises NotReady if the job has not ended after `within` seconds, and NotFound if there is no such adapter.
+        If the connection is lost, the client reconnects and continues after the last event. `within` is a limit in seconds from
+        this call; None means no limit. Raises NotReady if the job has not ended after `within` seconds, and NotFound if there is no
+        such adapter.
 
         Example::
 
@@ -195,8 +197,8 @@ class Client:
     def predict(self, adapter: AdapterRef, inputs: str | Sequence[str], *, top_k: int | None = None) -> Prediction | Predictions:
         """Predict the label of one input, or of each of several inputs.
 
-        A single string gives one Prediction. A sequence of strings gives Predictions, in the order of the inputs. It may have any
-        length: it is sent in parts that fit the service's limits, and one adapter answers all of them.
+        A single string returns one Prediction. A sequence of strings returns Predictions, in the order of the inputs. It may have
+        any length: the client sends it in parts that fit the service's limits. The same adapter predicts all parts.
 
         Arguments:
             adapter: an adapter, an adapter id, or an alias.
@@ -215,7 +217,7 @@ class Client:
         return self._run(multi_step.predict(adapter, inputs, top_k, self._part_size, self._retries))
 
     def score(self, adapter: AdapterRef, examples: Pairs) -> Score:
-        """Predict labelled examples, (input, label) pairs, and return how many predictions are right.
+        """Predict the labels of (input, label) pairs, and return the accuracy and other scores.
 
         Raises NotReady if the adapter is not ready, and Invalid for an example that the service rejects.
 
@@ -230,7 +232,7 @@ class Client:
         return self._answer(calls.adapter(adapter))
 
     def adapters(self, **filters: Unpack[AdapterFilters]) -> Iterator[Adapter]:
-        """Yield all adapters of the key's tenant, newest first. With filters, only those that match all.
+        """Yield the adapters of the API key's tenant that match all given filters, newest first.
 
         Example::
 
@@ -247,8 +249,8 @@ class Client:
     def update(self, adapter: AdapterRef, **changes: Unpack[Changes]) -> Adapter:
         """Change an adapter's `name` or `tags` and return its new state.
 
-        `name=None` removes the name, `tags` replaces all tags, and one that is not given stays as it is. Raises NotFound if there
-        is no such adapter.
+        `name=None` removes the name, and `tags` replaces all tags. If one of them is not given, it does not change. Raises NotFound
+        if there is no such adapter.
         """
         return self._answer(calls.update(adapter, changes))
 
@@ -264,11 +266,11 @@ class Client:
         self._answer(calls.pin(adapter, "PUT"))
 
     def unpin(self, adapter: AdapterRef) -> None:
-        """Let an adapter expire and be evicted again. Its time to live starts over."""
+        """Undo `pin`: the adapter can expire and be evicted again. Its time to live restarts."""
         self._answer(calls.pin(adapter, "DELETE"))
 
     def aliases(self) -> Iterator[Alias]:
-        """Yield all aliases of the key's tenant."""
+        """Yield all aliases of the API key's tenant."""
         cursor: str | None = None
         while True:
             page = self._answer(calls.aliases(cursor))
@@ -280,8 +282,8 @@ class Client:
     def set_alias(self, alias: str, adapter: AdapterRef, **condition: Unpack[AliasCondition]) -> AliasMove:
         """Point an alias at an adapter, creating the alias if there is none.
 
-        With `expected`, the alias moves only if it points at that adapter now; `expected=None` means that the alias must not exist
-        yet. Raises Conflict otherwise. A call with `expected` is not retried after its answer was lost, because the first attempt
+        With `expected`, the alias is set only if it currently points at that adapter, and with `expected=None` only if it does not
+        exist yet. Otherwise raises Conflict. A call with `expected` is not retried if its answer is lost, because the first attempt
         may have succeeded.
 
         Example::
@@ -291,7 +293,7 @@ class Client:
         return self._answer(calls.set_alias(alias, adapter, condition))
 
     def delete_alias(self, alias: str) -> None:
-        """Delete an alias. The adapter stays. Raises NotFound if there is no such alias."""
+        """Delete an alias, but not its adapter. Raises NotFound if there is no such alias."""
         self._answer(calls.delete_alias(alias))
 
     def initializations(self) -> tuple[Initialization, ...]:
@@ -299,16 +301,16 @@ class Client:
         return self._answer(calls.initializations())
 
     def usage(self, tenant: str | None = None) -> Usage:
-        """Return what a tenant has used and its limits. None means the key's own tenant.
+        """Return the usage and limits of a tenant. None means the API key's own tenant.
 
-        Raises Unauthorised if the key may not ask about `tenant`.
+        Raises Unauthorised if the key has no access to the usage of `tenant`.
         """
         return self._answer(calls.usage(tenant))
 
     def ready(self) -> Readiness:
-        """Return whether the service accepts traffic now, and if not, what it lacks.
+        """Return whether the service accepts traffic now, and if not, which of its parts are missing.
 
-        Asks once, without a retry. A service that cannot be reached is not ready; that raises no error.
+        Sends one request, without a retry. A service that cannot be reached is reported as not ready, without an error.
         """
         return self._run(multi_step.check_ready())
 

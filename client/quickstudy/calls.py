@@ -1,4 +1,4 @@
-"""API calls as values: the request to send, how to read its answer, and whether it may be repeated."""
+"""API calls as values: the request to send, how to read its answer, and whether it may be retried."""
 
 import dataclasses
 import uuid
@@ -33,20 +33,24 @@ AdapterRef = str | Adaptation | Adapter
 
 
 class LearnOptions(TypedDict, total=False):
-    """Options of a new adapter. One that is not given is the service's default, or the parent's own."""
+    """Options of a new adapter. For an option that is not given, the service's default applies.
+
+    In `add_examples`, `seed` and `label_words` default to those of the parent. So does `steps`, unless the initialization chose the
+    parent's number; it then chooses again for the larger support set.
+    """
 
     steps: int | None
-    """Inner steps, 0 to 100; None: as the initialization has it."""
+    """Number of inner steps, 0 to 100; None: the initialization's own number."""
     seed: int
     """Seed for the order of minibatches of a large support set."""
     label_words: bool
-    """Use each label's own words (`card_lost`: card lost) as one more example of it."""
+    """Use the words of each label as one more example of the label, such as `card lost` for `card_lost`."""
     ttl_seconds: int | None
-    """Seconds that the adapter is kept; None: the service's default."""
+    """Seconds until the adapter expires; None: the service's default."""
     name: str | None
-    """A name for people, shown in lists. It has no influence on the id."""
+    """A name to show in lists. It has no influence on the adapter's id."""
     tags: Sequence[str]
-    """Tags to filter by. They have no influence on the id."""
+    """Tags to filter by. They have no influence on the adapter's id."""
 
 
 class AdaptOptions(LearnOptions, total=False):
@@ -55,11 +59,11 @@ class AdaptOptions(LearnOptions, total=False):
     initialization: str
     """Name of the initialization to adapt from."""
     base_model: str
-    """One of the service's base models. If not given, the first one that has the initialization."""
+    """One of the service's base models. If not given, the first one that has the initialization is used."""
 
 
 class AdapterFilters(TypedDict, total=False):
-    """Filters of `adapters`; None does not filter."""
+    """Filters of `adapters`. A filter that is None has no effect."""
 
     status: Status | None
     tag: str | None
@@ -74,10 +78,10 @@ class Changes(TypedDict, total=False):
 
 
 class AliasCondition(TypedDict, total=False):
-    """A condition on an alias, for moving it safely beside other writers."""
+    """A condition of `set_alias`, so that two concurrent writers do not overwrite each other's change."""
 
     expected: AdapterRef | None
-    """The adapter that the alias must point at now; None: the alias must not exist yet."""
+    """The adapter that the alias must point at before the call; None: the alias must not exist yet."""
 
 
 class InvalidName(ValueError):
@@ -89,7 +93,7 @@ class InvalidName(ValueError):
 
 @dataclass(frozen=True)
 class Call(Generic[T]):
-    """One HTTP request of the API, and a function that reads its answer."""
+    """One HTTP request to the service, and the function `read` that converts the JSON of its answer."""
 
     method: str
     path: str
@@ -98,11 +102,11 @@ class Call(Generic[T]):
     params: Mapping[str, str | int] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)
     wait_seconds: float = 0.0
-    """Seconds that the service was asked to wait before it answers, on top of the timeout."""
+    """Seconds that the request asks the service to wait before it answers. They are added to the timeout."""
     repeatable: bool = True
-    """True if the call may be sent again after its answer was lost."""
+    """True if the call may be sent again after its answer was lost, when it may already have taken effect."""
     is_deletion: bool = False
-    """True if 404 after a lost answer means that the deletion succeeded."""
+    """True for a deletion: if its answer was lost, a 404 on the retry means that it succeeded."""
 
     def answer(self, response: httpx.Response) -> T:
         """Read a successful response. Raises NotUnderstood if it is not JSON of the expected form."""
@@ -173,7 +177,7 @@ def set_alias(alias: str, name: AdapterRef, condition: AliasCondition) -> Call[A
     body: dict[str, Any] = {"adapter_id": name_of(name)}
     if "expected" in condition:
         body["expected"] = None if condition["expected"] is None else name_of(condition["expected"])
-    # With a condition, a second attempt would be refused because of what the first one did.
+    # With a condition, a retry could be refused because the first attempt has already moved the alias.
     return Call("PUT", f"/aliases/{_segment(alias)}", _as(AliasMove), json=body, repeatable=not condition)
 
 
@@ -194,12 +198,12 @@ def ready() -> Call[None]:
 
 
 def name_of(name: AdapterRef) -> str:
-    """Return the adapter id or the alias."""
+    """Return the adapter id, or the alias, as a string."""
     return name if isinstance(name, str) else name.adapter_id
 
 
 def _learn(path: str, support: Pairs, options: LearnOptions, wait: float) -> Call[Adaptation]:
-    # All attempts send the same key: after a lost answer, the next attempt gets that answer and starts no second job.
+    # All attempts send the same key. If an answer is lost, the retry gets the same answer and starts no second job.
     headers = {"Idempotency-Key": uuid.uuid4().hex}
     if wait > 0:
         headers["Prefer"] = f"wait={wait:g}"
@@ -225,7 +229,10 @@ def _page(cursor: str | None) -> dict[str, str | int]:
 
 
 def _segment(name: AdapterRef) -> str:
-    """Return the name as one segment of a URL path. Raises InvalidName if it would change the path."""
+    """Quote an adapter id or alias as one segment of a URL path.
+
+    Raises InvalidName for an empty string, `.` and `..`, which would change the path.
+    """
     segment = name_of(name)
     if segment in ("", ".", ".."):
         raise InvalidName

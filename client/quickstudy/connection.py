@@ -10,9 +10,9 @@ from quickstudy.retries import Retries
 
 
 class Connection:
-    """The checked URL, API key, timeout and retries of a client.
+    """The validated URL, API key, timeout and retries of a client.
 
-    Raises ValueError for a malformed URL or key. No message contains the key.
+    Raises ValueError for a malformed URL or key. The message never contains the key.
     """
 
     def __init__(self, url: str, api_key: str | None, timeout: float, retries: int) -> None:

@@ -2,13 +2,13 @@
 
 QuickstudyError          status, problem, retry_after; the message is the problem's detail
 ├── OutOfReach           no answer: the connection failed, or the answer took longer than `timeout`
-├── NotUnderstood        the answer does not come from Quickstudy, or from an incompatible version
+├── NotUnderstood        the answer cannot be parsed: the server is not Quickstudy, or its version is incompatible
 ├── Unauthorised         401: no valid API key; 403: the key lacks the required scope
 ├── NotFound             404
 ├── Conflict             409
-│   └── NotReady         the adapter cannot predict now; its adapter_status says why
+│   └── NotReady         the adapter cannot predict now; the error's adapter_status says why
 ├── Invalid              413, 422; field and row say where
-├── RateLimited          429; limit names the setting
+├── RateLimited          429; limit is the name of the setting that was reached
 └── Unavailable          502, 503, 504
 """
 
@@ -29,7 +29,7 @@ class QuickstudyError(Exception):
 
     Attributes:
         status: the HTTP status, or None if there was no answer.
-        problem: the service's RFC 9457 document; without one, a document of the same form that the client made.
+        problem: the RFC 9457 problem document that the service sent. If it sent none, the client creates one of that form.
         retry_after: seconds that the service asked to wait before another attempt, or None.
     """
 
@@ -39,7 +39,7 @@ class QuickstudyError(Exception):
 
     @property
     def type(self) -> str | None:
-        """The problem's type, such as `/problems/adapter-in-use`. Decide by it if the class is too coarse."""
+        """The problem's type, such as `/problems/adapter-in-use`, which is more specific than the class."""
         return self.problem.get("type")
 
 
@@ -48,7 +48,10 @@ class OutOfReach(QuickstudyError):
 
 
 class NotUnderstood(QuickstudyError):
-    """The answer does not come from Quickstudy, or from a version that this client cannot read."""
+    """The answer cannot be parsed.
+
+    The server is not Quickstudy, or its version is not supported by this client.
+    """
 
 
 class Unauthorised(QuickstudyError):
@@ -60,7 +63,7 @@ class NotFound(QuickstudyError):
 
 
 class Conflict(QuickstudyError):
-    """The call does not fit the current state of an adapter or alias (409)."""
+    """The current state of an adapter or alias does not allow the call (409)."""
 
 
 class NotReady(Conflict):
@@ -70,8 +73,8 @@ class NotReady(Conflict):
     def adapter_status(self) -> str:
         """The adapter's status: `queued`, `running`, `failed`, `evicted`, `expired` or `unknown`.
 
-        If it is `failed`, the message or `problem["reason"]` says why. `unknown` means that time ran out before the service told
-        it.
+        If it is `failed`, the message or `problem["reason"]` says why. `unknown` means that time ran out before the client had
+        received the status.
         """
         return str(self.problem.get("adapter_status"))
 
@@ -89,19 +92,22 @@ class Invalid(QuickstudyError):
 
     @property
     def row(self) -> int | None:
-        """The position, from 0, of the invalid example or input; None if the error is not about one."""
+        """The position, from 0, of the invalid example or input; None if the error is about no single one."""
         return row_of(self.field or "")
 
     def too_many(self, field: str) -> bool:
         """Return True if the service may accept the call with fewer entries in `field`."""
         return self.status == 413 or self.field == field
 
-    def moved(self, by: int) -> Self:
-        """Return the same error with `by` added to its row, as the caller of a call in parts counts."""
+    def with_row_offset(self, offset: int) -> Self:
+        """Return a copy of the error with `offset` added to its row number.
+
+        A client that sends a request in several parts uses it to report the row in the caller's full list.
+        """
 
         def shifted(value: Any) -> Any:
             if isinstance(value, str):
-                return _ROW.sub(lambda found: f"{found[1]}[{int(found[2]) + by}]", value, count=1)
+                return _ROW.sub(lambda found: f"{found[1]}[{int(found[2]) + offset}]", value, count=1)
             if isinstance(value, list):
                 return [shifted(entry) for entry in value]
             return {**value, "field": shifted(value.get("field"))} if isinstance(value, dict) else value
@@ -115,7 +121,7 @@ class RateLimited(QuickstudyError):
 
     @property
     def limit(self) -> str | None:
-        """The setting whose limit is reached, such as `MAX_ADAPTERS`; None if it is not a setting."""
+        """The setting whose limit is reached, such as `MAX_ADAPTERS`; None if the service names none."""
         return self.problem.get("limit")
 
     @property
@@ -129,7 +135,7 @@ class Unavailable(QuickstudyError):
 
 
 def row_of(field: str) -> int | None:
-    """Return the position at the start of a field path such as `support[3].label`, or None."""
+    """Return the row number at the start of a field path: 3 for `support[3].label`. None if it has none."""
     found = _ROW.match(field)
     return int(found[2]) if found else None
 
@@ -148,7 +154,7 @@ _BY_STATUS: dict[int, type[QuickstudyError]] = {
 
 
 def error_of(response: httpx.Response) -> QuickstudyError:
-    """Return the error for an answer that is not a success."""
+    """Convert an HTTP response without a success status to a QuickstudyError of the matching class."""
     try:
         document = response.json()
     except ValueError:
@@ -162,7 +168,7 @@ def error_of(response: httpx.Response) -> QuickstudyError:
 
 
 def out_of_reach(error: httpx.TransportError) -> OutOfReach:
-    """Return the error for a call that got no answer. Its message omits user and password of the URL."""
+    """Convert a transport error to OutOfReach. Its message omits the user and password in the URL."""
     url = error.request.url
     reason = str(error) or type(error).__name__
     detail = f"{url.scheme}://{url.netloc.decode()} is out of reach: {reason}"
@@ -172,7 +178,7 @@ def out_of_reach(error: httpx.TransportError) -> OutOfReach:
 
 
 def _retry_after_seconds(header: str | None) -> float | None:
-    """Return the pause that a `Retry-After` header asks for; None if it is neither a number nor a date."""
+    """Convert a `Retry-After` header to seconds. Return None if it is neither a number nor a date."""
     if header is None:
         return None
     if header.isascii() and header.isdecimal():

@@ -1,6 +1,6 @@
-"""The events of an adapter's job, over any number of connections.
+"""Read the events of an adapter's job, and reconnect if a connection is lost.
 
-They are server-sent events. If the service does not offer a stream, the client polls the adapter's state and derives the events.
+The service sends server-sent events. If it does not offer a stream, the client polls the adapter's state and derives the events.
 """
 
 import json
@@ -18,9 +18,9 @@ from quickstudy.errors import NotFound, NotUnderstood, QuickstudyError, RateLimi
 from quickstudy.retries import Retries
 
 _SILENCE_SECONDS = 45.0
-"""Silence after which a connection counts as dead: three times the interval of the service's keep-alive lines."""
+"""Seconds without data after which a connection is considered dead: three times the interval of keep-alive lines."""
 _SHORTEST_POLL_SECONDS, _LONGEST_POLL_SECONDS = 0.05, 1.0
-"""Pause between two polls of an adapter's state: at first, and at most."""
+"""Pause between two polls of an adapter's state: it starts near the first value and grows to the second."""
 
 
 @dataclass(frozen=True)
@@ -55,14 +55,14 @@ Event = StatusEvent | StepEvent | EndEvent
 class EventReader:
     """The state of one adapter's event stream, without I/O.
 
-    It knows the last event id, to resume from after a lost connection, and decides whether and when to connect again.
+    It keeps the last event id, to resume from if the connection is lost, and decides whether and when to connect again.
 
     Arguments:
-        within: time limit in seconds, for the message of NotReady and for the deadline; None means no limit.
-        deadline: the end of the limit, a value of `time.monotonic`; None counts `within` from now.
+        within: time limit in seconds; None means no limit. If `deadline` is given, `within` appears only in the error message.
+        deadline: the time at which to stop, a value of `time.monotonic()`; None means `within` seconds from now.
 
     Attributes:
-        polling: True once the service has no stream to offer, so that the caller must poll the adapter's state.
+        polling: True if the service offers no stream, so that the caller must poll the adapter's state instead.
         ended: True once the last event has been read.
     """
 
@@ -80,7 +80,7 @@ class EventReader:
         self.ended = False
 
     def request(self) -> dict[str, Any]:
-        """Return the keyword arguments of `httpx.Client.stream` that resume after the last event."""
+        """Return keyword arguments for `httpx.Client.stream` that request the events after the last one read."""
         self._stream = EventStream()
         headers = dict(self._call.headers)
         if self._last_id is not None:
@@ -90,7 +90,10 @@ class EventReader:
         return {"method": self._call.method, "url": self._call.path, "headers": headers, "timeout": timeout}
 
     def feed(self, chunk: bytes) -> Iterator[Event]:
-        """Yield the events that a chunk of the stream completes. Raises NotReady after the deadline."""
+        """Parse a chunk of the stream, and yield the events that it completes.
+
+        Raises NotReady after the deadline.
+        """
         self._attempt = 0  # the service answers, so the count of failed attempts starts over
         for identity, kind, data in self._stream.feed(chunk):
             self._last_id = identity
@@ -104,9 +107,10 @@ class EventReader:
         self._check_deadline()
 
     def pause(self, outcome: httpx.Response | httpx.TransportError) -> float:
-        """Return the seconds until the next connection, after one that failed or ended before the job did.
+        """Return the seconds to wait before reconnecting, after a connection failed or ended early.
 
-        May switch to polling. Raises QuickstudyError if there is to be no further connection, NotReady after the deadline.
+        `outcome`: the response or the transport error of that connection. Sets `polling` if the service offers no stream. Raises
+        the QuickstudyError of the connection if it must not be retried, and NotReady after the deadline.
         """
         self._check_deadline()
         error: QuickstudyError
@@ -119,7 +123,7 @@ class EventReader:
         else:
             error = error_of(outcome)
         if isinstance(error, NotFound) and self._last_id is None:
-            self.polling = True  # the adapter's state will tell whether the adapter or only its stream is missing
+            self.polling = True  # polling shows whether the adapter or only its stream is missing
             return 0.0
         if isinstance(error, RateLimited) and error.limit == "MAX_STREAMS":
             self.polling = True
@@ -131,7 +135,7 @@ class EventReader:
         return self._in_time(pause)
 
     def poll_pause(self) -> float:
-        """Return the seconds until the next poll of the adapter's state."""
+        """Return the seconds to wait before the next poll of the adapter's state."""
         self._polls += 1
         return self._in_time(min(_LONGEST_POLL_SECONDS, _SHORTEST_POLL_SECONDS * (1 + self._polls / 5)))
 
@@ -140,7 +144,7 @@ class EventReader:
         return calls.adapter(self._name)
 
     def from_state(self, adapter: Adapter) -> Iterator[Event]:
-        """Yield the events since the last poll, derived from the adapter's state; their ids are empty.
+        """Derive the events since the last poll from the adapter's state, and yield them with empty ids.
 
         Raises NotReady after the deadline.
         """
@@ -169,7 +173,7 @@ class EventReader:
 class EventStream:
     """A parser of server-sent events: bytes to (id, event, data), following the HTML standard.
 
-    Only line feeds end a line. JSON text may contain other line breaks, at which `httpx.Response.iter_lines` would split.
+    It splits lines only at line feeds. `httpx.Response.iter_lines` would also split at other line breaks, which JSON may contain.
     """
 
     def __init__(self) -> None:
@@ -178,7 +182,7 @@ class EventStream:
         self._data: list[str] = []
 
     def feed(self, chunk: bytes) -> Iterator[tuple[str, str, str]]:
-        """Yield the events that a chunk completes, and keep the rest for the next one."""
+        """Yield the events that a chunk completes, and keep its incomplete rest for the next chunk."""
         *lines, self._rest = (self._rest + chunk).split(b"\n")
         for line in lines:
             name, _, value = line.removesuffix(b"\r").decode("utf-8", "replace").partition(":")
@@ -195,7 +199,7 @@ class EventStream:
 
 
 def _event(identity: str, kind: str, data: str) -> Event | None:
-    """Return the event, or None for a kind that this client does not know. Raises NotUnderstood."""
+    """Parse one event. Return None for a kind that this client does not know. Raises NotUnderstood."""
     if kind not in ("status", "step", "end"):
         return None
     try:

@@ -1,7 +1,7 @@
-"""Client methods of several steps, as generators without I/O.
+"""The logic of client methods that take several steps, as generators without I/O.
 
-A generator yields a call to send, or a pause, and is sent the reply. `Client` and `AsyncClient` only perform what it yields, so
-that both behave alike.
+A generator yields each step, a `Call` to send or a `Pause`, and receives the reply to it from `generator.send`. `Client` and
+`AsyncClient` only perform these steps, so that both behave alike.
 """
 
 import time
@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Pause:
-    """A step of a flow: sleep for `seconds`."""
+    """A step that a generator yields to its client: sleep for `seconds`."""
 
     seconds: float
 
@@ -31,14 +31,14 @@ class Pause:
 Reply = httpx.Response | httpx.TransportError | None
 """The result of one step: a response or a transport error for a call, None for a pause."""
 Flow = Generator[Call[Any] | Pause, Reply, T]
-"""A method of several steps that returns a T."""
+"""A generator that yields the steps of a client method and returns its result, a T."""
 
 
 def send(call: Call[T], retries: Retries, deadline: float | None = None) -> Flow[T]:
     """Send a call, retry it as `retries` allows, and return its answer.
 
-    Raises the QuickstudyError of the last attempt, or NotReady if the next attempt would be after the deadline. `deadline` is a
-    value of `time.monotonic`; None means no deadline.
+    `deadline` is a value of `time.monotonic()`; None means no deadline. Raises the QuickstudyError of the last attempt, or NotReady
+    if the next attempt would be after the deadline.
     """
     answer_lost = False
     for attempt in count():
@@ -65,9 +65,10 @@ def send(call: Call[T], retries: Retries, deadline: float | None = None) -> Flow
 
 
 def fetch_if_ready(name: AdapterRef, deadline: float, seconds: float, retries: Retries) -> Flow[Adapter | None]:
-    """Return the adapter if it is ready, None while its job is running.
+    """Return the adapter if it is ready, or None if its job has not ended and the deadline has not passed.
 
-    Raises NotReady if the job ended in another status, or still runs at the deadline. `seconds` is the time limit for the message.
+    Raises NotReady if the adapter has another status, or if the job has not ended by the deadline. `seconds` appears only in the
+    error message.
     """
     adapter = yield from send(calls.adapter(name), retries, deadline)
     if adapter.status not in IN_FLIGHT:
@@ -78,7 +79,7 @@ def fetch_if_ready(name: AdapterRef, deadline: float, seconds: float, retries: R
 
 
 def require_ready(adapter: Adapter) -> Adapter:
-    """Return the adapter of an ended job. Raises NotReady if its status is not `ready`."""
+    """Return an adapter whose job has ended. Raises NotReady if its status is not `ready`."""
     if adapter.status == "ready":
         return adapter
     detail = adapter.error or f"adapter {adapter.adapter_id} is {adapter.status}"
@@ -86,7 +87,7 @@ def require_ready(adapter: Adapter) -> Adapter:
 
 
 def not_ready_in_time(identity: str, status: str, seconds: float) -> NotReady:
-    """Return the error for an adapter whose job still runs after `seconds`."""
+    """Return the error for an adapter whose job has not ended within `seconds`."""
     return NotReady(409, _not_ready(f"adapter {identity} is still {status} after {seconds:g} s", identity, status))
 
 
@@ -95,12 +96,15 @@ def _not_ready(detail: str, identity: str, status: str) -> dict[str, Any]:
 
 
 def with_status_of(answer: Adaptation, adapter: Adapter) -> Adaptation:
-    """Return the answer to an adapt request with the adapter's present status."""
+    """Return a copy of `answer` with the status of `adapter`, which was read later."""
     return replace(answer, status=adapter.status)
 
 
 class PartSize:
-    """The number of inputs in one predict call: the service's default limit, or less after a refusal."""
+    """The number of inputs to send in one predict call, `rows`.
+
+    It starts at the service's default limit. If the service refuses a call as too large, it becomes smaller.
+    """
 
     def __init__(self) -> None:
         self.rows = 256
@@ -109,8 +113,8 @@ class PartSize:
 def predict(name: AdapterRef, inputs: Sequence[str], top_k: int | None, size: PartSize, retries: Retries) -> Flow[Predictions]:
     """Return predictions for any number of inputs, in as many calls as the service's limits require.
 
-    One adapter answers all calls: if `name` is an alias, later calls use the adapter id of the first answer, even if the alias has
-    moved. Raises Invalid with the row counted over all inputs.
+    The same adapter predicts all inputs: if `name` is an alias, later calls use the adapter id from the first answer, even if the
+    alias has moved. Raises Invalid; its `row` is a position in `inputs`.
     """
     answers: list[Predictions] = []
     position = 0
@@ -123,7 +127,7 @@ def predict(name: AdapterRef, inputs: Sequence[str], top_k: int | None, size: Pa
             if len(part) > 1 and error.too_many("inputs"):
                 size.rows = len(part) // 2
                 continue
-            raise (error.moved(position) if position else error) from None
+            raise (error.with_row_offset(position) if position else error) from None
         answers.append(replace(answer, truncated=tuple(position + i for i in answer.truncated)))
         position += len(part)
     return replace(
@@ -134,7 +138,7 @@ def predict(name: AdapterRef, inputs: Sequence[str], top_k: int | None, size: Pa
 
 
 def check_ready() -> Flow[Readiness]:
-    """Return whether the service is ready, in one attempt. One that cannot be reached is not ready."""
+    """Ask once whether the service is ready. A service that cannot be reached is reported as not ready."""
     reply = yield calls.ready()
     assert reply is not None
     if isinstance(reply, httpx.TransportError):

@@ -1,4 +1,4 @@
-"""The retry policy: which failed calls are sent again, and after which pause."""
+"""The retry policy: which failed calls are retried, and after what delay."""
 
 import random
 from collections.abc import Callable
@@ -11,30 +11,31 @@ from quickstudy.errors import OutOfReach, QuickstudyError, RateLimited, Unavaila
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.2, 10.0
 _LONGEST_RETRY_AFTER_SECONDS = 120.0
 RETRIES = 3
-"""Default number of further attempts for a call."""
+"""Default number of further attempts after a call has failed."""
 NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout)
 """Errors after which the service has certainly not received the request."""
 _NOT_RETRIED = (httpx.ReadTimeout, httpx.WriteTimeout, httpx.PoolTimeout, httpx.LocalProtocolError, httpx.UnsupportedProtocol)
-"""Errors without a retry: the caller has waited for the whole timeout, or the request itself is faulty."""
+"""Errors that are not retried: the caller has already waited for the whole timeout, or the request itself is faulty."""
 
 
 @dataclass(frozen=True)
 class Retries:
     """The retry policy of a client: at most `limit` further attempts for one call.
 
-    A call is retried after 429, 502, 503 and 504, unless 429 reports a limit on storage, and after a connection that failed or
-    broke. The pause is the answer's `Retry-After`; one above two minutes ends the attempts. Without that header the pause doubles
-    from 0.2 up to 10 seconds, and `jitter`, a random number from 0 to 1, shortens each pause by up to half of it.
+    A call is retried after 429, 502, 503 and 504, and if the connection fails or breaks. It is not retried after a 429 that reports
+    a limit on storage. The pause before a retry is the answer's `Retry-After`; if that is above two minutes, the call is not
+    retried. Without that header the pause doubles from 0.2 up to 10 seconds. `jitter` returns a random number from 0 to 1, which
+    shortens the doubled pause by up to a half.
     """
 
     limit: int
     jitter: Callable[[], float] = random.random
 
     def pause(self, attempt: int, error: QuickstudyError, *, repeatable: bool = True) -> float | None:
-        """Return the seconds until the next attempt, or None if there is none.
+        """Return the seconds to wait before the next attempt, or None if the call must not be retried.
 
-        `attempt` counts from 0 and is the one that ended in `error`. A call that is not `repeatable` is retried only if the service
-        refused it or never received it.
+        `attempt`: the number, from 0, of the attempt that failed with `error`. A call that is not `repeatable` is retried only if
+        the service refused it or never received it.
         """
         if attempt >= self.limit or not self._is_transient(error, repeatable):
             return None

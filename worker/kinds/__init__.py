@@ -1,4 +1,4 @@
-"""The task kinds that the worker and the service support: one file each, and a line in `registry.py`.
+"""The task kinds that the worker and the service support.
 
-Torch-free.
+Each kind has its own file and an entry in `registry.py`. Torch-free.
 """

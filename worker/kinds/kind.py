@@ -1,4 +1,4 @@
-"""The protocol of a task kind: how its examples are stored, and how the inner loop is trained on them."""
+"""The protocol of a task kind: the stored form of its examples, and their use in the inner loop."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ if TYPE_CHECKING:  # these import torch, and the ledger must not
     from worker.ledger.messages import JobRecipe
 
 Canonical = tuple[Any, ...]
-"""An example in the form that records and ids use: JSON values, equal for equal examples."""
+"""The stored form of an example, used in records and adapter ids: a tuple of JSON values. Equal examples have equal tuples."""
 
 
 @runtime_checkable
 class TaskKind(Protocol):
-    """One kind of task. Creating an object must not import torch; `support` and `baselines` may import it."""
+    """One kind of task, such as text classification.
+
+    Creating an instance must not import torch. Only the methods `support` and `baselines` may import it.
+    """
 
     @property
     def name(self) -> str:
@@ -26,32 +29,36 @@ class TaskKind(Protocol):
 
     @property
     def readout(self) -> str:
-        """The name of the readout that an initialization must have to be adapted to tasks of this kind."""
+        """The name of the readout: the part of an initialization that turns hidden states into predictions.
+
+        Only initializations with this readout can be adapted to tasks of this kind.
+        """
 
     @property
     def default(self) -> str:
-        """The initialization that a request for `default` gets if none has the name `default`."""
+        """The initialization to use for a request that asks for `default`, if none has that name."""
 
     def canonical(self, example: Mapping[str, Any]) -> Canonical:
-        """Return an example of a request's body in its stored form, from which the adapter's id is made."""
+        """Convert an example from a request body to its stored form, which also determines the adapter's id."""
 
     def ordered(self, support: Sequence[Canonical]) -> tuple[Canonical, ...]:
-        """Return a support set in an order that does not depend on the order in the request."""
+        """Sort a support set, so that its order does not depend on the order in the request."""
 
     def inputs(self, support: Sequence[Canonical]) -> list[Any]:
         """Return the raw input of each example, as `Inputs.encode` expects it."""
 
     def labels(self, support: Sequence[Canonical]) -> tuple[str, ...]:
-        """Return the labels in the order of the readout's rows; empty if the kind has no labels."""
+        """Return the labels in the order of the readout's rows, or an empty tuple if the kind has no labels."""
 
     def size(self, support: Sequence[Canonical], *, label_words: bool) -> tuple[int, int]:
-        """Return the numbers of rows that the inner loop is trained on and of groups (see `Targets.sizes`).
+        """Return (number of rows that the inner loop is trained on, number of groups of rows).
 
-        `label_words`: True if the words of each label are one more example of it.
+        For classification, a group is the rows of one label (see `Targets.sizes`). `label_words`: True if the words of each label
+        are used as one more example of that label.
         """
 
     def support(self, recipes: Sequence[JobRecipe], encoded: Encoded) -> Support[Any]:
-        """Return the support sets of several jobs as rows and targets."""
+        """Encode the support sets of several jobs as rows and targets for one pass."""
 
     def baselines(self, base: Base) -> list[Initialization]:
-        """Return the initializations of this kind that exist without meta-training."""
+        """Return the initializations of this kind that need no meta-training."""

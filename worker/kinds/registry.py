@@ -1,6 +1,6 @@
 """The registry of task kinds, by name.
 
-A new kind is a file beside this one and a line here, or an entry point of another package.
+To add a kind, add a file beside this one and an entry in `_BUILT_IN`, or install a package with an entry point.
 """
 
 from functools import cache
@@ -15,8 +15,9 @@ _BUILT_IN: dict[str, TaskKind] = {kind.name: kind for kind in (TextClassificatio
 
 @cache
 def task_kinds() -> dict[str, TaskKind]:
-    """Return the built-in kinds and those of installed packages, by name.
+    """Return the built-in task kinds and those of installed packages, by name.
 
-    Packages register theirs as entry points of the group `quickstudy.task_kinds`. Raises PluginError.
+    A package registers a kind as an entry point in the group `quickstudy.task_kinds`. Raises PluginError if an entry point cannot
+    be loaded, is not a TaskKind, or repeats a name.
     """
     return with_installed(_BUILT_IN, ENTRY_POINTS, TaskKind, by_own_name)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class TextClassification:
-    """The `worker.kinds.kind.TaskKind` whose examples are (text, label) pairs."""
+    """The task kind for (text, label) pairs. It implements `worker.kinds.kind.TaskKind`."""
 
     name = "text-classification"
     readout = "classes"
@@ -43,7 +43,7 @@ class TextClassification:
     def training_pairs(self, recipe: JobRecipe) -> list[tuple[str, str]]:
         """Return the (text, label) pairs that the inner loop is trained on.
 
-        These are the examples and, if the recipe says so, each label's words as one more example of it.
+        These are the recipe's examples. If its `label_words` is True, the words of each label are one more example of that label.
         """
         words = [(label_words(label), label) for label in recipe.labels if recipe.label_words]
         return [(text, label) for text, label in recipe.support] + words

@@ -1,6 +1,7 @@
 """Aliases: names that point at adapters and can be moved from one adapter to another atomically.
 
-An adapter that aliases point at cannot be deleted by request, and no alias outlives its adapter.
+An adapter that aliases point at cannot be deleted by request. If its record is removed for another reason, such as expiry, its
+aliases are removed too.
 """
 
 import re
@@ -18,7 +19,7 @@ _ADAPTER_ID = re.compile(r"a[0-9a-f]{40}")
 
 @dataclass(frozen=True)
 class Alias:
-    """An alias and the adapter that it points at. `updated_at`: when it was last moved, in ms."""
+    """An alias and the adapter that it points at. `updated_at`: Unix time of its last move, in ms."""
 
     alias: str
     adapter_id: str
@@ -29,8 +30,9 @@ class Alias:
 class Moved:
     """The result of moving an alias.
 
-    `verdict` is `set` if the alias was moved, `unknown` if there is no such adapter, and `moved` if the alias did not point where
-    the caller expected. `previous` is the adapter that the alias pointed at before, None if there was none.
+    `verdict` is `set` if the alias was moved, `unknown` if there is no such adapter, and `moved` if the alias was not moved because
+    it did not point at the adapter that the caller expected. `previous` is the adapter that the alias pointed at before the call,
+    or None if the alias did not exist.
     """
 
     verdict: str
@@ -42,7 +44,7 @@ def is_adapter_id(text: str) -> bool:
 
 
 def is_alias(text: str) -> bool:
-    """Return True if an alias may have this name. No alias may look like an adapter's id."""
+    """Return True if `text` is allowed as an alias. Text in the form of an adapter id is not allowed."""
     return _ALIAS.fullmatch(text) is not None and not is_adapter_id(text)
 
 
@@ -62,10 +64,10 @@ class Aliases:
         return None if stored is None else _parse_alias(alias, stored)
 
     def point(self, tenant: str, alias: str, adapter_id: str, expected: str | None = "*", most: int = 0) -> Moved:
-        """Point an alias at an adapter if it points at `expected` now, atomically.
+        """Point an alias at an adapter, atomically, if the alias currently points at `expected`.
 
-        `expected`: an adapter id; `*` accepts any state of the alias, None only that it does not exist. Raises LimitReached if
-        the tenant would have more than `most` aliases (0: no limit).
+        `expected`: an adapter id, `*` for no condition, or None if the alias must not exist yet. Raises LimitReached if the
+        tenant would have more than `most` aliases (0: no limit).
         """
         keys = [*names.alias_keys(tenant, adapter_id), names.record(tenant, adapter_id)]
         arguments: list[Any] = [alias, adapter_id, expected or "", names.aliases_of(tenant, ""), most]
@@ -86,7 +88,7 @@ class Aliases:
     def page(self, tenant: str, limit: int, after: str | None) -> tuple[list[Alias], str | None]:
         """Return up to `limit` aliases of a tenant, sorted by name, and the cursor of the next page.
 
-        `after` is the cursor of this page, None for the first one. The returned cursor is None at the end.
+        `after`: the cursor that the previous page returned, or None for the first page. The last page returns the cursor None.
         """
         start = "-" if after is None else f"({after}"
         listed = cast(list[bytes], self._redis.zrangebylex(names.alias_names(tenant), start, "+", start=0, num=limit + 1))

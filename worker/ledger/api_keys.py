@@ -2,8 +2,8 @@
 
 A key has the form `qs_ID_SECRET`: ID is 12 hexadecimal characters, SECRET is 32 random bytes as 43 base64url characters.
 
-All keys are fields of one Redis hash without a TTL, `qs:keys`, by id. No key is ever removed, not even a revoked one, so `Keys.any`
-stays True once the first key was created. Times are those of the Redis server.
+All keys are fields of one Redis hash without a TTL, `qs:keys`, by id. No key is ever removed, not even a revoked one. So `Keys.any`
+stays True once the first key was created. Times come from the clock of the Redis server.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ Scope = Literal["adapt", "predict", "admin"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 DEFAULT_TENANT = "default"
 KEY_CACHE_SECONDS = 1.0
-"""How long a service may use a key that it has read before it must read the key again, in seconds."""
+"""How long a service may cache a key before it must read it from Redis again, in seconds."""
 _FORM = re.compile(r"qs_([0-9a-f]{12})_([A-Za-z0-9_-]{43})")
 TENANT_PATTERN = r"^[a-z0-9][a-z0-9-]{0,62}$"
 _RESERVED = ("celery", "worker")
@@ -33,7 +33,7 @@ _NO_SHA256 = "0" * 64
 
 
 class Key(BaseModel):
-    """An API key as it is stored, without its secret. Times are in ms."""
+    """The stored form of an API key: a hash in place of the secret. Times are Unix times in ms."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -57,10 +57,10 @@ class Keys:
         self._redis = client
 
     def create(self, tenant: str, name: str, scopes: Sequence[Scope], *, lives_ms: int | None = None) -> tuple[str, str, Key]:
-        """Create a key. Return its id, the whole key and its stored form.
+        """Create an API key. Return its id, the whole key and its stored form.
 
-        The whole key cannot be read again. `lives_ms`: its lifetime, None for a key that does not expire. Raises InvalidKey if
-        the tenant, name or lifetime is not allowed.
+        The whole key is not stored, so it cannot be read again. `lives_ms`: its lifetime, None for a key that does not
+        expire. Raises InvalidKey if the tenant, name or lifetime is not allowed.
         """
         check_tenant(tenant)
         if not (name.isprintable() and len(name) <= 100):
@@ -78,15 +78,15 @@ class Keys:
             expires_at=None if lives_ms is None else now + lives_ms,
         )
         if not self._redis.hsetnx(names.API_KEYS, identity, key.model_dump_json(exclude_none=True)):
-            return self.create(tenant, name, scopes, lives_ms=lives_ms)  # the random id is taken: a chance of one in 2^48
+            return self.create(tenant, name, scopes, lives_ms=lives_ms)  # the random id exists already, a chance of one in 2^48
         return identity, f"qs_{identity}_{secret}", key
 
     def any(self) -> bool:
-        """Return True if a key was ever created."""
+        """Return True if any API key was ever created."""
         return bool(self._redis.exists(names.API_KEYS))
 
     def find(self, identity: str) -> tuple[Key | None, int]:
-        """Return the key with this id (None if there is none), and the server's time in ms."""
+        """Return (the key with this id or None, the current time of the Redis server in ms)."""
         with self._redis.pipeline(transaction=False) as pipe:
             pipe.hget(names.API_KEYS, identity)
             pipe.time()
@@ -95,9 +95,9 @@ class Keys:
         return key, to_ms(time)
 
     def revoke(self, identity: str) -> bool:
-        """Revoke a key for good. Return False if there is no such key.
+        """Revoke a key permanently. Return False if there is no such key.
 
-        A key that is already revoked does not change.
+        If the key is already revoked, nothing changes.
         """
         key, now = self.find(identity)
         if key is not None and key.revoked_at is None:
@@ -112,26 +112,26 @@ class Keys:
         return sorted(keys, key=lambda pair: (pair[1].created_at, pair[0]))
 
     def now(self) -> int:
-        """Return the server's time in ms."""
+        """Return the current time of the Redis server in ms."""
         return server_ms(self._redis)
 
 
 def parts(presented: str) -> tuple[str, str] | None:
-    """Split a presented key into (id, secret). Return None if it does not have the form of a key."""
+    """Split a key from a request into (id, secret). Return None if it is not of the form `qs_ID_SECRET`."""
     match = _FORM.fullmatch(presented)
     return None if match is None else (match[1], match[2])
 
 
 def proves(key: Key | None, secret: str) -> bool:
-    """Return True if the secret belongs to the key, in constant time.
+    """Return True if `key` is not None and `secret` is its secret.
 
-    So the duration reveals neither how much of a secret is right nor whether the key exists.
+    The check takes constant time, so that its duration reveals neither how much of the secret is right nor whether the key exists.
     """
     return hmac.compare_digest(_NO_SHA256 if key is None else key.sha256, _sha256(secret)) and key is not None
 
 
 def check_tenant(tenant: str) -> None:
-    """Raise InvalidKey if no tenant may have this name."""
+    """Raise InvalidKey if `tenant` is not allowed as the name of a tenant."""
     if not re.fullmatch(TENANT_PATTERN, tenant) or tenant in _RESERVED:
         expected = f"1 to 63 lowercase letters, digits and dashes, not starting with a dash, and not {' or '.join(_RESERVED)}"
         raise InvalidKey("tenant", expected, tenant)

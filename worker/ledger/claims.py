@@ -1,9 +1,9 @@
-"""Claims: a worker claims a job, keeps its lease with heartbeats, and ends or hands back the job.
+"""Claims: a worker claims a job, extends its lease with heartbeats, and ends or hands back the job.
 
-A claim gives a worker the job for `LEASE_SECONDS`, which heartbeats extend, and a *fence*: a number from one global counter, never
-used twice. Only the holder of the record's current fence may report progress, commit the job, or hand it back. So a worker that
-was wrongly considered dead cannot overwrite the results of the worker that replaced it, nor an adapter that was deleted and
-requested again.
+A claim gives one worker the right to run a job for `LEASE_SECONDS`, its *lease*. Heartbeats extend the lease. Each claim has a
+*fence*: a number from one global counter that is never used twice. Only the worker with the record's current fence may report
+progress, commit the job, or hand it back. So a worker that was wrongly considered dead cannot overwrite the results of the worker
+that replaced it. Nor can it overwrite an adapter that was deleted and requested again.
 
 A job that has used up its attempts ends as failed and dead (`dead_jobs.py`).
 """
@@ -25,10 +25,10 @@ from worker.logs import fields
 
 log = logging.getLogger(__name__)
 Queues = Mapping[str, Sequence[str]]
-"""The queues whose jobs a worker may claim. Each maps to the digests of the initializations that these jobs may have; if there are
-no digests, any initialization is allowed."""
+"""The queues from which a worker may claim jobs: {queue: digests of the allowed initializations}. An empty sequence allows any
+initialization."""
 UNNAMED_QUEUE: Queues = MappingProxyType({"": ()})
-"""The queue of jobs that were accepted before queues had names."""
+"""Only the queue with the empty name, for jobs from versions in which queues had no names."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,12 @@ class Claim:
     attempt: int
     request: str
     previous_fence: int
-    """The fence of the claim before this one, 0 if there was none. Weights stored under it are useless and may be removed."""
+    """The fence of the previous claim of this job, or 0. Weights stored under it are useless and may be removed."""
 
 
 @dataclass(frozen=True)
 class WeightsLifetime:
-    """The lifetime of the weights of an ended job: `ttl_ms`, or unlimited if `pinned`."""
+    """The lifetime of the weights of a finished job: unlimited if `pinned`, otherwise `ttl_ms`."""
 
     ttl_ms: int
     pinned: bool
@@ -70,8 +70,8 @@ class Claims:
     ) -> Claim | None:
         """Claim a job that is queued, or running with an expired lease.
 
-        Returns None if the job cannot be claimed, or not by a worker of these `queues`. A job that has used up its `attempts`
-        ends as failed here.
+        Returns None if the job is finished, held by another worker, or not from one of this worker's `queues`. If the job has
+        used up its `attempts`, this call ends it as failed and returns None.
         """
         keys = [*names.job_keys(tenant, adapter_id), names.FENCE]
         arguments: list[Any] = [names.member(tenant, adapter_id), lease_ms, attempts, worker, json.dumps(dict(queues))]
@@ -89,19 +89,23 @@ class Claims:
         return Claim(tenant, adapter_id, fence, recipe, waited_ms, ttl_ms, attempt, text(answer[6]), previous_fence)
 
     def give_up(self, tenant: str, adapter_id: str, reason: str, attempts: int) -> None:
-        """End a job as failed and dead, unless a worker holds it or some of its `attempts` are left."""
+        """End a job as failed and dead, if its `attempts` are used up and no worker holds it."""
         keys = names.job_keys(tenant, adapter_id)
         self._give_up(keys=keys, args=[names.member(tenant, adapter_id), DONE_CHANNEL, reason, attempts])
 
     def heartbeat(self, claim: Claim, lease_ms: int, support_loss: list[float] | None = None) -> bool:
-        """Extend the lease and store the support loss so far. Return False if the claim no longer holds."""
+        """Extend the lease of a claimed job. Return False if the claim no longer holds.
+
+        `support_loss`: the losses so far, to store in the record; None keeps the stored ones.
+        """
         losses = "" if support_loss is None else json.dumps(support_loss)
         return bool(self._heartbeat(keys=_keys(claim), args=[*_claim_arguments(claim), lease_ms, losses]))
 
     def commit(self, claim: Claim, outcome: Outcome) -> WeightsLifetime | None:
-        """End the job and return the lifetime of its weights, or None if the claim no longer holds.
+        """End a claimed job with its outcome. Return the lifetime of its weights.
 
-        Without a claim, nothing is written. A commit whose answer was lost can be retried: it takes effect only once.
+        If the claim no longer holds, writes nothing and returns None. If the answer to a commit is lost, the caller can retry it:
+        the commit takes effect only once.
         """
         written: dict[str, Any] = {"status": outcome.status, "timings": json.dumps(outcome.timings)}
         written |= {"support_loss": json.dumps(outcome.support_loss)}
@@ -113,7 +117,7 @@ class Claims:
         return None if answer is None else WeightsLifetime(int(answer[0]), text(answer[1]) == "1")
 
     def hand_back(self, claim: Claim, reason: str, *, delay_ms: int, is_attempt: bool) -> bool:
-        """Queue the job again, to be announced after `delay_ms`. Return False if the claim no longer holds.
+        """Queue a claimed job again after `delay_ms`. Return False if the claim no longer holds.
 
         `is_attempt`: True if this uses up one of the job's attempts.
         """
@@ -126,5 +130,5 @@ def _keys(claim: Claim) -> list[str]:
 
 
 def _claim_arguments(claim: Claim) -> list[Any]:
-    """Return the first two arguments of every script that checks if a claim still holds."""
+    """Return the first two arguments of every Lua script that checks whether a claim still holds."""
     return [names.member(claim.tenant, claim.adapter_id), claim.fence]

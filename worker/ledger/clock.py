@@ -1,13 +1,13 @@
 """The clock of the Redis server.
 
-All times in the ledger come from it, so the clocks of the other machines need not agree.
+All times in the ledger come from this clock, so the clocks of other machines need not agree.
 """
 
 import redis
 
 
 def server_ms(client: "redis.Redis") -> int:
-    """Return the server's time in milliseconds."""
+    """Return the current time of the Redis server in milliseconds."""
     return to_ms(client.time())
 
 

@@ -1,6 +1,7 @@
-"""Event counts since the deployment began, stored for `/metrics`, and the bounds of its histograms.
+"""The counts and histograms for `/metrics`, stored in Redis since the deployment began.
 
-The Lua scripts count each event in the same atomic step that causes it. Only the times of ended jobs are counted from here.
+This module writes only the stage durations of ended jobs. The Lua scripts increment all other counts, each in the same atomic step
+as the event that it counts.
 """
 
 from collections import Counter
@@ -13,9 +14,10 @@ from worker.ledger.names import text
 
 JOB_STAGES = ("queue", "tokenize", "inner_loop", "inner_step", "store")
 STAGE_BOUNDS_MS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 30_000, 120_000)
-"""Upper bounds of the histogram of the stages of jobs, in milliseconds."""
+"""Upper bounds of the buckets of the stage-duration histograms, in milliseconds."""
 RECOVERY_BOUNDS_MS = (1_000, 2_500, 5_000, 10_000, 20_000, 40_000, 80_000, 160_000)
-"""Upper bounds of the histogram of recoveries, in milliseconds: from a lost worker's last sign of life to the end of its job."""
+"""Upper bounds of the buckets of the recovery histogram, in milliseconds. A recovery lasts from the last sign of life of a lost
+worker to the end of its job."""
 
 
 class Counts:
@@ -28,9 +30,10 @@ class Counts:
         self._redis = client
 
     def observe(self, stages_ms: Mapping[str, Sequence[float]]) -> None:
-        """Add the times of ended jobs to the histograms. `stages_ms`: stage to milliseconds.
+        """Add stage durations of ended jobs to the histograms. `stages_ms`: {stage: durations in ms}.
 
-        Each stage has a number of times, their sum in microseconds, and for each bound the number of times within it.
+        Redis stores for each stage the number of durations, their sum in microseconds, and for each bound the number of durations
+        up to that bound.
         """
         sums: Counter[str] = Counter()
         for stage, times in stages_ms.items():
@@ -45,7 +48,7 @@ class Counts:
     def read(self) -> dict[str, int]:
         """Return all counts by name.
 
-        `now_queued` and `now_running` are the numbers of jobs that are queued and running now.
+        Two more entries, `now_queued` and `now_running`, are the present numbers of queued and running jobs.
         """
         with self._redis.pipeline() as pipe:
             pipe.hgetall(names.COUNTS)

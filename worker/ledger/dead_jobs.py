@@ -1,4 +1,7 @@
-"""Dead jobs: they used up their attempts and failed. An operator may retry or delete them."""
+"""Dead jobs: jobs that failed because they used up their attempts.
+
+An operator can retry or delete them.
+"""
 
 from collections.abc import Callable
 from typing import cast
@@ -13,7 +16,7 @@ from worker.ledger.retention import KEEP_EXPIRED_RECORDS_MS
 class DeadJobs:
     """Lists and revives dead jobs. Every method raises `redis.RedisError` if Redis cannot be reached.
 
-    `get(tenant, adapter_id)` returns a record, None if there is none.
+    `get(tenant, adapter_id)` returns the record of an adapter, or None if there is none.
     """
 
     def __init__(self, client: "redis.Redis", get: Callable[[str, str], Record | None]) -> None:
@@ -21,11 +24,11 @@ class DeadJobs:
         self._revive = scripts.register(client, "revive")
 
     def latest(self, most: int = 1000) -> list[Record]:
-        """Return up to `most` dead jobs, the latest first."""
+        """Return the records of up to `most` dead jobs, the latest failure first."""
         members = cast(list[bytes], self._redis.zrevrange(names.DEAD, 0, most - 1))
         return [record for member in members if (record := self._get(*names.split_member(member))) is not None]
 
     def revive(self, tenant: str, adapter_id: str) -> bool:
-        """Queue a dead job again with all its attempts. Return False if it is not dead."""
+        """Queue a dead job again as if it were new, with no attempt used. Return False if it is not dead."""
         keys = [*names.job_keys(tenant, adapter_id), names.RETIRE]
         return bool(self._revive(keys=keys, args=[names.member(tenant, adapter_id), KEEP_EXPIRED_RECORDS_MS]))

@@ -11,17 +11,18 @@ from worker.ledger import names
 from worker.ledger.messages import JobRecipe
 
 ID_FORMAT = 1
-"""Part of every id. Increase it when the same recipe starts to give other weights: old ids then still mean the old weights."""
+"""A version number that enters every id. Increase it when a code change gives other weights for the same recipe. The new weights
+then get new ids, and an old id never names other weights."""
 
 
 def id_key(client: "redis.Redis") -> bytes:
-    """Return the secret key of adapter ids. It is created at the first call and stored beside the records."""
+    """Return the secret key for computing adapter ids. The first call creates it in the records server."""
     client.set(names.ID_KEY, secrets.token_hex(32), nx=True)
     return bytes.fromhex(names.text(client.get(names.ID_KEY)))
 
 
 def adapter_id(key: bytes, tenant: str, recipe: JobRecipe) -> str:
-    """Return the id of an adapter: a keyed digest of all that determines its weights.
+    """Return the id of an adapter: a keyed digest of everything that determines its weights.
 
     The TTL and the initialization's name are not part of it, so equal requests give the same id.
     """

@@ -8,17 +8,17 @@ from worker.kinds.registry import task_kinds
 
 ADAPT_TASK = "quickstudy.adapt"
 FIRST, IN_TURN = 0, 3
-"""Priorities of wake-ups: FIRST for repeated ones, because their jobs have waited longest, IN_TURN for new ones."""
+"""Priorities of wake-ups. Repeated wake-ups are FIRST, because their jobs have waited longest. New ones are IN_TURN."""
 DONE_CHANNEL = "qs:done"
 """Redis channel on which `tenant/adapter_id` is published when a job ends."""
 
 TEXT_CLASSIFICATION = "text-classification"
-"""The task kind of records that were written before there were other kinds."""
+"""The default task kind. Records without a kind are of this one: they are from versions that had no other kind."""
 Status = Literal["queued", "running", "ready", "failed", "evicted", "expired"]
 
 
 class RecipeSummary(BaseModel):
-    """A recipe without the texts of its examples, which may be millions of bytes."""
+    """A job recipe without its examples, whose texts may be millions of bytes."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -36,9 +36,9 @@ class RecipeSummary(BaseModel):
 class JobRecipe(BaseModel):
     """The recipe of a job: everything that determines the weights, as the record stores it.
 
-    `support` is in the canonical order of its task kind, so the order of the examples in a request does not matter. Records and
-    ids leave out a field that has its default value, so records and ids that are older than the field stay valid. For the same
-    reason, a default must never change.
+    `support` is in the canonical order of its task kind, so the order of the examples in a request does not matter. A field with
+    its default value is left out of records and ids. So a new field with a default does not change existing records and ids. For
+    the same reason, a default must never change.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -64,21 +64,21 @@ class JobRecipe(BaseModel):
 
     @property
     def rows(self) -> int:
-        """The number of rows that the inner loop is trained on."""
+        """The number of rows that the inner loop is trained on, including those of label words."""
         return task_kinds()[self.kind].size(self.support, label_words=self.label_words)[0]
 
     @property
     def pass_key(self) -> str:
-        """The key that jobs must have in common to share a pass.
+        """The pass key: jobs may share a pass (one batched inner loop) only if they have the same one.
 
-        They then have the same kind, initialization, precision and requested steps, and numbers of rows within a factor of two.
-        So a shared pass takes little longer than each of them would alone.
+        Such jobs have the same kind, initialization, precision and requested steps, and their numbers of rows differ by less than a
+        factor of two. So a shared pass takes little longer than a pass of one job.
         """
         return f"{self.initialization_digest[:32]}/{self.precision}/{self.steps}/{self.rows.bit_length()}/{self.kind}"
 
 
 class Outcome(BaseModel):
-    """The result of a job, ready or failed. A failure is stored as data: no exception crosses the queue."""
+    """The outcome of a finished job, ready or failed. A failure is plain data, not an exception."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -91,18 +91,21 @@ class Outcome(BaseModel):
 
 
 def queue_name(base_digest: str, precision: str) -> str:
-    """Return the queue of the jobs of a base model, which only workers with that base model listen to.
+    """Return the name of the queue for jobs on one base model. Only workers with this base model use it.
 
-    `base_digest`: the full base digest, of weights, inputs and precision.
+    `base_digest`: the full base digest, computed from weights, inputs and precision.
     """
     return f"quickstudy.base-{base_digest[:16]}.{precision}"
 
 
 def earlier_queue_name(base_weights_sha256: str, precision: str) -> str:
-    """Return the queue of jobs from versions that identified a base model by its weights alone."""
+    """Return the earlier name of a base model's queue, which contains only the digest of the weights.
+
+    Jobs that earlier versions accepted may still be in this queue.
+    """
     return f"quickstudy.{base_weights_sha256[:16]}.{precision}"
 
 
 def wake_up(tenant: str, adapter_id: str) -> dict[str, Any]:
-    """Return the arguments of a wake-up message. It only names a job; the record says what to do."""
+    """Return the arguments of a wake-up message. It only names a job; the job's record has the recipe."""
     return {"tenant": tenant, "adapter_id": adapter_id}

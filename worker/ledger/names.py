@@ -10,7 +10,7 @@ Keys of the deployment:
 | `qs:waiting:PASS_KEY` | sorted set | jobs with this pass key that wait for their first attempt; score: since when |
 | `qs:retire` | sorted set | records; score: when they may be removed |
 | `qs:counts` | hash | event counts, by name |
-| `qs:fence` | number | the latest fence |
+| `qs:fence` | number | the latest fence (a claim's unique number) |
 | `qs:sequence` | number | the number of the latest record, counted in the order of creation |
 | `qs:queues` | set | every queue that ever had a job |
 | `qs:workers` | sorted set | workers; score: until when they count as alive |
@@ -28,7 +28,7 @@ Keys of a tenant, all under `qs:TENANT:`:
 | `…:adapter:ID` | hash | the record of one adapter (`record.py`) |
 | `…:adapters` | sorted set | its adapters; score: number in the order of creation |
 | `…:unfinished` | set | its unfinished jobs |
-| `…:weighed` | sorted set | adapters whose weights are counted; score: expiry (infinity while pinned or being adapted) |
+| `…:weighed` | sorted set | adapters whose weights `…:usage` includes; score: expiry (infinity while pinned or being adapted) |
 | `…:usage` | hash | bytes and example_bytes of its records; adaptations and predictions so far |
 | `…:requests:MINUTE` | number | requests of one minute |
 | `…:aliases-of:ID` | set | the aliases that point at an adapter |
@@ -95,7 +95,7 @@ def alias_names(tenant: str) -> str:
 
 
 def job_keys(tenant: str, adapter_id: str) -> list[str]:
-    """Return the keys that every Lua script for one job takes first."""
+    """Return the keys that every Lua script for one job takes as its first keys, in this order."""
     return [record(tenant, adapter_id), PENDING, RUNNING, COUNTS, DEAD]
 
 
@@ -105,12 +105,12 @@ def alias_keys(tenant: str, adapter_id: str) -> list[str]:
 
 
 def member(tenant: str, adapter_id: str) -> str:
-    """Return the name of a job in sets and messages, `tenant/adapter_id`."""
+    """Return `tenant/adapter_id`, which names a job in Redis sets and messages."""
     return f"{tenant}/{adapter_id}"
 
 
 def split_member(member: bytes) -> tuple[str, str]:
-    """Split a name made by `member` into (tenant, adapter id)."""
+    """Split `tenant/adapter_id`, a result of `member`, into (tenant, adapter id)."""
     tenant, adapter_id = text(member).split("/", 1)
     return tenant, adapter_id
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Notes:
-    """Changes to the notes of an adapter. None keeps a note as it is, an empty value removes it.
+    """Changes to the notes of an adapter. None leaves a note unchanged; an empty value removes it.
 
     `parent`: the adapter whose examples this one extends.
     """

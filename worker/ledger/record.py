@@ -29,7 +29,7 @@ from worker.ledger.names import text
 class Record(BaseModel):
     """The stored state of one adapter, without its examples (for these, see `Records.recipe`).
 
-    Times are in ms. `status` is never `evicted` here: only the cache shows whether the weights of a ready adapter still exist.
+    Times are in ms. `status` is never `evicted` in a record, because only the cache shows whether the weights still exist.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -64,7 +64,7 @@ FIELDS = [name for name in Record.model_fields if name not in ("tenant", "adapte
 
 @dataclass(frozen=True)
 class JobState:
-    """The progress of a job: the few fields that change while it runs."""
+    """The progress of a job: the few fields of its record that change while it runs."""
 
     status: Status
     attempt: int
@@ -76,12 +76,15 @@ JOB_STATE_FIELDS = ["status", "attempt", "fence", "support_loss"]
 
 
 def stored_fields(values: Sequence[bytes | None]) -> dict[str, str]:
-    """Return the values of `FIELDS` by name, without those that are not stored."""
+    """Return {field: text} for the Redis values of `FIELDS`, without the fields that are not stored."""
     return {name: text(value) for name, value in zip(FIELDS, values, strict=True) if value is not None}
 
 
 def parse_record(tenant: str, adapter_id: str, stored: Mapping[str, str], now: int) -> Record:
-    """Return the record as it is at the time `now`, in ms: a ready adapter past its expiry is `expired`."""
+    """Parse the stored fields of an adapter's record.
+
+    `now`: the current time in ms. A ready adapter whose expiry has passed gets the status `expired`.
+    """
     fields: dict[str, Any] = dict(stored)
     for key in ("truncated", "support_loss", "timings", "tags"):
         fields[key] = json.loads(fields.get(key) or ("{}" if key == "timings" else "[]"))

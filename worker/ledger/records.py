@@ -1,8 +1,8 @@
 """The records: accept a job, read and change the record of its adapter, delete the record.
 
 A job is `queued` until a worker claims it (`claims.py`), then `running`, and ends as `ready` or `failed`. The record is written
-before a wake-up for the job is sent, and it alone says what to do. Further operations, such as claims, are attributes of
-`Records`, with one file each.
+before a wake-up message for the job is sent. The message only names the job; the record contains everything needed to run it.
+Further operations, such as claims, are attributes of `Records`, with one file each.
 """
 
 import json
@@ -30,7 +30,7 @@ from worker.ledger.workers import Workers
 REPLICATION_TIMEOUT_MS = 2_000
 """How long a new record may take to reach its replicas, in milliseconds."""
 FILTERED_PAGE_MIN_READ = 50
-"""The least number of records that a page with a filter reads at once, because only a few of them may match."""
+"""The least number of records that `Records.page` reads at once if it has a filter, because few of them may match."""
 
 
 class NotReplicated(redis.RedisError):
@@ -40,8 +40,8 @@ class NotReplicated(redis.RedisError):
 class Records:
     """Stores records in Redis. Every method raises `redis.RedisError` if Redis cannot be reached.
 
-    `replicas`: how many replicas must have a new record before it counts as accepted. If the master is lost, so is every record
-    that no replica has.
+    `replicas`: how many replicas must have a new record before its job is accepted. If the master is lost, every record that no
+    replica has is lost too.
     """
 
     def __init__(self, client: "redis.Redis", replicas: int = 0) -> None:
@@ -59,7 +59,7 @@ class Records:
         self._delete = scripts.register(client, "delete")
 
     def id_key(self) -> bytes:
-        """Return the secret key of adapter ids."""
+        """Return the secret key for computing adapter ids."""
         return ids.id_key(self._redis)
 
     def accept(
@@ -76,16 +76,18 @@ class Records:
         size: int = 0,
         limits: Mapping[str, int] = MappingProxyType({}),
     ) -> tuple[bool, Status]:
-        """Write the record of a job. Return (True if there is a new job to announce in `queue`, status).
+        """Accept a job, and write its record if the job is new. Return (created, status).
 
-        While a job with this id is queued, running or ready, no new job is created, and only its TTL starts again. After failure
-        or expiry, the job is queued as a new one. In both cases the given notes replace stored ones, and the others are kept.
+        If `created` is True, the caller must send a wake-up for the job to `queue`. If a job with this id is queued, running or
+        ready, no new job is created and only its TTL restarts. If it failed or expired, it is queued as a new job. In each case
+        the given notes replace stored ones, and stored notes that are not given are kept.
 
-        `truncated`: the numbers of the examples whose text was cut. `request`: the id of the request. `size`: the largest possible
-        number of bytes of the weights, which counts from now on. `limits`: the tenant's limits by name, 0 for no limit.
+        `truncated`: the positions of the examples whose text was cut. `request`: the id of the request. `size`: the largest
+        possible size of the weights in bytes, which the tenant's usage includes from now on. `limits`: the tenant's limits by
+        name, 0 for no limit.
 
         Raises LimitReached if a new job would exceed a limit. Raises NotReplicated if too few replicas have the record in time;
-        then repeat the same call.
+        the caller can then repeat the same call.
         """
         keys = [*names.job_keys(tenant, adapter_id), names.adapters(tenant), names.SEQUENCE, names.RETIRE, names.QUEUES]
         arguments: list[Any] = [
@@ -113,7 +115,10 @@ class Records:
         return bool(created), cast(Status, text(status_or_limit))
 
     def _write_replicated(self, write: Callable[["redis.Redis"], Any]) -> Any:
-        """Return the answer to `write` once enough replicas have its data."""
+        """Run `write(client)`, and return its answer once enough replicas have the written data.
+
+        Raises NotReplicated if they do not have it after the timeout.
+        """
         if not self._replicas:
             return write(self._redis)
         with self._redis.pipeline(transaction=False) as pipe:  # WAIT covers only the writes of its own connection
@@ -125,10 +130,10 @@ class Records:
         return answer
 
     def requeue(self, record: Record, why: Literal["evicted", "corrupt"], queue: str = "") -> bool:
-        """Queue a ready job again because its weights are missing or wrong, and count the reason `why`.
+        """Queue a ready job again because its weights are missing or wrong, and increment the count `why`.
 
-        The TTL is not restarted. `queue`: for a record that has no queue yet. Returns False if the record was deleted or queued
-        again since it was read.
+        The TTL is not restarted. `queue` is stored only if the record has no queue yet. Returns False if the record was deleted or
+        queued again since `record` was read.
         """
         arguments: list[Any] = [names.member(record.tenant, record.adapter_id), record.fence, ANNOUNCE_AGAIN_MS, why, queue]
         return bool(self._requeue(keys=names.job_keys(record.tenant, record.adapter_id), args=arguments))
@@ -138,7 +143,10 @@ class Records:
         return self._redis.scard(names.unfinished(tenant))
 
     def get(self, tenant: str, adapter_id: str) -> Record | None:
-        """Return the record, None if there is none. Its status is `expired` if a ready adapter has expired."""
+        """Return the record of an adapter, or None if there is none.
+
+        A ready adapter whose expiry has passed has the status `expired`.
+        """
         values = cast(list[bytes | None], self._redis.hmget(names.record(tenant, adapter_id), FIELDS))
         return self._parse(tenant, adapter_id, values, server_ms(self._redis))
 
@@ -148,7 +156,10 @@ class Records:
         return None if content is None else JobRecipe.model_validate_json(content)
 
     def job_state(self, tenant: str, adapter_id: str) -> JobState | None:
-        """Return the progress of a job, None if there is no record. This is cheap, for callers that poll."""
+        """Return the progress of a job, or None if there is no record.
+
+        It reads only the fields that change, so it is cheap enough for polling.
+        """
         values = cast(list[bytes | None], self._redis.hmget(names.record(tenant, adapter_id), JOB_STATE_FIELDS))
         if values[0] is None:
             return None
@@ -160,8 +171,9 @@ class Records:
     ) -> tuple[list[Record], int | None]:
         """Return up to `limit` records of a tenant, newest first, and the cursor of the next page.
 
-        `before` is the cursor of this page, None for the first one. The returned cursor is None at the end. With the filter
-        `wanted`, a page ends after reading `most` records, so it may have fewer than `limit` records before the end.
+        `before`: the cursor that the previous page returned, or None for the first page. The last page returns the cursor None.
+        `wanted`: a filter. A page ends after reading `most` records, so with a filter it may have fewer than `limit` records even
+        if more pages follow.
         """
         matching: list[Record] = []
         index, cursor, left = names.adapters(tenant), before, most
@@ -190,11 +202,11 @@ class Records:
         return matching, cursor
 
     def _parse(self, tenant: str, adapter_id: str, values: list[bytes | None], now: int) -> Record | None:
-        """Return the record with these values of `FIELDS`, None if nothing is stored."""
+        """Parse a record from the Redis values of `FIELDS`. Return None if the record does not exist."""
         stored = stored_fields(values)
         if "status" not in stored:
             return None
-        if "summary" not in stored:  # the record is from a version without summaries
+        if "summary" not in stored:  # the record was written by a version without summaries
             recipe = self.recipe(tenant, adapter_id)
             if recipe is None:
                 return None
@@ -204,7 +216,7 @@ class Records:
     def pin(self, tenant: str, adapter_id: str, pinned: bool) -> int | None:
         """Pin an adapter, so that it does not expire, or unpin it, which restarts its TTL.
 
-        Returns the TTL in ms, None if there is no record. Raises AdapterExpired if the adapter has already expired.
+        Returns the TTL in ms, or None if there is no record. Raises AdapterExpired if the adapter has already expired.
         """
         arguments: list[Any] = [names.member(tenant, adapter_id), int(pinned), KEEP_EXPIRED_RECORDS_MS]
         ttl = self._pin(keys=[*names.job_keys(tenant, adapter_id), names.RETIRE], args=arguments)
@@ -213,14 +225,15 @@ class Records:
         return None if ttl is None else int(ttl)
 
     def annotate(self, tenant: str, adapter_id: str, notes: Notes) -> bool:
-        """Change the notes of an adapter. Return False if there is no record."""
+        """Change the name, tags or parent of an adapter. Return False if there is no record."""
         return bool(self._annotate(keys=[names.record(tenant, adapter_id)], args=notes.flat()))
 
     def delete(self, tenant: str, adapter_id: str, *, only: Literal["", "dead", "over"] = "") -> int | None:
-        """Delete a record with its examples. Return its fence, None if nothing was deleted.
+        """Delete a record with its examples. Return its fence, or None if nothing was deleted.
 
-        `only`: a condition. `dead` deletes the record only if the job is dead, `over` only if the time in `qs:retire` has come.
-        Under a condition, the aliases that point at the adapter are deleted too; without one, they raise AdapterAliased.
+        `only` is a condition: `dead` deletes the record only if the job is dead, `over` only if the time for its removal
+        (`qs:retire`) has come. With a condition, aliases that point at the adapter are deleted too. Without one, raises
+        AdapterAliased if there are such aliases. The weights are not deleted: their key contains the returned fence.
         """
         keys = [*names.job_keys(tenant, adapter_id), names.adapters(tenant), names.RETIRE, names.ERASE, names.ERASE_LAST]
         keys += names.alias_keys(tenant, adapter_id)

@@ -1,4 +1,4 @@
-"""Retention: remove old records, and deleted text that is still in the append-only file."""
+"""Retention: remove old records, and deleted text that is still in Redis's append-only file."""
 
 from collections.abc import Callable
 from typing import cast
@@ -9,14 +9,14 @@ from worker.ledger import names, scripts
 from worker.ledger.clock import server_ms
 
 KEEP_EXPIRED_RECORDS_MS = 7 * 24 * 3600 * 1000
-"""How long a record is kept after its adapter expires, in milliseconds. Late readers then get `expired` instead of `unknown`."""
+"""How long a record is kept after its adapter expires, in milliseconds. Until then readers get `expired`, not `unknown`."""
 
 
 class Retention:
-    """Removes old records and deleted text.
+    """Removes old records, and deleted text from Redis's append-only file.
 
     Every method raises `redis.RedisError` if Redis cannot be reached. `delete_if_due(tenant, adapter_id)` deletes a record if the
-    time in `qs:retire` has come. It returns the fence, or None if the record was not deleted.
+    time for its removal (`qs:retire`) has come. It returns the record's fence, or None if the record was not deleted.
     """
 
     def __init__(self, client: "redis.Redis", delete_if_due: Callable[[str, str], int | None]) -> None:
@@ -25,9 +25,9 @@ class Retention:
         self._rewrite_began: int | None = None
 
     def retire(self, most: int = 100) -> list[tuple[str, str, int]]:
-        """Remove records whose adapters expired long ago, at most `most` in a call.
+        """Remove up to `most` records whose adapters expired long ago.
 
-        Returns (tenant, adapter id, fence) of each removed record.
+        Returns (tenant, adapter id, fence) of each removed record. These name its weights in the cache.
         """
         members = cast(list[bytes], self._redis.zrangebyscore(names.RETIRE, "-inf", server_ms(self._redis), start=0, num=most))
         jobs = map(names.split_member, members)
@@ -35,10 +35,10 @@ class Retention:
         return [(tenant, identity, fence) for tenant, identity, fence in fences if fence is not None]
 
     def erase(self, after_ms: int) -> bool:
-        """Make the server rewrite its append-only file `after_ms` after a deletion.
+        """Make Redis rewrite its append-only file, `after_ms` after a deletion, without the deleted text.
 
-        Until then the file still contains the deleted text. Call this repeatedly: one call starts the rewrite, and a later one
-        returns True once the rewritten file is in place. Raises redis.ResponseError if the server does not allow the rewrite.
+        Call this method repeatedly. One call starts the rewrite and returns False. A later call returns True once the rewritten
+        file is in use. Raises redis.ResponseError if the server does not allow the rewrite.
         """
         deleted_at = cast(bytes | None, self._redis.get(names.ERASE))
         if deleted_at is None:

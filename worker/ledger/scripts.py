@@ -1,6 +1,6 @@
-"""The Lua scripts of the ledger, one file in `lua/` for each atomic step: read and register them.
+"""Read the Lua scripts of the ledger, and register them. Each file in `lua/` is one atomic step.
 
-Redis runs a script atomically, so no reader ever sees half of a step. A script for one job takes these keys first
+Redis runs a script atomically, so no reader ever sees a step half done. A script for one job takes these keys first
 (`names.job_keys`), then the other keys that it needs:
 
 | key | holds |
@@ -13,9 +13,9 @@ Redis runs a script atomically, so no reader ever sees half of a step. A script 
 
 `ARGV[1]` is the member, `tenant/adapter_id`. The comment at the top of each file lists the other keys and arguments.
 
-A Redis server that is out of memory refuses a script at its first write, if that write may need memory; it refuses no later write
-of a script. So every script for a job except `accept` begins with a removal. Jobs can then be ended, handed back and deleted even
-on a server that is out of memory.
+A Redis server that is out of memory refuses a script whose first write may need memory. It does not refuse the later writes of a
+script. So the first write of every script for a job, except `accept`, is a removal. Jobs can then be ended, handed back and deleted
+even on a server that is out of memory.
 """
 
 from functools import cache
@@ -45,7 +45,7 @@ SHARED = {
     "take_requests": (),
     "usage": ("now", "tenant"),
 }
-"""The files of `lua/shared` that are put before each script. A later file may use the definitions of an earlier one."""
+"""The files of `lua/shared` that precede each script, in this order. A file may use the definitions of earlier ones."""
 
 
 def register(client: "redis.Redis", name: str) -> Script:
@@ -60,9 +60,9 @@ def text(name: str) -> str:
 
 
 def _code(path: Path) -> str:
-    """Return the text of a file without the comment at its top.
+    """Return the text of a Lua file without the comment at its top.
 
-    Editing that comment then does not change the script's SHA in Redis.
+    So editing that comment does not change the script's SHA in Redis.
     """
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     first = next(number for number, line in enumerate(lines) if not line.startswith("--"))

@@ -1,4 +1,4 @@
-"""Redis clients by URL, for every process: one server, a master behind Sentinel, or a cluster.
+"""Create Redis clients from URLs: of one server, of a master behind Sentinel, or of a cluster.
 
     redis://[user:password@]host:port/db · rediss://… (TLS) · unix:///path
     redis+sentinel://[user:password@]host:port,host:port/SERVICE[/db]
@@ -60,19 +60,19 @@ def _parse(kind: Literal["sentinel", "cluster"], url: str) -> _MultiNodeUrl | No
 
 
 def is_records_url(url: str) -> bool:
-    """Return True if queue and records can be stored at this URL."""
+    """Return True if this URL has a form that is allowed for the queue and the records (REDIS_URL)."""
     return bool(re.fullmatch(_SINGLE, url)) or _parse("sentinel", url) is not None
 
 
 def is_weights_url(url: str) -> bool:
-    """Return True if the weights can be stored at this URL."""
+    """Return True if this URL has a form that is allowed for the cache of weights (CACHE_URL)."""
     return is_records_url(url) or _parse("cluster", url) is not None
 
 
 def records_client(url: str, *, timeout: float = 10, connect_timeout: float = 3) -> "redis.Redis":
-    """Return a client for queue and records, which connects at its first use.
+    """Return a client for the queue and the records, which connects at its first use.
 
-    Behind Sentinel it always connects to the current master. Timeouts are in seconds.
+    Behind Sentinel, each new connection is to the current master. Timeouts are in seconds.
     """
     timeouts = {"socket_timeout": timeout, "socket_connect_timeout": connect_timeout}
     if (sentinel := _parse("sentinel", url)) is not None:
@@ -81,7 +81,7 @@ def records_client(url: str, *, timeout: float = 10, connect_timeout: float = 3)
 
 
 def subscriber(url: str) -> "redis.asyncio.Redis":
-    """Return an asynchronous client for `pubsub`."""
+    """Return an asyncio client of the records server, for subscriptions to channels (`pubsub`)."""
     if (sentinel := _parse("sentinel", url)) is not None:
         client = _master_client(redis.asyncio.sentinel.Sentinel, AsyncRetry, sentinel, {"socket_connect_timeout": 3.0})
         return cast(redis.asyncio.Redis, client)
@@ -102,7 +102,7 @@ def weights_client(url: str, *, timeout: float = 10, connect_timeout: float = 3)
 
 
 def broker(url: str) -> tuple[str, dict[str, Any]]:
-    """Return the URL in the form that Celery expects, and the transport options for it."""
+    """Convert a Redis URL to the form that Celery expects. Return it and the transport options for it."""
     if (sentinel := _parse("sentinel", url)) is not None:
         user, password = (quote(sentinel.login.get(name, ""), safe="") for name in ("username", "password"))
         login = f"{user}:{password}@" if password else ""
@@ -119,7 +119,7 @@ def broker(url: str) -> tuple[str, dict[str, Any]]:
 class _ClusterClient:
     """A cluster client for `WeightStore`: it connects at its first use and raises only RedisError.
 
-    The cluster client of redis-py connects when it is created, and raises errors that are not a `redis.RedisError`.
+    The cluster client of redis-py, which it wraps, connects when it is created and also raises other errors.
     """
 
     def __init__(self, url: _MultiNodeUrl, timeout: float, connect_timeout: float) -> None:

@@ -1,7 +1,7 @@
-"""Usage of each tenant, and its limits.
+"""The usage of each tenant, and its limits.
 
-Adapters, bytes and jobs are counted in the scripts that change them (`lua/shared/tenant.lua`), and their limits are checked when
-a job is accepted (`lua/accept.lua`). Requests and predictions are counted here.
+The Lua scripts that change adapters, bytes and jobs also count them (`lua/shared/tenant.lua`). Their limits are checked when a job
+is accepted (`lua/accept.lua`). This module counts requests and predictions.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ class Used:
 
     `adapters`: records of any status. `bytes`: size of ready weights, plus the largest possible size of weights that are being
     adapted. `example_bytes`: size of the examples in all records. `jobs`: unfinished jobs. `adaptations` and `predictions`: all
-    jobs accepted and all inputs answered so far.
+    jobs accepted and all inputs predicted so far.
     """
 
     adapters: int
@@ -45,14 +45,14 @@ class Usage:
     def of(self, tenant: str) -> Used:
         """Return the usage of a tenant, read atomically.
 
-        If more than a thousand adapters have expired since the last call, the bytes of some of them are still counted.
+        If more than a thousand adapters have expired since the last call, `bytes` still includes some of them.
         """
         return Used(*map(int, self._used(args=[f"{tenant}/"])))
 
     def take_requests(self, tenant: str, number: int, most: int = 0) -> None:
-        """Count `number` requests in the current minute.
+        """Add `number` requests to the tenant's count for the current minute.
 
-        Raises LimitReached, without counting any, if the minute would have more than `most` requests (0: no limit).
+        Raises LimitReached and adds nothing if the minute would have more than `most` requests (0: no limit).
         """
         arguments: list[Any] = [tenant, number, most]
         refused = self._take(args=arguments)
@@ -61,5 +61,5 @@ class Usage:
             raise LimitReached("MAX_REQUESTS_A_MINUTE", most, used, retry_after=seconds)
 
     def add_predictions(self, tenant: str, number: int) -> None:
-        """Count `number` inputs that were answered."""
+        """Add `number` inputs to the tenant's count of predictions."""
         self._redis.hincrby(names.usage(tenant), "predictions", number)

@@ -1,7 +1,7 @@
 """Waiting jobs: their order, their queues, and which of them must be announced again.
 
-A job is announced by a wake-up, a message in a queue, which may be lost. `qs:pending` holds every unfinished job with the time at
-which a reaper must check it. If the job's wake-up is gone then, the job is announced again.
+A job is announced by a wake-up, a message in a queue, which may be lost. `qs:pending` contains every unfinished job with the time
+at which a reaper must check it. If the job's wake-up is gone at that time, the reaper announces the job again.
 """
 
 from collections.abc import Mapping
@@ -28,9 +28,9 @@ class WaitingJobs:
         self._due = scripts.register(client, "due")
 
     def for_pass(self, pass_key: str, most: int) -> list[tuple[str, str]]:
-        """Return (tenant, adapter id) of up to `most` jobs that may share a pass, the longest wait first.
+        """Return (tenant, adapter id) of up to `most` waiting jobs with this pass key, longest wait first.
 
-        They have this pass key and wait for their first attempt. They still have to be claimed: another worker may be faster.
+        All wait for their first attempt. The caller still has to claim each job, because another worker may claim it first.
         """
         members = cast(list[bytes], self._redis.zrange(names.waiting(pass_key), 0, most - 1)) if most else []
         return [names.split_member(member) for member in members]
@@ -42,9 +42,9 @@ class WaitingJobs:
     def due(self, most: int = 100, *, oldest: Mapping[str, tuple[str, str]] = MappingProxyType({})) -> list[tuple[str, str, str]]:
         """Return (tenant, adapter id, queue) of the jobs to announce again, and postpone their next check.
 
-        These are jobs whose lease expired, that were handed back, or that no worker claimed although their wake-up is gone.
-        At most `most` jobs are checked. `oldest`: for each queue that holds a wake-up, the job of the oldest one. The returned
-        queue is empty for a job that was accepted before queues had names.
+        These are jobs whose lease expired, jobs that were handed back, and queued jobs whose wake-up is gone. A call checks at
+        most `most` jobs. `oldest`: {queue: the job in its oldest wake-up}, without empty queues. The returned queue is an empty
+        string for a job from a version in which queues had no names.
         """
         keys = [names.PENDING, *(names.record(*job) for job in oldest.values())]
         flat = self._due(keys=keys, args=[most, ANNOUNCE_AGAIN_MS, *oldest])

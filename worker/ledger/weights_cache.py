@@ -13,14 +13,15 @@ from worker.ledger import names
 
 
 def weights_digest(content: bytes) -> str:
-    """Return the sha256 of an adapter's bytes, the digest in records and answers."""
+    """Return the sha256 of an adapter's bytes, which records and API answers have as `digest`."""
     return hashlib.sha256(content).hexdigest()
 
 
 class WeightStore:
     """Stores weights in the cache. Every method raises `redis.RedisError` if the cache cannot be reached.
 
-    Each claim writes under its own fence, so removing the weights of a stale worker cannot affect those that another committed.
+    Each claim writes under its own fence, a number that no other claim has. So removing weights that a stale worker wrote cannot
+    affect the weights that another worker committed.
     """
 
     def __init__(self, client: "redis.Redis") -> None:
@@ -30,10 +31,10 @@ class WeightStore:
         self._redis.set(names.weights(tenant, adapter_id, fence), content, px=ttl_ms)
 
     def get(self, tenant: str, adapter_id: str, fence: int, digest: str) -> bytes:
-        """Return the weights.
+        """Return the weights of an adapter.
 
-        Raises WeightsMissing if they are not in the cache. Raises WeightsCorrupt if they do not have this `digest`, after removing
-        them from the cache.
+        Raises WeightsMissing if they are not in the cache. If their sha256 is not `digest`, removes them from the cache and raises
+        WeightsCorrupt.
         """
         content = cast(bytes | None, self._redis.get(names.weights(tenant, adapter_id, fence)))
         if content is None:
@@ -47,7 +48,7 @@ class WeightStore:
         return bool(self._redis.exists(names.weights(tenant, adapter_id, fence)))
 
     def keep(self, tenant: str, adapter_id: str, fence: int, ttl_ms: int | None) -> bool:
-        """Restart the TTL, or remove it if `ttl_ms` is None. Return False if the weights are gone.
+        """Restart the TTL of weights, or remove it if `ttl_ms` is None. Return False if they are gone.
 
         Weights without a TTL neither expire nor are evicted under the policy `volatile-lru`.
         """

@@ -1,4 +1,4 @@
-"""The workers that are alive: each one announces itself every second."""
+"""The list of live workers. Each worker announces itself every second."""
 
 import json
 from collections import Counter
@@ -18,19 +18,19 @@ class Workers:
         self._announce = scripts.register(client, "announce_worker")
 
     def announce(self, name: str, description: dict[str, Any], seconds: int) -> None:
-        """Record that a worker is alive for the next `seconds`."""
+        """List a worker as alive for the next `seconds`. `description`: its device, precision and queues."""
         keys = [names.WORKERS, names.WORKER_DESCRIPTIONS]
         self._announce(keys=keys, args=[name, json.dumps(description), 1000 * seconds])
 
     def remove(self, name: str) -> None:
-        """Record that a worker has stopped."""
+        """Remove a worker that has stopped from the list."""
         with self._redis.pipeline() as pipe:
             pipe.zrem(names.WORKERS, name)
             pipe.hdel(names.WORKER_DESCRIPTIONS, name)
             pipe.execute()
 
     def by_queue(self) -> dict[str, int]:
-        """Return the number of workers that are alive, by queue."""
+        """Return {queue: number of live workers that take jobs from it}."""
         alive = cast(list[bytes], self._redis.zrangebyscore(names.WORKERS, f"({server_ms(self._redis)}", "+inf"))
         stored = cast(list[bytes | None], self._redis.hmget(names.WORKER_DESCRIPTIONS, alive)) if alive else []
         workers = [json.loads(description) for description in stored if description is not None]

@@ -1,10 +1,10 @@
-"""The client's commands, which call a service over HTTP. They need only httpx, click and tqdm."""
+"""The commands that call a service over HTTP. They need only httpx, click and tqdm."""
 
 import sys
 
 
 def main() -> None:
-    """Run the console script `quickstudy`. Exit with one line and status 1 if click is not installed."""
+    """Run the console script `quickstudy`. Exit with a one-line error and status 1 if click is missing."""
     try:
         from quickstudy.commands.cli import command_line
     except ModuleNotFoundError as error:

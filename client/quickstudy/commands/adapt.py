@@ -71,7 +71,7 @@ def adapt(
 def _options(
     initialization: str | None, steps: int | None, label_words: bool, name: str | None, tags: tuple[str, ...], ttl: int | None
 ) -> AdaptOptions:
-    """Return only the options that were given, so that the service's defaults apply to the others."""
+    """Return the options that were given. The service's defaults apply to the others."""
     options: AdaptOptions = {"name": name, "ttl_seconds": ttl}
     if initialization is not None:
         options["initialization"] = initialization

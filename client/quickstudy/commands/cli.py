@@ -1,7 +1,7 @@
-"""`quickstudy`: the client's commands, and commands that other distributions add.
+"""The `quickstudy` command line: the client's commands, and commands that other distributions add.
 
 A distribution adds commands with an entry point in the group `quickstudy.commands`. The entry point names a sequence of
-`LateCommand`, in a module that is quick to import.
+`LateCommand` objects in a module that is quick to import.
 """
 
 from collections.abc import Iterable
@@ -17,7 +17,7 @@ GROUP = "quickstudy.commands"
 NEEDS = "quickstudy[cli]"
 SERVER_NEEDS = "quickstudy-server[embedded]"
 SERVER_COMMANDS = ("demo", "jobs", "keys", "predictor", "serve", "worker")
-"""The server's commands, listed here only for the message that says what to install."""
+"""The commands of the server distribution. If it is not installed, an error message for them says what to install."""
 
 CLIENT_COMMANDS = (
     LateCommand("adapt", "quickstudy.commands.adapt", "Create an adapter from the labelled rows of a file.", needs=NEEDS),
@@ -30,7 +30,7 @@ _OUR_PACKAGES = ("quickstudy", "service", "worker", "metatrain")
 
 
 class CommandLine(click.Group):
-    """A command group that includes the commands of entry points. They are read only when needed."""
+    """The `quickstudy` command group. It reads the commands of entry points only when it needs them."""
 
     @cached_property
     def _installed(self) -> dict[str, LateCommand]:
@@ -38,7 +38,7 @@ class CommandLine(click.Group):
         for entry in entry_points(group=GROUP):
             try:
                 commands |= {str(command.name): command for command in entry.load()}
-            except ModuleNotFoundError:  # metadata left without its code must not break the client's own commands
+            except ModuleNotFoundError:  # metadata of a package whose code is gone must not break the client's commands
                 continue
         return commands
 
@@ -56,7 +56,7 @@ class CommandLine(click.Group):
         return command
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command. Raises ClickException, which says what to install, if an import is missing."""
+        """Run the command. If an import is missing, raises ClickException, which says what to install."""
         try:
             return super().invoke(ctx)
         except ModuleNotFoundError as error:

@@ -9,8 +9,8 @@ import click
 class LateCommand(click.Command):
     """A placeholder for the command of the same name in `module`.
 
-    The module is imported only when the command runs. So `quickstudy --help` and the other commands neither wait for the imports of
-    this one nor need them. `needs` is the requirement to install if one of its imports is missing.
+    The module is imported only when the command runs. So `quickstudy --help` and all other commands start without the imports of
+    this command. `needs`: the requirement to install if one of these imports is missing.
     """
 
     def __init__(self, name: str, module: str, summary: str, *, needs: str) -> None:
@@ -25,5 +25,5 @@ class LateCommand(click.Command):
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
     ) -> click.Context:
-        """Return a context of the real command, so that click then invokes the real command."""
+        """Return a context of the real command, so that click invokes the real command and not this one."""
         return self.load().make_context(info_name, args, parent, **extra)

@@ -55,7 +55,7 @@ def predict(
         column = rows.text_column(text_column)
         output_format: Output = output or ("jsonl" if rows.format == "jsonl" else "csv")
         write = _csv_writer(rows, top_k or 1) if output_format == "csv" else _write_jsonl
-        hide_bar = True if sys.stdout.isatty() else None  # on a terminal the bar would break up the printed rows
+        hide_bar = True if sys.stdout.isatty() else None  # on a terminal, the bar and the printed rows would mix
         with tqdm(total=total, unit="row", desc="predicting", disable=hide_bar) as bar:
             labels_per_row = top_k if output_format == "jsonl" else top_k or 1
             for part, answer in _predict_in_parts(client, adapter, rows, column, labels_per_row):
@@ -67,7 +67,10 @@ def predict(
 def _predict_in_parts(
     client: Client, name: str, rows: Rows, column: str, top_k: int | None
 ) -> Iterator[tuple[list[Entry], Predictions]]:
-    """Yield each part of the rows with its predictions. One adapter answers all, even if an alias moves."""
+    """Predict the rows in parts, and yield each part with its predictions.
+
+    The same adapter predicts all parts, even if `name` is an alias that moves in between.
+    """
     while part := list(islice(rows.entries, _PART_ROWS)):
         inputs = [rows.text(line, row, column) for line, row in part]
         try:
@@ -83,9 +86,9 @@ def _rows_of_texts(texts: tuple[str, ...]) -> Rows:
 
 
 def _count_rows(file: str, file_format: Format | None, text_column: str | None) -> int | None:
-    """Return the number of rows of a file; None for one that can be read only once.
+    """Count the rows of a file. Return None for input that can be read only once, such as a pipe.
 
-    Reading all rows now reports a malformed one before anything is sent. Raises UnreadableRows.
+    Because this reads all rows, a malformed row is reported before anything is sent. Raises UnreadableRows.
     """
     if file == "-" or not Path(file).is_file():
         return None
@@ -95,10 +98,11 @@ def _count_rows(file: str, file_format: Format | None, text_column: str | None) 
 
 
 def _csv_writer(rows: Rows, top_k: int) -> Callable[[list[Entry], Sequence[Prediction]], None]:
-    """Return a function that prints a part of the rows as CSV, the header with the first part.
+    """Return a function that prints a part of the rows as CSV. Its first call also prints the header.
 
-    The columns are the input's, then `label`, `probability`, `label_2`, `probability_2` and so on. If the input has one of these
-    names, all of them get the prefix `predicted_`. Raises UnreadableRows if the input has those too.
+    The columns are those of the input, then `label`, `probability`, `label_2`, `probability_2` and so on. If the input has a column
+    with one of these names, all added columns get the prefix `predicted_`. Raises UnreadableRows if the input also has a column
+    with one of the prefixed names.
     """
     added = [name if k == 1 else f"{name}_{k}" for k in range(1, top_k + 1) for name in ("label", "probability")]
     if set(added) & set(rows.columns):
@@ -126,7 +130,7 @@ def _csv_writer(rows: Rows, top_k: int) -> Callable[[list[Entry], Sequence[Predi
 
 
 def _write_jsonl(part: list[Entry], answer: Sequence[Prediction]) -> None:
-    """Print each row as it was read, with the added key `prediction`."""
+    """Print each row as a JSON line: the row as it was read, with the added key `prediction`."""
     lines = []
     for (_, row), prediction in zip(part, answer, strict=True):
         shown = {"label": prediction.label, "probability": prediction.probability, "probabilities": dict(_ranked(prediction))}

@@ -1,4 +1,4 @@
-"""A progress bar over an adapter's inner steps, on stderr if that is a terminal."""
+"""A progress bar for the inner steps of an adapter's job. It is shown if stderr is a terminal."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from quickstudy import EndEvent, Event, StatusEvent, StepEvent
 
 
 class AdaptProgress:
-    """A progress bar to pass as `on_progress`; it is called with every event."""
+    """A progress bar to pass as `on_progress` to the client, which calls it with every event of a job."""
 
     def __init__(self) -> None:
         self._bar: tqdm[Any] = tqdm(unit="step", desc="adapting", disable=None)

@@ -1,4 +1,4 @@
-"""A reader of CSV, TSV and JSON Lines that yields one row at a time, so that long files fit in memory."""
+"""A reader of CSV, TSV and JSON Lines. It yields one row at a time, so that long files fit in memory."""
 
 import csv
 import io
@@ -24,9 +24,9 @@ class UnreadableRows(click.UsageError):
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of one file. `entries` yields (line number, {column: value}) once.
+    """The rows of one file. `entries` yields (line number, {column: value}), and can be read only once.
 
-    Lines count from 1. The columns of JSON Lines are the keys of the first row, and values may be any JSON.
+    Line numbers start at 1. In JSON Lines, the columns are the keys of the first row, and a value may be any JSON value.
     """
 
     name: str
@@ -35,23 +35,29 @@ class Rows:
     entries: Iterator[tuple[int, dict[str, Any]]]
 
     def text_column(self, chosen: str | None) -> str:
-        """Return the column of the texts: `chosen`, or `text` or `input`. Raises UnreadableRows."""
+        """Return the name of the column of texts: `chosen` if it is given, otherwise `text` or `input`.
+
+        Raises UnreadableRows if there is no such column, or if both `text` and `input` exist.
+        """
         return self._column(chosen, _TEXTS, "texts", "--text-column")
 
     def label_column(self, chosen: str | None) -> str:
-        """Return the column of the labels: `chosen`, or `label`. Raises UnreadableRows."""
+        """Return the name of the column of labels: `chosen` if it is given, otherwise `label`.
+
+        Raises UnreadableRows if there is no such column.
+        """
         return self._column(chosen, _LABELS, "labels", "--label-column")
 
     def examples(self, text: str | None, label: str | None) -> list[tuple[int, str, str]]:
-        """Return (line, text, label) of every row. Raises UnreadableRows.
+        """Read all rows and return (line, text, label) of each. Raises UnreadableRows.
 
-        `text` and `label` are the columns to read; None means the usual names.
+        `text` and `label` are the names of the columns; None means the usual names (see `text_column` and `label_column`).
         """
         text_column, label_column = self.text_column(text), self.label_column(label)
         return [(line, self.text(line, row, text_column), self.text(line, row, label_column)) for line, row in self.entries]
 
     def text(self, line: int, row: dict[str, Any], column: str) -> str:
-        """Return a row's value in `column`. Raises UnreadableRows if it is not text, or blank."""
+        """Return a row's value in `column`. Raises UnreadableRows if it is blank or not text."""
         value = row.get(column)
         if not isinstance(value, str) or not value.strip():
             raise UnreadableRows(f"{self.name}, line {line}: expected a text as {column!r}, got {json.dumps(value)[:80]}")
@@ -76,8 +82,9 @@ class Rows:
 def open_rows(path: str, file_format: Format | None) -> Iterator[Rows]:
     """Open a file, or standard input for `-`, and yield its rows.
 
-    Without `file_format`, the file's suffix or else its first line decides. Raises UnreadableRows if neither does, or if the file
-    cannot be read. The entries raise UnreadableRows too, with the line number, as they are read.
+    If `file_format` is None, the format is inferred from the file's suffix, or else from its first line. Raises UnreadableRows if
+    that is not possible or the file cannot be read. Reading a malformed row from `entries` raises UnreadableRows with the line
+    number.
     """
     name = "standard input" if path == "-" else path
     try:

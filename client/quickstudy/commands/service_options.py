@@ -1,4 +1,4 @@
-"""The options, exit codes and output that all commands share that call a service."""
+"""The options, exit codes and output functions of the commands that call a service."""
 
 import functools
 import json
@@ -13,11 +13,11 @@ from quickstudy.calls import InvalidName
 
 P = ParamSpec("P")
 REFUSED, WRONG_USAGE, OUT_OF_REACH, NOT_AUTHORISED = 1, 2, 3, 4
-"""Exit codes of failures; WRONG_USAGE is also click's own."""
+"""Exit codes of failed commands. WRONG_USAGE is also the code that click itself uses."""
 
 
 class CommandFailed(click.ClickException):
-    """An error that prints one line on stderr and exits with `exit_code`."""
+    """An error that makes the command print one line on stderr and exit with `exit_code`."""
 
     def __init__(self, message: str, exit_code: int = REFUSED) -> None:
         super().__init__(message)
@@ -28,9 +28,10 @@ class CommandFailed(click.ClickException):
 
 
 def with_client(command: Callable[Concatenate[Client, P], None]) -> Callable[P, None]:
-    """Pass a client for `--url` and QUICKSTUDY_API_KEY to a command, as its first argument.
+    """Add the option `--url` to a command, and pass a client of that service as its first argument.
 
-    The command's errors become one line on stderr and an exit code.
+    The client reads its API key from QUICKSTUDY_API_KEY. If the client raises an error, the command prints it as one line on stderr
+    and exits with the matching code.
     """
 
     @click.option(
@@ -62,9 +63,9 @@ def with_client(command: Callable[Concatenate[Client, P], None]) -> Callable[P, 
 
 
 def _check_text(options: Mapping[str, Any]) -> None:
-    """Raise CommandFailed for an argument that is not valid UTF-8, except for a file name.
+    """Raise CommandFailed if a command line argument other than FILE is not valid UTF-8.
 
-    The message does not show the value, which may be secret.
+    The message does not contain the value, which may be secret.
     """
     for name, value in options.items():
         for part in (value if isinstance(value, tuple) else (value,)) if name != "file" else ():
@@ -81,7 +82,10 @@ def _is_valid_unicode(text: str) -> bool:
 
 
 def failure_of(error: QuickstudyError, location: str = "") -> CommandFailed:
-    """Return the command's failure for an error of a call. `location` is a prefix: file and line."""
+    """Convert a client error into a `CommandFailed` with the matching exit code.
+
+    `location`: text to put before the message, such as the file and line of an invalid row.
+    """
     code = OUT_OF_REACH if isinstance(error, OutOfReach) else NOT_AUTHORISED if isinstance(error, Unauthorised) else REFUSED
     return CommandFailed(f"{location}{error}", code)
 
@@ -108,6 +112,6 @@ def print_table(titles: Sequence[str], rows: Sequence[Sequence[object]]) -> None
 
 
 def printable(cell: object) -> str:
-    """Return the cell as text, with characters replaced that could control a terminal."""
+    """Format a cell as text. Non-printable characters, which could control a terminal, are replaced."""
     text = "-" if cell is None else f"{cell:.3f}" if isinstance(cell, float) else str(cell)
     return "".join(letter if letter.isprintable() else "�" for letter in text)

@@ -1,14 +1,14 @@
--- Accept a job: check the tenant's limits, then write the record as `queued`. A job that is already queued, running or ready (and
--- not expired) is not new: no limit applies, and only its TTL starts again.
+-- Accept a job: check the tenant's limits, then write the record as `queued`. If the job is already queued, running or ready (and
+-- not expired), it is not new: no limit applies, and only its TTL and notes change.
 --
--- KEYS  ... 6 adapters of the tenant, 7 sequence, 8 retire, 9 queues
+-- KEYS  1-5 of every job script (see scripts.py), 6 adapters of the tenant, 7 sequence, 8 retire, 9 queues
 -- ARGV  1 member, 2 adapter id, 3 ttl_ms, 4 recipe, 5 truncated, 6 delay in ms before the reaper checks an unclaimed job,
 --       7 ms that a record is kept after its adapter expires, 8 request id, 9 pass key (field `kin`), 10 queue,
 --       11 limits as JSON (0: no limit), 12 largest possible size of the weights in bytes, 13 summary of the recipe, 14... notes
--- Returns {1 if new else 0, status}, or {-1, limit, its value, what is used} if a limit refuses the job; then no job is written.
+-- Returns {1 if new else 0, status}. If a limit refuses the job, writes no job and returns {-1, limit, its value, usage now}.
 --
--- A record that is accepted again keeps its fence, because weights stored under that fence may have to be removed.
--- The first write, `count`, needs memory, so a server that is out of memory refuses the job before anything is written.
+-- A job that is accepted again keeps the fence in its record, because weights stored under that fence may have to be removed.
+-- The first write, `count`, needs memory. So a server that is out of memory refuses the job before anything is written.
 
 local old = redis.call('HMGET', KEYS[1], 'status', 'expires_at', 'pinned', 'created_at', 'fence', 'example_bytes')
 local status, pinned = old[1], old[3] == '1'

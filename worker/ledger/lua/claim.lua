@@ -1,12 +1,13 @@
 -- Give a worker a lease and a new fence for a job that is queued, or running with an expired lease.
 --
--- KEYS  ... 6 fence
--- ARGV  1 member, 2 lease_ms, 3 attempts allowed, 4 worker, 5 the queues whose jobs the worker may claim, as JSON: each with the
---       digests of the initializations that its jobs may have, any if the list is empty
+-- KEYS  1-5 of every job script (see scripts.py), 6 fence
+-- ARGV  1 member, 2 lease_ms, 3 attempts allowed, 4 worker, 5 the queues whose jobs the worker may claim, as JSON
+--       {queue: digests of the allowed initializations; an empty list allows any}
 -- Returns {'claimed', fence, recipe, ms waited, ttl_ms, attempt, request id, previous fence}, {'no_record'},
 -- {'not_claimable'} (finished, held by a worker, or not for this worker), or {'attempts_used_up'}.
 --
--- A fence is never below the time in ms. So a new master that lost the latest fences of its predecessor does not reuse them.
+-- A fence is never below the current time in ms. So after a failover, a new master that never received the latest fences does not
+-- reuse them.
 
 local r = redis.call('HMGET', KEYS[1], 'status', 'lease_until', 'attempt', 'heard_at', 'fence', 'queue', 'kin')
 local status, lease_until, attempts, heard_at, previous_fence, queue, pass_key = unpack(r)

@@ -1,8 +1,8 @@
--- End a job as ready or failed, if the claim still holds. A repeated commit takes effect only once.
+-- End a claimed job as ready or failed, if the claim still holds. A repeated commit takes effect only once.
 --
 -- ARGV  1 member, 2 fence, 3 channel, 4 bounds in ms of the recovery histogram as JSON, 5 digest ('' if the job failed),
 --       6 size of the weights in bytes, 7... fields of the record: field, value, field, value ...
--- Returns {ttl_ms, pinned} as they are now, so that the worker can adjust the TTL of the weights; nil if the claim does not hold.
+-- Returns the present {ttl_ms, pinned}, so that the worker can adjust the TTL of the weights, or nil if the claim does not hold.
 
 local digest, ttl_ms, pinned, expires_at = unpack(redis.call('HMGET', KEYS[1], 'digest', 'ttl_ms', 'pinned', 'expires_at'))
 local status = current[2]

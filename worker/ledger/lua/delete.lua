@@ -1,13 +1,14 @@
 -- Delete a record, its examples and the aliases that point at it.
 --
--- KEYS  ... 6 adapters of the tenant, 7 retire, 8 erase, 9 erase-last, 10 aliases of the adapter, 11 alias targets,
---       12 alias names
--- ARGV  1 member, 2 adapter id, 3 channel, 4 condition: '' (none), 'dead' (only a dead job), or 'over' (only if its time in
+-- KEYS  1-5 of every job script (see scripts.py), 6 adapters of the tenant, 7 retire, 8 erase, 9 erase-last, 10 aliases of the
+--       adapter, 11 alias targets, 12 alias names
+-- ARGV  1 member, 2 adapter id, 3 channel, 4 condition: '' (none), 'dead' (only if the job is dead), or 'over' (only if its time in
 --       `qs:retire` has come)
--- Returns the fence, so that the caller can remove the weights stored under it; nil if there is no record or the condition does
--- not hold. If the condition is '' and aliases point at the adapter, returns these and deletes nothing.
+-- Returns the fence, so that the caller can remove the weights stored under it, or nil if there is no record or the condition does
+-- not hold. If the condition is '' and aliases point at the adapter, returns these aliases and deletes nothing.
 --
--- `qs:erase` is the time since when the append-only file has contained deleted text, `qs:erase-last` that of the latest deletion.
+-- `qs:erase` is the time since which the append-only file has contained deleted text. `qs:erase-last` is the time of the latest
+-- deletion.
 
 if ARGV[4] == 'dead' and not redis.call('ZSCORE', KEYS[5], ARGV[1]) then return nil end
 if ARGV[4] == 'over' and tonumber(redis.call('ZSCORE', KEYS[7], ARGV[1]) or now + 1) > now then return nil end

@@ -1,9 +1,9 @@
 -- List the jobs to announce again: their lease expired, they were handed back, or their wake-up was lost. The next check of every
--- job looked at is postponed, so that several reapers do not announce the same job. Wake-ups are consumed in order. So the wake-up
--- of a queued job is still there if it was sent no earlier than the oldest one in its queue.
+-- checked job is postponed, so that several reapers do not announce the same job. Workers consume the wake-ups of a queue in order.
+-- So the wake-up of a queued job is still in its queue if it was sent no earlier than the oldest wake-up there.
 --
--- KEYS  1 pending, 2... for each queue that holds a wake-up, the record of the job of the oldest one
--- ARGV  1 most jobs to check, 2 delay in ms before the next check of a job, 3... these queues
+-- KEYS  1 pending, 2... one per non-empty queue: the record of the job that the oldest wake-up in the queue names
+-- ARGV  1 most jobs to check, 2 delay in ms before the next check of a job, 3... the queues of KEYS 2..., in the same order
 -- Returns member, queue, member, queue ...
 
 local due, lost = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, ARGV[1]), {}

@@ -1,4 +1,4 @@
--- Record that the append-only file was rewritten. Text deleted after the rewrite began is still in the file.
+-- Record that the append-only file was rewritten. The file still contains text that was deleted after the rewrite began.
 --
 -- KEYS  1 erase, 2 erase-last
 -- ARGV  1 the time in ms at which the rewrite began

@@ -1,4 +1,4 @@
--- End a job as failed and dead because its attempts are used up, unless a worker holds it.
+-- End a job as failed and dead, if its attempts are used up and no worker holds it.
 --
 -- ARGV  1 member, 2 channel, 3 reason, 4 attempts allowed
 

@@ -1,4 +1,4 @@
--- Queue a claimed job again, for any worker.
+-- Queue a claimed job again, so that any worker can claim it.
 --
 -- ARGV  1 member, 2 fence, 3 delay in ms before it is announced again, 4 reason, 5 '1' if this uses up an attempt, else '0'
 -- Returns 0 if the claim no longer holds.

@@ -1,7 +1,7 @@
--- Pin an adapter, so that it does not expire, or unpin it, which restarts its TTL. An expired adapter stays expired, because its
--- bytes are no longer counted.
+-- Pin an adapter, so that it does not expire, or unpin it, which restarts its TTL. An expired adapter stays expired, because the
+-- tenant's usage no longer includes its bytes.
 --
--- KEYS  ... 6 retire
+-- KEYS  1-5 of every job script (see scripts.py), 6 retire
 -- ARGV  1 member, 2 '1' to pin, '0' to unpin, 3 ms that a record is kept after its adapter expires
 -- Returns the TTL in ms; -1 if the adapter has expired; nil if there is no record.
 

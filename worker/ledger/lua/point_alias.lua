@@ -1,9 +1,9 @@
--- Point an alias at an adapter, if it now points where the caller expects.
+-- Point an alias at an adapter, if the alias currently points at the target that the caller expects.
 --
 -- KEYS  1 aliases of the adapter, 2 alias targets, 3 alias names, 4 record of the adapter
 -- ARGV  1 alias, 2 adapter id, 3 expected target ('*': any, '': none), 4 prefix of the keys `aliases-of`,
 --       5 most aliases (0: no limit)
--- Returns {verdict, previous target}, and as a third item the number of aliases if the limit refuses a new one.
+-- Returns {verdict, previous target}; if the limit refuses a new alias, {'full', previous target, number of aliases}.
 
 local stored = redis.call('HGET', KEYS[2], ARGV[1])
 local previous = stored and string.match(stored, '^%w+') or ''

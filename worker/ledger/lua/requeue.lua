@@ -1,5 +1,5 @@
 -- Queue a ready job again because its weights are missing or wrong, if it still has the fence that the caller read.
--- Its bytes stay counted meanwhile.
+-- The tenant's usage continues to include its bytes.
 --
 -- ARGV  1 member, 2 fence, 3 delay in ms before the reaper checks an unclaimed job, 4 name of the count (evicted, corrupt),
 --       5 queue, for a record from a version in which queues had no names

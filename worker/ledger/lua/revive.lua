@@ -1,6 +1,6 @@
--- Queue a dead job again, with all its attempts and a new TTL. The next reaper announces it.
+-- Queue a dead job again, with no attempt used and a new TTL. A reaper announces it in its next round.
 --
--- KEYS  ... 6 retire
+-- KEYS  1-5 of every job script (see scripts.py), 6 retire
 -- ARGV  1 member, 2 ms that a record is kept after its adapter expires
 -- Returns 0 if the job is not dead.
 

@@ -1,7 +1,7 @@
 -- Count requests of a tenant in the current minute, unless they would exceed the limit.
 --
 -- ARGV  1 tenant, 2 number of requests, 3 most requests in a minute (0: no limit)
--- Returns {} if they were counted, else {requests counted before, seconds until the minute ends}.
+-- Returns {} if the requests were counted, else {requests already counted, seconds until the minute ends}.
 
 local second = redis.call('TIME')[1]
 local key = 'qs:' .. ARGV[1] .. ':requests:' .. math.floor(second / 60)

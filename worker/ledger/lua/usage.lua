@@ -1,4 +1,4 @@
--- Read the usage of a tenant. First stops counting expired adapters, up to 1000 in a call.
+-- Read the usage of a tenant, after subtracting the bytes of up to 1000 expired adapters from it.
 --
 -- ARGV  1 the tenant's name and a slash
 -- Returns the fields of `worker.ledger.usage.Used`, in their order.

@@ -1,4 +1,5 @@
--- note(first): write the notes in ARGV[first...], as field, value, field, value ... An empty value removes the note.
+-- note(first): write the notes (name, tags, parent) from ARGV[first...] into the record. These arguments are field, value, field,
+-- value ... An empty value removes the note.
 
 local function note(first)
   for i = first, #ARGV, 2 do

@@ -1,16 +1,17 @@
--- Usage of a tenant, counted in the same atomic step that changes it. Needs `now`, and ARGV[1] = tenant/adapter_id.
+-- Functions that keep the usage of a tenant up to date, in the atomic step that changes it. Needs `now`, and ARGV[1] =
+-- tenant/adapter_id.
 --
 -- prefix                  prefix of the tenant's keys, `qs:TENANT`
 -- id                      id of the adapter
 -- size_of(adapter)        size of an adapter's weights in bytes, as its record states it
--- unweigh(adapter)        stop counting these bytes
--- weigh(size, expires)    count `size` bytes for this adapter until `expires` in ms ('+inf' while it is pinned or being adapted)
--- forget_examples()       stop counting the bytes of the record's examples
--- expired()               up to 1000 adapters that have expired but whose bytes are still counted
+-- unweigh(adapter)        subtract an adapter's weights from the usage
+-- weigh(size, expires)    add `size` bytes for this adapter to the usage until `expires` in ms ('+inf': while pinned or adapting)
+-- forget_examples()       subtract the bytes of the record's examples from the usage
+-- expired()               up to 1000 adapters that have expired but whose bytes the usage still includes
 -- finished(), unfinished()  remove this job from the tenant's unfinished jobs, or add it
 --
--- Bytes are subtracted only if the adapter is in the sorted set `weighed`, or the record has `example_bytes`. So nothing is
--- subtracted twice, and records from versions that did not count bytes subtract nothing.
+-- The bytes of weights are subtracted only if the adapter is in the sorted set `weighed`, and those of examples only if the record
+-- has `example_bytes`. So nothing is subtracted twice, and nothing for records from versions that did not count bytes.
 
 local slash = string.find(ARGV[1], '/', 1, true)
 local prefix, id = 'qs:' .. string.sub(ARGV[1], 1, slash - 1), string.sub(ARGV[1], slash + 1)
