@@ -1,4 +1,4 @@
-"""The command line of `metatrain`: `train`, `search` and `evaluate`."""
+"""The command line of `metatrain`: `train`, `upgrade`, `search` and `evaluate`."""
 
 import json
 import os
@@ -115,9 +115,9 @@ def _show_event(bar: "tqdm[Any]", event: dict[str, Any]) -> None:
 @main.command()
 @click.argument("recipe_file", type=click.Path(path_type=Path))
 def upgrade(recipe_file: Path) -> None:
-    """Print RECIPE_FILE, a recipe of version 1, as version 2.
+    """Convert RECIPE_FILE, a recipe of version 1, to version 2 and print it.
 
-    The result states all defaults of version 1 that version 2 has changed.
+    Defaults of version 1 that are different in version 2 are printed as explicit options.
     """
     import yaml
 
@@ -142,7 +142,7 @@ def upgrade(recipe_file: Path) -> None:
 def search(space_file: Path, data: Path, out: Path | None) -> None:
     """Search for a delta and an inner loop by successive halving on validation data sets.
 
-    SPACE_FILE is a YAML file of the candidates. Run the command again to resume.
+    SPACE_FILE is a YAML file that describes the candidates. Run the command again to resume.
     """
     from metatrain.training import search as halving
 
@@ -185,8 +185,8 @@ def evaluate(
 ) -> None:
     """Compare INITIALIZATIONS with frozen prototypes and plain LoRA from zero on the same episodes.
 
-    INITIALIZATIONS are folders; without any, the shipped default is evaluated. The interval is the half-width of the 95 %
-    confidence interval of the paired difference to frozen prototypes.
+    INITIALIZATIONS are folders. If none is given, the default that ships with the package is evaluated. The interval is the
+    half-width of the 95 % confidence interval of the paired difference to frozen prototypes.
     """
     from metatrain.artifacts.baselines import frozen_prototypes, lora_from_zero
     from metatrain.artifacts.initialization import load_initialization

@@ -2,11 +2,11 @@
 
 MetatrainError
 ├── BaseModelError        a base model cannot be found, read or trusted
-│   └── UnsupportedDelta  this delta does not work on this architecture
+│   └── UnsupportedDelta  a kind of delta does not work on the base model's architecture
 ├── ArtifactError         an initialization or adapter fails a check on loading
 ├── DataError             a data file cannot be read, or has too few examples for the requested episodes
 ├── RecipeError           a recipe has an unknown key or an invalid value
-├── PluginError           a part that an installed package registers cannot be used
+├── PluginError           a component that an installed package registers cannot be used
 ├── NoMetaGradient        the loss does not depend on a parameter that meta-training should move
 └── AdaptationError       the inner loop cannot produce a valid adapter
     ├── NonFinite         a loss or weight is NaN or infinite
@@ -15,7 +15,7 @@ MetatrainError
 
 
 class MetatrainError(Exception):
-    """The root of all errors here. Its message is one line that a user can act on."""
+    """The base class of all errors of `metatrain`. The message is one line that a user can act on."""
 
 
 class BaseModelError(MetatrainError):

@@ -1,8 +1,8 @@
-"""Checks of all configuration classes that no option is accepted and then ignored.
+"""Reject options that would have no effect, in all configuration classes.
 
-An option can be unused for two reasons. It may belong to another choice in the same section: `segment` is used only in the mode
-"checkpointed". Such fields are marked with `UsedWith`. Or another section may set it: ProtoNet takes no inner step, so it sets
-`inner.steps` to 0. The section that sets such options lists them with their values in `fixed`.
+An option can have no effect for two reasons. It may belong to another choice in the same section: `segment` is used only in the
+mode "checkpointed". Such fields are marked with `UsedWith`. Or another section may prescribe its value: ProtoNet takes no inner
+step, so it sets `inner.steps` to 0. The section that prescribes values lists them in `fixed`.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,9 @@ Fixed = Mapping[str, Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class UsedWith:
-    """A mark on a field that is used only if the field `beside` of the same section has one of `values`.
+    """A mark on a field that has an effect only if another field has one of `values`.
+
+    `beside`: the name of the other field, which is in the same section. Example:
 
     segment: Annotated[int, UsedWith("mode", "checkpointed")] = 2
     """
@@ -31,7 +33,10 @@ class UsedWith:
 
 
 class Section(BaseModel):
-    """A frozen configuration that refuses unknown keys and unused options."""
+    """A frozen configuration that rejects unknown keys, and options that are set but have no effect.
+
+    An option has no effect if its mark `UsedWith` requires a value that the other option does not have.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -42,7 +47,10 @@ class Section(BaseModel):
 
 
 def refuse_unused(section: BaseModel) -> None:
-    """Raise ValueError if a field marked with `UsedWith` is unused but differs from its default."""
+    """Raise ValueError if a field is set although its mark `UsedWith` says that it has no effect.
+
+    A field counts as set if its value differs from its default.
+    """
     for name, field in type(section).model_fields.items():
         for mark in field.metadata:
             if not isinstance(mark, UsedWith) or getattr(section, mark.beside) in mark.values:
@@ -57,7 +65,8 @@ def refuse_unused(section: BaseModel) -> None:
 def with_fixed(given: Mapping[str, Mapping[str, Any]], fixed: Fixed, by: str) -> dict[str, dict[str, Any]]:
     """Return `given`, {section: {option: value}}, with the options of `fixed` added.
 
-    Raises ValueError if `given` has another value for one of them. `by`: the name, for the error, of what sets them.
+    Raises ValueError if `given` has another value for one of these options. `by`: the name, in the error message, of the algorithm
+    or section that prescribes them.
     """
     merged = {section: dict(options) for section, options in given.items()}
     for section, options in fixed.items():

@@ -1,4 +1,4 @@
-"""Entry points: what installed packages add to the registries."""
+"""Entry points: add the parts that installed packages register to the built-in registries."""
 
 from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
@@ -10,7 +10,10 @@ Part = TypeVar("Part")
 
 
 def by_own_name(_name: str, create: Callable[[], Any]) -> tuple[str, Any]:
-    """Create a part with the function that an entry point loads, and return it with its own `name`."""
+    """Call `create`, the function that an entry point loads; return the new part's `name` and the part.
+
+    The name of the entry point itself is ignored.
+    """
     part = create()
     return part.name, part
 
@@ -18,12 +21,14 @@ def by_own_name(_name: str, create: Callable[[], Any]) -> tuple[str, Any]:
 def with_installed(
     built_in: Mapping[str, Part], group: str, expected: type[Any], make: Callable[[str, Any], tuple[str, Part]]
 ) -> dict[str, Part]:
-    """Return a registry by name: the product's own parts, and those that installed packages register.
+    """Return a registry {name: part}: the built-in parts, and those that installed packages register.
 
-    `group`: the group of entry points. `make(name, loaded)` returns the name and the part of an entry point. `expected`: the
-    type that a part must be an instance of.
-    Raises PluginError, one line that names the entry point and its package, for a part that does not load or is of another type,
-    and for a repeated name, so that no part is ever replaced.
+    A part is an object such as a kind of readout or of task.
+    `group`: the group of entry points. `make`: a function from an entry point's name and the object that it loads to the part's
+    name and the part. `expected`: the type of a part.
+
+    Raises PluginError if a part cannot be loaded, has another type or repeats a name, so that no part is ever replaced. The message
+    is one line that names the entry point and its package.
     """
     parts = dict(built_in)
     for point in entry_points(group=group):
@@ -31,7 +36,7 @@ def with_installed(
         where = f"entry point {point.name} = {point.value} in {group} of package {package}"
         try:
             name, part = make(point.name, point.load())
-        except Exception as error:  # whatever the package raises: it must not end as a traceback without its name
+        except Exception as error:  # a package can raise any error, and the message must name the package
             raise PluginError(f"{where}: cannot be loaded: {first_line(error)}") from error
         if not isinstance(part, expected):
             raise PluginError(f"{where}: expected a {expected.__name__}, got {type(part).__name__}")

@@ -6,7 +6,10 @@ from pydantic import BaseModel, ValidationError
 
 
 def first_problem(error: ValidationError, model: type[BaseModel]) -> str:
-    """Return one problem of a pydantic error about `model`: the key, what was expected, what came."""
+    """Return a one-line message for the most useful problem in `error`, a validation error of `model`.
+
+    The message has the key, the expected value and the given value.
+    """
     # A misspelt key also makes the right key missing. The misspelt one is what the user has to correct.
     problem = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
     where = ".".join(_keys(problem["loc"])) or "document"
@@ -25,7 +28,7 @@ def first_problem(error: ValidationError, model: type[BaseModel]) -> str:
 
 
 def _keys(loc: tuple[int | str, ...]) -> list[str]:
-    """Return the path of keys as the file has it, without the kind that pydantic inserts for a union."""
+    """Return the path of keys as the file has it, without the kinds that pydantic inserts for unions."""
     return (
         [str(part) for i, part in enumerate(loc) if not (i and loc[i - 1] in ("algorithm", "delta"))]
         if len(loc) > 2
@@ -34,9 +37,9 @@ def _keys(loc: tuple[int | str, ...]) -> list[str]:
 
 
 def _allowed_keys(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
-    """Return the keys of the section that holds the last key of `loc`.
+    """Return the valid keys of the section of `model` that contains the last key of `loc`.
 
-    A part of `loc` is a key, an index of a list, or the kind that pydantic inserts for a tagged union.
+    Each part of `loc` is a key, an index of a list, or the kind that pydantic inserts for a tagged union.
     """
     models = [model]
     for part in loc[:-1]:

@@ -1,4 +1,4 @@
-"""The configuration of the inner loop, as an initialization records it."""
+"""The configuration of the inner loop, which is stored in every initialization."""
 
 import math
 from typing import Annotated, Literal
@@ -19,10 +19,10 @@ _MOST_PARTS = 4
 class HardSteps(BaseModel):
     """More inner steps for hard support sets.
 
-    A support set is hard if its leave-one-out accuracy under θ is below `below`. This accuracy is the share of its rows whose
-    nearest prototype is that of their own class, with the row itself left out of the prototype. A hard support set takes `steps`
-    steps in total, if that is more than its own number. Support sets with fewer than `shots` examples a class are not tested: a
-    prototype that misses one of so few rows says little.
+    A support set is hard if its leave-one-out accuracy before the first step (under θ) is below `below`. To compute it, each row is
+    classified by the nearest class prototype, and the prototype of its own class is computed without the row. A hard support set
+    takes `steps` inner steps in total, if that is more than its usual number. Support sets with fewer than `shots` examples a class
+    are not tested, because a prototype of so few rows changes too much if one row is left out.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -33,10 +33,10 @@ class HardSteps(BaseModel):
 
 
 class InParts(BaseModel):
-    """The inner loop on support sets of more than `rows_per_step` rows, which are taken in parts.
+    """The inner objective and the limit on steps for support sets of more than `rows_per_step` rows.
 
-    `objective` replaces `InnerConfig.objective` there. The number of steps is that of a whole support set times the number of
-    parts, but at most times `most`.
+    Such a support set is split into parts, and each inner step uses one part. `objective` replaces `InnerConfig.objective`. The
+    usual number of steps is multiplied by the number of parts, but at most by `most`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -46,10 +46,10 @@ class InParts(BaseModel):
 
 
 class InnerConfig(BaseModel):
-    """The settings with which an initialization is adapted.
+    """The settings of the inner loop, which adapts an initialization to a support set.
 
-    The initialization records them, so that serving runs the same loop as meta-training (`meta_trained`). `hard_steps`
-    and `in_parts` are used only when serving: they help single requests.
+    Every initialization stores them, so that serving runs the same loop as meta-training. The only exceptions are `hard_steps` and
+    `in_parts`: serving uses them and meta-training ignores them (`meta_trained`), because they help single requests.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -116,7 +116,7 @@ class InnerConfig(BaseModel):
 
     @property
     def meta_trained(self) -> "InnerConfig":
-        """The configuration for meta-training and its validation: without what is only for serving."""
+        """This configuration without the serving-only options, as meta-training and its validation use it."""
         return self.model_copy(update={"hard_steps": None, "in_parts": None})
 
     @property
@@ -124,10 +124,11 @@ class InnerConfig(BaseModel):
         return self.moved == "head"
 
     def steps_for(self, examples: int, classes: int) -> int:
-        """Return the number of inner steps for a support set of so many examples and classes.
+        """Return the number of inner steps for a support set of `examples` examples in `classes` classes.
 
-        It is the number for the mean shots, examples / classes, times the number of parts that the support set is taken in. The
-        factor is bounded: more examples need more steps, but only up to a point.
+        It is the configured number for examples / classes shots, multiplied by the number of parts into which the support set is
+        split. The multiplier is limited by `in_parts.most`, or by a default, because more examples need more steps only up to a
+        point.
         """
         thresholds = [shots for shots in self.steps_by_shots if examples >= shots * classes]
         steps = self.steps_by_shots[max(thresholds)] if thresholds else self.steps
@@ -136,19 +137,25 @@ class InnerConfig(BaseModel):
         return steps * min(most, max(1, parts))
 
     def objective_for(self, rows: int) -> Objective:
-        """Return the objective for a support set of so many rows."""
+        """Return the objective for a support set of `rows` rows."""
         return self.objective if self.in_parts is None or rows <= self.rows_per_step else self.in_parts.objective
 
     def asks(self, examples: int, classes: int) -> bool:
-        """Return True if `hard_steps` applies: such a support set's accuracy decides its number of steps."""
+        """Return True if a support set of this size must be tested for `hard_steps`.
+
+        It is tested if it has enough shots, takes at least one step, and would take more steps if it is hard.
+        """
         hard = self.hard_steps
         return hard is not None and examples >= hard.shots * classes and 0 < self.steps_for(examples, classes) < hard.steps
 
     def teaches_one_shot(self, rows: int) -> bool:
-        """Return True if a support set of so many rows can learn from classes of one example each."""
+        """Return True if a support set of `rows` rows can learn from classes with one example each.
+
+        The objective for that size must include cross-entropy, or augmentation must add views of the examples.
+        """
         return "cross_entropy" in self.objective_for(rows) or self.augmentation is not None
 
     @property
     def most_steps(self) -> int:
-        """The largest number of steps for any number of shots, for a support set that is taken whole."""
+        """The largest number of inner steps for any number of shots, if the support set is not split."""
         return max(self.steps, *self.steps_by_shots.values()) if self.steps_by_shots else self.steps

@@ -1,4 +1,4 @@
-"""Episodes as rows and targets: T tasks side by side, each raw example encoded only once."""
+"""Convert episodes to support and query sets, and encode each raw example only once."""
 
 from collections.abc import Hashable, Sequence
 from types import MappingProxyType
@@ -15,13 +15,14 @@ from metatrain.readouts.classes import ClassTargets
 from metatrain.tasks.episodes import Episode
 
 Pairs = Sequence[tuple[str, int]]
-_ROWS = 256  # rows of one forward pass without a graph
+_ROWS = 256  # most rows of one forward pass without an autograd graph, to bound memory
 
 
 class Encoded:
-    """A cache of encoded rows by raw example: training draws the same examples thousands of times.
+    """A cache of encoded examples, because training draws the same examples thousands of times.
 
-    `max_length` cuts texts shorter than the base model's own limit, for training on sets with a few very long texts.
+    `max_length`: cut texts to this many tokens, for training data with a few very long texts. The base model's own limit applies if
+    it is smaller, or if `max_length` is None.
     """
 
     def __init__(self, base: Base, max_length: int | None = None) -> None:
@@ -29,9 +30,9 @@ class Encoded:
         self._rows: dict[Hashable, Any] = {}
 
     def rows(self, tasks: Sequence[Sequence[Any]]) -> list[Any]:
-        """Encode the raw examples of T tasks to T·M rows, task-major.
+        """Encode the raw examples of T tasks, and return them as one list of T·M rows, task after task.
 
-        M is the number of examples of the largest task; None is a padding row.
+        M is the number of examples of the largest task. Smaller tasks are padded with None.
         """
         new = sorted({raw for raws in tasks for raw in raws} - self._rows.keys())
         if new:
@@ -44,22 +45,22 @@ class Encoded:
 
     @torch.no_grad()
     def features(self, raws: Sequence[Any], delta: Delta | None = None, updated: Leaves = MappingProxyType({})) -> Tensor:
-        """Return the features [N, D] of N examples.
+        """Return the features [N, D] of N raw examples, without an autograd graph.
 
-        They are computed without a graph, in passes of a bounded number of rows. `delta`: folded, of one group; None for the base
-        model itself. `updated`: as in `Backbone.hidden`.
+        Each forward pass has a bounded number of rows. `delta`: the same delta for all rows, as `DeltaKind.fold` returns it for one
+        task; None for the bare base model. `updated`: replacements of the base model's parameters, as in `Backbone.hidden`.
         """
         parts = [raws[i : i + _ROWS] for i in range(0, len(raws), _ROWS)]
         batches = [self.base.inputs.collate(self.rows([part])) for part in parts]
         return torch.cat([self.base.features(delta, batch, updated=updated) for batch in batches])
 
     def support(self, tasks: Sequence[Pairs]) -> Support[ClassTargets]:
-        """Return the support sets of T classification tasks, each given as (text, class) pairs."""
+        """Return the support sets of T classification tasks, each given as (text, class index) pairs."""
         rows = self.rows([[raw for raw, _ in pairs] for pairs in tasks])
         return Support(rows, ClassTargets.of(_labels(tasks, self.base.device)))
 
     def query(self, tasks: Sequence[Pairs]) -> Query[ClassTargets]:
-        """Return the query sets of T classification tasks, each given as (text, class) pairs."""
+        """Return the query sets of T classification tasks, each given as (text, class index) pairs."""
         batch = self.base.inputs.collate(self.rows([[raw for raw, _ in pairs] for pairs in tasks]), len(tasks))
         return Query(batch, ClassTargets.of(_labels(tasks, self.base.device)))
 

@@ -12,7 +12,10 @@ from metatrain.inner.problem import Leaves, Outer, Start, Tasks
 
 
 def inner_loss(tasks: Tasks, phi: Leaves, outer: Outer, step: int, start: Start) -> Tensor:
-    """Return L_support(φ) + λ/2 ‖φ − φ_0‖² of each task, [T], for step number `step`."""
+    """Return L_support(φ) + λ/2 ‖φ − φ_0‖² of each task, [T], for step number `step`.
+
+    If `start.first` is set, step 0 takes the support loss from it, which reuses the forward pass of the start.
+    """
     loss = start.first(phi, outer) if step == 0 and start.first is not None else tasks.support_loss(phi, outer, step, start)
     if tasks.proximal:
         loss = loss + 0.5 * tasks.proximal * _distance(phi, start.phi)
@@ -20,10 +23,10 @@ def inner_loss(tasks: Tasks, phi: Leaves, outer: Outer, step: int, start: Start)
 
 
 def differentiable_start(tasks: Tasks, start: Start, outer: Outer) -> Start:
-    """Return the start as a function of `outer`, for a gradient that reaches `outer` through it.
+    """Return `start` connected to `outer` in the autograd graph, if the inner loss depends on the start.
 
-    Its values equal those of `start`. It is computed again only if the inner loss reads it: with a proximal term, or if the losses
-    read shared tensors.
+    The inner loss depends on the start if there is a proximal term, or if the losses read `start.shared`. The start is then
+    computed again from `outer`, with the same values. Otherwise `start` itself is returned.
     """
     return tasks.start(outer) if tasks.proximal or start.shared else start
 

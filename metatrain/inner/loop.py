@@ -2,11 +2,12 @@
 
     φ_0 = start(θ)                                      may also read the support set, e.g. for a head of prototypes
     g_k = ∇_φ L_support(φ_k)
-    φ_{k+1} = φ_k − α_k ⊙ u(g_0 … g_k)                  u: `metatrain.inner.optimizers`
+    φ_{k+1} = φ_k − α_k ⊙ u(g_0 … g_k)                  u: the optimizer's update, `metatrain.inner.optimizers`
 
-with one learned rate α per leaf, per leaf and step, or per parameter. T tasks run side by side along the leading axis of every
-leaf. Each loss is the mean over one task's rows, and the gradient is that of their sum, so no task influences another. The tasks
-define the losses and the start (`metatrain.inner.problem.Tasks`; on a base model `metatrain.inner.supervised`).
+φ is a set of named tensors, the leaves. There is one learned rate α per leaf, per leaf and step, or per parameter. T tasks run in
+one batch, along the leading axis of every leaf. Each loss is the mean over one task's rows. The gradient is taken of the sum of the
+T losses, so no task influences another. The tasks define the losses and the start: see `metatrain.inner.problem.Tasks`, and
+`metatrain.inner.supervised` for tasks on a base model.
 
 Finn et al. 2017 (arXiv:1703.03400), alg. 1; rates as in Li et al. 2017 (arXiv:1707.09835) and Antoniou et al. 2019
 (arXiv:1810.09502, §4).
@@ -33,8 +34,8 @@ Order = Literal["first", "second"]
 class Point:
     """The state of the inner loop after `step` of `of` steps.
 
-    `phi`: φ_step, leaves [T, …]. `losses`: the inner loss before each step taken, [T] each. `moments`: the optimizer's state.
-    `start`: the start of the steps.
+    `phi`: φ_step, named tensors [T, …]. `losses`: one tensor [T] for each step taken, the inner loss before that step. `moments`:
+    the optimizer's state. `start`: φ_0 and the values that all steps share.
     """
 
     step: int
@@ -45,7 +46,7 @@ class Point:
     start: Start
 
     def only(self, which: Sequence[int]) -> "Point":
-        """Return the point with only these of its tasks."""
+        """Return the same point with only the tasks at the indices `which`."""
         index = list(which)
         phi, moments = ({name: leaf[index] for name, leaf in leaves.items()} for leaves in (self.phi, self.moments))
         losses = tuple(loss[index] for loss in self.losses)
@@ -61,15 +62,15 @@ def adapt(
     order: Order = "first",
     deadline: float = math.inf,
 ) -> Point:
-    """Run the inner loop to its end and return the last point.
+    """Run the whole inner loop and return its last point.
 
-    It takes `steps` steps; if None, the largest number that any of the tasks takes. Gradients flow from the result to every part of
-    `outer` that requires them. With order="first" the g_k are constants (FOMAML) and everything else is differentiated; with
-    order="second" the g_k are differentiated too. If nothing requires a gradient, as in serving, no outer graph is built.
-    `deadline` is a time of `time.monotonic`, checked between steps.
+    `steps`: the number of steps; None for the largest number that any task takes. The result is differentiable in every tensor of
+    `outer` that requires a gradient. With order="first" the inner gradients g_k are constants (FOMAML), and everything else is
+    differentiated. With order="second" the g_k are differentiated too. If nothing requires a gradient, as in serving, no graph is
+    kept across steps. `deadline`: a time of `time.monotonic`, checked between steps.
 
-    Raises NonFinite for a loss that is not finite, DeadlineExceeded, ValueError for order="second" on tasks without a second
-    derivative, and what the tasks raise.
+    Raises NonFinite if a loss is not finite, DeadlineExceeded if steps are left at the deadline, ValueError for order="second" on
+    tasks without a second derivative, and any error of the tasks.
     """
     for point in trajectory(tasks, outer, optimizer, steps=steps, order=order):
         if point.step < point.of and time.monotonic() > deadline:
@@ -92,10 +93,11 @@ def trajectory(
     begun: Point | None = None,
     rate_step: int | None = None,
 ) -> Iterator[Point]:
-    """Run the inner loop and yield the points φ_0 … φ_K.
+    """Run the inner loop and yield a `Point` for each of φ_0 … φ_K.
 
-    With `begun` it continues after that point, up to `begun.of` steps, and yields only the points after it. `rate_step`: the step
-    whose rates all steps use (−1: the last one); if None, each step uses its own. Other arguments and errors are as in `adapt`.
+    `begun`: a point from which to continue, up to `begun.of` steps. Only later points are then yielded, and `steps` is ignored.
+    `rate_step`: the step whose learned rates all steps use, −1 for the last step; None: each step uses its own rates. The other
+    arguments and the errors are those of `adapt`, but there is no deadline.
     """
     second = order == "second"
     if second and tasks.no_second_derivative is not None:
@@ -111,7 +113,7 @@ def trajectory(
     phi, losses, moments = begun.phi, begun.losses, begun.moments
     for step in range(begun.step, begun.of):
         loss, gradients = support_gradient(tasks, phi, seen, step, start, graph=second)
-        start = replace(start, first=None)  # frees its graph
+        start = replace(start, first=None)  # only step 0 reads it; dropping it frees its graph
         with torch.set_grad_enabled(keeps_graph):
             phi, moments = move(optimizer, phi, moments, gradients, outer.rates, step, rate_step)
         losses = (*losses, loss)
@@ -121,9 +123,9 @@ def trajectory(
 def support_gradient(
     tasks: Tasks, phi: Leaves, outer: Outer, step: int, start: Start, *, graph: bool
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return the inner loss at φ_k, [T], without its graph, and its gradient g_k.
+    """Return the inner loss at φ_k, [T], detached, and its gradient g_k with respect to φ_k.
 
-    With `graph`, g_k is differentiable in φ_k and in what the loss reads of `outer`. Raises NonFinite for a loss that is not
+    `graph`: keep g_k differentiable in φ_k and in the tensors of `outer` that the loss reads. Raises NonFinite if the loss is not
     finite.
     """
     live = {name: _requiring_grad(leaf, graph) for name, leaf in phi.items()}
@@ -144,9 +146,9 @@ def move(
     step: int,
     rate_step: int | None = None,
 ) -> tuple[dict[str, Tensor], Moments]:
-    """Return φ_{k+1} = φ_k − α_k ⊙ u and the optimizer's moments, differentiable in all tensor arguments.
+    """Apply one optimizer update: return φ_{k+1} = φ_k − α_k ⊙ u and the optimizer's new state.
 
-    `rate_step`: the step whose rates are used; `step` itself if None.
+    Both are differentiable in all tensor arguments. `rate_step`: the step whose rates are used; None for `step` itself.
     """
     after, moves = optimizer.update(moments, gradients, step)
     rate_step = step if rate_step is None else rate_step
@@ -154,14 +156,14 @@ def move(
 
 
 def rate(rates: Tensor, step: int) -> Tensor:
-    """Return α of step number `step`: entry min(step, S − 1) of [S, …]."""
+    """Return the rate α of step number `step`: entry min(step, S − 1) of `rates` [S, …]."""
     return rates[min(step, rates.shape[0] - 1)]
 
 
 def _requiring_grad(leaf: Tensor, graph: bool) -> Tensor:
-    """Return a tensor equal to `leaf` that a gradient can be taken at.
+    """Return `leaf` as a tensor that requires a gradient.
 
-    It is `leaf` itself if the gradient must stay connected to the graph that made it (`graph`), otherwise detached from that graph.
+    `graph`: if `leaf` was computed from other tensors, keep it connected to them. Otherwise it is detached from them.
     """
     if leaf.requires_grad and (graph or leaf.is_leaf):
         return leaf

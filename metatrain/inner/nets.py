@@ -1,9 +1,9 @@
-"""T tasks on a small net, whose parameters are the leaves of φ: `NetTasks` implements `Tasks`.
+"""Tasks on a small net, all of whose parameters can be adapted: `NetTasks` implements `Tasks`.
 
-    f(φ_t, x_t)     every parameter of the net is a leaf of φ, [T, …]; buffers are shared and must not change in a forward pass
+    f(φ_t, x_t)     φ has a tensor [T, …] for each adapted parameter; buffers are shared and must not change in a forward pass
 
-`torch.func.vmap` over the task axis runs T copies of the net in one pass, so the `nn.Module` must work with `torch.func`. This is
-only for small nets: vmap fails over a Hugging Face encoder, and T copies of an encoder do not fit in memory. For those there is
+`torch.func.vmap` over the task axis runs T copies of the net in one pass, so the `nn.Module` must work with `torch.func`. Use this
+module only for small nets: vmap fails on a Hugging Face encoder, and T copies of an encoder do not fit in memory. For encoders use
 `metatrain.inner.supervised`.
 """
 
@@ -35,18 +35,18 @@ def classify(outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def regress(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean squared error [T], and its negative as the score [T], for two [T, M, …]."""
+    """Return the mean squared error [T] and, as the score, its negative [T], for two tensors [T, M, …]."""
     error = (outputs - targets).square().flatten(1).mean(1)
     return error, -error
 
 
 class NetTasks:
-    """T tasks of one net, with their support and query examples.
+    """T tasks on one small net, with their support and query examples.
 
-    `moved`: prefixes of the names of the parameters that the inner loop moves, all parameters if empty. The others stay at θ, as in
-    ANIL, where only the last layer moves. `rows_per_step`: each inner step takes the next so many rows of the support set, in
-    order, and starts again after the last complete part. If None, each step takes all rows. iMAML needs that: otherwise its Hessian
-    would be that of one part.
+    `moved`: name prefixes of the parameters that the inner loop moves; empty for all parameters. The others stay at θ, as in ANIL,
+    where only the last layer moves. `rows_per_step`: each inner step uses the next `rows_per_step` rows of the support set, in
+    order, and starts again after the last complete part. None: each step uses all rows. iMAML needs None, because otherwise its
+    Hessian would be that of one part.
 
     Raises ValueError if `moved` matches no parameter, or if the support set has fewer rows than `rows_per_step`.
     """
@@ -92,7 +92,7 @@ class NetTasks:
         return self.loss(self.outputs(phi, outer, self.query.x), self.query.y)
 
     def outputs(self, phi: Leaves, outer: Outer, x: Tensor) -> Tensor:
-        """Return f(φ_t, x_t) of every task, [T, M, …]."""
+        """Return the net's outputs f(φ_t, x_t) for every task, [T, M, …]."""
         shared = {name: leaf for name, leaf in outer.theta.items() if name not in phi}
 
         def one_task(phi_t: dict[str, Tensor], rows: Tensor) -> Tensor:
@@ -104,7 +104,7 @@ class NetTasks:
 
 
 class EmbeddingTasks(NetTasks):
-    """Classification by the nearest prototype of the net's outputs, with logits −‖f − p_c‖².
+    """T tasks of nearest-prototype classification on a net's outputs f, with logits −‖f − p_c‖².
 
     Snell et al. 2017 (arXiv:1703.05175), eq. 2. The support loss classifies each support row by prototypes that include that row.
     """
@@ -129,5 +129,5 @@ class EmbeddingTasks(NetTasks):
 
 
 def parameters(net: nn.Module) -> dict[str, Tensor]:
-    """Return θ: a copy of the net's present parameters, in their own dtype."""
+    """Return θ: a detached copy of the net's current parameters, with unchanged dtypes."""
     return {name: parameter.detach().clone() for name, parameter in net.named_parameters()}

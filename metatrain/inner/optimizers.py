@@ -39,9 +39,9 @@ class Optimizer:
         return {f"{moment}.{name}": torch.zeros_like(leaf) for moment in _KEPT[self.name] for name, leaf in phi.items()}
 
     def update(self, state: Leaves, gradients: Leaves, step: int) -> tuple[Moments, dict[str, Tensor]]:
-        """Return the state after step number `step` (from 0) and the moves u.
+        """Return the optimizer's new state and the update u of step number `step`, counted from 0.
 
-        Both are differentiable in `state` and `gradients`.
+        Both are differentiable in `state` and `gradients`. The learning rate is not applied to u here.
         """
         return _UPDATES[self.name](self, state, gradients, step)
 

@@ -1,8 +1,8 @@
-"""The interface between meta-learning algorithms and tasks: T tasks as pure losses of parameters.
+"""The interface between meta-learning algorithms and tasks: `Tasks`, `Start` and `Outer`.
 
-The parameters φ of T tasks are named leaves with a leading task axis. A loss of T tasks is [T]. No task's loss depends on another
-task's leaves, so the gradient of the sum of losses contains every task's own gradient. The parameters that the outer loop moves are
-shared by all tasks, in one `Outer`.
+To an algorithm, T tasks are pure functions from parameters to losses [T]. The parameters φ that the inner loop moves are named
+tensors (leaves) with a leading task axis. No task's loss depends on another task's leaves, so the gradient of the sum of losses
+contains every task's own gradient. The parameters that the outer loop moves are shared by all tasks, in one `Outer`.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,12 +19,12 @@ Leaves = Mapping[str, Tensor]
 class Outer:
     """The parameters that the outer loop moves; all tasks share them.
 
-    `theta`: the start of the inner loop, without a task axis. `rates`: α of each leaf of φ, [S] or [S, *leaf]; step k uses entry
-    min(k, S − 1). `scale`: s, the inverse temperature; None if the losses have none. `base`: parameters of the base model that the
-    outer loop moves too, by their names in the model.
+    `theta`: θ, the start of the inner loop, without a task axis. `rates`: the inner learning rates α of each leaf (named tensor) of
+    φ, [S] or [S, *leaf shape]; step k uses entry min(k, S − 1). `scale`: s, the inverse temperature; None if the losses do not use
+    one. `base`: parameters of the base model that the outer loop moves too, by their names in the model.
 
-    The outer optimizer moves `leaves()`: the tensors of `values()`, but the rates and the scale, which must stay positive, as their
-    logarithms.
+    The outer optimizer moves the tensors of `leaves()`. They are those of `values()`, except that the rates and the scale are
+    replaced by their logarithms, so that they stay positive.
     """
 
     theta: dict[str, Tensor]
@@ -43,7 +43,7 @@ class Outer:
         return cls(_under("theta.", values), _under("rates.", values), values.get("scale"), _under("base.", values))
 
     def leaves(self) -> dict[str, Tensor]:
-        """Return what the outer optimizer moves: `theta.*`, `log_rates.*`, `base.*`, `log_scale`."""
+        """Return the tensors that the outer optimizer moves: `theta.*`, `log_rates.*`, `base.*`, `log_scale`."""
         return {_leaf(name): t.log() if _is_positive(name) else t for name, t in self.values().items()}
 
     @classmethod
@@ -51,7 +51,10 @@ class Outer:
         return cls.from_values({n.removeprefix("log_"): t.exp() if n.startswith("log_") else t for n, t in leaves.items()})
 
     def gradients(self, of_values: Leaves) -> dict[str, Tensor]:
-        """Return gradients for `leaves()`, given those for `values()`: d/d(log a) = a · d/da."""
+        """Convert gradients with respect to `values()` to gradients with respect to `leaves()`.
+
+        For logarithms, d/d(log a) = a · d/da.
+        """
         values = self.values()
         return {_leaf(n): g * values[n] if _is_positive(n) else g for n, g in of_values.items()}
 
@@ -61,18 +64,18 @@ class Outer:
     def detached(self, *, live: bool = False) -> "Outer":
         """Return the same values, detached from the autograd graph.
 
-        With `live` they require a gradient, as leaves of a new graph.
+        `live`: they require a gradient, as leaves of a new autograd graph.
         """
         return Outer.from_values({name: t.detach().requires_grad_(live) for name, t in self.values().items()})
 
 
 @dataclass(frozen=True)
 class Start:
-    """The start of the inner loop of T tasks: φ_0, and what all steps share.
+    """The start of the inner loop of T tasks: φ_0, and the values that all steps share.
 
-    `phi`: φ_0, leaves [T, …]; the proximal term measures the distance from it. `steps`: the number of steps of each task. `shared`:
-    tensors [T, …] that the support losses read besides φ, computed under the same outer values. `first`: the support loss of step 0
-    as a function of φ and outer, if `Tasks.start` has already run the forward pass at φ_0; otherwise None.
+    `phi`: φ_0, named tensors [T, …]; the proximal term measures the distance from it. `steps`: the number of steps of each task.
+    `shared`: tensors [T, …] that the support losses read besides φ, computed from the same `outer`. `first`: a function from φ and
+    outer to the support loss of step 0, if `Tasks.start` has already run the forward pass at φ_0; otherwise None.
     """
 
     phi: dict[str, Tensor]
@@ -86,17 +89,20 @@ class Start:
         return replace(self, phi=phi, shared=shared)
 
     def only(self, which: Sequence[int]) -> "Start":
-        """Return the start of only these of its tasks, for use after step 0: without `first`."""
+        """Return the start with only the tasks at the indices `which`.
+
+        The result has no `first`, so it can be used only after step 0.
+        """
         index = list(which)
         phi, shared = ({name: leaf[index] for name, leaf in leaves.items()} for leaves in (self.phi, self.shared))
         return Start(phi, tuple(self.steps[t] for t in index), shared)
 
 
 class Tasks(Protocol):
-    """T tasks, with their support and query sets.
+    """The interface of T tasks with their support and query sets, as the inner loop uses it.
 
-    Every method is a pure function of its arguments. `start`, `query_loss` and `support_loss` are differentiable in φ and in all
-    that they read of `outer` and of the start. `support_loss` has as many derivatives as the mode of the meta-gradient needs.
+    Every method is a pure function of its arguments. `start`, `query_loss` and `support_loss` are differentiable in φ and in every
+    tensor of `outer` and of the start that they read. `support_loss` has as many derivatives as the meta-gradient's mode needs.
     """
 
     @property
@@ -105,7 +111,7 @@ class Tasks(Protocol):
 
     @property
     def steps(self) -> int:
-        """The largest planned number of inner steps of these tasks; `Start.steps` has the actual ones."""
+        """The largest planned number of inner steps; `Start.steps` has the actual number of each task."""
 
     @property
     def no_second_derivative(self) -> str | None:
@@ -113,14 +119,14 @@ class Tasks(Protocol):
 
     @property
     def no_differences(self) -> str | None:
-        """The reason why differences of gradients are useless, such as rounding; None if they are usable."""
+        """The reason why finite differences of gradients are unusable, such as rounding; None if usable."""
 
     @property
     def proximal(self) -> float:
         """λ of the term λ/2 ‖φ − φ_0‖² that the inner loop adds to the support loss; 0 for none."""
 
     def start(self, outer: Outer) -> Start:
-        """Return φ_0, and what the steps share."""
+        """Compute the start of the inner loop: φ_0, and the values that all steps share."""
 
     def support_loss(self, phi: Leaves, outer: Outer, step: int, start: Start) -> Tensor:
         """Return the inner objective of step number `step` at φ, [T], without the proximal term.
@@ -129,9 +135,9 @@ class Tasks(Protocol):
         """
 
     def query_loss(self, phi: Leaves, outer: Outer, step: int, *, exact: bool = True) -> tuple[Tensor, Tensor]:
-        """Return the query loss [T] and the accuracy, or another score, [T], of φ after `step` inner steps.
+        """Return the query loss [T] and a score such as accuracy [T], at φ after `step` inner steps.
 
-        Some readouts take gradient steps of their own here. With `exact` they are differentiated, otherwise their gradients are
+        Some readouts take gradient steps of their own here. `exact`: differentiate these steps; otherwise their gradients are
         constants.
         """
 
@@ -142,7 +148,7 @@ def stack(theta: Leaves, tasks: int) -> dict[str, Tensor]:
 
 
 def start_rates(leaves: Iterable[str], rate: float, *, steps: int = 1) -> dict[str, Tensor]:
-    """Return the same inner rate for every leaf and each of `steps` steps: [steps] of each leaf."""
+    """Return initial inner rates that all equal `rate`: a tensor [steps] for each name in `leaves`."""
     return {name: torch.full((steps,), rate) for name in leaves}
 
 

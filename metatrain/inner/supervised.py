@@ -1,14 +1,15 @@
-"""T supervised tasks on a base model, with a delta kind and a readout.
+"""Supervised tasks on a base model, with a delta kind and a readout.
 
-`Supervised` implements `metatrain.inner.problem.Tasks`:
+`Supervised` implements `metatrain.inner.problem.Tasks`. A delta is a small set of tensors that modify the base model, such as LoRA.
+A readout turns features into losses and predictions, such as a classification head.
 
-    φ_0 = (θ, start of the readout on the support features under θ)
+    φ_0 = (θ, the readout's initial tensors, from the support features under θ)
     L_support = losses of the readout on the support features under φ
 
-Where `Outer.base` has a parameter of the base model, it replaces the model's own.
+Parameters in `Outer.base` replace the base model's parameters of the same names.
 
-With moved="head" the inner loop moves only the readout's leaves, which then are φ. The delta stays at θ, so the support features
-are computed once. This is ANIL: Raghu et al. 2020 (arXiv:1909.09157).
+With moved="head" φ consists only of the readout's tensors. The delta stays at θ, so the support features are computed once. This is
+ANIL: Raghu et al. 2020 (arXiv:1909.09157).
 """
 
 from collections.abc import Callable, Sequence
@@ -29,34 +30,35 @@ from metatrain.readouts.readout import Readout
 
 @dataclass(frozen=True)
 class Adapted:
-    """T adapted deltas, and the leaves with which their readouts answer, each [T, …]."""
+    """T adapted deltas, and the tensors from which their readouts predict; every tensor is [T, …]."""
 
     delta: dict[str, Tensor]
     answering: dict[str, Tensor]
 
 
 class Supervised:
-    """T support sets, with optional query sets, for one delta kind, readout and inner configuration.
+    """T tasks (support sets and optional query sets) with one delta kind, readout and inner configuration.
 
-    `readout`: makes the readout from the configuration and the number of support rows.
+    `readout`: a function that creates the readout from the configuration and the number of support rows.
 
-    `steps`: one number of steps for all tasks or, when serving, one for each. None takes the number that `config` has for the
-    shots.
+    `steps`: the number of inner steps of all tasks or, when serving, one number for each task. None: the number in `config` for the
+    task's shots.
 
-    `seed`: of the parts of large support sets and of the augmented views.
+    `seed`: the seed for splitting large support sets into parts, and for augmented views.
 
-    `anchor`: weight in the query loss of the mean distance 1 − cos between the adapted query features and the base model's own.
+    `anchor`: the weight, in the query loss, of the mean distance 1 − cos between each query row's adapted feature and its feature
+    under the bare base model.
 
-    `serving`: the loop is run once, and nothing is differentiated through it. The start of the readout and the first step then
-    share a forward pass, and hard support sets may take more steps. Otherwise the loop is the one of meta-training
+    `serving`: the loop is run once, and nothing is differentiated through it. The readout's start and the first step then share a
+    forward pass, and hard support sets may take more steps. If False, the loop is that of meta-training
     (`InnerConfig.meta_trained`).
 
-    `rows_at_once`: a larger batch keeps the graph of only so many rows at a time, and computes it again in the backward pass. None:
-    the graph of all rows is kept.
+    `rows_at_once`: for a batch of more rows, keep the autograd graph of only this many rows at a time, and compute each part again
+    in the backward pass. None: keep the graph of all rows.
 
     Raises AdaptationError if the objective cannot learn from these support sets. Raises ValueError if the tasks have different
-    numbers of steps (when serving: if some have none and others have some), or if one support set is taken in parts and another has
-    fewer rows.
+    numbers of steps; when serving, different numbers are allowed, but not zero for only some tasks. Raises ValueError if the
+    support sets are so large that they are split into parts, and have different numbers of rows.
     """
 
     def __init__(
@@ -119,10 +121,11 @@ class Supervised:
         )
 
     def only(self, which: Sequence[int], start: Start) -> "Supervised | None":
-        """Return only these of the tasks, to continue after their first steps.
+        """Return only the tasks at the indices `which`, to continue their inner loop, or None.
 
-        Return None if all tasks must stay together. They stay together with constant features, which exist for all tasks in one
-        tensor, and with parts or views of support sets, which are drawn for all tasks at once.
+        None means that the tasks cannot be separated: with moved="head", because one tensor holds the features of all tasks, and
+        with parts or augmented views of support sets, because they are drawn for all tasks at once. `start`: the start of all
+        tasks. The result has no query sets.
         """
         if self.config.moves_head_alone or not self._whole:
             return None
@@ -131,10 +134,10 @@ class Supervised:
         return Supervised(self.base, self.kind, self._make_readout, self.config, support, steps=steps, serving=self.serving)
 
     def start(self, outer: Outer) -> Start:
-        """Return φ_0: the delta at θ, and the readout's leaves if the inner loop moves them or takes no step.
+        """Return φ_0: the delta at θ, and the readout's tensors if the inner loop moves them or takes no step.
 
-        With moved="head" φ_0 has only the readout's leaves. The delta has the values of θ but is a separate node of the graph. So
-        g_0 is the partial derivative at a fixed head, even if the head consists of prototypes that depend on θ.
+        With moved="head" φ_0 has only the readout's tensors. The delta has θ's values but is a separate node of the autograd graph.
+        So g_0 is the partial derivative at a fixed head, even if the head consists of prototypes that depend on θ.
         """
         theta = stack(outer.theta, self.count)
         head_alone = self.config.moves_head_alone
@@ -160,7 +163,10 @@ class Supervised:
         return Start(phi, steps, {"features": features} if head_alone else {}, first)
 
     def _steps_by_hardness(self, features: Tensor) -> tuple[int, ...]:
-        """Return the steps of each task, more for hard support sets; features under θ are [T, M, D]."""
+        """Return the number of steps of each task, increased for hard support sets.
+
+        `features`: the support features under θ, [T, M, D].
+        """
         hard = self.config.hard_steps
         assert hard is not None
         accuracy = self.readout.self_accuracy(features, self.support.targets).tolist()
@@ -177,7 +183,7 @@ class Supervised:
         return self.judged(self.adapted(phi, outer, step, exact=exact), outer)
 
     def judged(self, adapted: Adapted, outer: Outer) -> tuple[Tensor, Tensor]:
-        """Return the loss [T] and the score [T] of each task's query rows, for adapted deltas and readouts."""
+        """Return the loss [T] and the score [T] on the query sets, for deltas and readouts already adapted."""
         assert self.query is not None
         batch, targets = self.query.batch, self.query.targets
         features = self._features(adapted.delta, batch, outer)
@@ -191,9 +197,9 @@ class Supervised:
         return loss, score
 
     def adapted(self, phi: Leaves, outer: Outer, step: int, *, exact: bool = True) -> Adapted:
-        """Return the delta and the answering leaves of φ after `step` inner steps.
+        """Return the deltas of φ after `step` inner steps, and the tensors from which the readouts predict.
 
-        With `exact` the readout's own gradient steps are differentiated, otherwise their gradients are constants.
+        `exact`: differentiate the gradient steps that a readout takes itself; otherwise their gradients are constants.
         """
         delta = stack(outer.theta, self.count) if self.config.moves_head_alone else self._delta(phi)
         targets = self.support.targets

@@ -1,4 +1,4 @@
-"""Support sets as rows, and the batches that inner steps take from them."""
+"""Support and query sets of T tasks, and the batches of support rows that inner steps use."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -14,26 +14,26 @@ from metatrain.models.inputs.augment import Augmentation
 from metatrain.readouts.readout import Targets
 
 T = TypeVar("T", bound=Targets)
-_CHUNK_ROWS = 128  # rows of one forward pass without a graph: bounds memory, and changes results only by rounding
+_CHUNK_ROWS = 128  # most rows of one forward pass without a graph; it bounds memory, and changes results only by rounding
 
 
 @dataclass(frozen=True)
 class Support(Generic[T]):
-    """T support sets of M rows each.
+    """The support sets of T tasks, padded to M rows each.
 
-    `rows`: T·M encoded examples, task-major, None for padding. `targets`: their labels or outputs.
+    `rows`: T·M encoded examples, task after task, with None for padding. `targets`: their labels or other correct outputs.
     """
 
     rows: Sequence[Any]
     targets: T
 
     def columns(self, index: torch.Tensor) -> "Support[T]":
-        """Return the rows `index` [m] of every task."""
+        """Return the support sets with only the rows at positions `index` [m] of each task."""
         tasks, width = self.targets.shape
         return Support([self.rows[t * width + i] for t in range(tasks) for i in index.tolist()], self.targets.columns(index))
 
     def only(self, which: Sequence[int]) -> "Support[T]":
-        """Return only these of the tasks, without the rows that are padding in all of them."""
+        """Return only the tasks at the indices `which`, without rows that are padding in all of them."""
         width = self.targets.shape[1]
         kept = Support([row for t in which for row in self.rows[t * width : (t + 1) * width]], self.targets.only(which))
         return kept.columns(kept.targets.real().any(0).nonzero()[:, 0])
@@ -41,16 +41,17 @@ class Support(Generic[T]):
 
 @dataclass(frozen=True)
 class Query(Generic[T]):
-    """T query sets: a batch of T·Q rows, task-major, with their targets."""
+    """The query sets of T tasks: a batch of T·Q rows, task after task, and their targets."""
 
     batch: Batch
     targets: T
 
 
 def parts(base: Base, kind: DeltaKind, support: Support[Any], *, at_once: bool) -> Callable[[], list[Batch]]:
-    """Return a function that gives all support rows as batches, computed at its first call and kept.
+    """Return a function that returns all support rows as a list of batches, built once and cached.
 
-    `at_once`: one batch, for a forward pass with a graph; otherwise batches of a bounded number of rows.
+    `at_once`: build one batch, for a forward pass with an autograd graph; otherwise build batches of a bounded number of rows. The
+    part of the model below the delta of kind `kind` is computed in advance.
     """
     cached: list[Batch] = []
 
@@ -68,7 +69,8 @@ def parts(base: Base, kind: DeltaKind, support: Support[Any], *, at_once: bool) 
 def augmentation_for(support: Support[Any], augmentation: Augmentation | None) -> Augmentation | None:
     """Return the augmentation if these support sets are small enough for it, otherwise None.
 
-    Raises ValueError if some are small enough and others are not.
+    A support set is small enough if no class has more than `augmentation.up_to_shots` examples. Raises ValueError if only some of
+    the support sets are.
     """
     if augmentation is None:
         return None
@@ -81,14 +83,14 @@ def augmentation_for(support: Support[Any], augmentation: Augmentation | None) -
 def rows_by_step(
     base: Base, kind: DeltaKind, support: Support[Any], rows_per_step: int, augmentation: Augmentation | None, seed: int
 ) -> Callable[[int], tuple[Batch, Any]]:
-    """Return a function from the number of a step to its batch of support rows and their targets.
+    """Return a function that maps a step number to that step's batch of support rows and their targets.
 
-    A step takes the whole support set if it has at most `rows_per_step` rows. A larger one is split into parts of nearly equal
-    size, seeded, and the steps take the parts in turn. The parts stay the same, so what lies below the delta is computed once for
-    each part, and kernels compiled for their shapes are reused.
+    A step uses the whole support set if it has at most `rows_per_step` rows. A larger support set is split, by `seed`, into parts
+    of nearly equal size, and the steps use the parts in turn. The parts never change, so the part of the model below the delta is
+    computed only once for each of them, and kernels compiled for their shapes are reused.
 
-    With augmentation the rows are followed by their views. The views of a row depend only on the seed, the step and the index of
-    the row: each step has other views, and the same step always has the same ones.
+    With augmentation, augmented views of the rows follow the rows themselves. The views of a row depend only on the seed, the step
+    and the row's index: different steps have different views, and a repeated step has the same views again.
     """
     count = math.ceil(support.targets.shape[1] / rows_per_step)
     split = [(index, support.columns(index)) for index in support.targets.parts(count, seed)]
@@ -109,7 +111,10 @@ def rows_by_step(
 def _with_views(
     base: Base, part: Support[Any], index: Sequence[int], augmentation: Augmentation, seed: tuple[int, int]
 ) -> tuple[Batch, Any]:
-    """Return each task's unchanged rows, followed by each of their views: [T, m · views]."""
+    """Return each task's unchanged rows and their augmented views as a batch [T, m · views], with targets.
+
+    `index`: the position of each row of `part` in the whole support set. `augmentation.views` includes the unchanged rows.
+    """
     tasks, width = part.targets.shape
     rows: list[Any] = []
     for t in range(tasks):

@@ -1,7 +1,7 @@
-"""Several support sets adapted in one pass, each with its own number of steps.
+"""Adapt several support sets in one batched inner loop, each with its own number of steps.
 
-A task leaves the pass after its last step. Tasks do not influence each other: each result is that of the task alone, up to
-rounding.
+A task leaves the batch after its last step, if the batch can be split. Tasks do not influence each other: each result equals that
+of adapting the task alone, up to rounding.
 """
 
 import math
@@ -26,7 +26,8 @@ OnStep = Callable[[dict[int, float]], None]
 class Ended:
     """The result of one task after its last step.
 
-    `delta`: the adapted delta. `answering`: the leaves with which its readout answers. `losses`: the support loss before each step.
+    `delta`: the adapted delta. `answering`: the tensors from which its readout predicts. `losses`: the support loss before each
+    step.
     """
 
     delta: dict[str, Tensor]
@@ -36,9 +37,10 @@ class Ended:
 
 @dataclass(frozen=True)
 class _Results:
-    """The results of all tasks after their last step, or after the last one before the deadline.
+    """The results of all tasks, after their last step or at the deadline.
 
-    `steps`: the number of steps of each task. `losses`: each task's loss before every step that it took.
+    `steps`: the number of steps that each task should take. `losses`: for each task, the support loss before each step that it
+    took. A task with fewer losses than steps was interrupted by the deadline.
     """
 
     adapted: Adapted
@@ -54,10 +56,10 @@ def adapt_each(
     deadline: float = math.inf,
     on_step: OnStep | None = None,
 ) -> list[Ended | DeadlineExceeded]:
-    """Run the inner loop of T support sets in one pass, each with its own number of steps.
+    """Adapt T support sets in one batched inner loop, each with its own number of steps.
 
-    `deadline` is a time of `time.monotonic`, checked between steps. A task with steps left at that time gets DeadlineExceeded as
-    its result. An error of the inner loop, such as NonFinite, is raised for all tasks.
+    Returns one entry per task: its result, or a DeadlineExceeded error if it had steps left at the deadline. `deadline`: a time of
+    `time.monotonic`, checked between steps. Any other error of the inner loop, such as NonFinite, is raised for the whole batch.
     """
     results = _adapt_all(tasks, outer, optimizer, deadline, on_step)
     ended: list[Ended | DeadlineExceeded] = []
@@ -71,14 +73,17 @@ def adapt_each(
 
 
 def adapted_each(tasks: Supervised, outer: Outer, optimizer: Optimizer) -> Adapted:
-    """Run the loop of `adapt_each` without a deadline; return the results for `tasks.judged`."""
+    """Adapt T support sets as `adapt_each` does, but without a deadline and with one result for all tasks.
+
+    `tasks.judged` computes the query loss and the score from the result.
+    """
     return _adapt_all(tasks, outer, optimizer, math.inf, None).adapted
 
 
 def _adapt_all(tasks: Supervised, outer: Outer, optimizer: Optimizer, deadline: float, on_step: OnStep | None) -> _Results:
     latest_phi: list[dict[str, Tensor]] = [{} for _ in range(tasks.count)]
     losses: list[list[float]] = [[] for _ in latest_phi]
-    in_pass, task_numbers = tasks, list(range(tasks.count))  # position i of the pass holds task task_numbers[i]
+    in_pass, task_numbers = tasks, list(range(tasks.count))  # position i of the batch holds task task_numbers[i]
     points = trajectory(tasks, outer, optimizer)
     steps_of: tuple[int, ...] = ()
     while (point := next(points, None)) is not None:

@@ -1,10 +1,11 @@
-"""Products of the second derivatives of the support loss L with a direction γ, at φ.
+"""Products of second derivatives of the inner loss L with a direction γ.
 
-    (∂²L/∂φ²) γ   and   (∂²L/∂φ∂outer)ᵀ γ
+    (∂²L/∂φ²) γ   and   (∂²L/∂φ∂outer)ᵀ γ        at φ
 
-The adjoint mode needs them with γ the cotangent of g_k, and the solvers of iMAML with their iterates. There are three ways:
+L is the support loss plus the proximal term, if there is one. In the adjoint mode of the meta-gradient, γ is the cotangent of the
+inner gradient g_k. In the implicit mode (iMAML), γ is an iterate of the linear solver. The products can be computed in three ways:
 
-    reverse     differentiate ⟨g, γ⟩ by reverse mode, over the graph of g; exact
+    reverse     differentiate ⟨g, γ⟩ by reverse mode, over the graph of g = ∂L/∂φ; exact
     forward     dual numbers through the backward pass; exact
     central     central differences of the gradient; needs only first derivatives, not exact
 
@@ -27,9 +28,9 @@ ProductName = Literal["reverse", "forward", "central"]
 
 
 class Reverse:
-    """d⟨g, γ⟩/dφ by reverse mode over the graph of g, which is kept until the last γ.
+    """Second-derivative products by reverse mode: the derivative of ⟨g, γ⟩ over the graph of g = ∂L/∂φ.
 
-    `gradient`: g, detached.
+    The graph of g is kept until the call with `last`. `gradient`: g, detached.
     """
 
     def __init__(self, tasks: Tasks, phi: Leaves, outer: Outer, step: int, start: Start) -> None:
@@ -41,7 +42,7 @@ class Reverse:
     def along(self, gamma: Leaves, *, last: bool = False) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return (∂²L/∂φ²) γ, and (∂²L/∂φ∂outer)ᵀ γ under the names of `Outer.values()`.
 
-        `last`: no other γ follows, so the graph is freed.
+        `last`: this is the last call, so the graph is freed.
         """
         both = {**into_namespace("phi", self.phi), **into_namespace("outer", self.outer.values())}
         gradients = gradients_of(inner_product(self.graph, gamma), both, keep=not last)
@@ -49,7 +50,7 @@ class Reverse:
 
 
 class Forward:
-    """The derivative of the gradient when φ moves along γ: dual numbers through one backward pass."""
+    """Second-derivative products by forward mode: dual numbers (φ, γ) go through one backward pass."""
 
     def __init__(self, tasks: Tasks, phi: Leaves, outer: Outer, step: int, start: Start) -> None:
         self.tasks, self.phi, self.outer, self.step, self.start = tasks, phi, outer, step, start
@@ -67,10 +68,10 @@ class Forward:
 
 
 class Central:
-    """Central differences of the gradient: (∇L(φ + εγ) − ∇L(φ − εγ)) / 2ε.
+    """Second-derivative products by central differences: (∇L(φ + εγ) − ∇L(φ − εγ)) / 2ε.
 
-    Each task has its own ε, with ‖εγ‖ = √u · max(‖φ‖, 1), where u is the machine epsilon. The square root is better here than the
-    usual cube root (relative error 7e-5 against 2e-2 on MiniLM in float32), because an encoder's third derivative is large.
+    Each task has its own ε, with ‖εγ‖ = √u · max(‖φ‖, 1), where u is the machine epsilon. √u works better here than the usual cube
+    root of u (relative error 7e-5 against 2e-2 on MiniLM in float32), because an encoder's third derivative is large.
     """
 
     def __init__(self, tasks: Tasks, phi: Leaves, outer: Outer, step: int, start: Start) -> None:
@@ -107,7 +108,11 @@ def _tangent(dual: Tensor) -> Tensor | None:
 def _both_gradients(
     tasks: Tasks, phi: Leaves, outer: Outer, step: int, start: Start, weights: Tensor | None = None
 ) -> dict[str, Tensor]:
-    """Return the gradients of the inner losses' sum, weighted by `weights` [T], for φ and outer."""
+    """Return the gradients of the sum of the inner losses with respect to φ and `outer`.
+
+    `weights` [T]: the weight of each task's loss in the sum; None for equal weights of 1. The names of the result are those of
+    `into_namespace` with "phi" and "outer".
+    """
     with torch.enable_grad():
         loss = inner_loss(tasks, phi, outer, step, differentiable_start(tasks, start, outer))
         total = loss.sum() if weights is None else (weights * loss).sum()

@@ -14,7 +14,7 @@ Mode = Literal["first_order", "unrolled", "checkpointed", "adjoint", "implicit",
 
 
 class Differentiation(Section):
-    """The mode in which the meta-gradient is computed, and its options: a recipe's `algorithm.gradient`."""
+    """The section `algorithm.gradient` of a recipe: the mode of the meta-gradient, and its options."""
 
     mode: Mode = "unrolled"
     memory_mb: Annotated[int, UsedWith("mode", "auto")] = Field(

@@ -1,10 +1,10 @@
-"""Solvers of A u = v for T symmetric matrices side by side, which need only products with A.
+"""Solve A x = v for T symmetric matrices A in one batch, using only products with A.
 
     conjugate_gradient   exact after as many iterations as A has different eigenvalues, for A positive definite
-    neumann              u = η Σ_{j<n} (I − ηA)^j v, for 0 < ηA < 2
+    neumann              x = η Σ_{j<n} (I − ηA)^j v, for 0 < ηA < 2
 
-Both solve the T tasks separately: every inner product and step length is that of one task. Hestenes and Stiefel 1952; Lorraine et
-al. 2020 (arXiv:1911.02590), alg. 3.
+Both solve the T systems, one per task, separately: every inner product and step length is that of one task. Hestenes and Stiefel
+1952; Lorraine et al. 2020 (arXiv:1911.02590), alg. 3.
 """
 
 from collections.abc import Callable
@@ -21,9 +21,9 @@ MatrixProduct = Callable[[Leaves], dict[str, Tensor]]
 
 @dataclass(frozen=True)
 class Solution:
-    """An approximate solution.
+    """An approximate solution of A x = v for T tasks.
 
-    `x`: leaves [T, …]. `residual`: ‖v − A x‖ / ‖v‖ of the task where it is largest.
+    `x`: named tensors [T, …]. `residual`: the relative residual ‖v − A x‖ / ‖v‖ of the task where it is largest.
     """
 
     x: dict[str, Tensor]
@@ -33,8 +33,9 @@ class Solution:
 def conjugate_gradient(product: MatrixProduct, v: Leaves, *, iterations: int, tolerance: float = 1e-10) -> Solution:
     """Solve A x = v by conjugate gradient, for A positive definite.
 
-    A task stops for good at a relative residual of `tolerance`. It also stops at a direction without positive curvature, because A
-    is then not positive definite. The result has every task's best x, so no residual exceeds 1, which is that of x = 0.
+    `product`: the function x ↦ A x. A task stops when its relative residual reaches `tolerance`. It also stops at a search
+    direction without positive curvature, because A is then not positive definite. The result has each task's best x so far. The
+    first x is 0, whose relative residual is 1, so no residual in the result exceeds 1.
     """
     x = best = {name: torch.zeros_like(leaf) for name, leaf in v.items()}
     residual, direction = dict(v), dict(v)
@@ -58,9 +59,10 @@ def conjugate_gradient(product: MatrixProduct, v: Leaves, *, iterations: int, to
 
 
 def neumann(product: MatrixProduct, v: Leaves, *, iterations: int, rate: float) -> Solution:
-    """Solve A x = v by the first `iterations` terms of the Neumann series; η is `rate`.
+    """Solve A x = v approximately by a Neumann series, x = η Σ_{j < n} (I − ηA)^j v.
 
-    Each term costs one product.
+    n is `iterations` and η is `rate`. The series converges for 0 < ηA < 2. Each term costs one product with A, which is computed by
+    `product`.
     """
     term, total = dict(v), dict(v)
     for _ in range(iterations - 1):
@@ -78,7 +80,7 @@ def _plus(leaves: Leaves, more: Leaves, factor: Tensor) -> dict[str, Tensor]:
 
 
 def _where(chosen: Tensor, leaves: Leaves, others: Leaves) -> dict[str, Tensor]:
-    """Return the leaves of `leaves` for tasks with `chosen` [T], of `others` for the rest."""
+    """Select per task, like `torch.where`: `leaves` where `chosen` [T] is True, `others` elsewhere."""
     return {name: torch.where(over(chosen, leaf), leaf, others[name]) for name, leaf in leaves.items()}
 
 

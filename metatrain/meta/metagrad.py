@@ -1,18 +1,18 @@
 """The meta-gradient dL(query)/d(outer), and the modes in which it is computed.
 
-    z_0 = start(outer),  z_{k+1} = U( z_k, g_k(φ_k, outer), α_k ),  L = mean_t L_query,t( φ_K, outer )     z = (φ, optimizer)
+    z_0 = start(outer),  z_{k+1} = U( z_k, g_k(φ_k, outer), α_k ),  L = mean_t L_query,t( φ_K, outer )     z = (φ, optimizer state)
 
 | mode | keeps in memory | result |
 |---|---|---|
 | first_order | no graph of the inner gradients | FOMAML: the g_k are constants; all else is differentiated, also the rates |
 | unrolled | the graph of every step | exact, by reverse mode through the loop |
-| checkpointed | z at every m-th step, and the graph of m steps | exact; each m steps are computed again in the backward pass |
+| checkpointed | z at every m-th step, and the graph of m steps | exact; the backward pass runs each segment of m steps again |
 | adjoint | z of each step, and g_k unless `product` is reverse | exact: λ_k = (∂z_{k+1}/∂z_k)ᵀ λ_{k+1}, one product a step |
-| auto | as the mode that it chooses | unrolled if its graph fits into `memory_mb`, else adjoint; see `MetaGradient.mode` |
-| implicit | φ_K alone | exact at a minimum φ_K of the support loss: −(∂²L_s/∂φ∂outer)ᵀ (∂²L_s/∂φ²)⁻¹ ∂L_q/∂φ |
+| auto | the same as the chosen mode | unrolled if its graph fits into `memory_mb`, else adjoint; see `MetaGradient.mode` |
+| implicit | only φ_K | exact at a minimum φ_K of the support loss: −(∂²L_s/∂φ∂outer)ᵀ (∂²L_s/∂φ²)⁻¹ ∂L_q/∂φ |
 
-The adjoint takes one Hessian-vector product a step, along γ, the cotangent of g_k. `product` chooses how it is computed: see
-metatrain/meta/curvature.py.
+The mode adjoint needs one Hessian-vector product per step, along γ, the cotangent of g_k. The option `product` selects how it is
+computed: see metatrain/meta/curvature.py.
 
 References: Finn et al. 2017 (arXiv:1703.03400), eq. 1 and §5.2. Checkpoints: Griewank and Walther 2000 (Algorithm 799). Adjoint:
 Maclaurin et al. 2015 (arXiv:1502.03492) and MixFlow-MG (Kemaev et al. 2025, arXiv:2505.00793). Implicit gradient: Rajeswaran et al.
@@ -38,13 +38,13 @@ from metatrain.meta.named_tensors import add, alive, from_namespace, gradients_o
 
 @dataclass(frozen=True)
 class MetaGradient:
-    """The gradient for every leaf of `Outer.leaves()`, with measurements from its computation.
+    """A meta-gradient: one gradient for each tensor of `Outer.leaves()`, with measurements.
 
     `loss`, `accuracy`: means over the T tasks' query sets after the last inner step. `support_loss`: the mean inner loss before
     each step. `mode`: the mode that was used, never "auto".
 
-    Only in the implicit mode, for the task where it is largest: `residual`, the relative residual of the solver, and `left`, the
-    norm of the inner gradient at φ_K relative to that at φ_0, which is 0 at a minimum.
+    The implicit mode has two more numbers, each of the task where it is largest. `residual`: the relative residual of the linear
+    solver. `left`: the norm of the inner gradient at φ_K relative to that at φ_0, which is 0 at a minimum.
     """
 
     loss: float
@@ -57,9 +57,10 @@ class MetaGradient:
 
 
 def mean_gradient(parts: Sequence[tuple[MetaGradient, int]]) -> MetaGradient:
-    """Return the mean of the parts (meta-gradient, number of its tasks), weighted by the numbers of tasks.
+    """Return the mean of several meta-gradients, weighted by their numbers of tasks.
 
-    Losses and accuracies are averaged too; `residual` and `left` are the largest. All parts need gradients for the same leaves.
+    `parts`: pairs (meta-gradient, number of tasks), with gradients for the same leaves. Losses and accuracies are averaged too.
+    `residual` and `left` are the largest of the parts.
     """
     total = sum(tasks for _, tasks in parts)
     shares = [(part, tasks / total) for part, tasks in parts]
@@ -87,15 +88,15 @@ def meta_gradient(
     steps: int | None = None,
     weights: Sequence[float] | None = None,
 ) -> MetaGradient:
-    """Return the gradient of the mean query loss after the inner loop.
+    """Return the gradient of the mean query loss after the inner loop, with respect to `outer.leaves()`.
 
-    With `weights`, one for each of φ_0 … φ_K, it is the gradient of the weighted sum of the query losses after every step: the
-    multi-step loss of Antoniou et al. 2019 (arXiv:1810.09502), §4. `steps`: the number of inner steps; that of the tasks if None.
+    `weights`: one number for each of φ_0 … φ_K. With them, the loss is the weighted sum of the query losses at these points, the
+    multi-step loss of Antoniou et al. 2019 (arXiv:1810.09502), §4. `steps`: the number of inner steps; None for `tasks.steps`.
 
-    A leaf that the loss does not depend on gets a zero gradient, for example the rates without inner steps.
+    A tensor that the loss does not depend on gets a zero gradient, for example the rates if there are no inner steps.
 
-    Raises ValueError for a mode in which these tasks cannot be differentiated, and for a wrong number of weights. Raises NonFinite
-    for a support loss that is not finite.
+    Raises ValueError if these tasks cannot be differentiated in this mode, for a wrong number of weights, and for weights in the
+    implicit mode. Raises NonFinite if a support loss is not finite.
     """
     of = tasks.steps if steps is None else steps
     only_last = [0.0] * of + [1.0]
@@ -113,7 +114,7 @@ def meta_gradient(
 
 @dataclass(frozen=True)
 class _Procedure:
-    """The function that is differentiated: the inner loop from `outer`, then the weighted query losses."""
+    """The function to differentiate: the inner loop from `outer`, then the weighted query losses."""
 
     tasks: Tasks
     outer: Outer
@@ -123,7 +124,7 @@ class _Procedure:
     mode: Mode
 
     def judge(self, phi: Leaves, outer: Outer, step: int) -> tuple[Tensor, Tensor]:
-        """Return the mean query loss and accuracy at φ_step."""
+        """Return the query loss and the accuracy at φ_step, each as the mean over tasks."""
         loss, accuracy = self.tasks.query_loss(phi, outer, step, exact=self.mode != "first_order")
         return loss.mean(), accuracy.mean()
 
@@ -156,9 +157,9 @@ def _reverse(procedure: _Procedure, how: Differentiation) -> MetaGradient:
 
 
 def _auto(procedure: _Procedure, how: Differentiation) -> MetaGradient:
-    """Choose unrolled if the graphs of all steps fit into `memory_mb`, else adjoint.
+    """Use the mode unrolled if the graphs of all steps fit into `memory_mb`, otherwise adjoint.
 
-    The graph of one inner step is built and measured. The query loss is assumed to need as much as one step.
+    To decide, the graph of one inner step is built and measured. The query loss is assumed to need as much memory as one step.
     """
     fits = True
     if procedure.steps:
@@ -171,10 +172,10 @@ def _auto(procedure: _Procedure, how: Differentiation) -> MetaGradient:
 
 
 def graph_bytes(results: Iterable[Tensor]) -> int:
-    """Return the bytes that the graph of these tensors keeps for its backward pass.
+    """Return the number of bytes that the autograd graph of these tensors keeps for the backward pass.
 
-    Every storage is counted once. Tensors that are not part of the graph, such as the base model's parameters and token ids, are
-    not counted.
+    A storage that several tensors share is counted once. Tensors that are not part of the graph, such as the base model's
+    parameters and token ids, are not counted.
     """
     pending = [tensor.grad_fn for tensor in results if tensor.grad_fn is not None]
     seen, storages = set(pending), dict[int, int]()
@@ -191,10 +192,10 @@ def graph_bytes(results: Iterable[Tensor]) -> int:
 
 
 def _checkpointed(procedure: _Procedure, how: Differentiation) -> MetaGradient:
-    """Run forward without a graph, keeping every m-th z; go back with the graph of one segment at a time.
+    """Run forward without a graph and keep every m-th z, then go back with one segment's graph at a time.
 
-    `torch.utils.checkpoint` is not used: it would compute a step once more for the gradient inside the step, and again in the
-    backward pass.
+    z is φ and the optimizer's state; a segment is m = `how.segment` steps. `torch.utils.checkpoint` is not used, because it would
+    compute a step once more for the gradient inside the step, and again in the backward pass.
     """
     start, kept, end, losses = _forward(procedure, every=how.segment)
     back = _Backward.begin(procedure, start, *end)
@@ -223,7 +224,10 @@ def _checkpointed(procedure: _Procedure, how: Differentiation) -> MetaGradient:
 
 
 def _adjoint(procedure: _Procedure, how: Differentiation) -> MetaGradient:
-    """Run forward without a graph and keep every z; then go back with one Hessian-vector product a step."""
+    """Run forward without a graph and keep every z, then go back with one Hessian-vector product per step.
+
+    z is φ and the optimizer's state.
+    """
     start, kept, end, losses = _forward(procedure, every=1, gradients=how.product != "reverse")
     back = _Backward.begin(procedure, start, *end)
     judged = back.judge(end[0], procedure.steps)
@@ -238,10 +242,10 @@ def _adjoint(procedure: _Procedure, how: Differentiation) -> MetaGradient:
 def _forward(
     procedure: _Procedure, *, every: int, gradients: bool = False
 ) -> tuple[Start, list[tuple[dict[str, Tensor], Moments, dict[str, Tensor]]], tuple[dict[str, Tensor], Moments], list[Tensor]]:
-    """Run the inner loop without a graph.
+    """Run the inner loop without an autograd graph, and keep what the backward pass needs.
 
-    Return its start, what is kept of every `every`-th step, (φ_K, state_K), and the support losses before each step. Kept are φ and
-    the optimizer's state before the step and, with `gradients`, g_k.
+    Returns the start, the kept values, (φ_K, state_K), and the support losses before each step. The kept values are one entry for
+    every `every`-th step k: φ_k and the optimizer's state before the step, and g_k, which is empty unless `gradients` is set.
     """
     tasks, optimizer, outer = procedure.tasks, procedure.optimizer, procedure.outer.detached()
     kept: list[tuple[dict[str, Tensor], Moments, dict[str, Tensor]]] = []
@@ -261,9 +265,10 @@ def _forward(
 
 @dataclass
 class _Backward:
-    """The state of a backward pass over the steps.
+    """The state of a backward pass over the inner steps.
 
-    `phi`, `state`: λ of φ and of the optimizer's state. `outer`: the gradient of the outer values so far.
+    `phi`, `state`: λ, the derivatives of the loss with respect to the current step's φ and optimizer state. `outer`: the gradient
+    accumulated so far, under the names of `Outer.values()`.
     """
 
     procedure: _Procedure
@@ -277,14 +282,15 @@ class _Backward:
         return cls(procedure, start, _zeros(phi), _zeros(state), _zeros(procedure.outer.values()))
 
     def judge(self, phi: Leaves, step: int) -> tuple[Tensor, Tensor]:
-        """Add the derivatives of the query loss at φ_step."""
+        """Add the derivatives of the weighted query loss at φ_step, and return the loss and the accuracy."""
         return _judge_backward(self.procedure, phi, step, self.phi, self.outer)
 
     def step(self, how: Differentiation, phi: Leaves, state: Leaves, gradients: Leaves, step: int) -> None:
-        """Go back over step number k = `step`: λ_{k+1} → λ_k, and add its part of the outer gradient.
+        """Go back over step k = `step`: turn λ_{k+1} into λ_k, and add the step's part of the outer gradient.
 
-        The update U is differentiated by autograd, g_k by a Hessian-vector product along γ, the cotangent of g_k. `gradients`: g_k;
-        not read if the product is `Reverse`, which computes g_k itself.
+        The optimizer's update is differentiated by autograd, and g_k by a Hessian-vector product along γ, the cotangent of g_k.
+        `phi`, `state`: φ_k and the optimizer's state before the step. `gradients`: g_k; not read if the product is `Reverse`, which
+        computes g_k itself.
         """
         outer = self.procedure.outer
         product = PRODUCTS[how.product](self.procedure.tasks, phi, outer, step, self.start)
@@ -304,7 +310,7 @@ class _Backward:
         add(self.phi, curvature)
 
     def result(self, judged: tuple[Tensor, Tensor], losses: Sequence[Tensor]) -> MetaGradient:
-        """Add the derivative of φ_0 in the outer values, and return the meta-gradient."""
+        """Go back through the start, from φ_0 to the outer values, and return the meta-gradient."""
         live = self.procedure.outer.detached(live=True)
         phi_0 = self.procedure.tasks.start(live).phi
         add(self.outer, gradients_of(inner_product(phi_0, self.phi), live.values()))
@@ -314,9 +320,9 @@ class _Backward:
 def _judge_backward(
     procedure: _Procedure, phi: Leaves, step: int, adjoint: dict[str, Tensor], outer_gradient: dict[str, Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """Add the derivatives of the weighted query loss at φ_step to λ and to the outer gradient.
+    """Add the derivatives of the weighted query loss at φ_step to `adjoint` (λ) and `outer_gradient`.
 
-    Return the query loss and the accuracy.
+    Return the query loss and the accuracy, detached.
     """
     live, outer = alive(phi), procedure.outer.detached(live=True)
     judged = procedure.judge(live, outer, step)
@@ -329,9 +335,10 @@ def _judge_backward(
 
 
 def _implicit(procedure: _Procedure, how: Differentiation) -> MetaGradient:
-    """Solve (H + damping I) u = ∂L_q/∂φ for each task, and return ∂L_q/∂outer − (∂²L_s/∂φ∂outer)ᵀ u.
+    """Return the implicit meta-gradient, which assumes that φ_K is a minimum of the inner loss L_s.
 
-    φ_K is assumed to be a minimum of L_s, the inner loss of step number K.
+    Solve (H + damping I) u = ∂L_q/∂φ for each task; the gradient is ∂L_q/∂outer − (∂²L_s/∂φ∂outer)ᵀ u. L_s is the inner loss of
+    step number K, H is its Hessian at φ_K, and L_q is the query loss.
     """
     tasks = procedure.tasks
     outer = procedure.outer.detached()

@@ -1,4 +1,4 @@
-"""Operations on tensors by name: leaves of φ, of the optimizer's state, of outer values."""
+"""Operations on mappings from names to tensors: φ, the optimizer's state, outer values."""
 
 import torch
 from torch import Tensor
@@ -7,9 +7,9 @@ from metatrain.inner.problem import Leaves
 
 
 def gradients_of(total: Tensor, of: Leaves, *, keep: bool = False) -> dict[str, Tensor]:
-    """Return d total / d leaf for every leaf of `of`; zero for a leaf that `total` does not depend on.
+    """Return the gradient of `total` for each tensor of `of`; zeros where `total` does not depend on it.
 
-    `keep`: the graph is kept for another call.
+    `keep`: keep the graph for another call.
     """
     if not total.requires_grad:
         return {name: torch.zeros_like(leaf) for name, leaf in of.items()}
@@ -20,7 +20,7 @@ def gradients_of(total: Tensor, of: Leaves, *, keep: bool = False) -> dict[str, 
 
 
 def inner_product(left: Leaves, right: Leaves) -> Tensor:
-    """Return ⟨left, right⟩ over all leaves and tasks."""
+    """Return the inner product ⟨left, right⟩ over all leaves and tasks, a scalar."""
     products = [(leaf * right[name]).sum() for name, leaf in left.items()]
     return torch.stack(products).sum() if products else torch.zeros(())
 
@@ -36,22 +36,22 @@ def length(leaves: Leaves) -> Tensor:
 
 
 def over(per_task: Tensor, leaf: Tensor) -> Tensor:
-    """Reshape [T] to [T, 1, …], to broadcast with a leaf."""
+    """Reshape `per_task` from [T] to [T, 1, …], so that it broadcasts with `leaf` [T, …]."""
     return per_task.view(-1, *[1] * (leaf.dim() - 1))
 
 
 def alive(leaves: Leaves) -> dict[str, Tensor]:
-    """Return the same values as leaves of a new autograd graph."""
+    """Return the same values, detached and requiring a gradient, as leaves of a new autograd graph."""
     return {name: leaf.detach().requires_grad_() for name, leaf in leaves.items()}
 
 
 def into_namespace(namespace: str, leaves: Leaves) -> dict[str, Tensor]:
-    """Return the leaves as `namespace:name`, so that several groups fit into one mapping."""
+    """Prefix the names with `namespace:`, so that several groups of tensors fit into one mapping."""
     return {f"{namespace}:{name}": leaf for name, leaf in leaves.items()}
 
 
 def from_namespace(namespace: str, leaves: Leaves) -> dict[str, Tensor]:
-    """Return the leaves of `namespace` under their original names: the inverse of `into_namespace`."""
+    """Return the tensors of `namespace` under their original names: the inverse of `into_namespace`."""
     return {name.removeprefix(f"{namespace}:"): leaf for name, leaf in leaves.items() if name.startswith(f"{namespace}:")}
 
 

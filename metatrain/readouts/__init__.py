@@ -1,4 +1,4 @@
-"""Readouts turn features into a loss and an answer.
+"""Readouts turn features into losses and predictions.
 
-Each kind is one file here and one line in `registry.py`.
+Each kind of readout is one file here and one line in `registry.py`.
 """

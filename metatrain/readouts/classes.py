@@ -1,14 +1,14 @@
-"""The readout of classes: prototypes or a linear head on pooled features.
+"""The classification readout: prototypes or a linear head on pooled features.
 
     φ_head = the prototypes of the support set, as a linear head, if the objective has a cross-entropy term
     L_support = a weighted sum of the terms in `metatrain.readouts.objectives`, on the features of the support set under φ
 
-With head="linear", the head that answers is φ_head after the inner steps, which move it together with the delta. With
-head="prototypes", it is computed after the inner steps: the prototypes of the support set under φ_K, then `head_steps` steps of
-Adam on the cross-entropy, which move only the head. Its features are constant in these steps, so they cost almost nothing.
+With head="linear", the head that predicts is φ_head after the inner steps, which move it together with the delta. With
+head="prototypes", the head that predicts is computed after the inner steps. It starts as the prototypes of the support set under
+φ_K. Then `head_steps` steps of Adam on the cross-entropy move only the head. The features are constant in these steps, so the steps
+cost almost nothing. They are differentiated only if `exact` is set and the features require gradients.
 
-Not differentiated: the steps on the head alone, unless `exact` is set and the features require gradients. Reference: Triantafillou
-et al. 2020 (arXiv:1903.03096) for the linear head that starts as prototypes.
+Reference: Triantafillou et al. 2020 (arXiv:1903.03096) for the linear head that starts as prototypes.
 """
 
 from collections.abc import Callable, Sequence
@@ -38,9 +38,9 @@ from metatrain.readouts.objectives import (
 class ClassTargets:
     """The class labels of the rows of T tasks.
 
-    `labels`: [T, M] int64, −1 for padding. `classes`: C. `present`: [T, C] bool, True if the task has the class. A subset of
-    the rows keeps `present` of the whole support set, so that a class without a row in the subset still competes with the
-    others.
+    `labels`: [T, M] int64, −1 for padding. `classes`: C, the number of classes of the largest task. `present`: [T, C] bool, True if
+    the task has the class. A subset of the rows keeps `present` of the whole support set, so that a class without a row in the
+    subset still competes with the others.
     """
 
     labels: Tensor
@@ -49,7 +49,7 @@ class ClassTargets:
 
     @classmethod
     def of(cls, labels: Tensor) -> "ClassTargets":
-        """Return the targets of whole support sets. The number of classes is the largest label plus 1."""
+        """Create the targets of whole support sets from labels [T, M]. C is the largest label plus 1."""
         classes = int(labels.max()) + 1
         return cls(labels, classes, memberships(labels, classes).sum(1) > 0)
 
@@ -87,10 +87,10 @@ class ClassTargets:
 
 
 def cut(labels: Tensor, count: int, seed: int) -> list[Tensor]:
-    """Split rows with these labels into `count` parts of nearly equal size; return the rows of each.
+    """Split the rows of a task into `count` parts of nearly equal size; return the row indices of each.
 
-    Each part gets groups of two or three rows of one class. So a row is the only one of its class in a part only if it is the
-    only one of its class in the whole set.
+    Rows of one class stay together in groups of two or three. So every row shares its part with another row of its class, unless it
+    is the only row of its class in the whole set.
     """
     if count == 1:
         return [torch.arange(len(labels))]
@@ -110,7 +110,10 @@ def cut(labels: Tensor, count: int, seed: int) -> list[Tensor]:
 
 
 class ClassReadout:
-    """The `Readout` of classes, for support sets of `rows` rows, which select the objective."""
+    """The classification `Readout`, for support sets of `rows` rows.
+
+    The number of rows selects the inner objective (`InnerConfig.objective_for`).
+    """
 
     leaves = HEAD_LEAVES
 
@@ -151,9 +154,10 @@ class ClassReadout:
     def _refined(
         self, prototypes: dict[str, Tensor], features: Tensor, targets: ClassTargets, outer: Outer, exact: bool
     ) -> dict[str, Tensor]:
-        """Take `head_steps` Adam steps on the head alone, with the last of its learned rates.
+        """Return the head after `head_steps` Adam steps that move only the head, starting from `prototypes`.
 
-        The steps are differentiated if `exact` is set and the features require gradients.
+        All steps use the head's learned rate of the last inner step. They are differentiated if `exact` is set and the features
+        require gradients.
         """
         assert outer.scale is not None
         second = exact and features.requires_grad
@@ -167,7 +171,7 @@ class ClassReadout:
     def judge(
         self, answering: Leaves, features: Tensor, query: ClassTargets, support: ClassTargets, outer: Outer
     ) -> tuple[Tensor, Tensor]:
-        """Return the cross-entropy and the accuracy of each task, ([T], [T])."""
+        """Return the cross-entropy and the accuracy of each task on its query rows, ([T], [T])."""
         assert outer.scale is not None
         head = _head(answering, support)
         loss = cross_entropy(head, features, query.labels, outer.scale)
@@ -175,17 +179,17 @@ class ClassReadout:
         return loss, hits.float().sum(1) / (query.labels >= 0).sum(1).clamp(min=1)
 
     def own(self, answering: Leaves, targets: ClassTargets, task: int) -> dict[str, Tensor]:
-        """Return the head of one task with C classes: `head.weight` [C, D], `head.bias` [C]."""
+        """Return the head of task number `task`, which has C classes: `head.weight` [C, D], `head.bias` [C]."""
         classes = int(targets.present[task].sum())
         return {name: answering[name][task, :classes].detach() for name in HEAD_LEAVES}
 
     def self_accuracy(self, features: Tensor, targets: ClassTargets) -> Tensor:
-        """Return the leave-one-out accuracy of the nearest prototype, [T]."""
+        """Return each task's leave-one-out accuracy on its support set with the nearest prototype, [T]."""
         return leave_one_out_accuracy(features, targets.labels, targets.classes)
 
 
 class ClassAnswers:
-    """The `Answers` of classes: probabilities in the order of the adapter's labels."""
+    """The classification `Answers`: predict probabilities, in the order of the adapter's labels."""
 
     def check(self, labels: Sequence[str]) -> None:
         if not labels:
@@ -205,7 +209,7 @@ class ClassAnswers:
         logits = features.new_full((len(features), max(counts)), ABSENT)
         done = 0
         for (leaves, rows), count in zip(runs, counts, strict=True):
-            # One product for each adapter: padding all heads to the largest would move more bytes.
+            # One matrix product per adapter, because padding all heads to the largest would move more bytes.
             part = slice(done, done + rows)
             logits[part, :count] = torch.addmm(leaves["head.bias"], features[part], leaves["head.weight"].T)
             done += rows
@@ -215,7 +219,7 @@ class ClassAnswers:
 
 @dataclass(frozen=True)
 class _HeadTasks:
-    """T tasks of the inner loop in which cross-entropy on constant features [T, M, D] moves only the head."""
+    """`Tasks` whose inner loop moves only the head: cross-entropy on constant features [T, M, D]."""
 
     prototypes: dict[str, Tensor]
     features: Tensor

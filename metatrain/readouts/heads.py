@@ -30,9 +30,9 @@ class Head:
     present: Tensor
 
     def logits(self, features: Tensor, scale: Tensor) -> Tensor:
-        """Return the logits [T, M, C] float32 of features [T, M, D]. Absent classes get `ABSENT`.
+        """Return the logits [T, M, C] float32 of features [T, M, D].
 
-        `scale`: s, [] or [T, 1, 1].
+        Classes that a task does not have get the logit `ABSENT`. `scale`: s, the inverse temperature, [] or [T, 1, 1].
         """
         raw = scale * (torch.bmm(features, self.weight.transpose(1, 2)) + self.bias.unsqueeze(1))
         return raw.masked_fill(~self.present.unsqueeze(1), ABSENT)
@@ -44,10 +44,10 @@ def memberships(labels: Tensor, classes: int) -> Tensor:
 
 
 def linear_from_prototypes(features: Tensor, labels: Tensor, classes: int) -> Head:
-    """Return the head with w_c = p_c and b_c = 0 for features [T, M, D].
+    """Return the linear head whose weights w_c are the class prototypes p_c of features [T, M, D].
 
-    `labels`: [T, M] in 0 … C−1, with −1 for padding. Classes may have different numbers of shots, because a prototype is the
-    normalized mean of its class.
+    The biases b_c are 0. `labels`: [T, M] in 0 … C−1, with −1 for padding. Classes may have different numbers of shots, because a
+    prototype is the normalized mean of its class.
     """
     members = memberships(labels, classes).to(features.dtype)
     present = members.sum(1) > 0

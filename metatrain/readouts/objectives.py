@@ -5,8 +5,8 @@
     supervised_contrastive   −1/|P_i| Σ_{p ∈ P_i} log( exp(s f_i·f_p) / Σ_{a ≠ i} exp(s f_i·f_a) ),  P_i = the others of i's class
 
 Each term is the mean over a task's rows, [T], and an objective is a weighted sum of terms. Features are on the unit sphere; s
-is the initialization's scale, the inverse temperature. leave_one_out and supervised_contrastive leave out a row that is the
-only one of its class, because it has no other prototype and no partner.
+is the initialization's scale, the inverse temperature. leave_one_out and supervised_contrastive skip a row that is the only one of
+its class, because its class has no prototype without it, and no row to pair it with.
 
 Snell et al. 2017 (arXiv:1703.05175) for the prototypes, here evaluated on the support set itself. Khosla et al. 2020
 (arXiv:2004.11362), eq. 2 ("out"), for the supervised contrastive loss.
@@ -44,10 +44,11 @@ def leave_one_out(features: Tensor, labels: Tensor, classes: int, scale: Tensor)
 
 
 def leave_one_out_accuracy(features: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """Return the share of rows that are nearest to their class's prototype computed without them, [T].
+    """Return each task's leave-one-out accuracy: the share of rows nearest to their own class, [T].
 
-    Features are [T, M, D]; labels are [T, M], with −1 for padding. Rows that are the only one of their class are left out; NaN
-    for a task without any other rows.
+    A row is compared to class prototypes by cosine similarity. The prototype of its own class is computed without the row. Features
+    are [T, M, D]; labels are [T, M], with −1 for padding. Rows that are the only one of their class are left out of the share. A
+    task without any other rows gets NaN.
     """
     hits = _similarity_left_out(features, labels, classes).argmax(-1) == labels
     counted = has_partner(labels)
@@ -55,9 +56,9 @@ def leave_one_out_accuracy(features: Tensor, labels: Tensor, classes: int) -> Te
 
 
 def _similarity_left_out(features: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """Return the cosine of each row to each prototype, [T, M, C], or `ABSENT` for absent classes.
+    """Return the cosine similarity of each row to each class prototype, [T, M, C].
 
-    The prototype of a row's own class is computed without the row.
+    The prototype of a row's own class is computed without the row. Classes that a task does not have get `ABSENT`.
     """
     members = memberships(labels, classes).to(features.dtype)
     sums = torch.einsum("tmc,tmd->tcd", members, features)
@@ -86,7 +87,7 @@ def supervised_contrastive(features: Tensor, labels: Tensor, scale: Tensor) -> T
 
 
 def has_partner(labels: Tensor) -> Tensor:
-    """Return which rows have another row of their class, [T, M] bool. Padding (−1) has none."""
+    """Return a mask [T, M] bool: True for rows with another row of their class. Padding (−1) is False."""
     same = (labels.unsqueeze(1) == labels.unsqueeze(2)) & (labels >= 0).unsqueeze(1)
     return (same.sum(-1) > 1) & (labels >= 0)
 

@@ -1,4 +1,4 @@
-"""The interface of a readout, of its targets and of its answers."""
+"""Protocols for readouts: `Readout` to adapt, `Targets` for the correct answers, `Answers` to serve."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +13,10 @@ from metatrain.inner.problem import Leaves, Outer
 
 
 class Targets(Protocol):
-    """The correct answers for the M rows of T tasks. Rows are in groups: classes, or one group for all."""
+    """The correct answers for the M rows of each of T tasks.
+
+    Every row is in a group. The groups are the classes or, without classes, a single group for all rows of the task.
+    """
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -21,7 +24,7 @@ class Targets(Protocol):
 
     @property
     def sizes(self) -> list[tuple[int, int]]:
-        """The number of examples and of groups of each task. Examples divided by groups are its shots."""
+        """A pair (number of examples, number of groups) for each task. Their quotient is its shots."""
 
     @property
     def most_shots(self) -> list[int]:
@@ -29,29 +32,29 @@ class Targets(Protocol):
 
     @property
     def has_partners(self) -> bool:
-        """True if every task has at least two rows of one group."""
+        """True if every task has a group with at least two rows."""
 
     def columns(self, index: Tensor) -> Self:
-        """Return the targets of rows `index` [m] of every task."""
+        """Return the targets with only the rows at positions `index` [m] of each task."""
 
     def only(self, which: Sequence[int]) -> Self:
-        """Return the targets of tasks `which`."""
+        """Return the targets of only the tasks at the indices `which`."""
 
     def real(self) -> Tensor:
-        """Return which rows are not padding, [T, M] bool."""
+        """Return a mask [T, M] bool: True for rows that are not padding."""
 
     def repeat(self, times: int) -> Self:
-        """Return the targets of `times` views of every row, [T, times · M]."""
+        """Repeat the M rows of each task `times` times, for augmented views: [T, times · M]."""
 
     def parts(self, count: int, seed: int) -> list[Tensor]:
-        """Split the rows into `count` parts of nearly equal size, which depend only on the seed."""
+        """Split the rows, by `seed`, into `count` parts of nearly equal size; return row indices of each."""
 
 
 @dataclass(frozen=True)
 class RowTargets:
-    """Targets with one value per row and one group: `values` [T, M, …].
+    """Targets with a value for each row and a single group, for readouts without classes.
 
-    `mask`: [T, M] bool, True for rows that are not padding.
+    `values`: [T, M, …]. `mask`: [T, M] bool, True for rows that are not padding.
     """
 
     values: Tensor
@@ -59,7 +62,7 @@ class RowTargets:
 
     @classmethod
     def of(cls, tasks: Sequence[Sequence[Any]], device: torch.device) -> Self:
-        """Return the targets of T tasks with different numbers of rows, padded with zeros."""
+        """Create targets from the values of each task's rows, padded with zeros to the largest task."""
         values = [torch.tensor(task, dtype=torch.float32) for task in tasks]
         masks = [torch.ones(len(task), dtype=torch.bool) for task in tasks]
         return cls(*(nn.utils.rnn.pad_sequence(part, batch_first=True).to(device) for part in (values, masks)))
@@ -101,10 +104,10 @@ class RowTargets:
 
 
 class Readout(Protocol):
-    """The part of an inner loop between the features and the loss.
+    """The step from features to losses and predictions during adaptation, such as a classification head.
 
-    `leaves`: the names of its leaves of φ. `moved`: True if inner steps move these leaves together with the delta. Features are
-    [T, M, D] float32.
+    φ (`phi`) has the tensors that the inner loop adapts. `leaves`: the names of the readout's tensors in φ. `moved`: True if inner
+    steps move these tensors together with the delta. Features are [T, M, D] float32.
     """
 
     @property
@@ -120,36 +123,38 @@ class Readout(Protocol):
         """
 
     def start(self, features: Tensor, targets: Any) -> dict[str, Tensor]:
-        """Return the initial leaves for the features of the support set, [T, …]."""
+        """Return the readout's initial tensors, [T, …], computed from the features of the support set."""
 
     def losses(self, phi: Leaves, features: Tensor, targets: Any, outer: Outer) -> Tensor:
-        """Return the inner objective of each task, [T]."""
+        """Return the inner objective of each task, [T], for the features of support rows."""
 
     def answering(
         self, phi: Leaves, features: Callable[[], Tensor], targets: Any, outer: Outer, step: int, *, exact: bool
     ) -> dict[str, Tensor]:
-        """Return the leaves that answer after `step` inner steps.
+        """Return the tensors from which the readout predicts after `step` inner steps.
 
-        `features` computes the features of the support set under φ. `exact`: whether the result is differentiated exactly.
+        `features`: a function that computes the features of the support set with the adapted delta. `exact`: differentiate any
+        gradient steps that the readout takes here; otherwise their gradients are constants.
         """
 
     def judge(self, answering: Leaves, features: Tensor, query: Any, support: Any, outer: Outer) -> tuple[Tensor, Tensor]:
-        """Return the loss and the score of query rows for the leaves of `answering`, ([T], [T]).
+        """Return the loss [T] and the score [T] of the readout's predictions for query rows.
 
-        `query`, `support`: the targets of the two sets.
+        `answering`: the result of the method `answering`. `features`: those of the query rows. `query`, `support`: the targets of
+        the two sets.
         """
 
     def own(self, answering: Leaves, targets: Any, task: int) -> dict[str, Tensor]:
-        """Return the leaves of one task as its adapter stores them, without padding."""
+        """Return the tensors of task number `task` as its adapter stores them, without padding."""
 
     def self_accuracy(self, features: Tensor, targets: Any) -> Tensor:
         """Return the leave-one-out accuracy on the support set, [T]; NaN if it is undefined."""
 
 
 class MovedReadout:
-    """A base class for readouts that answer with the leaves that the inner loop has moved.
+    """The base class of readouts that predict directly from the tensors that the inner loop has moved.
 
-    A subclass has to define `leaves`, `start`, `losses` and `judge`.
+    A subclass must define `leaves`, `start`, `losses` and `judge`.
     """
 
     leaves: tuple[str, ...]
@@ -174,7 +179,7 @@ class MovedReadout:
 
 
 class Answers(Protocol):
-    """The prediction with adapters of one kind of readout, several in one batch.
+    """The serving part of a readout kind: predict with several adapters in one batch.
 
     It is independent of the inner loop that produced the adapters.
     """
@@ -183,24 +188,30 @@ class Answers(Protocol):
         """Raise ArtifactError if an adapter of this kind cannot have these labels."""
 
     def shapes(self, labels: Sequence[str], hidden: int) -> dict[str, tuple[int, ...]]:
-        """Return the shapes of the answering leaves of an adapter with these labels. `hidden`: D."""
+        """Return the shapes of the readout's tensors in an adapter with these labels.
+
+        `hidden`: D, the width of the features.
+        """
 
     def pack(self, leaves: Leaves, scale: float) -> dict[str, Tensor]:
-        """Return the leaves as the bank stores them, float32. `scale`: s, the inverse temperature."""
+        """Convert an adapter's readout tensors to the float32 tensors that `answer` reads.
+
+        `scale`: s, the inverse temperature.
+        """
 
     def answer(self, runs: Sequence[tuple[Leaves, int]], features: Tensor) -> list[Any]:
-        """Return one JSON value for each row of features [B, D].
+        """Return the prediction, a JSON value, for each row of features [B, D].
 
-        `runs`: packed leaves, each with the number of consecutive rows that they answer.
+        `runs`: a pair for each adapter, its tensors from `pack` and the number of consecutive rows that use it.
         """
 
 
 @dataclass(frozen=True)
 class ReadoutKind:
-    """One kind of readout.
+    """One kind of readout, as the registry stores it.
 
-    `leaves`: the names of its leaves of φ. `learner`: makes the `Readout` of (inner configuration, number of support rows).
-    `answers`: the prediction with its adapters.
+    `leaves`: the names of its tensors in φ. `learner`: a function that creates the `Readout` from the inner configuration and the
+    number of support rows. `answers`: predicts with adapters of this kind.
     """
 
     leaves: tuple[str, ...]

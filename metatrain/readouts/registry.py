@@ -1,6 +1,6 @@
 """The registry of readout kinds.
 
-A new kind is a file in this folder and a line here, or an entry point of another package.
+To add a kind, write a file in this folder and add a line here, or register an entry point in another package.
 """
 
 from functools import cache

@@ -15,7 +15,10 @@ from metatrain.tasks.episodes import EpisodeShape
 
 @dataclass(frozen=True)
 class Arrays:
-    """Examples by class, each [n, …]. All classes have the same shape of example and the same dtype."""
+    """A data set of arrays: for each class, its n examples as one array [n, …].
+
+    All examples have the same shape and dtype.
+    """
 
     name: str
     classes: Mapping[str, NDArray[np.generic]]
@@ -51,10 +54,10 @@ def read_npz(path: Path, *, examples: str = "images", labels: str = "labels") ->
 
 
 def read_images(folder: Path, size: int) -> Arrays:
-    """Read a folder that has one folder of images for each class, as uint8 [n, 3, size, size].
+    """Read a folder that has one folder of images for each class, as uint8 arrays [n, 3, size, size].
 
-    Each image is cropped to its central square and resized. Needs the package pillow. Raises DataError for a folder without images
-    and for a file that is not an image.
+    Each image is cropped to its central square and resized. Raises DataError if the package pillow is not installed, for a folder
+    without images, and for a file that is not an image.
     """
     try:
         from PIL import Image
@@ -81,10 +84,10 @@ def read_images(folder: Path, size: int) -> Arrays:
 
 
 class ArraySampler:
-    """A sampler of meta-batches of T tasks, which depend only on (seed, index).
+    """A sampler of meta-batches of T tasks. Each draw depends only on (seed, index).
 
-    `rotations`: each class, turned by 90, 180 and 270 degrees, gives three more classes (Santoro et al. 2016, for Omniglot). This
-    needs square examples.
+    `rotations`: add three classes for each class, its examples rotated by 90, 180 and 270 degrees (Santoro et al. 2016, for
+    Omniglot). This needs square examples.
     """
 
     def __init__(self, arrays: Arrays, seed: int, *, rotations: bool = False) -> None:
@@ -95,7 +98,8 @@ class ArraySampler:
     def tasks(self, index: int, shape: EpisodeShape, count: int) -> tuple[Examples, Examples]:
         """Draw meta-batch number `index`: support [T, N·K, …] and query [T, N·Q, …], float32.
 
-        Labels are [T, N·K] and [T, N·Q], 0 … N−1, class by class. Raises DataError if there are too few classes or examples.
+        T is `count`, and N, K and Q are the ways, shots and queries of `shape`. Labels are [T, N·K] and [T, N·Q], 0 … N−1, class by
+        class. Raises DataError if there are too few classes or examples.
         """
         need = shape.shots + shape.queries
         smallest = min(len(rows) for rows in self._classes)

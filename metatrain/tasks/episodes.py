@@ -16,7 +16,10 @@ from metatrain.errors import DataError
 
 @dataclass(frozen=True)
 class Dataset:
-    """Labelled texts by class, in the order of the file. Every class has at least one text."""
+    """A data set of labelled texts: {label: texts}, in the order of the file.
+
+    Every class has at least one text.
+    """
 
     name: str
     texts: dict[str, tuple[str, ...]]
@@ -36,7 +39,10 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Episode:
-    """One draw: `support` and `query` are pairs (text, class index). The class index points into `labels`."""
+    """A few-shot task that was drawn from a data set.
+
+    `support`, `query`: pairs (text, class index), where the index points into `labels`.
+    """
 
     dataset: str
     labels: tuple[str, ...]
@@ -59,15 +65,16 @@ class EpisodeSampler:
     It draws a data set with probability ∝ (number of its usable classes)^`temperature`, then `ways` of these classes, then
     `shots` + `queries` different texts of each. A class is usable if it has that many texts. Two options make the tasks harder:
 
-    near-miss, in a share `near_miss` of the episodes: one class is drawn at random, and the classes of the episode are drawn
-    from the ones most similar to it, twice as many as the episode needs. The task is then to tell similar classes apart.
-    label-merge, in a share `merge` of the episodes: each label is a union of two classes whose texts alternate, so that the
-    texts of a label have no single centre. Data sets with fewer than 2·ways usable classes are not merged.
+    - near-miss, in a share `near_miss` of the episodes: one class is drawn at random, and only the classes most similar to it are
+      candidates for the episode. There are twice as many candidates as the episode needs. The task is then to tell similar classes
+      apart.
+    - label-merge, in a share `merge` of the episodes: each label is a union of two classes whose texts alternate, so that the
+      texts of a label have no single centre. Data sets with fewer than 2·ways usable classes are not merged.
 
-    In a share `unequal` of the episodes the N · K examples are dealt unevenly to the classes, at least one to each, as in
-    requests.
+    In a share `unequal` of the episodes, the N · K examples are distributed unevenly over the classes, at least one to each, as in
+    real requests.
 
-    `similarity`: [C, C] for each data set, in the order of its classes; needed for near-miss episodes.
+    `similarity`: the similarity of classes, [C, C] for each data set, in the order of its classes; needed for near-miss episodes.
     """
 
     def __init__(
@@ -89,7 +96,7 @@ class EpisodeSampler:
         self.near_miss, self.merge, self.unequal, self.similarity = near_miss, merge, unequal, similarity
 
     def episode(self, index: int, shape: EpisodeShape) -> Episode:
-        """Draw episode number `index` of this shape. Raises DataError if no data set can fill the shape."""
+        """Draw episode number `index` of this shape. Raises DataError if every data set is too small for it."""
         rng = np.random.default_rng([self.seed, index, shape.ways, shape.shots, shape.queries])
         need = shape.shots + shape.queries
         usable = [[c for c, texts in enumerate(d.texts.values()) if len(texts) >= need] for d in self.datasets]
@@ -123,10 +130,10 @@ class EpisodeSampler:
 
 
 def unequal_shots(total: int, most: Sequence[int], rng: np.random.Generator) -> list[int]:
-    """Deal `total` examples to classes and return the number of each class.
+    """Distribute `total` examples over classes at random, and return the number of each class.
 
-    Class c gets at least one and at most `most[c]` examples. Each example goes to a class with room, drawn with weights that
-    are themselves drawn uniformly from the simplex.
+    Class c gets at least one and at most `most[c]` examples. The weights of the classes are drawn uniformly from the simplex. Each
+    further example goes to a class that has room, drawn by these weights.
     """
     weights = rng.dirichlet(np.ones(len(most))) + 1e-9
     shots = np.ones(len(most), dtype=int)
@@ -137,7 +144,7 @@ def unequal_shots(total: int, most: Sequence[int], rng: np.random.Generator) -> 
 
 
 def _draw_in_turn(classes: Sequence[Sequence[str]], need: int, rng: np.random.Generator) -> list[str]:
-    """Draw `need` different texts, from the classes in turn."""
+    """Draw `need` different texts, alternating between the classes."""
     drawn = [[texts[i] for i in rng.choice(len(texts), need, replace=False)] for texts in classes]
     return [drawn[i % len(drawn)][i // len(drawn)] for i in range(need)]
 
@@ -145,7 +152,7 @@ def _draw_in_turn(classes: Sequence[Sequence[str]], need: int, rng: np.random.Ge
 def assert_enough(datasets: Sequence[Dataset], shape: EpisodeShape, where: str) -> None:
     """Raise DataError if no data set has enough classes with enough texts for the shape.
 
-    `where` is the beginning of the message.
+    `where`: the beginning of the error message.
     """
     need = shape.shots + shape.queries
     best = max(sum(len(texts) >= need for texts in dataset.texts.values()) for dataset in datasets)
@@ -157,7 +164,7 @@ def assert_enough(datasets: Sequence[Dataset], shape: EpisodeShape, where: str) 
 
 
 def largest_shapes(ways: tuple[int, int], shots: tuple[int, int], queries: int, rows: int) -> list[EpisodeShape]:
-    """Return the shape with the most ways that `draw_shape` can draw, for each number of shots."""
+    """Return, for each number of shots, the shape with the most ways that `draw_shape` can draw."""
     most_ways = {k: min(ways[1], rows // (k + queries)) for k in range(shots[0], shots[1] + 1)}
     return [EpisodeShape(n, k, queries) for k, n in most_ways.items() if n >= ways[0]]
 
@@ -167,7 +174,7 @@ def draw_shape(
 ) -> EpisodeShape:
     """Draw the shape of meta-batch `index`: ways and shots are log-uniform in their closed ranges.
 
-    The draw is repeated until one task has at most `rows` rows. None is no limit.
+    The draw is repeated until a task of this shape has at most `rows` support and query rows. None: no limit.
     """
     rng = np.random.default_rng([seed, index, 7])
     while True:
@@ -184,16 +191,16 @@ def _log_uniform(rng: np.random.Generator, bounds: tuple[int, int]) -> int:
 def manifest_digest(episodes: Sequence[Episode]) -> str:
     """Return the sha256 of the exact contents of episodes.
 
-    Two methods that report the same digest were measured on the same episodes.
+    Results of two methods are comparable if they report the same digest, because both used the same episodes.
     """
     content = [[e.dataset, e.labels, e.support, e.query] for e in episodes]
     return hashlib.sha256(json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()).hexdigest()
 
 
 def assert_class_disjoint(left: Sequence[Dataset], right: Sequence[Dataset], what: str) -> None:
-    """Raise DataError for a class that data sets of the same name have on both sides.
+    """Raise DataError if data sets of the same name in `left` and in `right` have a class in common.
 
-    `what` is the beginning of the message.
+    `what`: the beginning of the error message.
     """
     left_classes = {(d.name, label) for d in left for label in d.texts}
     for d in right:

@@ -1,4 +1,4 @@
-"""A reader of data sets of the Hugging Face hub, or of local folders in its format.
+"""Read data sets from the Hugging Face hub, or from local folders in its format.
 
 Needs the package `datasets`.
 """

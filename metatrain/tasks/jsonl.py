@@ -1,4 +1,4 @@
-"""A reader of JSON Lines: one object {"text": …, "label": …} per line, optionally gzipped.
+"""Read JSON Lines files: one object {"text": …, "label": …} per line, optionally gzipped.
 
 Other keys are ignored.
 """
@@ -17,8 +17,9 @@ STARTER = Path(__file__).with_name("starter_intents.jsonl")
 def read_jsonl(path: Path, name: str | None = None) -> Dataset:
     """Read all examples of a file as one data set. Exact repeats within a class are kept once.
 
-    `name`: of the data set; None takes it from the file name, or from the folder of a file named `full.…`. Raises DataError, with
-    the line number, for a line that is not an object with a text and a label.
+    `name`: the data set's name; None for the file's name without endings, or the folder's name if the file is named `full.…`.
+    Raises DataError if the file is missing or unreadable, and, with the line number, for a line that is not an object with a text
+    and a label.
     """
     if not path.is_file():
         raise DataError(f"data: no file at {path}")

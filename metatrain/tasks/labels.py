@@ -1,4 +1,4 @@
-"""The words of a label: `card_arrival` describes what its examples have in common."""
+"""Split labels into words, because a label such as `card_arrival` describes its examples."""
 
 import re
 

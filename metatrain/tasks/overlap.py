@@ -1,4 +1,4 @@
-"""Removal of overlap between data sets: shared texts, and shared classes under different names."""
+"""Remove overlap between data sets: shared texts, and shared classes under different names."""
 
 import re
 from collections import Counter
@@ -10,17 +10,17 @@ _NOT_WORD = re.compile(r"\W+")
 
 
 def normalized(text: str) -> str:
-    """Return a text without case and punctuation. Two texts with equal results count as the same."""
+    """Return a text in lower case without punctuation. Texts with equal results are treated as the same."""
     return _NOT_WORD.sub(" ", text.lower()).strip()
 
 
 def without_overlap(
     datasets: Sequence[Dataset], other: Sequence[Dataset], *, largest_share: float = 0.05
 ) -> tuple[list[Dataset], list[str]]:
-    """Return `datasets` without the texts and classes of `other`, and a line for each class that changed.
+    """Return `datasets` without the texts and classes of `other`, and a message for each changed class.
 
     Every text that `other` has is dropped. A class that shares more than `largest_share` of its texts with one class of `other` is
-    taken for the same class under a different name, and dropped whole.
+    treated as the same class under a different name, and dropped completely.
     """
     other_class: dict[str, str] = {}
     for dataset in other:

@@ -1,4 +1,4 @@
-"""Readers of the data sources that a recipe names: one line in `READERS` for each place or format."""
+"""Readers of the data sources that recipes name. `READERS` has one line for each place or format."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ _HUB = "hub:"
 
 
 class Columns(BaseModel):
-    """The columns of a table that hold texts and labels, and the split of a data set of the hub."""
+    """The names of the columns of texts and labels, and of the split of a Hugging Face data set."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -28,7 +28,8 @@ class Columns(BaseModel):
 class Reader:
     """A reader of one kind of source.
 
-    `accepts`: True for the source names that it reads. `read`: (source name, data folder, columns) → the examples.
+    `accepts`: a function that returns True for the source names that this reader can read. `read`: a function from (source name,
+    data folder, columns) to the examples.
     """
 
     accepts: Callable[[str], bool]

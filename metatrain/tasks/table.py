@@ -1,4 +1,4 @@
-"""A reader of CSV and TSV files with a header, one example per row, optionally gzipped."""
+"""Read CSV and TSV files with a header and one example per row, optionally gzipped."""
 
 import csv
 import gzip
@@ -14,8 +14,8 @@ def read_table(path: Path, *, text: str = "text", label: str = "label", name: st
     """Read all examples of a file as one data set, from the columns `text` and `label`.
 
     Exact repeats within a class are kept once. Columns are separated by tabs in a `.tsv` file and by commas in any other.
-    `name`: of the data set; None takes it from the file name. Raises DataError for a missing column, and, with the line number,
-    for an empty text or label.
+    `name`: the data set's name; None for the file's name without endings. Raises DataError if the file is missing or unreadable,
+    for a missing column, and, with the line number, for an empty text or label.
     """
     if not path.is_file():
         raise DataError(f"data: no file at {path}")
@@ -36,9 +36,10 @@ def read_table(path: Path, *, text: str = "text", label: str = "label", name: st
 
 
 def by_class(name: str, where: str, rows: Iterable[tuple[int, object, object]]) -> Dataset:
-    """Make a data set of rows (line number, text, label). `where` names the file in messages.
+    """Group rows (line number, text, label) by label into a data set called `name`.
 
-    Raises DataError for a text or label that is not a non-empty string, and if there are no examples.
+    Exact repeats within a class are kept once. `where`: the file's name in error messages. Raises DataError for a text or label
+    that is not a non-empty string, and if there are no rows.
     """
     texts: dict[str, dict[str, None]] = {}
     for number, text, label in rows:

@@ -1,4 +1,4 @@
-"""The data of a run, and the episodes that are drawn from it."""
+"""Read the data sets of a training run, and draw its training and validation episodes."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,12 +27,13 @@ VALIDATION_QUERIES = 5
 
 
 def read_data(recipe: Recipe, data: Path) -> tuple[list[Dataset], list[Dataset], list[str]]:
-    """Return the training sets, the validation sets, and a line of text for everything that was dropped.
+    """Return the training sets, the validation sets, and a line of text for each class that lost texts.
 
-    Classes and texts that the held-out data has are dropped from the training sets. Those that the training or held-out data has
-    are dropped from the validation sets. A validation set with fewer classes left than the ways of an episode is not used.
+    Classes and texts of the held-out data are dropped from the training sets. Classes and texts of the training or held-out data
+    are dropped from the validation sets. A validation set with fewer classes left than `validation.ways` is not used.
 
-    Raises DataError if a class is listed on two sides, or if nothing is left.
+    Raises DataError if one class is listed in two of `data.train`, `data.valid` and `data.held_out`, or if no training or
+    validation data is left.
     """
     train_sets = [source.read(data) for source in recipe.data.train]
     valid_sets = [source.read(data) for source in recipe.data.valid]
@@ -64,9 +65,9 @@ def assert_episodes(recipe: Recipe, train_sets: list[Dataset], valid_sets: list[
 
 
 def class_similarity(encoded: Encoded, datasets: list[Dataset], *, texts: int = 16) -> list[NDArray[np.float32]]:
-    """Return the cosines between class means of the base model's features, [C, C] for each data set.
+    """Return the similarity of every pair of classes, [C, C] for each data set.
 
-    A class mean is over the first `texts` texts of the class.
+    It is the cosine between the means of the base model's features. A mean uses the first `texts` texts of the class.
     """
     similarities = []
     for dataset in datasets:
@@ -79,7 +80,10 @@ def class_similarity(encoded: Encoded, datasets: list[Dataset], *, texts: int = 
 
 
 def validation_episodes(recipe: Recipe, valid_sets: list[Dataset]) -> list[Episode]:
-    """Return the episodes of every validation; the data sets take turns, for each number of shots."""
+    """Return the fixed list of episodes that every validation uses.
+
+    For each number of shots, the episodes cycle through the data sets.
+    """
     episodes = []
     for shots in recipe.validation.shots:
         shape = EpisodeShape(recipe.validation.ways, shots, VALIDATION_QUERIES)
@@ -103,16 +107,16 @@ def training_sampler(recipe: Recipe, encoded: Encoded, train_sets: list[Dataset]
 
 
 def meta_batch(recipe: Recipe, sampler: EpisodeSampler, step: int) -> list[Episode]:
-    """Draw the `outer.tasks` tasks of outer step number `step`, all of one shape."""
+    """Draw the meta-batch of outer step number `step`: `outer.tasks` episodes, all of one shape."""
     drawn = recipe.episodes
     shape = draw_shape(recipe.seed, step, drawn.ways, drawn.shots, drawn.queries, drawn.rows)
     return sampler.batch(step, shape, recipe.outer.tasks)
 
 
 def micro_batches(episodes: Sequence[Episode], rows_at_once: int) -> list[list[Episode]]:
-    """Split a meta-batch into micro-batches of at most `rows_at_once` rows.
+    """Split a meta-batch into micro-batches of at most `rows_at_once` support and query rows.
 
-    A task with more rows is a micro-batch of its own.
+    An episode with more rows than that is a micro-batch of its own.
     """
     largest = max(len(episode.support) + len(episode.query) for episode in episodes)
     size = max(1, rows_at_once // largest)

@@ -1,4 +1,4 @@
-"""Evaluation of initializations: accuracy over episodes, paired between the compared systems."""
+"""Evaluate initializations: their accuracy on episodes, and paired differences on the same episodes."""
 
 import math
 import time
@@ -23,8 +23,8 @@ from metatrain.tasks.episodes import Episode
 class Scores:
     """The result of an evaluation.
 
-    `accuracy`: of each episode, in order. `seconds_per_task`: the time of adaptation divided by the number of episodes; episodes of
-    one pass adapt together.
+    `accuracy`: one number for each episode, in order. `seconds_per_task`: the time of adaptation divided by the number of episodes.
+    Several episodes are adapted in one batch, so it is not the latency of a single adaptation.
     """
 
     accuracy: tuple[float, ...]
@@ -45,12 +45,12 @@ def evaluate(
     encoded: Encoded | None = None,
     progress: Callable[[int], object] = lambda done: None,
 ) -> Scores:
-    """Adapt to each episode's support set and score its queries, with `together` episodes in one pass.
+    """Adapt to each episode's support set and score its queries, with `together` episodes in one batch.
 
-    `steps`: the number of inner steps; if None, the initialization's number for each support set. `encoded`: a cache of encoded
-    rows; a new one if None. `progress` is called after each pass with the number of its episodes.
+    `steps`: the number of inner steps; None for the initialization's number for each support set. `encoded`: a cache of encoded
+    examples; None for a new one. `progress` is called after each batch with the number of its episodes.
 
-    Raises ValueError if support sets of one pass are taken in parts and differ in their numbers of rows.
+    Raises ValueError if support sets of one batch are so large that they are split into parts, and differ in their numbers of rows.
     """
     if steps is not None:
         marks = (steps,)
@@ -78,7 +78,10 @@ def evaluate_steps(
     encoded: Encoded | None = None,
     progress: Callable[[int], object] = lambda done: None,
 ) -> dict[int, Scores]:
-    """Evaluate after each number of inner steps in `marks`, in one run of the loop: {steps: scores}."""
+    """Evaluate after each number of inner steps in `marks`; return {number of steps: scores}.
+
+    One run of the inner loop serves all of `marks`. The other arguments are those of `evaluate`.
+    """
     accuracy: dict[int, list[float]] = {}
     seconds: dict[int, float] = {}
     for support, query in _batches(base, init, episodes, together, encoded):
@@ -91,7 +94,7 @@ def evaluate_steps(
             began = time.perf_counter()
             with torch.no_grad():
                 adapted = tasks.adapted(point.phi, outer, point.step, exact=False)
-                readout_seconds = time.perf_counter() - began  # counts for this mark only, not for the later ones
+                readout_seconds = time.perf_counter() - began  # added to this mark only, not to the later ones
                 accuracy.setdefault(point.step, []).extend(tasks.judged(adapted, outer)[1].tolist())
             seconds[point.step] = seconds.get(point.step, 0.0) + spent + readout_seconds
             began = time.perf_counter()
@@ -102,9 +105,9 @@ def evaluate_steps(
 def _batches(
     base: Base, init: Initialization, episodes: Sequence[Episode], together: int, encoded: Encoded | None
 ) -> Iterator[tuple[Support[ClassTargets], Query[ClassTargets]]]:
-    """Yield the episodes in batches, with the part of the query rows below the delta precomputed.
+    """Yield the support and query sets of the episodes in batches of `together` episodes.
 
-    No inner step changes that part.
+    For query rows, the part of the model below the delta is computed in advance, because no inner step changes it.
     """
     kind, encoded = base.attach(init.delta), encoded or Encoded(base)
     for start in range(0, len(episodes), together):
@@ -129,10 +132,10 @@ def own_steps(
 def evaluate_prototypes(
     base: Base, init: Initialization, episodes: Sequence[Episode], *, encoded: Encoded | None = None
 ) -> tuple[float, ...]:
-    """Return the accuracy of each episode without inner steps.
+    """Return the accuracy of the prototype classifier, without inner steps, on each episode.
 
-    It is that of `evaluate` with steps=0, up to rounding. The features of each different text are computed only once, which saves
-    time if many episodes share texts.
+    It equals that of `evaluate` with steps=0, up to rounding. The features of each different text are computed only once, which
+    saves time if many episodes share texts.
     """
     kind, outer, encoded = base.attach(init.delta), init.outer(base.device), encoded or Encoded(base)
     assert outer.scale is not None
@@ -154,7 +157,7 @@ def evaluate_prototypes(
 def paired_interval(left: Sequence[float], right: Sequence[float]) -> tuple[float, float]:
     """Return the mean of left − right over paired episodes, and the half-width of its 95 % interval.
 
-    The interval is the normal approximation.
+    The interval uses the normal approximation.
     """
     differences = [a - b for a, b in zip(left, right, strict=True)]
     mean = sum(differences) / len(differences)

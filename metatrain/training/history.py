@@ -1,7 +1,7 @@
-"""The events of a run in a file, `history.jsonl`, with one line for each event.
+"""The file `history.jsonl` of a training run, with one line for each event.
 
-Equal runs write equal bytes. A checkpoint records the size of the file. A run that resumes from the checkpoint truncates the file
-to that size, and so removes the events after the checkpoint.
+Equal runs write equal bytes. A checkpoint stores the size of the file. A run that resumes from the checkpoint truncates the file to
+that size, which removes the events after the checkpoint.
 """
 
 import json
@@ -16,9 +16,9 @@ _BEFORE_VERSION_2 = "history.json"
 
 
 class History:
-    """A file of events that is only appended to.
+    """An append-only file of events.
 
-    Use `resume` to continue from a checkpoint, and `discard` in processes that must not write.
+    Create it with `resume`, also for a new run, or with `discard` in processes that must not write.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -26,9 +26,9 @@ class History:
 
     @classmethod
     def resume(cls, folder: Path, size: int) -> Self:
-        """Open `folder`/history.jsonl, truncated to its first `size` bytes.
+        """Open `folder`/history.jsonl for appending, truncated to its first `size` bytes.
 
-        Raises DataError if the file is shorter than that.
+        Create it if it is missing and `size` is 0. Raises DataError if the file is shorter than `size`.
         """
         path = folder / NAME
         present = path.stat().st_size if path.is_file() else 0
@@ -57,7 +57,7 @@ class History:
 
 
 def read_history(folder: Path) -> list[dict[str, Any]]:
-    """Return the events of the run in `folder`. Raises DataError if there are none.
+    """Return the events of the run in `folder`. Raises DataError if there is no history file.
 
     The history.json of runs before version 2 is read too.
     """

@@ -1,11 +1,11 @@
-"""The outer optimizer on θ, log α, log s and the base model's parameters, and its checkpoint.
+"""The outer optimizer, which moves θ, log α, log s and base-model parameters, and its checkpoint.
 
     Adam    m ← 0.9 m + 0.1 g,  v ← 0.999 v + 0.001 g²,  leaf ← leaf − η_k m̂ / (√v̂ + 1e-8)
     SGD     leaf ← leaf − η_k g
 
-The gradients of θ and of the base model are first clipped to a common norm. η_k warms up linearly, then is constant or falls to
-zero linearly or by a cosine. A step whose gradient is not finite is skipped and counted; too many in a row stop the training. Adam:
-Kingma and Ba 2015 (arXiv:1412.6980).
+The gradients of θ and of the base model are first clipped by their joint norm. The learning rate η_k warms up linearly. Then it is
+constant or falls to zero, linearly or by a cosine. A step whose gradient is not finite is skipped and counted. Too many skipped
+steps in a row stop the training. Adam: Kingma and Ba 2015 (arXiv:1412.6980).
 """
 
 import json
@@ -29,7 +29,7 @@ from metatrain.options import Section
 
 CHECKPOINT = "checkpoint.safetensors"
 _TENSORS = ("leaves", "first_moment", "second_moment", "average", "best_leaves")
-_CHECKED_AFTER = 5  # steps
+_CHECKED_AFTER = 5  # outer steps with a finite gradient
 
 
 class OuterConfig(Section):
@@ -63,12 +63,13 @@ class OuterConfig(Section):
 
 @dataclass
 class OuterState:
-    """The mutable state of a run.
+    """The mutable state of a training run, which checkpoints store.
 
-    `leaves`: the current outer leaves; `average`: their moving average; `best_leaves`: those with the best validation score.
-    `learned`: the names of the leaves that outer steps move. `unmoved`: those of θ and the base model that have had no gradient
-    yet. `skipped`: the number of outer steps without a finite gradient. `dropped`: the number of tasks without one. `fruitless`:
-    the number of validations since the best one. `history_bytes`: the size of the run's history file.
+    `leaves`: the current tensors of `Outer.leaves()`. `average`: their moving average. `best_leaves`: those with the best
+    validation score. `learned`: the names of the leaves that outer steps move. `unmoved`: the names of the learned leaves of θ and
+    the base model whose gradient has been zero in every step so far. `skipped`: the number of outer steps that were skipped because
+    their gradient was not finite. `dropped`: the number of tasks that were dropped because their loss or gradient was not finite.
+    `fruitless`: the number of validations since the best one. `history_bytes`: the size of the run's history file.
     """
 
     leaves: dict[str, Tensor]
@@ -91,19 +92,19 @@ class OuterState:
     def start(cls, outer: Outer, learns: Callable[[str], bool] = lambda leaf: True) -> "OuterState":
         """Return the state before the first outer step.
 
-        `learns`: returns True for the names of leaves that are moved (`Algorithm.learns`).
+        `learns`: a function that returns True for the names of the leaves that outer steps move (`Algorithm.learns`).
         """
-        leaves = dict(sorted(outer.leaves().items()))  # the order after loading a checkpoint, because sums depend on it
+        leaves = dict(sorted(outer.leaves().items()))  # in the order of a loaded checkpoint, because sums depend on it
         zeros = {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
         learned = set(filter(learns, leaves))
         return cls(leaves, zeros, dict(zeros), dict(leaves), dict(leaves), learned, set(filter(_is_weight, learned)))
 
     def kept(self, config: OuterConfig) -> dict[str, Tensor]:
-        """Return the leaves that are validated and saved: the average if there is one, else the current ones."""
+        """Return the leaves to validate and save: the moving average if `config` has one, else the current."""
         return self.average if config.average else self.leaves
 
     def save(self, path: Path, run: str) -> None:
-        """Write the state to `path`, with the digest of its run."""
+        """Write the state to the checkpoint file `path`, with `run`, the digest of the run."""
         tensors = {f"{kind}/{name}": leaf for kind in _TENSORS for name, leaf in getattr(self, kind).items()}
         scalars = {name: getattr(self, name) for name in _SCALARS} | {"run_digest": run}
         scalars |= {name: sorted(getattr(self, name)) for name in _SETS}
@@ -111,9 +112,9 @@ class OuterState:
 
     @classmethod
     def load(cls, path: Path, run: str) -> "OuterState | None":
-        """Read the state that `save` wrote; return None if there is no file.
+        """Return the state that `save` wrote to `path`, or None if there is no file.
 
-        Raises DataError for a checkpoint of another run.
+        `run`: the digest of the run. Raises DataError if the file has the digest of another run.
         """
         if not path.is_file():
             return None
@@ -133,13 +134,14 @@ _SETS = ("learned", "unmoved")
 
 
 def outer_step(config: OuterConfig, state: OuterState, gradient: MetaGradient, why: str = "") -> float:
-    """Take one step on the learned leaves; the gradients may be on any device.
+    """Update the learned leaves of `state` by one outer step, and return the norm of the gradient.
 
-    `why`: the reason for a gradient that is not finite, for the error. Returns the norm before clipping of the gradient of the
-    learned leaves of θ and the base model; NaN for a skipped step.
+    The norm is over the learned leaves of θ and the base model, before clipping. A step whose gradient is not finite is skipped,
+    and returns NaN. The gradients may be on any device. `why`: the reason for a gradient that is not finite; it appears only in the
+    error message.
 
     Raises NonFinite if more than `most_skipped` steps in a row are skipped. Raises NoMetaGradient if a learned leaf of θ or of the
-    base model had only gradients of zero in the first steps, so that the loss does not depend on it.
+    base model had only zero gradients in the first steps, because then the loss does not depend on it.
     """
     gradients = {name: g for name, g in gradient.gradients.items() if name in state.learned}
     broken = next((name for name, g in gradients.items() if not torch.isfinite(g).all()), None)
@@ -172,13 +174,13 @@ def _adam(state: OuterState, name: str, gradient: Tensor, steps_taken: int) -> T
 
 
 def unusable_gradient(leaves: Mapping[str, Tensor]) -> MetaGradient:
-    """Return a meta-gradient of NaN, which `outer_step` skips, for one that could not be computed."""
+    """Return a meta-gradient of NaN in place of one that could not be computed. `outer_step` skips it."""
     gradients = {name: torch.full_like(leaf, math.nan) for name, leaf in leaves.items()}
     return MetaGradient(math.nan, math.nan, (), gradients, mode="first_order")
 
 
 def schedule(config: OuterConfig, step: int) -> float:
-    """Return the factor of the learning rate in step number `step`, counted from 1."""
+    """Return the factor by which the schedule scales the learning rate in step `step`, counted from 1."""
     warm = min(1.0, step / max(config.warmup, 1))
     return warm * _DECAYS[config.decay]((step - 1) / config.steps)
 

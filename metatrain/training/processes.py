@@ -1,9 +1,9 @@
 """Training with several processes, which share the tasks of each meta-batch.
 
-They are started by `torchrun --nproc-per-node N -m metatrain.cli train …`, which sets rank and world size in the environment. A
-meta-gradient is a mean over tasks. So the mean of the processes' gradients, weighted by their numbers of tasks, is the gradient of
-one process alone, up to the order of summation. Every process then takes the same outer step. Only the first one writes and
-reports.
+Start them with `torchrun --nproc-per-node N -m metatrain.cli train …`, which sets rank and world size in the environment. A
+meta-gradient is a mean over tasks. So the mean of the processes' gradients, weighted by their numbers of tasks, is the gradient
+that a single process would compute, up to the order of summation. Every process then takes the same outer step. Only the first
+process writes files and reports progress.
 """
 
 import os
@@ -22,7 +22,7 @@ MODES: tuple[Mode, ...] = get_args(Mode)
 
 @dataclass(frozen=True)
 class Processes:
-    """The processes of a run, as one of them sees it: its own rank, and their number."""
+    """One process of a training run: its rank, and the number of processes that share the run."""
 
     rank: int = 0
     count: int = 1
@@ -41,8 +41,9 @@ class Processes:
     def mean(self, own: MetaGradient | None, like: dict[str, Tensor], tasks: int) -> tuple[MetaGradient, int]:
         """Return the mean meta-gradient over the tasks of all processes, and the number of these tasks.
 
-        `own`: the mean over this process's `tasks` tasks; None if it has none. `like`: the outer leaves. Of `residual` and `left`
-        the result has the largest. If no process has a task, the gradient is NaN.
+        Every process must call this method. `own`: the mean over this process's `tasks` tasks; None if it has none. `like`: the
+        outer leaves, which give the names and shapes. `residual` and `left` of the result are the largest of all processes. If no
+        process has a task, the gradients are NaN.
         """
         if self.count == 1:
             return (unusable_gradient(like) if own is None else own), tasks
@@ -66,7 +67,10 @@ class Processes:
         return MetaGradient(loss, accuracy, tuple(support), means, worst, mode, farthest), int(total[-1])
 
     def gather(self, own: dict[int, float], count: int) -> list[float]:
-        """Return all `count` numbers. `own`: this process's numbers by index."""
+        """Collect `count` numbers from all processes, and return them in the order of their indices.
+
+        Every process must call this method. `own`: this process's numbers by index; no other process has the same indices.
+        """
         numbers = torch.zeros(count, dtype=torch.float64)
         for index, number in own.items():
             numbers[index] = number
@@ -78,7 +82,7 @@ class Processes:
         return gathered
 
     def _largest(self, number: float) -> float:
-        """Return the largest of the processes' numbers."""
+        """Return the largest `number` of all processes."""
         shared = self._tensor(number)
         distributed.all_reduce(shared, distributed.ReduceOp.MAX)
         return float(shared)
@@ -92,7 +96,7 @@ ALONE = Processes()
 
 
 def join() -> Processes:
-    """Join the processes that torchrun started; return `ALONE` without torchrun.
+    """Join the processes that torchrun started, or return `ALONE` (a single process) without torchrun.
 
     They communicate over nccl if every process on the machine has a GPU of its own, otherwise over gloo.
     """
@@ -109,6 +113,6 @@ def join() -> Processes:
 
 
 def leave() -> None:
-    """Leave the process group that `join` entered."""
+    """Leave the process group that `join` entered, if there is one."""
     if distributed.is_initialized():
         distributed.destroy_process_group()

@@ -1,4 +1,7 @@
-"""Recipes: training runs as YAML files. Errors name the key, what was expected and what came."""
+"""Recipes: YAML files that describe training runs.
+
+Error messages name the key, the expected value and the given value.
+"""
 
 import fnmatch
 import hashlib
@@ -40,9 +43,9 @@ _ALGORITHM: TypeAdapter[Any] = TypeAdapter(AlgorithmSection)
 
 
 def _options(section: Any) -> dict[str, Any]:
-    """Return the options that are set in a section, which is a dict or a model.
+    """Return the options that are set explicitly in `section`, a dict or a model.
 
-    Raises TypeError for anything else.
+    Raises TypeError if it is neither.
     """
     if isinstance(section, BaseModel):
         return {name: getattr(section, name) for name in section.model_fields_set}
@@ -52,7 +55,7 @@ def _options(section: Any) -> dict[str, Any]:
 
 
 class ClassList(Section):
-    """A list of labels in a JSON file of the form {id: {part: [labels]}}."""
+    """A reference to one list of labels in a JSON file of the form {id: {part: [labels]}}."""
 
     file: str
     id: str
@@ -72,9 +75,9 @@ class ClassList(Section):
 class Source(Section):
     """A source of labelled examples.
 
-    `path`: a file under the data folder, which is CSV or TSV by its ending, else JSON Lines. Or `starter`, the task set that ships
-    with the package, or `hub:NAME`, a data set of the Hugging Face hub. `split`: keep only the classes that a split file lists.
-    `labels`: keep only the classes that match one of these shell patterns.
+    `path`: a file under the data folder (CSV or TSV if the name ends so, otherwise JSON Lines), `starter` for the task set that
+    ships with the package, or `hub:NAME` for a data set of the Hugging Face hub. `split`: keep only the classes that a split file
+    lists. `labels`: keep only the classes that match one of these shell patterns; empty for all classes.
     """
 
     path: str
@@ -108,9 +111,10 @@ class BaseSection(Section):
 
 
 class StartSection(Section):
-    """The initial values of meta-training.
+    """The initial values of the parameters that meta-training learns.
 
-    `b_std`: B ~ N(0, b_std²). `rate`, `head_rate`: the inner rates of the delta's leaves and of the head's. `scale`: s.
+    `b_std`: the standard deviation of LoRA's B, B ~ N(0, b_std²). `rate`, `head_rate`: the inner learning rates of the delta and of
+    the head. `scale`: s, the inverse temperature.
     """
 
     b_std: float = Field(default=0.01, ge=0)
@@ -156,10 +160,11 @@ class ValidationSection(Section):
 
 
 class Recipe(Section):
-    """A training run.
+    """The configuration of a training run, as read from a YAML file.
 
-    An option that is left out has the value of the algorithm's paper (`Algorithm.defaults`), or else the field's default. Raises
-    ValidationError, also for an option that is unused because of the algorithm or another option.
+    An option that is left out has the value of the algorithm's paper (`Algorithm.defaults`) or, if there is none, the field's
+    default. Raises ValidationError for an invalid value, and for an option that has no effect with this algorithm or with the other
+    options.
     """
 
     version: Literal[2] = VERSION
@@ -178,7 +183,7 @@ class Recipe(Section):
     @model_validator(mode="before")
     @classmethod
     def _with_the_algorithms_settings(cls, given: Any) -> Any:
-        """Fill in the settings of the algorithm's paper, and the options that the algorithm sets."""
+        """Fill in the settings of the algorithm's paper, and the options that the algorithm prescribes."""
         try:
             algorithm = _ALGORITHM.validate_python(given["algorithm"])
             sections = {name: _options(given[name]) for name in ("inner", "start", "outer") if name in given}
@@ -187,7 +192,7 @@ class Recipe(Section):
         defaults = {name: dict(options) for name, options in algorithm.defaults.items()}
         if {"steps", "steps_by_shots"} & sections.get(
             "inner", {}
-        ).keys():  # they belong together, so a recipe's own replaces both defaults
+        ).keys():  # they belong together: if the recipe sets one of them, it replaces both defaults
             for option in ("steps", "steps_by_shots"):
                 defaults.get("inner", {}).pop(option, None)
         for name, options in defaults.items():
@@ -240,14 +245,17 @@ class Recipe(Section):
     def digest(self) -> str:
         """The digest of the recipe's version and of all options that differ from their defaults.
 
-        Options added later do not change it.
+        Options that a later release adds do not change it, as long as they have their defaults.
         """
         content = [self.version, self.algorithm.name, self.delta.kind, self.model_dump(mode="json", exclude_defaults=True)]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def read_recipe(path: Path) -> Recipe:
-    """Read a recipe. Raises RecipeError as `read_model` does, and for a recipe of another version."""
+    """Read a recipe from a YAML file.
+
+    Raises RecipeError if the file is missing, not YAML or invalid, or has another version.
+    """
     content = read_yaml(path, "recipe")
     if isinstance(content, dict) and content.get("version") != VERSION:
         got = repr(content["version"]) if "version" in content else "none"
@@ -262,15 +270,19 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 def read_model(path: Path, model: type[Model], what: str) -> Model:
-    """Read a YAML file as `model`. Raises RecipeError.
+    """Read a YAML file and validate it as `model`.
 
-    The error is one line with the key, what was expected and what came. `what`: the kind of file, for the error.
+    Raises RecipeError if the file is missing, not YAML or invalid. The message is one line with the key, the expected value and the
+    given value. `what`: the kind of file; it appears only in the message.
     """
     return validated(read_yaml(path, what), path, model)
 
 
 def read_yaml(path: Path, what: str) -> Any:
-    """Return the content of a YAML file. Raises RecipeError if it is missing or not YAML."""
+    """Return the content of a YAML file. Raises RecipeError if the file is missing or not YAML.
+
+    `what`: the kind of file; it appears only in the message.
+    """
     if not path.is_file():
         raise RecipeError(f"no {what} at {path}")
     try:
@@ -280,7 +292,7 @@ def read_yaml(path: Path, what: str) -> Any:
 
 
 def validated(content: Any, path: Path, model: type[Model]) -> Model:
-    """Validate the content of the file at `path` as `model`. Raises RecipeError."""
+    """Validate `content`, which was read from `path`, as `model`. Raises RecipeError if it is invalid."""
     try:
         return model.model_validate(content)
     except ValidationError as error:

@@ -1,6 +1,6 @@
-"""Reports of runs: an HTML page with curves, and the same numbers for TensorBoard during the run.
+"""Reports of training runs: an HTML page with curves after the run, and TensorBoard scalars during it.
 
-The page is self-contained: its plots are inline SVG. It needs extra packages: `pip install 'quickstudy-server[report]'`.
+The page is self-contained: its plots are inline SVG. Reports need extra packages: `pip install 'quickstudy-server[report]'`.
 """
 
 import html
@@ -72,7 +72,10 @@ def peak_memory() -> float:
 
 
 def check_installed() -> None:
-    """Raise MetatrainError if matplotlib, which draws reports, is not installed."""
+    """Raise MetatrainError if matplotlib, which draws reports, is not installed.
+
+    If it is, select its SVG backend.
+    """
     try:
         import matplotlib as mpl
     except ImportError as error:
@@ -83,8 +86,8 @@ def check_installed() -> None:
 def write_report(recipe: Recipe, data: Path, folder: Path) -> Path:
     """Write `report.html` of the run in `folder`, and return its path.
 
-    It has the curves of the run, accuracy by inner step on the validation episodes, learned rates by layer, time and memory. Raises
-    MetatrainError if matplotlib is not installed or the run has not ended.
+    The report shows the loss and accuracy curves of the run, the accuracy on the validation episodes by inner step, the learned
+    rates by layer, time and memory. Raises MetatrainError if matplotlib is not installed, or if the run has not ended.
     """
     check_installed()
     history = read_history(folder)
@@ -160,7 +163,10 @@ def _by_inner_step(by_step: dict[int, dict[int, float]]) -> str:
 
 
 def _rates(init: Initialization) -> str:
-    """Plot one point for each leaf and step: its rate, or the mean of its parameters' rates."""
+    """Plot the learned inner rates by layer, and return the SVG.
+
+    There is one point for each leaf of φ and each step: the leaf's rate, or the mean rate of its parameters.
+    """
     figure, (axis,) = _figure(1)
     steps = max((rate.shape[0] for rate in init.rates.values()), default=1)
     layers = sorted({layer for name in init.rates if (layer := layer_of(name)) is not None})
@@ -182,7 +188,7 @@ def _rates(init: Initialization) -> str:
 def _costs(log: list[dict[str, Any]]) -> str:
     steps = list(
         {event["step"]: event for event in log if event["event"] == "step"}.values()
-    )  # a resumed run has logged some steps twice
+    )  # keeps one event per step, because a resumed run logs some steps twice
     if not steps:
         return ""
     figure, (left, right) = _figure(2)
@@ -210,7 +216,7 @@ def _facts(recipe: Recipe, init: Initialization, history: list[dict[str, Any]]) 
 
 
 def _smoothed(x: list[int], y: list[float], width: int = 15) -> tuple[list[int], list[float]]:
-    """Return the means of y over the last `width` points, with their x."""
+    """Return x, and the moving average of y over the last `width` points."""
     return x, [sum(part) / len(part) for i in range(len(y)) for part in [y[max(0, i - width + 1) : i + 1]]]
 
 

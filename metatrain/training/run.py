@@ -1,7 +1,7 @@
 """The outer loop: train an initialization from a recipe, with checkpoints that resume bit for bit.
 
-Every random draw depends only on (seed, step), and the checkpoint holds all other state: the outer leaves, Adam's moments, the best
-leaves so far. So a run that is killed and resumed ends with the same bits as one that was not.
+Every random draw depends only on (seed, step), and the checkpoint stores all other state: the outer leaves, Adam's moments, the
+best leaves so far. So a run that is killed and resumed ends with the same bits as an uninterrupted run.
 """
 
 import hashlib
@@ -57,9 +57,10 @@ def train(
 ) -> Initialization:
     """Meta-train `recipe` and return the initialization with the best validation score.
 
-    The data is read from under `data`. Checkpoints, `history.jsonl` and the initialization are written to `out`. If `out` has a
-    checkpoint of the same recipe, base model and data, the run resumes from it. `max_steps`: stop after so many outer steps in
-    total; a later call resumes. `processes` share the tasks of each meta-batch.
+    `data`: the folder that the recipe's paths are relative to. Checkpoints, `history.jsonl` and the initialization are written to
+    `out`. If `out` has a checkpoint of the same recipe, base model and data, the run resumes from it; with a checkpoint of another
+    run, DataError is raised. `max_steps`: stop when the run has taken this many outer steps, including those before a resume; a
+    later call resumes. `processes`: this process's place among the processes that share the tasks of each meta-batch.
 
     Raises DataError, RecipeError, BaseModelError, NonFinite and NoMetaGradient.
     """
@@ -83,10 +84,10 @@ def train(
 
 @dataclass(frozen=True)
 class _Share:
-    """One process's share of a meta-batch.
+    """The result of one process's share of a meta-batch.
 
-    `gradient`: the mean over `tasks` tasks, those with a finite gradient; None if there are none. `why`: the reason for the last
-    gradient that was not finite, or empty.
+    `tasks`: the number of its tasks with a finite gradient. `gradient`: the mean over these tasks; None if there are none. `why`:
+    the reason why a gradient is not finite (the last one if there are several); empty if all are finite.
     """
 
     gradient: MetaGradient | None
@@ -114,9 +115,9 @@ class _Run:
 
     @classmethod
     def prepare(cls, recipe: Recipe, data: Path, out: Path, on_event: OnEvent, processes: Processes) -> "_Run":
-        """Load everything a run needs, with the state of the checkpoint in `out` if there is one.
+        """Load everything that a run needs, and its state from the checkpoint in `out` if there is one.
 
-        Raises the errors of `train` that precede its first step.
+        Raises those errors of `train` that can occur before its first step.
         """
         train_sets, valid_sets, dropped = read_data(recipe, data)
         assert_episodes(recipe, train_sets, valid_sets)
@@ -141,12 +142,15 @@ class _Run:
         )
 
     def record(self, event: dict[str, Any], **extra: Any) -> None:
-        """Append an event to the history, and report it with `extra`, which may differ between equal runs."""
+        """Append an event to the history, and pass it, with `extra` added, to `on_event`.
+
+        `extra`: values such as times, which the history leaves out because they differ between equal runs.
+        """
         self.history.append(event)
         self.on_event({**event, **extra})
 
     def outer_step(self) -> None:
-        """Take one outer step on a meta-batch."""
+        """Draw a meta-batch, compute its meta-gradient in all processes, and take one outer step."""
         began, state = time.perf_counter(), self.state
         episodes = meta_batch(self.recipe, self.sampler, state.step)
         share = [episodes[i] for i in self.processes.share(len(episodes))]
@@ -182,9 +186,10 @@ class _Run:
         return _Share(mean_gradient(parts) if parts else None, sum(tasks for _, tasks in parts), why)
 
     def _gradient_of(self, episodes: list[Episode]) -> tuple[MetaGradient | None, str]:
-        """Return the meta-gradient over these episodes, computed in one pass, and an empty reason.
+        """Return the mean meta-gradient of these episodes, computed in one batch, and an empty string.
 
-        If it is not finite, return None and the reason.
+        If the gradient or the loss is not finite, return None and the reason. Raises RecipeError if the base model cannot be
+        differentiated in the recipe's mode.
         """
         recipe, leaves, base = self.recipe, self.state.leaves, self.encoded.base
         support, query = self.encoded.batch(episodes)
@@ -212,7 +217,7 @@ class _Run:
         return gradient, ""
 
     def validate(self) -> None:
-        """Score the present leaves on the validation episodes, and keep them if they are the best so far."""
+        """Score the current leaves, or their average, on the validation episodes; keep them if they are best."""
         state = self.state
         kept = state.kept(self.recipe.outer)
         share = self.processes.share(len(self.validation))
@@ -264,10 +269,10 @@ class _Run:
 
 
 def validation_scores(init: Initialization, episodes: Sequence[Episode], encoded: Encoded) -> list[float]:
-    """Return the accuracy on each episode after the inner loop of meta-training."""
+    """Return the accuracy on each episode, adapted as in meta-training: without serving-only options."""
     init = replace(init, inner=init.inner.meta_trained)
     accuracy: dict[int, float] = {}
-    for rows in {len(episode.support) for episode in episodes}:  # the support sets of one pass must have equally many rows
+    for rows in {len(episode.support) for episode in episodes}:  # the support sets of one batch must have equal numbers of rows
         indices = [i for i, episode in enumerate(episodes) if len(episode.support) == rows]
         scores = evaluate(encoded.base, init, [episodes[i] for i in indices], encoded=encoded)
         accuracy |= zip(indices, scores.accuracy, strict=True)
@@ -290,7 +295,7 @@ def _start(recipe: Recipe, base: Base, kind: DeltaKind) -> Outer:
     rates = recipe.algorithm.rates_of(theta, recipe.start.rate, steps=steps)
     rates |= start_rates(
         HEAD_LEAVES, recipe.start.head_rate, steps=steps
-    )  # per leaf: the size of a head depends on the number of classes
+    )  # never one rate per parameter, because the size of a head depends on the number of classes
     return Outer(theta, rates, torch.tensor(recipe.start.scale), base.parameters(recipe.base.updated))
 
 
@@ -304,7 +309,7 @@ def _sizes(datasets: list[Dataset]) -> dict[str, dict[str, int]]:
 
 
 def _run_digest(recipe: Recipe, base: Base, train_sets: list[Dataset], validation: list[Episode]) -> str:
-    """Return the digest of everything that determines the bits of a run.
+    """Return the digest of everything that determines the result of a run, bit for bit.
 
     A checkpoint is resumed only by a run with the same digest. Options at their defaults are left out, so that options added
     later do not change the digest of older runs.

@@ -2,10 +2,10 @@
 
     draw n candidates from the space; score each on b episodes; keep the better half; double b; repeat until one is left
 
-Each rung costs about the same, so most of the budget goes to the candidates that are hard to tell apart (Jamieson and Talwalkar
-2016, arXiv:1502.07943). All candidates of a rung are scored on the same episodes. One run of the inner loop scores every number of
-steps in `steps`, so searching that number costs nothing extra. A candidate's score is the mean over shots of the accuracy at its
-best number of steps.
+Each round (rung) costs about the same, so most of the budget goes to the candidates that are hard to tell apart (Jamieson and
+Talwalkar 2016, arXiv:1502.07943). All candidates of a rung are scored on the same episodes. One run of the inner loop scores every
+number of steps in `steps`, so searching that number costs nothing extra. A candidate's score is the accuracy at its best number of
+steps, as the mean over the numbers of shots.
 """
 
 import itertools
@@ -39,9 +39,10 @@ from metatrain.training.recipe import BaseSection, Source, read_model
 
 
 class SearchSpace(BaseModel):
-    """A search, as read from a YAML file.
+    """The configuration of a search, as read from a YAML file.
 
-    `delta` and `inner` have a list of values for each key that is searched, `rate` a list for each optimizer.
+    `delta` and `inner` have a list of values for each option that is searched. `rate` has a list of inner learning rates for each
+    optimizer.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -71,7 +72,7 @@ class SearchSpace(BaseModel):
 
 
 class Candidate(BaseModel):
-    """A point of the search space. `rate`: the inner learning rate of all leaves."""
+    """One point of the search space. `rate`: the inner learning rate of the delta and the head."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -87,14 +88,14 @@ class Candidate(BaseModel):
 
 
 def read_space(path: Path) -> SearchSpace:
-    """Read a search space. Raises RecipeError as `read_model` does."""
+    """Read a search space from a YAML file. Raises RecipeError if it is missing, not YAML or invalid."""
     return read_model(path, SearchSpace, "search space")
 
 
 def draw_candidates(space: SearchSpace) -> list[Candidate]:
-    """Draw `candidates` different points of the space's grid, seeded; all points if there are fewer.
+    """Draw `space.candidates` different points of the space's grid, or all points if there are fewer.
 
-    Points that are not a valid inner loop, such as a linear head without cross-entropy, are left out. Raises RecipeError if no
+    Points that are not a valid configuration, such as a linear head without cross-entropy, are left out. Raises RecipeError if no
     point is valid.
     """
     rates = [(optimizer, rate) for optimizer, some in space.rate.items() for rate in some]
@@ -105,7 +106,7 @@ def draw_candidates(space: SearchSpace) -> list[Candidate]:
     for i in order.tolist():
         delta, inner, (optimizer, rate) = points[i]
         try:
-            # 0 steps: the search finds the number
+            # 0 is a placeholder, because the search scores several numbers of steps.
             config = InnerConfig.model_validate({**inner, "optimizer": optimizer, "steps": 0})
             candidates.append(Candidate.model_validate({"delta": delta, "inner": config, "rate": rate}))
         except ValidationError as error:
@@ -118,10 +119,10 @@ def draw_candidates(space: SearchSpace) -> list[Candidate]:
 
 
 def search(space: SearchSpace, data: Path, out: Path, *, on_event: OnEvent = lambda event: None) -> list[dict[str, Any]]:
-    """Run the search and return the results of all rungs, the last rung and the best score first.
+    """Run the search and return the results of all rungs (rounds), the last rung and the best score first.
 
-    Each scored candidate is saved in `out`/search.json, from which the same search resumes. Raises DataError, RecipeError and
-    BaseModelError.
+    Each score is saved in `out`/search.json as soon as it is known, and the same search resumes from this file. Raises DataError,
+    RecipeError and BaseModelError.
     """
     sets = [source.read(data) for source in space.valid]
     base = load_base(space.base.model, precision=space.base.precision, max_length=space.base.max_length)
@@ -172,7 +173,7 @@ def _score(
 
 
 def _episodes(space: SearchSpace, sets: Sequence[Dataset], count: int) -> dict[int, list[Episode]]:
-    """Return {shots: episodes}, with `count` episodes of each data set."""
+    """Draw the episodes of a rung: {shots: episodes}, with `count` episodes of each data set."""
     return {
         shots: [
             EpisodeSampler([one], space.seed + 1).episode(i, EpisodeShape(min(space.ways, len(one.texts)), shots, 5))

@@ -1,7 +1,7 @@
 """Convert a recipe of version 1 to version 2, with the defaults of version 1 as explicit options.
 
-In version 1 `maml` was first order by default, every algorithm learned θ, rates and scale, and inner loops used Adam. One
-difference cannot be expressed in version 2: a meta-batch of large tasks had fewer tasks than `outer.tasks`.
+In version 1, `maml` was first order by default, an algorithm learned all of θ, rates and scale that it could, and inner loops used
+Adam. One difference cannot be expressed in version 2: in version 1, a meta-batch of large tasks had fewer than `outer.tasks` tasks.
 """
 
 from collections.abc import Mapping
@@ -42,7 +42,8 @@ def upgraded(recipe: Mapping[str, Any]) -> dict[str, Any]:
 def _algorithm_name(algorithm: dict[str, Any], inner: Mapping[str, Any]) -> str:
     """Return the algorithm's name in version 2, and remove the option `order` from `algorithm`.
 
-    `order` does not exist in version 2. An exact `adapted_protonet` gets the option `gradient` in its place.
+    `order` does not exist in version 2. For `adapted_protonet`, the order "second" becomes the mode "unrolled" of the option
+    `gradient`.
     """
     name: str = algorithm["name"]
     order = algorithm.pop("order", "first")

@@ -1,6 +1,6 @@
 """Meta-learning algorithms, one file each.
 
-An algorithm is also its own configuration: the `algorithm` section of a recipe.
+The class of an algorithm is also its configuration: its fields are the options of a recipe's `algorithm` section.
 """
 
 from collections.abc import Mapping
@@ -25,48 +25,51 @@ from metatrain.options import Fixed
 
 
 class Algorithm(Protocol):
-    """The interface of an algorithm, as the outer loop uses it."""
+    """The interface between the outer loop and a meta-learning algorithm."""
 
     @property
     def name(self) -> str:
-        """The name in recipes; an initialization records it."""
+        """The algorithm's name in recipes. Initializations store it too."""
 
     @property
     def second_derivative(self) -> bool:
         """True if the meta-gradient needs a second derivative of the support loss.
 
-        Fused attention does not have one, so the base model is then loaded without it.
+        Fused attention has no second derivative, so the base model is then loaded with eager attention.
         """
 
     @property
     def moves_base(self) -> bool:
-        """True if the meta-gradient covers parameters of the base model too (`base.updated`)."""
+        """True if the algorithm can also train parameters of the base model (`base.updated` in a recipe)."""
 
     @property
     def defaults(self) -> Mapping[str, Mapping[str, Any]]:
-        """The paper's settings in other sections, {section: {option: value}}.
+        """The paper's settings for other sections of a recipe, {section: {option: value}}.
 
-        They are the values of options that a recipe leaves out.
+        They are the defaults of options that the recipe leaves out.
         """
 
     @property
     def fixed(self) -> Fixed:
-        """Options in other sections whose values the algorithm sets, {section: {option: value}}.
+        """Options of other sections that the algorithm prescribes, {section: {option: value}}.
 
-        A recipe that gives one of them another value is refused.
+        A recipe with another value for one of them is rejected.
         """
 
     def check(self, inner: InnerConfig) -> None:
-        """Raise ValueError for an inner loop that the algorithm cannot be trained through."""
+        """Raise ValueError if the algorithm does not support this inner-loop configuration."""
 
     def learns(self, leaf: str) -> bool:
-        """Return True if the outer loop moves this leaf of `Outer.leaves()`."""
+        """Return True if the outer loop moves the tensor of `Outer.leaves()` that has the name `leaf`."""
 
     def rates_of(self, theta: Leaves, rate: float, *, steps: int) -> dict[str, Tensor]:
-        """Return the initial rates of the delta, [S] or [S, *leaf] of each leaf, all equal to `rate`."""
+        """Return the initial inner rates of each leaf of θ, all equal to `rate`.
+
+        They are [S] (one rate per step) or [S, *leaf shape] (one rate per step and parameter), with S = `steps`.
+        """
 
     def meta_gradient(self, tasks: Tasks, outer: Outer, optimizer: Optimizer, step: int) -> MetaGradient:
-        """Return the meta-gradient of outer step number `step`, or the algorithm's substitute for it."""
+        """Return the meta-gradient for outer step number `step`, or a substitute such as Reptile's."""
 
 
 __all__ = [

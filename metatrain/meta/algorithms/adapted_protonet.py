@@ -1,9 +1,9 @@
-"""ProtoNet on an adapted delta: inner steps adapt the delta, then prototypes under φ_K are the head.
+"""ProtoNet on an adapted delta: inner steps adapt the delta, then class prototypes form the head.
 
     φ_K = U^K_α(θ; support_t)          θ ← outer optimizer step on  ∇ (1/T) Σ_t L_query,t( prototypes of support_t under φ_K )
 
-The inner loop moves no head, so its objective must not need one: it is supervised contrastive unless the recipe has another.
-`inner.head_steps` steps of Adam may refine the prototypes at the end. The default initialization is trained this way.
+The inner loop moves no head, so its objective must not need one. The default is the supervised contrastive objective. At the end,
+`inner.head_steps` steps of Adam may refine the prototypes. The default initialization is trained with this algorithm.
 
 `gradient`: with "first_order" the inner gradients are constants; any other mode differentiates the steps.
 

@@ -48,13 +48,13 @@ class AlgorithmConfig(Section):
         return {}
 
     def check(self, inner: InnerConfig) -> None:
-        """Raise ValueError for an inner loop that the algorithm cannot be trained through."""
+        """Raise ValueError if the algorithm does not support this inner-loop configuration."""
 
     def learns(self, leaf: str) -> bool:
-        """Return True if the outer loop moves this leaf of `Outer.leaves()`."""
+        """Return True if the outer loop moves the tensor of `Outer.leaves()` that has the name `leaf`."""
         learned_as = _LEARNED_AS.get(leaf.split(".", 1)[0])
         return learned_as is None or learned_as in self.learned
 
     def rates_of(self, theta: Leaves, rate: float, *, steps: int) -> dict[str, torch.Tensor]:
-        """Return the initial rates of the delta: one number for each leaf and step, [S]."""
+        """Return the initial inner rates of each leaf of θ, [S]: one number per step, all equal to `rate`."""
         return start_rates(theta, rate, steps=steps)

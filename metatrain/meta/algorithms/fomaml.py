@@ -5,8 +5,8 @@
 No second derivative is computed. Everything else that depends on the outer values is still differentiated: learned rates, and a
 head that starts as prototypes under θ.
 
-Finn, Abbeel, Levine 2017, "Model-Agnostic Meta-Learning", arXiv:1703.03400, §5.2, with the defaults of MAML. `multi_step` is that
-of MAML: Antoniou, Edwards, Storkey 2019, arXiv:1810.09502, §4.
+Finn, Abbeel, Levine 2017, "Model-Agnostic Meta-Learning", arXiv:1703.03400, §5.2, with the defaults of MAML. `multi_step` works as
+in MAML: Antoniou, Edwards, Storkey 2019, arXiv:1810.09502, §4.
 """
 
 from collections.abc import Mapping

@@ -1,15 +1,15 @@
-"""iMAML: the meta-gradient is the derivative of the minimum of a proximal objective, not of the steps.
+"""iMAML: differentiate the minimum of a proximal objective, not the inner steps that lead to it.
 
     φ*(θ) = argmin_φ  L_support(φ) + λ/2 ‖φ − θ‖²            dφ*/dθ = (I + H(φ*) / λ)⁻¹
     ∇_θ L_query(φ*) = λ (H + λ I)⁻¹ ∂L_query/∂φ*             solved by conjugate gradient or a Neumann series
 
 H is the Hessian of the support loss, used only through products with vectors, so memory does not grow with the inner steps. λ must
-exceed the size of H's most negative eigenvalue. With LoRA, whose loss is bilinear in A and B, H is indefinite; if λ is too small,
-`gradient.damping` can be added to H + λI for the solve alone.
+exceed the size of H's most negative eigenvalue. With LoRA, whose update is bilinear in A and B, H is indefinite. If λ is too small,
+`gradient.damping` can be added to the diagonal of H + λI, for the linear solve only.
 
-Two numbers are reported: the relative residual of the solve, and the norm of the inner gradient at φ_K relative to that at φ_0,
-which tells how far φ_K is from the minimum. The proximal term also covers a head that starts from prototypes: it pulls the head
-towards them.
+Two numbers are reported. One is the relative residual of the linear solve. The other is the norm of the inner gradient at φ_K
+relative to that at φ_0, which tells how far φ_K is from the minimum. The proximal term also covers a head that starts from
+prototypes: it pulls the head towards them.
 
 Rajeswaran, Finn, Kakade, Levine 2019, "Meta-Learning with Implicit Gradients", arXiv:1909.04630, alg. 1 and 2. Neumann series:
 Lorraine, Vicol, Duvenaud 2020, arXiv:1911.02590. λ = 2, 16 steps of gradient descent and five of conjugate gradient are the paper's
@@ -32,7 +32,7 @@ from metatrain.options import Fixed
 
 
 class Proximal:
-    """Other tasks with the proximal term λ/2 ‖φ − φ_0(θ)‖² added to their inner loss.
+    """A wrapper of tasks that adds the proximal term λ/2 ‖φ − φ_0(θ)‖² to their inner loss.
 
     `strength`: λ. Implements `metatrain.inner.problem.Tasks`.
     """
@@ -95,10 +95,10 @@ class IMAML(AlgorithmConfig):
         return {"inner": {"proximal": self.strength, "head": "linear", "moved": "all"}}
 
     def meta_gradient(self, tasks: Tasks, outer: Outer, optimizer: Optimizer, step: int) -> MetaGradient:
-        """Return the implicit gradient. Tasks without a proximal term get one of strength λ.
+        """Return the implicit meta-gradient. Tasks without a proximal term get one with λ = `strength`.
 
-        Raises NonFinite if the solve made no progress, with a relative residual of at least 1, that of u = 0: H + λI is then not
-        positive definite. Raises ValueError for tasks with a proximal term of another strength.
+        Raises NonFinite if the linear solve made no progress: if its relative residual is at least 1, which is that of the solution
+        0. H + λI is then not positive definite. Raises ValueError for tasks with a proximal term of another strength.
         """
         if tasks.proximal not in (0.0, self.strength):
             raise ValueError(f"strength: expected tasks with a proximal term of {self.strength} or none, got {tasks.proximal}")

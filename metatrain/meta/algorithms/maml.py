@@ -6,9 +6,9 @@ U^K is `metatrain.inner.loop.adapt`: K steps of gradient descent on the support 
 `gradient`. The rates α are fixed unless `learned` has them. The frozen base model, the order of minibatches and the labels are
 never differentiated.
 
-Two additions of MAML++ are off by default. `annealed`: the first so many outer steps use the first-order gradient. `multi_step`:
-the loss is a weighted sum of the query losses after every inner step. The weights are equal at first, and over so many outer steps
-they move to the last inner step alone.
+Two additions of MAML++ are off by default. `annealed`: the number of outer steps, at the beginning, that use the first-order
+gradient. `multi_step`: the number of outer steps in which the loss is a weighted sum of the query losses after every inner step.
+The weights are equal at first, and gradually move to the last inner step alone.
 
 Finn, Abbeel, Levine 2017, "Model-Agnostic Meta-Learning", arXiv:1703.03400, alg. 1. The defaults are the paper's for MiniImagenet:
 five steps at 0.01. Additions: Antoniou, Edwards, Storkey 2019, "How to train your MAML", arXiv:1810.09502, §4. On a base model the
@@ -52,8 +52,8 @@ class MAML(ThroughSteps):
 def fading_weights(steps: int, step: int, fades_over: int) -> list[float] | None:
     """Return the weights of the query losses at φ_0 … φ_K in outer step number `step`.
 
-    φ_0 has weight 0. φ_1 … φ_{K−1} have equal weights, which fall to zero over `fades_over` outer steps. φ_K has the rest. None
-    means that only φ_K counts.
+    K is `steps`. φ_0 has weight 0. φ_1 … φ_{K−1} have equal weights, which fall to zero over `fades_over` outer steps. φ_K has the
+    rest, so that the sum is 1. Return None from outer step `fades_over` on, when only φ_K has a weight.
     """
     if step >= fades_over:
         return None

@@ -2,8 +2,8 @@
 
     φ = θ − α ⊙ ∇L_support(θ)          (θ, log α) ← outer optimizer step on  ∇_(θ, log α) (1/T) Σ_t L_query,t(φ_t)
 
-α has the shape of θ (`rates`: "parameter"), or is one number for each leaf ("leaf"). The update is one step by default; more are
-possible. The rates are learned as log α, so that they stay positive, which the paper does not require. With equal rates and the
+α has the shape of θ (`rates`: "parameter"), or is one number for each leaf ("leaf"). The inner loop takes one step by default; more
+are possible. The rates are learned as log α, so that they stay positive, which the paper does not require. With equal rates and the
 same inner loop, the gradient for θ is that of MAML.
 
 Li, Zhou, Chen, Li 2017, "Meta-SGD: Learning to Learn Quickly for Few-Shot Learning", arXiv:1707.09835, alg. 1. The paper draws each
@@ -39,7 +39,7 @@ class MetaSGD(ThroughSteps):
         return {"inner": {"head": "linear"}}
 
     def rates_of(self, theta: Leaves, rate: float, *, steps: int) -> dict[str, torch.Tensor]:
-        """Return the initial rates of the delta, [S, *leaf] or [S] of each leaf."""
+        """Return the initial inner rates of each leaf of θ: [S, *leaf shape], or [S] with rates="leaf"."""
         if self.rates == "leaf":
             return super().rates_of(theta, rate, steps=steps)
         return {name: torch.full((steps, *leaf.shape), rate) for name, leaf in theta.items()}

@@ -1,4 +1,4 @@
-"""Prototypical Networks on the features of a delta, or of a small net.
+"""Prototypical Networks on the features of a base model with a delta, or of a small net.
 
     θ ← outer optimizer step on  ∇_θ (1/T) Σ_t L_query,t( prototypes of support_t under θ )
 

@@ -4,8 +4,8 @@
 
 This is an outer SGD step with the pseudo-gradient θ − mean φ_K, where ε_i falls linearly from 1 to 0 by default. The outer
 optimizer may also be Adam. The query sets are used only to report loss and accuracy. The inner loop is not differentiated, so
-rates, scale and parameters of the base model cannot be learned. After one inner SGD step the pseudo-gradient is that of joint
-training, α ∇L_support(θ).
+rates, scale and parameters of the base model cannot be learned. With a single inner SGD step, the pseudo-gradient is α times the
+gradient of joint training, α ∇L_support(θ).
 
 Nichol, Achiam, Schulman 2018, "On First-Order Meta-Learning Algorithms", arXiv:1803.02999, alg. 2 and table 6: five inner steps of
 Adam without momentum (β₁ = 0) at 1e-3.

@@ -10,9 +10,9 @@ from metatrain.meta.metagrad import MetaGradient, meta_gradient
 
 
 class ThroughSteps(AlgorithmConfig):
-    """An algorithm whose meta-gradient is the exact derivative through the inner steps.
+    """The base class of algorithms whose meta-gradient is the exact derivative through the inner steps.
 
-    `gradient` has the mode. All modes agree up to rounding; `product: central` is an approximation.
+    `gradient` selects the mode. All modes agree up to rounding, except that `product: central` is an approximation.
     """
 
     gradient: ThroughTheLoop = Field(default=Differentiation(), description="how the derivative through the steps is computed")
