@@ -1,1 +1,1 @@
-"""Side-by-side measurements. `make bench-NAME` runs one and writes benchmarks/results/NAME.json."""
+"""Benchmarks. `make bench-NAME` runs one of them and writes benchmarks/results/NAME.json."""

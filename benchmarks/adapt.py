@@ -1,15 +1,17 @@
-"""`make bench-adapt`: measure the time from POST to ready, the bare inner loop, PEFT and SetFit.
+"""`make bench-adapt`: compare the time from POST to ready with the bare inner loop, PEFT and SetFit.
 
 All systems get the same support sets: 5-way 1-, 5- and 10-shot from the shipped task set, and with `--data` all 77 classes of
 BANKING77 with 10 examples each. The default initialization was trained on BANKING77, so its accuracy there means nothing.
 
 - "At rest" sends one request after another. "At once" runs 16 clients, each of which sends its next support set as soon as it has
   an adapter. No support set is sent twice, so every request is a new job.
-- The bare inner loop is `worker.runtime` in one process with the same number of threads, before the service starts. The rest of the
-  service's time is HTTP, record, queue and store.
-- The peers run in one process, and loading them is not counted. PEFT trains LoRA (r=8 on query and value) and a linear head from
-  prototypes with ten steps of Adam at 3e-3 over the whole support set; it gets only one support set of 77 classes, which takes
-  minutes. SetFit runs with its defaults on the first `--setfit` support sets, which also takes minutes.
+- The bare inner loop is `worker.runtime` with the same number of threads, measured before the service starts. The service takes
+  longer by the time for HTTP, record, queue and store.
+- PEFT and SetFit (the peers) run without the service, and the time to load them is excluded. PEFT trains LoRA (r=8 on query and
+  value) and a linear head that starts from prototypes, with ten steps of Adam at 3e-3 over the whole support set. It gets only one
+  support set of 77 classes, which takes minutes. SetFit runs with its defaults on the first `--setfit` support sets, which also
+  takes minutes.
+- The bare inner loop and the peers run in a separate process for each case.
 
 The whole benchmark takes half an hour.
 """
@@ -53,9 +55,9 @@ Pairs = list[tuple[str, str]]
 
 @dataclass(frozen=True)
 class Case:
-    """One shape of task, with its (support, query) pairs.
+    """One case of the benchmark, such as 5-way 1-shot, with its tasks as (support, query) pairs.
 
-    The first `warm` tasks only warm up. `long` means that a peer takes minutes for each task.
+    `warm`: the number of tasks at the beginning that only warm up. `long`: True if a peer takes minutes for each task.
     """
 
     name: str
@@ -64,11 +66,14 @@ class Case:
     long: bool = False
 
     def at_rest(self, requests: int) -> list[tuple[Pairs, Pairs]]:
-        """Return the tasks that are sent one after another, warm-up included."""
+        """Return the tasks to send one after another, including those that warm up."""
         return self.tasks[: self.warm + (max(3, requests // 10) if self.long else requests)]
 
     def of(self, system: str, requests: int, setfit: int) -> tuple[list[tuple[Pairs, Pairs]], int]:
-        """Return the tasks that a system without the service gets, and how many of them warm up."""
+        """Return the tasks for a system that runs without the service, and how many of them only warm up.
+
+        `requests`: the number of 5-way tasks without warm-up. `setfit`: the number of 5-way tasks for SetFit.
+        """
         if system == SETFIT:
             return ([] if self.long else self.tasks[:setfit]), 0
         if system == PEFT and self.long:
@@ -77,7 +82,10 @@ class Case:
 
 
 def cases(data: Path | None, requests: int) -> list[Case]:
-    """Return all cases, each with support sets for `requests` requests at rest and for the clients."""
+    """Draw all cases, each with enough tasks for `requests` requests at rest and for the clients at once.
+
+    `data`: the folder with BANKING77; None skips the 77-way case.
+    """
     drawn_cases = []
     for shots in (1, 5, 10):
         sampler = EpisodeSampler([read_jsonl(STARTER)], seed=99 + shots)
@@ -123,7 +131,10 @@ def main(data: Path | None, requests: int, setfit_tasks: int, apart: tuple[str, 
 
 
 def _run_in_own_process(data: Path | None, requests: int, setfit_tasks: int, case: Case, system: int) -> list[list[float]]:
-    """Return [milliseconds, accuracy] of each task, measured in a process of its own."""
+    """Measure a system on a case in a separate process, and return [milliseconds, accuracy] of each task.
+
+    `system`: the index in `SYSTEMS`.
+    """
     command = [sys.executable, "-m", "benchmarks.adapt", "--requests", str(requests), "--setfit", str(setfit_tasks)]
     command += ["--data", str(data)] if data is not None else []
     command += ["--apart", case.name, str(system)]
@@ -158,7 +169,10 @@ def _bare(tasks: list[tuple[Pairs, Pairs]]) -> list[list[float]]:
 
 
 def _peft(tasks: list[tuple[Pairs, Pairs]]) -> list[list[float]]:
-    """Run PEFT as its documentation shows it: a wrapped model and one optimizer over what is trainable."""
+    """Measure PEFT and return [milliseconds, accuracy] of each task.
+
+    PEFT is used as in its documentation: a wrapped model, and one optimizer over the trainable parameters.
+    """
     from peft import LoraConfig, get_peft_model
 
     base = load_base()
@@ -214,7 +228,7 @@ def _setfit(tasks: list[tuple[Pairs, Pairs]]) -> list[list[float]]:
 
 
 def _timed(run: Callable[[Pairs, Pairs], float | Callable[[], float]], tasks: list[tuple[Pairs, Pairs]]) -> list[list[float]]:
-    """Return [milliseconds, accuracy] of each task.
+    """Call `run(support, query)` for each task, and return [milliseconds, accuracy] of each.
 
     `run` returns the accuracy, or a function that computes it, which is called after the clock has stopped.
     """
@@ -231,7 +245,10 @@ SYSTEMS = (BARE, PEFT, SETFIT)
 
 
 def _one_by_one(url: str, case: Case, tasks: list[tuple[Pairs, Pairs]]) -> list[list[float]]:
-    """Return [milliseconds from POST to ready, milliseconds in the inner loop, accuracy] of each task."""
+    """Adapt to the tasks one after another, through the service.
+
+    Returns [milliseconds from POST to ready, milliseconds in the inner loop, accuracy] of each task.
+    """
     measured = []
     with Client(url, api_key="", timeout=300) as quickstudy:
         for support, query in tqdm(tasks, desc=case.name, disable=None):
@@ -250,9 +267,9 @@ def _one_by_one(url: str, case: Case, tasks: list[tuple[Pairs, Pairs]]) -> list[
 
 
 def _at_once(url: str, case: Case) -> tuple[list[float], float]:
-    """Send the last support sets with 16 clients at once.
+    """Adapt to the last support sets of a case with 16 clients at once.
 
-    Return the milliseconds from POST to ready of each, and the number of adaptations a second.
+    Returns the milliseconds from POST to ready of each support set, and the number of adaptations per second.
     """
     tasks = case.tasks[-(CLIENTS if case.long else 4 * CLIENTS) :]
 

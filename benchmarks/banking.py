@@ -1,10 +1,11 @@
 """`make bench-banking`: adapt to all 77 classes of BANKING77, with 5 and 10 examples each.
 
-The queries are the utterances that are in neither support set. Ours is the fold's initialization, which was not trained on
-BANKING77 (`benchmarks.folds`). Seconds are from POST to ready. SetFit gets the same examples. Its default, every pair of examples,
-would be half a million pairs here, so it uses 20 pairings for each example, as in its paper (Tunstall et al. 2022,
-arXiv:2209.11055). That takes an hour, so its result is kept in `results/parts/banking.json`, with the machine on which its seconds
-were measured.
+The queries are the utterances that are in neither support set. Our initialization is that of the fold `banking77`
+(`benchmarks.folds`), which was trained without BANKING77. Seconds are from POST to ready.
+
+SetFit gets the same examples. By default it trains on every pair of examples, which would be half a million pairs here, so it
+trains on 20 pairings for each example, as in its paper (Tunstall et al. 2022, arXiv:2209.11055). This takes an hour, so the result
+is kept in `results/parts/banking.json`, with the machine on which the seconds were measured.
 """
 
 import json
@@ -29,9 +30,10 @@ Pairs = list[tuple[str, str]]
 
 
 def draw(data: Path, shots: int) -> tuple[Pairs, Pairs]:
-    """Draw `shots` examples of each class as support set, and all after the first 10 as queries.
+    """Draw a support set with `shots` examples of each class, and return it with the queries.
 
-    The 5-shot examples are among the 10-shot ones.
+    The examples of each class are shuffled with a fixed seed. The first `shots` are support, and all after the first 10 are
+    queries. So the 5-shot examples are among the 10-shot ones, and the queries are the same for both.
     """
     dataset = read_jsonl(data / "banking77" / "full.jsonl.gz")
     rng = np.random.default_rng(0)

@@ -1,9 +1,10 @@
 """`make faults`: run jobs while the processes around them are killed, paused, filled or slowed down.
 
-Broker, cache, workers and service are real processes. Broker and cache are reached through proxies on loopback. While clients send
-jobs, a seeded plan injects one fault after another. Then the faults stop, and the benchmark waits until all accepted jobs have
-ended, for at most `SETTLE_SECONDS`. Finally it checks that every job that got a 202 ended exactly once, that all stored weights
-belong to a job, and that every ready adapter answers with the digest on record.
+Broker, cache, workers and service are real processes. The service and the workers reach broker and cache through proxies on
+loopback. While clients send jobs, faults are injected one after another, in a random order that `--seed` determines. Then the
+faults stop, and the benchmark waits until all accepted jobs have ended, for at most `SETTLE_SECONDS`. Finally it checks that every
+accepted job (202) ended exactly once, that all stored weights belong to a job, and that a sample of the ready adapters predicts
+with weights that have the digest in their record.
 """
 
 import asyncio
@@ -167,7 +168,7 @@ class Deployment:
             process.start()
 
     def direct(self, part: str) -> Any:
-        """Return a Redis client that bypasses the proxy."""
+        """Return a Redis client of the "broker" or the "cache" that bypasses the proxy."""
         self.clients.append(redis.Redis.from_url(f"unix://{self.sockets[part]}", socket_timeout=5))
         return self.clients[-1]
 
@@ -203,7 +204,7 @@ class Job:
 
 @dataclass
 class Fault:
-    """One injected fault, with its start and end in seconds since the storm began."""
+    """One injected fault, with its start and end in seconds since the start of the storm of faults."""
 
     kind: str
     began: float
@@ -212,7 +213,12 @@ class Fault:
 
 @dataclass
 class StormReport:
-    """The state after a storm. Times are seconds since the storm began."""
+    """The jobs and faults of one `storm`, and the violations found after it.
+
+    Times are seconds since the start of the storm. `refusals`: the number of requests that were not accepted, by HTTP status; 0 is
+    for requests without an answer. `counts`: the counters of the service. The last four fields are numbers of accepted jobs that
+    did not end, weights that belong to no job, weights without the digest in the record, and predictions without that digest.
+    """
 
     jobs: list[Job]
     faults: list[Fault]
@@ -225,14 +231,15 @@ class StormReport:
 
     @property
     def recoveries(self) -> list[float]:
-        """The seconds of each recovery from a lost worker."""
+        """The duration of each recovery from a lost worker, in seconds."""
         return [job.view["recovery_ms"] / 1000 for job in self.jobs if job.view.get("recovery_ms") is not None]
 
     @property
     def after_outages(self) -> list[float]:
-        """The seconds from the end of each fault to the next end of a job that was waiting by then.
+        """The seconds from the end of each fault until the first of the jobs that wait at that time ends.
 
-        A killed worker's fault ends with the kill.
+        Faults at whose end no job waits are omitted. The fault of a killed worker ends when its process is started again, before
+        the worker is ready.
         """
         delays = []
         for fault in self.faults:
@@ -252,7 +259,11 @@ def fault_kinds(rng: random.Random) -> Iterator[str]:
 
 
 def inject(deployment: Deployment, kind: str, rng: random.Random) -> None:
-    """Inject one fault and return when the part is back; for a killed worker, when it is started again."""
+    """Inject one fault, undo it, and return.
+
+    A part stays killed, paused or slow for a few seconds at most, and is then started again or resumed. Waits until a restarted
+    service is ready. Does not wait for a restarted worker, broker or cache.
+    """
     verb, part = kind.split()
     if part == "worker":
         victim = rng.choice(deployment.workers)
@@ -297,10 +308,10 @@ def storm(
     clients: int = 4,
     seed: int = 0,
 ) -> StormReport:
-    """Send one job for each support set while faults are injected, then wait and check the result.
+    """Send one job for each support set while faults are injected. Then wait for the jobs and check them.
 
-    The jobs are spread over `seconds`. The last job is held back until `MIN_FAULTS` faults have occurred, so that a deployment that
-    restarts slowly is tested too.
+    The jobs are spread over `seconds`. The last job is delayed until `MIN_FAULTS` faults have occurred, so that a deployment that
+    restarts slowly gets enough faults too.
     """
     rng = random.Random(seed)
     bodies = [{"support": s, "initialization": initialization, "options": {"seed": i}} for i, s in enumerate(supports)]
@@ -353,7 +364,7 @@ def storm(
 
 
 def _watch(deployment: Deployment, jobs: list[Job], now: Callable[[], float], seconds: float) -> None:
-    """Note the end time of each job until all have ended."""
+    """Record the end time of each job, until all jobs have ended or the time for them is over."""
     client = deployment.direct("broker")
     while now() < seconds + SETTLE_SECONDS and not all(job.ended_at for job in jobs):
         for job in jobs:
@@ -405,7 +416,10 @@ def _audit(deployment: Deployment, jobs: list[Job], faults: list[Fault], refusal
 
 
 def _retry_while_unavailable(ask: Callable[[], httpx.Response]) -> httpx.Response:
-    """Send a request again while the answer is 503, because lost weights are being recomputed."""
+    """Send a request up to 20 times, until the answer is not 503, and return the last answer.
+
+    503 means that lost weights are being recomputed.
+    """
     for _ in range(20):
         answer = ask()
         if answer.status_code != 503:

@@ -1,7 +1,7 @@
-"""The folds of `make bench-transfer`: the default recipe, trained without the data sets of the test.
+"""The folds of `make bench-transfer`: each is the default recipe, trained without some data sets.
 
-`python -m benchmarks.folds FOLD --data FOLDER` meta-trains one fold and can be resumed. The benchmarks read its result from
-`runs/`.
+A fold is tested on the data sets that its training leaves out. `python -m benchmarks.folds FOLD --data FOLDER` meta-trains one fold
+and can be resumed. The benchmarks read the trained initialization from `runs/`.
 """
 
 import json
@@ -19,7 +19,7 @@ DEFAULT_RECIPE = Path(__file__).resolve().parents[1] / "metatrain" / "recipes" /
 def fold_recipe(fold: str) -> Recipe:
     """Return the default recipe with the fold's data sets held out.
 
-    Held-out sets are excluded entirely: training uses none of their texts, and no class of theirs under another name.
+    Held-out data sets are excluded entirely: training uses none of their texts and none of their classes, even under other names.
     """
     recipe = read_recipe(DEFAULT_RECIPE)
     held_out = tuple(source for source in recipe.data.train if source.path.split("/")[0] in FOLDS[fold])
@@ -29,7 +29,10 @@ def fold_recipe(fold: str) -> Recipe:
 
 
 def fold_initialization(fold: str) -> Path:
-    """Return the folder of the fold's initialization. Raises click.ClickException if it is not trained."""
+    """Return the folder of the fold's trained initialization.
+
+    Raises click.ClickException if the fold has not been trained, or was trained with another recipe.
+    """
     folder = RUNS / f"without-{fold}" / f"without-{fold}"
     if not (folder / "initialization.json").is_file():
         raise click.ClickException(f"no initialization at {folder}: run `python -m benchmarks.folds {fold} --data FOLDER` first")

@@ -2,14 +2,14 @@
 
 The protocol is that of ProtAugment (Dopierre et al. 2021).
 
-There are four data sets with five class splits each, 5-way 1-shot and 5-shot, and 600 episodes a split. Each method trains on the
-training classes of one split only and is stopped by its validation classes. The methods are frozen prototypes, ProtoNet-LoRA,
-MAML-LoRA (first order, cross-entropy on a linear head) and ours (the inner loop of the default recipe). Frozen prototypes and ours
-also run with the label words among the examples; the published rows do not use them.
+There are four data sets with five class splits each, 5-way 1-shot and 5-shot, and 600 episodes per split. Each method trains only
+on the training classes of one split, and stops early by its score on the split's validation classes. The methods are frozen
+prototypes, ProtoNet-LoRA, MAML-LoRA (first order, cross-entropy on a linear head) and ours (the inner loop of the default recipe).
+Frozen prototypes and ours also run with the label words among the examples; the published results do not use label words.
 
-The benchmark takes about fifteen core-hours in float32. It resumes by split and method from `results/parts/intents.json`, which is
-kept with the results. The report says of each method how many splits it has finished. To share the work between processes, use
-`--set`, `--split` and `--method`.
+The benchmark takes about fifteen core-hours in float32. It can be resumed: what each method has finished on each split is stored in
+`results/parts/intents.json`, with the results. If a method has not finished all splits, the report states their number. To share
+the work between processes, use `--set`, `--split` and `--method`.
 """
 
 import json
@@ -93,7 +93,7 @@ class Part:
 
     @property
     def trained_as(self) -> str | None:
-        """The method whose training run this part needs; None if it needs none."""
+        """The method whose trained initialization this part uses; None if it needs no training."""
         return None if self.method in (FROZEN, FROZEN_WORDS) else OURS if self.method == OURS_WORDS else self.method
 
 
@@ -121,9 +121,9 @@ def main(data: Path, count: int, names: tuple[str, ...], splits: tuple[str, ...]
 
 
 def run(base: Base, encoded: Encoded, progress: Progress, part: Part, count: int, data: Path) -> None:
-    """Count the right answers in each episode of the split's test classes, and keep them.
+    """Evaluate a part, and store the number of right answers in each episode of the split's test classes.
 
-    Does nothing if they are kept already. Trains the method if that has not been done.
+    Numbers that are already stored are not computed again. Trains the method first if it has not been trained on this split.
     """
     init: Initialization | None = None
     for shots in SHOTS:
@@ -140,7 +140,10 @@ def _key(part: Part, shots: int, count: int) -> str:
 
 
 def initialization(base: Base, part: Part, data: Path) -> Initialization:
-    """Return the part's initialization, and train it if it is not there yet."""
+    """Return the part's initialization, and train it first if it has not been trained.
+
+    Raises click.ClickException if it was trained with another recipe.
+    """
     if part.trained_as is None:
         return frozen_prototypes(base)
     recipe = split_recipe(part.name, part.split, part.trained_as)
@@ -169,10 +172,10 @@ def accuracies(
 
 
 def _rows(progress: Progress, count: int) -> list[Row]:
-    """Return accuracies and differences of the methods.
+    """Return the accuracies of the methods, and the differences between methods.
 
-    A method counts the splits that it has finished on all four sets, and its name says how many if they are not all five. The
-    difference of two methods is over the splits that both have finished.
+    The accuracy of a method is over the splits that it has finished on all four data sets. If these are not all five, their number
+    is added to the method's name. The difference of two methods is over the splits that both have finished.
     """
 
     def answers(method: str, split: str, name: str, shots: int) -> list[float] | None:

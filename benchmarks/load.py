@@ -1,10 +1,10 @@
-"""`make bench-load`: measure predictions under load over HTTP, beside the bare base model.
+"""`make bench-load`: measure predictions over HTTP under load, and compare with the bare base model.
 
-One embedded service, as `make serve` runs it, holds up to 1,024 adapters. 1 to 64 clients on loopback each send their next request
-when the last one is answered, with 1 or 16 inputs. They choose adapters uniformly or by Zipf's law (s = 1). The bare forward pass
-is measured first, in a process of its own with the same number of threads, in batches of 64 rows of the same texts. The load
-generator shares the machine's cores with the service. A smaller `--bank-mb`, so that the device holds only half of the adapters,
-shows the cost of moving weights to the device.
+One embedded service, as `make serve` runs it, serves up to 1,024 adapters. 1 to 64 clients on loopback send requests with 1 or 16
+inputs; each client sends its next request when the last one is answered. The clients choose adapters uniformly or by Zipf's law (s
+= 1). The forward pass of the bare base model is measured first, in a separate process with the same number of threads, in batches
+of 64 rows of the same texts. The load generator shares the machine's cores with the service. To see the cost of moving weights to
+the device, set `--bank-mb` so low that the device holds only half of the adapters.
 """
 
 import asyncio
@@ -80,7 +80,7 @@ def _texts() -> list[str]:
 
 @torch.no_grad()
 def _bare() -> float:
-    """Return the rows a second of the bare base model."""
+    """Measure the forward pass of the bare base model, and return its rows per second."""
     base, texts, spent = load_base(), _texts(), []
     ids = base.inputs.encode(texts)
     for start in range(0, 64 * 24, 64):
@@ -92,7 +92,10 @@ def _bare() -> float:
 
 
 async def _adapters(url: str, count: int) -> list[str]:
-    """Create `count` adapters, each from five examples of five classes, which takes no inner step."""
+    """Create `count` adapters and return their ids.
+
+    Each adapter has five classes with one example each, which takes no inner step.
+    """
     sampler = EpisodeSampler([read_jsonl(STARTER)], seed=5)
     limit = asyncio.Semaphore(16)
     async with httpx.AsyncClient(base_url=url, timeout=120) as http:
@@ -127,9 +130,10 @@ def _case(url: str, clients: int, adapters: list[str], law: str, inputs: int, se
 
 
 async def hammer(url: str, clients: int, choose: Callable[[], str], inputs: int, seconds: float) -> tuple[list[float], int]:
-    """Send predict requests for `seconds`, after two seconds of warm-up.
+    """Send predict requests from `clients` clients at once for `seconds`, after two seconds of warm-up.
 
-    `choose` returns the adapter of the next request. Return the seconds of each answered request and the number of refused ones.
+    `choose`: returns the adapter id for the next request. `inputs`: the number of inputs in a request. Returns the seconds that
+    each answered request took, and the number of requests refused with 429, including those during warm-up.
     """
     texts, answered, refused = _texts(), list[float](), 0
 
@@ -157,9 +161,9 @@ async def hammer(url: str, clients: int, choose: Callable[[], str], inputs: int,
 
 @contextlib.asynccontextmanager
 async def connection(url: str) -> AsyncIterator[Callable[[str, bytes], Awaitable[tuple[int, dict[str, str]]]]]:
-    """Open one keep-alive connection and yield a function that posts a body.
+    """Open one keep-alive connection, and yield `post(path, body)`, which returns the status and headers.
 
-    It handles raw bytes, because a full HTTP client on the same cores would cost as much as the service.
+    `post` reads and writes raw bytes, because a full HTTP client on the same cores would cost as much as the service.
     """
     target = httpx.URL(url)
     reader, writer = await asyncio.open_connection(target.host, target.port)

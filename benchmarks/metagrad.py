@@ -1,14 +1,15 @@
 """`make bench-metagrad`: measure time, memory and error of meta-gradients of MAML-LoRA.
 
-The model is MiniLM with LoRA (r=8 on query and value). The tasks are 5-way 5-shot with 5 queries a class, from the shipped task
-set, and the inner loop is SGD with a linear head that starts as prototypes. The benchmark compares all of our modes with two peers
-on the same PEFT model: TorchOpt's functional SGD, and a plain `functional_call` loop. The peers take one task at a time.
+The model is MiniLM with LoRA (r=8 on query and value). The tasks are 5-way 5-shot with 5 queries per class, from the shipped task
+set, and the inner loop is SGD with a linear head that starts from prototypes. The benchmark compares all of our modes with two
+peers on the same PEFT model: TorchOpt's functional SGD, and a plain `functional_call` loop. The peers compute one task at a time.
 
-Each cell runs in two processes with one thread. The first measures seconds of processor time a task: the median of its runs after
-the first, or a single run if that takes over a minute. It also gives the relative error and cosine of θ's meta-gradient against our
-unrolled one in float32. The second process measures the peak memory above the loaded model. Its allocator returns freed memory at
-once, so that the peak is the memory of the tensors; the first process does without, because that is slow. bfloat16 is measured if
-the processor supports it. The benchmark can be resumed.
+A cell is one system with one number of inner steps, one number of tasks and one precision. It runs in two processes with one thread
+each. The first process measures the processor time per task: the median of its runs after the first, or a single run if that takes
+over a minute. It also measures the relative error and cosine of θ's meta-gradient against our unrolled one in float32. The second
+process measures the peak memory above the loaded model. Its allocator returns freed memory at once, so that the peak is the memory
+of the tensors; this is slow, so the first process does not do it. bfloat16 is measured if the processor supports it. The benchmark
+can be resumed.
 """
 
 import json
@@ -71,11 +72,12 @@ def cells() -> list[tuple[str, int, int, str]]:
 
 
 def operations(name: str, k: int) -> float:
-    """Return the cost of a meta-gradient in forward passes over the support (or query) rows.
+    """Return the cost of a meta-gradient of mode `name` with k = K inner steps, in forward passes.
 
-    A forward pass counts 1, a backward pass 2. First order costs K (1 + 2) for the inner steps, 1 + 2 for the query and 1 + 2 for
-    the prototypes. Differentiating through a step adds twice its forward and backward pass. Checkpointing and the reverse-mode
-    adjoint also repeat the step first. Dual numbers and central differences add two forward and backward passes a step.
+    A forward pass over the support rows or the query rows costs 1, a backward pass 2. First order costs K (1 + 2) for the inner
+    steps, 1 + 2 for the query and 1 + 2 for the prototypes. Differentiating through a step adds twice its forward and backward
+    pass. Checkpointing and the reverse-mode adjoint also repeat the step first. Dual numbers and central differences add two
+    forward and backward passes a step.
     """
     inner = {"first order": 3, "unrolled": 9, "checkpointed": 12}
     inner |= {"adjoint, reverse": 12, "adjoint, forward": 3 + 6, "adjoint, central": 3 + 6}
@@ -83,15 +85,16 @@ def operations(name: str, k: int) -> float:
 
 
 def episodes(count: int) -> list[Episode]:
-    """Draw `count` tasks, the same ones at every call."""
+    """Draw `count` tasks. Every call returns the same tasks."""
     sampler = EpisodeSampler([read_jsonl(STARTER)], seed=7)
     return [sampler.episode(i, EpisodeShape(5, 5, 5)) for i in range(count)]
 
 
 def measure(system: str, k: int, count: int, precision: str, out: Path | None) -> dict[str, float]:
-    """Measure one cell; call it in a process of its own.
+    """Measure the time or the memory of one cell. Call this function in a separate process for each cell.
 
-    With `out`, measure the seconds a task and write θ's meta-gradient to `out`. With None, measure the memory of one run, in MB.
+    `k`: the number of inner steps. `count`: the number of tasks. With `out`, measures the seconds per task and writes θ's
+    meta-gradient to the file `out`. With `out` None, measures the memory of one run in MB.
     """
     torch.set_num_threads(1)
     needs_eager = system not in ("first order", "adjoint, central")
@@ -159,7 +162,7 @@ def _peer(base: Base, tasks: list[Episode], k: int, system: str) -> Callable[[],
     def query_loss(episode: Episode, live: dict[str, Tensor]) -> Tensor:
         support, labels = [text for text, _ in episode.support], torch.tensor([c for _, c in episode.support])
         head = linear_from_prototypes(features(live, support).unsqueeze(0), labels.unsqueeze(0), 5)
-        # As in ours, the first gradient holds the head fixed, although the head depends on the delta too.
+        # As in our inner loop, the first gradient does not go through the dependence of the head on the delta.
         phi = {name: leaf.view_as(leaf) for name, leaf in live.items()}
         phi |= {"weight": head.weight[0], "bias": head.bias[0].requires_grad_()}
 
@@ -195,7 +198,7 @@ def _peer(base: Base, tasks: list[Episode], k: int, system: str) -> Callable[[],
 
 
 def compare(gradient: dict[str, Tensor], reference: dict[str, Tensor]) -> dict[str, float]:
-    """Return the relative error and the cosine over all leaves together."""
+    """Return the relative error and the cosine of a gradient against a reference, over all leaves."""
     left, right = (torch.cat([leaves[name].double().flatten() for name in sorted(reference)]) for leaves in (gradient, reference))
     return {
         "relative error": float((left - right).norm() / right.norm()),

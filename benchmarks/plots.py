@@ -19,9 +19,10 @@ PLOTS = Path(__file__).resolve().parents[1] / "docs" / "plots"
 
 
 def accuracy_by_step() -> Path:
-    """Plot accuracy by inner steps on held-out data sets: one panel a number of shots, one line a fold.
+    """Plot the accuracy on held-out data sets against the number of inner steps.
 
-    Dashed lines are frozen prototypes, crosses plain LoRA from zero, stars SetFit.
+    There is one panel for each number of shots, with one line for each fold. Dashed lines are frozen prototypes, crosses are plain
+    LoRA from zero, and stars are SetFit.
     """
     values = rows_by(json.loads((RESULTS / "transfer.json").read_text(encoding="utf-8"))["rows"])
     figure, axes = plt.subplots(1, len(SHOTS["near"]), figsize=(11, 3.6), layout="constrained")
@@ -49,7 +50,7 @@ def accuracy_by_step() -> Path:
 
 
 def time_and_memory() -> Path:
-    """Plot seconds against memory of each way to compute the meta-gradient, for one task in float32.
+    """Plot the time and memory of each way to compute the meta-gradient, for one task in float32.
 
     There is one panel for each number of inner steps.
     """
@@ -71,9 +72,9 @@ def time_and_memory() -> Path:
 
 
 def jobs_under_faults() -> Path:
-    """Plot each job from acceptance to end, in the order of acceptance, and above them the faults.
+    """Plot each job as a line from its acceptance to its end, and the injected faults above the jobs.
 
-    Jobs that took more than one attempt are red.
+    The jobs are in the order in which they were sent. Jobs with more than one attempt are red.
     """
     document = json.loads((RESULTS / "faults.json").read_text(encoding="utf-8"))["timeline"]
     figure, (top, below) = plt.subplots(2, 1, figsize=(11, 6.5), sharex=True, layout="constrained", height_ratios=[1, 2])

@@ -1,15 +1,15 @@
-"""`make bench-predict`: measure batches of many adapters, beside the bare base model and PEFT.
+"""`make bench-predict`: measure batches for many adapters against the bare base model and PEFT.
 
-The model is MiniLM with LoRA (r=8 on query and value, PEFT's default). The batches are texts of the shipped task set, and their
-rows belong to 1 to 64 adapters in turn. Every system gets the same token ids and gives one answer a row:
+The model is MiniLM with LoRA (r=8 on query and value, PEFT's default). The batches are texts of the shipped task set. Their rows
+belong to 1 to 64 adapters in turn. Every system gets the same token ids and computes for each row:
 
 - bare base forward: pooled features, without delta and head;
-- quickstudy: the bank with the delta and head of every row, heads of 2 to 150 classes mixed; probabilities as lists;
-- PEFT adapter_names: PEFT's own mixed batches, features only;
-- PEFT set_adapter: one adapter after another, each with its own rows, features only.
+- quickstudy: probabilities as lists, from the bank with the delta and the head of the row's adapter; heads have 2 to 150 classes;
+- PEFT adapter_names: only features, in PEFT's own mixed batches;
+- PEFT set_adapter: only features, for one adapter and its rows after another.
 
-The systems take turns in every round, so that a busy moment of the machine affects all of them. A ratio is the median of the ratios
-of the rounds.
+The systems take turns in every round, so that a busy moment of the machine affects all of them. A reported ratio is the median of
+the ratios of the rounds.
 """
 
 import math
@@ -74,7 +74,7 @@ def _ids(base: Base, count: int) -> Sequence[Any]:
 
 
 def _peft(base: Base, precision: Precision, adapters: list[Adapter]) -> Any:
-    """Return PEFT's model with all adapters."""
+    """Return PEFT's model with all adapters loaded. The index of an adapter in `adapters` is its name."""
     from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
 
     plain: Any = load_base(precision=precision, attention="auto", device=base.device).model
@@ -94,7 +94,7 @@ def _systems(base: Base, bank: Bank, peft: Any, ids: Sequence[Any], count: int) 
     keys = [str(i % count) for i in range(len(ids))]
 
     def features(rows: list[int], **which: Any) -> Tensor:
-        """Return PEFT's features of the rows, in our buckets of similar length."""
+        """Compute PEFT's features of the rows with these indices, in our buckets of similar length."""
         batch = base.inputs.collate([ids[i] for i in rows])
         parts = []
         for bucket in batch.buckets:

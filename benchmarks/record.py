@@ -24,7 +24,7 @@ RUNS = Path(__file__).resolve().parents[1] / "runs"
 
 @dataclass(frozen=True)
 class Row:
-    """One measured value."""
+    """One measured value: a metric of one system in one case."""
 
     case: str
     system: str
@@ -34,14 +34,17 @@ class Row:
 
 
 def difference_rows(case: str, system: str, other: str, scores: Sequence[float], other_scores: Sequence[float]) -> list[Row]:
-    """Return the mean difference of two systems' scores on the same episodes, with its interval."""
+    """Return the mean of `system` minus `other` on the same episodes, and half its 95 % interval, as rows."""
     difference, half = paired_interval(scores, other_scores)
     metric = f"over {other}"
     return [Row(case, system, metric, difference, "share"), Row(case, system, f"{metric}, 95 % interval, half", half, "share")]
 
 
 def write(name: str, rows: list[Row], **about: Any) -> Path:
-    """Write the results of `make bench-NAME` and return their path. `about` adds members to the document."""
+    """Write the results of `make bench-NAME` and return the path of the file.
+
+    `about`: further entries for the top level of the JSON document.
+    """
     document = {
         "machine": machine(),
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
@@ -63,10 +66,10 @@ def machine() -> str:
 
 
 class Progress:
-    """The finished parts of a long benchmark, so that it can be stopped and resumed.
+    """The stored values of a long benchmark's finished parts, so that it can be stopped and resumed.
 
-    With `kept` they are stored beside the results, in version control. That is for parts that take too long for one run and do not
-    depend on the machine.
+    `kept`: True stores them beside the results, under version control, and False in `runs/`. Use True for parts that take too long
+    for one run and do not depend on the machine.
     """
 
     def __init__(self, name: str, *, kept: bool = False) -> None:
@@ -75,11 +78,11 @@ class Progress:
         self._done: dict[str, Any] = json.loads(self._path.read_text()) if self._path.is_file() else {}
 
     def get(self, key: str) -> Any:
-        """Return a finished part, or None."""
+        """Return the value of a part, or None if the part is not finished."""
         return self._done.get(key)
 
     def put(self, key: str, value: Any) -> None:
-        """Store a finished part, beside those that other processes have stored meanwhile."""
+        """Store the value of a finished part. Values that other processes have stored meanwhile are kept."""
         folder = os.open(self._path.parent, os.O_RDONLY)
         try:
             fcntl.flock(folder, fcntl.LOCK_EX)  # other processes may share the work

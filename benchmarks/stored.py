@@ -1,12 +1,12 @@
 """`make bench-stored`: measure memory and speed with many adapters in Redis and few on the device.
 
 The benchmark stores 100,000 adapters of the shipped `frozen-prototypes` (48 KB each), and as many adapters of `default` (LoRA) as
-fit in `--lora-gb`. Each has its own weights, record and id. They are written as a worker writes them, with claim and commit.
-Adapting 100,000 support sets would take hours and measure something else, so the weights come from a few hundred real adaptations,
-with slightly shifted heads.
+fit in `--lora-gb`. Each adapter has its own weights, record and id, which are written as a worker writes them, with claim and
+commit. Adapting 100,000 support sets would take hours and measure something else, so the weights come from a few hundred real
+adaptations, with slightly shifted heads.
 
-Then a service answers 8 clients with 16 inputs a request. The requests are for 64 adapters, which stay on the device, for twice as
-many adapters as the device holds, and for all.
+Then 8 clients send requests with 16 inputs to a service. There are three cases: requests for 64 adapters, which all stay on the
+device; for twice as many adapters as the device holds; and for all adapters.
 """
 
 import asyncio

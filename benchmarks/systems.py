@@ -1,6 +1,6 @@
-"""The systems whose accuracy the benchmarks compare.
+"""The peers in the accuracy benchmarks: a linear probe and SetFit.
 
-Each takes a support set and query texts, and returns predicted labels and seconds.
+Each is a function that takes a support set and query texts, and returns the predicted classes and the seconds of training.
 """
 
 import contextlib
@@ -35,7 +35,10 @@ class Answer:
 
 
 def linear_probe(encoded: Encoded, support: Pairs, queries: Sequence[str]) -> Answer:
-    """Run logistic regression with scikit-learn's defaults on frozen features."""
+    """Train scikit-learn's logistic regression on frozen features, and predict the queries.
+
+    All settings are scikit-learn's defaults, except for a limit of 1,000 iterations.
+    """
     from sklearn.linear_model import LogisticRegression
 
     began = time.perf_counter()
@@ -46,11 +49,11 @@ def linear_probe(encoded: Encoded, support: Pairs, queries: Sequence[str]) -> An
 
 
 def setfit(support: Pairs, queries: Sequence[str], *, iterations: int | None = None) -> Answer:
-    """Run SetFit with its own defaults, from the same base model: one epoch in batches of 16.
+    """Train SetFit from our base model for one epoch in batches of 16, and predict the queries.
 
-    The epoch is over all pairs of examples, or over `iterations` pairings for each example. The base model is loaded again for each
-    task, and loading is not counted. Matrix products are in bfloat16, as in ours. Its losses agree with float32 to four digits, in
-    two thirds of the time.
+    Other settings are SetFit's defaults. `iterations`: the number of pairings for each example; None uses all pairs of examples.
+    Every call loads the base model again; the returned seconds exclude this. Matrix products are in bfloat16, as in ours. With
+    them, SetFit's losses agree with float32 to four digits, and training takes two thirds of the time.
     """
     os.environ["HF_HUB_OFFLINE"] = "1"
     logging.disable(logging.WARNING)
@@ -83,5 +86,5 @@ def with_label_words(episode: Episode) -> Episode:
 
 
 def accuracy(answer: Answer, episode: Episode) -> float:
-    """Return the share of queries that are predicted right."""
+    """Return the share of the episode's queries whose predicted class is right."""
     return float(np.mean([p == c for p, (_, c) in zip(answer.predicted, episode.query, strict=True)]))

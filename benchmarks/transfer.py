@@ -1,14 +1,14 @@
-"""`make bench-transfer`: measure what meta-training and adaptation are worth on unseen data sets.
+"""`make bench-transfer`: measure how meta-training and adaptation improve accuracy on unseen data.
 
-There are three folds (`benchmarks.folds`), each trained without the fold's data and tested on it. For far transfer, the first
-fold's initialization is tested on the published validation sets of `text_mix`, on which nothing is trained. Every system gets the
-same episodes, except that SetFit, which takes most of the time, gets only some of them. Ours is scored after several fixed numbers
-of steps, and after the number that a request would use ("quickstudy").
+There are three folds (`benchmarks.folds`). The initialization of a fold is trained without the fold's data sets and tested on them.
+For far transfer, the first fold's initialization is tested on the published validation sets of `text_mix`, which no initialization
+is trained on. Every system gets the same episodes, except that SetFit, which takes most of the time, gets only some of them. Our
+initialization is scored after several fixed numbers of inner steps, and after the number that a request would use ("quickstudy").
 
-Accuracy is measured with several tasks a pass. It is kept in `results/parts/transfer.json`, with the results, by the precision of
-the base model. With `--seconds` the benchmark measures seconds instead, on single tasks of the folds; the machine should have
-nothing else to do. Seconds do not depend on what was learned, so they are measured with the shipped default initialization, and
-they have results of their own (`transfer-seconds`). The benchmark can be resumed. To share the work between processes, use `--part`
+Accuracy is measured with several tasks in one batch, and stored in `results/parts/transfer.json`, with the results, separately for
+each precision of the base model. With `--seconds` the benchmark measures seconds instead, on single tasks of the folds; the machine
+should be idle. Seconds do not depend on the learned values, so they are measured with the shipped default initialization. They are
+written to separate results (`transfer-seconds`). The benchmark can be resumed. To share the work between processes, use `--part`
 and `--system`.
 """
 
@@ -66,7 +66,8 @@ Kept = TypeVar("Kept")
 class Part:
     """The episodes of one case.
 
-    `fold` names the initialization that has not seen them. `for_setfit` holds the numbers of the episodes that SetFit gets.
+    `fold`: the fold whose initialization was not trained on their data sets. `for_setfit`: the indices of the episodes that SetFit
+    gets.
     """
 
     fold: str
@@ -77,12 +78,16 @@ class Part:
 
     @property
     def near(self) -> bool:
-        """True if the episodes are from the fold's own data sets."""
+        """True if the episodes are from the data sets of the fold, and False for far transfer."""
         return self.case.startswith(self.fold)
 
 
 def parts(data: Path, names: Sequence[str], near: int, far: int, setfit_near: int, setfit_far: int) -> Iterator[Part]:
-    """Yield the parts with these names, or all. The other arguments are numbers of episodes."""
+    """Yield the parts of the folds in `names`, and those of far transfer if `names` has "far".
+
+    An empty `names` selects all parts. `near` and `far`: the number of episodes in a part of a fold or of far transfer.
+    `setfit_near` and `setfit_far`: the numbers of episodes for SetFit, before the reduction for 10 shots.
+    """
     for fold, sets in FOLDS.items():
         if not names or fold in names:
             for shots in SHOTS["near"]:
@@ -98,7 +103,7 @@ def parts(data: Path, names: Sequence[str], near: int, far: int, setfit_near: in
 
 
 def _episodes(paths: list[Path], shots: int, count: int) -> list[Episode]:
-    """Draw `count` episodes, as many from each data set, and sort them by data set."""
+    """Draw `count` episodes, from the data sets in turn, and sort them by data set."""
     samplers = [EpisodeSampler([read_jsonl(path)], seed=4321) for path in paths]
     ways = min(5, *(len(s.datasets[0].texts) for s in samplers))
     drawn = [samplers[i % len(samplers)].episode(i // len(samplers), EpisodeShape(ways, shots, 5)) for i in range(count)]
@@ -106,7 +111,10 @@ def _episodes(paths: list[Path], shots: int, count: int) -> list[Episode]:
 
 
 def _spread(count: int, some: int) -> list[int]:
-    """Return `some` numbers below `count` at equal distances, so that they cover every data set of a part."""
+    """Return `some` evenly spaced indices below `count`, or all indices if there are no more.
+
+    The episodes of a part are sorted by data set, so even spacing includes every data set.
+    """
     return [i * count // some for i in range(some)] if some < count else list(range(count))
 
 
@@ -120,10 +128,11 @@ class Unfinished(Exception):
 
 
 class Arena:
-    """A runner of systems on the episodes of one part, which keeps finished measurements.
+    """A runner of systems on the episodes of one part, which stores finished measurements.
 
-    Accuracies are kept for all machines, seconds only for this one. Ours is the fold's initialization, or the `shipped` one. With
-    `report`, nothing is run, and a missing measurement raises Unfinished.
+    A stored accuracy is used on all machines, stored seconds only on the machine that measured them. `shipped`: True uses the
+    shipped default initialization as ours, False that of the fold. `report`: True runs nothing and raises Unfinished if a
+    measurement is missing.
     """
 
     def __init__(self, base: Base, encoded: Encoded, part: Part, *, shipped: bool, report: bool) -> None:
@@ -134,7 +143,7 @@ class Arena:
 
     @cached_property
     def ours(self) -> Initialization:
-        """The meta-trained initialization; loaded only if a system needs it."""
+        """Our meta-trained initialization. It is loaded only when a system needs it."""
         return load_initialization(DEFAULT_INITIALIZATION if self.shipped else fold_initialization(self.part.fold), self.base)
 
     def _start(self, system: str) -> Initialization:
@@ -146,9 +155,9 @@ class Arena:
         return _from_zero(self.base, fold_recipe(self.part.fold)) if system == SAME_LOOP else self.ours
 
     def accuracies(self, system: str) -> Scores:
-        """Return the accuracy of each episode, by the system's name.
+        """Return the accuracies of a system on the episodes, by the system's name.
 
-        A system that is scored after several numbers of steps has one entry for each.
+        For a system that is scored after several numbers of inner steps, there is one entry for each number.
         """
         if system == SETFIT:
             return {SETFIT: [self._setfit_accuracy(self.part.episodes[i]) for i in self.part.for_setfit]}
@@ -172,7 +181,7 @@ class Arena:
         return self._kept(self._accuracies, key, lambda: accuracy(_setfit(episode), episode))
 
     def seconds(self, system: str) -> Scores:
-        """Return the seconds to adapt to single tasks, one at a time.
+        """Return the seconds that a system takes to adapt to single tasks, one at a time, by its name.
 
         The first task runs twice, and its first run only warms up. SetFit has no warm-up, because it takes too long.
         """
@@ -196,7 +205,10 @@ class Arena:
         return self.episodes_with_label_words if system in (FROZEN_WORDS, OURS_WORDS) else self.part.episodes
 
     def _run(self, system: str, episodes: Sequence[Episode]) -> tuple[Scores, dict[str, float]]:
-        """Return the accuracy of each episode and the seconds a task, by the system's name."""
+        """Run a system on episodes, and return the accuracy of each and the seconds per task.
+
+        Both are by the system's name, with the number of inner steps added if there are several.
+        """
         if system == PROBE:
             answers = [linear_probe(self.encoded, e.support, [text for text, _ in e.query]) for e in episodes]
             scores = [accuracy(answer, episode) for answer, episode in zip(answers, episodes, strict=True)]
@@ -227,7 +239,10 @@ class Arena:
         return [self.part.case, self.digest, *identity]
 
     def _kept(self, progress: Progress, key: list[Any], measure: Callable[[], Kept]) -> Kept:
-        """Return the finished measurement; run and keep it if there is none. Raises Unfinished in a report."""
+        """Return the stored measurement for `key`. If there is none, run `measure` and store its result.
+
+        With `report`, raises Unfinished instead of running `measure`.
+        """
         text = json.dumps(key)
         if progress.get(text) is None:
             if self.report:
@@ -246,14 +261,17 @@ def _after(system: str, steps: int) -> str:
 
 
 def _as_served(by_step: Scores, served_steps: Sequence[int]) -> Scores:
-    """Return our scores, each episode after the number of steps that a request would take."""
+    """Return our scores with the number of inner steps that a request would use.
+
+    `by_step`: the scores after each number of steps. `served_steps`: the number that a request would use, for each episode.
+    """
     return {OURS: [by_step[_after(OURS, steps)][episode] for episode, steps in enumerate(served_steps)]}
 
 
 def _from_zero(base: Base, recipe: Recipe) -> Initialization:
-    """Return an initialization with our delta, objective and head but nothing learned.
+    """Return an initialization with our delta, objective and head, but without meta-learned values.
 
-    LoRA starts as in PEFT, the rate of the delta is 1e-3 and that of the head 3e-3.
+    LoRA starts as in PEFT. The learning rate of the delta is 1e-3 and that of the head 3e-3.
     """
     theta = base.attach(recipe.delta).initial(torch.Generator().manual_seed(0))
     rates = {name: torch.tensor([3e-3 if name in HEAD_LEAVES else 1e-3]) for name in (*theta, *HEAD_LEAVES)}
@@ -349,7 +367,7 @@ def _seconds_rows(part: Part, times: Scores) -> list[Row]:
 
 
 def _on_common_episodes(part: Part, left: str, right: str, results: Scores) -> tuple[list[float], list[float]]:
-    """Return the scores of two systems on the episodes that both have; SetFit has only some."""
+    """Return the scores of two systems on their common episodes. SetFit has only some of the episodes."""
     with_setfit = SETFIT in (left, right)
     a, b = ([results[s][i] for i in part.for_setfit] if with_setfit and s != SETFIT else results[s] for s in (left, right))
     return a, b
@@ -373,7 +391,7 @@ def _print_seconds(case: str, times: Scores) -> None:
 
 
 def rows_by(rows: list[dict[str, Any]]) -> dict[tuple[str, str, str], float]:
-    """Return the values of results that were read back, by (case, system, metric)."""
+    """Return the values in the rows of a results file, by (case, system, metric)."""
     return {(row["case"], row["system"], row["metric"]): row["value"] for row in rows}
 
 

@@ -1,15 +1,15 @@
-"""`make bench-versions COMMIT=…`: compare the speed of this commit with another one on this machine.
+"""`make bench-versions COMMIT=…`: compare the speed of this commit and another one on this machine.
 
 Both commits run at the same time and are measured in turn:
 
 - adapt: from POST to ready, 5-way 1-, 5- and 10-shot of the shipped task set at rest, and 8 support sets sent at once;
-- predict: batches of a bank of adapters in a process of its own, without HTTP; also the bare base model's forward pass, which shows
+- predict: batches in a bank of adapters in a separate process, without HTTP; also the bare base model's forward pass, which shows
   how steady the machine was;
 - load: predictions by 1, 8 and 64 clients.
 
-A pair is the same work for both commits, seconds apart; each commit goes first in every other pair. The first pair of each case
-warms up. The result is the median of the pairs' ratios, over 1 if this commit is faster, with an interval of at least 95 % by order
-statistics. The benchmark takes about ten minutes with the default settings.
+A pair is one measurement of each commit with the same work, seconds apart. The commits take turns in going first. The first pair of
+each case only warms up. The result is the median over pairs of the ratio of speeds, which is above 1 if this commit is faster, with
+an interval of at least 95 % by order statistics. The benchmark takes about ten minutes with the default settings.
 """
 
 import asyncio
@@ -52,7 +52,7 @@ Requests = list[tuple[int, list[str]]]
 
 @dataclass(frozen=True)
 class Comparison:
-    """One case: the milliseconds of each pair, of the other commit and of this one."""
+    """The measurements of one case: the milliseconds of the other commit and of this one in each pair."""
 
     case: str
     other: list[float]
@@ -66,7 +66,10 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Version:
-    """The running service and bank of one commit."""
+    """The running service and the running bank of one commit.
+
+    `ask_bank`: sends one line to the process of the bank and returns its answer.
+    """
 
     url: str
     ask_bank: Callable[[str], str]
@@ -106,7 +109,10 @@ def main(commit: str, api: str | None, rounds: int, load_rows: int, load_rounds:
 
 @contextmanager
 def _running(code: Path, api: str, threads: int) -> Iterator[Version]:
-    """Run a commit's service and its bank, and yield both."""
+    """Run the service and the bank of the commit in the folder `code`, and yield both.
+
+    `api`: the suffix of the module `tests/upgrade/api_….py` that calls the commit's bank.
+    """
     settings = {"THREADS": str(threads), "OMP_NUM_THREADS": str(threads)}
     with ExitStack() as stack:
         data = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="quickstudy-versions-")))
@@ -116,9 +122,10 @@ def _running(code: Path, api: str, threads: int) -> Iterator[Version]:
 
 
 def compare(case: str, measure: Callable[[Version, int], float], other: Version, own: Version, pairs: int) -> Comparison:
-    """Measure `pairs` pairs, after one that warms up, and print the result.
+    """Measure both versions in `pairs` pairs, after one pair that warms up, and print the result.
 
-    `measure` returns milliseconds. It takes the version and the number of the pair; both versions do the same work in a pair.
+    `measure(version, pair)` returns milliseconds. `pair` is the number of the pair, which must determine the work, so that both
+    versions do the same.
     """
     comparison = Comparison(case, [], [])
     for pair in tqdm(range(pairs + 1), desc=case, leave=False, disable=None):
@@ -136,8 +143,8 @@ def compare(case: str, measure: Callable[[Version, int], float], other: Version,
 def median_interval(values: Sequence[float], coverage: float = 0.95) -> tuple[float, float]:
     """Return the interval between two order statistics that contains the median with this probability.
 
-    It holds for any distribution. If even the whole range has a lower probability, as with five values or fewer, the whole range is
-    returned.
+    The interval is valid for any distribution. If even the range of all values has a lower probability, the range is returned; for
+    0.95 this is so with five values or fewer.
     """
     ranked, n = sorted(values), len(values)
     below = 0.0
@@ -188,7 +195,7 @@ def _predict(other: Version, own: Version, rounds: int) -> Iterator[Comparison]:
 
 
 def _batch(rows: int, adapters: int, column: int, version: Version, _pair: int) -> float:
-    """Return milliseconds of one batch: of the bank (column 0) or of the bare base model (column 1)."""
+    """Predict one batch, and return the milliseconds of the bank (column 0) or the bare model (column 1)."""
     return float(version.ask_bank(f"{rows} {adapters}").split()[column])
 
 
@@ -207,7 +214,7 @@ def _load(other: Version, own: Version, rows: int, rounds: int) -> Iterator[Comp
 
 
 def _under_load(adapters: dict[str, list[str]], clients: int, requests: Requests, version: Version, _pair: int) -> float:
-    """Return the milliseconds a row until all requests are answered.
+    """Send all requests from `clients` clients at once, and return the milliseconds per row.
 
     Each client sends its next request when the last one is answered.
     """

@@ -1,6 +1,6 @@
-"""Writing and reading of adapters.
+"""Conversion of adapters to bytes and back.
 
-An adapter is one safetensors byte string with its metadata as JSON in the header.
+The bytes of an adapter are a safetensors file with the adapter's metadata as JSON in the header.
 """
 
 import math
@@ -21,13 +21,12 @@ from metatrain.models.base import Base
 from metatrain.pydantic_errors import first_problem
 from metatrain.readouts.registry import CLASSES, ReadoutName, readout_kinds
 
-# All metadata are under one key. Safetensors does not keep several keys in order, but the bytes must be deterministic for the
-# digest.
+# All metadata are under one key, because safetensors does not keep several keys in order, and the digest needs deterministic bytes.
 _METADATA_KEY = "quickstudy"
 
 
 class AdapterMetadata(BaseModel):
-    """The metadata in the header of an adapter."""
+    """The metadata of an adapter, stored in the header of its bytes."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -42,9 +41,10 @@ class AdapterMetadata(BaseModel):
 
 @dataclass(frozen=True)
 class Adapter:
-    """φ of one task, float32 on the CPU.
+    """The adapted parameters φ of one task, float32 on the CPU.
 
-    `delta`: leaves with the names and shapes of θ. `answering`: the leaves that the readout answers with.
+    `delta`: leaves with the same names and shapes as θ. `answering`: the tensors from which the readout predicts, such as the
+    weights of a head.
     """
 
     metadata: AdapterMetadata
@@ -53,7 +53,10 @@ class Adapter:
 
 
 def adapter_to_bytes(adapter: Adapter) -> bytes:
-    """Return an adapter as bytes. Equal adapters give equal bytes, so their digest identifies the weights."""
+    """Return an adapter as bytes.
+
+    Equal adapters give equal bytes, so the digest of the bytes identifies the weights.
+    """
     tensors = {f"delta.{n}": t for n, t in adapter.delta.items()} | adapter.answering
     described = adapter.metadata.model_dump(mode="json", exclude=fields_at_default({"readout"}, adapter.metadata))
     metadata = {_METADATA_KEY: canonical_json(described).decode()}
@@ -61,23 +64,29 @@ def adapter_to_bytes(adapter: Adapter) -> bytes:
 
 
 def adapter_bytes_at_most(init: Initialization, labels: Sequence[str], hidden: int) -> int:
-    """Return an upper bound of the size in bytes of an adapter from `init` with these labels. `hidden`: D."""
+    """Return an upper bound for the size in bytes of an adapter from `init` with these labels.
+
+    `hidden`: D, the width of a hidden state of the base model.
+    """
     answering = readout_kinds()[init.readout].answers.shapes(labels, hidden)
     numbers = sum(leaf.numel() for leaf in init.theta.values()) + sum(map(math.prod, answering.values()))
-    header_lines = sum(len(name) + 200 for name in init.theta) + 500  # the header's entry for each leaf, and for those of the head
+    header_lines = sum(len(name) + 200 for name in init.theta) + 500  # the header's entries for the leaves of θ and of the readout
     described = canonical_json([init.delta.model_dump(mode="json"), list(labels)])
     return 4 * numbers + header_lines + 2 * len(described)  # JSON in a JSON string: escaped characters take twice the space
 
 
 def adapter_metadata(content: bytes) -> AdapterMetadata:
-    """Return the metadata of an adapter; the tensors are not read. Raises ArtifactError."""
+    """Return the metadata of an adapter without reading its tensors.
+
+    Raises ArtifactError if the header or the metadata are not valid.
+    """
     return _metadata(_header(content, "adapter"))
 
 
 def adapter_from_bytes(content: bytes, base: Base) -> Adapter:
-    """Return the adapter that `adapter_to_bytes` wrote, for `base`.
+    """Read an adapter for `base` from the bytes that `adapter_to_bytes` returned.
 
-    Raises ArtifactError if the bytes are not a valid adapter, or if it was made for other base weights.
+    Raises ArtifactError if the bytes are not a valid adapter, or if the adapter was made for other base weights.
     """
     header = _header(content, "adapter")
     metadata = _metadata(header)

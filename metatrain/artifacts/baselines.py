@@ -1,4 +1,4 @@
-"""Untrained baseline initializations, which run the same inner loop as the trained ones."""
+"""Baseline initializations without meta-training. They run the same inner loop as the trained ones."""
 
 import torch
 
@@ -14,7 +14,10 @@ FROZEN, PLAIN_LORA = "frozen-prototypes", "lora-from-zero"
 
 
 def frozen_prototypes(base: Base) -> Initialization:
-    """Return the baseline of prototypes on frozen features: a delta of zeros and no inner steps."""
+    """Return the baseline that predicts from class prototypes of frozen features.
+
+    Its delta is zero, and it takes no inner steps.
+    """
     config = LoRAConfig(rank=1, alpha=1.0)
     theta = {name: torch.zeros(shape) for name, shape in base.attach(config).shapes.items()}
     return _baseline(FROZEN, base, config, InnerConfig(steps=0), theta, rate=3e-3)
@@ -23,7 +26,8 @@ def frozen_prototypes(base: Base) -> Initialization:
 def lora_from_zero(base: Base, *, steps: int = 10, rate: float = 3e-3) -> Initialization:
     """Return the baseline of plain LoRA fine-tuning with Adam.
 
-    LoRA starts as in PEFT (B = 0), and the head starts as the prototypes.
+    LoRA starts as in PEFT (B = 0), and the head starts from the class prototypes. `steps` and `rate`: the number of inner steps and
+    the learning rate of Adam.
     """
     config = LoRAConfig()
     theta = base.attach(config).initial(torch.Generator().manual_seed(0))
@@ -33,6 +37,6 @@ def lora_from_zero(base: Base, *, steps: int = 10, rate: float = 3e-3) -> Initia
 def _baseline(
     name: str, base: Base, delta: DeltaConfig, inner: InnerConfig, theta: dict[str, torch.Tensor], *, rate: float
 ) -> Initialization:
-    # Learned rates are stored through a logarithm. The same rounding here keeps the digests of the baselines.
+    # Learned rates are exponentials of logarithms. Round in the same way here, so that the digests of the baselines do not change.
     rates = {name: value.log().exp() for name, value in start_rates([*theta, *HEAD_LEAVES], rate).items()}
     return Initialization(name, base.spec, delta, inner, theta, rates, SCALE, "none", {"trained": "no"})

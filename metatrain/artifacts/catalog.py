@@ -24,10 +24,12 @@ def load_catalog(
 ) -> dict[str, Initialization]:
     """Load all initializations for `base`, by name, and probe each of their deltas once.
 
-    `extra`: a folder of initialization folders. `baselines`: the untrained initializations to include. `probed`: whether to probe
-    deltas whose probe has not succeeded on this machine before; False if another process does it. Shipped initializations for
-    another base model are skipped. Those in `extra` are skipped with `others_skipped`, and otherwise raise ArtifactError. Raises
-    ArtifactError for an initialization that does not load and for a repeated name, and UnsupportedDelta for a delta that does not
+    `extra`: a folder of initialization folders. `baselines`: the untrained initializations to include. `probed`: False runs no
+    probe, if another process does it; True probes each delta whose probe has not yet succeeded on this machine. `others_skipped`:
+    True skips initializations in `extra` that are for another base model; False raises ArtifactError for them. Shipped
+    initializations for another base model are always skipped.
+
+    Raises ArtifactError if an initialization does not load or if two have the same name, and UnsupportedDelta if a delta does not
     work on `base`.
     """
     catalog: dict[str, Initialization] = {}
@@ -52,7 +54,7 @@ def load_catalog(
 
 
 def _shipped_for(base: Base) -> list[Path]:
-    """Return the folders of shipped initializations for `base`, and log those that are skipped."""
+    """Return the folders of the shipped initializations for `base`, and log those for other base models."""
     folders = []
     for path in sorted(SHIPPED.glob("*/initialization.json")):
         if _made_for(path.parent, base):
@@ -61,7 +63,7 @@ def _shipped_for(base: Base) -> list[Path]:
 
 
 def _made_for(folder: Path, base: Base) -> bool:
-    """Return True if an initialization folder is for this base model, otherwise log that it is skipped."""
+    """Return True if an initialization folder is for `base`. Otherwise log that it is skipped."""
     made_for = read_description(folder).base
     if made_for.identity == base.spec.identity:
         return True

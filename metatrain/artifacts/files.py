@@ -1,7 +1,7 @@
 """Strict reading and atomic writing of tensor and JSON files, and the canonical bytes for digests.
 
-Reading checks names, shapes, dtypes, finiteness and digests. A size that a file states is checked before that much is read or
-allocated. No pickle is read or written.
+Reading checks names, shapes, dtypes, finiteness and digests. A size that a file states is checked before that many bytes are read
+or allocated. No pickle is read or written.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ FORMAT_VERSION: Literal[2] = 2
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file to a temporary name and rename it, so that `path` is never incomplete."""
+    """Write a file under a temporary name and rename it to `path`, so that `path` is never incomplete."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with temporary.open("wb") as file:
         file.write(content)
@@ -46,10 +46,11 @@ def read_at_most(path: Path, limit: int) -> bytes:
 def read_weights(
     path: Path, digests: Mapping[str, str], expected: Callable[[Mapping[str, Leaf]], Mapping[str, tuple[int, ...]]]
 ) -> dict[str, Tensor]:
-    """Return the leaves of a safetensors file, after checking them and its digest.
+    """Read a safetensors file, check its leaves and its digest, and return the leaves.
 
-    `digests`: the expected sha256 by file name. `expected`: maps the leaves in the header to the expected names and shapes.
-    Only the header is read before these are checked. Raises ArtifactError.
+    `digests`: the expected sha256 of each file, by file name. `expected`: a function that returns the expected names and shapes,
+    given the leaves in the file's header. Names and shapes are checked when only the header has been read. Raises ArtifactError if
+    the file is missing or differs from what is expected.
     """
     if not path.is_file():
         raise ArtifactError(f"{path.parent}: {path.name} is missing")
@@ -68,9 +69,10 @@ def read_weights(
 
 
 def load_leaves(content: bytes, header: Header, where: str) -> dict[str, Tensor]:
-    """Return the leaves of a safetensors file whose header has been checked.
+    """Load the leaves of a safetensors file whose header has been checked.
 
-    Raises ArtifactError if the file does not load or a leaf is not finite.
+    `content`: the whole file. `where`: the file's name in messages. Raises ArtifactError if the file does not load, or if a leaf
+    has a value that is not finite.
     """
     check_extent(header, len(content), where)
     try:
@@ -83,27 +85,28 @@ def load_leaves(content: bytes, header: Header, where: str) -> dict[str, Tensor]
 
 
 def not_finite(leaves: Mapping[str, Tensor]) -> str | None:
-    """Return the name of a leaf with a NaN or an infinity; None if all leaves are finite."""
+    """Return the name of a leaf that contains NaN or infinity, or None if all leaves are finite."""
     if math.isfinite(sum(float(leaf.sum()) for leaf in leaves.values())):  # a finite sum has only finite terms
         return None
     return next((name for name, leaf in leaves.items() if not torch.isfinite(leaf).all()), None)
 
 
 def fields_at_default(names: set[str], model: BaseModel) -> set[str]:
-    """Return those of the fields `names` that have their default values.
+    """Return the subset of the fields `names` that have their default values in `model`.
 
-    Fields that were added after format 2 are left out of files and digests at their defaults, so that older digests stay valid.
+    Fields that were added after format 2 are omitted from files and digests while they have their defaults, so that older digests
+    stay valid.
     """
     return {name for name in names if getattr(model, name) == type(model).model_fields[name].default}
 
 
 def contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return tensors detached, on the CPU, in float32 and contiguous, as they are stored."""
+    """Convert tensors to the form in which they are stored: detached, on the CPU, float32 and contiguous."""
     return {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in tensors.items()}
 
 
 def canonical_json(value: Any) -> bytes:
-    """Return the JSON of a value in one form: equal values give equal bytes."""
+    """Return a value as canonical JSON, in which equal values give equal bytes."""
     return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
 
 

@@ -1,4 +1,6 @@
-"""The header of a safetensors file, checked before memory of a stated size is allocated.
+"""Strict reading of a safetensors header. Sizes are checked before memory for them is allocated.
+
+The layout of a file, with a header of H bytes:
 
 8 bytes: H, little-endian │ H bytes: {name: {"dtype", "shape", "data_offsets": [begin, end]}, …, "__metadata__"?: {…}} │ numbers
 """
@@ -19,7 +21,10 @@ _FIELDS = {"dtype", "shape", "data_offsets"}
 
 @dataclass(frozen=True)
 class Leaf:
-    """The dtype and shape of one leaf. `dtype` is torch's name if it is known, else the file's."""
+    """The dtype and shape of one leaf (tensor) in a file.
+
+    `dtype`: the name in torch, such as `torch.float32`; for a dtype not in `_DTYPES`, the name in the file.
+    """
 
     dtype: str
     shape: tuple[int, ...]
@@ -27,9 +32,10 @@ class Leaf:
 
 @dataclass(frozen=True)
 class Header:
-    """The checked content of a header.
+    """The checked content of a safetensors header.
 
-    `offsets`: the bytes [begin, end) of each leaf, counted from `start`, the position of the first number in the file.
+    `start`: the position in the file where the header ends and the numbers begin. `offsets`: the bytes [begin, end) of each leaf,
+    counted from `start`.
     """
 
     leaves: Mapping[str, Leaf]
@@ -39,9 +45,10 @@ class Header:
 
 
 def header_bytes(first: bytes, size: int, where: str) -> int:
-    """Return H, the length of the header, from the first 8 bytes of a file of `size` bytes.
+    """Return the length in bytes of a file's header, which the file's first 8 bytes state.
 
-    Raises ArtifactError if the file cannot have a header of that length.
+    `first`: these 8 bytes. `size`: the size of the file in bytes. `where`: the file's name in messages. Raises ArtifactError if the
+    file cannot have a header of that length.
     """
     if size < 8:
         raise ArtifactError(f"{where}: not a safetensors file: {size} bytes")
@@ -53,9 +60,10 @@ def header_bytes(first: bytes, size: int, where: str) -> int:
 
 
 def read_header(raw: bytes, where: str) -> Header:
-    """Return the header with the JSON `raw`.
+    """Parse and check `raw`, the JSON of a header.
 
-    Raises ArtifactError if a leaf is not described completely or a key is repeated.
+    `where`: the file's name in messages. Raises ArtifactError if `raw` is not valid JSON, if a leaf is not described completely or
+    if a key is repeated.
     """
     try:
         content = json.loads(raw.decode(), object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
@@ -100,7 +108,7 @@ def check_leaves(leaves: Mapping[str, Leaf], expected: Mapping[str, tuple[int, .
 def check_extent(header: Header, size: int, where: str) -> None:
     """Raise ArtifactError unless the leaves fill the file of `size` bytes from the header to its end.
 
-    There must be no gap and no overlap, and each leaf has to be as long as float32 numbers of its shape.
+    There must be no gap and no overlap, and each leaf must have exactly the bytes of a float32 tensor of its shape.
     """
     position = 0
     for name, (begin, end) in sorted(header.offsets.items(), key=lambda item: item[1]):
@@ -113,7 +121,7 @@ def check_extent(header: Header, size: int, where: str) -> None:
 
 
 def shortened(text: str) -> str:
-    """Return text from a file, shortened to quote it in a message."""
+    """Return at most the first 200 characters of a text from a file, to quote it in a message."""
     return text if len(text) <= 200 else f"{text[:200]}…"
 
 
@@ -124,7 +132,7 @@ def _whole_numbers(value: object) -> tuple[int, ...] | None:
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return a JSON object. Raises ValueError for a repeated key and for a lone surrogate."""
+    """Build a JSON object from its pairs. Raises ValueError for a repeated key or a lone surrogate."""
     content: dict[str, Any] = {}
     for key, value in pairs:
         if key in content:

@@ -1,8 +1,11 @@
 """Saving and loading of initializations.
 
-An initialization is a folder. It has θ in PEFT's two files, or in `delta.safetensors` if PEFT has no such delta; the rates in
-`inner_lr.safetensors`; `base_update.safetensors` if parameters of the base model were learned too; and everything else in
-`initialization.json`.
+An initialization is a folder with these files:
+
+- PEFT's two files with θ, or `delta.safetensors` if PEFT has no such delta;
+- `inner_lr.safetensors`, the learning rates of the inner loop;
+- `base_update.safetensors`, the parameters of the base model that were learned too, if any;
+- `initialization.json`, everything else.
 """
 
 import json
@@ -66,10 +69,12 @@ class InitializationFile(BaseModel):
 class Initialization:
     """Everything that an inner loop needs besides the support set.
 
-    `theta`: θ of one task, float32. `rates`: α for each leaf of the delta and of the readout, [S] or [S, *leaf], not negative.
-    `scale`: s. `base_update`: float32 parameters that replace those of the base model with the same names. `digest`: covers
-    exactly what determines an adapter's weights, which are base model, delta, inner loop, θ, rates, s, readout and base update.
-    It leaves out name, algorithm and provenance.
+    `theta`: θ of one task, float32. `rates`: the learning rate α for each leaf of the delta and of the readout, [S] or [S, *leaf],
+    not negative; S is the number of inner steps with separate rates. `scale`: s, the inverse softmax temperature. `base_update`:
+    float32 parameters that replace those of the base model with the same names.
+
+    `digest` covers everything that determines an adapter's weights: base model, delta, inner loop, θ, rates, s, readout and base
+    update. It does not cover name, algorithm and provenance.
     """
 
     name: str
@@ -102,7 +107,7 @@ class Initialization:
         return sha256(canonical_json(identity))
 
     def outer(self, device: torch.device) -> Outer:
-        """Return θ, rates, scale and base update on `device`, as the inner loop takes them."""
+        """Return θ, rates, scale and base update on `device`, in the form that the inner loop needs."""
         return Outer(self.theta, self.rates, torch.tensor(self.scale), self.base_update).on(device)
 
     def tasks(
@@ -114,17 +119,20 @@ class Initialization:
         steps: int | Sequence[int | None] | None = None,
         seed: int = 0,
     ) -> Supervised:
-        """Return tasks to adapt on `base` as in serving.
+        """Return tasks that adapt on `base` in the same way as in serving.
 
-        `steps`: the number of inner steps for all tasks or for each one; None takes the initialization's number. `seed`: of the
-        augmented views and of the parts of a large support set.
+        `steps`: the number of inner steps, either one number for all tasks or one for each task; None selects the initialization's
+        number. `seed`: seeds the augmented views and the division of a large support set into parts.
         """
         learner = readout_kinds()[self.readout].learner
         return Supervised(base, base.attach(self.delta), learner, self.inner, support, query, steps=steps, seed=seed, serving=True)
 
 
 def save_initialization(init: Initialization, folder: Path, kind: DeltaKind) -> None:
-    """Write `init` to `folder`. The JSON file is written last, so that a folder that has one is complete."""
+    """Write `init` to `folder`. `kind`: the delta kind of `init` on its base model.
+
+    `initialization.json` is written last, so that a folder that has this file is complete.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     theta = init.theta if kind.peft is None else kind.peft.to_peft(init.theta)
     weights = {_weights_file(kind): save(contiguous(theta)), "inner_lr.safetensors": save(contiguous(init.rates))}
@@ -155,7 +163,7 @@ def save_initialization(init: Initialization, folder: Path, kind: DeltaKind) -> 
 
 
 def read_description(folder: Path) -> InitializationFile:
-    """Read the `initialization.json` of a folder. Raises ArtifactError."""
+    """Read the `initialization.json` of a folder. Raises ArtifactError if it is missing or not valid."""
     path = folder / _DESCRIPTION
     if not path.is_file():
         raise ArtifactError(f"{folder}: no {_DESCRIPTION} there")
@@ -168,7 +176,7 @@ def read_description(folder: Path) -> InitializationFile:
 def load_initialization(folder: Path, base: Base) -> Initialization:
     """Read an initialization for `base` and check every part of it.
 
-    Raises ArtifactError that names the file and the leaf, what was expected and what came.
+    Raises ArtifactError if a check fails. The message states the file, the leaf, the expected value and the actual one.
     """
     path, described = folder / _DESCRIPTION, read_description(folder)
     stated_base, loaded_base = described.base.identity, base.spec.identity
@@ -207,7 +215,10 @@ def load_initialization(folder: Path, base: Base) -> Initialization:
 
 
 def _read_base_update(path: Path, digests: Mapping[str, str], base: Base) -> dict[str, Tensor]:
-    """Read the base update: parameters of `base` in their shapes; empty if the initialization has none."""
+    """Read the parameters that replace those of `base`, by name. Return an empty dict if there are none.
+
+    Raises ArtifactError if their names or shapes are not those of parameters of `base`.
+    """
     if path.name not in digests:
         if path.exists():
             raise ArtifactError(f"{path}: expected no such file, initialization.json does not name it")
@@ -224,10 +235,11 @@ def _weights_file(kind: DeltaKind) -> str:
 
 
 def _rate_shapes(stated: Mapping[str, Leaf], kind: DeltaKind, readout: Sequence[str]) -> dict[str, tuple[int, ...]]:
-    """Return the expected shapes of the rates: [S] for each leaf, or [S, *leaf] for each parameter.
+    """Return the expected shapes of the learning rates in a file.
 
-    `stated`: the leaves in the header of the file, from which S is read. It is the same for all leaves, and at most 1000.
-    `readout`: the names of the leaves of the readout, which have rates [S].
+    They are [S] for a leaf with one rate, and [S, *leaf] for a leaf with a rate for each parameter. `stated`: the leaves in the
+    file's header, from which S is read. S must be the same for all leaves, and at most 1000. `readout`: the names of the readout's
+    leaves, which have rates [S].
     """
     steps = max((leaf.shape[0] for leaf in stated.values() if leaf.shape), default=1)
     expected: dict[str, tuple[int, ...]] = dict.fromkeys((*kind.shapes, *readout), (min(steps, _MAX_RATE_STEPS),))
@@ -253,9 +265,9 @@ def _check_peft_config(path: Path, files: PeftFiles) -> None:
 
 
 def attach_delta(base: Base, config: DeltaConfig, where: str) -> DeltaKind:
-    """Return the delta kind of a file on `base`.
+    """Set up the delta that a file describes on `base`, and return its kind.
 
-    Raises ArtifactError if it does not fit the model. `where` is the beginning of the message.
+    Raises ArtifactError if the delta does not fit the model. `where`: the beginning of the message.
     """
     try:
         return base.attach(config)

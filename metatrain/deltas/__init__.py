@@ -1,7 +1,7 @@
-"""Deltas: the small sets of parameters that adaptation moves, one file for each kind.
+"""Deltas: the small sets of parameters that adaptation trains, one file for each kind.
 
-`kind.py` has the interface of a kind, `sites.py` the layers that a kind can act on, and `scope.py` the way a delta is passed to the
-modules of one call.
+`kind.py` defines the interface of a kind, `sites.py` finds the layers on which a kind can act, and `scope.py` passes a delta to the
+modules of a model for the duration of one call.
 """
 
 from metatrain.deltas.bottleneck import BottleneckConfig

@@ -1,9 +1,9 @@
-"""Bottleneck adapters with a leading task axis.
+"""Bottleneck adapters for several tasks at once: each leaf has a leading task axis.
 
     y ← y + U · gelu(V y + c) + b          V: [R, D], c: [R], U: [D, R], b: [D]          y: the output of a target module
 
-before the residual connection and its layer norm (Houlsby et al. 2019, arXiv:1902.00751, §2.1). By default U starts at zero, so
-that the base model is unchanged. PEFT has no such kind.
+The update comes before the residual connection and its layer norm (Houlsby et al. 2019, arXiv:1902.00751, §2.1). By default U
+starts at zero, so that the base model is unchanged. PEFT has no such kind.
 """
 
 import math
@@ -19,9 +19,11 @@ from metatrain.deltas.sites import Layout, Site, find_sites, lowest_layer
 
 
 class BottleneckConfig(BaseModel):
-    """The configuration of bottleneck adapters. `targets` and `layers` are as in `LoRAConfig`.
+    """The configuration of bottleneck adapters.
 
-    The default targets are the last layers of each attention and feed-forward block of BERT-like models.
+    `rank`: R, the width of the bottleneck. `targets`: suffixes of the names of the adapted modules, matched at a dot. By default
+    these are the last layers of each attention and feed-forward block in BERT-like models. `layers`: the numbers of the layers
+    (`sites.layer_of`) to adapt; None adapts all of them.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -35,7 +37,7 @@ class BottleneckConfig(BaseModel):
 
 
 class Bottleneck:
-    """The bottleneck delta on one base model.
+    """Bottleneck adapters on one base model (a `DeltaKind`).
 
     Leaves: `{module}.down.weight` V [R, D], `{module}.down.bias` c [R], `{module}.up.weight` U [D, R], `{module}.up.bias` b [D].
     Raises UnsupportedDelta if a target matches no layer of a supported type (`sites.py`).
@@ -56,7 +58,10 @@ class Bottleneck:
         return lowest_layer(self.sites)
 
     def initial(self, generator: torch.Generator, *, b_std: float = 0.0) -> dict[str, Tensor]:
-        """Draw a new θ for one task, float32: V Kaiming uniform (a = √5), U normal with `b_std`, biases zero."""
+        """Draw initial leaves θ for one task, float32.
+
+        V is Kaiming uniform (a = √5), U is normal with the standard deviation `b_std`, and the biases c and b are zero.
+        """
         theta = {name: torch.zeros(shape) for name, shape in self.shapes.items()}
         for name, leaf in theta.items():
             if name.endswith("down.weight"):

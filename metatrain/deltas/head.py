@@ -1,4 +1,4 @@
-"""The empty delta: only the head is adapted, on features of the unchanged base model."""
+"""The empty delta: adaptation trains only the head, on the features of the unchanged base model."""
 
 from collections.abc import Iterable
 from typing import ClassVar, Literal
@@ -19,7 +19,7 @@ class HeadConfig(BaseModel):
 
 
 class HeadOnly:
-    """A delta without leaves and sites, which works on every model."""
+    """A delta without leaves (parameters) and without sites (adapted layers). It fits every model."""
 
     def __init__(self, config: HeadConfig, model: nn.Module) -> None:
         self.config = config

@@ -1,9 +1,10 @@
-"""(IA)³ with a leading task axis: learned vectors that rescale activations.
+"""(IA)³, learned vectors that rescale activations, for several tasks at once: leaves have a task axis.
 
     y = l ⊙ (W x)     for keys and values          y = W (l ⊙ x)     for the feed-forward modules          l starts at one
 
 Liu et al. 2022, "Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper than In-Context Learning", arXiv:2205.05638, §3.3.
-The side on which a module is rescaled, and the names and shapes of the leaves, are PEFT's.
+As in PEFT, feed-forward modules are rescaled on their input and all others on their output. The leaves have PEFT's names and
+shapes.
 """
 
 from collections.abc import Callable, Iterable
@@ -20,10 +21,11 @@ from metatrain.errors import UnsupportedDelta
 
 
 class IA3Config(BaseModel):
-    """The configuration of an (IA)³. `targets` and `layers` are as in `LoRAConfig`.
+    """The configuration of an (IA)³.
 
-    Targets that are also in `feedforward` are rescaled on their input, the others on their output. PEFT calls the two fields
-    `target_modules` and `feedforward_modules`.
+    `targets`: suffixes of the names of the rescaled modules, matched at a dot. `feedforward`: the targets that are rescaled on
+    their input; the others are rescaled on their output. PEFT calls these two fields `target_modules` and `feedforward_modules`.
+    `layers`: the numbers of the layers (`sites.layer_of`) to adapt; None adapts all of them.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -44,11 +46,11 @@ class IA3Config(BaseModel):
 
 
 class IA3:
-    """The (IA)³ delta on one base model.
+    """(IA)³ on one base model (a `DeltaKind`).
 
     Leaves: `{module}.ia3_l` l, [D_out, 1], or [1, D_in] for a feed-forward module. Raises UnsupportedDelta if a target matches no
-    layer of a supported type, or a layer with a single number to rescale. The leaf of such a layer would be [1, 1], and its shape
-    could not tell on which side it acts.
+    layer of a supported type (`sites.py`), or if it matches a layer with a single channel to rescale. The leaf of such a layer
+    would be [1, 1], a shape that does not show whether to rescale the input or the output.
     """
 
     def __init__(self, config: IA3Config, model: nn.Module) -> None:
@@ -68,18 +70,22 @@ class IA3:
         return lowest_layer(self.sites)
 
     def initial(self, generator: torch.Generator, *, b_std: float = 0.0) -> dict[str, Tensor]:
-        """Draw a new θ for one task, float32: ones plus normal noise with `b_std`."""
+        """Draw initial leaves θ for one task, float32: ones plus normal noise.
+
+        `b_std`: the standard deviation of the noise.
+        """
         return {name: 1 + b_std * torch.randn(shape, generator=generator) for name, shape in self.shapes.items()}
 
     def attach(self, sites: Iterable[str]) -> None:
         for site in sites:
             module, layout = self.sites[site].module, self.sites[site].layout
-            # Both hooks are needed: another configuration can rescale this site on its other side. The leaf's shape selects one.
+            # Register both hooks, because another configuration can rescale the other side of this site. The shape of the leaf in
+            # a call decides which hook acts.
             module.register_forward_pre_hook(_input_hook(site, layout))
             module.register_forward_hook(_output_hook(site, layout))
 
     def fold(self, delta: Delta) -> dict[str, Tensor]:
-        """Return l − 1, so that leaves of zeros leave a row unchanged."""
+        """Return l − 1 for each leaf l, so that a row with leaves of zeros runs the unchanged base model."""
         return {name: leaf - 1 for name, leaf in delta.items()}
 
     @property
@@ -116,9 +122,9 @@ def _output_hook(site: str, layout: Layout) -> Callable[[nn.Module, tuple[Tensor
 
 
 def _rescaled(x: Tensor, leaf: Tensor, layout: Layout) -> Tensor:
-    """Multiply the channels of the B rows of `x` by 1 + their group's vector.
+    """Multiply the channels of each row of `x` by the vector l of the row's group.
 
-    `leaf` is folded: l − 1 of G groups, [G, D, 1] or [G, 1, D].
+    `leaf`: l − 1 of G groups of consecutive rows, [G, D, 1] or [G, 1, D], as returned by `IA3.fold`.
     """
     grouped = layout.grouped(x, leaf.shape[0])
     factor = 1 + leaf.to(torch.promote_types(leaf.dtype, torch.float32))

@@ -1,4 +1,7 @@
-"""The interface of a delta kind (leaves, initial values, hooks, PEFT files), and all kinds by name."""
+"""The interface of a delta kind: leaves, initial values, hooks and PEFT files; and all kinds by name.
+
+A delta is the small set of parameters that adaptation trains beside a frozen base model.
+"""
 
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Protocol
@@ -18,52 +21,60 @@ from metatrain.deltas.scope import Delta
 
 
 class DeltaKind(Protocol):
-    """One kind of delta on one base model.
+    """A kind of delta (LoRA, prefix, …), set up for one base model.
 
-    `shapes`: the leaves of one task, without a task axis. Calls of the model take leaves with a leading task axis.
+    `shapes`: the name and shape of each leaf (parameter tensor) of one task, without a task axis. A call of the model takes leaves
+    with a leading task axis.
     """
 
     shapes: dict[str, tuple[int, ...]]
 
     @property
     def config(self) -> Any:
-        """The configuration, a `DeltaConfig`."""
+        """The `DeltaConfig` from which this kind was built."""
 
     @property
     def sites(self) -> Mapping[str, Any]:
-        """The hooked places in the model, by module name."""
+        """The layers of the base model on which the delta acts, by module name."""
 
     @property
     def lowest_layer(self) -> int:
-        """The layer of the base model below which nothing depends on the delta."""
+        """The number of the lowest layer that depends on the delta; the layers below it do not."""
 
     def initial(self, generator: torch.Generator, *, b_std: float = 0.0) -> dict[str, Tensor]:
-        """Draw a new θ for one task, float32.
+        """Draw initial leaves θ for one task, float32.
 
-        `b_std`: the standard deviation of the leaves that start at the unchanged base model if it is 0.
+        `b_std`: the standard deviation of the noise on those leaves whose usual initial values, such as B = 0 in LoRA, leave the
+        base model unchanged. Prefixes and prompts have no such values: 0 selects a standard deviation of 0.02 for them.
         """
 
     def attach(self, sites: Iterable[str]) -> None:
-        """Register hooks on these sites. A site without leaves in the delta of a call is unchanged."""
+        """Register hooks on these sites. A hook does nothing in a call whose delta has no leaves for its site."""
 
     def fold(self, delta: Delta) -> dict[str, Tensor]:
-        """Return the leaves as the hooks read them. Zeros, with `counts` of 0, leave a row unchanged."""
+        """Convert leaves to the form that the hooks read.
+
+        In this form, a row whose leaves are all zero, and whose `counts` are 0, runs the unchanged base model.
+        """
 
     @property
     def counts(self) -> dict[str, int]:
-        """The number of virtual tokens, by the names of the leaves that carry it; empty if there are none.
+        """The number of virtual tokens, by the names of the leaves that state it; empty if there are none.
 
-        A call whose groups have different numbers of virtual tokens, or deltas of different kinds, needs these leaves too: [G],
-        with the number of each group.
+        In a call with G groups of rows, such a leaf is [G] and has the number of each group. The leaves are needed only if the
+        groups have different numbers of virtual tokens or deltas of different kinds.
         """
 
     @property
     def peft(self) -> PeftFiles | None:
-        """The format of θ in PEFT's files; None if PEFT has no such kind or computes something else here."""
+        """The format of θ in PEFT's files.
+
+        None if PEFT has no such kind, or if PEFT would compute something else on this base model.
+        """
 
 
 def _kind_of(value: Any) -> str:
-    """Return the kind of a configuration, "lora" if it names none."""
+    """Return the name of a configuration's kind. A dict without the key `kind` is a "lora"."""
     return str(value.get("kind", "lora") if isinstance(value, dict) else getattr(value, "kind", value))
 
 
@@ -88,6 +99,9 @@ KINDS: dict[str, Any] = {
 
 
 def build(config: Any, model: nn.Module) -> DeltaKind:
-    """Make the delta kind of a `DeltaConfig` on a model. Raises UnsupportedDelta if it does not fit."""
+    """Set up the delta kind that a `DeltaConfig` describes for `model`.
+
+    Raises UnsupportedDelta if the delta does not fit the model.
+    """
     kind: DeltaKind = KINDS[config.kind](config, model)
     return kind

@@ -1,9 +1,10 @@
-"""LoRA with a leading task axis.
+"""LoRA for several tasks at once: each leaf has a leading task axis.
 
     y = W x + (alpha / R) · B A x          A: [R, D_in], B: [D_out, R]        (Hu et al. 2021, arXiv:2106.09685, eq. 3)
 
-Stacked over G groups (tasks, or rows of a mixed batch), A is [G, R, D_in] and B is [G, D_out, R], and the update is two `bmm`s
-over the leading axis. `vmap` would not work, because Hugging Face encoders build their masks with data-dependent Python.
+Stacked over G groups (tasks, or rows of a mixed batch), A is [G, R, D_in] and B is [G, D_out, R], and the update is two batched
+matrix products (`bmm`). `torch.vmap` would not work, because Hugging Face encoders build their masks with data-dependent Python
+code.
 """
 
 import math
@@ -20,10 +21,11 @@ from metatrain.deltas.sites import Layout, Site, fan_in_fan_out, find_sites, low
 
 
 class LoRAConfig(BaseModel):
-    """The configuration of a LoRA. `scaling` is alpha / R.
+    """The configuration of a LoRA.
 
-    `targets`: suffixes of module names, matched at a dot. `layers`: the numbers of the layers (`sites.layer_of`) to adapt; None is
-    all of them. PEFT calls the fields `r`, `lora_alpha`, `target_modules` and `layers_to_transform`.
+    `rank`: R. `alpha`: the update B A x is multiplied by `scaling` = alpha / R. `targets`: suffixes of the names of the adapted
+    modules, matched at a dot. `layers`: the numbers of the layers (`sites.layer_of`) to adapt; None adapts all of them. PEFT calls
+    these fields `r`, `lora_alpha`, `target_modules` and `layers_to_transform`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -42,7 +44,7 @@ class LoRAConfig(BaseModel):
 
 
 class LoRA:
-    """The LoRA delta on one base model: its sites, the shapes of its leaves and the hooks that apply it.
+    """LoRA on one base model (a `DeltaKind`).
 
     Leaves: `{module}.lora_A.weight` A [R, D_in], `{module}.lora_B.weight` B [D_out, R]. These are PEFT's names without the
     prefix of its wrapper. Raises UnsupportedDelta if a target matches no layer of a supported type (`sites.py`).
@@ -61,10 +63,10 @@ class LoRA:
         return lowest_layer(self.sites)
 
     def initial(self, generator: torch.Generator, *, b_std: float = 0.0) -> dict[str, Tensor]:
-        """Draw a new θ for one task, float32: A as in PEFT (Kaiming uniform, a = √5), B normal with `b_std`.
+        """Draw initial leaves θ for one task, float32: A as in PEFT (Kaiming uniform, a = √5), B normal.
 
-        PEFT starts with B = 0, where ∇A is exactly zero at the first step. Meta-training starts with a small non-zero B, so that A
-        learns from the first step.
+        `b_std`: the standard deviation of B. PEFT starts at B = 0, where the gradient of A is exactly zero in the first step.
+        Meta-training starts at a small non-zero B, so that A learns from the first step.
         """
         theta: dict[str, Tensor] = {}
         for name, shape in self.shapes.items():
@@ -77,14 +79,14 @@ class LoRA:
         return theta
 
     def attach(self, sites: Iterable[str]) -> None:
-        """Register hooks on `sites`. A site without leaves in the delta of the call is unchanged."""
+        """Register hooks on `sites`. A hook does nothing in a call whose delta has no leaves for its site."""
         for site in sites:
             self.sites[site].module.register_forward_hook(_lora_hook(site, self.sites[site].layout))
 
     def fold(self, delta: Delta) -> dict[str, Tensor]:
-        """Return the leaves as the hooks read them, with B multiplied by alpha / R.
+        """Convert leaves to the form that the hooks read: multiply B by alpha / R.
 
-        A leading task axis, if any, is kept.
+        The leaves may have a leading task axis.
         """
         scaling = self.config.scaling
         return {name: leaf * scaling if name.endswith("lora_B.weight") else leaf for name, leaf in delta.items()}
@@ -115,10 +117,11 @@ def _lora_hook(site: str, layout: Layout) -> Callable[[nn.Module, tuple[Tensor, 
 
 
 def add_low_rank(y: Tensor, x: Tensor, a: Tensor, b: Tensor, layout: Layout) -> Tensor:
-    """Return y + B A x for a layer's input x and output y, with the factors of each of G groups.
+    """Return y + B A x for a layer's input x and output y, with an A and a B for each of G groups of rows.
 
-    a: [G, R, D_in]; b: [G, D_out, R], already multiplied by alpha / R. The number of rows of x and y is a multiple of G. The
-    products run in the dtype of x, which is the base model's; the leaves passed in may be float32.
+    a: [G, R, D_in]; b: [G, D_out, R], already multiplied by alpha / R. The number of rows of x and y must be a multiple of G;
+    consecutive rows belong to the same group. The products are computed in the dtype of x, which is the base model's; a and b may
+    be float32.
     """
     low = torch.bmm(layout.grouped(x, a.shape[0]), a.to(x.dtype).transpose(1, 2))
     updated = torch.baddbmm(layout.grouped(y, a.shape[0]), low, b.to(x.dtype).transpose(1, 2))

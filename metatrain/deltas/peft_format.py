@@ -1,7 +1,7 @@
 """The format of a delta in PEFT's two files, `adapter_config.json` and `adapter_model.safetensors`.
 
-The attribute `peft` of a delta kind is a `PeftFiles`, which describes these files. It is None if PEFT has no such kind or computes
-something else on this model. θ is then written as `delta.safetensors`, with this package's leaf names.
+The property `peft` of a delta kind is a `PeftFiles`, which describes these files. If PEFT has no such kind, or would compute
+something else on this model, the property is None, and θ is written to `delta.safetensors` with this package's leaf names.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,8 +19,9 @@ PROMPT_EMBEDDINGS = "prompt_embeddings"  # the only matrix of PEFT's prompt lear
 class PeftFiles:
     """The PEFT files of one delta kind on one base model.
 
-    `essentials`: the entries of `adapter_config.json` that determine what PEFT computes. `shapes`: names and shapes in
-    `adapter_model.safetensors`. `to_peft` converts one task's θ to those tensors, and `from_peft` is its inverse.
+    `essentials`: the entries of `adapter_config.json` that determine what PEFT computes. `shapes`: the names and shapes of the
+    tensors in `adapter_model.safetensors`. `to_peft`: converts one task's θ to these tensors. `from_peft`: the inverse of
+    `to_peft`.
     """
 
     essentials: dict[str, Any]
@@ -29,28 +30,35 @@ class PeftFiles:
     from_peft: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
 
     def config(self, base_model: str) -> dict[str, Any]:
-        """Return the content of `adapter_config.json`, with the name of the base model."""
+        """Return the content of `adapter_config.json`. `base_model`: the name of the base model."""
         common = {"task_type": "FEATURE_EXTRACTION", "base_model_name_or_path": base_model, "inference_mode": True}
         return {**self.essentials, **common}
 
 
 @dataclass(frozen=True)
 class PeftLeaf:
-    """The name and shape of a leaf in PEFT's file. A `reshape` converts between the two shapes of a leaf."""
+    """The name and shape that one leaf of θ has in PEFT's file.
+
+    Its shape in θ may differ, but only by a `reshape`.
+    """
 
     name: str
     shape: Shape
 
 
 def in_module(name: str, shape: Shape) -> PeftLeaf:
-    """Return the PEFT leaf of a module of the base model. PEFT wraps the model twice, hence the prefix."""
+    """Return the PEFT leaf of a leaf that belongs to a module of the base model.
+
+    `name`: the name in θ. PEFT's name has the prefix `base_model.model.`, because PEFT wraps the model twice. `shape`: PEFT's
+    shape.
+    """
     return PeftLeaf(f"base_model.model.{name}", shape)
 
 
 def leaf_by_leaf(essentials: dict[str, Any], shapes: Mapping[str, Shape], leaves: Mapping[str, PeftLeaf]) -> PeftFiles:
-    """Describe files in which each leaf is a tensor of its own.
+    """Describe PEFT files that store each leaf of θ as a separate tensor.
 
-    `shapes` and `leaves`: by the name of the leaf in θ, its shape in θ and its PEFT leaf.
+    `shapes` and `leaves` map the name of each leaf in θ to its shape in θ and to its PEFT leaf. `essentials`: as in `PeftFiles`.
     """
 
     def to_peft(theta: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -63,7 +71,10 @@ def leaf_by_leaf(essentials: dict[str, Any], shapes: Mapping[str, Shape], leaves
 
 
 def side_by_side(essentials: dict[str, Any], shapes: Mapping[str, Shape]) -> PeftFiles:
-    """Describe files with one matrix: the leaves [P, D] of θ, concatenated along D in their order."""
+    """Describe PEFT files that store all leaves [P, D] of θ in one matrix, concatenated along D.
+
+    `shapes`: the shapes in θ, in the order of the concatenation. `essentials`: as in `PeftFiles`.
+    """
     tokens, width = next(iter(shapes.values()))
 
     def to_peft(theta: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -77,9 +88,10 @@ def side_by_side(essentials: dict[str, Any], shapes: Mapping[str, Shape]) -> Pef
 
 
 def virtual_tokens(tokens: int, width: int, config: Any) -> dict[str, Any]:
-    """Return the entries that prefix and prompt tuning share. `config` is the base model's.
+    """Return the entries of `adapter_config.json` that prefix and prompt tuning share.
 
-    They are stated because PEFT reads these numbers only from configurations with BERT's field names.
+    `tokens`: P. `width`: D. `config`: the configuration of the base model. The numbers of layers and heads are written explicitly,
+    because PEFT can read them only from model configurations with BERT's field names.
     """
     shape = {"num_layers": int(config.num_hidden_layers), "num_attention_heads": int(config.num_attention_heads)}
     return {"num_virtual_tokens": tokens, "token_dim": width, "num_transformer_submodules": 1, **shape}

@@ -1,13 +1,14 @@
-"""Prefix tuning with a leading task axis: P learned keys and values in the attention of each layer.
+"""Prefix tuning: P learned keys and values in the attention of each layer. Leaves have a task axis.
 
     attention(q, [P_k; k], [P_v; v])          P_k, P_v: [P, D] for each layer          (Li and Liang 2021, arXiv:2101.00190, §4.2)
 
-This module registers an attention function with transformers, under two new names. It prepends the prefix and calls the original
-attention function. So every architecture that looks up its attention function by name is supported.
+This module registers two attention functions with transformers, one for eager and one for sdpa attention. Each of them prepends the
+prefix and then calls the original function. So every architecture that looks up its attention function by name is supported. The
+attention modules are found by calling the model once.
 
-Embedded positions are increased by P, as with PEFT's cache of past keys. With rotary embeddings the keys of the prefix are not
-rotated, and the positions of the words do not change. Under a causal mask every word sees the prefix. The attention modules are
-found by calling the model once.
+In a model with a table of position embeddings, the positions of the words are increased by P, as in PEFT, which passes the prefix
+as a cache of past keys. In a model with rotary embeddings, the keys of the prefix are not rotated, and the positions of the words
+do not change. Under a causal mask every word sees the prefix.
 """
 
 import sys
@@ -33,9 +34,10 @@ _NAMES = {"eager": "quickstudy_eager", "sdpa": "quickstudy_sdpa"}
 
 
 class PrefixConfig(BaseModel):
-    """The configuration of a prefix: P = `tokens`, PEFT's `num_virtual_tokens`, in each of `layers`.
+    """The configuration of a prefix.
 
-    `layers` None is every layer with attention.
+    `tokens`: P, the number of learned keys and values in each layer (PEFT's `num_virtual_tokens`). `layers`: the numbers of the
+    layers (`sites.layer_of`) that get a prefix; None is every layer with attention.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -48,11 +50,11 @@ class PrefixConfig(BaseModel):
 
 
 class Prefix:
-    """The prefix delta on one base model.
+    """A prefix on one base model (a `DeltaKind`).
 
     Leaves: `{attention module}.prefix_key` P_k and `{attention module}.prefix_value` P_v, [P, D], in the order of the layers.
-    Raises UnsupportedDelta if the model's input is not token ids, if it does not look up its attention function by name, if
-    that function is neither eager nor sdpa, and for a layer without attention.
+    Raises UnsupportedDelta if the model's input is not token ids, if its attention is neither eager nor sdpa, if it does not look
+    up its attention function by name, or if a layer in `layers` has no attention.
     """
 
     def __init__(self, config: PrefixConfig, model: nn.Module) -> None:
@@ -73,11 +75,14 @@ class Prefix:
 
     @property
     def lowest_layer(self) -> int:
-        """0, because the positions change at the bottom of the model."""
+        """0, because a prefix shifts the positions of the words, which enter at the bottom of the model."""
         return 0
 
     def initial(self, generator: torch.Generator, *, b_std: float = 0.0) -> dict[str, Tensor]:
-        """Draw a new θ for one task, float32."""
+        """Draw initial leaves θ for one task, float32, normal with the standard deviation `b_std`.
+
+        If `b_std` is 0, the standard deviation is 0.02.
+        """
         return random_vectors(self.shapes, generator, b_std)
 
     def attach(self, sites: Iterable[str]) -> None:
@@ -90,17 +95,18 @@ class Prefix:
 
     @property
     def counts(self) -> dict[str, int]:
-        """P for the whole row, which shifts its positions, and P for each site.
+        """P under `prefix_tokens` for a whole row, and under `{site}.prefix_tokens` for each site.
 
-        The sites need numbers of their own, because another prefix in the batch may cover other layers.
+        The number for the row shifts its positions. The sites need separate numbers, because a batch may also contain a prefix in
+        other layers.
         """
         return dict.fromkeys([PREFIX_TOKENS, *(f"{site}.{PREFIX_TOKENS}" for site in self.sites)], self.config.tokens)
 
     @property
     def peft(self) -> PeftFiles | None:
-        """The format in PEFT's files; None if PEFT computes something else.
+        """The format of θ in PEFT's files; None if PEFT would compute something else.
 
-        PEFT supports prefixes only in all layers, and only if the attention takes past keys and values.
+        PEFT supports only prefixes in all layers, and only models whose attention takes past keys and values.
         """
         model_config: Any = self.model.config
         if self.config.layers is not None or model_config.model_type not in _TAKES_PAST_KEYS:
@@ -112,10 +118,10 @@ class Prefix:
 
 
 def _prefix_attention(fused: Callable[..., Any] | None) -> Callable[..., Any]:
-    """Return an attention function that prepends the prefix of the call.
+    """Return an attention function that prepends the prefix of the current call to the keys and values.
 
-    `fused`: the attention function to call with it; None for the eager one of the module's architecture. The fused one may get
-    no mask and then implies one, the eager one gets every mask.
+    `fused`: the attention function to call afterwards; None calls the eager function of the module's architecture. A fused function
+    that is called without a mask may imply a causal one. The eager function always gets its mask explicitly.
     """
 
     def attend(
@@ -140,17 +146,21 @@ def _prefix_attention(fused: Callable[..., Any] | None) -> Callable[..., Any]:
 
 
 def _split_heads(prefix: Tensor, like: Tensor) -> Tensor:
-    """Split each row's prefix into heads: [G, P, H·d] → [B, H, P, d] for states `like` [B, H, L, d]."""
+    """Split the prefixes of G groups [G, P, H·d] into heads and repeat them for the B rows: [B, H, P, d].
+
+    `like` [B, H, L, d]: the keys or values of the words. The result has the same rows, heads and dtype.
+    """
     rows, heads, _, size = like.shape
     split = prefix.to(like.dtype).view(prefix.shape[0], -1, heads, size).transpose(1, 2)
     return split.repeat_interleave(rows // prefix.shape[0], dim=0)
 
 
 def _implied_mask(module: nn.Module, query: Tensor, key: Tensor, is_causal: bool | None) -> Tensor | None:
-    """Return the mask [1, 1, L, K] that fused attention applies when it gets none.
+    """Return the causal mask [1, 1, L, K] that fused attention applies if it is called without a mask.
 
-    None if it hides nothing. As in `sdpa_attention_forward`, `is_causal` of the call decides, or else that of the module. The
-    mask has to be explicit, because fused attention would align its own causal mask with the first keys, which are the prefix.
+    Returns None if fused attention would hide nothing. As in `sdpa_attention_forward`, the call's `is_causal` decides; if it is
+    None, the module's. With a prefix the mask has to be explicit, because fused attention would align its own causal mask with the
+    first keys, which are those of the prefix.
     """
     length, keys = query.shape[2], key.shape[2]
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
@@ -158,10 +168,10 @@ def _implied_mask(module: nn.Module, query: Tensor, key: Tensor, is_causal: bool
 
 
 def _mask_with_prefix(mask: Tensor | None, tokens: int, counts: Tensor | None, query: Tensor, keys: int) -> Tensor | None:
-    """Extend `mask` [B or 1, 1, L, K] to the prefix, [B, 1, L, P + K]. Only its padding is hidden.
+    """Extend an attention mask [B or 1, 1, L, K] to the keys of the prefix: [B or 1, 1, L, P + K].
 
-    A mask of None, as argument and as result, hides nothing. `counts`: the real tokens of each row's prefix; None if all P are
-    real.
+    In the prefix, only padding is hidden. A mask of None, as argument or result, hides nothing. `tokens`: P. `counts`: the number
+    of real tokens in each row's prefix; None if all P are real. `query`: has B rows and L positions. `keys`: K.
     """
     if counts is None:
         return None if mask is None else nn.functional.pad(mask, (tokens, 0), value=True if mask.dtype == torch.bool else 0.0)
@@ -176,10 +186,12 @@ def _mask_with_prefix(mask: Tensor | None, tokens: int, counts: Tensor | None, q
 
 
 def _attention_modules(model: nn.Module) -> list[tuple[nn.Module, int, int]]:
-    """Return the attention modules in the order of the call, each with the widths of its keys and values.
+    """Return the attention modules, each with the widths of its keys and values, in calling order.
 
-    This sets the model's attention to the functions registered here. Without a prefix they compute the same as the original
-    ones, so calls in other threads are not affected. Before UnsupportedDelta is raised, the original attention is restored.
+    The modules are found by a call of the model with two tokens. For this, the model's attention is set to the functions that this
+    file registers, and it stays so. Without a prefix they compute the same as the original ones, so calls in other threads are not
+    affected. Raises UnsupportedDelta if the attention is neither eager nor sdpa, if the call fails or if no module is found; the
+    model then has its original attention again.
     """
     name, before = type(model).__name__, getattr(cast(Any, model).config, "_attn_implementation", None)
     if before not in (*_NAMES, *_NAMES.values()):

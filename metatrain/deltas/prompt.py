@@ -1,8 +1,8 @@
-"""Prompt tuning with a leading task axis: P learned embeddings before those of the text.
+"""Prompt tuning: P learned embeddings before those of the text. The leaf has a leading task axis.
 
     features( [P_e; E(tokens)] )          P_e: [P, D]          (Lester, Al-Rfou, Constant 2021, arXiv:2104.08691)
 
-The prompt gets position embeddings and layer norm like the words of the text. Pooling leaves it out.
+The model applies position embeddings and layer norm to the prompt as it does to the words of the text. Pooling excludes the prompt.
 """
 
 from collections.abc import Iterable
@@ -19,7 +19,10 @@ from metatrain.errors import UnsupportedDelta
 
 
 class PromptConfig(BaseModel):
-    """The configuration of a prompt: P = `tokens`, PEFT's `num_virtual_tokens`."""
+    """The configuration of a prompt.
+
+    `tokens`: P, the number of learned embeddings (PEFT's `num_virtual_tokens`).
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -30,10 +33,10 @@ class PromptConfig(BaseModel):
 
 
 class Prompt:
-    """The prompt delta on one base model.
+    """A prompt on one base model (a `DeltaKind`).
 
-    Its only leaf is `prompt_embeddings` P_e [P, D]; `virtual.prepend_prompt` puts it before the word embeddings. Raises
-    UnsupportedDelta if the model's input is not token ids, or if it has no table of word embeddings.
+    Its only leaf is `prompt_embeddings` P_e [P, D], which `virtual.prepend_prompt` puts before the word embeddings. Raises
+    UnsupportedDelta if the model's input is not token ids, or if the model has no table of word embeddings.
     """
 
     def __init__(self, config: PromptConfig, model: nn.Module) -> None:
@@ -50,7 +53,10 @@ class Prompt:
         return 0
 
     def initial(self, generator: torch.Generator, *, b_std: float = 0.0) -> dict[str, Tensor]:
-        """Draw a new θ for one task, float32."""
+        """Draw the initial leaf θ for one task, float32, normal with the standard deviation `b_std`.
+
+        If `b_std` is 0, the standard deviation is 0.02.
+        """
         return random_vectors(self.shapes, generator, b_std)
 
     def attach(self, sites: Iterable[str]) -> None:

@@ -1,9 +1,9 @@
-"""Passing a delta to the modules of a base model for the duration of one call.
+"""The delta of the current call, which the modules of a base model read from a `ContextVar`.
 
-A forward hook on each adapted module reads its parameters from a `ContextVar`, which is set only during one forward call.
-Nothing is stored on the model, so two calls on one model, in two threads or nested, cannot mix. The variable is set *inside*
-the function that runs the base model. So if autograd runs a checkpointed forward pass again, in any thread, the variable is set
-again.
+A forward hook on each adapted module reads its parameters from this variable, which is set only during one forward call. Nothing is
+stored on the model, so the deltas of two calls on one model, in two threads or nested, cannot mix. The variable is set *inside* the
+function that runs the base model. Gradient checkpointing repeats that function during the backward pass, possibly in another
+thread, and so sets the variable again.
 """
 
 from collections.abc import Iterator, Mapping
@@ -21,9 +21,9 @@ _noise_of_this_call: ContextVar[Tensor | None] = ContextVar("noise_of_this_call"
 
 @contextmanager
 def delta_scope(delta: Delta | None, noise: Tensor | None = None) -> Iterator[None]:
-    """Set the delta of hooked modules within this block, for the calling thread only.
+    """Set the delta that the hooked modules apply within a `with` block, for the calling thread only.
 
-    `noise` [B, L, D], if any, is added to the word embeddings.
+    `delta` None runs the bare base model. `noise` [B, L, D], if any, is added to the word embeddings.
     """
     delta_token, noise_token = _delta_of_this_call.set(delta), _noise_of_this_call.set(noise)
     try:

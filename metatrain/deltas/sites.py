@@ -1,10 +1,10 @@
 """Sites: the layers of a base model on which a delta can act.
 
-A site maps the channels of each token, patch or pixel separately, y = W x + b. It is an `nn.Linear`, a `Conv1D` of transformers
-(GPT-2; its weight is [D_in, D_out]) or a 1x1 `nn.Conv2d`. A delta kind computes on channels [G, N, D]: G groups of consecutive
-rows of the batch, with N positions in all rows of a group. The first axis of a site's input is the batch.
+A site computes y = W x + b separately for each token, patch or pixel x. It is an `nn.Linear`, a `Conv1D` of transformers (GPT-2;
+its weight is [D_in, D_out]) or a 1x1 `nn.Conv2d`. The first axis of its input is the batch. For a delta kind, the input is reshaped
+to [G, N, D]: G groups of consecutive rows, N positions in all rows of a group together, and D channels.
 
-To support another type of layer, register a function for it with `site_of`.
+To support another type of layer, register a function that returns its `Site` with `site_of.register`.
 """
 
 from collections.abc import Iterable, Sequence
@@ -21,20 +21,24 @@ _SUPPORTED = "nn.Linear, Conv1D or 1x1 nn.Conv2d (stride 1, groups 1, no padding
 
 
 class Layout(Protocol):
-    """The axis of the channels in a layer's inputs and outputs."""
+    """The order of the axes in a layer's inputs and outputs, and their conversion to [G, N, D].
+
+    Delta kinds compute on [G, N, D]. G is the number of groups of consecutive rows, N the number of positions in a group, and D the
+    number of channels.
+    """
 
     def grouped(self, x: Tensor, groups: int) -> Tensor:
-        """Return the channels of G groups of rows, [G, N, D].
+        """Reshape a layer's input or output `x` to [G, N, D], for G = `groups` groups of consecutive rows.
 
         Raises UnsupportedDelta if the number of rows of `x` is not a multiple of G.
         """
 
     def ungrouped(self, grouped: Tensor, like: Tensor) -> Tensor:
-        """Return `grouped` [G, N, D] in the shape of `like`: the inverse of `grouped`."""
+        """Reshape a tensor [G, N, D] to the shape of `like`: the inverse of the method `grouped`."""
 
 
 class ChannelsLast:
-    """The layout [B, …, D]."""
+    """The layout [B, …, D], with the channels on the last axis."""
 
     def grouped(self, x: Tensor, groups: int) -> Tensor:
         _check_rows(x, groups)
@@ -45,7 +49,7 @@ class ChannelsLast:
 
 
 class ChannelsFirst:
-    """The layout [B, D, H, W] of a convolution."""
+    """The layout [B, D, H, W] of a convolution, with the channels on the second axis."""
 
     def grouped(self, x: Tensor, groups: int) -> Tensor:
         if x.dim() != 4:
@@ -65,10 +69,10 @@ def _check_rows(x: Tensor, groups: int) -> None:
 
 @dataclass(frozen=True)
 class Site:
-    """One layer on which a delta acts.
+    """A layer on which a delta acts.
 
-    `kernel`: the axes of its weight after [D_out, D_in], all of size 1; PEFT's leaves have these axes too. `transposed`: True
-    if its weight is [D_in, D_out], which PEFT calls `fan_in_fan_out`.
+    `kernel`: the axes of the layer's weight after [D_out, D_in]: (1, 1) for a convolution, otherwise empty. PEFT's leaves for the
+    layer have these axes too. `transposed`: True if the weight is [D_in, D_out], which PEFT calls `fan_in_fan_out`.
     """
 
     module: nn.Module
@@ -81,7 +85,7 @@ class Site:
 
 @singledispatch
 def site_of(module: nn.Module) -> Site | None:
-    """Return a module as a site; None if its type is not supported."""
+    """Describe a module as a site. Return None if no delta can act on a module of this type."""
     return None
 
 
@@ -102,10 +106,11 @@ def _conv2d(module: nn.Conv2d) -> Site | None:
 
 
 def find_sites(model: nn.Module, targets: Sequence[str], layers: Sequence[int] | None) -> dict[str, Site]:
-    """Return the sites whose names end in one of `targets`, matched at a dot, in the order of the targets.
+    """Return the sites whose module names end in one of `targets`, in the order of the targets.
 
-    `layers`: only sites in layers with these numbers (`layer_of`); None is all. Modules of unsupported types that a target also
-    matches are ignored. Raises UnsupportedDelta if a target or a layer matches no site.
+    A target has to match whole parts of the dotted name: `dense` matches `output.dense`, but not `predense`. `layers`: the numbers
+    of the layers (`layer_of`) to search; None searches all. If a target also matches modules of unsupported types, those are
+    ignored. Raises UnsupportedDelta if a target or a layer matches no site.
     """
     sites: dict[str, Site] = {}
     for target in targets:
@@ -125,23 +130,26 @@ def find_sites(model: nn.Module, targets: Sequence[str], layers: Sequence[int] |
 
 
 def fan_in_fan_out(sites: Iterable[Site]) -> dict[str, Any]:
-    """Return PEFT's entry for weights that are [D_in, D_out]; no entry if there are no such weights."""
+    """Return the entry `fan_in_fan_out` of PEFT's configuration, or an empty dict if no site needs it.
+
+    PEFT needs the entry for weights that are [D_in, D_out] instead of [D_out, D_in].
+    """
     return {"fan_in_fan_out": True} if any(site.transposed for site in sites) else {}
 
 
 def layer_of(module_name: str) -> int | None:
-    """Return the number of the layer that a module is in: the first number in its name, or None.
+    """Return the number of the layer that contains a module: the first number in its name, or None.
 
-    In a model that is one stack, this is the layer (`encoder.layer.3.…`, `layers.3.…`, `h.3.…`, `encoder.blocks.3.…`). In a model
-    with stages (`encoder.stages.1.layers.3.…`) it is the stage. In a model with several stacks (`encoder.…`, `decoder.…`), a number
-    means the layers with that number in all stacks.
+    In a model with one stack of layers, this is the layer (`encoder.layer.3.…`, `layers.3.…`, `h.3.…`, `encoder.blocks.3.…`). In a
+    model with stages (`encoder.stages.1.layers.3.…`) it is the stage. In a model with several stacks (`encoder.…`, `decoder.…`),
+    the layers with the same number in all stacks share it.
     """
     return next((int(part) for part in module_name.split(".") if part.isdigit()), None)
 
 
 def lowest_layer(sites: Iterable[str]) -> int:
-    """Return the lowest layer of the sites, below which nothing depends on them.
+    """Return the number of the lowest layer that contains a site.
 
-    0 if there are no sites, or if a site is in no numbered layer.
+    The layers below it do not depend on the sites. Returns 0 if there are no sites, or if a site is in no numbered layer.
     """
     return min((layer_of(name) or 0 for name in sites), default=0)

@@ -1,8 +1,8 @@
-"""Virtual tokens, which prefix and prompt tuning share.
+"""Virtual tokens: the learned vectors that prefix and prompt tuning put before the words of a text.
 
-The rows of a mixed batch may have different numbers of them. In such a batch the leaves are padded in front to the largest
-number, and the leaf `prefix_tokens` or `prompt_tokens` [G] has the number of real tokens of each group, which are the last
-ones. Padding is not attended to, and the words of every row keep the positions that they have when the row runs alone.
+The groups of a mixed batch may have different numbers of virtual tokens. In such a batch the leaves are padded in front to the
+largest number, and the leaf `prefix_tokens` or `prompt_tokens` [G] states the number of real tokens in each group. The real tokens
+are the last ones. Padding is not attended to, and the words of every row have the same positions as if the row ran alone.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,28 +22,31 @@ _POSITION_TABLES = {"position_embeddings", "wpe"}  # module names in BERT and in
 
 
 def random_vectors(shapes: Mapping[str, tuple[int, ...]], generator: torch.Generator, b_std: float) -> dict[str, Tensor]:
-    """Draw P normal vectors for each leaf, with the standard deviation `b_std`, or 0.02 if that is 0.
+    """Draw normal initial values for each leaf, with the standard deviation `b_std`, or 0.02 if that is 0.
 
-    They are never all zero, because P equal vectors would stay (nearly) equal during training.
+    The values must not all be zero: virtual tokens that start equal would stay (nearly) equal during training.
     """
     return {name: (b_std or 0.02) * torch.randn(shape, generator=generator) for name, shape in shapes.items()}
 
 
 def real_token_mask(counts: Tensor, size: int) -> Tensor:
-    """Return the virtual tokens that are not padding, [G, size] bool: the last counts[g] of group g."""
+    """Return a mask [G, size] that is True for the real virtual tokens and False for padding.
+
+    `counts` [G]: the number of real tokens in each group. They are the last ones of the group's `size` tokens.
+    """
     return torch.arange(size, device=counts.device) >= size - counts.unsqueeze(1)
 
 
 def prepend_prompt(
     delta: Delta | None, inputs: Mapping[str, Tensor], embed: Callable[[Tensor], Tensor]
 ) -> tuple[dict[str, Tensor], int]:
-    """Return the arguments of a model call with the prompt of the delta, if any, before the tokens.
+    """Return the arguments of a model call with the delta's prompt before the words, and its length P.
 
-    `inputs`: the arguments without it, `input_ids` and `attention_mask` [B, L]. `embed`: token ids [B, L] → embeddings [B, L,
-    D]. Returns `inputs_embeds` [B, P + L, D] and `attention_mask` [B, P + L], and P. Without a prompt, returns `inputs`
-    unchanged and 0.
+    `inputs`: the arguments without the prompt, which are `input_ids` and `attention_mask`, both [B, L]. `embed`: a function from
+    token ids [B, L] to embeddings [B, L, D]. The returned arguments are `inputs_embeds` [B, P + L, D] and `attention_mask` [B, P +
+    L]. If the delta has no prompt, returns `inputs` unchanged and 0.
 
-    Raises UnsupportedDelta for any further argument, because it would have to be extended by P too.
+    Raises UnsupportedDelta if `inputs` has any other argument, because that would have to be extended by P too.
     """
     if delta is None or PROMPT not in delta:
         return dict(inputs), 0
@@ -60,14 +63,20 @@ def prepend_prompt(
 
 
 def check_takes_token_ids(model: nn.Module, kind: str) -> None:
-    """Raise UnsupportedDelta if the model's input is not token ids. Virtual tokens need a model of texts."""
+    """Raise UnsupportedDelta unless the model takes token ids, which virtual tokens need.
+
+    `kind`: the name of the delta kind, for the message.
+    """
     main_input = getattr(model, "main_input_name", "input_ids")
     if main_input != "input_ids":
         raise UnsupportedDelta(f"delta.kind: {kind} needs a model that takes input_ids, {type(model).__name__} takes {main_input}")
 
 
 def hook_positions(model: nn.Module) -> None:
-    """Register hooks on the modules that turn positions into embeddings or rotations. Idempotent."""
+    """Register hooks that adjust positions for virtual tokens.
+
+    The hooks are on the modules that turn positions into embeddings or rotations. A second call for the same model changes nothing.
+    """
     for name, module in model.named_modules():
         hook: Any
         if name.split(".")[-1] in _POSITION_TABLES and isinstance(module, nn.Embedding):
@@ -81,7 +90,10 @@ def hook_positions(model: nn.Module) -> None:
 
 
 def _shift_embedded(_embedding: nn.Module, inputs: Inputs, named: dict[str, Any]) -> tuple[Inputs, dict[str, Any]] | None:
-    """Add the prefix's length to the positions, as PEFT's cache does, and subtract the prompt's padding."""
+    """Add the prefix's length to the positions, and subtract the prompt's padding from them.
+
+    In PEFT, the cache of past keys shifts the positions by the prefix's length too.
+    """
     delta = current_delta()
     if delta is None:
         return None
@@ -96,7 +108,7 @@ def _shift_embedded(_embedding: nn.Module, inputs: Inputs, named: dict[str, Any]
 def _shift_rotated(_rotation: nn.Module, inputs: Inputs, named: dict[str, Any]) -> tuple[Inputs, dict[str, Any]] | None:
     """Subtract the prompt's padding from the positions.
 
-    A prefix shifts nothing: its keys are not rotated, and between words only distances count.
+    A prefix needs no shift: its keys are not rotated, and attention between words depends only on their distance.
     """
     delta = current_delta()
     if delta is None or PROMPT_TOKENS not in delta:
@@ -107,7 +119,10 @@ def _shift_rotated(_rotation: nn.Module, inputs: Inputs, named: dict[str, Any]) 
 
 
 def _prompt_padding(delta: Delta) -> Tensor | int:
-    """Return the number of padding tokens in each group's prompt, [G, 1]; 0 without `prompt_tokens`."""
+    """Return the number of padding tokens in each group's prompt, [G, 1].
+
+    Returns 0 if the delta has no leaf `prompt_tokens`, so that no prompt is padded.
+    """
     if PROMPT_TOKENS not in delta:
         return 0
     return delta[PROMPT].shape[1] - delta[PROMPT_TOKENS].long().unsqueeze(1)

@@ -27,11 +27,12 @@ Pooling = Literal["mean", "cls"]
 
 @dataclass(frozen=True)
 class Bucket:
-    """Rows of similar length from each of G groups, group-major, padded to the longest.
+    """A part of a batch: B rows of similar length, padded to the longest of them.
 
-    `inputs`: the arguments of the model, each [B, L, …]. `mask` [B, L]: 1 for a real token. `rows` [B]: the index of each row
-    in the caller's order. `noise` [B, L, D], if any, is added to the word embeddings. `lower_states` [B, L, D], if any, are
-    precomputed hidden states, from which only `upper`, the upper part of the model, has to run.
+    The bucket has the same number of rows of each group, one group after the other (group-major). `inputs`: the arguments of the
+    model, each [B, L, …]. `mask` [B, L]: 1 for a real token, 0 for padding. `rows` [B]: the index of each row in the caller's
+    order. `noise` [B, L, D], if any, is added to the word embeddings. `lower_states` [B, L, D], if any: the precomputed input of
+    `upper`, the upper layers of the model, so that only `upper` has to run.
     """
 
     inputs: dict[str, Tensor]
@@ -42,7 +43,10 @@ class Bucket:
     upper: nn.Module | None = None
 
     def parts(self, groups: int, most: int) -> list["Bucket"]:
-        """Return the same rows in parts of at most `most` rows, or one row of each group where that is more."""
+        """Split the bucket into parts of at most `most` rows, with the same number of rows of each group.
+
+        Each part has at least one row of each of the `groups` groups, even if that is more than `most` rows.
+        """
         each = len(self.rows) // groups
         columns = torch.split(torch.arange(each, device=self.rows.device), max(1, most // groups))
         firsts = each * torch.arange(groups, device=self.rows.device).unsqueeze(1)
@@ -56,9 +60,9 @@ class Bucket:
 
 @dataclass(frozen=True)
 class Batch:
-    """B rows in buckets of similar length, which saves computation on padding.
+    """B rows, split into buckets of similar length so that less is computed on padding.
 
-    `pooling`: how hidden states are pooled to features.
+    `pooling`: the method that pools the hidden states of a row to its features.
     """
 
     buckets: tuple[Bucket, ...]
@@ -74,9 +78,9 @@ class Batch:
 class Hidden:
     """The output of the backbone for B rows with N real tokens in total.
 
-    All of it is at least float32, and rows are in the caller's order.
-    `features` [B, D]: pooled as `Batch.pooling` says, of length 1. `states` [N, D]: row i is at `offsets[i]` to `offsets[i + 1]`.
-    `padded`: each bucket with its hidden states [B, L, D].
+    All tensors are at least float32. `features` [B, D]: the pooled hidden states of each row (`Batch.pooling`), scaled to length 1.
+    `states` [N, D]: the hidden states of row i are `states[offsets[i] : offsets[i + 1]]`. Rows of `features` and `states` are in
+    the caller's order. `padded`: each bucket with its hidden states [B, L, D], in the order of the bucket.
     """
 
     features: Tensor
@@ -84,7 +88,7 @@ class Hidden:
 
     @property
     def states(self) -> Tensor:
-        """The last hidden states of the real tokens, one row after the other, [N, D]."""
+        """The hidden states of all real tokens after the last layer, one row after the other, [N, D]."""
         by_row: dict[int, Tensor] = {}
         for bucket, states in self.padded:
             for position, row in enumerate(bucket.rows.tolist()):
@@ -99,10 +103,10 @@ class Hidden:
 
 
 class Backbone:
-    """One resident model. It holds no delta: `hidden` takes it as an argument. Thread-safe.
+    """A frozen model in memory, which runs with the delta that a call passes to it. Thread-safe.
 
-    `attention`: second derivatives need "eager", because PyTorch's fused attention ("sdpa") has none. `sample` returns a batch of
-    two rows of unequal length, which `below` uses to check a split of the model.
+    The model stores no delta. `attention`: second derivatives need "eager", because PyTorch's fused attention ("sdpa") has none.
+    `sample`: returns a batch of two rows of unequal length, with which `below` checks a split of the model.
     """
 
     def __init__(self, model: nn.Module, *, attention: Attention, sample: Callable[[], Batch]) -> None:
@@ -113,8 +117,8 @@ class Backbone:
         self.dtype, self.device = parameter.dtype, parameter.device
         self.hidden_size = int(cast(Any, model.config).hidden_size)
         self._attached: dict[Any, DeltaKind] = {}
-        # The hooks that the model has, as (kind, site). Kept on the model, so that a second backbone of it does not hook it again,
-        # which would apply a delta twice.
+        # The hooks of the model as (kind, site). They are stored on the model itself, so that a second backbone of the same model
+        # does not register them again, which would apply a delta twice.
         self._hooked: set[tuple[str, str]] = vars(model).setdefault("_quickstudy_hooked", set())
         self._upper: dict[int, nn.Module | None] = {}
         self._split_lock = threading.Lock()
@@ -125,13 +129,14 @@ class Backbone:
 
     @property
     def precision(self) -> str:
-        """The dtype of the weights as recipes and adapters name it: `float32` or `bfloat16`."""
+        """The dtype of the weights, by its name in recipes and adapters: `float32` or `bfloat16`."""
         return str(self.dtype).removeprefix("torch.")
 
     def attach(self, config: Any) -> DeltaKind:
-        """Return the delta kind of a `DeltaConfig` on this model, and hook its sites once.
+        """Set up the delta kind that a `DeltaConfig` describes, and register its hooks on this model.
 
-        Repeated calls return the same object. Raises UnsupportedDelta if the delta does not fit the model.
+        Later calls with an equal configuration return the same object and register nothing. Raises UnsupportedDelta if the delta
+        does not fit the model.
         """
         with self._attach_lock:
             if config not in self._attached:
@@ -152,9 +157,10 @@ class Backbone:
     ) -> Hidden:
         """Run the model on a batch. Differentiable in `delta` and in `updated`.
 
-        `delta` is folded (`DeltaKind.fold`); None runs the bare model. With `slots` [B], row i uses entry slots[i] of each leaf's
-        leading axis. Without `slots`, that axis has the batch's G groups, and rows are group-major. `updated` replace the model's
-        parameters of the same names; a call with `updated` must not run at the same time as another call.
+        `delta`: leaves in the form that `DeltaKind.fold` returns; None runs the bare model. `slots` [B]: row i uses entry
+        `slots[i]` of each leaf's leading axis. Without `slots`, the leading axis is the G groups of the batch, and the rows are
+        ordered by group. `updated`: parameters that replace those of the model with the same names. A call with `updated` must not
+        run at the same time as another call.
         """
         padded = []
         for bucket in batch.buckets:
@@ -170,10 +176,11 @@ class Backbone:
     def features_recomputed(
         self, delta: Delta | None, batch: Batch, *, rows_at_once: int, updated: Mapping[str, Tensor] = MappingProxyType({})
     ) -> Tensor:
-        """Return `hidden(…).features` with the graph of at most `rows_at_once` rows in memory at a time.
+        """Return the features of `hidden`, but keep the autograd graph of only a few rows in memory at a time.
 
-        Each part of the rows is computed again on the way back, as often as a derivative goes through it (gradient checkpointing,
-        Chen et al. 2016, arXiv:1604.06174). Rows of a group that share a pass do not see each other, so that nothing else changes.
+        The batch is computed in parts of at most `rows_at_once` rows, or of one row of each group if that is more. Each part is
+        recomputed whenever a derivative is taken through it (gradient checkpointing, Chen et al. 2016, arXiv:1604.06174). The
+        features are otherwise those of `hidden`, because the rows of a batch do not affect each other.
         """
         groups = next((len(leaf) for leaf in (delta or {}).values()), 1)
         parts = [part for bucket in batch.buckets for part in bucket.parts(groups, rows_at_once)]
@@ -221,9 +228,10 @@ class Backbone:
 
     @torch.no_grad()
     def below(self, batch: Batch, kind: DeltaKind) -> Batch:
-        """Precompute everything below the delta's lowest layer, for a batch that is run several times.
+        """Precompute the hidden states that enter the delta's lowest layer, for a batch that runs repeatedly.
 
-        Returns the batch unchanged if the delta begins at the bottom, or if this model cannot be split exactly.
+        Returns the batch with these states. Returns it unchanged if the delta's lowest layer is the model's lowest one, or if the
+        model cannot be split without changing its output.
         """
         layer = kind.lowest_layer
         upper = self._upper_part(layer) if layer else None
@@ -238,9 +246,10 @@ class Backbone:
         return replace(bucket, lower_states=lower_states, upper=upper)
 
     def _upper_part(self, layer: int) -> nn.Module | None:
-        """Return the model from `layer` up; None if the two parts and the whole model give different features.
+        """Return the part of the model from `layer` up, or None if the model cannot be split there.
 
-        The comparison is exact to the last bit, on two rows of unequal length, once per layer.
+        A split is used only if the two parts together and the whole model give bitwise equal features for two rows of unequal
+        length. This is checked once per layer.
         """
         with self._split_lock:
             if layer not in self._upper:
@@ -260,7 +269,7 @@ class Backbone:
 def pooled(states: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:
     """Pool hidden states [B, L, D], at least float32, to features [B, D] of length 1.
 
-    `mask` [B, L]: 1 for a real token; the mean is over these.
+    `mask` [B, L]: 1 for a real token, 0 for padding. `pooling`: "mean" is the mean over the real tokens, "cls" the first token.
     """
     if pooling == "cls":
         features = states[:, 0]

@@ -1,4 +1,4 @@
-"""A base model: a frozen backbone, the inputs that feed it, and the spec that identifies both."""
+"""A base model: a frozen backbone, the encoder of its inputs, and the spec that identifies both."""
 
 import fnmatch
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ from metatrain.models.inputs import AnySpec, Inputs
 
 
 class Base:
-    """One resident base model. Thread-safe.
+    """A frozen base model in memory, with the encoder of its inputs. Thread-safe.
 
     `inputs.encode` and `inputs.collate` turn raw examples into batches; `backbone.hidden` runs the model on them.
     """
@@ -54,18 +54,19 @@ class Base:
 
     @property
     def precision(self) -> str:
-        """The dtype of the weights as recipes and adapters name it: `float32` or `bfloat16`."""
+        """The dtype of the weights, by its name in recipes and adapters: `float32` or `bfloat16`."""
         return self.backbone.precision
 
     @cached_property
     def digest(self) -> str:
-        """The full base digest: weights, inputs and precision."""
+        """The full base digest: a sha256 over everything that features depend on (`Spec.digest`)."""
         return self.spec.digest(self.precision)
 
     def attach(self, config: Any) -> DeltaKind:
-        """Return the delta kind of a `DeltaConfig` on this model, and hook its sites once.
+        """Set up the delta kind that a `DeltaConfig` describes, and register its hooks on this model.
 
-        Raises UnsupportedDelta if the delta does not fit the model.
+        Later calls with an equal configuration return the same object and register nothing. Raises UnsupportedDelta if the delta
+        does not fit the model.
         """
         return self.backbone.attach(config)
 
@@ -76,16 +77,17 @@ class Base:
         slots: Tensor | None = None,
         updated: Mapping[str, Tensor] = MappingProxyType({}),
     ) -> Tensor:
-        """Return pooled features of length 1, [B, D], at least float32.
+        """Run the model on a batch and return pooled features of length 1, [B, D], at least float32.
 
-        The arguments are those of `Backbone.hidden`.
+        See `Backbone.hidden` for the arguments.
         """
         return self.backbone.hidden(delta, batch, slots=slots, updated=updated).features
 
     def parameters(self, patterns: Sequence[str]) -> dict[str, Tensor]:
-        """Return CPU copies of the parameters whose names match a shell pattern, at least float32.
+        """Return CPU copies of the parameters whose names match one of the patterns, at least float32.
 
-        A pattern is for example `encoder.layer.5.*`. Raises BaseModelError for a pattern without a match.
+        A pattern is a shell pattern, for example `encoder.layer.5.*`. The values are the exact ones of the model's files, even if
+        the model runs in bfloat16. Raises BaseModelError if a pattern matches no parameter.
         """
         model = self.model
         if self.dtype == torch.bfloat16:  # training starts from the exact parameters, not from values rounded to bfloat16

@@ -27,10 +27,11 @@ def load_base(
 ) -> Base:
     """Load a frozen base model by short name, hub name or local path.
 
-    attention="auto" picks the faster one: "sdpa", except for bfloat16 on a CPU, where it is "eager". There the backward pass of
-    PyTorch's fused attention takes longer than the rest of the model (docs/decisions/0005). `max_length`: the maximum number of
-    tokens; None takes it from the model's files. Raises BaseModelError if the model is not found, does not load, or has other
-    weights than the known ones.
+    `attention`: "auto" selects the faster kind. That is "eager" for bfloat16 on a CPU, where the backward pass of PyTorch's fused
+    attention takes longer than the rest of the model (docs/decisions/0005), and "sdpa" everywhere else. `device`: None selects the
+    GPU if there is one. `max_length`: the maximum number of tokens in a row; None takes it from the model's files. Raises
+    BaseModelError if the model is not found or does not load, or if its weights differ from the known ones
+    (`source.KNOWN_WEIGHTS`).
     """
     cast(Any, transformers_logging).disable_progress_bar()
     device = device or default_device()
@@ -53,8 +54,8 @@ def _load_text(
         model = AutoModel.from_pretrained(folder, **source.LOCAL, config=config, attn_implementation=attention, dtype=dtype)
     except (OSError, ValueError, KeyError) as error:
         raise BaseModelError(f"base.model: {folder} does not load as a text encoder: {str(error).splitlines()[0]}") from error
-    # Some position tables also have entries for padding (RoBERTa), which only the tokenizer's limit accounts for. The probe
-    # tries the longest row.
+    # The position table of some models (RoBERTa) also has entries for padding, which only the tokenizer's limit excludes. The
+    # load-time probe checks that a row of the maximum length works.
     positions = min(getattr(config, "max_position_embeddings", 512), tokenizer.model_max_length)
     spec = TextSpec(
         model=name,
@@ -67,7 +68,7 @@ def _load_text(
 
 
 def text_base(model: nn.Module, tokenizer: Any, spec: TextSpec, *, attention: Attention) -> Base:
-    """Make a base model of a loaded text encoder and its tokenizer."""
+    """Combine a loaded text encoder and its tokenizer into a base model."""
     parameter = next(model.parameters())
     width = int(cast(Any, model).config.hidden_size)
     return Base(

@@ -1,6 +1,6 @@
-"""The precision that the frozen base model runs in.
+"""The precision of the frozen base model: float32 or bfloat16.
 
-It does not affect θ, φ, losses and reductions, which are always float32.
+Only the base model runs in this precision. θ, φ, losses and reductions are always float32.
 """
 
 from typing import Literal
@@ -11,9 +11,10 @@ Precision = Literal["auto", "float32", "bfloat16"]
 
 
 def resolve(precision: Precision, device: torch.device) -> torch.dtype:
-    """Return the dtype of a precision. "auto" is bfloat16 if the device has hardware for it, else float32.
+    """Return the dtype for a precision.
 
-    Such hardware is AMX, AVX-512 BF16, or a GPU with bf16 tensor cores.
+    "auto" is bfloat16 if the device has hardware for it, otherwise float32. Hardware for bfloat16 is AMX, AVX-512 BF16, or a GPU
+    with bf16 tensor cores.
     """
     if precision == "float32":
         return torch.float32

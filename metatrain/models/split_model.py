@@ -1,9 +1,9 @@
-"""A base model split below one of its layers, so that the lower part need not run again.
+"""A base model split below one of its layers, so that the lower layers need not run again.
 
-The lower part does not depend on a delta that acts only on the upper layers. It is a run of the whole model that stops at the
-input of the first upper layer. The upper part is a view of the model that shares its modules, leaves out the lower layers and
-takes hidden states in place of embeddings. Some architectures treat layers differently by their number, which changes when the
-lower ones are left out. So `Backbone.below` compares both parts with the whole model before it uses them.
+A delta that acts only on the upper layers does not change the output of the lower ones. To run the lower part, the whole model is
+called and stopped at the input of the first upper layer. The upper part is a view of the model that shares its modules, omits the
+lower layers and takes hidden states in place of embeddings. Some architectures treat a layer according to its number, which changes
+when the lower layers are omitted. Therefore `Backbone.below` compares the two parts with the whole model before it uses them.
 """
 
 import copy
@@ -20,9 +20,9 @@ class _LayerReached(Exception):
 
 
 def layers_of(model: nn.Module) -> str | None:
-    """Return the name of the model's stack of layers: the longest `nn.ModuleList` that is in no other.
+    """Return the name of the model's stack of layers, or None if the model has no `nn.ModuleList`.
 
-    None if the model has no such list.
+    The stack is the longest `nn.ModuleList` that is not inside another one.
     """
     lists = {name: len(module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
     outermost = {name: n for name, n in lists.items() if not any(name.startswith(other + ".") for other in lists)}
@@ -30,13 +30,16 @@ def layers_of(model: nn.Module) -> str | None:
 
 
 def lower_part(model: nn.Module, layer: int, inputs: dict[str, Tensor]) -> Tensor:
-    """Return the hidden states that enter `layer`, [B, L, D]."""
+    """Run the model up to `layer`, and return the hidden states that enter that layer, [B, L, D].
+
+    `inputs`: the arguments of the model. Raises ValueError if the model does not call the layer.
+    """
     stack = cast(nn.ModuleList, model.get_submodule(layers_of(model) or ""))
 
     def stop(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         raise _LayerReached(args[0] if args else kwargs["hidden_states"])
 
-    # The hook is on a view, so that it does not stop a call of the same model in another thread.
+    # Register the hook on a view, so that it does not stop calls of the same model in other threads.
     view = _with_module(model, f"{layers_of(model)}.{layer}", copy.copy(stack[layer]))
     layer_view = view.get_submodule(f"{layers_of(model)}.{layer}")
     layer_view._forward_pre_hooks, layer_view._forward_pre_hooks_with_kwargs = (
@@ -52,9 +55,10 @@ def lower_part(model: nn.Module, layer: int, inputs: dict[str, Tensor]) -> Tenso
 
 
 def upper_part(model: nn.Module, layer: int) -> nn.Module:
-    """Return the model from `layer` up. Call it with `inputs_embeds`, the hidden states that enter it.
+    """Return a view of the model that consists of `layer` and all that follows it.
 
-    Raises ValueError if the model's embeddings and its layers are in the same child module.
+    Call the view with the hidden states that enter `layer` as `inputs_embeds`. Raises ValueError if the model's embeddings and its
+    layers are in the same child module.
     """
     name = layers_of(model)
     embedding = cast(Any, model).get_input_embeddings()
@@ -68,14 +72,17 @@ def upper_part(model: nn.Module, layer: int) -> nn.Module:
 
 
 class _HiddenStates(nn.Module):
-    """The embeddings of an upper part: returns the hidden states that it is called with."""
+    """A replacement for the embeddings of an upper part, which returns the hidden states that it is given."""
 
     def forward(self, *_args: Any, inputs_embeds: Tensor, **_kwargs: Any) -> Tensor:
         return inputs_embeds
 
 
 def _with_module(model: nn.Module, path: str, new: nn.Module) -> nn.Module:
-    """Return a view of `model` with `new` at `path`. It shares every module that is not on that path."""
+    """Return a view of `model` in which the module at the dotted `path` is `new`.
+
+    The view shares with `model` every module that is not on the path.
+    """
     name, _, rest = path.partition(".")
     view = copy.copy(model)
     view._modules = dict(model._modules)

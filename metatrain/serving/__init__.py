@@ -1,1 +1,1 @@
-"""The bank of resident adapters, and the load-time probe of an architecture with its cache."""
+"""The bank of adapters on the device, and the load-time probe of an architecture with its cache."""

@@ -1,11 +1,12 @@
-"""A bank of resident adapters: one forward pass answers a batch of rows with different adapters.
+"""A bank of adapters on the device: one forward pass serves a batch of rows with different adapters.
 
-Leaves are preallocated with S slots, folded, in the dtype of the base model: for LoRA, A [S, R, D_in] and B [S, D_out, R]. Each
-leaf is as large as the largest of its name; smaller ones are padded in front with zeros. A call says which slot each row uses.
-It computes only with the ranks and virtual tokens that the adapters of the batch have.
+The bank has S slots, one for each adapter. It preallocates every leaf for all slots, in the form that the hooks read
+(`DeltaKind.fold`) and in the dtype of the base model: for LoRA, A [S, R, D_in] and B [S, D_out, R]. A leaf has room for the largest
+of the served delta kinds; smaller leaves are padded in front with zeros. A call computes only with as many ranks and virtual tokens
+as the adapters of its batch have.
 
-The size of the bank is bounded in bytes. If it is full, it evicts the least recently used adapter and returns it to the caller,
-who may keep it elsewhere.
+The size of the bank is limited in bytes. A full bank evicts the least recently used adapter and returns it to the caller, which may
+store it elsewhere.
 """
 
 import itertools
@@ -28,10 +29,10 @@ from metatrain.readouts.registry import readout_kinds
 
 @dataclass(frozen=True)
 class PackedReadout:
-    """The readout of an adapter, ready to answer.
+    """The readout of an adapter, in the form from which it predicts.
 
-    `kind`: the name of the readout kind. `leaves`: packed (`Answers.pack`), float32. `labels`: empty for a kind without labels.
-    `initialization`: the digest of the adapter's initialization.
+    `kind`: the name of the readout kind. `leaves`: the tensors that `Answers.pack` returned, float32. `labels`: empty for a kind
+    without labels. `initialization`: the digest of the adapter's initialization.
     """
 
     kind: str
@@ -49,9 +50,10 @@ class PackedReadout:
 
 @dataclass(frozen=True)
 class Packed:
-    """An adapter as the bank stores it.
+    """An adapter in the form in which the bank stores it.
 
-    `leaves`: the folded delta, in the dtype of the base model, and its numbers of virtual tokens.
+    `leaves`: the delta after `DeltaKind.fold`, and its numbers of virtual tokens (`DeltaKind.counts`), in the dtype of the base
+    model.
     """
 
     leaves: dict[str, Tensor]
@@ -63,7 +65,7 @@ class Packed:
 
 
 def pack(adapter: Adapter, base: Base) -> Packed:
-    """Prepare an adapter for `Bank.put`, on the CPU. Thread-safe."""
+    """Convert an adapter to the form that `Bank.put` takes, on the CPU. Thread-safe."""
     metadata = adapter.metadata
     kind = base.attach(metadata.delta)
     leaves = {name: leaf.to(base.dtype) for name, leaf in kind.fold(adapter.delta).items()}
@@ -74,19 +76,21 @@ def pack(adapter: Adapter, base: Base) -> Packed:
 
 @dataclass(frozen=True)
 class _Slot:
-    """The content of a slot: the shapes of the leaves that its adapter has, and its readout on the device."""
+    """The adapter in a slot: the shapes of its leaves, and its readout on the device."""
 
     shapes: dict[str, torch.Size]
     readout: PackedReadout
 
 
 class Bank:
-    """Resident adapters of the given delta kinds on one base model. One thread owns the bank.
+    """A limited memory on the device for adapters of one base model. Only one thread may use it.
 
-    `most_bytes`: the memory for adapters on the device, which determines the number of slots; there is at least one. `updates`:
-    by the digest of an initialization, the parameters of the base model that its adapters replace. Rows with the same
-    replacements share a forward pass. Raises UnsupportedDelta for two kinds that have leaves of one name, if neither leaf is at
-    least as large as the other in every dimension.
+    `kinds`: the delta kinds of the adapters. `most_bytes`: the memory for adapters, which determines the number of slots; there is
+    at least one slot. `updates`: for each digest of an initialization, the parameters of the base model that its adapters replace.
+    Rows with the same replaced parameters share a forward pass.
+
+    Raises UnsupportedDelta if two kinds have leaves of the same name and neither leaf is at least as large as the other in every
+    dimension.
     """
 
     def __init__(
@@ -131,10 +135,11 @@ class Bank:
         return sum(leaf.nbytes for leaf in self._leaves.values()) + self._readout_bytes()
 
     def put(self, key: str, adapter: Packed, keep: Collection[str] = ()) -> dict[str, Packed]:
-        """Make `adapter` resident under `key`, and return the adapters that were evicted for it.
+        """Store `adapter` in a slot under `key`, and return the adapters that were evicted to make room.
 
-        Adapters in `keep` are never evicted, even if their readouts together take more than the bank's memory for readouts. Raises
-        ValueError if `keep` fills every slot, and ArtifactError for a delta that does not fit the kinds of the bank.
+        If the bank already has an adapter under `key`, only marks it as recently used. Adapters in `keep` are never evicted, even
+        if their readouts together need more than the bank's memory for readouts. Raises ValueError if adapters in `keep` fill every
+        slot, and ArtifactError if the adapter's delta does not fit the delta kinds of the bank.
         """
         if key in self._resident:
             self._resident.move_to_end(key)
@@ -172,7 +177,7 @@ class Bank:
         return sum(slot.readout.nbytes for slot in self._contents.values())
 
     def take(self, key: str) -> Packed:
-        """Remove an adapter from the bank and return it, on the CPU. Raises KeyError if it is not resident."""
+        """Remove an adapter from the bank and return it, on the CPU. Raises KeyError if it is not in the bank."""
         slot = self._resident.pop(key)
         content = self._contents.pop(slot)
         self._free.append(slot)
@@ -180,15 +185,15 @@ class Bank:
         return Packed(leaves, content.readout.on(torch.device("cpu")))
 
     def labels(self, key: str) -> tuple[str, ...]:
-        """Return the labels of a resident adapter. Raises KeyError if it is not resident."""
+        """Return the labels of the adapter under `key`. Raises KeyError if it is not in the bank."""
         return self._contents[self._resident[key]].readout.labels
 
     @torch.no_grad()
     def answers(self, keys: Sequence[str], inputs: Sequence[Any]) -> list[Any]:
-        """Answer B encoded rows, row i with the resident adapter keys[i].
+        """Predict for B encoded rows, row i with the adapter under `keys[i]`, and return one answer per row.
 
-        An answer of a class readout is a list of probabilities in the order of the adapter's labels. Raises KeyError if an
-        adapter is not resident.
+        The answer of a classification readout is a list of probabilities in the order of the adapter's labels. Raises KeyError if
+        an adapter is not in the bank.
         """
         for key in dict.fromkeys(keys):
             self._resident.move_to_end(key)
@@ -203,7 +208,10 @@ class Bank:
         return answers
 
     def _by_base_update(self, slots: Sequence[int]) -> dict[str, dict[int, list[int]]]:
-        """Group the rows first by the base update of their adapters ("" is none), then by slot."""
+        """Group row numbers by the base update of their adapters, and within each base update by slot.
+
+        A base update is identified by the digest of its initialization. "" means no base update.
+        """
         groups: dict[str, dict[int, list[int]]] = {}
         for row, slot in enumerate(slots):
             digest = self._contents[slot].readout.initialization
@@ -212,7 +220,10 @@ class Bank:
         return groups
 
     def _read_out(self, slot_rows: Mapping[int, Sequence[int]], features: Tensor) -> list[Any]:
-        """Return the answers to features [B, D], which are in the order of the slots."""
+        """Return the answers for features [B, D], which are in the order of the rows in `slot_rows`.
+
+        `slot_rows`: the row numbers of each slot. Only their count matters here.
+        """
         runs = [(self._contents[slot].readout, len(rows)) for slot, rows in slot_rows.items()]
         ends = list(itertools.accumulate(rows for _, rows in runs))
         by_run: dict[int, list[Any]] = {}
@@ -226,7 +237,10 @@ class Bank:
         return [answer for number in sorted(by_run) for answer in by_run[number]]
 
     def _features(self, slots: Sequence[int], inputs: Sequence[Any], updated: Mapping[str, Tensor]) -> Tensor:
-        """Return the features [B, D] of rows with the same base update."""
+        """Run the base model and return the features [B, D] of rows that share a base update.
+
+        `slots`: the slot of each row. `updated`: the base update, parameters by name.
+        """
         used = [self._contents[slot].shapes for slot in dict.fromkeys(slots)]
         needed: dict[str, tuple[int, ...]] = {}
         for shapes in used:
@@ -242,9 +256,9 @@ class Bank:
         return self.base.features(delta, batch, slots=torch.tensor(slots, device=self.base.device), updated=updated)
 
 
-_HEAD_CLASSES = 8  # the memory for readouts is that of a head with this many classes per slot, shared among all slots
+_HEAD_CLASSES = 8  # all slots share the memory for readouts, which is that of one head with this many classes for each slot
 
 
 def _trailing(shape: Sequence[int]) -> tuple[slice, ...]:
-    """Return the index of a leaf of this shape in a larger one: the end of every dimension."""
+    """Return the index that selects the last entries of each dimension of a larger leaf, in this shape."""
     return tuple(slice(-size, None) for size in shape)

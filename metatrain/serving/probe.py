@@ -1,4 +1,4 @@
-"""The load-time probe: measure on a model whether a delta kind works with its architecture."""
+"""The load-time probe, which runs a model to check that a delta kind works with its architecture."""
 
 import copy
 import warnings
@@ -17,7 +17,7 @@ from metatrain.models.backbone import Batch, pooled
 from metatrain.models.base import Base
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
-_ROWS = 3  # rows of `Inputs.sample`
+_ROWS = 3  # the number of rows that `Inputs.sample` returns
 
 
 def probe(base: Base, kind: DeltaKind) -> None:
@@ -25,8 +25,8 @@ def probe(base: Base, kind: DeltaKind) -> None:
 
     The checks are:
 
-    - in a mixed batch, each row has the features that it has alone, and those of stock PEFT if PEFT has the kind;
-    - in a batch with unequal numbers of virtual tokens, if the kind has them, each row has the features that it has alone;
+    - each row of a batch with different deltas has the same features as alone, and as in stock PEFT if PEFT has the kind;
+    - each row of a batch with different numbers of virtual tokens, if the kind has them, has the same features as alone;
     - a row of the maximum length gives finite features;
     - every leaf of the delta changes the output;
     - a second derivative exists and is finite, if the base model was loaded for it (attention="eager", not bfloat16).
@@ -85,9 +85,10 @@ def _check_equal(base: Base, found: Tensor, expected: Tensor, problem: str) -> N
 
 @torch.no_grad()
 def _check_unequal_counts(base: Base, kind: DeltaKind, delta: dict[str, Tensor], where: str) -> None:
-    """Compare rows with all, half and none of the virtual tokens, in one batch and alone.
+    """Check that rows with all, half and none of the virtual tokens do not affect each other in a batch.
 
-    Such a batch occurs with adapters of several kinds or configurations.
+    Each row must have the same features as alone. Such batches occur when adapters have different kinds of deltas or different
+    configurations.
     """
     rows, (full, *_) = base.inputs.sample(), set(kind.counts.values())
     numbers = [full, full // 2, 0]
@@ -104,7 +105,10 @@ def _check_unequal_counts(base: Base, kind: DeltaKind, delta: dict[str, Tensor],
 
 @torch.no_grad()
 def _check_longest_row(base: Base, kind: DeltaKind) -> None:
-    """Run a row of the maximum length. Virtual tokens before it need positions too."""
+    """Check that a row of the maximum length gives finite features.
+
+    Virtual tokens before the row need positions too, which the model may not have.
+    """
     longest = base.inputs.collate([base.inputs.longest()])
     theta = kind.fold(stack(kind.initial(torch.Generator().manual_seed(0)), 1))
     where = f"{type(base.model).__name__} with {kind.config.kind}"
@@ -119,7 +123,7 @@ def _check_longest_row(base: Base, kind: DeltaKind) -> None:
 
 
 def _score(base: Base, kind: DeltaKind, delta: dict[str, Tensor], batch: Batch) -> Tensor:
-    """Return a scalar that depends on every feature."""
+    """Return a scalar that depends on every feature of the batch, so that it can be differentiated."""
     features = base.features(kind.fold(delta), batch, slots=torch.arange(_ROWS, device=base.device))
     weights = torch.randn(features.shape, generator=torch.Generator().manual_seed(1)).to(features.device)
     return (features * weights).sum()
@@ -146,7 +150,7 @@ def _check_second_derivative(base: Base, kind: DeltaKind, delta: dict[str, Tenso
 
 
 def _peft_features(base: Base, files: PeftFiles, theta: dict[str, Tensor], batch: Batch) -> Tensor:
-    """Return the features [B, D] of stock PEFT with θ, for a batch of one bucket."""
+    """Return the features [B, D] that stock PEFT computes with θ. The batch must have only one bucket."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         config = cast(Any, PeftConfig).from_peft_type(**{**files.config(""), "inference_mode": False})

@@ -1,8 +1,8 @@
-"""The cache of the load-time probe: probing takes longer than loading the model.
+"""The cache of successful load-time probes, because a probe takes longer than loading the model.
 
-Each success is a file in `$XDG_CACHE_HOME/quickstudy/probes`, named by the sha256 of everything that the result depends on. The
-file repeats these inputs, and counts only if they are equal. Failures are not remembered. The probe itself and PEFT, which only
-the probe needs, are imported only where there is no such file.
+Each success is a file in `$XDG_CACHE_HOME/quickstudy/probes`. The file contains everything that the result of the probe depends on,
+and its name is the sha256 of this content. A file is valid only if its content equals that of the probe to be run. Failures are not
+cached. If there is a valid file, the probe is not imported, and neither is PEFT, which only the probe needs.
 """
 
 import functools
@@ -30,7 +30,8 @@ _MAX_BYTES = 1_000_000
 def probe_once(base: Base, kind: DeltaKind) -> None:
     """Probe a delta kind on a base model, unless the same probe has succeeded on this machine before.
 
-    Raises UnsupportedDelta like `probe`. A cache folder that cannot be read or written is logged and otherwise ignored.
+    Raises UnsupportedDelta if the delta kind does not work on the model. If the cache folder cannot be read or written, this is
+    logged and the probe runs without a cache.
     """
     inputs = probe_inputs(base, kind)
     folder = cache_folder()
@@ -50,9 +51,9 @@ def probe_once(base: Base, kind: DeltaKind) -> None:
 
 
 def cache_folder() -> Path | None:
-    """Return the folder of remembered probes; None if the user has no home.
+    """Return the folder of cached probes, or None if the user has no home folder.
 
-    A relative XDG_CACHE_HOME is ignored, as its specification demands.
+    A relative XDG_CACHE_HOME is ignored, as the XDG specification demands.
     """
     stated = Path(os.environ.get("XDG_CACHE_HOME", ""))
     try:
@@ -82,7 +83,10 @@ def probe_inputs(base: Base, kind: DeltaKind) -> dict[str, Any]:
 
 
 def _has_succeeded(path: Path, inputs: dict[str, Any]) -> bool:
-    """Return True if `path` says that the probe with these inputs succeeded; log why if it cannot be used."""
+    """Return True if the cache file `path` exists and has the content `inputs`.
+
+    If the file exists but cannot be used, logs the reason.
+    """
     try:
         stated = json.loads(read_at_most(path, _MAX_BYTES))
     except FileNotFoundError:
@@ -111,7 +115,7 @@ def _version(name: str) -> str:
 
 @functools.cache
 def sources_digest() -> str:
-    """Return the sha256 of the source files of `metatrain`: the probe runs its deltas, models and inputs."""
+    """Return the sha256 of all source files of `metatrain`, because the probe runs code from this package."""
     root, digest = Path(__file__).parents[1], hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
         content = path.read_bytes()

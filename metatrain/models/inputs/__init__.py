@@ -1,4 +1,4 @@
-"""Encoding of raw examples to rows and batches: the protocol `Inputs`, and one file for each modality."""
+"""Encoding of raw examples as rows and batches: the protocol `Inputs`, and one file for each modality."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -16,36 +16,39 @@ class Row(Protocol):
 
     @property
     def truncated(self) -> bool:
-        """True if the example was longer than the base model takes and was truncated."""
+        """True if the example was truncated because it was longer than the maximum length."""
 
     def __len__(self) -> int: ...
 
 
 class Inputs(Protocol):
-    """The encoding of one modality. Only `encode` creates rows; other code uses nothing but their length."""
+    """The encoder of one modality: it turns raw examples into rows, and rows into batches.
+
+    Other code uses only those properties of a row that `Row` has.
+    """
 
     @property
     def spec(self) -> AnySpec:
         """The spec of the base model, with the digest of its tokenizer or image processor."""
 
     def encode(self, raw: Sequence[Any], max_length: int | None = None) -> Sequence[Any]:
-        """Encode raw examples, truncated to `max_length` or to the limit of the spec if that is smaller."""
+        """Encode each raw example as a row, truncated to `max_length` or the spec's limit, if that is smaller."""
 
     def view(self, row: Any, augmentation: Augmentation, key: Sequence[int]) -> Any:
-        """Return an augmented copy of a row, which depends only on `key`."""
+        """Return a randomly augmented copy of a row. `key` seeds the random draw and fully determines it."""
 
     def collate(self, rows: Sequence[Any], groups: int = 1) -> Batch:
-        """Make a batch of B rows in `groups` groups (group-major) on the backbone's device.
+        """Combine B rows into a batch on the backbone's device. A row of None is padding.
 
-        None is a row of padding.
+        `groups`: the number of equal groups; the rows are given one group after the other (group-major).
         """
 
     @property
     def limit(self) -> str:
-        """The length of the longest example that is not truncated, for messages: `256 tokens`."""
+        """The maximum length of an example as text for messages, for example `256 tokens`."""
 
     def sample(self) -> Sequence[Any]:
-        """Return three rows of unequal length, to test an architecture with."""
+        """Return three rows of unequal length, with which the model's architecture is tested."""
 
     def longest(self) -> Any:
         """Return a row of the maximum length."""

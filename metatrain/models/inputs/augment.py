@@ -1,11 +1,11 @@
-"""Augmented views of a support set: more rows of the same meaning, made without another model.
+"""Augmented views of a support set: additional rows with the same meaning, made without another model.
 
     token_dropout     each middle token is dropped with probability `strength`
     span_mask         one run of a share `strength` of the middle tokens is replaced by the mask token
     embedding_noise   Uniform(−1, 1) · strength / √(L·D) is added to each token embedding (Jain et al. 2023, arXiv:2310.05914)
 
-The first and the last token (special tokens of an encoder) and at least one middle token are always kept. A draw depends only
-on (seed, row), so a task has the same views in every batch of tasks.
+The first and the last token (special tokens of an encoder) and at least one middle token are always kept. A random draw depends
+only on (seed, row), so a task has the same views in every batch of tasks.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,9 +20,10 @@ AugmentationKind = Literal["token_dropout", "span_mask", "embedding_noise"]
 
 
 class Augmentation(BaseModel):
-    """An augmentation to `views` rows for each example, the first one unchanged.
+    """The settings of an augmentation, which turns each example into `views` rows.
 
-    It is used if no class has more than `up_to_shots` examples.
+    The first of these rows is the unchanged example. A support set is augmented only if none of its classes has more than
+    `up_to_shots` examples.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -48,7 +49,7 @@ class View:
 
 
 class TokenEncoder(Protocol):
-    """The part of a text encoder that a method uses. `width` is D of the embeddings."""
+    """The properties of a text encoder that an augmentation method uses. `width`: D of the embeddings."""
 
     width: int
 
@@ -57,21 +58,22 @@ class TokenEncoder(Protocol):
 
 
 class Method(Protocol):
-    """One kind of augmentation."""
+    """A method of augmentation."""
 
     @property
     def share(self) -> bool:
         """True if `strength` is a share of the tokens, which has to be below 1."""
 
     def view(self, ids: Sequence[int], strength: float, encoder: TokenEncoder, seed: Sequence[int]) -> View:
-        """Return an augmented copy of a row, which depends only on `seed`."""
+        """Return a randomly augmented copy of a row of token ids. `seed` determines the random draw."""
 
 
 @dataclass(frozen=True)
 class MiddleTokens:
-    """A change of the tokens between the first and the last.
+    """A method that changes only the tokens between the first and the last.
 
-    Rows with fewer than two such tokens are unchanged.
+    Rows with fewer than two such tokens are unchanged. `change`: returns the new tokens, given the old ones, the strength, the
+    encoder and a random generator.
     """
 
     change: Callable[[list[int], float, TokenEncoder, np.random.Generator], list[int]]
@@ -86,7 +88,7 @@ class MiddleTokens:
 
 @dataclass(frozen=True)
 class EmbeddingNoise:
-    """Uniform noise on every token embedding."""
+    """A method that adds uniform noise to every token embedding."""
 
     share: bool = False
 

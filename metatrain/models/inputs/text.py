@@ -1,4 +1,4 @@
-"""Text inputs of an encoder: a tokenizer, a maximum length and a pooling."""
+"""The encoding of texts: tokenization, truncation, and batches in buckets of similar length."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,12 +19,16 @@ _SAMPLE = (
     "a row of middling length, with some words",
     "and the longest row of the three, which pads both of the others out",
 )
-# A bucket of fewer tokens costs more than the padding that it saves, because each bucket is one more forward pass.
+# The minimum number of tokens in a bucket. Each bucket is one more forward pass, so a smaller bucket costs more than the padding
+# that it saves.
 _MIN_BUCKET_TOKENS = {torch.float32: 96, torch.bfloat16: 384}
 
 
 class TextSpec(Spec):
-    """The spec of a text encoder and its preprocessing, a part of every initialization."""
+    """The spec that identifies a text encoder: weights, tokenizer, pooling and maximum length in tokens.
+
+    Every initialization for a text encoder contains this spec.
+    """
 
     tokenizer_sha256: str
     pooling: Pooling
@@ -33,7 +37,7 @@ class TextSpec(Spec):
 
 @dataclass(frozen=True)
 class TextRow:
-    """One text as token ids. `noise` [L, D], if any, is added to the embeddings."""
+    """One text as token ids. `noise` [L, D], if any, is added to the token embeddings."""
 
     ids: Sequence[int]
     truncated: bool = False
@@ -44,7 +48,7 @@ class TextRow:
 
 
 class TextInputs:
-    """The encoding of texts (`metatrain.models.inputs.Inputs`).
+    """The encoder of texts, which implements `metatrain.models.inputs.Inputs`.
 
     `width` (D), `device` and `dtype` are those of the backbone.
     """
@@ -60,21 +64,25 @@ class TextInputs:
         return int(self.tokenizer.unk_token_id if token is None else token)
 
     def encode(self, raw: Sequence[str], max_length: int | None = None) -> list[TextRow]:
-        """Tokenize texts. Truncate those longer than `max_length` or the spec's, and keep the last token."""
+        """Tokenize texts, and truncate each to `max_length` tokens or to the spec's limit, if that is smaller.
+
+        A truncated text keeps its last token.
+        """
         ids: list[list[int]] = self.tokenizer(list(raw), truncation=False, padding=False, verbose=False)["input_ids"]
         limit = min(max_length or self.spec.max_length, self.spec.max_length)
         return [TextRow(row) if len(row) <= limit else TextRow([*row[: limit - 1], row[-1]], truncated=True) for row in ids]
 
     def view(self, row: TextRow, augmentation: Augmentation, key: Sequence[int]) -> TextRow:
-        """Return an augmented copy of a row, which depends only on `key`."""
+        """Return a randomly augmented copy of a row. `key` seeds the random draw and fully determines it."""
         method = METHODS[augmentation.kind]
         view = method.view(row.ids, augmentation.strength, self, key)
         return TextRow(view.ids, row.truncated, view.noise)
 
     def collate(self, rows: Sequence[TextRow | None], groups: int = 1) -> Batch:
-        """Make a batch of B rows in `groups` groups (group-major) on the backbone's device.
+        """Combine B rows into a batch on the backbone's device.
 
-        None is a row of padding: one padding token that is attended to, so that its features are finite.
+        `groups`: the number of equal groups; the rows are given one group after the other (group-major). A row of None becomes one
+        padding token that is attended to, so that its features are finite.
         """
         pad = int(self.tokenizer.pad_token_id)
         ids = [[pad] if row is None else list(row.ids) or [pad] for row in rows]
@@ -112,10 +120,11 @@ class TextInputs:
 
 
 def _bucket_bounds(longest: Sequence[int], groups: int, min_tokens: int) -> list[tuple[int, int]]:
-    """Split ranks of falling length into buckets, each a range [start, stop).
+    """Split the rows of all groups, ranked by falling length within each group, into buckets.
 
-    A bucket begins at a row shorter than 4/5 of the longest in the bucket before. `longest`: the length at each rank, the
-    largest over the groups. No bucket has fewer than `min_tokens` tokens, unless all rows together do.
+    Returns the ranks of each bucket as a range [start, stop). `longest`: the length of the longest row at each rank, over the
+    groups. A new bucket begins at the first rank whose length is below 4/5 of the longest row in the current bucket. No bucket has
+    fewer than `min_tokens` tokens, unless all rows together do.
     """
     starts = [0]
     for rank, length in enumerate(longest):
