@@ -1,6 +1,6 @@
-"""`make bench-curves`: the learning curve of every algorithm, with the defaults of its paper, on a small problem.
+"""`make bench-curves`: the learning curve of every algorithm on a small problem.
 
-The problem is the task set that ships with the package: 5-way tasks with one or three examples a class, and a LoRA in the last two
+Each algorithm has the defaults of its paper. The problem is the task set that ships with the package: 5-way tasks with one or three examples a class, and a LoRA in the last two
 layers of the default base model. A recipe of this benchmark names the algorithm and nothing else of it, so the inner loop, the
 rates and the outer optimizer are the defaults. All algorithms draw the same tasks and are scored on the same validation episodes.
 

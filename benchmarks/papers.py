@@ -77,8 +77,9 @@ class Run:
 
 
 def train_and_test(runs: list[Run], minutes: float | None) -> list[Row]:
-    """Train the unfinished runs, test and print all, and return the rows of those that are trained to the end.
+    """Train the unfinished runs, test all and print their results.
 
+    Returns the rows of the runs that are trained to the end.
     `minutes` limits training; None does not.
     """
     rows = []

@@ -243,7 +243,11 @@ def test_attention_of_another_name_is_refused(tiny_folder: Path) -> None:
 @pytest.mark.parametrize("kind", ["lora", "bottleneck", "ia3"])
 @pytest.mark.parametrize("b_std", [0.0, 0.3])
 def test_a_new_theta_has_the_documented_distributions(tiny: Base, kind: str, b_std: float) -> None:
-    """A and V are Kaiming uniform in ±1/√fan_in; B and U are normal with `b_std`; (IA)³ is normal around 1; biases are zero."""
+    """Check the distributions of a new θ.
+
+    A of LoRA and V of the bottleneck are Kaiming uniform in ±1/√fan_in, B and U are normal with `b_std`, (IA)³ is normal around 1,
+    and biases are zero.
+    """
     theta = tiny.attach(config_for(kind)).initial(torch.Generator().manual_seed(0), b_std=b_std)
     for name, leaf in theta.items():
         if name.endswith(("lora_A.weight", "down.weight")):

@@ -64,7 +64,10 @@ def test_shapes_are_redrawn_until_a_task_fits() -> None:
 
 @pytest.mark.parametrize(("temperature", "share"), [(0.0, 0.5), (0.5, 1 / 3), (1.0, 0.2)])
 def test_a_data_set_is_drawn_by_its_number_of_classes_to_the_temperature(temperature: float, share: float) -> None:
-    """Of data sets with 4, 16 and 2 classes, the first is drawn in proportion to 4^t, and the last is too small for 3-way tasks."""
+    """Draw 3-way tasks from data sets with 4, 16 and 2 classes.
+
+    The weights of the first two are 4^t and 16^t. The third is too small for a 3-way task.
+    """
     sets = [dataset("small", classes=4), dataset("large", classes=16), dataset("tiny", classes=2)]
     sampler = EpisodeSampler(sets, 0, temperature=temperature)
     drawn = [sampler.episode(index, EpisodeShape(3, 1, 1)).dataset for index in range(600)]
@@ -78,7 +81,7 @@ def test_a_share_of_the_episodes_is_merged() -> None:
 
 
 def test_a_share_of_the_episodes_is_near_miss() -> None:
-    """The classes are on a line; those of a near-miss episode are within 2·ways, those of others almost never."""
+    """The classes are on a line. Those of a near-miss episode are within 2·ways, others hardly ever."""
     line = np.arange(100, dtype=np.float32)
     similarity = [-np.abs(line[:, None] - line[None, :])]
     sampler = EpisodeSampler([dataset(classes=100)], 0, near_miss=0.25, similarity=similarity)

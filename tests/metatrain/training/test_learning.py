@@ -1,4 +1,4 @@
-"""Every algorithm learns on a small problem, with the inner loop, the rates and the outer optimizer of its paper."""
+"""Every algorithm learns on a small problem, with the defaults of its paper."""
 
 import math
 from typing import get_args
@@ -20,7 +20,10 @@ STEPS = 150
 
 
 def sinusoids(seed: int, count: int, shots: int = 10) -> tuple[Examples, Examples]:
-    """Draw sinusoids y = A sin(x − p), as in Finn et al. 2017, §5.1, with equally many support and query points."""
+    """Draw tasks y = A sin(x − p), as in Finn et al. 2017, §5.1.
+
+    Each task has `shots` support points and as many query points.
+    """
     generator = torch.Generator().manual_seed(seed)
     amplitude = 0.1 + 4.9 * torch.rand(count, 1, 1, generator=generator)
     phase = math.pi * torch.rand(count, 1, 1, generator=generator)
@@ -30,7 +33,10 @@ def sinusoids(seed: int, count: int, shots: int = 10) -> tuple[Examples, Example
 
 
 def hidden_classes(seed: int, count: int, ways: int = 3, shots: int = 2) -> tuple[Examples, Examples]:
-    """Draw classification tasks whose classes differ in two of twelve inputs; the other ten are noise of larger variance."""
+    """Draw classification tasks whose classes differ in two of twelve inputs.
+
+    The other ten inputs are noise of a larger variance.
+    """
     generator = torch.Generator().manual_seed(seed)
     rows = 2 * ways * shots
     y = torch.arange(ways).repeat(2 * shots).expand(count, rows)
@@ -43,7 +49,7 @@ def hidden_classes(seed: int, count: int, ways: int = 3, shots: int = 2) -> tupl
 
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_an_algorithm_with_its_papers_defaults_learns(name: str) -> None:
-    """Compare the query loss of unseen tasks after the inner loop, before and after training on other tasks."""
+    """Train on some tasks, and compare the query loss of other tasks before and after training."""
     recipe = plan(name)
     torch.manual_seed(0)
     embeds = name in ("protonet", "adapted_protonet")
