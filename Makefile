@@ -12,7 +12,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
 .PHONY: demo serve test test-long lint train-starter train-default search-inner bench-transfer bench-intents bench-banking \
-	bench-predict bench-load bench-stored bench-adapt bench-versions bench-metagrad bench-papers faults plots settings clean
+	bench-predict bench-load bench-stored bench-adapt bench-versions bench-metagrad bench-papers bench-curves mutants faults plots settings clean
 
 demo: .venv/embedded
 	$(BIN)/quickstudy demo
@@ -81,9 +81,17 @@ bench-metagrad: .venv/bench
 bench-papers: .venv/bench
 	$(BIN)/python -m benchmarks.papers --data $(DATA) $(if $(MINUTES),--minutes $(MINUTES))
 
+# Minutes an algorithm.
+bench-curves: .venv/bench
+	$(BIN)/python -m benchmarks.curves
+
 # 300 jobs while everything around them is killed, paused, filled and slowed: about seven minutes.
 faults: .venv/embedded
 	$(BIN)/python -m benchmarks.faults
+
+# Small changes of the maths, and how many of them the tests notice: about an hour.
+mutants: .venv/bench
+	$(BIN)/python -m benchmarks.mutants
 
 search-inner: .venv/embedded
 	$(BIN)/metatrain search metatrain/searches/inner.yaml --data $(DATA)

@@ -1,11 +1,12 @@
 """`make bench-curves`: the learning curve of every algorithm on a small problem.
 
-Each algorithm has the defaults of its paper. The problem is the task set that ships with the package: 5-way tasks with one or three examples a class, and a LoRA in the last two
-layers of the default base model. A recipe of this benchmark names the algorithm and nothing else of it, so the inner loop, the
-rates and the outer optimizer are the defaults. All algorithms draw the same tasks and are scored on the same validation episodes.
+A recipe of this benchmark names only the algorithm, so the inner loop, the rates and the outer optimizer are the defaults of the
+algorithm's paper. The problem is the task set that ships with the package: 5-way tasks with one to three examples a class, and a
+LoRA in the last two layers of the default base model. All algorithms train on the same tasks and are scored on the same validation
+episodes.
 
 The result has the validation accuracy every few outer steps, and the mean query loss of the tasks in between. `make plots` draws
-it. A finished algorithm is kept in runs/, so that a later call goes on with the next one.
+it. A finished algorithm is kept in runs/, so that a later call continues with the next one.
 """
 
 import shutil
@@ -58,9 +59,17 @@ def curve(algorithm: str, steps: int) -> list[Row]:
         if event["event"] == "step":
             losses.append(event["loss"])
         elif event["event"] == "validation":
-            rows.append(Row(CASE, algorithm, f"validation accuracy after {event['step']} steps", 100 * event["score"], "%"))
+            rows.append(Row(CASE, algorithm, f"validation accuracy after step {event['step']}", 100 * event["score"], "%"))
             if losses:
-                rows.append(Row(CASE, algorithm, f"query loss before step {event['step']}", sum(losses) / len(losses), ""))
+                rows.append(
+                    Row(
+                        CASE,
+                        algorithm,
+                        f"query loss of the {len(losses)} steps, after step {event['step']}",
+                        sum(losses) / len(losses),
+                        "",
+                    )
+                )
             losses = []
     return rows
 

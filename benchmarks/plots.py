@@ -92,6 +92,24 @@ def jobs_under_faults() -> Path:
     return _saved(figure, "jobs-under-faults.svg")
 
 
+def learning_curves() -> Path:
+    """Plot validation accuracy and training query loss of every algorithm by outer step."""
+    rows = json.loads((RESULTS / "curves.json").read_text(encoding="utf-8"))["rows"]
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    for axis, unit, label in zip(axes, ("%", ""), ("validation accuracy, %", "query loss of new training tasks"), strict=True):
+        for number, algorithm in enumerate(dict.fromkeys(row["system"] for row in rows)):
+            points = [
+                (int(row["metric"].split(" after step ")[1].split()[0]), row["value"])
+                for row in rows
+                if row["system"] == algorithm and row["unit"] == unit
+            ]
+            axis.plot(*zip(*points, strict=True), marker="o", color=f"C{number}", label=algorithm)
+        axis.set(xlabel="outer steps", ylabel=label)
+        axis.grid(alpha=0.3)
+    axes[1].legend(frameon=False, fontsize=8)
+    return _saved(figure, "learning-curves.svg")
+
+
 def _saved(figure: Figure, name: str) -> Path:
     PLOTS.mkdir(parents=True, exist_ok=True)
     figure.savefig(PLOTS / name, metadata={"Date": None})
@@ -99,7 +117,7 @@ def _saved(figure: Figure, name: str) -> Path:
 
 
 def main() -> None:
-    plots = {"transfer": accuracy_by_step, "metagrad": time_and_memory, "faults": jobs_under_faults}
+    plots = {"transfer": accuracy_by_step, "metagrad": time_and_memory, "faults": jobs_under_faults, "curves": learning_curves}
     for results, plot in plots.items():
         if (RESULTS / f"{results}.json").is_file():
             print(f"wrote {plot()}")
