@@ -127,25 +127,26 @@ def test_the_papers_settings_are_the_defaults(algorithm: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("algorithm", "order", "optimizer", "steps", "learned"),
+    ("algorithm", "order", "optimizer", "steps", "rate", "learned"),
     [
-        ("maml", "unrolled", "sgd", 5, ("theta",)),
-        ("metasgd", "unrolled", "sgd", 1, ("theta", "rates")),
-        ("anil", "unrolled", "sgd", 5, ("theta",)),
-        ("imaml", "implicit", "sgd", 16, ("theta",)),
-        ("fomaml", None, "sgd", 5, ("theta",)),
-        ("reptile", None, "adam", 5, ("theta",)),
-        ("protonet", None, None, 0, ("theta",)),
+        ("maml", "unrolled", "sgd", 5, 0.01, ("theta",)),
+        ("metasgd", "unrolled", "sgd", 1, 0.05, ("theta", "rates")),
+        ("anil", "unrolled", "sgd", 5, 0.01, ("theta",)),
+        ("imaml", "implicit", "sgd", 16, 0.01, ("theta",)),
+        ("fomaml", None, "sgd", 5, 0.01, ("theta",)),
+        ("reptile", None, "adam", 5, 1e-3, ("theta",)),
+        ("protonet", None, None, 0, None, ("theta",)),
     ],
 )
 def test_a_name_has_the_settings_of_its_paper(
-    algorithm: str, order: str | None, optimizer: str | None, steps: int, learned: tuple[str, ...]
+    algorithm: str, order: str | None, optimizer: str | None, steps: int, rate: float | None, learned: tuple[str, ...]
 ) -> None:
     recipe = plan(algorithm)
     assert getattr(getattr(recipe.algorithm, "gradient", None), "mode", None) == order
     assert recipe.algorithm.second_derivative == (order is not None)
     assert optimizer is None or recipe.inner.optimizer == optimizer
     assert recipe.inner.steps == steps and recipe.algorithm.learned == learned
+    assert rate is None or (recipe.start.rate, recipe.start.head_rate) == (rate, rate)
     assert (recipe.outer.clip, recipe.outer.warmup) == (None, 0) and recipe.outer.decay in ("none", "linear")
 
 
