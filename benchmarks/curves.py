@@ -1,29 +1,26 @@
-"""`make bench-curves`: the learning curve of every algorithm on a small problem.
+"""`make bench-curves`: the learning curve of every algorithm, with the defaults of its paper.
 
-A recipe of this benchmark names only the algorithm, so the inner loop, the rates and the outer optimizer are the defaults of the
-algorithm's paper. The problem is the task set that ships with the package: 5-way tasks with one to three examples a class, and a
-LoRA in the last two layers of the default base model. All algorithms train on the same tasks and are scored on the same validation
-episodes.
+There are two problems. On small nets (`small_problems.py`), the curve is the mean query loss of unseen tasks, by outer step. On
+texts, it is the accuracy on validation episodes: 5-way tasks of the task set that ships with the package, one to three examples a
+class, and a LoRA in the last two layers of the default base model. All algorithms train on the same tasks.
 
-The result has the validation accuracy every few outer steps, and the mean query loss of the tasks in between. `make plots` draws
-it. A finished algorithm is kept in runs/, so that a later call continues with the next one.
+`make plots` draws the curves. A finished curve is kept in runs/, so that a later call continues with the next one.
 """
 
 import shutil
 from pathlib import Path
-from typing import Any, get_args
 
 import click
 
 from benchmarks.record import RUNS, Progress, Row, write
-from metatrain.meta.algorithms import AlgorithmSection
+from benchmarks.small_problems import ALGORITHMS, learning_curve
 from metatrain.training.history import read_history
 from metatrain.training.recipe import Recipe
 from metatrain.training.run import train
 
-CASE = "5-way, 1 or 3 shots, shipped task set"
+SMALL, TEXT = "small net", "5-way, 1 to 3 shots, shipped task set"
+SMALL_STEPS, SMALL_EVERY = 1000, 50
 EVERY = 20
-ALGORITHMS = tuple(kind.model_fields["name"].default for kind in get_args(get_args(AlgorithmSection)[0]))
 
 
 def recipe(algorithm: str, steps: int) -> Recipe:
@@ -49,51 +46,29 @@ def recipe(algorithm: str, steps: int) -> Recipe:
     )
 
 
-def curve(algorithm: str, steps: int) -> list[Row]:
-    """Train one algorithm and return the points of its curve."""
+def text_curve(algorithm: str, steps: int) -> list[tuple[int, float]]:
+    """Train one algorithm on texts and return (outer step, validation accuracy in percent)."""
     out = RUNS / "curves" / algorithm
     shutil.rmtree(out, ignore_errors=True)
     train(recipe(algorithm, steps), Path(), out)
-    rows, losses = list[Row](), list[float]()
-    for event in read_history(out):
-        if event["event"] == "step":
-            losses.append(event["loss"])
-        elif event["event"] == "validation":
-            rows.append(Row(CASE, algorithm, f"validation accuracy after step {event['step']}", 100 * event["score"], "%"))
-            if losses:
-                rows.append(
-                    Row(
-                        CASE,
-                        algorithm,
-                        f"query loss of the {len(losses)} steps, after step {event['step']}",
-                        sum(losses) / len(losses),
-                        "",
-                    )
-                )
-            losses = []
-    return rows
+    return [(event["step"], 100 * event["score"]) for event in read_history(out) if event["event"] == "validation"]
 
 
 @click.command()
-@click.option("--steps", default=100, show_default=True, help="Outer steps of each algorithm.")
-@click.option("--only", type=click.Choice(ALGORITHMS), multiple=True, help="Run only these and write no result.")
-def main(steps: int, only: tuple[str, ...]) -> None:
+@click.option("--steps", default=100, show_default=True, help="Outer steps of each algorithm on texts.")
+@click.option("--small-only", is_flag=True, help="Leave out texts, which take minutes an algorithm, and write no result.")
+def main(steps: int, small_only: bool) -> None:
     finished, rows = Progress("curves"), list[Row]()
-    for algorithm in only or ALGORITHMS:
-        key = f"{algorithm} {recipe(algorithm, steps).digest}"
-        points: list[dict[str, Any]] | None = finished.get(key)
-        if points is None:
-            points = [vars(row) for row in curve(algorithm, steps)]
-            finished.put(key, points)
-        found = [Row(**point) for point in points]
-        scores = [row.value for row in found if row.unit == "%"]
-        losses = [row.value for row in found if row.unit == ""]
-        print(
-            f"{algorithm:<18} accuracy {scores[0]:.1f} → {scores[-1]:.1f} %, query loss {losses[0]:.3f} → {losses[-1]:.3f}",
-            flush=True,
-        )
-        rows += found
-    if not only:
+    for algorithm in ALGORITHMS:
+        for case, unit in ((SMALL, "loss"),) if small_only else ((SMALL, "loss"), (TEXT, "%")):
+            key = f"{case} {algorithm} {SMALL_STEPS if case == SMALL else recipe(algorithm, steps).digest}"
+            if (points := finished.get(key)) is None:
+                small = case == SMALL
+                points = list(learning_curve(algorithm, SMALL_STEPS, SMALL_EVERY)) if small else text_curve(algorithm, steps)
+                finished.put(key, points)
+            rows += [Row(case, algorithm, f"after {step} steps", value, unit) for step, value in points]
+            print(f"{case:<40} {algorithm:<18} {points[0][1]:8.3f} → {points[-1][1]:.3f} {unit}", flush=True)
+    if not small_only:
         print(f"wrote {write('curves', rows)}")
 
 

@@ -9,6 +9,7 @@ mpl.use("svg")
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
+from benchmarks.curves import SMALL, TEXT
 from benchmarks.folds import FOLDS
 from benchmarks.metagrad import PEERS
 from benchmarks.metagrad import STEPS as METAGRAD_STEPS
@@ -93,20 +94,18 @@ def jobs_under_faults() -> Path:
 
 
 def learning_curves() -> Path:
-    """Plot validation accuracy and training query loss of every algorithm by outer step."""
+    """Plot the curve of every algorithm: query loss on small nets, relative to its start, and accuracy on texts."""
     rows = json.loads((RESULTS / "curves.json").read_text(encoding="utf-8"))["rows"]
     figure, axes = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
-    for axis, unit, label in zip(axes, ("%", ""), ("validation accuracy, %", "query loss of new training tasks"), strict=True):
+    for axis, case in zip(axes, (SMALL, TEXT), strict=True):
         for number, algorithm in enumerate(dict.fromkeys(row["system"] for row in rows)):
-            points = [
-                (int(row["metric"].split(" after step ")[1].split()[0]), row["value"])
-                for row in rows
-                if row["system"] == algorithm and row["unit"] == unit
-            ]
-            axis.plot(*zip(*points, strict=True), marker="o", color=f"C{number}", label=algorithm)
-        axis.set(xlabel="outer steps", ylabel=label)
+            curve = [row for row in rows if (row["case"], row["system"]) == (case, algorithm)]
+            steps = [int(row["metric"].removeprefix("after ").removesuffix(" steps")) for row in curve]
+            scale = curve[0]["value"] if case == SMALL else 1.0
+            axis.plot(steps, [row["value"] / scale for row in curve], marker=".", color=f"C{number}", label=algorithm)
+        axis.set(title=case, xlabel="outer steps", ylabel="query loss, relative" if case == SMALL else "validation accuracy, %")
         axis.grid(alpha=0.3)
-    axes[1].legend(frameon=False, fontsize=8)
+    axes[0].legend(frameon=False, fontsize=8)
     return _saved(figure, "learning-curves.svg")
 
 
