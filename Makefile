@@ -90,7 +90,7 @@ faults: .venv/embedded
 	$(BIN)/python -m benchmarks.faults
 
 # Small changes of the maths, and how many of them the tests notice: about an hour.
-mutants: .venv/bench
+mutants: .venv/dev
 	$(BIN)/python -m benchmarks.mutants
 
 search-inner: .venv/embedded
