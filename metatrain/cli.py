@@ -185,8 +185,9 @@ def evaluate(
 ) -> None:
     """Compare INITIALIZATIONS with frozen prototypes and plain LoRA from zero on the same episodes.
 
-    INITIALIZATIONS are folders. If none is given, the default that ships with the package is evaluated. The interval is the
-    half-width of the 95 % confidence interval of the paired difference to frozen prototypes.
+    INITIALIZATIONS are folders. If none is given, the default that ships with the package is evaluated. The table shows
+    the mean difference in accuracy from frozen prototypes on the same episodes, ± half the width of its 95 % confidence interval.
+    `--json` calls these `over_frozen` and `interval`.
     """
     from metatrain.artifacts.baselines import frozen_prototypes, lora_from_zero
     from metatrain.artifacts.initialization import load_initialization

@@ -39,5 +39,5 @@ def current_delta() -> Delta | None:
 
 
 def current_noise() -> Tensor | None:
-    """Return the noise to add to the word embeddings in the current call, [B, L, D], or None."""
+    """Return the noise [B, L, D] to add to the word embeddings in the current call, or None."""
     return _noise_of_this_call.get()

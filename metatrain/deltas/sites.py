@@ -140,9 +140,9 @@ def fan_in_fan_out(sites: Iterable[Site]) -> dict[str, Any]:
 def layer_of(module_name: str) -> int | None:
     """Return the number of the layer that contains a module: the first number in its name, or None.
 
-    In a model with one stack of layers, this is the layer (`encoder.layer.3.…`, `layers.3.…`, `h.3.…`, `encoder.blocks.3.…`). In a
-    model with stages (`encoder.stages.1.layers.3.…`) it is the stage. In a model with several stacks (`encoder.…`, `decoder.…`),
-    the layers with the same number in all stacks share it.
+    In a model with one stack of layers, this is the number of the layer (`encoder.layer.3.…`, `layers.3.…`, `h.3.…`,
+    `encoder.blocks.3.…`). In a model with stages (`encoder.stages.1.layers.3.…`) it is the number of the stage. In a model with
+    several stacks, the number does not tell the stack: layer 3 of the encoder and layer 3 of the decoder both give 3.
     """
     return next((int(part) for part in module_name.split(".") if part.isdigit()), None)
 

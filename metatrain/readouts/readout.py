@@ -15,7 +15,7 @@ from metatrain.inner.problem import Leaves, Outer
 class Targets(Protocol):
     """The correct answers for the M rows of each of T tasks.
 
-    Every row is in a group. The groups are the classes or, without classes, a single group for all rows of the task.
+    Every row is in a group. The groups are the classes. Without classes, all rows of the task are one group.
     """
 
     @property

@@ -18,7 +18,7 @@ _BEFORE_VERSION_2 = "history.json"
 class History:
     """An append-only file of events.
 
-    Create it with `resume`, also for a new run, or with `discard` in processes that must not write.
+    Create it with `resume`, even for a new run, or with `discard` in processes that must not write.
     """
 
     def __init__(self, file: BinaryIO) -> None:

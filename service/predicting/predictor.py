@@ -37,7 +37,7 @@ STAGES = ("tokenize", "load", "queue", "forward")
 class WeightsKey:
     """Identifies the weights of an adapter.
 
-    `fence` is the number of the job's claim that stored the weights; it is part of their key in the cache. `digest` is their
+    `fence` is the number of the claim under which the weights were stored; it is part of their key in the cache. `digest` is their
     SHA-256, checked when they are read.
     """
 

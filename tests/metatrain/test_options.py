@@ -24,9 +24,9 @@ DATA = {"train": [{"path": "starter", "labels": ["gym_membership/*"]}], "valid":
 
 
 def marked() -> list[tuple[type[BaseModel], str, UsedWith, Any]]:
-    """Return (section, option, mark, choice) for all choices that make a `UsedWith` option unused.
+    """Return (section, option, mark, choice) for each `UsedWith` option and each choice without effect.
 
-    `choice` is a value of the field `mark.beside`.
+    `choice` is a value of the field `mark.beside` with which the option has no effect.
     """
     cases: list[tuple[type[BaseModel], str, UsedWith, Any]] = []
     for section in SECTIONS:

@@ -21,7 +21,7 @@ _START_SECONDS = 120.0
 
 
 class NotServing(Exception):
-    """The service did not start; the message has the end of its log."""
+    """The service did not start; the message contains the end of its log."""
 
 
 @contextmanager

@@ -48,7 +48,7 @@ class Counts:
     def read(self) -> dict[str, int]:
         """Return all counts by name.
 
-        Two more entries, `now_queued` and `now_running`, are the present numbers of queued and running jobs.
+        Two more entries, `now_queued` and `now_running`, are the current numbers of queued and running jobs.
         """
         with self._redis.pipeline() as pipe:
             pipe.hgetall(names.COUNTS)

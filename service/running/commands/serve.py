@@ -1,4 +1,4 @@
-"""`quickstudy serve`: the HTTP service, with an embedded server and worker if REDIS_URL is unset."""
+"""`quickstudy serve`: the HTTP service; if REDIS_URL is unset, also an embedded Redis server and worker."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""Evaluation of initializations, compared with plain loops, and its command."""
+"""The scores of initializations compared with those of plain loops, and the command `evaluate`."""
 
 import json
 import math
