@@ -1,4 +1,4 @@
-"""`make mutants`: change the maths of `metatrain` in small ways, and count how many of the changes the tests notice.
+"""`make mutants`: change the maths of `metatrain` in small ways, and count what the tests notice.
 
 A mutant is one change of one place: another operator, comparison, number or reduction, a negated condition, a missing `detach`. The
 places are drawn with a seed from all places in `MATHS`; annotations, options' bounds and error messages are left out. Each mutant
@@ -99,7 +99,10 @@ NAMED = (
 
 
 def named_mutants() -> list[Mutant]:
-    """Return the mutants of `NAMED`. Raises ValueError if the code to change is not in its file exactly once."""
+    """Return the mutants of `NAMED`.
+
+    Raises ValueError if the code to change is not in its file exactly once.
+    """
     found = []
     for path, before, after in NAMED:
         source = (ROOT / path).read_text()
@@ -134,7 +137,10 @@ def mutants_of(path: Path) -> Iterator[Mutant]:
 
 
 def computations(tree: ast.AST) -> Iterator[ast.expr]:
-    """Yield the expressions that compute something: no annotations, types, options' declarations, messages or docstrings."""
+    """Yield the expressions that compute something.
+
+    Annotations, types, declarations of options, messages and docstrings are left out.
+    """
     for field, value in ast.iter_fields(tree):
         if field in ("annotation", "returns", "decorator_list", "type_params"):
             continue
@@ -206,7 +212,10 @@ def record_coverage() -> CoverageData:
 
 
 def seconds_of_tests() -> dict[str, float]:
-    """Return the seconds of each test function, by its context in the coverage, "tests.oracles.test_inner.test_name"."""
+    """Return the seconds of each test function, by its name as coverage writes it.
+
+    Such a name is `tests.oracles.test_inner.test_sgd_matches_pytorch`.
+    """
     seconds: dict[str, float] = defaultdict(float)
     for case in ElementTree.parse(TIMES).iter("testcase"):
         seconds[f"{case.attrib['classname']}.{case.attrib['name'].split('[')[0]}"] += float(case.attrib["time"])
@@ -214,7 +223,10 @@ def seconds_of_tests() -> dict[str, float]:
 
 
 def tests_of(mutant: Mutant, data: CoverageData, seconds: Mapping[str, float]) -> list[str]:
-    """Return the tests that run the mutant's line, the quickest first; those of its whole file for a line that only imports run."""
+    """Return the tests that run the mutant's line, the quickest first.
+
+    For a line that runs only at import, return the tests that run any line of its file.
+    """
     by_line = data.contexts_by_lineno(str(ROOT / mutant.path))
     line = max((line for line in by_line if line <= mutant.line), default=0)  # a statement may begin on an earlier line
     contexts = set(by_line.get(line, [])) - {""} or set(chain.from_iterable(by_line.values())) - {""}

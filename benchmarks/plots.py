@@ -94,7 +94,10 @@ def jobs_under_faults() -> Path:
 
 
 def learning_curves() -> Path:
-    """Plot the curve of every algorithm: query loss on small nets, relative to its start, and accuracy on texts."""
+    """Plot the learning curve of every algorithm.
+
+    On small nets it is the query loss, relative to the one before training; on texts the accuracy.
+    """
     rows = json.loads((RESULTS / "curves.json").read_text(encoding="utf-8"))["rows"]
     figure, axes = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
     for axis, case in zip(axes, (SMALL, TEXT), strict=True):

@@ -30,9 +30,9 @@ class Alias:
 class Moved:
     """The result of moving an alias.
 
-    `verdict` is `set` if this call pointed the alias at the adapter. Otherwise the alias is unchanged: `unknown` means that there is
-    no such adapter, and `moved` that the alias did not point where the caller expected, for example because another call had moved
-    it. `previous` is the adapter that the alias pointed at before this call, or None if the alias did not exist.
+    `verdict` is `set` if this call pointed the alias at the adapter. Otherwise the alias is unchanged: `unknown` means that there
+    is no such adapter, and `moved` that the alias did not point where the caller expected, for example because another call had
+    moved it. `previous` is the adapter that the alias pointed at before this call, or None if the alias did not exist.
     """
 
     verdict: str

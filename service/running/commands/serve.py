@@ -1,4 +1,4 @@
-"""`quickstudy serve`: the HTTP service; if REDIS_URL is unset, also an embedded Redis server and worker."""
+"""`quickstudy serve`: the HTTP service and, without REDIS_URL, an embedded Redis server and worker."""
 
 import os
 import signal

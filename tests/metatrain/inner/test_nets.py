@@ -8,7 +8,10 @@ from metatrain.inner.problem import Outer
 
 
 def test_the_loss_is_that_of_the_squared_distances_to_the_class_means() -> None:
-    """Compare with Snell et al. 2017 (arXiv:1703.05175), eq. 1 and 2, for classes with different numbers of shots."""
+    """Compare with equations 1 and 2 of Snell et al. 2017 (arXiv:1703.05175).
+
+    The classes have different numbers of shots.
+    """
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(3, 4), nn.Tanh()).double()
     x, q = torch.randn(2, 6, 3, dtype=torch.float64), torch.randn(2, 4, 3, dtype=torch.float64)
