@@ -240,6 +240,12 @@ def test_attention_of_another_name_is_refused(tiny_folder: Path) -> None:
         base.attach(PrefixConfig())
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_kind_says_whether_it_has_leaves(tiny: Base, kind: str) -> None:
+    config = config_for(kind)
+    assert config.has_leaves == bool(tiny.attach(config).shapes) == (kind != "head")
+
+
 @pytest.mark.parametrize("kind", ["lora", "bottleneck", "ia3"])
 @pytest.mark.parametrize("b_std", [0.0, 0.3])
 def test_a_new_theta_has_the_documented_distributions(tiny: Base, kind: str, b_std: float) -> None:

@@ -94,6 +94,20 @@ def test_unequal_shots_stay_within_bounds_and_keep_their_sum() -> None:
     assert len({tuple(shots) for shots in draws}) > 15 and max(shots[2] for shots in draws) >= 9
 
 
+def test_unequal_shots_of_merged_classes_fit_the_smaller_class() -> None:
+    """Merge classes of 6 and 40 texts in turn: each label then takes half of its texts from the smaller class."""
+    sizes = {label: 6 if number % 2 else 40 for number, label in enumerate("abcdefgh")}
+    dataset = Dataset("d", {label: tuple(f"{label} {i}" for i in range(size)) for label, size in sizes.items()})
+    sampler = EpisodeSampler([dataset], 0, merge=1.0, unequal=1.0)
+    for index in range(100):
+        episode = sampler.episode(index, EpisodeShape(3, 4, 2))
+        texts = [text for text, _ in (*episode.support, *episode.query)]
+        assert len(texts) == len(set(texts)) == 3 * (4 + 2)
+        for number, label in enumerate(episode.labels):
+            smaller = min(sizes[part] for part in label.split(" + "))
+            assert 1 <= sum(row == number for _, row in episode.support) <= smaller - 2
+
+
 def test_a_share_of_the_episodes_has_unequal_shots() -> None:
     dataset = Dataset("d", {label: tuple(f"{label} {i}" for i in range(20)) for label in "abcdef"})
     sampler = EpisodeSampler([dataset], 3, unequal=0.25)
