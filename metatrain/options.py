@@ -1,8 +1,8 @@
 """Reject options that would have no effect, in all configuration classes.
 
-An option can have no effect for two reasons. It may belong to another choice in the same section: `segment` is used only in the
-mode "checkpointed". Such fields are marked with `UsedWith`. Or another section may prescribe its value: ProtoNet takes no inner
-step, so it sets `inner.steps` to 0. The section that prescribes values lists them in `fixed`.
+An option can have no effect for two reasons. First, it may be used only with certain values of another option in the same section:
+`segment` is used only with the mode "checkpointed". Such fields are marked with `UsedWith`. Second, another section may prescribe
+its value: ProtoNet takes no inner step, so it sets `inner.steps` to 0. A section lists the values that it prescribes in `fixed`.
 """
 
 from collections.abc import Mapping
@@ -17,9 +17,9 @@ Fixed = Mapping[str, Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class UsedWith:
-    """A mark on a field that has an effect only if another field has one of `values`.
+    """Marks a field that is used only if another field, `beside`, has one of `values`.
 
-    `beside`: the name of the other field, which is in the same section. Example:
+    `beside`: the name of the other field, which is in the same section. Put the mark into the field's annotation:
 
     segment: Annotated[int, UsedWith("mode", "checkpointed")] = 2
     """
@@ -35,7 +35,7 @@ class UsedWith:
 class Section(BaseModel):
     """A frozen configuration that rejects unknown keys, and options that are set but have no effect.
 
-    An option has no effect if its mark `UsedWith` requires a value that the other option does not have.
+    An option has no effect if it is marked with `UsedWith`, and the option named in the mark has none of the required values.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -65,8 +65,8 @@ def refuse_unused(section: BaseModel) -> None:
 def with_fixed(given: Mapping[str, Mapping[str, Any]], fixed: Fixed, by: str) -> dict[str, dict[str, Any]]:
     """Return `given`, {section: {option: value}}, with the options of `fixed` added.
 
-    Raises ValueError if `given` has another value for one of these options. `by`: the name, in the error message, of the algorithm
-    or section that prescribes them.
+    Raises ValueError if `given` contains another value for one of these options. `by`: the name of the algorithm or section that
+    prescribes them; it appears only in the error message.
     """
     merged = {section: dict(options) for section, options in given.items()}
     for section, options in fixed.items():

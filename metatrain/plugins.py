@@ -10,9 +10,9 @@ Part = TypeVar("Part")
 
 
 def by_own_name(_name: str, create: Callable[[], Any]) -> tuple[str, Any]:
-    """Call `create`, the function that an entry point loads; return the new part's `name` and the part.
+    """Create a part with `create`, the function loaded from an entry point, and return (name, part).
 
-    The name of the entry point itself is ignored.
+    The name is the part's attribute `name`. The name of the entry point is ignored.
     """
     part = create()
     return part.name, part
@@ -23,9 +23,10 @@ def with_installed(
 ) -> dict[str, Part]:
     """Return a registry {name: part}: the built-in parts, and those that installed packages register.
 
-    A part is an object such as a kind of readout or of task.
-    `group`: the group of entry points. `make`: a function from an entry point's name and the object that it loads to the part's
-    name and the part. `expected`: the type of a part.
+    A part is an object such as a readout kind or a task kind.
+
+    `group`: the group of entry points. `make`: a function that gets an entry point's name and the object loaded from it, and
+    returns the part's name and the part. `expected`: the type of a part.
 
     Raises PluginError if a part cannot be loaded, has another type or repeats a name, so that no part is ever replaced. The message
     is one line that names the entry point and its package.

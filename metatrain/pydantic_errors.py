@@ -8,7 +8,7 @@ from pydantic import BaseModel, ValidationError
 def first_problem(error: ValidationError, model: type[BaseModel]) -> str:
     """Return a one-line message for the most useful problem in `error`, a validation error of `model`.
 
-    The message has the key, the expected value and the given value.
+    The message states the key, the expected value and the given value.
     """
     # A misspelt key also makes the right key missing. The misspelt one is what the user has to correct.
     problem = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
@@ -28,7 +28,7 @@ def first_problem(error: ValidationError, model: type[BaseModel]) -> str:
 
 
 def _keys(loc: tuple[int | str, ...]) -> list[str]:
-    """Return the path of keys as the file has it, without the kinds that pydantic inserts for unions."""
+    """Return the path of keys `loc` as in the file: without the kinds that pydantic inserts for unions."""
     return (
         [str(part) for i, part in enumerate(loc) if not (i and loc[i - 1] in ("algorithm", "delta"))]
         if len(loc) > 2

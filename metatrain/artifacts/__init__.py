@@ -1,1 +1,1 @@
-"""Initializations and adapters as files and bytes, and the catalog of initializations of a deployment."""
+"""Initializations and adapters as files and bytes, and the catalog of a deployment's initializations."""

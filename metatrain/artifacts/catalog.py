@@ -22,12 +22,12 @@ def load_catalog(
     probed: bool = True,
     others_skipped: bool = False,
 ) -> dict[str, Initialization]:
-    """Load all initializations for `base`, by name, and probe each of their deltas once.
+    """Return all initializations for `base`, {name: initialization}, and probe each of their deltas once.
 
-    `extra`: a folder of initialization folders. `baselines`: the untrained initializations to include. `probed`: False runs no
-    probe, if another process does it; True probes each delta whose probe has not yet succeeded on this machine. `others_skipped`:
-    True skips initializations in `extra` that are for another base model; False raises ArtifactError for them. Shipped
-    initializations for another base model are always skipped.
+    `extra`: a folder of initialization folders. `baselines`: the untrained initializations to include. `probed`: True probes each
+    delta whose probe has not yet succeeded on this machine; False skips the probes, for a process that relies on another one to run
+    them. `others_skipped`: True skips initializations in `extra` that are for another base model; False raises ArtifactError for
+    them. Shipped initializations for another base model are always skipped.
 
     Raises ArtifactError if an initialization does not load or if two have the same name, and UnsupportedDelta if a delta does not
     work on `base`.
@@ -54,7 +54,7 @@ def load_catalog(
 
 
 def _shipped_for(base: Base) -> list[Path]:
-    """Return the folders of the shipped initializations for `base`, and log those for other base models."""
+    """Return the folders of the shipped initializations for `base`, and log which others are skipped."""
     folders = []
     for path in sorted(SHIPPED.glob("*/initialization.json")):
         if _made_for(path.parent, base):

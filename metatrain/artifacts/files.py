@@ -49,8 +49,8 @@ def read_weights(
     """Read a safetensors file, check its leaves and its digest, and return the leaves.
 
     `digests`: the expected sha256 of each file, by file name. `expected`: a function that returns the expected names and shapes,
-    given the leaves in the file's header. Names and shapes are checked when only the header has been read. Raises ArtifactError if
-    the file is missing or differs from what is expected.
+    given the leaves in the file's header. Names and shapes are checked before the tensors are read. Raises ArtifactError if the
+    file is missing or differs from what is expected.
     """
     if not path.is_file():
         raise ArtifactError(f"{path.parent}: {path.name} is missing")
@@ -94,8 +94,7 @@ def not_finite(leaves: Mapping[str, Tensor]) -> str | None:
 def fields_at_default(names: set[str], model: BaseModel) -> set[str]:
     """Return the subset of the fields `names` that have their default values in `model`.
 
-    Fields that were added after format 2 are omitted from files and digests while they have their defaults, so that older digests
-    stay valid.
+    Files and digests omit fields that were added after format 2 if they have their defaults, so that older digests stay valid.
     """
     return {name for name in names if getattr(model, name) == type(model).model_fields[name].default}
 

@@ -131,7 +131,7 @@ class Initialization:
 def save_initialization(init: Initialization, folder: Path, kind: DeltaKind) -> None:
     """Write `init` to `folder`. `kind`: the delta kind of `init` on its base model.
 
-    `initialization.json` is written last, so that a folder that has this file is complete.
+    `initialization.json` is written last, so every folder that contains this file is complete.
     """
     folder.mkdir(parents=True, exist_ok=True)
     theta = init.theta if kind.peft is None else kind.peft.to_peft(init.theta)
@@ -237,9 +237,9 @@ def _weights_file(kind: DeltaKind) -> str:
 def _rate_shapes(stated: Mapping[str, Leaf], kind: DeltaKind, readout: Sequence[str]) -> dict[str, tuple[int, ...]]:
     """Return the expected shapes of the learning rates in a file.
 
-    They are [S] for a leaf with one rate, and [S, *leaf] for a leaf with a rate for each parameter. `stated`: the leaves in the
-    file's header, from which S is read. S must be the same for all leaves, and at most 1000. `readout`: the names of the readout's
-    leaves, which have rates [S].
+    S is the number of inner steps with separate rates. A leaf with one rate per step has rates [S]; a leaf with a rate for each
+    parameter has rates [S, *leaf]. `stated`: the leaves in the file's header, from which S is read. S must be the same for all
+    leaves, and at most 1000. `readout`: the names of the readout's leaves, which have rates [S].
     """
     steps = max((leaf.shape[0] for leaf in stated.values() if leaf.shape), default=1)
     expected: dict[str, tuple[int, ...]] = dict.fromkeys((*kind.shapes, *readout), (min(steps, _MAX_RATE_STEPS),))

@@ -83,7 +83,7 @@ class Bottleneck:
 
     @property
     def peft(self) -> None:
-        """None, because PEFT has no such kind."""
+        """None, because PEFT has no file format for bottleneck adapters."""
 
 
 def _bottleneck_hook(site: str, layout: Layout) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor | None]:

@@ -45,4 +45,4 @@ class HeadOnly:
 
     @property
     def peft(self) -> None:
-        """None, because PEFT has no such kind."""
+        """None, because PEFT has no file format for a delta without leaves."""

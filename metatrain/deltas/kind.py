@@ -35,7 +35,7 @@ class DeltaKind(Protocol):
 
     @property
     def sites(self) -> Mapping[str, Any]:
-        """The layers of the base model on which the delta acts, by module name."""
+        """The layers of the base model on which the delta acts, {module name: layer}."""
 
     @property
     def lowest_layer(self) -> int:
@@ -44,8 +44,8 @@ class DeltaKind(Protocol):
     def initial(self, generator: torch.Generator, *, b_std: float = 0.0) -> dict[str, Tensor]:
         """Draw initial leaves θ for one task, float32.
 
-        `b_std`: the standard deviation of the noise on those leaves whose usual initial values, such as B = 0 in LoRA, leave the
-        base model unchanged. Prefixes and prompts have no such values: 0 selects a standard deviation of 0.02 for them.
+        `b_std`: the standard deviation of the noise on those leaves, such as B in LoRA, that usually start at values that leave the
+        base model unchanged. Prefixes and prompts have no such values; for them, 0 selects a standard deviation of 0.02.
         """
 
     def attach(self, sites: Iterable[str]) -> None:
@@ -59,10 +59,10 @@ class DeltaKind(Protocol):
 
     @property
     def counts(self) -> dict[str, int]:
-        """The number of virtual tokens, by the names of the leaves that state it; empty if there are none.
+        """The delta's number of virtual tokens, {leaf name: number}; empty for a kind without virtual tokens.
 
-        In a call with G groups of rows, such a leaf is [G] and has the number of each group. The leaves are needed only if the
-        groups have different numbers of virtual tokens or deltas of different kinds.
+        In a call with G groups of rows, a leaf of that name has shape [G] and contains the number for each group. A call needs
+        these leaves only if its groups have different numbers of virtual tokens or deltas of different kinds.
         """
 
     @property

@@ -95,10 +95,10 @@ class Prefix:
 
     @property
     def counts(self) -> dict[str, int]:
-        """P under `prefix_tokens` for a whole row, and under `{site}.prefix_tokens` for each site.
+        """The number of prefix tokens P under several leaf names: `prefix_tokens` and one for each site.
 
-        The number for the row shifts its positions. The sites need separate numbers, because a batch may also contain a prefix in
-        other layers.
+        The leaf `prefix_tokens` shifts the positions of a row's words. The leaf `{site}.prefix_tokens` of each site is needed
+        because the same batch may contain rows that have a prefix in other layers.
         """
         return dict.fromkeys([PREFIX_TOKENS, *(f"{site}.{PREFIX_TOKENS}" for site in self.sites)], self.config.tokens)
 
@@ -121,7 +121,7 @@ def _prefix_attention(fused: Callable[..., Any] | None) -> Callable[..., Any]:
     """Return an attention function that prepends the prefix of the current call to the keys and values.
 
     `fused`: the attention function to call afterwards; None calls the eager function of the module's architecture. A fused function
-    that is called without a mask may imply a causal one. The eager function always gets its mask explicitly.
+    that is called without a mask may apply a causal mask of its own (`_implied_mask`). The eager function never does.
     """
 
     def attend(
@@ -158,9 +158,9 @@ def _split_heads(prefix: Tensor, like: Tensor) -> Tensor:
 def _implied_mask(module: nn.Module, query: Tensor, key: Tensor, is_causal: bool | None) -> Tensor | None:
     """Return the causal mask [1, 1, L, K] that fused attention applies if it is called without a mask.
 
-    Returns None if fused attention would hide nothing. As in `sdpa_attention_forward`, the call's `is_causal` decides; if it is
-    None, the module's. With a prefix the mask has to be explicit, because fused attention would align its own causal mask with the
-    first keys, which are those of the prefix.
+    Returns None if fused attention would not apply a causal mask. As in `sdpa_attention_forward`, this depends on the argument
+    `is_causal` or, if it is None, on the module's `is_causal`. With a prefix the mask has to be explicit, because fused attention
+    would align its own causal mask with the first keys, which are those of the prefix.
     """
     length, keys = query.shape[2], key.shape[2]
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
@@ -170,8 +170,9 @@ def _implied_mask(module: nn.Module, query: Tensor, key: Tensor, is_causal: bool
 def _mask_with_prefix(mask: Tensor | None, tokens: int, counts: Tensor | None, query: Tensor, keys: int) -> Tensor | None:
     """Extend an attention mask [B or 1, 1, L, K] to the keys of the prefix: [B or 1, 1, L, P + K].
 
-    In the prefix, only padding is hidden. A mask of None, as argument or result, hides nothing. `tokens`: P. `counts`: the number
-    of real tokens in each row's prefix; None if all P are real. `query`: has B rows and L positions. `keys`: K.
+    The new columns hide only the padding of the prefix. `mask` and the result may be None, which hides nothing. `tokens`: P.
+    `counts`: the number of real tokens in each row's prefix; None if all P are real. `query`: a tensor with B rows and L positions.
+    `keys`: K, the number of keys without the prefix.
     """
     if counts is None:
         return None if mask is None else nn.functional.pad(mask, (tokens, 0), value=True if mask.dtype == torch.bool else 0.0)
@@ -188,10 +189,10 @@ def _mask_with_prefix(mask: Tensor | None, tokens: int, counts: Tensor | None, q
 def _attention_modules(model: nn.Module) -> list[tuple[nn.Module, int, int]]:
     """Return the attention modules, each with the widths of its keys and values, in calling order.
 
-    The modules are found by a call of the model with two tokens. For this, the model's attention is set to the functions that this
-    file registers, and it stays so. Without a prefix they compute the same as the original ones, so calls in other threads are not
-    affected. Raises UnsupportedDelta if the attention is neither eager nor sdpa, if the call fails or if no module is found; the
-    model then has its original attention again.
+    To find the modules, this function calls the model with two tokens. First it switches the model to the attention functions that
+    this file registers, and leaves it so. Without a prefix these functions compute the same as the original ones, so calls in other
+    threads are not affected. Raises UnsupportedDelta if the attention is neither eager nor sdpa, if the call fails or if no module
+    is found; the original attention is then restored.
     """
     name, before = type(model).__name__, getattr(cast(Any, model).config, "_attn_implementation", None)
     if before not in (*_NAMES, *_NAMES.values()):

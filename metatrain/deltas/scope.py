@@ -23,7 +23,7 @@ _noise_of_this_call: ContextVar[Tensor | None] = ContextVar("noise_of_this_call"
 def delta_scope(delta: Delta | None, noise: Tensor | None = None) -> Iterator[None]:
     """Set the delta that the hooked modules apply within a `with` block, for the calling thread only.
 
-    `delta` None runs the bare base model. `noise` [B, L, D], if any, is added to the word embeddings.
+    `delta`: None runs the bare base model. `noise` [B, L, D], if any, is added to the word embeddings.
     """
     delta_token, noise_token = _delta_of_this_call.set(delta), _noise_of_this_call.set(noise)
     try:

@@ -109,8 +109,8 @@ def find_sites(model: nn.Module, targets: Sequence[str], layers: Sequence[int] |
     """Return the sites whose module names end in one of `targets`, in the order of the targets.
 
     A target has to match whole parts of the dotted name: `dense` matches `output.dense`, but not `predense`. `layers`: the numbers
-    of the layers (`layer_of`) to search; None searches all. If a target also matches modules of unsupported types, those are
-    ignored. Raises UnsupportedDelta if a target or a layer matches no site.
+    of the layers (`layer_of`) to search; None searches all. Matching modules of unsupported types are ignored. Raises
+    UnsupportedDelta if a target or a layer matches no site.
     """
     sites: dict[str, Site] = {}
     for target in targets:
@@ -150,6 +150,6 @@ def layer_of(module_name: str) -> int | None:
 def lowest_layer(sites: Iterable[str]) -> int:
     """Return the number of the lowest layer that contains a site.
 
-    The layers below it do not depend on the sites. Returns 0 if there are no sites, or if a site is in no numbered layer.
+    The layers below it do not depend on the sites. Returns 0 if there are no sites, or if a site is outside the numbered layers.
     """
     return min((layer_of(name) or 0 for name in sites), default=0)

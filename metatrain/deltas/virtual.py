@@ -22,9 +22,10 @@ _POSITION_TABLES = {"position_embeddings", "wpe"}  # module names in BERT and in
 
 
 def random_vectors(shapes: Mapping[str, tuple[int, ...]], generator: torch.Generator, b_std: float) -> dict[str, Tensor]:
-    """Draw normal initial values for each leaf, with the standard deviation `b_std`, or 0.02 if that is 0.
+    """Draw normal initial values for each leaf, with the standard deviation `b_std`.
 
-    The values must not all be zero: virtual tokens that start equal would stay (nearly) equal during training.
+    If `b_std` is 0, the standard deviation is 0.02. The values must not all be zero: virtual tokens that start equal would stay
+    (nearly) equal during training.
     """
     return {name: (b_std or 0.02) * torch.randn(shape, generator=generator) for name, shape in shapes.items()}
 
@@ -46,7 +47,7 @@ def prepend_prompt(
     token ids [B, L] to embeddings [B, L, D]. The returned arguments are `inputs_embeds` [B, P + L, D] and `attention_mask` [B, P +
     L]. If the delta has no prompt, returns `inputs` unchanged and 0.
 
-    Raises UnsupportedDelta if `inputs` has any other argument, because that would have to be extended by P too.
+    Raises UnsupportedDelta if `inputs` contains any other argument, because this function cannot extend it by the prompt.
     """
     if delta is None or PROMPT not in delta:
         return dict(inputs), 0
@@ -73,7 +74,7 @@ def check_takes_token_ids(model: nn.Module, kind: str) -> None:
 
 
 def hook_positions(model: nn.Module) -> None:
-    """Register hooks that adjust positions for virtual tokens.
+    """Register hooks that adjust the position ids of a text's words for virtual tokens before them.
 
     The hooks are on the modules that turn positions into embeddings or rotations. A second call for the same model changes nothing.
     """
@@ -92,7 +93,7 @@ def hook_positions(model: nn.Module) -> None:
 def _shift_embedded(_embedding: nn.Module, inputs: Inputs, named: dict[str, Any]) -> tuple[Inputs, dict[str, Any]] | None:
     """Add the prefix's length to the positions, and subtract the prompt's padding from them.
 
-    In PEFT, the cache of past keys shifts the positions by the prefix's length too.
+    PEFT shifts the positions by the prefix's length too, through its cache of past keys.
     """
     delta = current_delta()
     if delta is None:

@@ -126,9 +126,9 @@ class InnerConfig(BaseModel):
     def steps_for(self, examples: int, classes: int) -> int:
         """Return the number of inner steps for a support set of `examples` examples in `classes` classes.
 
-        It is the configured number for examples / classes shots, multiplied by the number of parts into which the support set is
-        split. The multiplier is limited by `in_parts.most`, or by a default, because more examples need more steps only up to a
-        point.
+        This is the configured number for K = `examples` / `classes` shots, times the number of parts into which the support set is
+        split. That factor is limited by `in_parts.most`, or by a default without `in_parts`, because more examples need more steps
+        only up to a point.
         """
         thresholds = [shots for shots in self.steps_by_shots if examples >= shots * classes]
         steps = self.steps_by_shots[max(thresholds)] if thresholds else self.steps

@@ -14,7 +14,7 @@ from metatrain.inner.problem import Leaves, Outer, Start, Tasks
 def inner_loss(tasks: Tasks, phi: Leaves, outer: Outer, step: int, start: Start) -> Tensor:
     """Return L_support(φ) + λ/2 ‖φ − φ_0‖² of each task, [T], for step number `step`.
 
-    If `start.first` is set, step 0 takes the support loss from it, which reuses the forward pass of the start.
+    If `start.first` is set, it computes the support loss of step 0, because it can reuse the forward pass that `Tasks.start` ran.
     """
     loss = start.first(phi, outer) if step == 0 and start.first is not None else tasks.support_loss(phi, outer, step, start)
     if tasks.proximal:
@@ -25,8 +25,8 @@ def inner_loss(tasks: Tasks, phi: Leaves, outer: Outer, step: int, start: Start)
 def differentiable_start(tasks: Tasks, start: Start, outer: Outer) -> Start:
     """Return `start` connected to `outer` in the autograd graph, if the inner loss depends on the start.
 
-    The inner loss depends on the start if there is a proximal term, or if the losses read `start.shared`. The start is then
-    computed again from `outer`, with the same values. Otherwise `start` itself is returned.
+    The inner loss depends on the start if there is a proximal term, or if the losses read `start.shared`. In this case the start is
+    recomputed from `outer`, with the same values. Otherwise `start` is returned unchanged.
     """
     return tasks.start(outer) if tasks.proximal or start.shared else start
 

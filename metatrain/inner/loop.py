@@ -70,7 +70,7 @@ def adapt(
     kept across steps. `deadline`: a time of `time.monotonic`, checked between steps.
 
     Raises NonFinite if a loss is not finite, DeadlineExceeded if steps are left at the deadline, ValueError for order="second" on
-    tasks without a second derivative, and any error of the tasks.
+    tasks without a second derivative, and any error that the tasks raise.
     """
     for point in trajectory(tasks, outer, optimizer, steps=steps, order=order):
         if point.step < point.of and time.monotonic() > deadline:
@@ -95,9 +95,9 @@ def trajectory(
 ) -> Iterator[Point]:
     """Run the inner loop and yield a `Point` for each of φ_0 … φ_K.
 
-    `begun`: a point from which to continue, up to `begun.of` steps. Only later points are then yielded, and `steps` is ignored.
-    `rate_step`: the step whose learned rates all steps use, −1 for the last step; None: each step uses its own rates. The other
-    arguments and the errors are those of `adapt`, but there is no deadline.
+    `begun`: a point from which to continue, up to step `begun.of`. Only the points after `begun` are then yielded, and `steps` is
+    ignored. `rate_step`: the step whose learned rates all steps use, −1 for the last step; None lets each step use its own rates.
+    The other arguments and the errors are those of `adapt`, but there is no deadline.
     """
     second = order == "second"
     if second and tasks.no_second_derivative is not None:
@@ -163,7 +163,7 @@ def rate(rates: Tensor, step: int) -> Tensor:
 def _requiring_grad(leaf: Tensor, graph: bool) -> Tensor:
     """Return `leaf` as a tensor that requires a gradient.
 
-    `graph`: if `leaf` was computed from other tensors, keep it connected to them. Otherwise it is detached from them.
+    `graph`: True keeps `leaf` connected to the tensors from which it was computed, if they require gradients; False detaches it.
     """
     if leaf.requires_grad and (graph or leaf.is_leaf):
         return leaf

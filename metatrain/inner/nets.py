@@ -44,9 +44,9 @@ class NetTasks:
     """T tasks on one small net, with their support and query examples.
 
     `moved`: name prefixes of the parameters that the inner loop moves; empty for all parameters. The others stay at θ, as in ANIL,
-    where only the last layer moves. `rows_per_step`: each inner step uses the next `rows_per_step` rows of the support set, in
-    order, and starts again after the last complete part. None: each step uses all rows. iMAML needs None, because otherwise its
-    Hessian would be that of one part.
+    where only the last layer moves. `rows_per_step`: the number of support rows that one inner step uses. Successive steps use
+    successive parts of the support set and return to the first part after the last complete one. None: each step uses all rows.
+    iMAML needs None, because otherwise its Hessian would be that of one part.
 
     Raises ValueError if `moved` matches no parameter, or if the support set has fewer rows than `rows_per_step`.
     """

@@ -23,8 +23,8 @@ class Outer:
     φ, [S] or [S, *leaf shape]; step k uses entry min(k, S − 1). `scale`: s, the inverse temperature; None if the losses do not use
     one. `base`: parameters of the base model that the outer loop moves too, by their names in the model.
 
-    The outer optimizer moves the tensors of `leaves()`. They are those of `values()`, except that the rates and the scale are
-    replaced by their logarithms, so that they stay positive.
+    The outer optimizer moves the tensors of `leaves()`. These are the tensors of `values()`, but with the logarithms of the rates
+    and of the scale, so that rates and scale stay positive.
     """
 
     theta: dict[str, Tensor]
@@ -64,7 +64,7 @@ class Outer:
     def detached(self, *, live: bool = False) -> "Outer":
         """Return the same values, detached from the autograd graph.
 
-        `live`: they require a gradient, as leaves of a new autograd graph.
+        `live`: make the returned tensors require a gradient, as leaves of a new autograd graph.
         """
         return Outer.from_values({name: t.detach().requires_grad_(live) for name, t in self.values().items()})
 
@@ -119,7 +119,7 @@ class Tasks(Protocol):
 
     @property
     def no_differences(self) -> str | None:
-        """The reason why finite differences of gradients are unusable, such as rounding; None if usable."""
+        """The reason why finite differences of gradients cannot be used, such as rounding; None if they can."""
 
     @property
     def proximal(self) -> float:
@@ -137,8 +137,8 @@ class Tasks(Protocol):
     def query_loss(self, phi: Leaves, outer: Outer, step: int, *, exact: bool = True) -> tuple[Tensor, Tensor]:
         """Return the query loss [T] and a score such as accuracy [T], at φ after `step` inner steps.
 
-        Some readouts take gradient steps of their own here. `exact`: differentiate these steps; otherwise their gradients are
-        constants.
+        Some readouts take gradient steps of their own here. `exact`: differentiate through these steps; otherwise their gradients
+        are treated as constants.
         """
 
 

@@ -123,9 +123,9 @@ class Supervised:
     def only(self, which: Sequence[int], start: Start) -> "Supervised | None":
         """Return only the tasks at the indices `which`, to continue their inner loop, or None.
 
-        None means that the tasks cannot be separated: with moved="head", because one tensor holds the features of all tasks, and
-        with parts or augmented views of support sets, because they are drawn for all tasks at once. `start`: the start of all
-        tasks. The result has no query sets.
+        None means that the tasks cannot be separated. With moved="head", one tensor contains the features of all tasks. With
+        augmentation, or with support sets that are split into parts, the rows of a step are drawn for all tasks at once. `start`:
+        the start of all tasks. The result has no query sets.
         """
         if self.config.moves_head_alone or not self._whole:
             return None
@@ -136,8 +136,9 @@ class Supervised:
     def start(self, outer: Outer) -> Start:
         """Return φ_0: the delta at θ, and the readout's tensors if the inner loop moves them or takes no step.
 
-        With moved="head" φ_0 has only the readout's tensors. The delta has θ's values but is a separate node of the autograd graph.
-        So g_0 is the partial derivative at a fixed head, even if the head consists of prototypes that depend on θ.
+        With moved="head" φ_0 contains only the readout's tensors. Otherwise the delta in φ_0 has θ's values, but is a separate node
+        of the autograd graph. So g_0 is the partial derivative at a fixed head, even if the head consists of prototypes that depend
+        on θ.
         """
         theta = stack(outer.theta, self.count)
         head_alone = self.config.moves_head_alone
@@ -183,7 +184,7 @@ class Supervised:
         return self.judged(self.adapted(phi, outer, step, exact=exact), outer)
 
     def judged(self, adapted: Adapted, outer: Outer) -> tuple[Tensor, Tensor]:
-        """Return the loss [T] and the score [T] on the query sets, for deltas and readouts already adapted."""
+        """Return the loss [T] and the score [T] of adapted deltas and readouts on the query sets."""
         assert self.query is not None
         batch, targets = self.query.batch, self.query.targets
         features = self._features(adapted.delta, batch, outer)

@@ -51,7 +51,7 @@ def parts(base: Base, kind: DeltaKind, support: Support[Any], *, at_once: bool) 
     """Return a function that returns all support rows as a list of batches, built once and cached.
 
     `at_once`: build one batch, for a forward pass with an autograd graph; otherwise build batches of a bounded number of rows. The
-    part of the model below the delta of kind `kind` is computed in advance.
+    layers of the model below the lowest one that `kind` changes are run in advance, once for each batch.
     """
     cached: list[Batch] = []
 
@@ -70,7 +70,7 @@ def augmentation_for(support: Support[Any], augmentation: Augmentation | None) -
     """Return the augmentation if these support sets are small enough for it, otherwise None.
 
     A support set is small enough if no class has more than `augmentation.up_to_shots` examples. Raises ValueError if only some of
-    the support sets are.
+    the support sets are small enough.
     """
     if augmentation is None:
         return None
@@ -113,7 +113,8 @@ def _with_views(
 ) -> tuple[Batch, Any]:
     """Return each task's unchanged rows and their augmented views as a batch [T, m · views], with targets.
 
-    `index`: the position of each row of `part` in the whole support set. `augmentation.views` includes the unchanged rows.
+    m is the number of rows of a task in `part`. `index` [m]: their positions in the whole support set. The number of views per row,
+    `augmentation.views`, includes the unchanged row.
     """
     tasks, width = part.targets.shape
     rows: list[Any] = []

@@ -1,7 +1,7 @@
 """Adapt several support sets in one batched inner loop, each with its own number of steps.
 
-A task leaves the batch after its last step, if the batch can be split. Tasks do not influence each other: each result equals that
-of adapting the task alone, up to rounding.
+A task leaves the batch after its last step, if its tensors can be separated from the rest (`Supervised.only`). Tasks do not
+influence each other: each result equals that of adapting the task alone, up to rounding.
 """
 
 import math
@@ -73,9 +73,9 @@ def adapt_each(
 
 
 def adapted_each(tasks: Supervised, outer: Outer, optimizer: Optimizer) -> Adapted:
-    """Adapt T support sets as `adapt_each` does, but without a deadline and with one result for all tasks.
+    """Adapt T support sets as `adapt_each` does, but without a deadline, and stack the tasks' results.
 
-    `tasks.judged` computes the query loss and the score from the result.
+    Pass the result to `tasks.judged` to get the query loss and the score.
     """
     return _adapt_all(tasks, outer, optimizer, math.inf, None).adapted
 

@@ -3,8 +3,8 @@
     conjugate_gradient   exact after as many iterations as A has different eigenvalues, for A positive definite
     neumann              x = η Σ_{j<n} (I − ηA)^j v, for 0 < ηA < 2
 
-Both solve the T systems, one per task, separately: every inner product and step length is that of one task. Hestenes and Stiefel
-1952; Lorraine et al. 2020 (arXiv:1911.02590), alg. 3.
+The T systems, one per task, do not influence each other: every inner product and step length is computed per task. Hestenes
+and Stiefel 1952; Lorraine et al. 2020 (arXiv:1911.02590), alg. 3.
 """
 
 from collections.abc import Callable
@@ -34,8 +34,8 @@ def conjugate_gradient(product: MatrixProduct, v: Leaves, *, iterations: int, to
     """Solve A x = v by conjugate gradient, for A positive definite.
 
     `product`: the function x ↦ A x. A task stops when its relative residual reaches `tolerance`. It also stops at a search
-    direction without positive curvature, because A is then not positive definite. The result has each task's best x so far. The
-    first x is 0, whose relative residual is 1, so no residual in the result exceeds 1.
+    direction without positive curvature, because A is then not positive definite. The result contains, for each task, the x with
+    the smallest residual. The first x is 0, whose relative residual is 1, so no residual in the result exceeds 1.
     """
     x = best = {name: torch.zeros_like(leaf) for name, leaf in v.items()}
     residual, direction = dict(v), dict(v)

@@ -4,7 +4,7 @@
 
 | mode | keeps in memory | result |
 |---|---|---|
-| first_order | no graph of the inner gradients | FOMAML: the g_k are constants; all else is differentiated, also the rates |
+| first_order | no graph of the inner gradients | FOMAML: the g_k are constants; all else is differentiated, including the rates |
 | unrolled | the graph of every step | exact, by reverse mode through the loop |
 | checkpointed | z at every m-th step, and the graph of m steps | exact; the backward pass runs each segment of m steps again |
 | adjoint | z of each step, and g_k unless `product` is reverse | exact: λ_k = (∂z_{k+1}/∂z_k)ᵀ λ_{k+1}, one product a step |
@@ -43,7 +43,7 @@ class MetaGradient:
     `loss`, `accuracy`: means over the T tasks' query sets after the last inner step. `support_loss`: the mean inner loss before
     each step. `mode`: the mode that was used, never "auto".
 
-    The implicit mode has two more numbers, each of the task where it is largest. `residual`: the relative residual of the linear
+    The implicit mode adds two numbers, each of which is the maximum over the tasks. `residual`: the relative residual of the linear
     solver. `left`: the norm of the inner gradient at φ_K relative to that at φ_0, which is 0 at a minimum.
     """
 
@@ -60,7 +60,7 @@ def mean_gradient(parts: Sequence[tuple[MetaGradient, int]]) -> MetaGradient:
     """Return the mean of several meta-gradients, weighted by their numbers of tasks.
 
     `parts`: pairs (meta-gradient, number of tasks), with gradients for the same leaves. Losses and accuracies are averaged too.
-    `residual` and `left` are the largest of the parts.
+    `residual` and `left` are the maximum over the parts.
     """
     total = sum(tasks for _, tasks in parts)
     shares = [(part, tasks / total) for part, tasks in parts]
@@ -192,10 +192,10 @@ def graph_bytes(results: Iterable[Tensor]) -> int:
 
 
 def _checkpointed(procedure: _Procedure, how: Differentiation) -> MetaGradient:
-    """Run forward without a graph and keep every m-th z, then go back with one segment's graph at a time.
+    """Run forward without a graph and store every m-th z, then go back with one segment's graph at a time.
 
     z is φ and the optimizer's state; a segment is m = `how.segment` steps. `torch.utils.checkpoint` is not used, because it would
-    compute a step once more for the gradient inside the step, and again in the backward pass.
+    recompute a step twice: for the gradient inside the step, and in the backward pass.
     """
     start, kept, end, losses = _forward(procedure, every=how.segment)
     back = _Backward.begin(procedure, start, *end)
@@ -360,7 +360,7 @@ def _implicit(procedure: _Procedure, how: Differentiation) -> MetaGradient:
 
 
 def _relative_gradient(procedure: _Procedure, outer: Outer, end: Point) -> float:
-    """Return ‖∇L_inner(φ_K)‖ / ‖∇L_inner(φ_0)‖ of the task where it is largest."""
+    """Return ‖∇L_inner(φ_K)‖ / ‖∇L_inner(φ_0)‖, the maximum over the tasks."""
     points = ((0, end.start.phi), (procedure.steps, end.phi))
     begin, after = (support_gradient(procedure.tasks, phi, outer, k, end.start, graph=False)[1] for k, phi in points)
     return float((length(after) / length(begin).clamp(min=torch.finfo(torch.float32).tiny)).max())

@@ -29,10 +29,11 @@ Pooling = Literal["mean", "cls"]
 class Bucket:
     """A part of a batch: B rows of similar length, padded to the longest of them.
 
-    The bucket has the same number of rows of each group, one group after the other (group-major). `inputs`: the arguments of the
-    model, each [B, L, …]. `mask` [B, L]: 1 for a real token, 0 for padding. `rows` [B]: the index of each row in the caller's
-    order. `noise` [B, L, D], if any, is added to the word embeddings. `lower_states` [B, L, D], if any: the precomputed input of
-    `upper`, the upper layers of the model, so that only `upper` has to run.
+    A group is a set of rows that use the same delta. The bucket contains equally many rows of each group, one group after the other
+    (group-major). `inputs`: the arguments of the model, each [B, L, …]. `mask` [B, L]: 1 for a real token, 0 for padding.
+    `rows` [B]: the index of each row in the caller's order. `noise` [B, L, D], if any, is added to the word embeddings.
+    `lower_states` [B, L, D], if any: the precomputed input of `upper`, the upper layers of the model, so that only `upper` has to
+    run.
     """
 
     inputs: dict[str, Tensor]

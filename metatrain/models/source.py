@@ -1,7 +1,7 @@
 """The files of a base model: the places where they are found, and the digests that identify them.
 
-A model with a hub name is taken from an installed wheel with the same bytes if there is one (no network), otherwise from the hub if
-access to it is allowed. Only safetensors weights are read, and `trust_remote_code` is always off.
+For a hub name, the files come from an installed wheel with the same bytes if there is one, which needs no network. Otherwise they
+come from the hub, if access to it is allowed. Only safetensors weights are read, and `trust_remote_code` is always off.
 """
 
 import hashlib
@@ -56,10 +56,10 @@ def locate(name: str, hub: Hub = Hub()) -> Path:
 
 
 def locate_locally(name: str) -> Path | None:
-    """Return the folder of a model on this machine, or None if only the hub can have the model.
+    """Return the folder of a model on this machine, or None if the model must come from the hub.
 
-    Looks for a local folder and for an installed wheel. Raises BaseModelError if `name` is a path without a folder. Imports no
-    slow packages.
+    Looks for a local folder and for an installed wheel. Raises BaseModelError if `name` is a local path and there is no folder at
+    this path. Imports no slow packages.
     """
     name = SHORT_NAMES.get(name, name)
     local = Path(name).expanduser()
@@ -105,7 +105,7 @@ def tokenizer_digest(folder: Path) -> str:
 
 
 def check_known_weights(name: str, digest: str) -> None:
-    """Raise BaseModelError if `KNOWN_WEIGHTS` has a digest for `name` that is not `digest`."""
+    """Raise BaseModelError if `KNOWN_WEIGHTS` contains `name` with a digest other than `digest`."""
     expected = KNOWN_WEIGHTS.get(SHORT_NAMES.get(name, name))
     if expected is not None and digest != expected:
         raise BaseModelError(f"base.model: the weights found for {name!r} have sha256 {digest}, expected {expected}")

@@ -72,7 +72,7 @@ def upper_part(model: nn.Module, layer: int) -> nn.Module:
 
 
 class _HiddenStates(nn.Module):
-    """A replacement for the embeddings of an upper part, which returns the hidden states that it is given."""
+    """A replacement for the embeddings of an upper part: it returns its input, the hidden states."""
 
     def forward(self, *_args: Any, inputs_embeds: Tensor, **_kwargs: Any) -> Tensor:
         return inputs_embeds

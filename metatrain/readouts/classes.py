@@ -156,8 +156,8 @@ class ClassReadout:
     ) -> dict[str, Tensor]:
         """Return the head after `head_steps` Adam steps that move only the head, starting from `prototypes`.
 
-        All steps use the head's learned rate of the last inner step. They are differentiated if `exact` is set and the features
-        require gradients.
+        All steps use the learned rate that the head has in the last inner step. The steps are differentiated if `exact` is set and
+        the features require gradients.
         """
         assert outer.scale is not None
         second = exact and features.requires_grad
@@ -184,7 +184,7 @@ class ClassReadout:
         return {name: answering[name][task, :classes].detach() for name in HEAD_LEAVES}
 
     def self_accuracy(self, features: Tensor, targets: ClassTargets) -> Tensor:
-        """Return each task's leave-one-out accuracy on its support set with the nearest prototype, [T]."""
+        """Return the leave-one-out accuracy of nearest-prototype classification on each support set, [T]."""
         return leave_one_out_accuracy(features, targets.labels, targets.classes)
 
 

@@ -15,7 +15,7 @@ from metatrain.inner.problem import Leaves, Outer
 class Targets(Protocol):
     """The correct answers for the M rows of each of T tasks.
 
-    Every row is in a group. The groups are the classes. Without classes, all rows of the task are one group.
+    Every row of a task belongs to a group. In classification each class is a group; without classes, all rows are one group.
     """
 
     @property
@@ -24,7 +24,7 @@ class Targets(Protocol):
 
     @property
     def sizes(self) -> list[tuple[int, int]]:
-        """A pair (number of examples, number of groups) for each task. Their quotient is its shots."""
+        """A pair for each task: its numbers of examples and of groups. Shots are examples per group."""
 
     @property
     def most_shots(self) -> list[int]:
@@ -106,8 +106,8 @@ class RowTargets:
 class Readout(Protocol):
     """The step from features to losses and predictions during adaptation, such as a classification head.
 
-    φ (`phi`) has the tensors that the inner loop adapts. `leaves`: the names of the readout's tensors in φ. `moved`: True if inner
-    steps move these tensors together with the delta. Features are [T, M, D] float32.
+    φ (`phi`) contains the tensors that the inner loop adapts. `leaves`: the names of the readout's tensors in φ. `moved`: True if
+    inner steps move these tensors together with the delta. Features are [T, M, D] float32.
     """
 
     @property
@@ -202,7 +202,8 @@ class Answers(Protocol):
     def answer(self, runs: Sequence[tuple[Leaves, int]], features: Tensor) -> list[Any]:
         """Return the prediction, a JSON value, for each row of features [B, D].
 
-        `runs`: a pair for each adapter, its tensors from `pack` and the number of consecutive rows that use it.
+        `runs`: one pair for each run of consecutive rows with the same adapter: the adapter's tensors from `pack`, and the number
+        of rows.
         """
 
 

@@ -1,9 +1,9 @@
 """A bank of adapters on the device: one forward pass serves a batch of rows with different adapters.
 
 The bank has S slots, one for each adapter. It preallocates every leaf for all slots, in the form that the hooks read
-(`DeltaKind.fold`) and in the dtype of the base model: for LoRA, A [S, R, D_in] and B [S, D_out, R]. A leaf has room for the largest
-of the served delta kinds; smaller leaves are padded in front with zeros. A call computes only with as many ranks and virtual tokens
-as the adapters of its batch have.
+(`DeltaKind.fold`) and in the dtype of the base model: for LoRA, A [S, R, D_in] and B [S, D_out, R]. If several of the served deltas
+have a leaf of the same name, the bank allocates the largest of their shapes, and pads smaller leaves in front with zeros. A call
+computes with no more ranks and virtual tokens than the adapters in its batch need.
 
 The size of the bank is limited in bytes. A full bank evicts the least recently used adapter and returns it to the caller, which may
 store it elsewhere.
@@ -260,5 +260,5 @@ _HEAD_CLASSES = 8  # all slots share the memory for readouts, which is that of o
 
 
 def _trailing(shape: Sequence[int]) -> tuple[slice, ...]:
-    """Return the index that selects the last entries of each dimension of a larger leaf, in this shape."""
+    """Return the index that selects the last part of a larger leaf: `shape[i]` entries of dimension i."""
     return tuple(slice(-size, None) for size in shape)

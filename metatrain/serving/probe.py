@@ -87,8 +87,8 @@ def _check_equal(base: Base, found: Tensor, expected: Tensor, problem: str) -> N
 def _check_unequal_counts(base: Base, kind: DeltaKind, delta: dict[str, Tensor], where: str) -> None:
     """Check that rows with all, half and none of the virtual tokens do not affect each other in a batch.
 
-    Each row must have the same features as alone. Such batches occur when adapters have different kinds of deltas or different
-    configurations.
+    Each row must have the same features as alone. Rows of one batch have different numbers of virtual tokens if their adapters have
+    deltas of different kinds or with different configurations.
     """
     rows, (full, *_) = base.inputs.sample(), set(kind.counts.values())
     numbers = [full, full // 2, 0]
@@ -107,7 +107,7 @@ def _check_unequal_counts(base: Base, kind: DeltaKind, delta: dict[str, Tensor],
 def _check_longest_row(base: Base, kind: DeltaKind) -> None:
     """Check that a row of the maximum length gives finite features.
 
-    Virtual tokens before the row need positions too, which the model may not have.
+    Virtual tokens need positions in addition to those of the row, and the model may not have enough positions.
     """
     longest = base.inputs.collate([base.inputs.longest()])
     theta = kind.fold(stack(kind.initial(torch.Generator().manual_seed(0)), 1))

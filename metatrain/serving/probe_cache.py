@@ -1,8 +1,9 @@
 """The cache of successful load-time probes, because a probe takes longer than loading the model.
 
 Each success is a file in `$XDG_CACHE_HOME/quickstudy/probes`. The file contains everything that the result of the probe depends on,
-and its name is the sha256 of this content. A file is valid only if its content equals that of the probe to be run. Failures are not
-cached. If there is a valid file, the probe is not imported, and neither is PEFT, which only the probe needs.
+and its name is the sha256 of this content. Before a probe, the file with this name is read; the probe is skipped only if the
+content is equal too. Failures are not cached. If the probe is skipped, neither the probe's module nor PEFT, which only the probe
+needs, is imported.
 """
 
 import functools
@@ -30,8 +31,8 @@ _MAX_BYTES = 1_000_000
 def probe_once(base: Base, kind: DeltaKind) -> None:
     """Probe a delta kind on a base model, unless the same probe has succeeded on this machine before.
 
-    Raises UnsupportedDelta if the delta kind does not work on the model. If the cache folder cannot be read or written, this is
-    logged and the probe runs without a cache.
+    Raises UnsupportedDelta if the delta kind does not work on the model. If the cache folder cannot be read or written, the reason
+    is logged and the probe runs without a cache.
     """
     inputs = probe_inputs(base, kind)
     folder = cache_folder()

@@ -65,9 +65,8 @@ class EpisodeSampler:
     It draws a data set with probability ∝ (number of its usable classes)^`temperature`, then `ways` of these classes, then
     `shots` + `queries` different texts of each. A class is usable if it has that many texts. Two options make the tasks harder:
 
-    - near-miss, in a share `near_miss` of the episodes: one class is drawn at random, and only the classes most similar to it are
-      candidates for the episode. There are twice as many candidates as the episode needs. The task is then to tell similar classes
-      apart.
+    - near-miss, in a share `near_miss` of the episodes: one class is drawn at random. The episode's classes are then drawn from
+      the classes most similar to it, twice as many as needed, so that the task is to tell similar classes apart.
     - label-merge, in a share `merge` of the episodes: each label is a union of two classes whose texts alternate, so that the
       texts of a label have no single centre. Data sets with fewer than 2·ways usable classes are not merged.
 
@@ -130,7 +129,7 @@ class EpisodeSampler:
 
 
 def unequal_shots(total: int, most: Sequence[int], rng: np.random.Generator) -> list[int]:
-    """Distribute `total` examples over classes at random, and return the number of each class.
+    """Distribute `total` examples over classes at random, and return the number of examples per class.
 
     Class c gets at least one and at most `most[c]` examples. The weights of the classes are drawn uniformly from the simplex. Each
     further example goes to a class that has room, drawn by these weights.

@@ -15,7 +15,7 @@ STARTER = Path(__file__).with_name("starter_intents.jsonl")
 
 
 def read_jsonl(path: Path, name: str | None = None) -> Dataset:
-    """Read all examples of a file as one data set. Exact repeats within a class are kept once.
+    """Read all examples of a file as one data set. Exact duplicates within a class are dropped.
 
     `name`: the data set's name; None for the file's name without endings, or the folder's name if the file is named `full.…`.
     Raises DataError if the file is missing or unreadable, and, with the line number, for a line that is not an object with a text

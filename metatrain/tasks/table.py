@@ -13,9 +13,9 @@ from metatrain.tasks.episodes import Dataset
 def read_table(path: Path, *, text: str = "text", label: str = "label", name: str | None = None) -> Dataset:
     """Read all examples of a file as one data set, from the columns `text` and `label`.
 
-    Exact repeats within a class are kept once. Columns are separated by tabs in a `.tsv` file and by commas in any other.
-    `name`: the data set's name; None for the file's name without endings. Raises DataError if the file is missing or unreadable,
-    for a missing column, and, with the line number, for an empty text or label.
+    Exact duplicates within a class are dropped. Columns are separated by tabs in a `.tsv` file and by commas in any other. `name`:
+    the data set's name; None for the file's name without endings. Raises DataError if the file is missing or unreadable, for a
+    missing column, and, with the line number, for an empty text or label.
     """
     if not path.is_file():
         raise DataError(f"data: no file at {path}")
@@ -38,7 +38,7 @@ def read_table(path: Path, *, text: str = "text", label: str = "label", name: st
 def by_class(name: str, where: str, rows: Iterable[tuple[int, object, object]]) -> Dataset:
     """Group rows (line number, text, label) by label into a data set called `name`.
 
-    Exact repeats within a class are kept once. `where`: the file's name in error messages. Raises DataError for a text or label
+    Exact duplicates within a class are dropped. `where`: the file's name in error messages. Raises DataError for a text or label
     that is not a non-empty string, and if there are no rows.
     """
     texts: dict[str, dict[str, None]] = {}

@@ -134,8 +134,8 @@ def evaluate_prototypes(
 ) -> tuple[float, ...]:
     """Return the accuracy of the prototype classifier, without inner steps, on each episode.
 
-    It equals that of `evaluate` with steps=0, up to rounding. The features of each different text are computed only once, which
-    saves time if many episodes share texts.
+    Up to rounding, the accuracy equals that of `evaluate` with steps=0. The features of a text are computed only once, even if it
+    appears in many episodes, which saves time.
     """
     kind, outer, encoded = base.attach(init.delta), init.outer(base.device), encoded or Encoded(base)
     assert outer.scale is not None
@@ -155,9 +155,9 @@ def evaluate_prototypes(
 
 
 def paired_interval(left: Sequence[float], right: Sequence[float]) -> tuple[float, float]:
-    """Return the mean of left − right over paired episodes, and the half-width of its 95 % interval.
+    """Return the mean of left − right over paired episodes, and half the width of its 95 % interval.
 
-    The interval uses the normal approximation.
+    The interval is the 95 % confidence interval of the mean, in the normal approximation.
     """
     differences = [a - b for a, b in zip(left, right, strict=True)]
     mean = sum(differences) / len(differences)

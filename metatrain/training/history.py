@@ -59,7 +59,7 @@ class History:
 def read_history(folder: Path) -> list[dict[str, Any]]:
     """Return the events of the run in `folder`. Raises DataError if there is no history file.
 
-    The history.json of runs before version 2 is read too.
+    For a run made before version 2, the events are read from `history.json`.
     """
     path, earlier = folder / NAME, folder / _BEFORE_VERSION_2
     if path.is_file():

@@ -65,7 +65,7 @@ class OuterConfig(Section):
 class OuterState:
     """The mutable state of a training run, which checkpoints store.
 
-    `leaves`: the current tensors of `Outer.leaves()`. `average`: their moving average. `best_leaves`: those with the best
+    `leaves`: the current tensors of `Outer.leaves()`. `average`: their moving average. `best_leaves`: the leaves that had the best
     validation score. `learned`: the names of the leaves that outer steps move. `unmoved`: the names of the learned leaves of θ and
     the base model whose gradient has been zero in every step so far. `skipped`: the number of outer steps that were skipped because
     their gradient was not finite. `dropped`: the number of tasks that were dropped because their loss or gradient was not finite.
@@ -100,7 +100,7 @@ class OuterState:
         return cls(leaves, zeros, dict(zeros), dict(leaves), dict(leaves), learned, set(filter(_is_weight, learned)))
 
     def kept(self, config: OuterConfig) -> dict[str, Tensor]:
-        """Return the leaves to validate and save: the moving average if `config` has one, else the current."""
+        """Return the leaves to validate and save: the moving average if it is in use, else the current."""
         return self.average if config.average else self.leaves
 
     def save(self, path: Path, run: str) -> None:
@@ -136,9 +136,9 @@ _SETS = ("learned", "unmoved")
 def outer_step(config: OuterConfig, state: OuterState, gradient: MetaGradient, why: str = "") -> float:
     """Update the learned leaves of `state` by one outer step, and return the norm of the gradient.
 
-    The norm is over the learned leaves of θ and the base model, before clipping. A step whose gradient is not finite is skipped,
-    and returns NaN. The gradients may be on any device. `why`: the reason for a gradient that is not finite; it appears only in the
-    error message.
+    The norm is over the learned leaves of θ and the base model, before clipping. If the gradient is not finite, the step is skipped
+    and NaN is returned. The gradients may be on any device. `why`: the reason for a gradient that is not finite; it appears only in
+    the error message.
 
     Raises NonFinite if more than `most_skipped` steps in a row are skipped. Raises NoMetaGradient if a learned leaf of θ or of the
     base model had only zero gradients in the first steps, because then the loss does not depend on it.

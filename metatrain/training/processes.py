@@ -69,7 +69,8 @@ class Processes:
     def gather(self, own: dict[int, float], count: int) -> list[float]:
         """Collect `count` numbers from all processes, and return them in the order of their indices.
 
-        Every process must call this method. `own`: this process's numbers by index; no other process has the same indices.
+        Every process must call this method. `own`: this process's numbers, {index: number}. The processes together must pass each
+        index from 0 to `count` − 1 exactly once.
         """
         numbers = torch.zeros(count, dtype=torch.float64)
         for index, number in own.items():

@@ -75,7 +75,7 @@ class ClassList(Section):
 class Source(Section):
     """A source of labelled examples.
 
-    `path`: a file under the data folder (CSV or TSV if the name ends so, otherwise JSON Lines), `starter` for the task set that
+    `path`: a file under the data folder (CSV or TSV by its name's ending, otherwise JSON Lines), `starter` for the task set that
     ships with the package, or `hub:NAME` for a data set of the Hugging Face hub. `split`: keep only the classes that a split file
     lists. `labels`: keep only the classes that match one of these shell patterns; empty for all classes.
     """
@@ -272,8 +272,8 @@ Model = TypeVar("Model", bound=BaseModel)
 def read_model(path: Path, model: type[Model], what: str) -> Model:
     """Read a YAML file and validate it as `model`.
 
-    Raises RecipeError if the file is missing, not YAML or invalid. The message is one line with the key, the expected value and the
-    given value. `what`: the kind of file; it appears only in the message.
+    Raises RecipeError if the file is missing, not YAML or invalid. For an invalid file the message is one line that names the key,
+    the expected value and the given value. `what`: the kind of file; it appears only in the message.
     """
     return validated(read_yaml(path, what), path, model)
 

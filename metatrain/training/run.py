@@ -86,8 +86,8 @@ def train(
 class _Share:
     """The result of one process's share of a meta-batch.
 
-    `tasks`: the number of its tasks with a finite gradient. `gradient`: the mean over these tasks; None if there are none. `why`:
-    the reason why a gradient is not finite (the last one if there are several); empty if all are finite.
+    `tasks`: the number of this process's tasks with a finite gradient. `gradient`: the mean over these tasks; None if there are
+    none. `why`: the reason why a gradient is not finite (the last reason if there are several); empty if all gradients are finite.
     """
 
     gradient: MetaGradient | None
@@ -217,7 +217,7 @@ class _Run:
         return gradient, ""
 
     def validate(self) -> None:
-        """Score the current leaves, or their average, on the validation episodes; keep them if they are best."""
+        """Score the leaves or their moving average on the validation episodes; store them if they are best."""
         state = self.state
         kept = state.kept(self.recipe.outer)
         share = self.processes.share(len(self.validation))

@@ -1,7 +1,8 @@
 """Convert a recipe of version 1 to version 2, with the defaults of version 1 as explicit options.
 
-In version 1, `maml` was first order by default, an algorithm learned all of θ, rates and scale that it could, and inner loops used
-Adam. One difference cannot be expressed in version 2: in version 1, a meta-batch of large tasks had fewer than `outer.tasks` tasks.
+In version 1, `maml` was first order by default, inner loops used Adam, and an algorithm learned θ, the rates and the scale as far
+as it supported this. One difference cannot be expressed in version 2: in version 1, a meta-batch of large tasks had fewer than
+`outer.tasks` tasks.
 """
 
 from collections.abc import Mapping

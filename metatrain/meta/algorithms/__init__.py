@@ -35,7 +35,7 @@ class Algorithm(Protocol):
     def second_derivative(self) -> bool:
         """True if the meta-gradient needs a second derivative of the support loss.
 
-        Fused attention has no second derivative, so the base model is then loaded with eager attention.
+        If True, the base model is loaded with eager attention, because fused attention has no second derivative.
         """
 
     @property
@@ -69,7 +69,7 @@ class Algorithm(Protocol):
         """
 
     def meta_gradient(self, tasks: Tasks, outer: Outer, optimizer: Optimizer, step: int) -> MetaGradient:
-        """Return the meta-gradient for outer step number `step`, or a substitute such as Reptile's."""
+        """Return the gradient for outer step number `step`: the meta-gradient, or Reptile's pseudo-gradient."""
 
 
 __all__ = [

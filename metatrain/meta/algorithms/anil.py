@@ -2,8 +2,8 @@
 
     ψ_{k+1} = ψ_k − α ∇_ψ L_support(θ, ψ_k)        θ ← outer optimizer step on  ∇_θ (1/T) Σ_t L_query,t(θ, ψ_K,t)
 
-The support features under θ are computed once, so an inner step costs almost nothing. With a delta, ψ_0 are the prototypes under
-θ; in a small net ψ is the last layer, and ψ_0 is learned. Everything else is as in MAML.
+The support features under θ are computed once, so an inner step costs almost nothing. With a delta, ψ_0 consists of the class
+prototypes under θ. In a small net, ψ is the last layer and ψ_0 is learned. Everything else is as in MAML.
 
 Raghu, Raghu, Bengio, Vinyals 2020, "Rapid Learning or Feature Reuse?", arXiv:1909.09157, §4.1. The defaults are those of MAML on
 MiniImagenet.

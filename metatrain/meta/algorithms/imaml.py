@@ -83,7 +83,7 @@ class IMAML(AlgorithmConfig):
     @field_validator("gradient", mode="before")
     @classmethod
     def _is_implicit(cls, value: Any) -> Any:
-        """Fill in the mode and the default number of iterations."""
+        """Set the mode to implicit and the number of iterations to 5 in a dict that leaves them out."""
         return {"mode": "implicit", "iterations": 5, **value} if isinstance(value, dict) else value
 
     @property
@@ -97,8 +97,8 @@ class IMAML(AlgorithmConfig):
     def meta_gradient(self, tasks: Tasks, outer: Outer, optimizer: Optimizer, step: int) -> MetaGradient:
         """Return the implicit meta-gradient. Tasks without a proximal term get one with λ = `strength`.
 
-        Raises NonFinite if the linear solve made no progress: if its relative residual is at least 1, which is that of the solution
-        0. H + λI is then not positive definite. Raises ValueError for tasks with a proximal term of another strength.
+        Raises NonFinite if the relative residual of the linear solve is at least 1, the residual of the trivial solution 0, because
+        H + λI is then not positive definite. Raises ValueError for tasks with a proximal term of another strength.
         """
         if tasks.proximal not in (0.0, self.strength):
             raise ValueError(f"strength: expected tasks with a proximal term of {self.strength} or none, got {tasks.proximal}")

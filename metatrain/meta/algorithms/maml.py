@@ -3,8 +3,8 @@
     θ ← outer optimizer step on  ∇_θ (1/T) Σ_t L_query,t( U^K_α(θ; support_t) )
 
 U^K is `metatrain.inner.loop.adapt`: K steps of gradient descent on the support set, all of them differentiated in the mode of
-`gradient`. The rates α are fixed unless `learned` has them. The frozen base model, the order of minibatches and the labels are
-never differentiated.
+`gradient`. The rates α are fixed unless `learned` contains "rates". The frozen base model, the order of minibatches and the labels
+are never differentiated.
 
 Two additions of MAML++ are off by default. `annealed`: the number of outer steps, at the beginning, that use the first-order
 gradient. `multi_step`: the number of outer steps in which the loss is a weighted sum of the query losses after every inner step.
@@ -53,7 +53,7 @@ def fading_weights(steps: int, step: int, fades_over: int) -> list[float] | None
     """Return the weights of the query losses at φ_0 … φ_K in outer step number `step`.
 
     K is `steps`. φ_0 has weight 0. φ_1 … φ_{K−1} have equal weights, which fall to zero over `fades_over` outer steps. φ_K has the
-    rest, so that the sum is 1. Return None from outer step `fades_over` on, when only φ_K has a weight.
+    rest, so that the sum is 1. From outer step `fades_over` on, return None, which means that only the query loss at φ_K is used.
     """
     if step >= fades_over:
         return None

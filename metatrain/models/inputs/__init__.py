@@ -32,7 +32,7 @@ class Inputs(Protocol):
         """The spec of the base model, with the digest of its tokenizer or image processor."""
 
     def encode(self, raw: Sequence[Any], max_length: int | None = None) -> Sequence[Any]:
-        """Encode each raw example as a row, truncated to `max_length` or the spec's limit, if that is smaller."""
+        """Encode each raw example as a row, truncated to the smaller of `max_length` and the spec's limit."""
 
     def view(self, row: Any, augmentation: Augmentation, key: Sequence[int]) -> Any:
         """Return a randomly augmented copy of a row. `key` seeds the random draw and fully determines it."""
@@ -40,7 +40,7 @@ class Inputs(Protocol):
     def collate(self, rows: Sequence[Any], groups: int = 1) -> Batch:
         """Combine B rows into a batch on the backbone's device. A row of None is padding.
 
-        `groups`: the number of equal groups; the rows are given one group after the other (group-major).
+        `groups`: the number of groups of equal size into which `rows` is divided; the rows of a group are consecutive.
         """
 
     @property

@@ -1,7 +1,7 @@
 """Augmented views of a support set: additional rows with the same meaning, made without another model.
 
     token_dropout     each middle token is dropped with probability `strength`
-    span_mask         one run of a share `strength` of the middle tokens is replaced by the mask token
+    span_mask         consecutive middle tokens, a share `strength` of all middle tokens, are replaced by mask tokens
     embedding_noise   Uniform(−1, 1) · strength / √(L·D) is added to each token embedding (Jain et al. 2023, arXiv:2310.05914)
 
 The first and the last token (special tokens of an encoder) and at least one middle token are always kept. A random draw depends

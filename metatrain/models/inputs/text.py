@@ -64,7 +64,7 @@ class TextInputs:
         return int(self.tokenizer.unk_token_id if token is None else token)
 
     def encode(self, raw: Sequence[str], max_length: int | None = None) -> list[TextRow]:
-        """Tokenize texts, and truncate each to `max_length` tokens or to the spec's limit, if that is smaller.
+        """Tokenize texts, and truncate each to the smaller of `max_length` and the spec's limit, in tokens.
 
         A truncated text keeps its last token.
         """
@@ -81,8 +81,8 @@ class TextInputs:
     def collate(self, rows: Sequence[TextRow | None], groups: int = 1) -> Batch:
         """Combine B rows into a batch on the backbone's device.
 
-        `groups`: the number of equal groups; the rows are given one group after the other (group-major). A row of None becomes one
-        padding token that is attended to, so that its features are finite.
+        `groups`: the number of groups of equal size into which `rows` is divided; the rows of a group are consecutive. A row of
+        None becomes one padding token that is attended to, so that its features are finite.
         """
         pad = int(self.tokenizer.pad_token_id)
         ids = [[pad] if row is None else list(row.ids) or [pad] for row in rows]
@@ -120,11 +120,11 @@ class TextInputs:
 
 
 def _bucket_bounds(longest: Sequence[int], groups: int, min_tokens: int) -> list[tuple[int, int]]:
-    """Split the rows of all groups, ranked by falling length within each group, into buckets.
+    """Divide the rows of all groups into buckets of similar length.
 
-    Returns the ranks of each bucket as a range [start, stop). `longest`: the length of the longest row at each rank, over the
-    groups. A new bucket begins at the first rank whose length is below 4/5 of the longest row in the current bucket. No bucket has
-    fewer than `min_tokens` tokens, unless all rows together do.
+    The rows of each group are ranked by length, longest first. Returns the ranks of each bucket as a range [start, stop).
+    `longest`: for each rank, the length of the longest row with this rank in any group. A new bucket begins at the first rank whose
+    length is below 4/5 of the longest row in the current bucket, if the rows before and after it have at least `min_tokens` tokens.
     """
     starts = [0]
     for rank, length in enumerate(longest):
