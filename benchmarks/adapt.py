@@ -82,9 +82,11 @@ class Case:
 
 
 def cases(data: Path | None, requests: int) -> list[Case]:
-    """Draw all cases, each with enough tasks for `requests` requests at rest and for the clients at once.
+    """Draw all cases, each with enough tasks for both ways of sending them.
 
-    `data`: the folder with BANKING77; None skips the 77-way case.
+    `requests`: the number of requests that are sent one after another ("at rest"). The 77-way case has a tenth as many, but at
+    least three. The 16 concurrent clients ("at once") get additional tasks. `data`: the folder with BANKING77; None skips the
+    77-way case.
     """
     drawn_cases = []
     for shots in (1, 5, 10):
@@ -96,7 +98,7 @@ def cases(data: Path | None, requests: int) -> list[Case]:
         support, query = draw(data, 10)
         rng = np.random.default_rng(1)
         asked = [query[i] for i in rng.permutation(len(query))[:1000]]
-        # Leave out another example each time, so that the support sets differ but have the same size.
+        # Leave out a different example each time, so that the support sets differ but have the same size.
         tasks = [(support[:i] + support[i + 1 :], asked) for i in range(1 + max(3, requests // 10) + CLIENTS)]
         drawn_cases.append(Case("77-way 10-shot", tasks, 1, long=True))
     return drawn_cases

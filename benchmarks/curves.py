@@ -24,7 +24,7 @@ EVERY = 20
 
 
 def recipe(algorithm: str, steps: int) -> Recipe:
-    """Return the recipe of one algorithm: everything about the algorithm is a default."""
+    """Return the recipe that trains one algorithm with all of the algorithm's options at their defaults."""
     training = ["gym_membership", "public_library", "veterinary_clinic", "car_rental"]
     training += ["theatre_tickets", "home_internet", "gardening_shop", "language_school"]
     validation = ["food_delivery", "property_rental", "museum_visit", "photo_printing"]

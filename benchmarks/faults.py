@@ -1,4 +1,4 @@
-"""`make faults`: run jobs while the processes around them are killed, paused, filled or slowed down.
+"""`make faults`: run jobs while processes are killed, paused or slowed down and the cache is full.
 
 Broker, cache, workers and service are real processes. The service and the workers reach broker and cache through proxies on
 loopback. While clients send jobs, faults are injected one after another, in a random order that `--seed` determines. Then the
@@ -364,7 +364,7 @@ def storm(
 
 
 def _watch(deployment: Deployment, jobs: list[Job], now: Callable[[], float], seconds: float) -> None:
-    """Record the end time of each job, until all jobs have ended or the time for them is over."""
+    """Record the end time of each job until all have ended, or until `seconds` + `SETTLE_SECONDS`."""
     client = deployment.direct("broker")
     while now() < seconds + SETTLE_SECONDS and not all(job.ended_at for job in jobs):
         for job in jobs:
@@ -398,7 +398,7 @@ def _audit(deployment: Deployment, jobs: list[Job], faults: list[Fault], refusal
             continue
         if fences.get(identity, (0, ""))[0] != int(fence):
             report.orphaned_weights += 1
-        elif fences[identity][1] is None:  # weights of a failed job's last worker; the next worker or a deletion removes them
+        elif fences[identity][1] is None:  # stored by a failed job's last worker; its next worker or a deletion removes them
             continue
         elif hashlib.sha256(content).hexdigest() != fences[identity][1]:
             report.wrong_weights += 1

@@ -53,7 +53,7 @@ FROZEN_WORDS, OURS_WORDS = "frozen prototypes, label words", "quickstudy, label 
 WITH_WORDS = (FROZEN_WORDS, OURS_WORDS)
 METHODS = (FROZEN, PROTONET, MAML, OURS, FROZEN_WORDS, OURS_WORDS)
 BASELINES = METHODS[:3]
-"""The methods that the later ones are compared with."""
+"""The methods with which the remaining ones in `METHODS` are compared."""
 
 
 def split_recipe(name: str, split: str, method: str) -> Recipe:

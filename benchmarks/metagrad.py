@@ -72,7 +72,7 @@ def cells() -> list[tuple[str, int, int, str]]:
 
 
 def operations(name: str, k: int) -> float:
-    """Return the cost of a meta-gradient of mode `name` with k = K inner steps, in forward passes.
+    """Return the cost of one meta-gradient in the mode `name` with K = `k` inner steps, in forward passes.
 
     A forward pass over the support rows or the query rows costs 1, a backward pass 2. First order costs K (1 + 2) for the inner
     steps, 1 + 2 for the query and 1 + 2 for the prototypes. Differentiating through a step adds twice its forward and backward
@@ -117,7 +117,7 @@ def measure(system: str, k: int, count: int, precision: str, out: Path | None) -
 
 
 def _memory(which: str) -> float:
-    """Return this process's resident memory in MB: VmRSS is the present one, VmHWM the peak."""
+    """Return this process's resident memory in MB: `VmRSS` is the current value, `VmHWM` the peak."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(which))
     return float(line.split()[1]) / 2**10
 
@@ -136,7 +136,7 @@ def _ours(base: Base, tasks: list[Episode], k: int, mode: Differentiation) -> Ca
 
 
 def _peer(base: Base, tasks: list[Episode], k: int, system: str) -> Callable[[], dict[str, Tensor]]:
-    """Return a function that computes the same meta-gradient on PEFT's model, one task at a time."""
+    """Return a function that computes θ's mean meta-gradient on PEFT's model, one task at a time."""
     import warnings
 
     from peft import LoraConfig, get_peft_model, set_peft_model_state_dict

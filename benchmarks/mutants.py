@@ -1,11 +1,13 @@
-"""`make mutants`: change the maths of `metatrain` in small ways, and count what the tests notice.
+"""`make mutants`: change the maths of `metatrain` in small ways, and count those that tests find.
 
-A mutant is one change of one place: another operator, comparison, number or reduction, a negated condition, a missing `detach`. The
-places are drawn with a seed from all places in `MATHS`; annotations, options' bounds and error messages are left out. Each mutant
-gets a copy of the package and the tests of `TESTS` that run the changed line (found once, with coverage), the quickest first.
-A mutant is killed when a test fails or does not end in time. The three of `NAMED` survived earlier tests and are always among them.
+A mutant is one change to one expression: a different operator, comparison, number or reduction, a negated condition, or a missing
+`detach`. Mutants are drawn with a seed from all possible ones in the files `MATHS`; annotations, the bounds of options and error
+messages are never changed. Each mutant is made in a copy of the project. The tests from `TESTS` that execute the changed line are
+run on it, the quickest first. Coverage is measured once to find these tests. A mutant is killed if a test fails or does not end in
+time. The three mutants in `NAMED` survived earlier versions of the tests, so they are always tried, in addition to those that are
+drawn.
 
-`results/mutants.json` has the share that was killed, and the places of the survivors.
+`results/mutants.json` contains how many of the drawn mutants were killed, and lists all survivors.
 """
 
 import ast
@@ -49,7 +51,7 @@ MATHS = (
 TESTS = ("tests/oracles", "tests/metatrain")
 COPIED = ("metatrain", "worker", "service", "client", "tests", "benchmarks", "pyproject.toml", "README.md", "docs")
 SECONDS = 900
-"""The time after which the tests of a mutant are ended; it then counts as killed, as an endless loop would."""
+"""Time limit for the tests of one mutant. If they take longer, the mutant counts as killed: it may have caused an endless loop."""
 
 BINARY: dict[type[ast.operator], str] = {ast.Add: "-", ast.Sub: "+", ast.Mult: "/", ast.Div: "*", ast.FloorDiv: "*", ast.Pow: "*"}
 COMPARED: dict[type[ast.cmpop], str] = {
@@ -66,7 +68,7 @@ COMPARED: dict[type[ast.cmpop], str] = {
 }
 CALLED = {"sum": "mean", "mean": "sum", "min": "max", "max": "min", "amin": "amax", "amax": "amin", "any": "all", "all": "any"}
 DROPPED = {"detach", "sqrt", "exp", "log"}
-"""Methods without arguments, whose call is left out."""
+"""Methods whose calls a mutant removes if they have no arguments: `x.detach()` becomes `x`."""
 
 
 @dataclass(frozen=True)
@@ -95,13 +97,13 @@ NAMED = (
     ),
     ("metatrain/meta/metagrad.py", "h + how.damping * u[name]", "h + 2 * how.damping * u[name]"),
 )
-"""The anchor halved, the weights of the moving average swapped, iMAML's damping doubled."""
+"""(file, code, changed code): halve the anchor, swap the weights of the moving average, double iMAML's damping."""
 
 
 def named_mutants() -> list[Mutant]:
     """Return the mutants of `NAMED`.
 
-    Raises ValueError if the code to change is not in its file exactly once.
+    Raises ValueError unless the code to change occurs exactly once in its file.
     """
     found = []
     for path, before, after in NAMED:
@@ -114,13 +116,13 @@ def named_mutants() -> list[Mutant]:
 
 
 def every_mutant() -> list[Mutant]:
-    """Return all mutants of `MATHS`, in a fixed order."""
+    """Return all possible mutants of the files `MATHS`, in a fixed order."""
     paths = sorted({path for pattern in MATHS for path in ROOT.glob(pattern)})
     return [mutant for path in paths for mutant in mutants_of(path)]
 
 
 def mutants_of(path: Path) -> Iterator[Mutant]:
-    """Yield all mutants of one file."""
+    """Yield all possible mutants of one file."""
     source = path.read_text()
     lines = source.splitlines()
 
@@ -137,9 +139,9 @@ def mutants_of(path: Path) -> Iterator[Mutant]:
 
 
 def computations(tree: ast.AST) -> Iterator[ast.expr]:
-    """Yield the expressions that compute something.
+    """Yield the expressions of a syntax tree that may be mutated.
 
-    Annotations, types, declarations of options, messages and docstrings are left out.
+    Annotations, decorators, types, declarations of options, f-strings, `raise` and `assert` are left out.
     """
     for field, value in ast.iter_fields(tree):
         if field in ("annotation", "returns", "decorator_list", "type_params"):
@@ -161,7 +163,7 @@ def _declares(node: ast.AST) -> bool:
 
 
 def changes(node: ast.expr, source: str) -> Iterator[str]:
-    """Yield what can stand in the place of an expression."""
+    """Yield the code of each mutated form of an expression; nothing if there is none."""
 
     def code(part: ast.expr) -> str:
         return f"({ast.get_source_segment(source, part)})"
@@ -195,7 +197,10 @@ def changes(node: ast.expr, source: str) -> Iterator[str]:
 
 
 def record_coverage() -> CoverageData:
-    """Run `TESTS` once and record which test runs which line, and for how long; both are kept in runs/."""
+    """Run `TESTS`, and return which test runs which lines.
+
+    This coverage and the duration of each test are stored in runs/. If they are stored there already, the tests are not run again.
+    """
     if not COVERAGE.exists():
         COVERAGE.parent.mkdir(exist_ok=True)
         config = COVERAGE.with_suffix(".ini")
@@ -212,9 +217,9 @@ def record_coverage() -> CoverageData:
 
 
 def seconds_of_tests() -> dict[str, float]:
-    """Return the seconds of each test function, by its name as coverage writes it.
+    """Return the duration of each test function in seconds.
 
-    Such a name is `tests.oracles.test_inner.test_sgd_matches_pytorch`.
+    The keys are names as coverage writes them, such as `tests.oracles.test_inner.test_sgd_matches_pytorch`.
     """
     seconds: dict[str, float] = defaultdict(float)
     for case in ElementTree.parse(TIMES).iter("testcase"):
@@ -235,7 +240,7 @@ def tests_of(mutant: Mutant, data: CoverageData, seconds: Mapping[str, float]) -
 
 
 def survives(mutant: Mutant, tests: Sequence[str], copy: Path) -> bool:
-    """Return whether all these tests pass with the mutant in the copy of the project."""
+    """Return True if all these tests pass with the mutant in `copy`, a copy of the project."""
     file = copy / mutant.path
     source = file.read_text()
     file.write_text(mutant.apply(source))
@@ -297,7 +302,7 @@ def main(seed: int, count: int, jobs: int) -> None:
 
 
 def copy_project(folder: Path) -> Path:
-    """Copy what the tests need into a folder, and return it."""
+    """Copy the parts of the project that the tests need into `folder`, and return `folder`."""
     for name in COPIED:
         source = ROOT / name
         if source.is_dir():

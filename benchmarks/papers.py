@@ -6,8 +6,9 @@
   (transductive, as in the papers).
 
 A result is the mean over 600 test tasks with its 95 % interval. Every run writes a checkpoint and resumes from it. `--minutes`
-limits one call; the unfinished runs share that time equally. Each experiment writes `results/papers-EXPERIMENT.json`. It has only
-the runs that were trained to the end; an unfinished run is printed, with its number of outer steps. A GPU is used if there is one.
+limits one call; the unfinished runs share that time equally. Each experiment writes `results/papers-EXPERIMENT.json`. The
+file contains only runs that were trained to the end; unfinished runs are only printed, with their number of outer steps. A GPU is
+used if there is one.
 """
 
 import math
@@ -79,8 +80,7 @@ class Run:
 def train_and_test(runs: list[Run], minutes: float | None) -> list[Row]:
     """Train the unfinished runs, test all and print their results.
 
-    Returns the rows of the runs that are trained to the end.
-    `minutes` limits training; None does not.
+    Returns the rows of the runs that are trained to the end. `minutes`: the limit on the time for training; None means no limit.
     """
     rows = []
     until = math.inf if minutes is None else time.monotonic() + 60 * minutes
@@ -113,7 +113,10 @@ def train_and_test(runs: list[Run], minutes: float | None) -> list[Row]:
 
 
 def finished_rows(run: Run, state: OuterState, mean: float, half: float) -> list[Row]:
-    """Return the rows of a run that is trained to the end."""
+    """Return the rows of a run that is trained to the end.
+
+    `mean` and `half` are the result of `test`: the mean score and half of its 95 % interval.
+    """
     rows = [Row(run.case, run.system, "result", mean, run.unit), Row(run.case, run.system, "95 % interval, half", half, run.unit)]
     rows.append(Row(run.case, run.system, "outer steps", state.step, ""))
     if state.skipped:
@@ -124,7 +127,10 @@ def finished_rows(run: Run, state: OuterState, mean: float, half: float) -> list
 
 
 def train(run: Run, state: OuterState, until: float) -> str:
-    """Train until all outer steps are done or the time is `until`. Return the error that ended it, or ""."""
+    """Train until all outer steps are done, or until the `time.monotonic` time `until`.
+
+    Returns the message of the error that ended the training, or an empty string.
+    """
     run.folder.mkdir(parents=True, exist_ok=True)
     saved, failure = time.monotonic(), ""
     with tqdm(total=run.outer.steps, initial=state.step, desc=f"{run.training}, {run.system}", leave=False, disable=None) as bar:
@@ -169,9 +175,9 @@ def test(run: Run, state: OuterState) -> tuple[float, float]:
 
 
 def sinusoid_runs() -> list[Run]:
-    """Return the runs on sinusoids, with a net of two hidden layers of 40 and 25 tasks a meta-batch.
+    """Return the runs on sinusoids. The net has two hidden layers of 40 units; a meta-batch has 25 tasks.
 
-    The papers' rows are from Finn et al. 2017 and Li et al. 2017 (table 1, K = 5).
+    The papers' results are from Finn et al. 2017 and Li et al. 2017 (table 1, K = 5).
     """
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(1, 40), nn.ReLU(), nn.Linear(40, 40), nn.ReLU(), nn.Linear(40, 1))
@@ -219,8 +225,8 @@ def sinusoids(part: str, step: int, count: int = 25, shots: int = 5) -> tuple[Ex
 class ConvNet(nn.Module):
     """The net of Finn et al. 2017, §5.2, for Omniglot.
 
-    Four strided 3×3 convolutions of 64 filters, with batch normalisation by the batch itself and ReLU, then a linear layer with
-    `outputs` outputs; 0 means no linear layer.
+    Four strided 3×3 convolutions of 64 filters, each followed by batch normalisation with the statistics of the current batch,
+    and by ReLU. Then the mean over all positions, and a linear layer with `outputs` outputs; 0 means no linear layer.
     """
 
     def __init__(self, outputs: int) -> None:
@@ -241,7 +247,8 @@ class ConvNet(nn.Module):
 class Omniglot:
     """Meta-batches of `ways`-way 1-shot tasks of Omniglot, in the splits of Vinyals et al. 2016.
 
-    A meta-batch has 32 tasks of 5 ways, or 16 tasks of 20 ways. Tasks are for a classifier `net` or for an `embedding`.
+    A meta-batch has 32 tasks of 5 ways, or 16 tasks of 20 ways. `net` is a classifier. `embedding` is a second net, without the
+    linear layer at the end; only `prototype_tasks` uses it.
     """
 
     def __init__(self, data: Path, ways: int) -> None:
@@ -269,7 +276,10 @@ class Omniglot:
         return self.tasks(part, step, steps, ("head.",))
 
     def reptile_tasks(self, part: str, step: int, steps: int) -> NetTasks:
-        """Return five 10-shot tasks for training, ten rows a step and each row once; 1-shot tasks for a test."""
+        """Return five 10-shot tasks for training, or 1-shot tasks for a test.
+
+        In training, an inner step uses ten rows, and no row is used twice.
+        """
         if part == "test":
             return self.tasks(part, step, steps)
         support, query = self._draw(part, step, shots=10, count=5)
@@ -312,7 +322,7 @@ def omniglot_runs(data: Path, ways: int) -> list[Run]:
 
 
 def _five_way_runs(maml: Run, omniglot: Omniglot, theta: dict[str, Tensor]) -> list[Run]:
-    """Return the runs that are trained only 5-way. They have MAML's settings except for those given here."""
+    """Return the runs that exist only for 5-way. Settings that are not given here are those of `maml`."""
     embedding = Outer({name: leaf.cpu() for name, leaf in parameters(omniglot.embedding).items()}, {})
     by_parameter = Outer(theta, {name: torch.full((1, *leaf.shape), 0.4) for name, leaf in theta.items()})
     reptile = maml.outer.model_copy(

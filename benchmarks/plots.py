@@ -96,7 +96,7 @@ def jobs_under_faults() -> Path:
 def learning_curves() -> Path:
     """Plot the learning curve of every algorithm.
 
-    On small nets it is the query loss, relative to the one before training; on texts the accuracy.
+    On small nets, the curve is the query loss divided by its value before training. On texts, it is the validation accuracy.
     """
     rows = json.loads((RESULTS / "curves.json").read_text(encoding="utf-8"))["rows"]
     figure, axes = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")

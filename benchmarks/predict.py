@@ -6,7 +6,7 @@ belong to 1 to 64 adapters in turn. Every system gets the same token ids and com
 - bare base forward: pooled features, without delta and head;
 - quickstudy: probabilities as lists, from the bank with the delta and the head of the row's adapter; heads have 2 to 150 classes;
 - PEFT adapter_names: only features, in PEFT's own mixed batches;
-- PEFT set_adapter: only features, for one adapter and its rows after another.
+- PEFT set_adapter: only features, one adapter at a time, each with all of its rows.
 
 The systems take turns in every round, so that a busy moment of the machine affects all of them. A reported ratio is the median of
 the ratios of the rounds.

@@ -21,7 +21,7 @@ from metatrain.training.recipe import Recipe
 
 ALGORITHMS = tuple(kind.model_fields["name"].default for kind in get_args(get_args(AlgorithmSection)[0]))
 _EMBEDDED = ("protonet", "adapted_protonet")
-_UNSEEN = 10**6  # the seed of the tasks that are not trained on
+_UNSEEN = 10**6  # the seed of the tasks that are never trained on
 _DATA = {part: [{"path": "starter", "labels": [f"{domain}/*"]}] for part, domain in (("train", "car_rental"), ("valid", "theatre"))}
 
 
@@ -53,9 +53,10 @@ def hidden_classes(seed: int, count: int, ways: int = 3, shots: int = 2) -> tupl
 
 
 def learning_curve(algorithm: str, steps: int, every: int) -> Iterator[tuple[int, float]]:
-    """Train an algorithm and yield (outer step, mean query loss of 100 unseen tasks) every so many steps.
+    """Train an algorithm and yield (outer step, mean query loss of 100 unseen tasks) at intervals.
 
-    The recipe names the algorithm and the size of the outer loop, and nothing else.
+    The loss is measured before the first step, after every `every` steps and after the last step. The recipe sets only the
+    algorithm and the size of the outer loop; everything else is a default.
     """
     outer = {"steps": steps, "tasks": 8}
     recipe = Recipe.model_validate({"version": 2, "name": "small", "algorithm": {"name": algorithm}, "outer": outer, "data": _DATA})

@@ -86,7 +86,7 @@ def parts(data: Path, names: Sequence[str], near: int, far: int, setfit_near: in
     """Yield the parts of the folds in `names`, and those of far transfer if `names` has "far".
 
     An empty `names` selects all parts. `near` and `far`: the number of episodes in a part of a fold or of far transfer.
-    `setfit_near` and `setfit_far`: the numbers of episodes for SetFit, before the reduction for 10 shots.
+    `setfit_near` and `setfit_far`: the same for SetFit, which gets only a quarter of these episodes at 10 shots.
     """
     for fold, sets in FOLDS.items():
         if not names or fold in names:
@@ -111,7 +111,7 @@ def _episodes(paths: list[Path], shots: int, count: int) -> list[Episode]:
 
 
 def _spread(count: int, some: int) -> list[int]:
-    """Return `some` evenly spaced indices below `count`, or all indices if there are no more.
+    """Return `some` evenly spaced indices below `count`, or all of them if `some` is at least `count`.
 
     The episodes of a part are sorted by data set, so even spacing includes every data set.
     """
@@ -181,7 +181,7 @@ class Arena:
         return self._kept(self._accuracies, key, lambda: accuracy(_setfit(episode), episode))
 
     def seconds(self, system: str) -> Scores:
-        """Return the seconds that a system takes to adapt to single tasks, one at a time, by its name.
+        """Measure a system on single tasks, and return the seconds per task, by the system's name.
 
         The first task runs twice, and its first run only warms up. SetFit has no warm-up, because it takes too long.
         """

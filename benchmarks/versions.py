@@ -141,14 +141,14 @@ def compare(case: str, measure: Callable[[Version, int], float], other: Version,
 
 
 def median_interval(values: Sequence[float], coverage: float = 0.95) -> tuple[float, float]:
-    """Return the interval between two order statistics that contains the median with this probability.
+    """Return an interval between two order statistics that contains the median.
 
-    The interval is valid for any distribution. If even the range of all values has a lower probability, the range is returned; for
-    0.95 this is so with five values or fewer.
+    It contains the median with a probability of at least `coverage`, whatever the distribution of the values. If there are too few
+    values for that (for 0.95: five or fewer), the range of all values is returned.
     """
     ranked, n = sorted(values), len(values)
     below = 0.0
-    cut = 0  # number of values outside the interval at each end
+    cut = 0  # the interval goes from the `cut`-th smallest value to the `cut`-th largest; 0 means too few values
     while cut < (n - 1) // 2 and 1 - 2 * (below + comb(n, cut) / 2**n) >= coverage:
         below += comb(n, cut) / 2**n
         cut += 1

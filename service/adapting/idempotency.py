@@ -31,8 +31,8 @@ class IdempotencyKeys:
     def keep(self, secret: bytes, tenant: str, key: str, request: str, adapter_id: str) -> None:
         """Store the key of an accepted request, unless the key is stored already.
 
-        Raises IdempotencyKeyReused if the key is stored for a different request. The check and the write are one atomic step, so
-        this also holds for two requests at the same time.
+        Raises IdempotencyKeyReused if the key is stored for a different request. The check and the write are one atomic step: if
+        two concurrent requests have the same key, one is stored and the other is compared with it.
         """
         digest = _digest(secret, request)
         content = f"{digest} {adapter_id}"

@@ -75,7 +75,7 @@ class Jobs:
                 limits=self._limits,
             )
         except NotReplicated:
-            self._wake(tenant, adapter_id, queue)  # the record exists, and a retry of this call would not send a wake-up for it
+            self._wake(tenant, adapter_id, queue)  # the record was created, so a retry would find it and send no wake-up
             raise
         if created:
             self._wake(tenant, adapter_id, queue)
@@ -128,7 +128,7 @@ class Jobs:
     def subscribe(self, tenant: str, adapter_id: str) -> Iterator[asyncio.Event]:
         """Yield an event that is set each time the adapter's job ends or the adapter is deleted.
 
-        The subscription ends with the block. The caller clears the event.
+        The subscription ends with the `with` block. The service never clears the event; the caller has to.
         """
         ended, member = asyncio.Event(), f"{tenant}/{adapter_id}"
         self._waiting[member].add(ended)

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 PUBLIC = frozenset({"/healthz", "/readyz", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"})
 PUBLIC_BELOW = "/problems/"
 UNMETERED = frozenset({"/metrics"})
-"""Paths that do not count towards a tenant's limit of requests."""
+"""Paths whose requests do not count towards a tenant's request limit."""
 _bearer = HTTPBearer(
     auto_error=False, bearerFormat="qs_ID_SECRET", description="An API key, as `quickstudy keys create` prints it."
 )
@@ -92,7 +92,7 @@ class Authenticator:
         return self._open_allowed
 
     async def _valid_key(self, identity: str) -> Key | None:
-        """Return the key with this id, None if it is unknown, revoked or expired."""
+        """Return the key with this id, or None if it is unknown, revoked or expired."""
         began = time.monotonic()
         until, cached = self._cached_keys.get(identity, (0.0, None))
         if began < until:

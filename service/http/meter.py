@@ -1,4 +1,4 @@
-"""Count the requests of each tenant, and the inputs that were predicted for it.
+"""Count each tenant's requests and predicted inputs.
 
 A write to the records takes as long as a disk write. So counts are collected in memory and written once a second; a killed process
 loses the counts that it has not written. If MAX_REQUESTS_A_MINUTE is set, requests are instead counted in the records at once.
@@ -42,7 +42,7 @@ class Meter:
             self._requests[tenant] += number
 
     def count_predictions(self, tenant: str, inputs: int) -> None:
-        """Count `inputs` inputs that were predicted for a tenant."""
+        """Add `inputs`, a number of predicted inputs, to a tenant's count."""
         self._predictions[tenant] += inputs
 
     async def used(self, tenant: str) -> Used:

@@ -89,7 +89,8 @@ def _example(error: type[ServiceError]) -> dict[str, Any]:
 def describe(app: FastAPI, settings: ServiceSettings, initializations: list[str]) -> None:
     """Make the application's OpenAPI document include the limits from `settings` and the problem schema.
 
-    `initializations` has the names of all initializations of this deployment. They are not listed in the document.
+    `initializations` has the names of all initializations of this deployment. The document does not list them; they only determine
+    whether it states a default for the field `initialization`.
     """
 
     def openapi() -> dict[str, Any]:
@@ -143,8 +144,8 @@ def _non_null(schema: dict[str, Any], name: str) -> dict[str, Any]:
 def _describe_initialization(schema: dict[str, Any], names: list[str]) -> None:
     """Describe the field `initialization` without listing the `names` of the initializations.
 
-    The names must not be listed, because the document is public and only clients with an API key may see them. The default is
-    removed from the schema if no initialization has that name.
+    The names must not be listed, because the document is public and only clients with an API key may see them. The schema's
+    default value is removed if it is not one of `names`.
     """
     schema |= {"description": "name of an initialization; `GET /initializations` lists them", "examples": ["default"]}
     if schema["default"] not in names:

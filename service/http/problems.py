@@ -57,7 +57,7 @@ async def _validation_error(request: Request, error: Exception) -> JSONResponse:
 
 
 def _printable(name: str) -> str:
-    """Return a field name from a request, with lone surrogates escaped and cut to 80 characters."""
+    """Escape the lone surrogates in a field name from a request, and cut the name to 80 characters."""
     shown = name.encode("utf-8", "backslashreplace").decode()
     return shown if len(shown) <= 80 else shown[:77] + "…"
 

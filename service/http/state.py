@@ -103,7 +103,7 @@ class ServiceState:
         """Return the base model that an adapter was made on, or None if this service does not have it.
 
         The record's queue name identifies the base model. Queue names of earlier versions do so only in part. For these, return the
-        base model that has the adapter's initialization and precision, or else the one whose weights the queue name has.
+        base model that has the adapter's initialization and precision, or else the one that had this queue name earlier.
         """
         for deployed in self.deployed:
             if record.queue == deployed.queue:

@@ -71,7 +71,10 @@ def _one_of(models: dict[str, type[BaseModel]]) -> Any:
         return next(iter(models.values()))
 
     def name_of(value: Any) -> str:
-        """Return the name of the first kind whose required fields `value` has, or else of the first kind."""
+        """Return the name of the first kind whose required fields `value` has.
+
+        If there is no such kind, returns the name of the first kind of the registry.
+        """
         fields = set(value) if isinstance(value, dict) else set(type(value).model_fields) if isinstance(value, BaseModel) else set()
         return next((name for name, model in models.items() if _required(model) <= fields), next(iter(models)))
 

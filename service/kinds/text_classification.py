@@ -15,7 +15,7 @@ from service.settings import ServiceSettings
 from worker.kinds.kind import Canonical
 
 _IMBALANCE = 5
-"""A dry run warns if one label has at least this many times the examples of another."""
+"""A dry run warns if one label has at least this many times as many examples as another."""
 
 
 class Example(Body):

@@ -45,7 +45,7 @@ async def answer_parts(
             for part in parts:
                 answers.append(await _answer(ready, part, connection, state))
                 state.metrics.observe_prediction(answers[-1].seconds)
-                # Count each part in the tenant's usage once: also if a later part fails, and not again if all parts are repeated.
+                # Count each part in the tenant's usage exactly once, even if a later part fails or all parts are predicted again.
                 if len(answers) > counted:
                     counted = len(answers)
                     state.meter.count_predictions(tenant, len(part))
@@ -63,7 +63,7 @@ async def _answer(ready: Record, texts: Sequence[str], connection: Request, stat
     """Predict one part: wait for the predictor's answer, the client's disconnection or the timeout.
 
     If the weights are neither on the device nor in host memory, the predictor reads them from the cache. Raises WeightsMissing if
-    they are not there, and WeightsCorrupt if they do not have the digest of the record.
+    the cache does not have them, and WeightsCorrupt if their digest is not the one in the record.
     """
     weights = WeightsKey(ready.tenant, ready.adapter_id, ready.fence, str(ready.digest))
     answer = asyncio.wrap_future(state.require_deployed(ready).predictor.submit(weights, texts))

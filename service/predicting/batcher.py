@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
 ROW_SECONDS = 0.005
-"""Delay that each row of a call adds to its turn, in seconds."""
+"""Seconds that each row of a call adds to the call's arrival time when calls are sorted (see `Batcher`)."""
 
 
 class WaitingCall(Protocol):

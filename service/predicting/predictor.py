@@ -200,8 +200,8 @@ class InProcessPredictor:
     def _check_room(self, tenant: str, rows: int) -> None:
         """Raise Overloaded if the queue has no room for a call with `rows` inputs.
 
-        The queue holds at most QUEUE_ROWS inputs, but an empty queue accepts a call of any size. If a tenant and other tenants both
-        have inputs waiting, the tenant may use at most half of the queue.
+        The queue holds at most QUEUE_ROWS inputs, but an empty queue accepts a call of any size. If inputs of `tenant` and
+        of other tenants are waiting, `tenant` may use at most half of the queue.
         """
         most, waiting, waiting_of_tenant = self._settings.queue_rows, self._unanswered_rows, self._unanswered_rows_of[tenant]
         if waiting and waiting + rows > most:

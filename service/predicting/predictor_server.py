@@ -50,7 +50,7 @@ async def serve(predictors: Sequence[InProcessPredictor], url: str) -> None:
     log.info("predictor on %s", url)
     await stop.wait()
     server.close()
-    connections.stopping = True  # set before the predictors close: closing waits for all accepted calls
+    connections.stopping = True  # refuses new calls while the predictors close, which waits for all accepted ones
     for predictor in predictors:
         await asyncio.get_running_loop().run_in_executor(None, predictor.close)
     await connections.close()

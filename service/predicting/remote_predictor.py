@@ -16,11 +16,11 @@ from service.settings import predictor_address
 
 log = logging.getLogger(__name__)
 _RECONNECT_SECONDS, _MISMATCH_SECONDS = 0.5, 5.0
-"""Pause before the next connection attempt, and extra pause after a predictor with another base model."""
+"""Pause before each reconnection, and an additional pause if the predictor turned out to have another base model."""
 _SILENCE_SECONDS = 5.0
-"""Silence after which the connection counts as broken: gauges arrive every second."""
+"""Time without a message after which the connection counts as broken. Normally gauges arrive every second."""
 _UNSENT_BYTES = 16 * 2**20
-"""Most unsent bytes before calls are refused because the predictor does not read."""
+"""Calls are refused while more bytes than this wait to be sent, because the predictor does not read fast enough."""
 
 
 class RemotePredictor:

@@ -47,7 +47,7 @@ class Shelf(Generic[V]):
     def drop(self, key: str) -> None:
         with self._lock:
             self._drop(key)
-            self._loading.pop(key, None)  # the callers of a load that still runs get its value, but it is not stored
+            self._loading.pop(key, None)  # a running load still returns its value to its callers, but does not store it
 
     def _drop(self, key: str) -> None:
         value = self._values.pop(key, None)
@@ -57,8 +57,8 @@ class Shelf(Generic[V]):
     def get(self, key: str, load: Callable[[], V], start: Callable[[Callable[[], None]], object]) -> "Future[V]":
         """Return a future of the value for `key`. If the shelf does not have the value, load and store it.
 
-        `load` returns the value. `start` receives a function that runs the load and has to call it, usually in another thread; a
-        thread pool's `submit` fits. Calls for a key that is already loading share that load.
+        `load` returns the value. `start` is called with a function that runs `load`, and must call that function, usually in
+        another thread; a thread pool's `submit` can be used. Calls for a key that is already loading share that load.
         """
         with self._lock:
             if key in self._values:
@@ -86,7 +86,10 @@ class Shelf(Generic[V]):
         return loading
 
     def _finish_loading(self, key: str, loading: "Future[V]") -> bool:
-        """Mark a load as finished. Return True if its value should be stored: it was not dropped meanwhile."""
+        """Mark a load as finished. Return True unless `key` was dropped meanwhile.
+
+        The caller stores the loaded value only if the result is True.
+        """
         with self._lock:
             current = self._loading.get(key) is loading
             if current:

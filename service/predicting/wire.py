@@ -76,7 +76,7 @@ def error(number: int, problem: BaseException) -> dict[str, Any]:
 def error_kind(problem: BaseException) -> str | None:
     """Return the name of an error's type if it is an expected one, otherwise None.
 
-    Expected errors are sent with their text. A subclass has the name of its expected base class.
+    Expected errors are sent with their text. For a subclass of an expected type, the name of the expected type is returned.
     """
     return next((name for name in _ERRORS if name in [each.__name__ for each in type(problem).__mro__]), None)
 

@@ -82,10 +82,10 @@ def _compare(quickstudy: Client, support: Pairs, query: Pairs, right: int, secon
 
 @contextmanager
 def served(data_dir: Path, settings: Mapping[str, str] = MappingProxyType({})) -> Iterator[str]:
-    """Run a service with embedded server and worker while the block runs. Yield its URL, on a free port.
+    """Run a service with an embedded Redis server and worker during the `with` block. Yield its URL.
 
-    The service is a child process, with `settings` as additional environment variables and without REDIS_URL and CACHE_URL.
-    Raises RuntimeError if the service does not start or stop in time.
+    The service is a child process that listens on a free port. Its environment has `settings` in addition, but neither REDIS_URL
+    nor CACHE_URL. Raises RuntimeError if the service does not start or stop in time.
     """
     data_dir.mkdir(parents=True, exist_ok=True)
     with socket.socket() as probe:

@@ -1,4 +1,4 @@
-"""Connect commands to the records and weights of a service, at REDIS_URL or in the embedded server."""
+"""Connect commands to a service's records and weights, at REDIS_URL or in the embedded Redis server."""
 
 import os
 import sys
@@ -31,7 +31,7 @@ def on_data_dir(command: Callable[..., Any]) -> Callable[..., Any]:
 def connect_to_records(data_dir: Path) -> "tuple[redis.Redis, str]":
     """Return a client for the Redis server that has the records, and the URL of the weights cache.
 
-    The server is the one at REDIS_URL or, if that is unset, the embedded server that runs on `data_dir`. Exits with a one-line
+    The server is the one at REDIS_URL or, if that is unset, the embedded one that runs on `data_dir`. Exits with a one-line
     message if the settings are invalid or the server does not answer.
     """
     try:

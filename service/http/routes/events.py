@@ -31,11 +31,11 @@ KEY_CHECK_SECONDS = 1.0
 LONGEST_SECONDS = 600.0
 """Longest life of a stream; a client that needs more reconnects with `Last-Event-ID`."""
 _POLL_SECONDS = {"running": 0.2, "queued": 0.5}
-"""Time between two reads of the record, by status; the end of a job is noticed at once."""
+"""Time between two reads of the record, by the job's status. The end of a job is noticed at once, without waiting for a read."""
 _END, _QUEUED_AGAIN = 100_000, 100_001
-"""Event numbers of the end of an attempt, and of its job being queued again: higher than any step's."""
+"""The numbers of two events: the job ended, and the job was queued again. They are higher than the number of any step."""
 EventId = tuple[int, int]
-"""The fence of the attempt and the number of the event in it."""
+"""(fence, number). The fence identifies the attempt: a later one has a higher fence. The number identifies the event within it."""
 _STREAM = """: alive
 
 event: status
