@@ -14,8 +14,8 @@ WorkerError
 """
 
 JOB_SECONDS, ROOM_SECONDS = 2, 60
-"""Suggested delay in seconds before a request that a limit refused is retried. JOB_SECONDS is for the limit on unfinished jobs,
-because jobs end by themselves. ROOM_SECONDS is for the other limits, because something must be deleted first."""
+"""Suggested delay in seconds before retrying a request that exceeded a limit. JOB_SECONDS is for the limit on unfinished jobs,
+because jobs end by themselves. ROOM_SECONDS is for the limits on stored data, because something must be deleted first."""
 _ALIASES_NAMED = 20
 
 

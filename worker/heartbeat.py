@@ -42,8 +42,8 @@ class HeldJob:
 def keep_lease(claims: Claims, claim: Claim, lease_ms: int) -> Iterator[HeldJob]:
     """Send heartbeats for a claimed job from a background thread while the `with` block runs.
 
-    Yields the job's state. The heartbeats stop earlier if its `ended` is set or the claim is lost. A heartbeat extends the lease
-    by `lease_ms` and stores the support losses so far.
+    Yields the job's state. The heartbeats stop earlier if the state's `ended` is set or the claim is lost. A heartbeat extends the
+    lease by `lease_ms` and stores the support losses so far.
     """
     job = HeldJob(claim)
     thread = threading.Thread(

@@ -55,11 +55,11 @@ class JobRunner:
     def run(self, tenant: str, adapter_id: str) -> None:
         """Claim a job, claim waiting jobs that can share its pass (one batched inner loop), and run them.
 
-        Each job ends as ready or failed. It is handed back to the queue instead if the cache does not store its weights or the
-        worker stops. Does nothing if the job cannot be claimed.
+        Each job ends as ready or failed, or is handed back to the queue if the cache does not store its weights or the worker
+        stops. Does nothing if the given job cannot be claimed.
 
-        Raises redis.RedisError if the records stay out of reach. The job then keeps the status `running` until its lease expires,
-        and another worker can claim it.
+        Raises redis.RedisError if the records server cannot be reached for too long. A claimed job then keeps the status `running`
+        until its lease expires and another worker claims it.
         """
         claim = self._claim(tenant, adapter_id)
         if claim is not None:
@@ -202,7 +202,7 @@ class JobRunner:
     def _count_times(self, committed: Sequence[tuple[Outcome, MadeAdapter]]) -> None:
         """Add the stage durations of the jobs in one pass to the histograms for `/metrics`.
 
-        All jobs of the pass share the inner steps. So their durations are added once, from the job with the most steps.
+        All jobs of the pass share the inner steps. So each step's duration is added only once, from the job with the most steps.
         """
         if not committed:
             return

@@ -35,9 +35,9 @@ def run_worker(settings: WorkerSettings) -> None:
 def queues_of(runtime: Runtime) -> dict[str, list[str]]:
     """Return the queues from which a worker may claim jobs: {queue: digests of allowed initializations}.
 
-    An empty list allows any initialization. The worker has one queue per base model. The other queues contain jobs that earlier
-    versions accepted: those versions named a queue by the digest of the base weights alone, and before that there was one queue
-    with an empty name. From an older queue, a worker may claim only jobs whose initialization it has.
+    An empty list allows any initialization. The worker has one queue per base model. The other queues are for jobs that earlier
+    versions accepted. Some of those versions used only the digest of the base weights as the queue's name, and the oldest had one
+    queue with an empty name. From such queues, a worker may claim only jobs whose initialization it has.
     """
     digests = list(runtime.by_digest)
     earlier = {resident.earlier_queue: digests for resident in runtime.residents}

@@ -94,9 +94,9 @@ class Reaper:
 
 
 def oldest_wake_up(client: "redis.Redis", queue: str) -> tuple[str, str] | None:
-    """Return the (tenant, adapter id) in the oldest new wake-up of a queue (priority IN_TURN).
+    """Return the (tenant, adapter id) from a queue's oldest wake-up, or None if the queue is empty.
 
-    If there is none, return that of the oldest repeated wake-up (priority FIRST), or None if the queue is empty.
+    Repeated wake-ups (priority FIRST) are considered only if the queue contains no new wake-ups (priority IN_TURN).
     """
     for suffix in (f"\x06\x16{IN_TURN}", ""):  # kombu keeps a list for each priority, with such a suffix
         message = cast(bytes | None, client.lindex(f"{names.CELERY_PREFIX}{queue}{suffix}", -1))

@@ -1,6 +1,6 @@
 """Retry calls while a Redis server cannot be reached.
 
-So a restart of the server does not lose an adapter that is already computed.
+Because of these retries, a restart of the server does not lose an adapter that is already computed.
 """
 
 import logging

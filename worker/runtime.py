@@ -70,8 +70,9 @@ class Runtime:
     def can_share_pass(self, recipe: JobRecipe) -> bool:
         """Return True if the job may run in one pass with other jobs that have the same pass key.
 
-        It may not if its support set is too large for one step, or if the initialization uses augmented views: parts and views are
-        drawn with one seed for the whole pass. Also False if this worker lacks the task kind or the initialization.
+        A job must run alone if its support set is too large for one step, or if its initialization uses augmented views. Such a job
+        draws random parts or views, and a pass has only one seed for them, while its jobs may have different seeds. Also returns
+        False if this worker lacks the task kind or the initialization.
         """
         _, init = self.by_digest.get(recipe.initialization_digest, (None, None))
         if init is None or recipe.kind not in task_kinds():

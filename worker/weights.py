@@ -19,7 +19,7 @@ CACHE_WAIT_SECONDS = 20.0
 class WeightsWriter:
     """Writes the weights of jobs to the cache.
 
-    A claim's weights have a key of their own: it contains the claim's fence, a number that no other claim has.
+    Each claim writes under its own key, which contains the claim's fence, a number that no other claim has.
     """
 
     def __init__(self, store: WeightStore, draining: DrainTimer) -> None:
@@ -44,7 +44,7 @@ class WeightsWriter:
             raise CacheRefused(f"the cache is out of reach: {type(error).__name__}", is_attempt=False) from error
 
     def keep(self, claim: Claim, lifetime: WeightsLifetime) -> None:
-        """Update the lifetime of stored weights to that in the record, which changed while the job ran."""
+        """Set the lifetime of stored weights. Call it if the lifetime in the record changed while the job ran."""
         try:
             self._store.keep(claim.tenant, claim.adapter_id, claim.fence, None if lifetime.pinned else lifetime.ttl_ms)
         except redis.RedisError as error:

@@ -1,8 +1,8 @@
 """The Python client of Quickstudy: the blocking `Client`, and `AsyncClient` for asyncio.
 
-It needs only httpx. The modules `calls` and `answers` build requests and read responses, as plain values. `multi_step`, `events`
-and `retries` contain the logic of methods that take several steps, without I/O. `blocking` and `asynchronous` are the two clients,
-which do the I/O.
+The package needs only httpx. The modules `calls` and `answers` build requests and read responses, as plain values. `multi_step`,
+`events` and `retries` contain the logic of methods that send several requests, without I/O. `blocking` and `asynchronous` are the
+two clients, which do the I/O.
 
 Example::
 
@@ -87,7 +87,7 @@ _MODULES = ("answers", "asynchronous", "blocking", "errors", "events")
 if not TYPE_CHECKING:  # type checkers read the imports above
 
     def __getattr__(name: str) -> Any:
-        """Import an exported name on first use, because httpx would slow `quickstudy --help` by 0.1 s."""
+        """Import an exported name on first use. So `quickstudy --help` saves the 0.1 s to import httpx."""
         if name in __all__:
             modules = (import_module(f"{__name__}.{module}") for module in _MODULES)
             globals()[name] = next(vars(module)[name] for module in modules if name in vars(module))

@@ -1,6 +1,6 @@
-"""The service's answers as frozen dataclasses, and a reader that builds them from JSON.
+"""The service's answers as frozen dataclasses, and the function `read_as`, which parses answers.
 
-The reader checks every field of a dataclass, and ignores JSON members for which the dataclass has no field.
+`read_as` builds a dataclass from JSON. It checks every field, and ignores JSON members for which the dataclass has no field.
 """
 
 import dataclasses
@@ -36,7 +36,7 @@ class Notice:
 
     @property
     def row(self) -> int | None:
-        """The position of the example that the warning is about; None if it is about no single example."""
+        """The position of the example that the warning is about; None if there is no single example."""
         return row_of(self.field)
 
 
@@ -53,7 +53,7 @@ class DryRun:
     labels: dict[str, int]
     """Number of examples of each label."""
     steps: int | None
-    """Number of inner steps; None if it will be chosen while adapting, from the support set."""
+    """Number of inner steps; None if the inner loop will choose the number, by accuracy on the support set."""
     truncated: tuple[int, ...]
     warnings: tuple[Notice, ...]
 
@@ -69,7 +69,7 @@ class Adapter:
     labels: tuple[str, ...]
     examples: int
     steps: int | None
-    """Number of inner steps; None if it is chosen while adapting and the adapter is not ready yet."""
+    """Number of inner steps; None if the inner loop chooses the number and the adapter is not ready yet."""
     seed: int
     label_words: bool
     precision: str
@@ -164,11 +164,11 @@ class Score:
     macro_f1: float
     """The mean F1 of `labels`."""
     labels: dict[str, LabelScore]
-    """Scores of every label that an example has or that was predicted for one."""
+    """The scores of every label that occurs among the true labels or the predictions."""
     confusion: dict[str, dict[str, int]]
     """Numbers of examples: `confusion[true label][predicted label]`."""
     mistakes: tuple[int, ...]
-    """Positions of the examples whose label was predicted wrong."""
+    """Positions of the examples with a wrong prediction."""
 
 
 @dataclass(frozen=True)
@@ -193,7 +193,7 @@ class AliasMove:
 
 @dataclass(frozen=True)
 class Initialization:
-    """An initialization: a starting point for adapters, which the service can adapt from."""
+    """An initialization of the service: a starting point that support sets are adapted from."""
 
     name: str
     digest: str
@@ -206,10 +206,10 @@ class Initialization:
     optimizer: str
     objective: dict[str, float]
     in_parts: dict[str, object] | None
-    """The settings for large support sets; None if the initialization has none of its own.
+    """The settings for large support sets; None if the initialization has no such settings.
 
-    A support set of more than `more_than` examples is split into parts and trained with `objective`. The number of steps is that of
-    a small support set times the number of parts, but at most times `most`.
+    A support set of more than `more_than` examples is split into parts, and the inner loop uses `objective` for it. The usual
+    number of steps is multiplied by the number of parts, but at most by `most`.
     """
     temperature: float
     max_length: int
@@ -233,11 +233,11 @@ class Usage:
 
 @dataclass(frozen=True)
 class Readiness:
-    """The result of `ready`. It is true in an `if` statement if the service accepts traffic."""
+    """The result of `ready`. In an `if` condition, it is true if the service accepts traffic."""
 
     ready: bool
     missing: tuple[str, ...] = ()
-    """Parts that the service lacks; empty if it is ready or names none."""
+    """The parts of the service that are missing; empty if the service is ready, or does not say what is missing."""
 
     def __bool__(self) -> bool:
         return self.ready

@@ -156,7 +156,7 @@ class AsyncClient:
             if not reader.ended:
                 await asyncio.sleep(reader.poll_pause())
 
-    @overload  # a str is a Sequence[str] too; it means one input, not many
+    @overload  # a str is also a Sequence[str], but here it means one input
     async def predict(self, adapter: AdapterRef, inputs: str, *, top_k: int | None = None) -> Prediction: ...  # type: ignore[overload-overlap]
     @overload
     async def predict(self, adapter: AdapterRef, inputs: Sequence[str], *, top_k: int | None = None) -> Predictions: ...

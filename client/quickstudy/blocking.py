@@ -35,7 +35,7 @@ class Client:
     """A blocking client of one Quickstudy service. Use it as a context manager, or call `close`.
 
     Arguments:
-        url: the service, without a path unless a proxy adds one.
+        url: the base URL of the service. It contains a path only if a proxy adds one.
         api_key: None reads QUICKSTUDY_API_KEY from the environment; an empty string sends no key.
         timeout: seconds to wait for an answer before a call fails. `adapt` and `add_examples` add their `wait` to it.
         retries: number of further attempts if the service refuses a call temporarily or the connection fails (see `Retries`).
@@ -136,8 +136,8 @@ class Client:
     def wait(self, adapter: AdapterRef, seconds: float = 30.0, on_progress: Callable[[Event], None] | None = None) -> Adapter:
         """Wait until an adapter is ready and return it.
 
-        `on_progress` is called with every event of the job. Raises NotReady if the job ends in another status or is not ready after
-        `seconds`, and NotFound if there is no such adapter.
+        `on_progress` is called with every event of the job. Raises NotReady if the job ends with another status or the adapter is
+        not ready after `seconds`, and NotFound if there is no such adapter.
 
         Example::
 
@@ -190,7 +190,7 @@ class Client:
             if not reader.ended:
                 time.sleep(reader.poll_pause())
 
-    @overload  # a str is a Sequence[str] too; it means one input, not many
+    @overload  # a str is also a Sequence[str], but here it means one input
     def predict(self, adapter: AdapterRef, inputs: str, *, top_k: int | None = None) -> Prediction: ...  # type: ignore[overload-overlap]
     @overload
     def predict(self, adapter: AdapterRef, inputs: Sequence[str], *, top_k: int | None = None) -> Predictions: ...

@@ -29,14 +29,14 @@ from quickstudy.errors import NotUnderstood
 T = TypeVar("T")
 Pairs = Iterable[tuple[str, str]]
 AdapterRef = str | Adaptation | Adapter
-"""An adapter id, an object that has one, or, for `predict`, an alias."""
+"""An adapter id or an object with an `adapter_id`. In `predict`, also an alias."""
 
 
 class LearnOptions(TypedDict, total=False):
     """Options of a new adapter. For an option that is not given, the service's default applies.
 
-    In `add_examples`, `seed` and `label_words` default to those of the parent. So does `steps`, unless the initialization chose the
-    parent's number; it then chooses again for the larger support set.
+    In `add_examples`, `seed`, `label_words` and `steps` default to the parent's values. But if the parent has the number of steps
+    that the initialization chooses for the parent's examples, the initialization chooses again for the larger support set.
     """
 
     steps: int | None
@@ -104,7 +104,7 @@ class Call(Generic[T]):
     wait_seconds: float = 0.0
     """Seconds that the request asks the service to wait before it answers. They are added to the timeout."""
     repeatable: bool = True
-    """True if the call may be sent again after its answer was lost, when it may already have taken effect."""
+    """True if the call may be sent again after its answer was lost, even though the first attempt may have taken effect."""
     is_deletion: bool = False
     """True for a deletion: if its answer was lost, a 404 on the retry means that it succeeded."""
 

@@ -29,7 +29,7 @@ class QuickstudyError(Exception):
 
     Attributes:
         status: the HTTP status, or None if there was no answer.
-        problem: the RFC 9457 problem document that the service sent. If it sent none, the client creates one of that form.
+        problem: the RFC 9457 problem document that the service sent. If there is none, the client creates a similar mapping.
         retry_after: seconds that the service asked to wait before another attempt, or None.
     """
 
@@ -92,7 +92,7 @@ class Invalid(QuickstudyError):
 
     @property
     def row(self) -> int | None:
-        """The position, from 0, of the invalid example or input; None if the error is about no single one."""
+        """The position, from 0, of the invalid example or input; None if there is no single invalid one."""
         return row_of(self.field or "")
 
     def too_many(self, field: str) -> bool:
@@ -135,7 +135,7 @@ class Unavailable(QuickstudyError):
 
 
 def row_of(field: str) -> int | None:
-    """Return the row number at the start of a field path: 3 for `support[3].label`. None if it has none."""
+    """Return the row number in a field path: 3 for `support[3].label`, None for a path without a row."""
     found = _ROW.match(field)
     return int(found[2]) if found else None
 

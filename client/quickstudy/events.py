@@ -109,8 +109,8 @@ class EventReader:
     def pause(self, outcome: httpx.Response | httpx.TransportError) -> float:
         """Return the seconds to wait before reconnecting, after a connection failed or ended early.
 
-        `outcome`: the response or the transport error of that connection. Sets `polling` if the service offers no stream. Raises
-        the QuickstudyError of the connection if it must not be retried, and NotReady after the deadline.
+        `outcome`: the response or the transport error of that connection. Sets `polling` if the service offers no stream. Raises a
+        QuickstudyError for `outcome` if the client must not reconnect, and NotReady after the deadline.
         """
         self._check_deadline()
         error: QuickstudyError

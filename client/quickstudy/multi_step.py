@@ -1,4 +1,4 @@
-"""The logic of client methods that take several steps, as generators without I/O.
+"""The logic of client methods that send several requests or retry, as generators without I/O.
 
 A generator yields each step, a `Call` to send or a `Pause`, and receives the reply to it from `generator.send`. `Client` and
 `AsyncClient` only perform these steps, so that both behave alike.
@@ -31,7 +31,7 @@ class Pause:
 Reply = httpx.Response | httpx.TransportError | None
 """The result of one step: a response or a transport error for a call, None for a pause."""
 Flow = Generator[Call[Any] | Pause, Reply, T]
-"""A generator that yields the steps of a client method and returns its result, a T."""
+"""A generator that yields the steps of a client method, and returns the method's result of type T."""
 
 
 def send(call: Call[T], retries: Retries, deadline: float | None = None) -> Flow[T]:
@@ -101,9 +101,9 @@ def with_status_of(answer: Adaptation, adapter: Adapter) -> Adaptation:
 
 
 class PartSize:
-    """The number of inputs to send in one predict call, `rows`.
+    """The largest number of inputs to send in one predict call, stored in `rows`.
 
-    It starts at the service's default limit. If the service refuses a call as too large, it becomes smaller.
+    `rows` starts at the service's default limit. `predict` reduces it if the service refuses a call as too large.
     """
 
     def __init__(self) -> None:
@@ -114,7 +114,7 @@ def predict(name: AdapterRef, inputs: Sequence[str], top_k: int | None, size: Pa
     """Return predictions for any number of inputs, in as many calls as the service's limits require.
 
     The same adapter predicts all inputs: if `name` is an alias, later calls use the adapter id from the first answer, even if the
-    alias has moved. Raises Invalid; its `row` is a position in `inputs`.
+    alias has moved. Raises Invalid if the service rejects an input; the error's `row` is the position in `inputs`.
     """
     answers: list[Predictions] = []
     position = 0

@@ -24,8 +24,8 @@ class Retries:
 
     A call is retried after 429, 502, 503 and 504, and if the connection fails or breaks. It is not retried after a 429 that reports
     a limit on storage. The pause before a retry is the answer's `Retry-After`; if that is above two minutes, the call is not
-    retried. Without that header the pause doubles from 0.2 up to 10 seconds. `jitter` returns a random number from 0 to 1, which
-    shortens the doubled pause by up to a half.
+    retried. Without that header, the pause starts at 0.2 seconds and doubles with each attempt, up to 10 seconds. Each
+    of these pauses is shortened at random by up to a half: `jitter` returns a random number from 0 to 1.
     """
 
     limit: int

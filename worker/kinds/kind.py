@@ -36,7 +36,7 @@ class TaskKind(Protocol):
 
     @property
     def default(self) -> str:
-        """The initialization to use for a request that asks for `default`, if none has that name."""
+        """The initialization to use for a request that asks for `default`, if no initialization has that name."""
 
     def canonical(self, example: Mapping[str, Any]) -> Canonical:
         """Convert an example from a request body to its stored form, which also determines the adapter's id."""
@@ -51,7 +51,7 @@ class TaskKind(Protocol):
         """Return the labels in the order of the readout's rows, or an empty tuple if the kind has no labels."""
 
     def size(self, support: Sequence[Canonical], *, label_words: bool) -> tuple[int, int]:
-        """Return (number of rows that the inner loop is trained on, number of groups of rows).
+        """Return (number of rows that the inner loop trains on, number of groups of rows).
 
         For classification, a group is the rows of one label (see `Targets.sizes`). `label_words`: True if the words of each label
         are used as one more example of that label.

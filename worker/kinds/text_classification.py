@@ -1,4 +1,7 @@
-"""The task kind `text-classification`: each text has one label, and predictions are probabilities."""
+"""The task kind `text-classification`: each text has one label.
+
+A prediction gives the probability of each label.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +44,7 @@ class TextClassification:
         return len(support) + labels * label_words, labels
 
     def training_pairs(self, recipe: JobRecipe) -> list[tuple[str, str]]:
-        """Return the (text, label) pairs that the inner loop is trained on.
+        """Return the (text, label) pairs that the inner loop trains on.
 
         These are the recipe's examples. If its `label_words` is True, the words of each label are one more example of that label.
         """

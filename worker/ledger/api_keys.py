@@ -3,7 +3,7 @@
 A key has the form `qs_ID_SECRET`: ID is 12 hexadecimal characters, SECRET is 32 random bytes as 43 base64url characters.
 
 All keys are fields of one Redis hash without a TTL, `qs:keys`, by id. No key is ever removed, not even a revoked one. So `Keys.any`
-stays True once the first key was created. Times come from the clock of the Redis server.
+always returns True once a key has been created. Times come from the clock of the Redis server.
 """
 
 import hashlib
@@ -78,7 +78,7 @@ class Keys:
             expires_at=None if lives_ms is None else now + lives_ms,
         )
         if not self._redis.hsetnx(names.API_KEYS, identity, key.model_dump_json(exclude_none=True)):
-            return self.create(tenant, name, scopes, lives_ms=lives_ms)  # the random id exists already, a chance of one in 2^48
+            return self.create(tenant, name, scopes, lives_ms=lives_ms)  # the random id was already in use
         return identity, f"qs_{identity}_{secret}", key
 
     def any(self) -> bool:

@@ -1,4 +1,6 @@
-"""The counts and histograms for `/metrics`, stored in Redis since the deployment began.
+"""The counts and histograms for `/metrics`, stored in Redis.
+
+They include everything since the deployment began.
 
 This module writes only the stage durations of ended jobs. The Lua scripts increment all other counts, each in the same atomic step
 as the event that it counts.

@@ -13,7 +13,7 @@ DONE_CHANNEL = "qs:done"
 """Redis channel on which `tenant/adapter_id` is published when a job ends."""
 
 TEXT_CLASSIFICATION = "text-classification"
-"""The default task kind. Records without a kind are of this one: they are from versions that had no other kind."""
+"""The default task kind. It applies to records without a kind, which come from versions that had no other kind."""
 Status = Literal["queued", "running", "ready", "failed", "evicted", "expired"]
 
 
@@ -64,12 +64,12 @@ class JobRecipe(BaseModel):
 
     @property
     def rows(self) -> int:
-        """The number of rows that the inner loop is trained on, including those of label words."""
+        """The number of rows that the inner loop trains on, including those of label words."""
         return task_kinds()[self.kind].size(self.support, label_words=self.label_words)[0]
 
     @property
     def pass_key(self) -> str:
-        """The pass key: jobs may share a pass (one batched inner loop) only if they have the same one.
+        """The pass key: jobs may share a pass (one batched inner loop) only if their keys are equal.
 
         Such jobs have the same kind, initialization, precision and requested steps, and their numbers of rows differ by less than a
         factor of two. So a shared pass takes little longer than a pass of one job.

@@ -6,7 +6,7 @@ Keys of the deployment:
 |---|---|---|
 | `qs:pending` | sorted set | unfinished jobs; score: when the reaper must check them next |
 | `qs:running` | sorted set | claimed jobs; score: end of the lease |
-| `qs:dead` | sorted set | jobs that used up their attempts; score: when they did |
+| `qs:dead` | sorted set | jobs that used up their attempts; score: when they failed |
 | `qs:waiting:PASS_KEY` | sorted set | jobs with this pass key that wait for their first attempt; score: since when |
 | `qs:retire` | sorted set | records; score: when they may be removed |
 | `qs:counts` | hash | event counts, by name |

@@ -30,7 +30,7 @@ from worker.ledger.workers import Workers
 REPLICATION_TIMEOUT_MS = 2_000
 """How long a new record may take to reach its replicas, in milliseconds."""
 FILTERED_PAGE_MIN_READ = 50
-"""The least number of records that `Records.page` reads at once if it has a filter, because few of them may match."""
+"""The minimum number of records that `Records.page` reads at once if a filter is given, because few records may match."""
 
 
 class NotReplicated(redis.RedisError):
@@ -130,10 +130,10 @@ class Records:
         return answer
 
     def requeue(self, record: Record, why: Literal["evicted", "corrupt"], queue: str = "") -> bool:
-        """Queue a ready job again because its weights are missing or wrong, and increment the count `why`.
+        """Queue a ready job again because its weights are missing or wrong.
 
-        The TTL is not restarted. `queue` is stored only if the record has no queue yet. Returns False if the record was deleted or
-        queued again since `record` was read.
+        Increments the event count named by `why`. The TTL is not restarted. `queue` is stored only if the record has no queue
+        yet. Returns False if the record was deleted or queued again since `record` was read.
         """
         arguments: list[Any] = [names.member(record.tenant, record.adapter_id), record.fence, ANNOUNCE_AGAIN_MS, why, queue]
         return bool(self._requeue(keys=names.job_keys(record.tenant, record.adapter_id), args=arguments))
@@ -172,8 +172,8 @@ class Records:
         """Return up to `limit` records of a tenant, newest first, and the cursor of the next page.
 
         `before`: the cursor that the previous page returned, or None for the first page. The last page returns the cursor None.
-        `wanted`: a filter. A page ends after reading `most` records, so with a filter it may have fewer than `limit` records even
-        if more pages follow.
+        `wanted`: a filter. A page ends after reading `most` records, so with a filter it may contain fewer than `limit` records
+        even if more pages follow.
         """
         matching: list[Record] = []
         index, cursor, left = names.adapters(tenant), before, most

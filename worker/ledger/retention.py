@@ -9,7 +9,7 @@ from worker.ledger import names, scripts
 from worker.ledger.clock import server_ms
 
 KEEP_EXPIRED_RECORDS_MS = 7 * 24 * 3600 * 1000
-"""How long a record is kept after its adapter expires, in milliseconds. Until then readers get `expired`, not `unknown`."""
+"""How long a record is kept after its adapter expires, in milliseconds. During this time, readers get the status `expired`."""
 
 
 class Retention:
@@ -27,7 +27,7 @@ class Retention:
     def retire(self, most: int = 100) -> list[tuple[str, str, int]]:
         """Remove up to `most` records whose adapters expired long ago.
 
-        Returns (tenant, adapter id, fence) of each removed record. These name its weights in the cache.
+        Returns (tenant, adapter id, fence) of each removed record. The three values identify the weights in the cache.
         """
         members = cast(list[bytes], self._redis.zrangebyscore(names.RETIRE, "-inf", server_ms(self._redis), start=0, num=most))
         jobs = map(names.split_member, members)

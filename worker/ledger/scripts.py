@@ -9,7 +9,7 @@ Redis runs a script atomically, so no reader ever sees a step half done. A scrip
 | `KEYS[2]` | `qs:pending`: unfinished jobs; score: when the reaper must check them next |
 | `KEYS[3]` | `qs:running`: claimed jobs; score: end of the lease |
 | `KEYS[4]` | `qs:counts`: event counts, for `/metrics` |
-| `KEYS[5]` | `qs:dead`: jobs that used up their attempts; score: when they did |
+| `KEYS[5]` | `qs:dead`: jobs that used up their attempts; score: when they failed |
 
 `ARGV[1]` is the member, `tenant/adapter_id`. The comment at the top of each file lists the other keys and arguments.
 
@@ -45,7 +45,7 @@ SHARED = {
     "take_requests": (),
     "usage": ("now", "tenant"),
 }
-"""The files of `lua/shared` that precede each script, in this order. A file may use the definitions of earlier ones."""
+"""The files of `lua/shared` that precede each script, in this order. A file may use the definitions of the files before it."""
 
 
 def register(client: "redis.Redis", name: str) -> Script:

@@ -102,7 +102,7 @@ def weights_client(url: str, *, timeout: float = 10, connect_timeout: float = 3)
 
 
 def broker(url: str) -> tuple[str, dict[str, Any]]:
-    """Convert a Redis URL to the form that Celery expects. Return it and the transport options for it."""
+    """Convert a Redis URL for Celery. Return (broker URL, Celery's transport options)."""
     if (sentinel := _parse("sentinel", url)) is not None:
         user, password = (quote(sentinel.login.get(name, ""), safe="") for name in ("username", "password"))
         login = f"{user}:{password}@" if password else ""

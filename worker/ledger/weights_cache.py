@@ -1,6 +1,6 @@
 """The cache of adapter weights in Redis.
 
-Weights are bytes with a TTL, unless their adapter is pinned. Their digest is checked when they are read.
+Weights are stored as bytes. They have a TTL unless their adapter is pinned. Their digest is checked when they are read.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ from worker.ledger import names
 
 
 def weights_digest(content: bytes) -> str:
-    """Return the sha256 of an adapter's bytes, which records and API answers have as `digest`."""
+    """Return the sha256 of an adapter's bytes, which records and API answers contain as `digest`."""
     return hashlib.sha256(content).hexdigest()
 
 

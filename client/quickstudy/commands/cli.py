@@ -17,7 +17,7 @@ GROUP = "quickstudy.commands"
 NEEDS = "quickstudy[cli]"
 SERVER_NEEDS = "quickstudy-server[embedded]"
 SERVER_COMMANDS = ("demo", "jobs", "keys", "predictor", "serve", "worker")
-"""The commands of the server distribution. If it is not installed, an error message for them says what to install."""
+"""The commands of the server distribution. If they are called without that distribution, the error says what to install."""
 
 CLIENT_COMMANDS = (
     LateCommand("adapt", "quickstudy.commands.adapt", "Create an adapter from the labelled rows of a file.", needs=NEEDS),
@@ -30,7 +30,7 @@ _OUR_PACKAGES = ("quickstudy", "service", "worker", "metatrain")
 
 
 class CommandLine(click.Group):
-    """The `quickstudy` command group. It reads the commands of entry points only when it needs them."""
+    """The `quickstudy` command group. It loads entry points only when it needs their commands."""
 
     @cached_property
     def _installed(self) -> dict[str, LateCommand]:
@@ -69,7 +69,7 @@ class CommandLine(click.Group):
 def command_line(more: Iterable[LateCommand] = ()) -> CommandLine:
     """Return the `quickstudy` command with the client's commands and `more`.
 
-    A checkout passes its commands as `more`, because its entry points are not installed.
+    `more`: commands that are not installed as entry points, such as the server's commands in a source checkout.
     """
     commands: dict[str, click.Command] = {str(command.name): command for command in (*CLIENT_COMMANDS, *more)}
     return CommandLine("quickstudy", commands=commands, help="Few-shot adaptation as a service.")

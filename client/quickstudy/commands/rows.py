@@ -1,4 +1,4 @@
-"""A reader of CSV, TSV and JSON Lines. It yields one row at a time, so that long files fit in memory."""
+"""A reader of CSV, TSV and JSON Lines. It reads row by row, so that long files need little memory."""
 
 import csv
 import io

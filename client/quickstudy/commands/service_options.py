@@ -13,7 +13,7 @@ from quickstudy.calls import InvalidName
 
 P = ParamSpec("P")
 REFUSED, WRONG_USAGE, OUT_OF_REACH, NOT_AUTHORISED = 1, 2, 3, 4
-"""Exit codes of failed commands. WRONG_USAGE is also the code that click itself uses."""
+"""Exit codes of failed commands. WRONG_USAGE is also click's own code for a wrong command line."""
 
 
 class CommandFailed(click.ClickException):
@@ -28,10 +28,10 @@ class CommandFailed(click.ClickException):
 
 
 def with_client(command: Callable[Concatenate[Client, P], None]) -> Callable[P, None]:
-    """Add the option `--url` to a command, and pass a client of that service as its first argument.
+    """Add the option `--url` to a command, and call the command with a client of that service.
 
-    The client reads its API key from QUICKSTUDY_API_KEY. If the client raises an error, the command prints it as one line on stderr
-    and exits with the matching code.
+    The client is the command's first argument. It reads its API key from QUICKSTUDY_API_KEY. If the client raises an error, the
+    command prints it as one line on stderr and exits with the matching code.
     """
 
     @click.option(
