@@ -1,4 +1,4 @@
-"""Tiny models of many architectures with random weights, and the modules that deltas act on."""
+"""Tiny models with random weights, one per architecture, and the modules that deltas change."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -52,10 +52,10 @@ class Architecture:
     """A tiny model of one architecture, and the names of its modules that deltas can change.
 
     Arguments:
-        make: builds the model. It takes the name of an attention implementation.
+        make: a function that takes the name of an attention implementation and builds the model.
         projections: modules for LoRA and (IA)³.
         feedforward: the module whose input (IA)³ rescales.
-        closing: modules for bottlenecks.
+        closing: modules after which a bottleneck is inserted.
         text: True if the model takes tokens, False if it takes images.
         table: True if the model has a table of position embeddings.
     """

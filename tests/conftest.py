@@ -117,10 +117,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def save_contrastive_initializations(folder: Path, tiny: Base) -> None:
     """Save the initializations `contrastive`, `asking` and `parts` in `folder`.
 
-    - `contrastive` takes no inner steps for one example per label and three for more. Two head steps refine its prototypes.
-    - `asking` is the same, but takes seven steps for hard support sets of at least three shots. A set is hard if fewer than half of
-      its examples are nearest to the prototype of their own label.
-    - `parts` is like `contrastive`, but splits support sets of more than eight rows into parts and trains those with cross-entropy.
+    - `contrastive` takes no inner steps if the support set has fewer than two examples per label on average, and three steps
+      otherwise. Two head steps refine its prototypes.
+    - `asking` is like `contrastive`, but takes seven steps for hard support sets of at least three shots. A set is hard if fewer
+      than half of its examples are nearest to the prototype of their own label.
+    - `parts` is like `contrastive`, but splits support sets of more than eight rows into parts. It trains on the parts with
+      cross-entropy.
     """
     init = lora_from_zero(tiny)
     content = {"objective": {"supervised_contrastive": 1}, "head": "prototypes", "head_steps": 2, "steps": 3}

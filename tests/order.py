@@ -21,11 +21,11 @@ SLOWEST = (
     "tests/faults/test_life.py",
     "tests/metatrain/training/test_run.py",
 )
-"""By their time, the longest first. To update: `make test TEST_FLAGS=--durations=100`."""
+"""The slowest test files, the slowest first. `make test TEST_FLAGS=--durations=100` shows the times to update the list."""
 
 
 def slowest_first(items: Sequence[pytest.Item]) -> list[pytest.Item]:
-    """Sort tests by file: the files in `SLOWEST`, then the others, those with the most tests first.
+    """Sort tests by file: the files in `SLOWEST`, then all others, by falling number of tests.
 
     Tests of one file keep their order.
     """

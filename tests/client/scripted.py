@@ -36,8 +36,8 @@ ADAPTER: dict[str, Any] = {
 class Reply:
     """One scripted reply.
 
-    `end` says how the connection ends. "whole" sends the complete reply. "cut" closes the connection before the announced end of
-    the body. "dropped" closes it without a reply. "hangs" sends the body, but not the announced end, and keeps the connection open.
+    `end` says how the connection ends. "whole" sends the complete reply. "dropped" closes the connection without a reply. "cut" and
+    "hangs" announce one byte more than they send: "cut" then closes the connection, "hangs" keeps it open.
     """
 
     status: int = 200

@@ -34,7 +34,10 @@ class Served:
         return psutil.Process(self.process.pid).children(recursive=True)
 
     def worker(self) -> psutil.Process:
-        """Return the embedded worker's process: a fork of the service, or after a restart a new process."""
+        """Return the process of the embedded worker.
+
+        The first worker is a fork of the service. A restarted worker is a new `python -m worker`.
+        """
         (worker,) = [child for child in self.family() if is_worker(child)]
         return worker
 

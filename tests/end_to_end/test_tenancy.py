@@ -39,7 +39,7 @@ class Row:
     """The expected behaviour of one route.
 
     Arguments:
-        scope: the scope that the route requires. "" means that any key will do, None that no key is needed.
+        scope: the scope that the route requires. If "", any key is accepted. If None, no key is needed.
         body: the JSON body to send.
         own: allowed statuses for the tenant that owns the adapter or alias.
         other: allowed statuses for another tenant.

@@ -18,7 +18,7 @@ from tests.end_to_end.test_service import BODY, SUPPORT, predict
 
 WHICH = st.integers(0, 2)
 DIGESTS: dict[int, str] = {}
-"""The digest of the adapter of each body, which must be the same in all runs."""
+"""The digest of the adapter that each request body creates. It must be the same in all runs."""
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def service_and_records(
 ) -> Iterator[tuple[Served, "redis.Redis"]]:
     """Run a service. Yield it with a Redis client that is connected to its records.
 
-    The device holds only one adapter, so weights are fetched often.
+    The predictor has room for only one adapter on the device, so it often fetches weights from the cache.
     """
     folder = tmp_path_factory.mktemp("life")
     variables = {**environment, "BANK_MB": "0.001", "SHELF_MB": "0", "LEASE_SECONDS": "2", "READAPT_WAIT_SECONDS": "50"}
@@ -41,7 +41,7 @@ def service_and_records(
 
 
 class Life(RuleBasedStateMachine):
-    """A model of three adapters, one for each request body, with the operations that a test draws.
+    """A simple model of three adapters, one for each request body, with operations drawn at random.
 
     `state` is "none" (never created, or deleted), "requested" (possibly not finished), "ready" (was ready when last seen) or
     "expired".
@@ -130,7 +130,7 @@ class Life(RuleBasedStateMachine):
 
     @rule()
     def kill_worker(self) -> None:
-        """Kill the worker, but at most three times in all: the restart delay grows up to 30 seconds."""
+        """Kill the worker, at most three times in all, because every restart is delayed longer."""
         if Life.kills == 3:
             return
         Life.kills += 1

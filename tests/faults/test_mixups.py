@@ -40,7 +40,7 @@ CANARIES, CLIENTS = 48, 12
 
 
 class Canaries:
-    """The canary adapters in a weight store, and the probabilities that each must give for each text.
+    """The canary adapters in a weight store, and the probabilities that each must predict for each text.
 
     The expected probabilities are computed for one text and one adapter at a time, without a predictor.
     """

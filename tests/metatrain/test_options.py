@@ -24,9 +24,10 @@ DATA = {"train": [{"path": "starter", "labels": ["gym_membership/*"]}], "valid":
 
 
 def marked() -> list[tuple[type[BaseModel], str, UsedWith, Any]]:
-    """Return (section, option, mark, choice) for each `UsedWith` option and each choice without effect.
+    """Return (section, option, mark, choice) for all settings that make an option ineffective.
 
-    `choice` is a value of the field `mark.beside` with which the option has no effect.
+    `mark` is the option's `UsedWith` annotation, which names another field, `mark.beside`. `choice` is a value of that field with
+    which the option has no effect.
     """
     cases: list[tuple[type[BaseModel], str, UsedWith, Any]] = []
     for section in SECTIONS:

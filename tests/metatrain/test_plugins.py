@@ -1,4 +1,7 @@
-"""Parts from plugin packages. The error for an unusable part is one line that names its package."""
+"""Parts of the product that plugin packages add.
+
+The error for an unusable part is one line that names its package.
+"""
 
 import sys
 from collections.abc import Callable
@@ -19,7 +22,10 @@ class Part:
 
 @pytest.fixture
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
-    """Return a function (source, entry point) that puts a package with them on the import path."""
+    """Return `install(source, entry_point)`, which creates a package on the import path.
+
+    The package's one module contains the source code, and its metadata contains the entry point.
+    """
     monkeypatch.syspath_prepend(str(tmp_path))
     number = len(sys.modules)
 

@@ -18,7 +18,7 @@ from metatrain.deltas import BottleneckConfig, DeltaKind, IA3Config, LoRAConfig,
 def last_hidden_state(model: nn.Module, kind: DeltaKind, theta: Mapping[str, Tensor], inputs: dict[str, Tensor]) -> Tensor:
     """Apply a delta with the parameters `theta`. Return the last hidden states of one row.
 
-    Their shape is [1, L, D], or [1, D, H, W] for a convolutional model. `model` stays changed.
+    Their shape is [1, L, D], or [1, D, H, W] for a convolutional model. The changes to `model` are not undone.
     """
     apply = {"lora": _merge_lora, "ia3": _merge_ia3, "bottleneck": _hook_bottlenecks, "head": lambda *_: None}
     if kind.config.kind == "prompt":
@@ -78,7 +78,7 @@ def _prompted(model: nn.Module, prompt: Tensor, inputs: dict[str, Tensor]) -> Te
 def _prefixed(model: nn.Module, config: PrefixConfig, theta: Mapping[str, Tensor], inputs: dict[str, Tensor]) -> Tensor:
     """Compute the last hidden states with a plain attention function that adds the prefix.
 
-    The mask covers only the words; every position attends to the whole prefix.
+    The attention mask applies only to the row's own tokens. Every position attends to the whole prefix.
     """
     name_of = {module: name for name, module in model.named_modules()}
     model_inputs: dict[str, Tensor] = dict(inputs)

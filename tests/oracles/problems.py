@@ -54,7 +54,10 @@ class Quadratic:
 
 
 def quadratic(*, tasks: int = 3, size: int = 4, steps: int = 3, seed: int = 0) -> tuple[Quadratic, Outer]:
-    """Return quadratic tasks, with eigenvalues between ½ and about 3, and an initialization for them."""
+    """Return quadratic tasks and an initialization for them.
+
+    The eigenvalues of the matrices A_t are between ½ and about 3.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
@@ -80,7 +83,7 @@ def net_tasks(*, count: int = 2, steps: int = 2, moved: tuple[str, ...] = (), se
 
 
 def text_outer(kind: DeltaKind, *, rate: float = 0.05, scale: float = 8.0, steps: int = 1, spread: float = 0.2) -> Outer:
-    """Return an initialization with no leaf at zero, and with rates that differ by step."""
+    """Return an initialization in which no leaf is zero and the rates differ from step to step."""
     theta = kind.initial(torch.Generator().manual_seed(0), b_std=spread)
     rates = start_rates(theta, rate, steps=steps) | start_rates(HEAD_LEAVES, 2 * rate, steps=steps)
     by_step = {name: r * torch.linspace(1.0, 0.7, steps) for name, r in rates.items()}

@@ -78,7 +78,10 @@ def contrastive(objective: dict[str, float], **more: Any) -> InnerConfig:
 def test_unrolled_is_exact_for_prototypes_of_the_adapted_delta(
     tiny64: Base, lora64: LoRA, objective: dict[str, float], optimizer: str
 ) -> None:
-    """Cover every objective, separate rates for each step, prototypes computed with φ_K, and the anchor."""
+    """Cover every objective, separate rates for each step, prototypes computed with φ_K, and the anchor.
+
+    The anchor is a penalty on the drift of the features from those of the base model.
+    """
     outer = text_outer(lora64, rate=0.01, steps=2)
     tasks = text_tasks(tiny64, lora64, contrastive(objective), anchor=0.7)
     exact = meta_gradient(tasks, outer, smooth(optimizer), UNROLLED)
@@ -94,7 +97,10 @@ def test_unrolled_is_exact_if_the_lower_layers_are_precomputed(tiny64: Base) -> 
 @pytest.mark.parametrize("how", [UNROLLED, *EXACT, CENTRAL], ids=mode_name)
 @pytest.mark.parametrize("layers", [(1,), None], ids=["upper", "all layers"])
 def test_the_gradient_of_base_model_parameters_is_exact(tiny64: Base, how: Differentiation, layers: tuple[int, ...] | None) -> None:
-    """Use one parameter below the delta on the upper layer, and one that is not below it."""
+    """Learn one base-model parameter in the lower layer and one in the upper layer.
+
+    If LoRA is only on the upper layer, the lower layer is below the delta, so its output does not depend on the delta.
+    """
     lora = tiny64.attach(LoRAConfig(rank=2, alpha=4, targets=("query",), layers=layers))
     update = tiny64.parameters(["encoder.layer.0.output.dense.bias", "encoder.layer.1.attention.self.value.weight"])
     outer = replace(text_outer(lora), base={name: leaf + 0.01 for name, leaf in update.items()})
@@ -199,7 +205,10 @@ def test_first_order_equals_the_exact_gradient_only_without_steps(tiny64: Base, 
 
 
 def test_first_order_with_one_sgd_step_is_the_closed_form(tiny64: Base, lora64: LoRA) -> None:
-    """Compare with the closed form ∂L/∂log α_leaf = −α ⟨∂L/∂φ_1, g⟩, in which g is constant."""
+    """Compare with the closed form ∂L/∂log α_leaf = −α ⟨∂L/∂φ_1, g⟩.
+
+    g is the gradient of the inner step, which the first-order mode treats as constant.
+    """
     outer, tasks = text_outer(lora64), text_tasks(tiny64, lora64, InnerConfig(steps=1), count=1)
     first = meta_gradient(tasks, outer, SGD, Differentiation(mode="first_order"))
     before, after = adapt(tasks, outer, SGD, steps=0).phi, adapt(tasks, outer, SGD).phi

@@ -69,7 +69,11 @@ CASES: dict[str, tuple[dict[str, Any], float, list[float] | None]] = {
     ),
     "head alone, adam": ({"objective": {"cross_entropy": 1.4}, "optimizer": "adam", "steps": 3, "moved": "head"}, ANCHOR, None),
 }
-"""(the inner loop, the anchor, the weights of the query losses after every step)"""
+"""Each case: (inner-loop options, weight of the anchor, weights of the query losses after 0 … K steps).
+
+The anchor is a penalty on the drift of the features from those of the base model. If the last entry is None, only the loss after
+K steps is used.
+"""
 
 
 @dataclass(frozen=True)
@@ -122,7 +126,7 @@ def assert_same_gradients(found: MetaGradient, loss: Tensor, live: Leaves) -> No
 
 
 class Plain:
-    """A plain implementation of the procedure: one task at a time, with a loop for every sum."""
+    """A plain implementation of the adaptation: one task at a time, with a loop for every sum."""
 
     def __init__(self, bare: Bare, lora: LoRA, config: InnerConfig, anchor: float, outer: Outer) -> None:
         self.bare, self.config, self.anchor, self.outer = bare, config, anchor, outer

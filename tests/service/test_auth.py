@@ -1,4 +1,7 @@
-"""Authentication, and the addresses that a service without keys may use, on a real Redis server."""
+"""Authentication, and the addresses that a service without API keys may listen on.
+
+The keys are stored on a real Redis server.
+"""
 
 import asyncio
 from collections.abc import Coroutine

@@ -1,4 +1,4 @@
-"""The batcher: order of calls, limits of a batch, and calls that are no longer pending."""
+"""The batcher: order of calls, limits of a batch, and cancelled or removed calls."""
 
 from dataclasses import dataclass
 

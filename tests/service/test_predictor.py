@@ -107,7 +107,10 @@ def test_a_forgotten_adapter_is_not_answered_from_memory(
 def test_an_adapter_evicted_from_the_device_is_loaded_from_the_shelf(
     tiny: Base, catalog: dict[str, Initialization], store: WeightStore
 ) -> None:
-    """Empty the store, so that only the shelf (in main memory) has the weights. Without it they are lost."""
+    """Empty the store, so that only the shelf, a cache in main memory, still contains the weights.
+
+    Without a shelf, prediction fails because the weights are missing.
+    """
     init = next(iter(catalog.values()))
     for shelf_mb in (64, 0):
         predictor = InProcessPredictor(tiny, catalog, store, ServiceSettings(bank_mb=0.05, shelf_mb=shelf_mb))

@@ -1,4 +1,7 @@
-"""The shelf: eviction by size, concurrent loads of one key, failed loads and loads dropped midway."""
+"""The shelf, a cache in main memory of adapters that are not on the device.
+
+The tests cover eviction by size, concurrent loads of one key, failed loads and loads dropped midway.
+"""
 
 import threading
 from collections.abc import Callable

@@ -31,7 +31,7 @@ LATE = 10.0
 def running(
     tiny: Base, redis_server: RedisServer, change: Callable[[ServiceState], ServiceState] = lambda state: state, **settings: Any
 ) -> Iterator[httpx.Client]:
-    """Run a service in this process and yield an HTTP client. `change` may replace parts of its state."""
+    """Run a service in this process and yield an HTTP client. `change` may replace the service's state."""
     init = lora_from_zero(tiny)
     service_settings = ServiceSettings(redis_url=redis_server.url, allow_without_keys=True, **settings)
     app = create_app(service_settings, [Resident(tiny, {init.name: init})])

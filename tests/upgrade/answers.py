@@ -73,7 +73,7 @@ def record(url: str, key: str = "") -> Answers:
 
 
 def record_again(url: str, key: str = "") -> tuple[Answers, Answers]:
-    """Record the answers twice: while the data folder has the adapters, and again after deleting them."""
+    """Record the answers twice: with the data folder as it is, and after deleting the adapters."""
     kept = record(url, key)
     with client(url, key) as http:
         for answers in kept.values():

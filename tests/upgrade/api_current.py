@@ -98,8 +98,8 @@ def walk(base: Base, case: Case, order: str) -> Named:
 def serve(base: Base, case: Case) -> Named:
     """Run the inner loop as a worker does: each task leaves the batch after its own number of steps.
 
-    For task number T, the results are `T.delta.LEAF`, `T.head.weight`, `T.head.bias` and `T.loss` [steps]. If there is a query set,
-    `query.loss` and `query.accuracy` [tasks] are added. They come from the same loop, run as evaluation runs it.
+    For task number I, the results are `I.delta.LEAF`, `I.head.weight`, `I.head.bias` and `I.loss` [steps]. If there is a query set,
+    `query.loss` and `query.accuracy` [T] are added, from a second run of the loop in the way that evaluation runs it.
     """
     found: Named = {}
     for t, ended in enumerate(adapt_each(*_tasks(base, case, serving=True))):

@@ -2,9 +2,9 @@
 
     python bank_speed.py API THREADS
 
-Each line of standard input has the form `ROWS ADAPTERS` and requests one batch: that many rows, which use that many adapters in
-turn, on the default base model in float32. The output line has two times in milliseconds: that of the batch, and that of the bare
-base model's forward pass on the same rows.
+Each line of standard input has the form `ROWS ADAPTERS` and requests one batch of ROWS rows, which use ADAPTERS adapters in turn,
+on the default base model in float32. The output line contains two times in milliseconds: the time of the batch, and the time of
+the bare base model's forward pass on the same rows.
 """
 
 import importlib

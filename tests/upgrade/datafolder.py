@@ -1,8 +1,9 @@
 """Create a data folder with the service of one commit, and read it with the service of any commit.
 
-`make_data_folder` creates adapters that are ready, named, pinned, aliased, evicted and expired. It also creates API keys of two
-tenants (one key is revoked, one is expired), sends a request with an Idempotency-Key, and leaves a job that waits for a worker.
-`observe` serves a copy of the folder and reads everything. This recomputes the evicted adapter and finishes the job.
+`make_data_folder` creates several adapters, of which one is named, one pinned, one aliased, one evicted and one expired. It also
+creates API keys of two tenants (one key is revoked, one is expired), sends a request with an Idempotency-Key, and leaves a job that
+waits for a worker. `observe` serves a copy of the folder and reads everything. The service then recomputes the evicted adapter and
+finishes the job.
 """
 
 import json
@@ -28,7 +29,7 @@ _KEPT: dict[str, Any] = {"support": examples(_TWO, first=6)}
 
 @dataclass(frozen=True)
 class DataFolder:
-    """The content of a data folder by name: adapter ids, what the API showed of them, and API keys."""
+    """The content of a data folder by name: adapter ids, the API's view of each adapter, and API keys."""
 
     adapters: dict[str, str]
     described: dict[str, dict[str, Any]]
@@ -114,7 +115,7 @@ def _adapters(http: httpx.Client) -> Iterator[tuple[str, str]]:
 
 
 def _keys(code: Path, data: Path) -> dict[str, str]:
-    """Create API keys while the service runs, and wait until it knows them. Return {name: key}."""
+    """Create API keys while the service runs, and wait until it uses the new keys. Return {name: key}."""
     admin = ["--scope", "admin"]
     options = {"default": admin, "acme": ["--tenant", "acme"], "revoked": admin, "expired": ["--expires", "1s"]}
     options["reader"] = ["--scope", "predict", "--name", "reads"]

@@ -23,7 +23,7 @@ from tests.upgrade.services import served
 COMMITS = ("cdc3a26",)
 """Released commits to upgrade from; each has a module `api_COMMIT.py`."""
 ADDED = frozenset({"kind", "base_model"})
-"""Fields of answers that the oldest of these commits does not have."""
+"""Fields of answers that were added after the oldest of these commits."""
 THROUGH_ADAM = re.compile(r"gradient \| (MAML|Meta-SGD|ANIL|iMAML)(?!.*\bsgd\b)|net \| \w+ \| maml second .*\| adam")
 """Cases of meta-gradients through Adam, which differ from the released ones by rounding.
 
@@ -31,7 +31,10 @@ Adam's derivative is now zero where all gradients were zero. That added an opera
 terms in another order.
 """
 ROUNDING, CENTRAL_ROUNDING = 1e-4, 1e-2
-"""Relative differences of two norms that pass as rounding; central differences magnify it."""
+"""Largest relative differences that `check_close` accepts as rounding errors.
+
+The second limit is for gradients from central differences, which magnify rounding errors.
+"""
 
 
 @pytest.fixture(scope="session", params=COMMITS)
@@ -90,7 +93,7 @@ def copied(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def first_difference(old: Any, new: Any, path: str = "") -> str | None:
-    """Return the first difference between two recordings, as its place and both values, or None.
+    """Return the place and both values of the first difference between two recordings, or None.
 
     Fields in `ADDED` may be missing from `old`.
     """
@@ -108,7 +111,7 @@ def first_difference(old: Any, new: Any, path: str = "") -> str | None:
 def check_close(case: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     """Fail unless two recordings of a meta-gradient agree up to rounding.
 
-    They must have the same tensors. Small tensors are compared by their numbers, larger ones by their norms.
+    Both must contain the same tensor names. Small tensors are compared number by number, larger tensors only by their norms.
     """
     assert old.keys() == new.keys(), case
     tolerance = CENTRAL_ROUNDING if "central" in case else ROUNDING

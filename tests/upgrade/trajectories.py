@@ -147,10 +147,10 @@ ONE_SHOT = {"support": draw([(1, 1, 1), (1, 1, 1)]), "query": draw([(1, 1, 1), (
 
 
 def product_of_all(api: Any) -> Iterator[tuple[str, Case]]:
-    """Yield every combination of options that the product accepts.
+    """Yield the combinations of options that the product accepts, apart from a few with sgd.
 
-    Some combinations of sgd with extra steps for hard support sets are left out. Support sets that are not split into parts have
-    different shots and numbers of classes.
+    If the optimizer is sgd, `hard_steps` is not combined with a proximal term or with `rows_per_step` alone. The support sets of a
+    case have different numbers of shots and classes, unless they are split into parts.
     """
     choices = itertools.product(MIXTURES, HEADS, ("all", "head"), PARTS, (0.0, 0.7), (False, True), ("adam", "sgd"))
     for objective, head, moved, parts, proximal, hard, optimizer in choices:

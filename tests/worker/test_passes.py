@@ -44,7 +44,10 @@ def test_jobs_with_one_pass_key_share_a_pass_and_give_the_same_adapters_as_alone
 
 
 def test_a_job_that_lost_its_worker_before_runs_alone(runner: JobRunner, tiny: Base, caplog: pytest.LogCaptureFixture) -> None:
-    """A support set that crashes its worker must not cost other jobs a second attempt."""
+    """Let a worker die with two jobs. Each of them then runs alone.
+
+    If a support set crashes its worker again, this must not cost other jobs an attempt.
+    """
     caplog.set_level("INFO")
     accept_several(runner, tiny, 3)
     for n in (0, 1):
@@ -85,7 +88,7 @@ def test_deleting_one_job_of_a_pass_does_not_affect_the_others(runner: JobRunner
     class DeletedMeanwhile(Runtime):
         def adapt_together(self, recipes: Any, **options: Any) -> Any:
             runner.records.delete("t", "a1")
-            time.sleep(0.2)  # a heartbeat or the commit notices
+            time.sleep(0.2)  # a heartbeat or the commit notices the deletion
             return runtime.adapt_together(recipes, **options)
 
     accept_several(runner, tiny, 3)
@@ -154,7 +157,10 @@ def test_an_error_of_one_job_of_a_pass_does_not_stop_the_others(runner: JobRunne
 
 
 def test_jobs_of_different_kinds_do_not_share_a_pass(tiny: Base) -> None:
-    """Refuse them even with one initialization, because each kind prepares support sets in its own way."""
+    """Refuse jobs of different kinds even if they use the same initialization.
+
+    Each kind prepares support sets in its own way.
+    """
     init = lora_from_zero(tiny)
     runtime = Runtime(Resident(tiny, {"lora-from-zero": init}))
     job = recipe(tiny, initialization_digest=init.digest)

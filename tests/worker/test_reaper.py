@@ -10,7 +10,7 @@ from worker.reaper import oldest_wake_up
 
 
 def test_the_oldest_wake_up_is_read_from_the_queue_itself(redis_server: RedisServer, redis_client: "redis.Redis") -> None:
-    """Notice a change of the message format, which is internal to kombu."""
+    """Detect a change in kombu's message format, which is internal and which the reaper reads."""
     app = celery_app(redis_server.url, "q")
     assert oldest_wake_up(redis_client, "q") is None
     for name, priority in (("lost", FIRST), ("a1", IN_TURN), ("a2", IN_TURN)):

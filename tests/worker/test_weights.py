@@ -1,4 +1,4 @@
-"""Jobs whose weights the cache cannot store: it is full, or cannot be reached."""
+"""Jobs whose weights the cache cannot store, because it is full or unreachable."""
 
 from pathlib import Path
 from typing import Any

@@ -21,7 +21,10 @@ def test_a_baseline_does_not_replace_another(tiny: Base) -> None:
 @pytest.mark.parametrize("content", ["{nope", "[]", '{"base": null}', '{"base": 3}', "{}"])
 @pytest.mark.parametrize("others_skipped", [False, True])
 def test_a_broken_description_is_one_line(tiny: Base, tmp_path: Path, content: str, others_skipped: bool) -> None:
-    """Raise the error even with `others_skipped`, because the base model of a broken file is unknown."""
+    """Expect an error from a broken file even if files for other base models are skipped.
+
+    A broken file does not say which base model it is for.
+    """
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "initialization.json").write_text(content)
     with pytest.raises(ArtifactError) as error:

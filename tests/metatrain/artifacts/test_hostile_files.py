@@ -1,6 +1,6 @@
 """Malformed and manipulated files raise an ArtifactError that names the leaf (tensor) or the file.
 
-A file may claim huge sizes: it is refused before that much memory is allocated.
+A file that claims huge sizes is refused before that much memory is allocated.
 """
 
 import json
@@ -26,7 +26,7 @@ from metatrain.models.base import Base
 from tests.metatrain.artifacts.test_artifact import make_adapter
 
 MAX_ALLOCATED = 8_000_000
-"""The bytes that reading a file of a few kilobytes may allocate. The files here state sizes of up to 2^62."""
+"""The most bytes that reading a small file may allocate. The files in these tests claim sizes of up to 2^62."""
 WEIGHTS, RATES = "adapter_model.safetensors", "inner_lr.safetensors"
 
 
@@ -137,7 +137,7 @@ def test_what_is_wrong_is_named(good: bytes, tiny: Base) -> None:
 def test_changed_bytes_are_accepted_or_give_an_artifact_error(good: bytes, tiny: Base, data: st.DataObject) -> None:
     """Replace, remove and insert bytes, mostly in the header.
 
-    If the adapter is still accepted, its length is unchanged and its numbers are finite.
+    If the changed bytes are accepted, their number must be unchanged and the adapter's values must be finite.
     """
     content, length = bytearray(good), 8 + int.from_bytes(good[:8], "little")
     for _ in range(data.draw(st.integers(1, 4))):

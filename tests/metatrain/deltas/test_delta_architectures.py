@@ -223,7 +223,10 @@ def test_unknown_targets_and_layers_are_refused(name: str) -> None:
 
 
 def test_convolutions_of_other_shapes_are_refused() -> None:
-    """Accept only 1x1 convolutions as sites. If a target also matches other convolutions, skip those."""
+    """Accept only 1x1 convolutions as sites, the modules that a delta changes.
+
+    If a target matches 1x1 convolutions and others, the others are skipped.
+    """
     unsupported = {
         "wide": nn.Conv2d(4, 4, 3, padding=1),
         "strided": nn.Conv2d(4, 4, 1, stride=2),
@@ -242,7 +245,7 @@ def test_convolutions_of_other_shapes_are_refused() -> None:
 
 @pytest.mark.parametrize("kind", ["lora", "bottleneck", "ia3"])
 def test_a_layer_whose_input_has_no_batch_axis_is_refused(kind: str) -> None:
-    """Refuse, for example, a table that a model computes once for all rows: it has no batch axis."""
+    """Refuse an input without a batch axis, such as a table that a model computes once for all rows."""
     model = nn.ModuleDict({"layer": nn.Linear(4, 6), "conv": nn.Conv2d(4, 6, 1)})
     targets = ("layer", "conv")
     config: Any = {

@@ -146,7 +146,7 @@ def test_an_initialization_survives_the_round_trip_and_loads_in_peft(
 def test_the_files_of_every_kind_keep_their_bytes(tiny: Base, tmp_path: Path) -> None:
     """Compare the files with digests of files that commit 713d01a wrote.
 
-    The values of each leaf count up in steps of 1/64.
+    The values of each leaf are 0, 1/64, 2/64 and so on.
     """
     for kind, expected in FILES.items():
         attached = tiny.attach(config_for(kind))
@@ -251,8 +251,8 @@ def test_a_kind_says_whether_it_has_leaves(tiny: Base, kind: str) -> None:
 def test_a_new_theta_has_the_documented_distributions(tiny: Base, kind: str, b_std: float) -> None:
     """Check the distributions of a new θ.
 
-    A of LoRA and V of the bottleneck are Kaiming uniform in ±1/√fan_in, B and U are normal with `b_std`, (IA)³ is normal around 1,
-    and biases are zero.
+    LoRA's A and the bottleneck's V are Kaiming uniform in ±1/√fan_in. B and U are normal with standard deviation `b_std`. The
+    factors of (IA)³ are normal around 1. Biases are zero.
     """
     theta = tiny.attach(config_for(kind)).initial(torch.Generator().manual_seed(0), b_std=b_std)
     for name, leaf in theta.items():

@@ -43,7 +43,7 @@ def test_probe_refuses_a_delta_without_effect(tiny: Base) -> None:
 
 def test_probe_refuses_a_model_whose_rows_depend_on_each_other(tiny: Base) -> None:
     class Leaky(nn.Module):
-        """A model whose rows depend on the mean of the batch."""
+        """A model whose output for each row also depends on the other rows of the batch."""
 
         def __init__(self, inner: nn.Module) -> None:
             super().__init__()

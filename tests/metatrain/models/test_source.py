@@ -47,7 +47,7 @@ print("RESULTS", json.dumps(results))
 
 @pytest.fixture(scope="module")
 def outcome(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str]:
-    """Return (the results that the program printed as JSON, all its output)."""
+    """Run `PROGRAM`. Return (the results that it printed as JSON, its whole output)."""
     folder = tmp_path_factory.mktemp("hub")
     (folder / "token").write_text(TOKEN + "\n")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")} | {

@@ -62,7 +62,7 @@ def test_a_delta_that_begins_at_the_bottom_leaves_the_batch_unchanged(tiny: Base
 
 def test_a_model_with_embeddings_and_layers_in_one_child_runs_whole(tiny: Base) -> None:
     class Wrapped(nn.Module):
-        """A model that has its embeddings and its layers in one child module, so that it cannot be split."""
+        """A model that cannot be split, because one child module contains the embeddings and the layers."""
 
         def __init__(self, inner: nn.Module) -> None:
             super().__init__()

@@ -20,7 +20,7 @@ from tests.tiny import ARCHITECTURES, WORDS, save_tiny_model
 
 ATTENTION = {"bert": ("query", "value"), "roberta": ("query", "value"), "distilbert": ("q_lin", "v_lin"), "modernbert": ("Wqkv",)}
 MLP = {"bert": "intermediate.dense", "roberta": "intermediate.dense", "distilbert": "lin1", "modernbert": "Wi"}
-TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 6e-2}  # for probabilities; random weights of 0.3 spread them over 0 to 1
+TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 6e-2}  # for probabilities; random weights with std 0.3 spread them over 0 to 1
 
 
 def configs(architecture: str) -> list[Any]:
@@ -83,7 +83,10 @@ Rows = st.lists(st.tuples(st.integers(0, 10), st.integers(1, 4), st.integers(1, 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_mixed_batch_equals_each_row_alone(folders: dict[str, Path], architecture: str, attention: Any, precision: Any) -> None:
-    """Draw batches that mix kinds, ranks, layers, virtual tokens, class counts, text lengths and orders."""
+    """Draw batches whose rows use different adapters and texts, in any order.
+
+    The adapters differ in delta kind, rank, layers, virtual tokens and number of classes. The texts differ in length.
+    """
     base = load_base(str(folders[architecture]), precision=precision, attention=attention)
     kinds = configs(architecture)
     adapters = {
@@ -109,7 +112,7 @@ def test_a_mixed_batch_equals_each_row_alone(folders: dict[str, Path], architect
 
 
 def test_adapters_with_and_without_a_base_update_share_a_batch(tiny: Base) -> None:
-    """Put adapters in one batch whose initializations do or do not replace base-model parameters."""
+    """Mix adapters in one batch. Only some of their initializations replace base-model parameters."""
     config = LoRAConfig(rank=2, alpha=4)
     update = {n: p + 0.2 for n, p in tiny.parameters(["encoder.layer.1.output.*"]).items()}
     bank = Bank(tiny, [tiny.attach(config)], 10**6, {"updated": update, "empty update": {}})
@@ -160,7 +163,7 @@ def test_large_heads_evict_other_adapters_but_none_of_the_same_batch(tiny: Base)
 
 
 def test_a_delta_that_does_not_fit_the_bank_is_refused(tiny: Base) -> None:
-    """Refuse an adapter whose delta has leaves that the bank has no room for, instead of dropping them."""
+    """Refuse an adapter if the bank has no room for all of its delta's leaves. Never drop leaves."""
     narrow = Bank(tiny, [tiny.attach(LoRAConfig(rank=2))], 10**6)
     for config in (LoRAConfig(rank=4), PromptConfig(tokens=1), LoRAConfig(rank=2, targets=("key",))):
         with pytest.raises(ArtifactError, match="its delta does not fit the bank"):

@@ -66,7 +66,7 @@ def test_shapes_are_redrawn_until_a_task_fits() -> None:
 def test_a_data_set_is_drawn_by_its_number_of_classes_to_the_temperature(temperature: float, share: float) -> None:
     """Draw 3-way tasks from data sets with 4, 16 and 2 classes.
 
-    The weights of the first two are 4^t and 16^t. The third is too small for a 3-way task.
+    At temperature t the weights of the first two are 4^t and 16^t. The third is too small for a 3-way task.
     """
     sets = [dataset("small", classes=4), dataset("large", classes=16), dataset("tiny", classes=2)]
     sampler = EpisodeSampler(sets, 0, temperature=temperature)
@@ -81,7 +81,10 @@ def test_a_share_of_the_episodes_is_merged() -> None:
 
 
 def test_a_share_of_the_episodes_is_near_miss() -> None:
-    """The classes are on a line. Those of a near-miss episode are within 2·ways, others hardly ever."""
+    """Draw episodes from classes on a line, and count the near-miss episodes.
+
+    The classes of a near-miss episode lie within 2·ways of each other. In other episodes this hardly ever happens.
+    """
     line = np.arange(100, dtype=np.float32)
     similarity = [-np.abs(line[:, None] - line[None, :])]
     sampler = EpisodeSampler([dataset(classes=100)], 0, near_miss=0.25, similarity=similarity)

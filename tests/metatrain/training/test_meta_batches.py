@@ -23,9 +23,9 @@ OUTER = {"steps": 3, "tasks": 5, "warmup": 0, "decay": "none", "clip": 1.0}
 
 
 def test_micro_batches_do_not_change_the_result(tiny_folder: Path, tmp_path: Path) -> None:
-    """Compare runs with five tasks per micro-batch, with two, and with one task in parts.
+    """Compare runs with five tasks per micro-batch, with two tasks, and with one task split into parts.
 
-    They must agree up to rounding.
+    The results must agree up to rounding.
     """
     runs = []
     for rows in (400, 30, 4):

@@ -18,7 +18,7 @@ from tests.metatrain.training.plans import content
 
 
 def test_two_processes_train_as_one_process_does(tiny_folder: Path, tmp_path: Path) -> None:
-    """Train with three tasks per meta-batch, so that the shares are unequal. Stop and resume the run."""
+    """Train with three tasks per step, so that the processes get unequal shares. Stop and resume."""
     plan = content(
         tiny_folder, outer={"steps": 6, "tasks": 3, "warmup": 2}, validation={"every": 3, "episodes": 2, "ways": 3, "shots": [1]}
     )

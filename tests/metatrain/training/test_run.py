@@ -50,7 +50,7 @@ ROOT = Path(__file__).resolve().parents[3]
     ids=lambda section: " ".join([section["name"], section.get("gradient", {}).get("mode", "")]),
 )
 def test_a_resumed_run_gives_the_same_bits(tiny_folder: Path, tmp_path: Path, algorithm: dict[str, Any]) -> None:
-    """Use several targets, whose order in a checkpoint differs from their order in the model."""
+    """Use LoRA on several modules, whose order in a checkpoint differs from their order in the model."""
     delta = {"rank": 2, "targets": ["value", "query", "intermediate.dense"]}
     outer = {"steps": 8, "tasks": 2, "warmup": 2, "average": 0.5}
     plan = recipe(tiny_folder, algorithm=algorithm, delta=delta, outer=outer)
