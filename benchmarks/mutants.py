@@ -245,19 +245,23 @@ def survives(mutant: Mutant, tests: Sequence[str], copy: Path) -> bool:
     source = file.read_text()
     file.write_text(mutant.apply(source))
     try:
-        ended = subprocess.run(
-            [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests],
-            cwd=copy,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{copy}:{copy / 'client'}", "PYTHONDONTWRITEBYTECODE": "1"},
-            capture_output=True,
-            timeout=SECONDS,
-            check=False,
-        )
+        return run_pytest(copy, "-x", *tests) == 0
     except subprocess.TimeoutExpired:
         return False
     finally:
         file.write_text(source)
-    return ended.returncode == 0
+
+
+def run_pytest(copy: Path, *arguments: str) -> int:
+    """Run pytest in a copy of the project and return its exit status. Raises TimeoutExpired."""
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments],
+        cwd=copy,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{copy}:{copy / 'client'}", "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        timeout=SECONDS,
+        check=False,
+    ).returncode
 
 
 @click.command()
@@ -302,7 +306,10 @@ def main(seed: int, count: int, jobs: int) -> None:
 
 
 def copy_project(folder: Path) -> Path:
-    """Copy the parts of the project that the tests need into `folder`, and return `folder`."""
+    """Copy what the tests need into a folder, and return it.
+
+    Raises RuntimeError if pytest cannot collect the tests there, because every mutant would then seem to be killed.
+    """
     for name in COPIED:
         source = ROOT / name
         if source.is_dir():
@@ -310,6 +317,8 @@ def copy_project(folder: Path) -> Path:
         else:
             folder.mkdir(parents=True, exist_ok=True)
             shutil.copy(source, folder / name)
+    if (status := run_pytest(folder, "--collect-only", *TESTS)) != 0:
+        raise RuntimeError(f"the tests cannot be collected in a copy of the project: pytest ended with status {status}")
     return folder
 
 

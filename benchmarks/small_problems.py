@@ -22,7 +22,10 @@ from metatrain.training.recipe import Recipe
 ALGORITHMS = tuple(kind.model_fields["name"].default for kind in get_args(get_args(AlgorithmSection)[0]))
 _EMBEDDED = ("protonet", "adapted_protonet")
 _UNSEEN = 10**6  # the seed of the tasks that are never trained on
-_DATA = {part: [{"path": "starter", "labels": [f"{domain}/*"]}] for part, domain in (("train", "car_rental"), ("valid", "theatre"))}
+_DATA = {
+    part: [{"path": "starter", "labels": [f"{domain}/*"]}]
+    for part, domain in (("train", "car_rental"), ("valid", "theatre_tickets"))
+}
 
 
 def sinusoids(seed: int, count: int, shots: int = 10) -> tuple[Examples, Examples]:

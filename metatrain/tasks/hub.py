@@ -29,7 +29,7 @@ def read_hub(name: str, *, split: str = "train", text: str = "text", label: str 
         if column not in rows.column_names:
             raise DataError(f"hub:{name}: no column {column!r}, has {', '.join(rows.column_names)}")
     name_of = getattr(rows.features[label], "int2str", None)
-    unlabelled = [value for value in rows[label] if name_of and (value is None or value < 0)]
+    unlabelled = [value for value in rows[label] if value is None or (name_of and value < 0)]  # a missing ClassLabel is −1
     if unlabelled:
         raise DataError(f"hub:{name}, split {split!r}: {label} is missing for {len(unlabelled)} examples")
     labels = [name_of(value) if name_of else str(value) for value in rows[label]]

@@ -61,6 +61,10 @@ def test_a_data_set_in_the_format_of_the_hub_is_read_by_its_name(tmp_path: Path,
         read_hub(str(folder), label="intent")
     with pytest.raises(DataError, match=r"hub:.*split 'test'"):
         read_hub(str(folder), split="test", text="utterance", label="intent")
+    plain = tmp_path / "plain"
+    datasets.Dataset.from_dict({"text": ["a", "b"], "label": ["refund", None]}).to_parquet(plain / "train.parquet")
+    with pytest.raises(DataError, match="label is missing for 1 examples"):
+        read_hub(str(plain))
 
 
 def test_arrays_from_memory_files_and_images(tmp_path: Path) -> None:

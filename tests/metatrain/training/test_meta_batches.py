@@ -95,7 +95,7 @@ def test_unequal_shots_stay_within_bounds_and_keep_their_sum() -> None:
 
 
 def test_unequal_shots_of_merged_classes_fit_the_smaller_class() -> None:
-    """Merge classes of 6 and 40 texts in turn: each label then takes half of its texts from the smaller class."""
+    """Merge classes of 6 and 40 texts, from which a label takes its texts in turn."""
     sizes = {label: 6 if number % 2 else 40 for number, label in enumerate("abcdefgh")}
     dataset = Dataset("d", {label: tuple(f"{label} {i}" for i in range(size)) for label, size in sizes.items()})
     sampler = EpisodeSampler([dataset], 0, merge=1.0, unequal=1.0)
