@@ -148,7 +148,8 @@ def _run_in_own_process(data: Path | None, requests: int, setfit_tasks: int, cas
 
 
 def _recipe(support: Pairs, runtime: Runtime) -> JobRecipe:
-    base, init = next(pair for pair in runtime.by_digest.values() if pair[1].name == "default")
+    (resident,) = runtime.residents
+    base, init = resident.base, resident.initializations["default"]
     size = len(support), len({label for _, label in support})
     return JobRecipe(
         initialization=init.name,
@@ -161,7 +162,7 @@ def _recipe(support: Pairs, runtime: Runtime) -> JobRecipe:
 
 
 def _bare(tasks: list[tuple[Pairs, Pairs]]) -> list[list[float]]:
-    runtime = load_runtime(read_settings(WorkerSettings))
+    runtime = load_runtime(read_settings(WorkerSettings), lambda digest: None)
 
     def run(support: Pairs, _query: Pairs) -> float:
         runtime.adapt(_recipe(support, runtime))

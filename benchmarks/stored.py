@@ -53,7 +53,7 @@ TENANT = "default"
 @click.option("--seconds", default=20.0, show_default=True, help="Duration of each case in seconds.")
 def main(adapters: int, lora_gb: float, seconds: float) -> None:
     rows: list[Row] = []
-    runtime = load_runtime(read_settings(WorkerSettings))
+    runtime = load_runtime(read_settings(WorkerSettings), lambda digest: None)
     for name, count in (("frozen-prototypes", adapters), ("default", 0)):
         with tempfile.TemporaryDirectory() as folder, _server(Path(folder)) as client:
             adapted = _adaptations(runtime, name)
@@ -67,7 +67,7 @@ def main(adapters: int, lora_gb: float, seconds: float) -> None:
 
 
 def _adaptations(runtime: Runtime, name: str) -> list[tuple[JobRecipe, bytes]]:
-    init = next(candidate for _, candidate in runtime.by_digest.values() if candidate.name == name)
+    init = runtime.residents[0].initializations[name]
     sampler = EpisodeSampler([read_jsonl(STARTER)], seed=17)
     adapted = []
     for start in tqdm(range(0, REAL, 8), desc=f"adapting from {name}", disable=None):

@@ -63,6 +63,7 @@ class JobRunner:
         """
         claim = self._claim(tenant, adapter_id)
         if claim is not None:
+            self.runtime.load_initialization(claim.recipe)
             self._run_claimed([claim, *self._claim_for_same_pass(claim)])
 
     def _claim(self, tenant: str, adapter_id: str) -> Claim | None:

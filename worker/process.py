@@ -35,13 +35,13 @@ def run_worker(settings: WorkerSettings) -> None:
 def queues_of(runtime: Runtime) -> dict[str, list[str]]:
     """Return the queues from which a worker may claim jobs: {queue: digests of allowed initializations}.
 
-    An empty list allows any initialization. The worker has one queue per base model. The other queues are for jobs that earlier
-    versions accepted. Some of those versions used only the digest of the base weights as the queue's name, and the oldest had one
-    queue with an empty name. From such queues, a worker may claim only jobs whose initialization it has.
+    The worker has one queue for each task kind on each base model. The other queues contain jobs that earlier versions accepted,
+    the oldest of them in one queue with an empty name. A job may be claimed if the worker has its initialization in memory, or if
+    that is stored. All other jobs are left alone.
     """
-    digests = list(runtime.by_digest)
-    earlier = {resident.earlier_queue: digests for resident in runtime.residents}
-    return {**{resident.queue: [] for resident in runtime.residents}, **earlier, "": digests}
+    queues = [queue for resident in runtime.residents for queue in resident.queues]
+    earlier = [queue for resident in runtime.residents for queue in resident.earlier_queues]
+    return dict.fromkeys([*queues, *earlier, ""], runtime.known.digests)
 
 
 class WorkerProcess:
@@ -54,7 +54,7 @@ class WorkerProcess:
         client = records_client(settings.redis_url)
         store = WeightStore(weights_client(settings.weights_url, timeout=30))
         records = Records(client)
-        runtime = load_runtime(settings)
+        runtime = load_runtime(settings, records.initializations.get)
         queues = queues_of(runtime)
         self._settings, self._name = settings, f"{socket.gethostname()}-{os.getpid()}"
         self._queues = [queue for queue in queues if queue]
@@ -103,7 +103,7 @@ class WorkerProcess:
 def _description(runtime: Runtime) -> dict[str, Any]:
     """Return what the worker announces about itself: its device, precision and queues."""
     first = runtime.residents[0].base
-    queues = [resident.queue for resident in runtime.residents]
+    queues = [queue for resident in runtime.residents for queue in resident.queues]
     return {"device": str(first.device), "dtype": first.precision, "queue": queues[0], "queues": queues}
 
 

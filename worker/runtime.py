@@ -1,8 +1,9 @@
 """The base models in a worker's memory, their initializations, and the inner loops that run on them."""
 
+import contextlib
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -12,7 +13,7 @@ from metatrain.artifacts.adapter import Adapter, AdapterMetadata, adapter_to_byt
 from metatrain.artifacts.catalog import load_catalog
 from metatrain.artifacts.files import not_finite
 from metatrain.artifacts.initialization import Initialization
-from metatrain.errors import AdaptationError, DeadlineExceeded, NonFinite, PluginError
+from metatrain.errors import AdaptationError, DeadlineExceeded, MetatrainError, NonFinite, PluginError
 from metatrain.inner.encoded import Encoded
 from metatrain.inner.together import Ended, OnStep, adapt_each
 from metatrain.models.base import Base
@@ -20,9 +21,10 @@ from metatrain.models.loading import load_base
 from metatrain.models.source import Hub
 from metatrain.readouts.registry import readout_kinds
 from worker.errors import SettingsError
+from worker.initializations import KnownInitializations
 from worker.kinds.kind import TaskKind
 from worker.kinds.registry import task_kinds
-from worker.ledger.messages import JobRecipe, earlier_queue_name, queue_name
+from worker.ledger.messages import JobRecipe, earlier_queue_names, queue_name
 from worker.settings import WorkerSettings
 
 
@@ -46,26 +48,42 @@ class Resident:
     base: Base
     initializations: dict[str, Initialization]
 
-    @property
-    def queue(self) -> str:
-        return queue_name(self.base.digest, self.base.precision)
+    def queue(self, kind: str) -> str:
+        """Return the queue of the jobs of a task kind on this base model."""
+        return queue_name(self.base.digest, self.base.precision, kind)
 
     @property
-    def earlier_queue(self) -> str:
-        return earlier_queue_name(self.base.spec.weights_sha256, self.base.precision)
+    def queues(self) -> list[str]:
+        """The queues of the jobs of all known task kinds on this base model."""
+        return [self.queue(kind) for kind in task_kinds()]
+
+    @property
+    def earlier_queues(self) -> list[str]:
+        """The queues in which earlier versions put jobs for this base model."""
+        return earlier_queue_names(self.base.digest, self.base.spec.weights_sha256, self.base.precision)
 
 
 class Runtime:
     """The loaded base models of one worker. `adapt` runs a job's recipe and returns its adapter as bytes.
 
-    `by_digest`: {digest of an initialization: (its base model, the initialization)}.
+    `known`: the initializations that its jobs may name.
     """
 
-    def __init__(self, *residents: Resident) -> None:
-        self.residents = residents
-        self.by_digest = {
-            init.digest: (resident.base, init) for resident in residents for init in resident.initializations.values()
-        }
+    def __init__(self, *residents: Resident, stored: Callable[[str], bytes | None] = lambda digest: None) -> None:
+        """Create a runtime of these base models.
+
+        `stored`: returns the bytes of a stored initialization by its digest, or None if it is not stored.
+        """
+        self.residents, self.known = residents, known_initializations(residents, stored)
+
+    def load_initialization(self, recipe: JobRecipe) -> None:
+        """Load the initialization of a job, unless it is in memory.
+
+        Errors of the initialization itself are not raised here but by `adapt`. Raises redis.RedisError if it is stored and Redis
+        cannot be reached.
+        """
+        with contextlib.suppress(MetatrainError):
+            self.known.find(recipe.initialization_digest)
 
     def can_share_pass(self, recipe: JobRecipe) -> bool:
         """Return True if the job may run in one pass with other jobs that have the same pass key.
@@ -74,9 +92,10 @@ class Runtime:
         draws random parts or views, and a pass has only one seed for them, while its jobs may have different seeds. Also returns
         False if this worker lacks the task kind or the initialization.
         """
-        _, init = self.by_digest.get(recipe.initialization_digest, (None, None))
-        if init is None or recipe.kind not in task_kinds():
+        found = self.known.in_memory(recipe.initialization_digest)
+        if found is None or recipe.kind not in task_kinds():
             return False
+        _, init = found
         return init.inner.augmentation is None and recipe.rows <= init.inner.rows_per_step
 
     def adapt(self, recipe: JobRecipe, *, deadline: float = math.inf, on_step: OnStep | None = None) -> MadeAdapter:
@@ -139,9 +158,11 @@ class Runtime:
             if recipe.kind not in task_kinds():
                 raise AdaptationError(f"tasks of kind {recipe.kind!r} are not known to this worker: install the kind's package")
             digest = recipe.initialization_digest
-            if digest not in self.by_digest:
-                raise AdaptationError(f"initialization {recipe.initialization!r} with digest {digest[:12]}… is not on this worker")
-            base, init = self.by_digest[digest]
+            if (found := self.known.find(digest)) is None:
+                raise AdaptationError(
+                    f"initialization {recipe.initialization!r} with digest {digest[:12]}… is neither on this worker nor stored"
+                )
+            base, init = found
             if recipe.precision != base.precision:
                 raise AdaptationError(
                     f"the job asks for {recipe.precision}, this worker runs {base.precision}; set PRECISION on both ends"
@@ -151,7 +172,7 @@ class Runtime:
                     f"initialization {recipe.initialization!r} is not for tasks of kind {recipe.kind}: expected readout "
                     f"{task_kinds()[recipe.kind].readout}, got {init.readout}"
                 )
-        return self.by_digest[recipes[0].initialization_digest]
+        return base, init
 
 
 def _to_adapter(
@@ -172,6 +193,13 @@ def _to_adapter(
     if (name := not_finite({**adapter.delta, **adapter.answering})) is not None:
         raise NonFinite(f"{name} is not finite after {len(ended.losses)} inner steps")
     return MadeAdapter(adapter_to_bytes(adapter), ended.losses, timings, steps_ms[: len(ended.losses)])
+
+
+def known_initializations(
+    residents: Sequence[Resident], stored: Callable[[str], bytes | None], *, probed: bool = True
+) -> KnownInitializations:
+    loaded = [(resident.base, list(resident.initializations.values())) for resident in residents]
+    return KnownInitializations(loaded, stored, probed=probed)
 
 
 def load_residents(settings: WorkerSettings, *, probed: bool = True) -> list[Resident]:
@@ -205,6 +233,6 @@ def _usable_kinds() -> list[TaskKind]:
     return list(task_kinds().values())
 
 
-def load_runtime(settings: WorkerSettings) -> Runtime:
+def load_runtime(settings: WorkerSettings, stored: Callable[[str], bytes | None]) -> Runtime:
     """Load the base models and initializations of a worker. Raises MetatrainError and SettingsError."""
-    return Runtime(*load_residents(settings))
+    return Runtime(*load_residents(settings), stored=stored)

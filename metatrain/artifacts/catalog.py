@@ -12,6 +12,9 @@ from metatrain.serving.probe_cache import probe_once
 
 log = logging.getLogger(__name__)
 SHIPPED = Path(__file__).parents[1] / "initializations"
+SHIPPED_BEFORE = frozenset({"51225390fe39763433ebb9e94fd20b5d29bca2268dc41eac75b0525b07cb461c"})
+"""The digests of all initializations that were ever shipped. None of them changes parameters of the base model, so their adapters
+can be used even if the initialization itself is gone."""
 
 
 def load_catalog(

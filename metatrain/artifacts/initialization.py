@@ -191,11 +191,9 @@ def load_initialization(folder: Path, base: Base) -> Initialization:
     leaves = readout_kinds()[described.readout].leaves
     shapes = kind.shapes if kind.peft is None else kind.peft.shapes
     theta = read_weights(folder / _weights_file(kind), described.weights_sha256, lambda _: shapes)
-    rates = read_weights(folder / "inner_lr.safetensors", described.weights_sha256, lambda found: _rate_shapes(found, kind, leaves))
+    rates = read_weights(folder / "inner_lr.safetensors", described.weights_sha256, lambda found: rate_shapes(found, kind, leaves))
     update = _read_base_update(folder / _BASE_UPDATE, described.weights_sha256, base)
-    for name, rate in rates.items():
-        if (rate < 0).any():
-            raise ArtifactError(f"{folder}/inner_lr.safetensors: {name}: expected rates of at least 0, got {float(rate.min())}")
+    check_rates(rates, f"{folder}/inner_lr.safetensors")
     if kind.peft is not None:
         _check_peft_config(folder / "adapter_config.json", kind.peft)
         theta = kind.peft.from_peft(theta)
@@ -234,7 +232,7 @@ def _weights_file(kind: DeltaKind) -> str:
     return "delta.safetensors" if kind.peft is None else "adapter_model.safetensors"
 
 
-def _rate_shapes(stated: Mapping[str, Leaf], kind: DeltaKind, readout: Sequence[str]) -> dict[str, tuple[int, ...]]:
+def rate_shapes(stated: Mapping[str, Leaf], kind: DeltaKind, readout: Sequence[str]) -> dict[str, tuple[int, ...]]:
     """Return the expected shapes of the learning rates in a file.
 
     S is the number of inner steps with separate rates. A leaf with one rate per step has rates [S]; a leaf with a rate for each
@@ -247,6 +245,13 @@ def _rate_shapes(stated: Mapping[str, Leaf], kind: DeltaKind, readout: Sequence[
         if name in stated and len(stated[name].shape) > 1:
             expected[name] = (min(steps, _MAX_RATE_STEPS), *shape)
     return expected
+
+
+def check_rates(rates: Mapping[str, Tensor], where: str) -> None:
+    """Raise ArtifactError if a rate is negative. `where` is the beginning of the message."""
+    for name, rate in rates.items():
+        if (rate < 0).any():
+            raise ArtifactError(f"{where}: {name}: expected rates of at least 0, got {float(rate.min())}")
 
 
 def _check_peft_config(path: Path, files: PeftFiles) -> None:

@@ -89,8 +89,7 @@ class Bank:
     at least one slot. `updates`: for each digest of an initialization, the parameters of the base model that its adapters replace.
     Rows with the same replaced parameters share a forward pass.
 
-    Raises UnsupportedDelta if two kinds have leaves of the same name and neither leaf is at least as large as the other in every
-    dimension.
+    Raises UnsupportedDelta if adapters of two kinds cannot be in one batch.
     """
 
     def __init__(
@@ -100,28 +99,48 @@ class Bank:
         most_bytes: int,
         updates: Mapping[str, Mapping[str, Tensor]] = MappingProxyType({}),
     ) -> None:
-        self.base = base
-        shapes: dict[str, tuple[int, ...]] = {}
-        for kind in kinds:
-            for name, shape in {**kind.shapes, **dict.fromkeys(kind.counts, ())}.items():
-                other = shapes.get(name, shape)
-                shapes[name] = tuple(map(max, shape, other))
-                if len(shape) != len(other) or shapes[name] not in (shape, other):
-                    raise UnsupportedDelta(
-                        f"leaf {name}: adapters of shapes {list(other)} and {list(shape)} cannot be in one batch"
-                    )
-        slot_bytes = sum(torch.Size(shape).numel() for shape in shapes.values()) * base.dtype.itemsize
-        self.slots = max(1, most_bytes // (slot_bytes + _HEAD_CLASSES * (base.hidden_size + 1) * 4))
-        self._readout_budget = most_bytes - self.slots * slot_bytes
-        self._leaves = {name: torch.zeros(self.slots, *s, dtype=base.dtype, device=base.device) for name, s in shapes.items()}
-        self._updates = {
-            digest: {name: new.to(base.device, base.dtype) for name, new in update.items()}
-            for digest, update in updates.items()
-            if update
-        }
+        self.base, self._kinds, self._most_bytes = base, list(kinds), most_bytes
+        self._updates: dict[str, dict[str, Tensor]] = {}
+        for digest, update in updates.items():
+            self._add_update(digest, update)
+        self._allocate(_slot_shapes(self._kinds))
+
+    def _add_update(self, digest: str, update: Mapping[str, Tensor]) -> None:
+        if update:
+            self._updates[digest] = {name: new.to(self.base.device, self.base.dtype) for name, new in update.items()}
+
+    def _allocate(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Allocate empty slots with leaves of these shapes."""
+        dtype, device = self.base.dtype, self.base.device
+        slot_bytes = sum(torch.Size(shape).numel() for shape in shapes.values()) * dtype.itemsize
+        self.slots = max(1, self._most_bytes // (slot_bytes + _HEAD_CLASSES * (self.base.hidden_size + 1) * 4))
+        self._readout_budget = self._most_bytes - self.slots * slot_bytes
+        self._leaves = {name: torch.zeros(self.slots, *shape, dtype=dtype, device=device) for name, shape in shapes.items()}
         self._resident: OrderedDict[str, int] = OrderedDict()
         self._free = list(range(self.slots))
         self._contents: dict[int, _Slot] = {}
+
+    def support(self, kind: DeltaKind, initialization: str, update: Mapping[str, Tensor]) -> dict[str, Packed]:
+        """Support adapters of one more initialization, and return the adapters that were evicted for it.
+
+        `kind`: its delta kind. `initialization`: its digest. `update`: the parameters of the base model that its adapters replace.
+        If a slot has to be larger than before, the bank has fewer slots afterwards, and the least recently used adapters are
+        evicted.
+
+        Raises UnsupportedDelta, and changes nothing, if adapters of this kind cannot be in one batch with the others.
+        """
+        kinds = [*self._kinds, kind]
+        shapes = _slot_shapes(kinds)
+        evicted: dict[str, Packed] = {}
+        if shapes != _slot_shapes(self._kinds):
+            residents = {key: self.take(key) for key in list(self._resident)}  # the least recently used first
+            self._leaves.clear()  # frees the old slots before the new ones are allocated
+            self._allocate(shapes)
+            for key, adapter in residents.items():
+                evicted |= self.put(key, adapter)
+        self._kinds = kinds
+        self._add_update(initialization, update)
+        return evicted
 
     def __contains__(self, key: str) -> bool:
         return key in self._resident
@@ -254,6 +273,22 @@ class Bank:
             one = {name: leaf[slots[0]].unsqueeze(0) for name, leaf in delta.items()}
             return self.base.features(one, batch, updated=updated)
         return self.base.features(delta, batch, slots=torch.tensor(slots, device=self.base.device), updated=updated)
+
+
+def _slot_shapes(kinds: Sequence[DeltaKind]) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the leaves of a slot, which has room for an adapter of any of these kinds.
+
+    Raises UnsupportedDelta if two kinds have leaves of the same name and neither leaf is at least as large as the other in every
+    dimension.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    for kind in kinds:
+        for name, shape in {**kind.shapes, **dict.fromkeys(kind.counts, ())}.items():
+            other = shapes.get(name, shape)
+            shapes[name] = tuple(map(max, shape, other))
+            if len(shape) != len(other) or shapes[name] not in (shape, other):
+                raise UnsupportedDelta(f"leaf {name}: adapters of shapes {list(other)} and {list(shape)} cannot be in one batch")
+    return shapes
 
 
 _HEAD_CLASSES = 8  # all slots share the memory for readouts, which is that of one head with this many classes for each slot

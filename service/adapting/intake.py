@@ -106,7 +106,7 @@ def _record_job(request: CheckedRequest, job: _Job, context: AdaptContext) -> tu
             if record is not None and recipe is not None:
                 return first, status_of(record, state), _truncated_examples(recipe, record.truncated)
     ttl_ms = 1000 * (request.ttl_seconds or state.settings.default_ttl_seconds)
-    queue = request.deployed.queue
+    queue = request.deployed.queue(request.kind.name)
     status = state.jobs.start(tenant, job.adapter_id, job.recipe, ttl_ms, job.truncated, request.notes, queue=queue)
     if key is not None:  # the key is stored last, so that a rejected request does not use it up
         state.idempotency.keep(job.secret, tenant, key, content, job.adapter_id)
@@ -122,7 +122,7 @@ def _renew_weights(tenant: str, identity: str, ttl_ms: int, request: CheckedRequ
     """
     record: Record | None = state.records.get(tenant, identity)
     if record is not None and not state.store.keep(tenant, identity, record.fence, None if record.pinned else ttl_ms):
-        state.jobs.readapt(record, "evicted", request.deployed.queue)
+        state.jobs.readapt(record, "evicted", request.deployed.queue(request.kind.name))
         return "queued"
     return "ready"
 

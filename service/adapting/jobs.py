@@ -13,6 +13,7 @@ from kombu.exceptions import OperationalError
 from starlette.concurrency import run_in_threadpool
 
 from worker.errors import JOB_SECONDS, LimitReached
+from worker.initializations import KnownInitializations
 from worker.ledger.messages import ADAPT_TASK, DONE_CHANNEL, IN_TURN, JobRecipe, Status, wake_up
 from worker.ledger.notes import Notes
 from worker.ledger.record import Record
@@ -30,16 +31,22 @@ class Jobs:
     """
 
     def __init__(
-        self, records: Records, app: Celery, redis_url: str, limits: Mapping[str, int], size_of: Callable[[JobRecipe], int]
+        self,
+        records: Records,
+        app: Celery,
+        redis_url: str,
+        limits: Mapping[str, int],
+        size_of: Callable[[JobRecipe], int],
+        known: KnownInitializations,
     ) -> None:
         """Create the queue without connecting to Redis.
 
         `limits` has the limits of one tenant by name, as for `Records.accept`. `size_of` returns an upper bound on the bytes of the
-        weights that a recipe produces.
+        weights that a recipe produces. `known` has the initializations that recipes name, to store them beside the records.
         """
         self._records, self._app = records, app
         self._redis_url = redis_url
-        self._limits, self._size_of = limits, size_of
+        self._limits, self._size_of, self._known = limits, size_of, known
         self._waiting: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
         self._listener: asyncio.Task[None] | None = None
         self.stopping = False
@@ -73,6 +80,7 @@ class Jobs:
                 notes=notes,
                 size=self._size_of(recipe),
                 limits=self._limits,
+                initialization=lambda: self._known.to_store(recipe.initialization_digest),
             )
         except NotReplicated:
             self._wake(tenant, adapter_id, queue)  # the record was created, so a retry would find it and send no wake-up
@@ -91,6 +99,9 @@ class Jobs:
         most, used = self._limits.get("MAX_JOBS", 0), self._records.unfinished(record.tenant)
         if 0 < most <= used:
             raise LimitReached("MAX_JOBS", most, used, retry_after=JOB_SECONDS)
+        digest = record.summary.initialization_digest
+        if self._known.in_memory(digest) is not None and not self._records.initializations.has(digest):
+            self._records.initializations.store(digest, self._known.to_store(digest))  # accepted by a version that stored none
         if self._records.requeue(record, why, queue):
             self._wake(record.tenant, record.adapter_id, record.queue or queue)
 

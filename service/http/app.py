@@ -1,7 +1,7 @@
 """Create the FastAPI application and everything that its routes use."""
 
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
@@ -31,7 +31,7 @@ from worker.ledger.records import Records
 from worker.ledger.servers import records_client, weights_client
 from worker.ledger.usage import Usage
 from worker.ledger.weights_cache import WeightStore
-from worker.runtime import Resident
+from worker.runtime import Resident, known_initializations
 
 log = logging.getLogger(__name__)
 
@@ -82,12 +82,15 @@ def _state(settings: ServiceSettings, residents: Sequence[Resident]) -> ServiceS
     records = Records(client, settings.wait_replicas)
     cache = weights_client(settings.weights_url, connect_timeout=2)
     store = WeightStore(cache)
-    deployed = tuple(Deployed(resident, _predictor(resident, store, settings, 1 / len(residents))) for resident in residents)
-    by_digest = {init.digest: (resident, init) for resident in residents for init in resident.initializations.values()}
+    stored, share = records.initializations.get, 1 / len(residents)
+    deployed = tuple(Deployed(resident, _predictor(resident, store, stored, settings, share)) for resident in residents)
+    known = known_initializations(residents, stored, probed=settings.predictor_url is None)
 
     def size_of(recipe: JobRecipe) -> int:
-        resident, init = by_digest[recipe.initialization_digest]
-        return adapter_bytes_at_most(init, recipe.labels, resident.base.hidden_size)
+        found = known.find(recipe.initialization_digest)
+        assert found is not None, "a checked request has a known initialization"
+        base, init = found
+        return adapter_bytes_at_most(init, recipe.labels, base.hidden_size)
 
     return ServiceState(
         settings=settings,
@@ -96,8 +99,11 @@ def _state(settings: ServiceSettings, residents: Sequence[Resident]) -> ServiceS
         aliases=Aliases(client),
         idempotency=IdempotencyKeys(client),
         store=store,
-        jobs=Jobs(records, celery_app(settings.redis_url, residents[0].queue), settings.redis_url, settings.limits, size_of),
+        jobs=Jobs(
+            records, celery_app(settings.redis_url, residents[0].queues[0]), settings.redis_url, settings.limits, size_of, known
+        ),
         deployed=deployed,
+        known=known,
         metrics=Metrics(records, [each.predictor for each in deployed]),
         authenticator=Authenticator(Keys(client), open_allowed=settings.allow_without_keys),
         meter=Meter(Usage(client), settings.max_requests_a_minute),
@@ -106,8 +112,8 @@ def _state(settings: ServiceSettings, residents: Sequence[Resident]) -> ServiceS
 
 
 def _predictor(
-    resident: Resident, store: WeightStore, settings: ServiceSettings, share: float
+    resident: Resident, store: WeightStore, stored: Callable[[str], bytes | None], settings: ServiceSettings, share: float
 ) -> RemotePredictor | InProcessPredictor:
     if settings.predictor_url is not None:
         return RemotePredictor(resident.base, settings.predictor_url)
-    return InProcessPredictor(resident.base, resident.initializations, store, settings, share=share)
+    return InProcessPredictor(resident.base, resident.initializations, store, settings, stored=stored, share=share)

@@ -53,10 +53,13 @@ class Alive(BaseModel):
 
 
 class Readiness(BaseModel):
-    model_config = example_body(status="ready", missing=[])
+    model_config = example_body(status="ready", missing=[], initializations_missing=[])
 
     status: Literal["ready"]
     missing: list[Missing] = Field(description="empty; in the problem of a 503, the parts that are missing")
+    initializations_missing: list[str] = Field(
+        description="digests of initializations that unfinished jobs need, and that are neither stored nor loaded by this service"
+    )
 
 
 class UsageView(BaseModel):

@@ -106,6 +106,7 @@ class _RecordsCollector(Collector):
         up = GaugeMetricFamily("quickstudy_records_up", "1 if the queue and the records can be reached, else 0")
         try:
             counts, workers = self._records.counts.read(), self._records.workers.by_queue()
+            lacking = self._records.initializations.lacking()
         except redis.RedisError:
             up.add_metric([], 0)
             yield up
@@ -116,6 +117,14 @@ class _RecordsCollector(Collector):
         for status in ("queued", "running"):
             jobs.add_metric([status], counts[f"now_{status}"])
         yield jobs
+        without = GaugeMetricFamily(
+            "quickstudy_jobs_without_initialization",
+            "Unfinished jobs that only a worker with this initialization can run, because it is not stored",
+            labels=["digest"],
+        )
+        for digest, number in lacking.items():
+            without.add_metric([digest], number)
+        yield without
         alive = GaugeMetricFamily("quickstudy_workers", "Workers with a recent sign of life", labels=["queue"])
         for queue, count in workers.items():
             alive.add_metric([queue], count)

@@ -17,6 +17,7 @@ from service.http.metrics import Metrics
 from service.http.streams import Streams
 from service.predicting.predictor import Predictor
 from service.settings import ServiceSettings
+from worker.initializations import KnownInitializations, base_identity
 from worker.kinds.kind import TaskKind
 from worker.kinds.registry import task_kinds
 from worker.ledger.aliases import Aliases
@@ -41,9 +42,9 @@ class Deployed:
     def initializations(self) -> dict[str, Initialization]:
         return self.resident.initializations
 
-    @property
-    def queue(self) -> str:
-        return self.resident.queue
+    def queue(self, kind: str) -> str:
+        """Return the queue of the jobs of a task kind on this base model."""
+        return self.resident.queue(kind)
 
 
 @dataclass(frozen=True)
@@ -62,13 +63,14 @@ class ServiceState:
     authenticator: Authenticator
     meter: Meter
     streams: Streams
+    known: KnownInitializations
 
     def initialization(self, name: str, kind: TaskKind, base_model: str | None = None) -> tuple[Deployed, Initialization]:
         """Find the initialization with this name for tasks of `kind`, and the first base model that has it.
 
-        If `base_model` is given, only its initializations are searched. The name `default` selects an initialization of that name
-        if there is one, otherwise `kind.default`. Raises InvalidRequest if this deployment has no such base model or
-        initialization.
+        If `base_model` is given, only its initializations are searched. A pointer that was set for the name comes first, then the
+        loaded initialization of that name. The name `default` selects an initialization of that name if there is one, otherwise
+        `kind.default`. Reads from Redis. Raises InvalidRequest if this deployment has no such base model or initialization.
         """
         candidates = [deployed for deployed in self.deployed if base_model in (None, deployed.base.spec.model)]
         if not candidates:
@@ -77,23 +79,36 @@ class ServiceState:
         available: set[str] = set()
         for candidate_name in dict.fromkeys((name, kind.default if name == "default" else name)):
             for deployed in candidates:
-                fitting = {key: init for key, init in deployed.initializations.items() if init.readout == kind.readout}
+                fitting = {key: init for key, init in self.named(deployed).items() if init.readout == kind.readout}
                 available |= fitting.keys()
                 if candidate_name in fitting:
                     return deployed, fitting[candidate_name]
         raise InvalidRequest("initialization", f"one of {', '.join(sorted(available))}", name)
 
+    def named(self, deployed: Deployed) -> dict[str, Initialization]:
+        """Return the initializations of a base model by name.
+
+        If a pointer was set for a name, the name means the initialization that it points at. Reads from Redis.
+        """
+        identity, named = base_identity(deployed.base), dict(deployed.initializations)
+        for (base, name), digest in self.records.initializations.pointers().items():
+            found = self.known.find(digest) if base == identity else None
+            if found is not None and found[0] is deployed.base:
+                named[name] = self.known.renamed(digest, name)
+        return named
+
     def initialization_of(self, record: Record) -> tuple[Deployed, Initialization]:
         """Return the base model of an adapter, and the initialization that the adapter was made from.
 
-        If that initialization is no longer deployed, return the one that now has its name on the same base model. Raises
-        AdapterNotReady if this deployment does not have the base model, and InvalidRequest if it has neither initialization.
+        If that initialization is neither loaded nor stored, return the one that now has its name on the same base model. May read
+        it from Redis. Raises AdapterNotReady if this deployment does not have the base model, and InvalidRequest if it has neither
+        initialization.
         """
         deployed, recipe = self.require_deployed(record), record.summary
+        found = self.known.find(recipe.initialization_digest)
+        if found is not None and found[0] is deployed.base:
+            return deployed, found[1]
         fitting = [init for init in deployed.initializations.values() if init.readout == task_kinds()[recipe.kind].readout]
-        for init in fitting:
-            if init.digest == recipe.initialization_digest:
-                return deployed, init
         for init in fitting:
             if init.name == recipe.initialization:
                 return deployed, init
@@ -106,13 +121,13 @@ class ServiceState:
         base model that has the adapter's initialization and precision, or else the one that had this queue name earlier.
         """
         for deployed in self.deployed:
-            if record.queue == deployed.queue:
+            if record.queue in deployed.resident.queues:
                 return deployed
         for deployed in self.deployed:
             digests = (init.digest for init in deployed.initializations.values())
             if deployed.base.precision == record.summary.precision and record.summary.initialization_digest in digests:
                 return deployed
-        return next((deployed for deployed in self.deployed if record.queue == deployed.resident.earlier_queue), None)
+        return next((deployed for deployed in self.deployed if record.queue in deployed.resident.earlier_queues), None)
 
     def require_deployed(self, record: Record) -> Deployed:
         """Return the base model that an adapter was made on.

@@ -54,7 +54,7 @@ async def answer_parts(
             with fields(adapter=ready.adapter_id, tenant=ready.tenant):
                 log.info("%s", error)
             why: Literal["evicted", "corrupt"] = "corrupt" if isinstance(error, WeightsCorrupt) else "evicted"
-            await run_in_threadpool(state.jobs.readapt, ready, why, state.require_deployed(ready).queue)
+            await run_in_threadpool(state.jobs.readapt, ready, why, state.require_deployed(ready).queue(ready.summary.kind))
         record = await run_in_threadpool(state.records.get, tenant, identity)
     raise Unavailable(f"adapter {identity} is evicted faster than it can be adapted; give the cache more memory")
 

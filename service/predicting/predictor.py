@@ -11,16 +11,22 @@ import math
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from metatrain.artifacts.adapter import adapter_from_bytes, adapter_metadata
+from torch import Tensor
+
+from metatrain.artifacts.adapter import AdapterMetadata, adapter_from_bytes, adapter_metadata
+from metatrain.artifacts.catalog import SHIPPED_BEFORE
 from metatrain.artifacts.initialization import Initialization
+from metatrain.artifacts.stored_initialization import initialization_from_bytes
+from metatrain.deltas import DeltaKind
 from metatrain.errors import ArtifactError
 from metatrain.models.base import Base
 from metatrain.serving.bank import Bank, Packed, pack
+from metatrain.serving.probe_cache import probe_once
 from service.errors import Overloaded
 from service.predicting.batcher import Batcher
 from service.predicting.shelf import Shelf
@@ -124,8 +130,9 @@ class _Call:
 class InProcessPredictor:
     """A predictor that runs in this process and batches the calls of different adapters.
 
-    It loads only adapters that were made from one of `initializations`. `share` is the fraction of BANK_MB and SHELF_MB that it may
-    use, between 0 and 1.
+    `initializations`: the loaded ones, by name. `stored`: returns the bytes of a stored initialization by its digest, None if it is
+    not stored. They are needed for the first adapter of an initialization that is not loaded: its delta is then probed, and the
+    bank gets room for it. `share`: the fraction of BANK_MB and SHELF_MB that the predictor may use, between 0 and 1.
     """
 
     def __init__(
@@ -135,14 +142,16 @@ class InProcessPredictor:
         store: WeightStore,
         settings: ServiceSettings,
         *,
+        stored: Callable[[str], bytes | None] = lambda digest: None,
         share: float = 1.0,
     ) -> None:
-        self.base, self._store, self._settings = base, store, settings
+        self.base, self._store, self._settings, self._stored = base, store, settings, stored
         kinds = {init.delta: base.attach(init.delta) for init in initializations.values()}
         updates = {init.digest: init.base_update for init in initializations.values()}
         self._bank = Bank(base, list(kinds.values()), int(share * settings.bank_mb * _MB), updates)
         self._shelf: Shelf[Packed] = Shelf(int(share * settings.shelf_mb * _MB))
-        self._initialization_digests = {init.digest for init in initializations.values()}
+        self._supported = {init.digest for init in initializations.values()}
+        self._supporting = threading.Lock()  # held while an initialization is added to `_supported`
         self._batcher: Batcher[_Call] = Batcher(settings.batch_tokens, settings.batch_rows, self._bank.slots)
         self._tokenizers = ThreadPoolExecutor(2, thread_name_prefix="tokenize")
         # Loading has separate threads, so that a slow cache does not delay tokenizing.
@@ -151,7 +160,7 @@ class InProcessPredictor:
         self._unanswered_rows = 0
         self._unanswered_rows_of = Counter[str]()  # by tenant
         self._preparing = 0  # calls that are being tokenized or loaded and are not in the batcher yet
-        self._forgotten: list[str] = []
+        self._commands: list[Callable[[], None]] = []  # for the predictor's thread
         self._closing = False
         self._rows_a_second = 100.0
         self._thread = threading.Thread(target=self._serve, name="predictor", daemon=True)
@@ -171,9 +180,13 @@ class InProcessPredictor:
     def forget(self, tenant: str, digest: str) -> None:
         key = f"{tenant}/{digest}"
         self._shelf.drop(key)
-        with self._changed:
-            self._forgotten.append(key)
-            self._changed.notify()
+
+        def drop() -> None:
+            self._shelf.drop(key)  # since the call, the bank may have evicted the adapter to the shelf
+            if key in self._bank:
+                self._bank.take(key)
+
+        self._command(drop)
 
     def alive(self) -> bool:
         return self._thread.is_alive()
@@ -252,14 +265,62 @@ class InProcessPredictor:
     def _fetch(self, weights: WeightsKey) -> Packed:
         """Read an adapter from the cache and prepare it for the bank.
 
-        Raises ArtifactError if this service does not have the initialization that the adapter was made from. The bank supports only
-        the deltas of initializations that were loaded and probed at start-up.
+        Raises ArtifactError and UnsupportedDelta if the bank cannot support the initialization that the adapter was made from.
         """
         content = self._store.get(weights.tenant, weights.adapter_id, weights.fence, weights.digest)
-        digest = adapter_metadata(content).initialization_digest
-        if digest not in self._initialization_digests:
-            raise ArtifactError(f"this service does not have its initialization, with digest {digest[:12]}…")
+        metadata = adapter_metadata(content)
+        if metadata.initialization_digest not in self._supported:
+            with self._supporting:
+                self._support(metadata)
         return pack(adapter_from_bytes(content, self.base), self.base)
+
+    def _support(self, adapter: AdapterMetadata) -> None:
+        """Make room in the bank for adapters of an initialization that was not loaded at the start.
+
+        The probe runs in the calling thread, so that other calls are answered meanwhile. Raises ArtifactError if the
+        initialization is unknown, because its adapters may need changed parameters of the base model.
+        """
+        digest = adapter.initialization_digest
+        if digest in self._supported:  # another thread was first
+            return
+        content = self._stored(digest)
+        if content is None and digest not in SHIPPED_BEFORE:
+            raise ArtifactError(
+                f"its initialization, with digest {digest[:12]}…, is neither loaded nor stored; "
+                "add its folder to INITIALIZATIONS_DIR"
+            )
+        kind = self.base.attach(adapter.delta)
+        probe_once(self.base, kind)
+        update = {} if content is None else initialization_from_bytes(content, self.base, digest).base_update
+        self._between_batches(lambda: self._extend_bank(kind, digest, update))
+        self._supported.add(digest)
+
+    def _extend_bank(self, kind: DeltaKind, digest: str, update: Mapping[str, Tensor]) -> None:
+        for key, evicted in self._bank.support(kind, digest, update).items():
+            self._shelf.put(key, evicted)
+        self._batcher.adapters = self._bank.slots
+
+    def _between_batches(self, action: Callable[[], None]) -> None:
+        """Run an action on the predictor's thread, which alone may use the bank, and wait for its end.
+
+        Raises the error of the action.
+        """
+        done: Future[None] = Future()
+
+        def run() -> None:
+            try:
+                action()
+                done.set_result(None)
+            except Exception as error:
+                done.set_exception(error)
+
+        self._command(run)
+        done.result()
+
+    def _command(self, action: Callable[[], None]) -> None:
+        with self._changed:
+            self._commands.append(action)
+            self._changed.notify()
 
     def _queue(self, call: _Call) -> None:
         with self._changed:
@@ -289,17 +350,14 @@ class InProcessPredictor:
     def _wait_for_batch(self) -> list[tuple[_Call, range]] | None:
         """Wait for the next batch and return it, or None once the predictor is closing and no calls are left.
 
-        A batch that is not full waits up to BATCH_WAIT_MS for calls that are still being tokenized or loaded. Adapters for which
-        `forget` was called are also dropped here, because only this thread may use the bank.
+        A batch that is not full waits up to BATCH_WAIT_MS for calls that are still being tokenized or loaded. Commands are run
+        here, because only this thread may use the bank.
         """
         with self._changed:
             while True:
-                self._changed.wait_for(lambda: len(self._batcher) or self._forgotten or (self._closing and not self._preparing))
-                for key in self._forgotten:
-                    self._shelf.drop(key)  # since `forget`, the bank may have evicted the adapter to the shelf
-                    if key in self._bank:
-                        self._bank.take(key)
-                self._forgotten.clear()
+                self._changed.wait_for(lambda: len(self._batcher) or self._commands or (self._closing and not self._preparing))
+                while self._commands:
+                    self._commands.pop(0)()
                 if len(self._batcher):
                     self._changed.wait_for(lambda: self._batcher.full() or not self._preparing, self._settings.batch_wait_ms / 1000)
                     return self._batcher.next()

@@ -18,7 +18,8 @@ from service.running.binding import BindingRefused, settings_for_host
 from service.settings import ServiceSettings
 from worker.collection import resume_collection
 from worker.errors import SettingsError
-from worker.ledger.servers import weights_client
+from worker.ledger.initializations import Initializations
+from worker.ledger.servers import records_client, weights_client
 from worker.ledger.weights_cache import WeightStore
 from worker.runtime import Resident, load_residents
 
@@ -54,9 +55,11 @@ def run_predictor(settings: ServiceSettings, url: str) -> None:
     """
     residents = _load(settings.model_copy(update={"predictor_url": None}))
     store = WeightStore(weights_client(settings.weights_url, connect_timeout=2))
+    stored = Initializations(records_client(settings.redis_url, connect_timeout=2)).get
     share = 1 / len(residents)
     predictors = [
-        InProcessPredictor(resident.base, resident.initializations, store, settings, share=share) for resident in residents
+        InProcessPredictor(resident.base, resident.initializations, store, settings, stored=stored, share=share)
+        for resident in residents
     ]
     resume_collection()
     try:

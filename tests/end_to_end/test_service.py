@@ -269,7 +269,7 @@ def test_initializations_health_and_docs(service: Served) -> None:
     names = [init["name"] for init in service.http.get("/initializations").json()["initializations"]]
     assert names == ["asking", "contrastive", "frozen-prototypes", "lora-from-zero", "parts"]
     assert service.http.get("/healthz").json() == {"status": "alive"}
-    assert service.http.get("/readyz").json() == {"status": "ready", "missing": []}
+    assert service.http.get("/readyz").json() == {"status": "ready", "missing": [], "initializations_missing": []}
     assert "/adapt" in service.http.get("/openapi.json").json()["paths"]
     assert service.http.get("/docs").status_code == 200
 

@@ -114,7 +114,7 @@ def test_concurrent_jobs_of_both_base_models_are_kept_apart(service: tuple[Serve
 
 def test_readiness_initializations_and_an_unknown_base_model(service: tuple[Served, Path], folders: tuple[str, str]) -> None:
     running, _ = service
-    assert running.http.get("/readyz").json() == {"status": "ready", "missing": []}
+    assert running.http.get("/readyz").json() == {"status": "ready", "missing": [], "initializations_missing": []}
     listed = running.http.get("/initializations").json()["initializations"]
     assert {(init["name"], init["base_model"]) for init in listed if init["name"] == "lora-from-zero"} == {
         ("lora-from-zero", name) for name in folders

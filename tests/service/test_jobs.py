@@ -9,12 +9,19 @@ from tests.worker.ledger.jobs import DAY, RECIPE
 from tests.worker.ledger.test_usage import ready
 from worker.app import celery_app
 from worker.errors import LimitReached
+from worker.initializations import KnownInitializations
+from worker.ledger.initializations import StoredInitialization
 from worker.ledger.records import Records
 
 
 def test_adapters_are_adapted_again_only_within_the_limit_of_jobs(redis_server: RedisServer, redis_client: "redis.Redis") -> None:
     records = Records(redis_client)
-    jobs = Jobs(records, celery_app(redis_server.url, "q"), redis_server.url, {"MAX_JOBS": 2}, lambda recipe: 1)
+    jobs = Jobs(
+        records, celery_app(redis_server.url, "q"), redis_server.url, {"MAX_JOBS": 2}, lambda recipe: 1, KnownInitializations([])
+    )
+    records.initializations.store(
+        RECIPE.initialization_digest, StoredInitialization(b"stored before", "plain", "base", "tiny", "classes")
+    )
     for identity in ("a1", "a2", "a3"):
         assert jobs.start("t", identity, RECIPE, DAY, (), queue="q") == "queued"
         ready(records, "t", identity, 1)

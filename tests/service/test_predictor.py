@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from metatrain.artifacts.adapter import Adapter, AdapterMetadata, adapter_to_bytes
 from metatrain.artifacts.baselines import frozen_prototypes, lora_from_zero
 from metatrain.artifacts.initialization import Initialization
+from metatrain.artifacts.stored_initialization import initialization_to_bytes
 from metatrain.deltas import DeltaConfig, LoRAConfig
 from metatrain.errors import ArtifactError
 from metatrain.models.base import Base
@@ -89,6 +90,36 @@ def test_an_adapter_that_does_not_load_fails_alone_and_the_next_call_is_answered
     answer = predictor.submit(valid, ["order pizza"] * 20).result(20)
     assert answer.labels == ("0 0", "0 1") and len(answer.outputs) == 20
     assert answer.seconds["forward"] > 0 and predictor.alive()
+
+
+def test_an_adapter_of_a_stored_initialization_gets_room_in_the_bank(
+    tiny: Base, catalog: dict[str, Initialization], store: WeightStore
+) -> None:
+    """Predict with an adapter whose initialization was not loaded at the start.
+
+    It has a larger rank than the loaded ones, and a base update.
+    """
+    update = {name: p - 0.3 for name, p in tiny.parameters(["encoder.layer.1.output.*"]).items()}
+    config = LoRAConfig(rank=12)
+    theta = tiny.attach(config).initial(torch.Generator().manual_seed(0))
+    larger = replace(lora_from_zero(tiny), name="larger", delta=config, theta=theta, base_update=update)
+    stored = {larger.digest: initialization_to_bytes(larger)}
+    settings = ServiceSettings(bank_mb=1, batch_rows=8, queue_rows=400)
+    predictor = InProcessPredictor(tiny, catalog, store, settings, stored=stored.get)
+    loaded = InProcessPredictor(tiny, {**catalog, "larger": larger}, store, settings)
+    try:
+        known, unknown = put(tiny, store, next(iter(catalog.values())), 0), put(tiny, store, larger, 1)
+        slots = predictor.gauges()["bank_slots"]
+        texts = ["order pizza", "close my account"]
+        for weights in (known, unknown, known):
+            expected = torch.tensor(probabilities(loaded, weights, texts))
+            torch.testing.assert_close(torch.tensor(probabilities(predictor, weights, texts)), expected)
+        together = [predictor.submit(weights, texts) for weights in (known, unknown)]
+        assert [answer.result(20).labels for answer in together] == [("0 0", "0 1"), ("1 0", "1 1", "1 2")]
+        assert predictor.gauges()["bank_slots"] < slots
+    finally:
+        predictor.close()
+        loaded.close()
 
 
 def test_a_forgotten_adapter_is_not_answered_from_memory(

@@ -46,7 +46,7 @@ def test_a_repeated_wake_up_does_not_run_the_job_again(runner: JobRunner, tiny: 
 
 def test_the_reason_of_a_failure_is_in_the_record(runner: JobRunner, tiny: Base, monkeypatch: pytest.MonkeyPatch) -> None:
     status, _, error = run(runner, recipe(tiny, initialization_digest="0" * 64), "a2")
-    assert status == "failed" and error is not None and "is not on this worker" in error
+    assert status == "failed" and error is not None and "is neither on this worker nor stored" in error
     status, _, error = run(runner, recipe(tiny, precision="bfloat16"), "a5")
     assert status == "failed" and error is not None and "asks for bfloat16, this worker runs float32" in error
     slow = JobRunner("w", WorkerSettings(job_seconds=1e-9), runner.records, runner.store, runner.runtime)

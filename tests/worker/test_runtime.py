@@ -4,15 +4,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import redis
 import torch
 
 from metatrain.artifacts.adapter import adapter_from_bytes
 from metatrain.artifacts.baselines import lora_from_zero
+from metatrain.artifacts.initialization import Initialization
 from metatrain.errors import AdaptationError
 from metatrain.models.base import Base
 from tests.worker.jobs import SUPPORT, recipe, run
+from worker.initializations import KnownInitializations
 from worker.job import JobRunner
-from worker.ledger.weights_cache import weights_digest
+from worker.ledger.initializations import StoredInitialization
+from worker.ledger.records import Records
+from worker.ledger.weights_cache import WeightStore, weights_digest
 from worker.runtime import Resident, Runtime, load_runtime
 from worker.settings import WorkerSettings
 
@@ -49,8 +54,39 @@ def test_an_initialization_with_a_base_update_is_adapted_on_the_updated_base_mod
 
 
 def test_load_runtime_loads_the_initializations_of_its_base_model(tiny_folder: Path) -> None:
-    runtime = load_runtime(WorkerSettings(base_model=str(tiny_folder), precision="float32", threads=torch.get_num_threads()))
-    assert len(runtime.by_digest) == 2  # the shipped default belongs to another base model
+    runtime = load_runtime(
+        WorkerSettings(base_model=str(tiny_folder), precision="float32", threads=torch.get_num_threads()), lambda digest: None
+    )
+    assert len(runtime.known.digests) == 2  # the shipped default belongs to another base model
+
+
+def stored(base: Base, init: Initialization) -> StoredInitialization:
+    return KnownInitializations([(base, [init])]).to_store(init.digest)
+
+
+def test_a_stored_initialization_is_loaded_when_a_job_names_it(tiny: Base, redis_client: "redis.Redis") -> None:
+    """Adapt from an initialization that only Redis has, and that has a base update."""
+    plain = lora_from_zero(tiny)
+    update = {n: p + 0.2 for n, p in tiny.parameters(["encoder.layer.1.output.*"]).items()}
+    moved = replace(plain, base_update=update, name="moved", scale=plain.scale + 1)
+    records = Records(redis_client)
+    runtime = Runtime(Resident(tiny, {"plain": plain}), stored=records.initializations.get)
+    runner = JobRunner("w", WorkerSettings(), records, WeightStore(redis_client), runtime, queues={"": [plain.digest]})
+    job = recipe(tiny, initialization_digest=moved.digest)
+    assert run(runner, job)[0] == "queued"  # left alone: neither in memory nor stored
+    records.initializations.store(moved.digest, stored(tiny, moved))
+    status, digest, _ = run(runner, job)
+    loaded = Runtime(Resident(tiny, {"moved": moved})).adapt(job).content
+    assert (status, digest) == ("ready", weights_digest(loaded))
+
+
+def test_a_damaged_stored_initialization_fails_the_job_with_that_reason(tiny: Base, redis_client: "redis.Redis") -> None:
+    plain, records = lora_from_zero(tiny), Records(redis_client)
+    runtime = Runtime(Resident(tiny, {"plain": plain}), stored=records.initializations.get)
+    runner = JobRunner("w", WorkerSettings(), records, WeightStore(redis_client), runtime)
+    records.initializations.store("1" * 64, stored(tiny, plain))
+    status, _, error = run(runner, recipe(tiny, initialization_digest="1" * 64))
+    assert status == "failed" and "the stored bytes are those of another initialization" in str(error)
 
 
 def test_jobs_of_an_unknown_task_kind_fail_with_that_reason(runner: JobRunner, tiny: Base) -> None:

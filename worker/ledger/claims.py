@@ -74,7 +74,8 @@ class Claims:
         used up its `attempts`, this call ends it as failed and returns None.
         """
         keys = [*names.job_keys(tenant, adapter_id), names.FENCE]
-        arguments: list[Any] = [names.member(tenant, adapter_id), lease_ms, attempts, worker, json.dumps(dict(queues))]
+        stored = names.initialization("")
+        arguments: list[Any] = [names.member(tenant, adapter_id), lease_ms, attempts, worker, json.dumps(dict(queues)), stored]
         answer = self._claim(keys=keys, args=arguments)
         verdict = text(answer[0])
         if verdict == "attempts_used_up":

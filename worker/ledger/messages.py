@@ -7,6 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from worker.kinds.registry import task_kinds
 
 ADAPT_TASK = "quickstudy.adapt"
+JOB_FORMAT = 2
+"""The format of the records of jobs. Increase it for records that earlier versions cannot read: they leave such jobs alone."""
 FIRST, IN_TURN = 0, 3
 """Priorities of wake-ups. Repeated wake-ups are FIRST, because their jobs have waited longest. New ones are IN_TURN."""
 DONE_CHANNEL = "qs:done"
@@ -90,20 +92,25 @@ class Outcome(BaseModel):
     timings: dict[str, float] = Field(default_factory=dict, description="milliseconds by stage")
 
 
-def queue_name(base_digest: str, precision: str) -> str:
-    """Return the name of the queue for jobs on one base model. Only workers with this base model use it.
+def queue_name(base_digest: str, precision: str, kind: str) -> str:
+    """Return the queue of the jobs of one task kind on one base model.
 
-    `base_digest`: the full base digest, computed from weights, inputs and precision.
+    Only workers that have the base model, know the kind and can read `JOB_FORMAT` listen to it. `base_digest`: the full base
+    digest, of weights, inputs and precision.
     """
+    return f"{_queue_of_base(base_digest, precision)}.{kind}.{JOB_FORMAT}"
+
+
+def earlier_queue_names(base_digest: str, base_weights_sha256: str, precision: str) -> list[str]:
+    """Return the queues of text classification jobs from earlier versions.
+
+    Their names had the full base digest but no kind, and before that the digest of the weights alone.
+    """
+    return [_queue_of_base(base_digest, precision), f"quickstudy.{base_weights_sha256[:16]}.{precision}"]
+
+
+def _queue_of_base(base_digest: str, precision: str) -> str:
     return f"quickstudy.base-{base_digest[:16]}.{precision}"
-
-
-def earlier_queue_name(base_weights_sha256: str, precision: str) -> str:
-    """Return the earlier name of a base model's queue, which contains only the digest of the weights.
-
-    Jobs that earlier versions accepted may still be in this queue.
-    """
-    return f"quickstudy.{base_weights_sha256[:16]}.{precision}"
 
 
 def wake_up(tenant: str, adapter_id: str) -> dict[str, Any]:

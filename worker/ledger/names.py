@@ -17,6 +17,8 @@ Keys of the deployment:
 | `qs:worker-descriptions` | hash | the announced description of each worker |
 | `qs:erase` | number | since when the append-only file has contained deleted text |
 | `qs:erase-last` | number | the time of the latest deletion |
+| `qs:initialization_by_digest:DIGEST` | hash | an initialization that jobs name (`initializations.py`) |
+| `qs:initialization_names` | hash | the digest that each name points at, by `BASE/NAME` |
 | `qs:keys` | hash | API keys, by id |
 | `qs:id-key` | string | the secret key of adapter ids |
 | `qs:celery:…` | Celery's own | wake-ups |
@@ -54,8 +56,13 @@ QUEUES = "qs:queues"
 WORKERS, WORKER_DESCRIPTIONS = "qs:workers", "qs:worker-descriptions"
 ERASE, ERASE_LAST = "qs:erase", "qs:erase-last"
 API_KEYS = "qs:keys"
+INITIALIZATION_NAMES = "qs:initialization_names"
 ID_KEY = "qs:id-key"
 CELERY_PREFIX = "qs:celery:"
+
+
+def initialization(digest: str) -> str:
+    return f"qs:initialization_by_digest:{digest}"  # no tenant's name has an underscore
 
 
 def record(tenant: str, adapter_id: str) -> str:

@@ -19,6 +19,7 @@ from worker.ledger.claims import Claims
 from worker.ledger.clock import server_ms
 from worker.ledger.counts import Counts
 from worker.ledger.dead_jobs import DeadJobs
+from worker.ledger.initializations import Initializations, StoredInitialization
 from worker.ledger.messages import DONE_CHANNEL, JobRecipe, Status
 from worker.ledger.names import text
 from worker.ledger.notes import Notes
@@ -29,6 +30,7 @@ from worker.ledger.workers import Workers
 
 REPLICATION_TIMEOUT_MS = 2_000
 """How long a new record may take to reach its replicas, in milliseconds."""
+_NOT_STORED = -2
 FILTERED_PAGE_MIN_READ = 50
 """The minimum number of records that `Records.page` reads at once if a filter is given, because few records may match."""
 
@@ -52,6 +54,7 @@ class Records:
         self.retention = Retention(client, partial(self.delete, only="over"))
         self.workers = Workers(client)
         self.counts = Counts(client)
+        self.initializations = Initializations(client)
         self._accept = scripts.register(client, "accept")
         self._requeue = scripts.register(client, "requeue")
         self._pin = scripts.register(client, "pin")
@@ -75,6 +78,7 @@ class Records:
         notes: Notes = Notes(),
         size: int = 0,
         limits: Mapping[str, int] = MappingProxyType({}),
+        initialization: Callable[[], StoredInitialization] | None = None,
     ) -> tuple[bool, Status]:
         """Accept a job, and write its record if the job is new. Return (created, status).
 
@@ -84,12 +88,14 @@ class Records:
 
         `truncated`: the positions of the examples whose text was cut. `request`: the id of the request. `size`: the largest
         possible size of the weights in bytes, which the tenant's usage includes from now on. `limits`: the tenant's limits by
-        name, 0 for no limit.
+        name, 0 for no limit. `initialization`: returns the job's initialization. It is stored if it is not stored yet,
+        and no new record is written without it; None skips this.
 
         Raises LimitReached if a new job would exceed a limit. Raises NotReplicated if too few replicas have the record in time;
         the caller can then repeat the same call.
         """
         keys = [*names.job_keys(tenant, adapter_id), names.adapters(tenant), names.SEQUENCE, names.RETIRE, names.QUEUES]
+        keys += [names.initialization(recipe.initialization_digest)] if initialization is not None else []
         arguments: list[Any] = [
             names.member(tenant, adapter_id),
             adapter_id,
@@ -106,9 +112,15 @@ class Records:
             recipe.summary.model_dump_json(),
             *notes.flat(),
         ]
-        created, status_or_limit, *refused = self._write_replicated(
-            lambda client: self._accept(keys=keys, args=arguments, client=client)
-        )
+
+        def write() -> list[Any]:
+            return list(self._write_replicated(lambda client: self._accept(keys=keys, args=arguments, client=client)))
+
+        answer = write()
+        while initialization is not None and answer == [_NOT_STORED]:
+            self.initializations.store(recipe.initialization_digest, initialization())
+            answer = write()
+        created, status_or_limit, *refused = answer
         if refused:
             limit = text(status_or_limit)
             raise LimitReached(limit, *map(int, refused), retry_after=JOB_SECONDS if limit == "MAX_JOBS" else ROOM_SECONDS)

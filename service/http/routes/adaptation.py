@@ -61,7 +61,7 @@ def routes(example: Any) -> APIRouter:
         The same request gives the same adapter, so a retry does not adapt twice. The answer is 404 if the adapter was deleted while
         the request waited for it.
         """
-        return await accept(check_adapt_request(request, context.state), context)
+        return await accept(await run_in_threadpool(check_adapt_request, request, context.state), context)
 
     with_not_ready = {**responses, **problems(AdapterNotReady)}
 
@@ -79,6 +79,7 @@ def routes(example: Any) -> APIRouter:
         records, tenant = context.state.records, context.tenant
         record = require(adapter_id, await run_in_threadpool(records.get, tenant, adapter_id))
         parent = require(adapter_id, await run_in_threadpool(records.recipe, tenant, adapter_id))
-        return await accept(check_examples_request(request, record, parent, context.state), context)
+        checked = await run_in_threadpool(check_examples_request, request, record, parent, context.state)
+        return await accept(checked, context)
 
     return router

@@ -20,7 +20,7 @@ def initializations(state: State) -> InitializationList:
     """List the initializations that this deployment can adapt from, sorted by name."""
     views = [
         InitializationView(
-            name=init.name,
+            name=name,
             digest=init.digest,
             base_model=deployed.base.spec.model,
             delta=init.delta.model_dump(mode="json"),
@@ -35,7 +35,7 @@ def initializations(state: State) -> InitializationList:
             max_length=init.base.max_length,
         )
         for deployed in state.deployed
-        for init in deployed.initializations.values()
+        for name, init in state.named(deployed).items()
     ]
     return InitializationList(initializations=sorted(views, key=lambda view: view.name))
 
@@ -73,10 +73,12 @@ async def healthz() -> Alive:
 def readyz(state: State) -> Readiness:
     """Answer 200 if the service can take traffic, otherwise 503 with the parts that are `missing`."""
     missing: list[Missing] = []
+    lacking: list[str] = []
     try:
         workers = state.records.workers.by_queue()
-        if not all(workers.get(deployed.queue) for deployed in state.deployed):  # each base model and precision needs a worker
+        if not all(workers.get(queue) for deployed in state.deployed for queue in deployed.resident.queues):
             missing.append("worker")
+        lacking = sorted(state.records.initializations.lacking().keys() - set(state.known.digests))
     except redis.RedisError:
         missing.append("redis")
     try:
@@ -87,4 +89,4 @@ def readyz(state: State) -> Readiness:
         missing.append("predictor")
     if missing:
         raise NotReady(f"missing: {', '.join(missing)}", missing=missing)
-    return Readiness(status="ready", missing=[])
+    return Readiness(status="ready", missing=[], initializations_missing=lacking)

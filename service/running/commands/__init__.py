@@ -12,13 +12,19 @@ COMMANDS = (
     LateCommand(
         "predictor",
         "service.running.commands.predictor",
-        "Run the predictor as a separate process, on CACHE_URL (or REDIS_URL).",
+        "Run the predictor as a separate process, on REDIS_URL and CACHE_URL.",
         needs=NEEDS,
     ),
     LateCommand(
         "demo",
         "service.running.commands.demo",
         "Adapt to a support desk's intents, predict and compare with baselines, on a temporary service.",
+        needs=NEEDS,
+    ),
+    LateCommand(
+        "initializations",
+        "service.running.commands.initializations",
+        "List stored initializations, move names, forget unneeded ones.",
         needs=NEEDS,
     ),
     LateCommand("jobs", "service.running.commands.jobs", "List, retry and drop jobs that no worker could finish.", needs=NEEDS),

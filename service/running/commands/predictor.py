@@ -17,7 +17,10 @@ from worker.logs import configure
     help="Address to listen on, unix:///path or tcp://host:port; set PREDICTOR_URL of the services to it.",
 )
 def predictor(listen: str) -> None:
-    """Run the predictor as a separate process, with the adapter weights at CACHE_URL (or REDIS_URL)."""
+    """Run the predictor as a separate process.
+
+    It reads stored initializations at REDIS_URL, and adapter weights at CACHE_URL or, if that is unset, at REDIS_URL.
+    """
     from service.settings import ServiceSettings, predictor_address
     from worker.settings import read_settings
 

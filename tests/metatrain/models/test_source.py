@@ -33,7 +33,7 @@ from worker.runtime import load_runtime
 from worker.settings import WorkerSettings
 
 settings = WorkerSettings(air_gapped=True)
-results = {"initializations": len(load_runtime(settings).by_digest), "accesses": list(accesses)}
+results = {"initializations": len(load_runtime(settings, lambda digest: None).known.digests), "accesses": list(accesses)}
 for name, hub in (("air-gapped", Hub(reachable=False, token=settings.hub_token)), ("online", Hub(token=settings.hub_token))):
     accesses.clear()
     try:

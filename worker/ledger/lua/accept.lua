@@ -1,11 +1,13 @@
 -- Accept a job: check the tenant's limits, then write the record as `queued`. If the job is already queued, running or ready (and
 -- not expired), it is not new: no limit applies, and only its TTL and notes change.
 --
--- KEYS  1-5 of every job script (see scripts.py), 6 adapters of the tenant, 7 sequence, 8 retire, 9 queues
+-- KEYS  1-5 of every job script (see scripts.py), 6 adapters of the tenant, 7 sequence, 8 retire, 9 queues, 10 the job's
+--       initialization (optional)
 -- ARGV  1 member, 2 adapter id, 3 ttl_ms, 4 recipe, 5 truncated, 6 delay in ms before the reaper checks an unclaimed job,
 --       7 ms that a record is kept after its adapter expires, 8 request id, 9 pass key (field `kin`), 10 queue,
 --       11 limits as JSON (0: no limit), 12 largest possible size of the weights in bytes, 13 summary of the recipe, 14... notes
--- Returns {1 if new else 0, status}. If a limit refuses the job, writes no job and returns {-1, limit, its value, usage now}.
+-- Returns {1 if new else 0, status}. If a limit refuses the job, writes no job and returns {-1, limit, its value, usage now}. If
+-- KEYS[10] is not stored, writes no job and returns {-2}.
 --
 -- A job that is accepted again keeps the fence in its record, because weights stored under that fence may have to be removed.
 -- The first write, `count`, needs memory. So a server that is out of memory refuses the job before anything is written.
@@ -15,6 +17,7 @@ local status, pinned = old[1], old[3] == '1'
 local expires_at = now + tonumber(ARGV[3])
 local live = status == 'queued' or status == 'running' or (status == 'ready' and (pinned or tonumber(old[2]) > now))
 if not live then
+  if KEYS[10] and redis.call('EXISTS', KEYS[10]) == 0 then return {-2} end
   local expired_adapters, freed = expired(), 0
   for _, adapter in ipairs(expired_adapters) do freed = freed + size_of(adapter) end
   local limits, size = cjson.decode(ARGV[11]), tonumber(ARGV[12])

@@ -2,7 +2,8 @@
 --
 -- KEYS  1-5 of every job script (see scripts.py), 6 fence
 -- ARGV  1 member, 2 lease_ms, 3 attempts allowed, 4 worker, 5 the queues whose jobs the worker may claim, as JSON
---       {queue: digests of the allowed initializations; an empty list allows any}
+--       {queue: digests of the initializations that the worker has; an empty list allows any},
+--       6 the start of the keys of stored initializations, which every worker can load
 -- Returns {'claimed', fence, recipe, ms waited, ttl_ms, attempt, request id, previous fence}, {'no_record'},
 -- {'not_claimable'} (finished, held by a worker, or not for this worker), or {'attempts_used_up'}.
 --
@@ -16,7 +17,9 @@ if status ~= 'queued' and not (status == 'running' and tonumber(lease_until) < n
 local digests = cjson.decode(ARGV[5])[queue or '']
 if not digests then return {'not_claimable'} end  -- the job needs another base model or precision
 if #digests > 0 then
-  local wanted, has = cjson.decode(redis.call('HGET', KEYS[1], 'recipe')).initialization_digest, false
+  local summary, recipe = unpack(redis.call('HMGET', KEYS[1], 'summary', 'recipe'))  -- old records have no summary
+  local wanted = cjson.decode(summary or recipe).initialization_digest
+  local has = redis.call('EXISTS', ARGV[6] .. wanted) == 1
   for _, digest in ipairs(digests) do has = has or digest == wanted end
   if not has then return {'not_claimable'} end
 end

@@ -1,0 +1,136 @@
+"""Initializations beside the records, each under its digest, and the names that point at them.
+
+An initialization is stored when a job names it, before the job's record is written (`Records.accept` makes sure of both). So any
+worker can run the job, and any predictor can use the adapter, whatever folders it has.
+
+A name is a pointer that can be moved. It belongs to a base model, given by its identity. A name without a pointer means the
+initialization that a service has loaded under that name.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import cast
+
+import redis
+
+from worker.ledger import names
+from worker.ledger.messages import JobRecipe, RecipeSummary
+from worker.ledger.names import text
+
+_SCANNED_AT_ONCE = 500
+
+
+@dataclass(frozen=True)
+class StoredInitialization:
+    """An initialization as it is stored.
+
+    `content`: its bytes. `name`: the name under which it was loaded first. `base`: the identity of its base model; `base_model`:
+    that model's name. `readout`: the kind of its readout.
+    """
+
+    content: bytes
+    name: str
+    base: str
+    base_model: str
+    readout: str
+
+
+class Initializations:
+    """Stores initializations in Redis. Every method raises `redis.RedisError` if Redis cannot be reached."""
+
+    def __init__(self, client: "redis.Redis") -> None:
+        self._redis = client
+
+    def store(self, digest: str, stored: StoredInitialization) -> None:
+        """Store an initialization. Storing it again changes nothing but its first name."""
+        self._redis.hset(names.initialization(digest), mapping={name: getattr(stored, name) for name in _FIELDS})
+
+    def get(self, digest: str) -> bytes | None:
+        """Return the bytes of a stored initialization, or None if it is not stored."""
+        return cast(bytes | None, self._redis.hget(names.initialization(digest), "content"))
+
+    def read(self, digest: str) -> StoredInitialization | None:
+        values = cast(list[bytes | None], self._redis.hmget(names.initialization(digest), _FIELDS))
+        if values[0] is None:
+            return None
+        return StoredInitialization(values[0], *(text(value or b"") for value in values[1:]))
+
+    def has(self, digest: str) -> bool:
+        return bool(self._redis.exists(names.initialization(digest)))
+
+    def digests(self) -> list[str]:
+        """Return the digests of all stored initializations, sorted."""
+        prefix = names.initialization("")
+        return sorted(text(key).removeprefix(prefix) for key in self._redis.scan_iter(f"{prefix}*", count=_SCANNED_AT_ONCE))
+
+    def pointers(self) -> dict[tuple[str, str], str]:
+        """Return the digest that each name points at, by (base, name)."""
+        stored = cast(dict[bytes, bytes], self._redis.hgetall(names.INITIALIZATION_NAMES))
+        split = {tuple(text(field).split("/", 1)): text(digest) for field, digest in stored.items()}
+        return {(base, name): digest for (base, name), digest in split.items()}
+
+    def pointer(self, base: str, name: str) -> str | None:
+        """Return the digest that a name points at, or None if the name has no pointer."""
+        digest = cast(bytes | None, self._redis.hget(names.INITIALIZATION_NAMES, f"{base}/{name}"))
+        return None if digest is None else text(digest)
+
+    def point(self, base: str, name: str, digest: str | None) -> None:
+        """Point a name at a stored initialization; None removes the pointer."""
+        if digest is None:
+            self._redis.hdel(names.INITIALIZATION_NAMES, f"{base}/{name}")
+        else:
+            self._redis.hset(names.INITIALIZATION_NAMES, f"{base}/{name}", digest)
+
+    def needed(self) -> dict[str, int]:
+        """Return how many records need each initialization, by digest. Reads every record."""
+        return Counter(summary.initialization_digest for summary in self._summaries())
+
+    def lacking(self, most: int = 1000) -> dict[str, int]:
+        """Return how many unfinished jobs name each initialization that is not stored, by digest.
+
+        Only a worker that has loaded such an initialization can run these jobs. Earlier versions stored none. Reads the `most` jobs
+        that the reaper checks next.
+        """
+        members = cast(list[bytes], self._redis.zrange(names.PENDING, 0, most - 1))
+        counts = Counter(
+            summary.initialization_digest
+            for summary in self._read([names.record(*names.split_member(member)).encode() for member in members])
+        )
+        return {digest: jobs for digest, jobs in counts.items() if not self.has(digest)}
+
+    def forget(self, digest: str) -> int:
+        """Remove a stored initialization unless records need it. Return how many need it: 0 if it was removed.
+
+        It is removed before the records are read, and stored again if one needs it. So a job that is accepted meanwhile stores it
+        again itself, and no record can be left without its initialization.
+        """
+        stored = self.read(digest)
+        self._redis.delete(names.initialization(digest))
+        needed = self.needed().get(digest, 0)
+        if needed and stored is not None:
+            self.store(digest, stored)
+        return needed
+
+    def _summaries(self) -> Iterator[RecipeSummary]:
+        pattern, batch = names.record("*", "*"), list[bytes]()
+        for key in self._redis.scan_iter(pattern, count=_SCANNED_AT_ONCE):
+            batch.append(key)
+            if len(batch) == _SCANNED_AT_ONCE:
+                yield from self._read(batch)
+                batch.clear()
+        yield from self._read(batch)
+
+    def _read(self, keys: list[bytes]) -> Iterator[RecipeSummary]:
+        with self._redis.pipeline(transaction=False) as pipe:
+            for key in keys:
+                pipe.hmget(key, "summary", "recipe")
+            rows = pipe.execute() if keys else []
+        for summary, recipe in rows:
+            if summary is not None:
+                yield RecipeSummary.model_validate_json(summary)
+            elif recipe is not None:  # the record is from a version without summaries
+                yield JobRecipe.model_validate_json(recipe).summary
+
+
+_FIELDS = ("content", "name", "base", "base_model", "readout")
