@@ -110,6 +110,10 @@ class AliasMoved(ServiceError):
     status, kind, title = 409, "alias-moved", "The alias does not point at the expected adapter"
 
 
+class AliasWithoutHistory(ServiceError):
+    status, kind, title = 409, "alias-without-history", "There is no earlier adapter to roll the alias back to"
+
+
 class BodyTooLarge(ServiceError):
     status, kind, title = 413, "body-too-large", "Body too large"
 

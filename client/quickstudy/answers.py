@@ -182,6 +182,27 @@ class Alias:
 
 
 @dataclass(frozen=True)
+class AliasEntry:
+    """An adapter that an alias pointed at before."""
+
+    adapter_id: str
+    since: float
+    """When the alias began to point at it, as a Unix time in seconds."""
+
+
+@dataclass(frozen=True)
+class AliasDetail:
+    """An alias with its history."""
+
+    alias: str
+    adapter_id: str
+    updated_at: float
+    """When the alias was last moved, as a Unix time in seconds."""
+    history: tuple[AliasEntry, ...] = ()
+    """Where the alias pointed before, the latest first; at most 20 entries."""
+
+
+@dataclass(frozen=True)
 class AliasMove:
     """The result of pointing an alias at an adapter."""
 

@@ -14,6 +14,7 @@ from quickstudy.answers import (
     Adaptation,
     Adapter,
     Alias,
+    AliasDetail,
     AliasMove,
     DryRun,
     Initialization,
@@ -224,6 +225,14 @@ class AsyncClient:
             cursor = page.next_cursor
             if cursor is None:
                 return
+
+    async def alias(self, alias: str) -> AliasDetail:
+        """Return an alias with its history. Raises NotFound if there is no such alias."""
+        return await self._answer(calls.alias(alias))
+
+    async def roll_back_alias(self, alias: str) -> AliasMove:
+        """Point an alias at the adapter that it pointed at before. See `Client.roll_back_alias`."""
+        return await self._answer(calls.roll_back_alias(alias))
 
     async def set_alias(self, alias: str, adapter: AdapterRef, **condition: Unpack[AliasCondition]) -> AliasMove:
         """Point an alias at an adapter, creating the alias if there is none. See `Client.set_alias`."""

@@ -13,6 +13,7 @@ from quickstudy.answers import (
     Adaptation,
     Adapter,
     Alias,
+    AliasDetail,
     AliasMove,
     DryRun,
     Initialization,
@@ -278,6 +279,18 @@ class Client:
             cursor = page.next_cursor
             if cursor is None:
                 return
+
+    def alias(self, alias: str) -> AliasDetail:
+        """Return an alias with its history. Raises NotFound if there is no such alias."""
+        return self._answer(calls.alias(alias))
+
+    def roll_back_alias(self, alias: str) -> AliasMove:
+        """Point an alias at the adapter that it pointed at before the current one.
+
+        Adapters that were deleted since are passed over. Another call goes further back. It is not retried if its answer is lost.
+        Raises NotFound if there is no such alias, and Conflict if no earlier adapter exists.
+        """
+        return self._answer(calls.roll_back_alias(alias))
 
     def set_alias(self, alias: str, adapter: AdapterRef, **condition: Unpack[AliasCondition]) -> AliasMove:
         """Point an alias at an adapter, creating the alias if there is none.

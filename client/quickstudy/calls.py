@@ -13,6 +13,7 @@ from quickstudy.answers import (
     Adaptation,
     Adapter,
     AdapterPage,
+    AliasDetail,
     AliasMove,
     AliasPage,
     DryRun,
@@ -171,6 +172,15 @@ def pin(name: AdapterRef, method: Literal["PUT", "DELETE"]) -> Call[None]:
 
 def aliases(cursor: str | None) -> Call[AliasPage]:
     return Call("GET", "/aliases", _as(AliasPage), params=_page(cursor))
+
+
+def alias(name: str) -> Call[AliasDetail]:
+    return Call("GET", f"/aliases/{_segment(name)}", _as(AliasDetail))
+
+
+def roll_back_alias(name: str) -> Call[AliasMove]:
+    # A retry would go back one adapter further if the answer to the first attempt was lost.
+    return Call("POST", f"/aliases/{_segment(name)}/rollback", _as(AliasMove), repeatable=False)
 
 
 def set_alias(alias: str, name: AdapterRef, condition: AliasCondition) -> Call[AliasMove]:

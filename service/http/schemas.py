@@ -360,6 +360,19 @@ class AliasView(BaseModel):
     updated_at: float = Field(description="when the alias was last moved, Unix time in seconds")
 
 
+class AliasEntry(BaseModel):
+    model_config = example_body(adapter_id=_ID, since=1795651200.0)
+
+    adapter_id: str
+    since: float = Field(description="when the alias began to point at it, Unix time in seconds")
+
+
+class AliasDetail(AliasView):
+    model_config = example_body(alias="support-desk.production", adapter_id=_ID, updated_at=1795651200.0, history=[])
+
+    history: list[AliasEntry] = Field(description="where the alias pointed before, the latest first; at most 20 entries")
+
+
 class AliasPage(BaseModel):
     model_config = example_body(aliases=[], next_cursor=None)
 

@@ -115,7 +115,16 @@ def test_an_alias_moves_at_once_and_only_from_the_expected_adapter(service: Serv
     assert predict(service, "live", ["order pizza"]).json()["adapter_id"] == other
     view = service.http.get("/aliases/live").json()
     assert view["adapter_id"] == other and time.time() - view["updated_at"] < 60
-    assert service.http.get("/aliases").json() == {"aliases": [view], "next_cursor": None}
+    assert [entry["adapter_id"] for entry in view["history"]] == [adapter]
+    listed = {name: value for name, value in view.items() if name != "history"}
+    assert service.http.get("/aliases").json() == {"aliases": [listed], "next_cursor": None}
+    back = service.http.post("/aliases/live/rollback")
+    assert back.json() == {"alias": "live", "adapter_id": adapter, "previous": other}
+    assert predict(service, "live", ["order pizza"]).json()["adapter_id"] == adapter
+    again = service.http.post("/aliases/live/rollback")
+    assert again.status_code == 409 and again.json()["type"] == "/problems/alias-without-history"
+    assert service.http.post("/aliases/nothing/rollback").status_code == 404
+    service.http.put("/aliases/live", json={"adapter_id": other})
     refused = service.http.delete(f"/adapters/{other}")
     assert refused.status_code == 409 and refused.json()["aliases"] == ["live"] and "live" in refused.json()["detail"]
     assert predict(service, other, ["order"]).status_code == 200  # the refused deletion removed nothing
@@ -350,7 +359,7 @@ def test_the_openapi_document_is_complete(service: Served) -> None:
     document = service.http.get("/openapi.json").json()
     schemas = document["components"]["schemas"]
     operations = [(path, method, operation) for path, methods in document["paths"].items() for method, operation in methods.items()]
-    assert len({operation["operationId"] for _, _, operation in operations}) == len(operations) == 20
+    assert len({operation["operationId"] for _, _, operation in operations}) == len(operations) == 21
     for path, method, operation in operations:
         assert operation["description"], (method, path)
         for status, answer in operation["responses"].items():

@@ -14,6 +14,8 @@ from worker.errors import ROOM_SECONDS, LimitReached
 from worker.ledger import names, scripts
 
 _ALIAS = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+HISTORY = 20
+"""The largest number of earlier adapters that are kept for an alias."""
 _ADAPTER_ID = re.compile(r"a[0-9a-f]{40}")
 
 
@@ -39,6 +41,19 @@ class Moved:
     previous: str | None
 
 
+@dataclass(frozen=True)
+class RolledBack:
+    """The result of rolling an alias back.
+
+    `verdict` is `set` if the alias now points at `adapter_id`, and pointed at `previous` before. Otherwise nothing changed:
+    `unknown` means that there is no such alias, and `none` that no adapter of its history exists.
+    """
+
+    verdict: str
+    adapter_id: str
+    previous: str
+
+
 def is_adapter_id(text: str) -> bool:
     return _ADAPTER_ID.fullmatch(text) is not None
 
@@ -58,6 +73,7 @@ class Aliases:
         self._redis = client
         self._point = scripts.register(client, "point_alias")
         self._remove = scripts.register(client, "remove_alias")
+        self._roll_back = scripts.register(client, "roll_back_alias")
 
     def get(self, tenant: str, alias: str) -> Alias | None:
         stored = cast(bytes | None, self._redis.hget(names.alias_targets(tenant), alias))
@@ -69,8 +85,8 @@ class Aliases:
         `expected`: an adapter id, `*` for no condition, or None if the alias must not exist yet. Raises LimitReached if the
         tenant would have more than `most` aliases (0: no limit).
         """
-        keys = [*names.alias_keys(tenant, adapter_id), names.record(tenant, adapter_id)]
-        arguments: list[Any] = [alias, adapter_id, expected or "", names.aliases_of(tenant, ""), most]
+        keys = [*names.alias_keys(tenant, adapter_id), names.record(tenant, adapter_id), names.alias_history(tenant, alias)]
+        arguments: list[Any] = [alias, adapter_id, expected or "", names.aliases_of(tenant, ""), most, HISTORY]
         verdict, previous, *used = self._point(keys=keys, args=arguments)
         if used:
             raise LimitReached("MAX_ALIASES", most, *map(int, used), retry_after=ROOM_SECONDS)
@@ -78,8 +94,22 @@ class Aliases:
 
     def remove(self, tenant: str, alias: str) -> bool:
         """Remove an alias. Return False if there is no such alias."""
-        keys = [names.alias_targets(tenant), names.alias_names(tenant)]
+        keys = [names.alias_targets(tenant), names.alias_names(tenant), names.alias_history(tenant, alias)]
         return bool(self._remove(keys=keys, args=[alias, names.aliases_of(tenant, "")]))
+
+    def history(self, tenant: str, alias: str) -> list[Alias]:
+        """Return where an alias pointed before, the latest first, and since when it did so."""
+        stored = cast(list[bytes], self._redis.lrange(names.alias_history(tenant, alias), 0, -1))
+        return [_parse_alias(alias, entry) for entry in stored]
+
+    def roll_back(self, tenant: str, alias: str) -> RolledBack:
+        """Point an alias at the latest adapter of its history that still exists, atomically.
+
+        The adapter that it points at now does not enter the history, so that another call goes further back.
+        """
+        keys = [names.alias_targets(tenant), names.alias_history(tenant, alias)]
+        verdict, target, previous = self._roll_back(keys=keys, args=[alias, names.aliases_of(tenant, ""), names.record(tenant, "")])
+        return RolledBack(verdict.decode(), target.decode(), previous.decode())
 
     def of(self, tenant: str, adapter_id: str) -> list[str]:
         """Return the aliases that point at an adapter, sorted."""

@@ -35,6 +35,7 @@ Keys of a tenant, all under `qs:TENANT:`:
 | `…:requests:MINUTE` | number | requests of one minute |
 | `…:aliases-of:ID` | set | the aliases that point at an adapter |
 | `…:alias-targets` | hash | where each alias points, and since when |
+| `…:alias-history:ALIAS` | list | where an alias pointed before, the latest first: `ADAPTER MOVED_AT` |
 | `…:alias-names` | sorted set | the aliases, sorted by name |
 | `…:idempotency:DIGEST` | string | the job of an Idempotency-Key (`service.adapting.idempotency`) |
 | `…:weights:ID:FENCE` | string | the weights that one claim stored; on the server of the cache |
@@ -95,6 +96,10 @@ def aliases_of(tenant: str, adapter_id: str) -> str:
 
 def alias_targets(tenant: str) -> str:
     return f"qs:{tenant}:alias-targets"
+
+
+def alias_history(tenant: str, alias: str) -> str:
+    return f"qs:{tenant}:alias-history:{alias}"
 
 
 def alias_names(tenant: str) -> str:

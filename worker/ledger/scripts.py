@@ -42,6 +42,7 @@ SHARED = {
     "remove_alias": (),
     "requeue": ("now", "count", "tenant"),
     "revive": ("now", "count", "tenant"),
+    "roll_back_alias": (),
     "take_requests": (),
     "usage": ("now", "tenant"),
 }

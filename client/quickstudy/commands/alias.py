@@ -1,4 +1,4 @@
-"""`quickstudy alias`: set, list and delete names that point at adapters."""
+"""`quickstudy alias`: set, show, roll back, list and delete names that point at adapters."""
 
 import dataclasses
 from datetime import datetime
@@ -12,7 +12,7 @@ from quickstudy.commands.service_options import as_json, print_json, print_table
 
 @click.group()
 def alias() -> None:
-    """Set, list and delete names that point at adapters."""
+    """Set, show, roll back, list and delete names that point at adapters."""
 
 
 @alias.command("set")
@@ -34,6 +34,37 @@ def set_one(client: Client, name: str, adapter: str, expected: str | None, new: 
         click.echo(f"{moved.alias} → {moved.adapter_id}" + (f", before {moved.previous}" if moved.previous else ""))
 
 
+@alias.command()
+@click.argument("name", metavar="ALIAS")
+@as_json
+@with_client
+def show(client: Client, name: str, as_json: bool) -> None:
+    """Show where ALIAS points and where it pointed before."""
+    found = client.alias(name)
+    if as_json:
+        print_json(dataclasses.asdict(found))
+        return
+    rows = [(found.adapter_id, _time(found.updated_at)), *((entry.adapter_id, _time(entry.since)) for entry in found.history)]
+    print_table(("adapter", "since"), rows)
+
+
+@alias.command()
+@click.argument("name", metavar="ALIAS")
+@as_json
+@with_client
+def rollback(client: Client, name: str, as_json: bool) -> None:
+    """Point ALIAS at the adapter that it pointed at before."""
+    moved = client.roll_back_alias(name)
+    if as_json:
+        print_json(dataclasses.asdict(moved))
+    else:
+        click.echo(f"{moved.alias} → {moved.adapter_id}, before {moved.previous}")
+
+
+def _time(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds).astimezone().isoformat(" ", "seconds")
+
+
 @alias.command("list")
 @as_json
 @with_client
@@ -43,11 +74,7 @@ def list_all(client: Client, as_json: bool) -> None:
     if as_json:
         print_json([dataclasses.asdict(entry) for entry in listed])
         return
-    rows = [
-        (entry.alias, entry.adapter_id, datetime.fromtimestamp(entry.updated_at).astimezone().isoformat(" ", "seconds"))
-        for entry in listed
-    ]
-    print_table(("alias", "adapter", "moved"), rows)
+    print_table(("alias", "adapter", "moved"), [(entry.alias, entry.adapter_id, _time(entry.updated_at)) for entry in listed])
 
 
 @alias.command()

@@ -4,11 +4,11 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query
 
-from service.errors import AliasMoved, InvalidRequest, UnknownAdapter, UnknownAlias
+from service.errors import AliasMoved, AliasWithoutHistory, InvalidRequest, UnknownAdapter, UnknownAlias
 from service.field_checks import check_alias
 from service.http.auth import needs
 from service.http.openapi import ALIAS_LINKS, BODY_ERRORS, ROUTE_ERRORS, problems
-from service.http.schemas import AliasMove, AliasName, AliasPage, AliasTarget, AliasView
+from service.http.schemas import AliasDetail, AliasEntry, AliasMove, AliasName, AliasPage, AliasTarget, AliasView
 from service.http.state import State, Tenant
 from worker.ledger.aliases import Alias
 
@@ -29,12 +29,15 @@ def list_aliases(
 
 
 @router.get("/aliases/{alias}", responses=problems(*ROUTE_ERRORS, InvalidRequest, UnknownAlias))
-def get_alias(alias: AliasName, state: State, tenant: Tenant) -> AliasView:
-    """Return an alias and the adapter that it points at."""
+def get_alias(alias: AliasName, state: State, tenant: Tenant) -> AliasDetail:
+    """Return an alias, the adapter that it points at, and those that it pointed at before."""
     found = state.aliases.get(tenant, alias)
     if found is None:
         raise UnknownAlias(alias)
-    return _view(found)
+    history = [
+        AliasEntry(adapter_id=entry.adapter_id, since=entry.updated_at / 1000) for entry in state.aliases.history(tenant, alias)
+    ]
+    return AliasDetail(**_view(found).model_dump(), history=history)
 
 
 @router.put(
@@ -58,6 +61,25 @@ def set_alias(alias: AliasName, target: AliasTarget, state: State, tenant: Tenan
         message = f"alias {alias}: expected it to point at {expected or 'no adapter'}, got {moved.previous or 'no adapter'}"
         raise AliasMoved(message, alias_points_at=moved.previous)
     return AliasMove(alias=alias, adapter_id=target.adapter_id, previous=moved.previous)
+
+
+@router.post(
+    "/aliases/{alias}/rollback",
+    dependencies=[Depends(needs("adapt"))],
+    responses={200: {"links": ALIAS_LINKS}, **problems(*ROUTE_ERRORS, InvalidRequest, UnknownAlias, AliasWithoutHistory)},
+)
+def roll_back_alias(alias: AliasName, state: State, tenant: Tenant) -> AliasMove:
+    """Point an alias at the adapter that it pointed at before the current one.
+
+    Adapters that were deleted since are passed over. Calling this again goes further back. The answer is 409 if no earlier
+    adapter exists.
+    """
+    done = state.aliases.roll_back(tenant, alias)
+    if done.verdict == "unknown":
+        raise UnknownAlias(alias)
+    if done.verdict == "none":
+        raise AliasWithoutHistory(f"alias {alias}: no adapter that it pointed at before exists")
+    return AliasMove(alias=alias, adapter_id=done.adapter_id, previous=done.previous)
 
 
 @router.delete(

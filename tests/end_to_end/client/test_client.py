@@ -108,6 +108,10 @@ def test_an_alias_moves_only_if_its_condition_holds(service: Served) -> None:
         with pytest.raises(Conflict, match="voices") as in_use:
             quickstudy.delete(second)
         assert in_use.value.type == "/problems/adapter-in-use"
+        assert [entry.adapter_id for entry in quickstudy.alias("voices").history] == [first.adapter_id]
+        assert quickstudy.roll_back_alias("voices").adapter_id == first.adapter_id
+        with pytest.raises(Conflict, match="no adapter that it pointed at before exists"):
+            quickstudy.roll_back_alias("voices")
         quickstudy.delete_alias("voices")
         with pytest.raises(NotFound):
             quickstudy.predict("voices", "order pizza")
@@ -157,6 +161,9 @@ def test_every_method_of_the_async_client(service: Served) -> None:
             assert (await quickstudy.adapter(grown)).parent == first.adapter_id
             await quickstudy.set_alias("async", second)
             assert [entry.alias async for entry in quickstudy.aliases()] == ["async"]
+            assert (await quickstudy.alias("async")).history == ()
+            with pytest.raises(Conflict):
+                await quickstudy.roll_back_alias("async")
             await quickstudy.delete_alias("async")
             await quickstudy.pin(second)
             assert (await quickstudy.update(second, name="second")).pinned

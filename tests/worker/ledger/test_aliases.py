@@ -7,7 +7,7 @@ import redis
 
 from tests.worker.ledger.jobs import DAY, RECIPE, claimed
 from worker.errors import AdapterAliased, LimitReached
-from worker.ledger.aliases import Aliases, Moved, is_adapter_id, is_alias
+from worker.ledger.aliases import HISTORY, Aliases, Moved, RolledBack, is_adapter_id, is_alias
 from worker.ledger.messages import Outcome
 from worker.ledger.notes import Notes
 from worker.ledger.records import Records
@@ -38,6 +38,36 @@ def test_an_alias_points_where_it_was_last_moved(aliases: Aliases) -> None:
     assert aliases.of("t", "a1") == [] and aliases.of("t", "a2") == ["live"]
     assert aliases.get("u", "live") is None
     assert aliases.remove("t", "live") and aliases.of("t", "a2") == [] and aliases.page("t", 9, None) == ([], None)
+
+
+def test_an_alias_is_rolled_back_through_its_history(aliases: Aliases, records: Records) -> None:
+    for identity in ("a3", "a4"):
+        records.accept("t", identity, RECIPE, DAY, ())
+    assert aliases.roll_back("t", "live") == RolledBack("unknown", "", "")
+    for identity in ("a1", "a2", "a2", "a3", "a4"):  # a2 twice: the alias did not move
+        aliases.point("t", "live", identity)
+    assert [entry.adapter_id for entry in aliases.history("t", "live")] == ["a3", "a2", "a1"]
+    records.delete("t", "a3")
+    assert aliases.roll_back("t", "live") == RolledBack("set", "a2", "a4")  # a3 does not exist any more
+    found = aliases.get("t", "live")
+    assert found is not None and found.adapter_id == "a2" and aliases.of("t", "a2") == ["live"] and aliases.of("t", "a4") == []
+    assert [entry.adapter_id for entry in aliases.history("t", "live")] == ["a1"]
+    assert aliases.roll_back("t", "live") == RolledBack("set", "a1", "a2")
+    assert aliases.roll_back("t", "live") == RolledBack("none", "a1", "a1")
+    aliases.point("t", "live", "a2")
+    aliases.remove("t", "live")
+    assert aliases.history("t", "live") == []
+
+
+def test_the_history_of_an_alias_is_bounded_and_ends_with_it(aliases: Aliases, records: Records) -> None:
+    for _ in range(HISTORY):
+        for identity in ("a1", "a2"):
+            aliases.point("t", "live", identity)
+    assert len(aliases.history("t", "live")) == HISTORY
+    assert aliases.history("t", "live")[0].updated_at >= aliases.history("t", "live")[-1].updated_at
+    aliases.point("t", "other", "a1")
+    records.delete("t", "a2", only="over")  # not over yet
+    assert len(aliases.history("t", "live")) == HISTORY
 
 
 def test_a_tenant_has_at_most_the_allowed_number_of_aliases(aliases: Aliases) -> None:

@@ -23,6 +23,7 @@ redis.call('DEL', KEYS[1], KEYS[10])
 for _, alias in ipairs(aliases) do
   redis.call('HDEL', KEYS[11], alias)
   redis.call('ZREM', KEYS[12], alias)
+  redis.call('DEL', prefix .. ':alias-history:' .. alias)
 end
 redis.call('ZREM', KEYS[2], ARGV[1])
 redis.call('ZREM', KEYS[3], ARGV[1])

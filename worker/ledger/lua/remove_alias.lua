@@ -1,6 +1,6 @@
 -- Remove an alias.
 --
--- KEYS  1 alias targets, 2 alias names
+-- KEYS  1 alias targets, 2 alias names, 3 history of the alias
 -- ARGV  1 alias, 2 prefix of the keys `aliases-of`
 -- Returns 0 if there is no such alias.
 
@@ -9,4 +9,5 @@ if not stored then return 0 end
 redis.call('SREM', ARGV[2] .. string.match(stored, '^%w+'), ARGV[1])
 redis.call('HDEL', KEYS[1], ARGV[1])
 redis.call('ZREM', KEYS[2], ARGV[1])
+redis.call('DEL', KEYS[3])
 return 1
