@@ -3,9 +3,11 @@
 import logging
 import os
 import socket
+import warnings
 from typing import Any
 
 from celery import Celery
+from celery.platforms import SecurityWarning
 from celery.signals import worker_ready, worker_shutting_down
 
 from worker.app import celery_app
@@ -73,6 +75,7 @@ class WorkerProcess:
 
     def run(self) -> None:
         """Run jobs until the process is stopped."""
+        _warn_of_root()
         self._app.conf.worker_consumer = "worker.consumer:PromptConsumer"
         _register(self._app, self._runner)
         worker_ready.connect(self._on_ready, weak=False)
@@ -98,6 +101,13 @@ class WorkerProcess:
     def _on_stop(self, **_: Any) -> None:
         self._runner.draining.start()
         self._reaper.stop()
+
+
+def _warn_of_root() -> None:
+    """Log one line if this process runs as root, in place of Celery's warning of several lines."""
+    warnings.filterwarnings("ignore", category=SecurityWarning)
+    if os.geteuid() == 0:
+        log.warning("the worker runs as root; a user of its own is safer")
 
 
 def _description(runtime: Runtime) -> dict[str, Any]:

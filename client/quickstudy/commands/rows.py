@@ -53,6 +53,9 @@ class Rows:
 
         `text` and `label` are the names of the columns; None means the usual names (see `text_column` and `label_column`).
         """
+        if text is None and label is None and not set(self.columns) & {*_TEXTS, *_LABELS}:
+            columns = f"{self.name} has the columns {', '.join(map(repr, self.columns))}"
+            raise UnreadableRows(f"{columns}: name those of the texts and the labels with --text-column and --label-column")
         text_column, label_column = self.text_column(text), self.label_column(label)
         return [(line, self.text(line, row, text_column), self.text(line, row, label_column)) for line, row in self.entries]
 

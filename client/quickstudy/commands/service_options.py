@@ -87,7 +87,8 @@ def failure_of(error: QuickstudyError, location: str = "") -> CommandFailed:
     `location`: text to put before the message, such as the file and line of an invalid row.
     """
     code = OUT_OF_REACH if isinstance(error, OutOfReach) else NOT_AUTHORISED if isinstance(error, Unauthorised) else REFUSED
-    return CommandFailed(f"{location}{error}", code)
+    hint = "; choose the service with --url or QUICKSTUDY_URL" if code == OUT_OF_REACH else ""
+    return CommandFailed(f"{location}{error}{hint}", code)
 
 
 def as_json(command: Callable[..., None]) -> Callable[..., None]:

@@ -70,7 +70,9 @@ def create(data_dir: Path, tenant: str, name: str, scopes: tuple[Scope, ...], ex
             f"key {identity} of tenant {tenant} ({' '.join(key.scopes)}{until}); store it now, it cannot be shown again", err=True
         )
     if first:
-        click.echo(f"this is the first key: within {KEY_CACHE_SECONDS:g} s, and from then on, every request needs a key", err=True)
+        closed = f"this is the first key: within {KEY_CACHE_SECONDS:g} s, and from then on, every request needs a key"
+        others = "" if tenant == DEFAULT_TENANT else f"; what was made without a key belongs to tenant {DEFAULT_TENANT}"
+        click.echo(closed + others, err=True)
 
 
 @keys.command("list")

@@ -58,8 +58,11 @@ def test_columns_are_found_by_name(tmp_path: Path) -> None:
     with pytest.raises(UnreadableRows, match=r"--label-column: no column 'intents'; .* 'text', 'input', 'label', 'intent'"):
         examples(path, text="input", label="intents")
     path.write_text("utterance,category\na,x\n")
-    with pytest.raises(UnreadableRows, match="columns 'utterance', 'category', and none named 'text' or 'input'"):
+    both = "columns 'utterance', 'category': name those of the texts and the labels with --text-column and --label-column"
+    with pytest.raises(UnreadableRows, match=both):
         examples(path)
+    with pytest.raises(UnreadableRows, match="and none named 'label': name the column of the labels with --label-column"):
+        examples(path, text="utterance")
     assert examples(path, text="utterance", label="category") == [(2, "a", "x")]
 
 

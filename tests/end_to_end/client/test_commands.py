@@ -236,6 +236,7 @@ def test_an_unusable_argument_is_one_line_that_does_not_show_it(wrong: tuple[obj
 def test_exit_code_3_is_out_of_reach() -> None:
     done = run(f"http://127.0.0.1:{free_port()}", "status")
     assert done.exit_code == 3 and re.match(r"error: http://127.0.0.1:\d+ is out of reach: ", done.stderr)
+    assert done.stderr.endswith("; choose the service with --url or QUICKSTUDY_URL\n")
 
 
 def test_exit_code_4_is_not_authorised(service: Served) -> None:
