@@ -8,18 +8,21 @@ import pytest
 SLOWEST = (
     "tests/end_to_end/test_faults.py",
     "tests/faults/test_storm.py",
-    "tests/oracles/test_memory.py",
-    "tests/end_to_end/test_demo.py",
     "tests/end_to_end/test_several_bases.py",
     "tests/end_to_end/test_contract.py",
-    "tests/end_to_end/test_plugin.py",
-    "tests/upgrade/test_upgrade.py",
+    "tests/metatrain/training/test_run.py",
+    "tests/end_to_end/test_new_initialization.py",
     "tests/metatrain/training/test_evaluate.py",
     "tests/metatrain/training/test_processes.py",
+    "tests/end_to_end/test_demo.py",
     "tests/service/test_remote_predictor.py",
-    "tests/end_to_end/client/test_client.py",
+    "tests/metatrain/training/test_learning.py",
     "tests/faults/test_life.py",
-    "tests/metatrain/training/test_run.py",
+    "tests/end_to_end/test_plugin.py",
+    "tests/end_to_end/client/test_client.py",
+    "tests/oracles/test_memory.py",
+    "tests/metatrain/serving/test_probe_cache.py",
+    "tests/upgrade/test_upgrade.py",
 )
 """The slowest test files, the slowest first. `make test TEST_FLAGS=--durations=100` shows the times to update the list."""
 

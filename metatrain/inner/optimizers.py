@@ -63,7 +63,8 @@ def _adam(optimizer: Optimizer, state: Leaves, gradients: Leaves, step: int) -> 
         m = after[f"m.{name}"] = beta1 * state[f"m.{name}"] + (1 - beta1) * g
         v = after[f"v.{name}"] = beta2 * state[f"v.{name}"] + (1 - beta2) * g * g
         m_hat, v_hat = m / (1 - beta1 ** (step + 1)), v / (1 - beta2 ** (step + 1))
-        moves[name] = torch.where(v_hat > 0, m_hat / (v_hat + optimizer.epsilon**2).sqrt(), 0.0)
+        moved = (m_hat != 0) | (v_hat > 0)  # the square of a tiny gradient can be zero, and such a gradient still moves its number
+        moves[name] = torch.where(moved, m_hat / (v_hat + optimizer.epsilon**2).sqrt(), 0.0)
     return after, moves
 
 

@@ -16,7 +16,7 @@ SETTINGS = {"LEASE_SECONDS": "2", "THREADS": "1"}
 
 
 @pytest.mark.parametrize(
-    ("count", "seconds"), [(24, 30.0), pytest.param(150, 120.0, marks=pytest.mark.long)], ids=["short", "long"]
+    ("count", "seconds"), [(18, 20.0), pytest.param(150, 120.0, marks=pytest.mark.long)], ids=["short", "long"]
 )
 def test_every_accepted_job_ends_once(environment: dict[str, str], tmp_path: Path, count: int, seconds: float) -> None:
     deployment = Deployment(tmp_path, {**environment, **SETTINGS}, workers=2)

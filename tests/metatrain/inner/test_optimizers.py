@@ -30,5 +30,13 @@ def test_the_defaults_are_pytorchs(name: OptimizerName) -> None:
     torch.testing.assert_close(phi["a"], expected.detach(), rtol=1e-6, atol=1e-9)
 
 
+def test_adam_moves_a_number_whose_squared_gradient_underflows() -> None:
+    """Take one step of Adam in float32 with gradients of zero, of 1e-24, whose square is zero, and of 1."""
+    phi = {"a": torch.zeros(3)}
+    adam = Optimizer("adam")
+    _, moves = adam.update(adam.start(phi), {"a": torch.tensor([0.0, 1e-24, 1.0])}, 0)
+    assert moves["a"].tolist() == pytest.approx([0.0, 1e-16, 1.0], rel=1e-5)
+
+
 def test_an_inner_loop_has_the_same_defaults() -> None:
     assert InnerConfig().update == Optimizer(InnerConfig().optimizer)
