@@ -6,7 +6,6 @@ from pathlib import Path
 import matplotlib as mpl
 
 mpl.use("svg")
-mpl.rcParams["svg.hashsalt"] = "quickstudy"  # equal results then give equal files
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
@@ -120,6 +119,7 @@ def _saved(figure: Figure, name: str) -> Path:
 
 
 def main() -> None:
+    mpl.rcParams["svg.hashsalt"] = "quickstudy"  # equal results then give equal files
     plots = {"transfer": accuracy_by_step, "metagrad": time_and_memory, "faults": jobs_under_faults, "curves": learning_curves}
     for results, plot in plots.items():
         if (RESULTS / f"{results}.json").is_file():
