@@ -63,7 +63,6 @@ class JobRunner:
         """
         claim = self._claim(tenant, adapter_id)
         if claim is not None:
-            self.runtime.load_initialization(claim.recipe)
             self._run_claimed([claim, *self._claim_for_same_pass(claim)])
 
     def _claim(self, tenant: str, adapter_id: str) -> Claim | None:
@@ -95,7 +94,7 @@ class JobRunner:
                         self._weights.discard(job.claim, job.claim.previous_fence)
             errors: list[Exception] = []
             committed: list[tuple[Outcome, MadeAdapter]] = []
-            for job, result in zip(jobs, self._passes.adapt(jobs), strict=True):
+            for job, result in zip(jobs, self._adapt(jobs), strict=True):
                 try:
                     with job.log_fields():
                         committed += self._finish(job, result)
@@ -106,6 +105,33 @@ class JobRunner:
         self._count_times(committed)
         if errors:
             raise errors[0]
+
+    def _adapt(self, jobs: Sequence[HeldJob]) -> list[MadeAdapter | Exception]:
+        """Load the initializations of claimed jobs, and run their inner loops. Return one result per job.
+
+        Heartbeats keep the leases meanwhile. Raises redis.RedisError if a stored initialization stays out of reach.
+        """
+        stopped: dict[int, Exception] = {}
+        for number, job in enumerate(jobs):
+            try:
+                with job.log_fields():
+                    self._load_initialization(job)
+            except (ClaimLost, Stopping) as stop:
+                stopped[number] = stop
+        adapted = iter(self._passes.adapt([job for number, job in enumerate(jobs) if number not in stopped]))
+        return [stopped[number] if number in stopped else next(adapted) for number in range(len(jobs))]
+
+    def _load_initialization(self, job: HeldJob) -> None:
+        """Load the initialization of a job, unless it is in memory.
+
+        Raises ClaimLost, Stopping and redis.RedisError.
+        """
+        retry_while_unreachable(
+            lambda: self.runtime.load_initialization(job.claim.recipe),
+            job,
+            seconds=self.settings.job_seconds,
+            draining=self.draining,
+        )
 
     def _finish(self, job: HeldJob, result: MadeAdapter | Exception) -> list[tuple[Outcome, MadeAdapter]]:
         """Commit a job to its record, or hand it back to the queue.

@@ -287,8 +287,8 @@ class Client:
     def roll_back_alias(self, alias: str) -> AliasMove:
         """Point an alias at the adapter that it pointed at before the current one.
 
-        Adapters that were deleted since are passed over. Another call goes further back. It is not retried if its answer is lost.
-        Raises NotFound if there is no such alias, and Conflict if no earlier adapter exists.
+        Adapters that were deleted, failed or have expired are passed over. Another call goes further back. The call is not retried
+        if its answer is lost. Raises NotFound if there is no such alias, and Conflict if no earlier adapter is usable.
         """
         return self._answer(calls.roll_back_alias(alias))
 

@@ -124,6 +124,8 @@ class Backbone:
         self._upper: dict[int, nn.Module | None] = {}
         self._split_lock = threading.Lock()
         self._attach_lock = threading.Lock()
+        self.exclusive = threading.RLock()
+        """Held by each call of the model. Hold it to copy the model with its own parameters."""
         embeddings = cast(Any, model).get_input_embeddings()
         if _add_noise not in embeddings._forward_hooks.values():
             embeddings.register_forward_hook(_add_noise)
@@ -160,16 +162,17 @@ class Backbone:
 
         `delta`: leaves in the form that `DeltaKind.fold` returns; None runs the bare model. `slots` [B]: row i uses entry
         `slots[i]` of each leaf's leading axis. Without `slots`, the leading axis is the G groups of the batch, and the rows are
-        ordered by group. `updated`: parameters that replace those of the model with the same names. A call with `updated` must not
-        run at the same time as another call.
+        ordered by group. `updated`: parameters that replace those of the model with the same names. Calls in several threads run
+        one after another, because these parameters are replaced on the model itself during the call.
         """
         padded = []
-        for bucket in batch.buckets:
-            row_delta = delta
-            if delta is not None and slots is not None:
-                index = slots[bucket.rows]
-                row_delta = {name: leaf.index_select(0, index) for name, leaf in delta.items()}
-            padded.append((bucket, self._states(row_delta, bucket, updated)))
+        with self.exclusive:
+            for bucket in batch.buckets:
+                row_delta = delta
+                if delta is not None and slots is not None:
+                    index = slots[bucket.rows]
+                    row_delta = {name: leaf.index_select(0, index) for name, leaf in delta.items()}
+                padded.append((bucket, self._states(row_delta, bucket, updated)))
         order = torch.cat([bucket.rows for bucket in batch.buckets]).argsort()
         features = torch.cat([pooled(states, bucket.mask, batch.pooling) for bucket, states in padded])[order]
         return Hidden(features, tuple(padded))

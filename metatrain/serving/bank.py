@@ -119,6 +119,7 @@ class Bank:
         self._resident: OrderedDict[str, int] = OrderedDict()
         self._free = list(range(self.slots))
         self._contents: dict[int, _Slot] = {}
+        self._readout_bytes = 0  # of all contents
 
     def support(self, kind: DeltaKind, initialization: str, update: Mapping[str, Tensor]) -> dict[str, Packed]:
         """Support adapters of one more initialization, and return the adapters that were evicted for it.
@@ -135,7 +136,11 @@ class Bank:
         if shapes != _slot_shapes(self._kinds):
             residents = {key: self.take(key) for key in list(self._resident)}  # the least recently used first
             self._leaves.clear()  # frees the old slots before the new ones are allocated
-            self._allocate(shapes)
+            try:
+                self._allocate(shapes)
+            except RuntimeError:  # out of memory: the bank goes on with the old slots, empty
+                self._allocate(_slot_shapes(self._kinds))
+                raise
             for key, adapter in residents.items():
                 evicted |= self.put(key, adapter)
         self._kinds = kinds
@@ -151,7 +156,7 @@ class Bank:
     @property
     def nbytes(self) -> int:
         """The number of bytes allocated on the device."""
-        return sum(leaf.nbytes for leaf in self._leaves.values()) + self._readout_bytes()
+        return sum(leaf.nbytes for leaf in self._leaves.values()) + self._readout_bytes
 
     def put(self, key: str, adapter: Packed, keep: Collection[str] = ()) -> dict[str, Packed]:
         """Store `adapter` in a slot under `key`, and return the adapters that were evicted to make room.
@@ -182,6 +187,7 @@ class Bank:
         shapes = {name: leaf.shape for name, leaf in adapter.leaves.items()}
         self._contents[slot] = _Slot(shapes, adapter.readout.on(self.base.device))
         self._resident[key] = self._free.pop()
+        self._readout_bytes += adapter.readout.nbytes
         return evicted
 
     def _fits(self, name: str, leaf: Tensor) -> bool:
@@ -189,16 +195,14 @@ class Bank:
         return room is not None and len(leaf.shape) == len(room) and all(map(int.__le__, leaf.shape, room))
 
     def _exceeds_readout_budget(self, adapter: Packed) -> bool:
-        used = self._readout_bytes()
+        used = self._readout_bytes
         return bool(used) and used + adapter.readout.nbytes > self._readout_budget
-
-    def _readout_bytes(self) -> int:
-        return sum(slot.readout.nbytes for slot in self._contents.values())
 
     def take(self, key: str) -> Packed:
         """Remove an adapter from the bank and return it, on the CPU. Raises KeyError if it is not in the bank."""
         slot = self._resident.pop(key)
         content = self._contents.pop(slot)
+        self._readout_bytes -= content.readout.nbytes
         self._free.append(slot)
         leaves = {name: self._leaves[name][slot][_trailing(shape)].to("cpu", copy=True) for name, shape in content.shapes.items()}
         return Packed(leaves, content.readout.on(torch.device("cpu")))

@@ -154,7 +154,9 @@ def _peft_features(base: Base, files: PeftFiles, theta: dict[str, Tensor], batch
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         config = cast(Any, PeftConfig).from_peft_type(**{**files.config(""), "inference_mode": False})
-        stock = get_peft_model(copy.deepcopy(cast(Any, base.model)), config).eval()
+        with base.backbone.exclusive:
+            copied = copy.deepcopy(cast(Any, base.model))
+        stock = get_peft_model(copied, config).eval()
     set_peft_model_state_dict(stock, files.to_peft(theta))
     state = get_peft_model_state_dict(stock, save_embedding_layers=False)
     if state.keys() != files.shapes.keys():

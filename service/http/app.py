@@ -84,7 +84,7 @@ def _state(settings: ServiceSettings, residents: Sequence[Resident]) -> ServiceS
     store = WeightStore(cache)
     stored, share = records.initializations.get, 1 / len(residents)
     deployed = tuple(Deployed(resident, _predictor(resident, store, stored, settings, share)) for resident in residents)
-    known = known_initializations(residents, stored, probed=settings.predictor_url is None)
+    known = known_initializations(residents, stored, probed=False)  # workers and predictors probe
 
     def size_of(recipe: JobRecipe) -> int:
         found = known.find(recipe.initialization_digest)

@@ -1,5 +1,6 @@
 """The state of one service process, created once at start-up and passed to the routes."""
 
+import contextlib
 from dataclasses import dataclass
 from typing import Annotated, cast
 
@@ -7,6 +8,7 @@ from fastapi import Depends, Request
 from redis import Redis
 
 from metatrain.artifacts.initialization import Initialization
+from metatrain.errors import MetatrainError
 from metatrain.models.base import Base
 from service.adapting.idempotency import IdempotencyKeys
 from service.adapting.jobs import Jobs
@@ -76,25 +78,43 @@ class ServiceState:
         if not candidates:
             models = ", ".join(deployed.base.spec.model for deployed in self.deployed)
             raise InvalidRequest("base_model", f"one of {models}", base_model)
-        available: set[str] = set()
         for candidate_name in dict.fromkeys((name, kind.default if name == "default" else name)):
             for deployed in candidates:
-                fitting = {key: init for key, init in self.named(deployed).items() if init.readout == kind.readout}
-                available |= fitting.keys()
-                if candidate_name in fitting:
-                    return deployed, fitting[candidate_name]
+                init = self._pointed_at(deployed, candidate_name) or deployed.initializations.get(candidate_name)
+                if init is not None and init.readout == kind.readout:
+                    return deployed, init
+        available = {name for each in candidates for name, init in self.named(each).items() if init.readout == kind.readout}
         raise InvalidRequest("initialization", f"one of {', '.join(sorted(available))}", name)
+
+    def _pointed_at(self, deployed: Deployed, name: str) -> Initialization | None:
+        """Return the initialization that a pointer gives to a name, or None if the name has no pointer.
+
+        Reads from Redis. Raises InvalidRequest if the initialization cannot be used; the loaded one never stands in for it.
+        """
+        digest = self.records.initializations.pointer(base_identity(deployed.base), name)
+        if digest is None:
+            return None
+        try:
+            found = self.known.find(digest)
+        except MetatrainError as error:
+            raise InvalidRequest("initialization", f"a usable one (stored as {digest[:12]}…: {error})", name) from error
+        if found is None:
+            raise InvalidRequest("initialization", f"a stored one ({digest[:12]}… is gone)", name)
+        return self.known.renamed(digest, name)
 
     def named(self, deployed: Deployed) -> dict[str, Initialization]:
         """Return the initializations of a base model by name.
 
-        If a pointer was set for a name, the name means the initialization that it points at. Reads from Redis.
+        If a pointer was set for a name, the name means the initialization that it points at; a name whose pointer cannot be used is
+        left out. Reads from Redis.
         """
         identity, named = base_identity(deployed.base), dict(deployed.initializations)
-        for (base, name), digest in self.records.initializations.pointers().items():
-            found = self.known.find(digest) if base == identity else None
-            if found is not None and found[0] is deployed.base:
-                named[name] = self.known.renamed(digest, name)
+        for base, name in self.records.initializations.pointers():
+            if base == identity:
+                named.pop(name, None)
+                with contextlib.suppress(InvalidRequest):
+                    if (init := self._pointed_at(deployed, name)) is not None:
+                        named[name] = init
         return named
 
     def initialization_of(self, record: Record) -> tuple[Deployed, Initialization]:
@@ -105,7 +125,11 @@ class ServiceState:
         initialization.
         """
         deployed, recipe = self.require_deployed(record), record.summary
-        found = self.known.find(recipe.initialization_digest)
+        try:
+            found = self.known.find(recipe.initialization_digest)
+        except MetatrainError as error:
+            reason = f"its stored initialization cannot be used: {error}"
+            raise AdapterNotReady(f"adapter {record.adapter_id}: {reason}", adapter_status=record.status) from error
         if found is not None and found[0] is deployed.base:
             return deployed, found[1]
         fitting = [init for init in deployed.initializations.values() if init.readout == task_kinds()[recipe.kind].readout]

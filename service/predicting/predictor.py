@@ -298,7 +298,8 @@ class InProcessPredictor:
     def _extend_bank(self, kind: DeltaKind, digest: str, update: Mapping[str, Tensor]) -> None:
         for key, evicted in self._bank.support(kind, digest, update).items():
             self._shelf.put(key, evicted)
-        self._batcher.adapters = self._bank.slots
+        with self._changed:
+            self._batcher.adapters = self._bank.slots
 
     def _between_batches(self, action: Callable[[], None]) -> None:
         """Run an action on the predictor's thread, which alone may use the bank, and wait for its end.
@@ -353,16 +354,17 @@ class InProcessPredictor:
         A batch that is not full waits up to BATCH_WAIT_MS for calls that are still being tokenized or loaded. Commands are run
         here, because only this thread may use the bank.
         """
-        with self._changed:
-            while True:
+        while True:
+            with self._changed:
                 self._changed.wait_for(lambda: len(self._batcher) or self._commands or (self._closing and not self._preparing))
-                while self._commands:
-                    self._commands.pop(0)()
-                if len(self._batcher):
+                commands, self._commands = self._commands, []
+                if not commands:
+                    if not len(self._batcher):
+                        return None
                     self._changed.wait_for(lambda: self._batcher.full() or not self._preparing, self._settings.batch_wait_ms / 1000)
                     return self._batcher.next()
-                if self._closing and not self._preparing:
-                    return None
+            for command in commands:  # without the lock, because the event loop waits for it in `submit`
+                command()
 
     def _answer(self, batch: list[tuple[_Call, range]], began: float) -> None:
         """Compute a batch in one forward pass, and answer the calls whose rows are then complete.

@@ -15,6 +15,7 @@ from service.__main__ import main
 from service.running.standalone import url_of
 from tests.end_to_end.conftest import Served, served
 from tests.end_to_end.test_service import BODY, identity, predict
+from worker.ledger.initializations import Initializations
 
 
 def save_version(tiny: Base, folder: Path, version: int) -> Initialization:
@@ -80,6 +81,20 @@ def test_adapters_outlive_their_version_of_an_initialization(environment: dict[s
         assert command(tmp_path, "move", "mine", "--reset") == ""
         assert identity(service, body) == fresh
         assert f"error: {old.digest[:16]}: 4 records need it" in command(tmp_path, "forget", old.digest)
+        client = redis.Redis.from_url(url_of(tmp_path / "data") or "")
+        stored = Initializations(client)
+        damaged = stored.read(new.digest)
+        assert damaged is not None
+        stored.store("f" * 64, replace(damaged, content=damaged.content[:-3]))
+        stored.point(damaged.base, "broken", "f" * 64)
+        refused = service.http.post("/adapt", json={**body, "initialization": "broken"})
+        assert refused.status_code == 422 and "a usable one" in refused.json()["detail"]
+        assert identity(service, body) == fresh  # no other name is affected
+        names = {init["name"] for init in service.http.get("/initializations").json()["initializations"]}
+        assert "mine" in names and "broken" not in names
+        stored.point(damaged.base, "broken", None)
+        assert stored.forget("f" * 64) == 0
+        client.close()
         rows = {row["digest"]: row for row in json.loads(command(tmp_path, "list", "--json"))}
         assert {digest: row["records"] for digest, row in rows.items()} == {old.digest: 4, new.digest: 1}
         assert {row["name"] for row in rows.values()} == {"mine"} and not any(row["names"] for row in rows.values())

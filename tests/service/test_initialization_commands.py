@@ -21,15 +21,15 @@ def test_names_move_and_unneeded_initializations_are_forgotten(redis_server: Red
     assert run(redis_server, "list") == "no stored initializations\n"
     for digest in ("ab" * 32, "ac" * 32):
         store.store(digest, STORED)
-    assert run(redis_server, "move", "mine", "ab") == "mine now means abababababababab on tiny\n"
+    assert run(redis_server, "move", "mine", "abababab") == "mine now means abababababababab on tiny\n"
     assert store.pointers() == {("base", "mine"): "ab" * 32}
     assert run(redis_server, "list").splitlines() == [
         "abababababababab  plain  tiny  5 bytes  0 records  ← mine",
         "acacacacacacacac  plain  tiny  5 bytes  0 records",
     ]
-    assert run(redis_server, "forget", "ac") == "acacacacacacacac forgotten\n"
+    assert run(redis_server, "forget", "acacacac") == "acacacacacacacac forgotten\n"
     assert run(redis_server, "move", "mine", "--reset") == ""
-    assert run(redis_server, "forget", "ab") == "abababababababab forgotten\n"
+    assert run(redis_server, "forget", "abababab") == "abababababababab forgotten\n"
     assert store.digests() == []
 
 
@@ -38,8 +38,11 @@ def test_names_move_and_unneeded_initializations_are_forgotten(redis_server: Red
     [
         (("move", "mine"), "expected either DIGEST or --reset"),
         (("move", "mine", "ab", "--reset"), "expected either DIGEST or --reset"),
-        (("move", "mine", "a"), "DIGEST: expected the beginning of one stored digest, 2 of them begin with 'a'"),
-        (("forget", "ff"), "DIGEST: expected the beginning of one stored digest, none begin with 'ff'"),
+        (("move", "mine", "a"), "DIGEST: expected at least 8 hexadecimal digits, got 'a'"),
+        (("forget", "f" * 8), "DIGEST: expected the beginning of one stored digest, none begin with 'ffffffff'"),
+        (("forget", ""), "DIGEST: expected at least 8 hexadecimal digits, got ''"),
+        (("move", "a\nb", "ab" * 32), "NAME: expected 1 to 100 letters, digits, spaces and . : / _ -, got 'a\\nb'"),
+        (("move", "", "ab" * 32), "NAME: expected 1 to 100 letters, digits, spaces and . : / _ -, got ''"),
         (("move", "other", "--reset"), "NAME: expected one with a pointer, got 'other'"),
     ],
 )

@@ -122,6 +122,26 @@ def test_an_adapter_of_a_stored_initialization_gets_room_in_the_bank(
         loaded.close()
 
 
+def test_a_long_command_between_batches_does_not_block_new_calls(
+    tiny: Base, catalog: dict[str, Initialization], store: WeightStore, predictor: InProcessPredictor
+) -> None:
+    """Submit a call, as the event loop does, while the predictor's thread is busy with its bank."""
+    weights = put(tiny, store, next(iter(catalog.values())), 0)
+    started, release = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        started.set()
+        release.wait(20)
+
+    predictor._command(wait)
+    assert started.wait(20)
+    began = time.monotonic()
+    answer = predictor.submit(weights, ["order pizza"])
+    assert time.monotonic() - began < 5 and not answer.done()
+    release.set()
+    assert answer.result(20).labels == ("0 0", "0 1")
+
+
 def test_a_forgotten_adapter_is_not_answered_from_memory(
     tiny: Base, catalog: dict[str, Initialization], store: WeightStore, predictor: InProcessPredictor
 ) -> None:

@@ -46,7 +46,7 @@ class RolledBack:
     """The result of rolling an alias back.
 
     `verdict` is `set` if the alias now points at `adapter_id`, and pointed at `previous` before. Otherwise nothing changed:
-    `unknown` means that there is no such alias, and `none` that no adapter of its history exists.
+    `unknown` means that there is no such alias, and `none` that no adapter of its history is usable.
     """
 
     verdict: str
@@ -103,7 +103,9 @@ class Aliases:
         return [_parse_alias(alias, entry) for entry in stored]
 
     def roll_back(self, tenant: str, alias: str) -> RolledBack:
-        """Point an alias at the latest adapter of its history that still exists, atomically.
+        """Point an alias at the latest adapter of its history that is usable, atomically.
+
+        An adapter that was deleted, has failed or has expired is not usable.
 
         The adapter that it points at now does not enter the history, so that another call goes further back.
         """

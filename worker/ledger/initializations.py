@@ -48,7 +48,9 @@ class Initializations:
 
     def get(self, digest: str) -> bytes | None:
         """Return the bytes of a stored initialization, or None if it is not stored."""
-        return cast(bytes | None, self._redis.hget(names.initialization(digest), "content"))
+        keys = names.initialization(digest), names.initialization_set_aside(digest)
+        found = (cast(bytes | None, self._redis.hget(key, "content")) for key in keys)
+        return next((content for content in found if content is not None), None)
 
     def read(self, digest: str) -> StoredInitialization | None:
         values = cast(list[bytes | None], self._redis.hmget(names.initialization(digest), _FIELDS))
@@ -60,9 +62,11 @@ class Initializations:
         return bool(self._redis.exists(names.initialization(digest)))
 
     def digests(self) -> list[str]:
-        """Return the digests of all stored initializations, sorted."""
+        """Return the digests of all stored initializations, sorted. Repairs what a killed `forget` has left."""
+        for key in list(self._redis.scan_iter(f"{names.initialization_set_aside('')}*", count=_SCANNED_AT_ONCE)):
+            self._put_back(text(key).removeprefix(names.initialization_set_aside("")))
         prefix = names.initialization("")
-        return sorted(text(key).removeprefix(prefix) for key in self._redis.scan_iter(f"{prefix}*", count=_SCANNED_AT_ONCE))
+        return sorted({text(key).removeprefix(prefix) for key in self._redis.scan_iter(f"{prefix}*", count=_SCANNED_AT_ONCE)})
 
     def pointers(self) -> dict[tuple[str, str], str]:
         """Return the digest that each name points at, by (base, name)."""
@@ -102,15 +106,32 @@ class Initializations:
     def forget(self, digest: str) -> int:
         """Remove a stored initialization unless records need it. Return how many need it: 0 if it was removed.
 
-        It is removed before the records are read, and stored again if one needs it. So a job that is accepted meanwhile stores it
-        again itself, and no record can be left without its initialization.
+        The records are counted first. If none needs the initialization, its key is renamed and the records are counted again, for
+        jobs that were accepted meanwhile. Only then is it deleted. After an error in between, it is put back. If this process is
+        killed in between, readers still find it under the other name.
         """
-        stored = self.read(digest)
-        self._redis.delete(names.initialization(digest))
-        needed = self.needed().get(digest, 0)
-        if needed and stored is not None:
-            self.store(digest, stored)
-        return needed
+        if needed := self.needed().get(digest, 0):
+            return needed
+        key, set_aside = names.initialization(digest), names.initialization_set_aside(digest)
+        if not self._redis.exists(key) and not self._redis.exists(set_aside):
+            return 0
+        if self._redis.exists(key):
+            self._redis.rename(key, set_aside)
+        needed = -1
+        try:
+            needed = self.needed().get(digest, 0)
+        finally:
+            if needed:
+                self._put_back(digest)
+        if needed == 0:
+            self._redis.delete(set_aside)
+        return max(needed, 0)
+
+    def _put_back(self, digest: str) -> None:
+        """Undo the renaming of a `forget` that did not end."""
+        key, set_aside = names.initialization(digest), names.initialization_set_aside(digest)
+        if self._redis.exists(set_aside) and not self._redis.renamenx(set_aside, key):
+            self._redis.delete(set_aside)  # stored again meanwhile
 
     def _summaries(self) -> Iterator[RecipeSummary]:
         pattern, batch = names.record("*", "*"), list[bytes]()

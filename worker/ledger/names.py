@@ -18,6 +18,7 @@ Keys of the deployment:
 | `qs:erase` | number | since when the append-only file has contained deleted text |
 | `qs:erase-last` | number | the time of the latest deletion |
 | `qs:initialization_by_digest:DIGEST` | hash | an initialization that jobs name (`initializations.py`) |
+| `qs:initialization_set_aside:DIGEST` | hash | an initialization that is being forgotten |
 | `qs:initialization_names` | hash | the digest that each name points at, by `BASE/NAME` |
 | `qs:keys` | hash | API keys, by id |
 | `qs:id-key` | string | the secret key of adapter ids |
@@ -64,6 +65,10 @@ CELERY_PREFIX = "qs:celery:"
 
 def initialization(digest: str) -> str:
     return f"qs:initialization_by_digest:{digest}"  # no tenant's name has an underscore
+
+
+def initialization_set_aside(digest: str) -> str:
+    return f"qs:initialization_set_aside:{digest}"
 
 
 def record(tenant: str, adapter_id: str) -> str:

@@ -71,14 +71,14 @@ def set_alias(alias: AliasName, target: AliasTarget, state: State, tenant: Tenan
 def roll_back_alias(alias: AliasName, state: State, tenant: Tenant) -> AliasMove:
     """Point an alias at the adapter that it pointed at before the current one.
 
-    Adapters that were deleted since are passed over. Calling this again goes further back. The answer is 409 if no earlier
-    adapter exists.
+    Adapters that were deleted, failed or have expired are passed over. Calling this again goes further back. The answer is 409 if
+    no earlier adapter is usable.
     """
     done = state.aliases.roll_back(tenant, alias)
     if done.verdict == "unknown":
         raise UnknownAlias(alias)
     if done.verdict == "none":
-        raise AliasWithoutHistory(f"alias {alias}: no adapter that it pointed at before exists")
+        raise AliasWithoutHistory(f"alias {alias}: no adapter that it pointed at before is usable")
     return AliasMove(alias=alias, adapter_id=done.adapter_id, previous=done.previous)
 
 

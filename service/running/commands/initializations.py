@@ -4,6 +4,7 @@ The commands access the records in Redis directly, not through the HTTP service.
 """
 
 import json
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -68,9 +69,11 @@ def move(data_dir: Path, name: str, digest: str | None, reset: bool) -> None:
             for base in bases:
                 store.point(base, name, None)
             sys.exit(None if bases else f"error: NAME: expected one with a pointer, got {name!r}")
+        if not re.fullmatch(r"[\w.:/ -]{1,100}", name) or name != name.strip():
+            sys.exit(f"error: NAME: expected 1 to 100 letters, digits, spaces and . : / _ -, got {name!r}")
         full = _full_digest(store, digest)
-        stored = store.read(full)
-        assert stored is not None
+        if (stored := store.read(full)) is None:
+            sys.exit(f"error: {full[:16]} was forgotten meanwhile")
         store.point(stored.base, name, full)
     click.echo(f"{name} now means {full[:16]} on {stored.base_model}")
 
@@ -103,6 +106,8 @@ def _full_digest(store: Initializations, beginning: str) -> str:
 
     Exits with a one-line message unless there is exactly one.
     """
+    if not re.fullmatch("[0-9a-f]{8,64}", beginning):
+        sys.exit(f"error: DIGEST: expected at least 8 hexadecimal digits, got {beginning!r}")
     matching = [digest for digest in store.digests() if digest.startswith(beginning)]
     if len(matching) != 1:
         found = "none" if not matching else f"{len(matching)} of them"

@@ -110,7 +110,7 @@ def test_an_alias_moves_only_if_its_condition_holds(service: Served) -> None:
         assert in_use.value.type == "/problems/adapter-in-use"
         assert [entry.adapter_id for entry in quickstudy.alias("voices").history] == [first.adapter_id]
         assert quickstudy.roll_back_alias("voices").adapter_id == first.adapter_id
-        with pytest.raises(Conflict, match="no adapter that it pointed at before exists"):
+        with pytest.raises(Conflict, match="no adapter that it pointed at before is usable"):
             quickstudy.roll_back_alias("voices")
         quickstudy.delete_alias("voices")
         with pytest.raises(NotFound):

@@ -59,6 +59,19 @@ def test_an_alias_is_rolled_back_through_its_history(aliases: Aliases, records: 
     assert aliases.history("t", "live") == []
 
 
+def test_a_rollback_passes_over_failed_and_expired_adapters(
+    aliases: Aliases, records: Records, redis_client: "redis.Redis"
+) -> None:
+    for identity in ("a3", "a4", "a5"):
+        records.accept("t", identity, RECIPE, DAY, ())
+    for identity in ("a1", "a2", "a3", "a4", "a5"):
+        aliases.point("t", "live", identity)
+    redis_client.hset("qs:t:adapter:a4", "status", "failed")
+    redis_client.hset("qs:t:adapter:a3", mapping={"status": "ready", "expires_at": 1})
+    redis_client.hset("qs:t:adapter:a2", mapping={"status": "ready", "expires_at": 1, "pinned": 1})
+    assert aliases.roll_back("t", "live") == RolledBack("set", "a2", "a5")
+
+
 def test_the_history_of_an_alias_is_bounded_and_ends_with_it(aliases: Aliases, records: Records) -> None:
     for _ in range(HISTORY):
         for identity in ("a1", "a2"):

@@ -73,6 +73,33 @@ def test_an_initialization_is_forgotten_only_if_no_record_needs_it(redis_client:
     assert initializations.forget(DIGEST) == 0 and initializations.digests() == []
 
 
+def test_an_interrupted_forget_loses_nothing(redis_client: "redis.Redis", monkeypatch: pytest.MonkeyPatch) -> None:
+    initializations = Records(redis_client).initializations
+    initializations.store("unused", STORED)
+    calls: list[int] = []
+
+    def needed() -> dict[str, int]:
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return {}
+
+    monkeypatch.setattr(initializations, "needed", needed)
+    with pytest.raises(KeyboardInterrupt):
+        initializations.forget("unused")
+    assert initializations.read("unused") == STORED
+    redis_client.rename("qs:initialization_by_digest:unused", "qs:initialization_set_aside:unused")  # as after a SIGKILL
+    assert initializations.get("unused") == STORED.content
+    assert initializations.digests() == ["unused"] and initializations.read("unused") == STORED
+
+
+def test_a_needed_initialization_is_never_set_aside(redis_client: "redis.Redis", monkeypatch: pytest.MonkeyPatch) -> None:
+    records = Records(redis_client)
+    records.accept("t", "a1", RECIPE, DAY, (), initialization=lambda: STORED)
+    monkeypatch.setattr(redis_client, "rename", None)
+    assert records.initializations.forget(DIGEST) == 1
+
+
 def test_jobs_accepted_while_an_initialization_is_forgotten_keep_it(redis_client: "redis.Redis") -> None:
     records, stop = Records(redis_client), threading.Event()
 
