@@ -1,4 +1,4 @@
-"""The folds of `make bench-transfer`: each is the default recipe, trained without some data sets.
+"""The folds of `make bench-transfer`: each is the default recipe with some data sets held out.
 
 A fold is tested on the data sets that its training leaves out. `python -m benchmarks.folds FOLD --data FOLDER` meta-trains one fold
 and can be resumed. The benchmarks read the trained initialization from `runs/`.

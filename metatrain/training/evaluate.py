@@ -119,7 +119,7 @@ def _batches(
 def own_steps(
     base: Base, init: Initialization, episodes: Sequence[Episode], *, together: int = 8, encoded: Encoded | None = None
 ) -> tuple[int, ...]:
-    """Return the number of inner steps that `evaluate` takes for each episode with `steps=None`."""
+    """Return, for each episode, the number of inner steps that `evaluate` takes with `steps=None`."""
     outer, encoded = init.outer(base.device), encoded or Encoded(base)
     steps: list[int] = []
     for start in range(0, len(episodes), together):

@@ -23,7 +23,7 @@ from metatrain.artifacts.catalog import SHIPPED_BEFORE
 from metatrain.artifacts.initialization import Initialization
 from metatrain.artifacts.stored_initialization import initialization_from_bytes
 from metatrain.deltas import DeltaKind
-from metatrain.errors import ArtifactError
+from metatrain.errors import ArtifactError, MetatrainError
 from metatrain.models.base import Base
 from metatrain.serving.bank import Bank, Packed, pack
 from metatrain.serving.probe_cache import probe_once
@@ -35,6 +35,8 @@ from worker.ledger.weights_cache import WeightStore
 
 log = logging.getLogger(__name__)
 _LOADERS = 8
+_REFUSED_SECONDS = 30.0
+"""How long an initialization that cannot be supported is refused without another attempt, in seconds."""
 _MB = 2**20
 STAGES = ("tokenize", "load", "queue", "forward")
 
@@ -151,6 +153,7 @@ class InProcessPredictor:
         self._bank = Bank(base, list(kinds.values()), int(share * settings.bank_mb * _MB), updates)
         self._shelf: Shelf[Packed] = Shelf(int(share * settings.shelf_mb * _MB))
         self._supported = {init.digest for init in initializations.values()}
+        self._refused: dict[str, tuple[float, MetatrainError | None]] = {}  # until when, and why
         self._supporting = threading.Lock()  # held while an initialization is added to `_supported`
         self._batcher: Batcher[_Call] = Batcher(settings.batch_tokens, settings.batch_rows, self._bank.slots)
         self._tokenizers = ThreadPoolExecutor(2, thread_name_prefix="tokenize")
@@ -283,6 +286,16 @@ class InProcessPredictor:
         digest = adapter.initialization_digest
         if digest in self._supported:  # another thread was first
             return
+        until, refusal = self._refused.get(digest, (0.0, None))
+        if refusal is not None and time.monotonic() < until:
+            raise refusal
+        try:
+            self._support_new(adapter, digest)
+        except MetatrainError as error:  # remembered, so that its callers do not hold up the loading of other adapters
+            self._refused[digest] = (time.monotonic() + _REFUSED_SECONDS, error)
+            raise
+
+    def _support_new(self, adapter: AdapterMetadata, digest: str) -> None:
         content = self._stored(digest)
         if content is None and digest not in SHIPPED_BEFORE:
             raise ArtifactError(

@@ -70,6 +70,7 @@ def standalone(data_dir: Path, listening: socket.socket) -> Iterator[str]:
     def run_worker() -> None:
         tie_to_parent(service_process)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         os.setsid()
         listening.close()
         lock.close()

@@ -37,7 +37,10 @@ def proximal_minimum(matrix: Tensor, center: Tensor, theta: Tensor, strength: fl
 @pytest.mark.parametrize("solver", ["cg", "neumann"])
 @pytest.mark.parametrize("product", ["reverse", "forward", "central"])
 def test_the_imaml_gradient_equals_a_dense_solve(solver: str, product: str) -> None:
-    """Expect dL/dθ = mean_t λ (A_t + λI)⁻¹ (φ*_t − d_t), where φ* is the known minimum."""
+    """Expect dL/dθ = mean_t λ (A_t + λI)⁻¹ (φ*_t − d_t).
+
+    φ*_t is the known minimum of task t; A_t and d_t are the matrices and the query centers of `Quadratic`.
+    """
     tasks, outer = quadratic(steps=600)
     how = Differentiation.model_validate(
         {"mode": "implicit", "solver": solver, "product": product, "iterations": 400}
@@ -65,7 +68,7 @@ def test_imaml_reports_how_far_the_inner_loop_is_from_its_minimum() -> None:
 
 
 def test_damping_changes_only_the_solve_and_not_the_minimum() -> None:
-    """Expect dL/dθ = mean_t λ (A_t + (λ + damping) I)⁻¹ (φ*_t − d_t)."""
+    """Expect dL/dθ = mean_t λ (A_t + (λ + damping) I)⁻¹ (φ*_t − d_t), with A_t and d_t of `Quadratic`."""
     tasks, outer = quadratic(steps=600)
     how = CG.model_copy(update={"damping": 0.3})
     found = IMAML(strength=0.7, gradient=how).meta_gradient(tasks, outer, SGD, 0)

@@ -107,8 +107,8 @@ class Initializations:
         """Remove a stored initialization unless records need it. Return how many need it: 0 if it was removed.
 
         The records are counted first. If none needs the initialization, its key is renamed and the records are counted again, for
-        jobs that were accepted meanwhile. Only then is it deleted. After an error in between, it is put back. If this process is
-        killed in between, readers still find it under the other name.
+        jobs that were accepted meanwhile. Only then is the initialization deleted. After an error in between, it is put back. If
+        this process is killed in between, readers still find it under the other name.
         """
         if needed := self.needed().get(digest, 0):
             return needed

@@ -97,8 +97,9 @@ class IMAML(AlgorithmConfig):
     def meta_gradient(self, tasks: Tasks, outer: Outer, optimizer: Optimizer, step: int) -> MetaGradient:
         """Return the implicit meta-gradient. Tasks without a proximal term get one with λ = `strength`.
 
-        Raises NonFinite if the relative residual of the linear solve is at least 1, the residual of the trivial solution 0, because
-        H + λI is then not positive definite. Raises ValueError for tasks with a proximal term of another strength.
+        Raises NonFinite if the relative residual of the linear solve is at least 1. The zero vector already has a residual of 1, so
+        the solve made no progress: H + λI is not positive definite. Raises ValueError for tasks with a proximal term of another
+        strength.
         """
         if tasks.proximal not in (0.0, self.strength):
             raise ValueError(f"strength: expected tasks with a proximal term of {self.strength} or none, got {tasks.proximal}")

@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from types import FrameType
 
 import click
 
@@ -12,6 +13,8 @@ from service.running.standalone import DEFAULT_DATA_DIR, StandaloneError, standa
 from worker.collection import pause_collection
 from worker.errors import SettingsError
 from worker.logs import configure
+
+_EXIT_STATUS = {signal.SIGTERM: 0, signal.SIGINT: 130}
 
 
 @click.command()
@@ -34,6 +37,12 @@ def serve(host: str, port: int, data_dir: Path, without_keys: bool, tied: int | 
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     if tied is not None:
         tie_to_parent(tied, signal.SIGTERM)
+    stopped: list[int] = []
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        stopped.append(_EXIT_STATUS[signal.Signals(number)])
+        sys.exit(stopped[0])
+
     from metatrain.errors import MetatrainError
     from service.settings import ServiceSettings
     from worker.settings import check_folders, read_settings
@@ -52,13 +61,19 @@ def serve(host: str, port: int, data_dir: Path, without_keys: bool, tied: int | 
 
             run(settings, listening)
             return
-        # SIGTERM must stop the children too if it comes before uvicorn installs its handlers.
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+        for number in _EXIT_STATUS:  # until uvicorn installs its handlers, which stop the children too
+            signal.signal(number, stop)
         with standalone(data_dir.expanduser(), listening) as url:
             from service.running.serving import run
 
+            if stopped:  # the exception of `stop` was lost in the import of a library
+                sys.exit(stopped[0])
             run(settings.model_copy(update={"redis_url": url}), listening)
     except (SettingsError, StandaloneError, MetatrainError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception:
+        if stopped:  # a library turned the exception of `stop` into another one
+            sys.exit(stopped[0])
+        raise

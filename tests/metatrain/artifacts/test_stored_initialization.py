@@ -65,7 +65,11 @@ def test_damaged_and_foreign_bytes_are_refused(tiny: Base) -> None:
 
 
 def test_every_shipped_initialization_is_listed_and_changes_no_parameter_of_the_base_model(minilm: Base) -> None:
-    """Check that the list has all shipped digests. It keeps them, because adapters outlive them."""
+    """Check that `SHIPPED_BEFORE` has the digest of every shipped initialization.
+
+    A digest stays in it when its initialization is no longer shipped, because adapters made from it are still used. None of the
+    shipped initializations may update the base model.
+    """
     for path in SHIPPED.glob("*/initialization.json"):
         init = load_initialization(path.parent, minilm)
         assert init.digest in SHIPPED_BEFORE and not init.base_update
