@@ -69,6 +69,7 @@ ROWS = {
     ("GET", "/aliases"): Row("", other=(200,)),
     ("GET", "/aliases/{}"): Row("", before=ALIASED),
     ("PUT", "/aliases/{}"): Row("adapt", {"adapter_id": "{id}"}),
+    ("POST", "/aliases/{}/rollback"): Row("adapt", own=(409,), before=ALIASED),  # it points at its first adapter
     ("DELETE", "/aliases/{}"): Row("adapt", own=(204,), before=ALIASED),
     ("GET", "/initializations"): Row("", other=(200,)),
     ("GET", "/usage"): Row("", other=(200,)),
