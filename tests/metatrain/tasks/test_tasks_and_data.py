@@ -46,6 +46,11 @@ def test_the_error_for_a_shape_that_cannot_be_filled_says_how_many_classes_exist
         EpisodeSampler([dataset()], 0).episode(0, EpisodeShape(2, 8, 1))
 
 
+def test_messages_name_the_first_five_labels() -> None:
+    assert dataset(classes=5).some_labels == "c0, c1, c2, c3, c4"
+    assert dataset(classes=6).some_labels == "c0, c1, c2, c3, c4, …"
+
+
 def test_drawn_shapes_stay_in_their_ranges_and_reach_both_ends() -> None:
     shapes = [draw_shape(0, i, (2, 10), (1, 5), 4) for i in range(400)]
     assert {s.ways for s in shapes} == set(range(2, 11))
@@ -58,7 +63,7 @@ def test_shapes_are_redrawn_until_a_task_fits() -> None:
     assert max(s.ways for s in shapes) > 20 and max(s.shots for s in shapes) == 10
     largest = {shape.shots: shape for shape in largest_shapes((2, 50), (1, 10), 3, 100)}
     assert all(s.ways <= largest[s.shots].ways for s in shapes)
-    assert largest[1] == EpisodeShape(25, 1, 3) and largest[10].ways == 7
+    assert largest[1] == EpisodeShape(25, 1, 3) and largest[10].ways == 7 and list(largest) == list(range(1, 11))
     assert [s.shots for s in largest_shapes((20, 50), (1, 10), 3, 100)] == [1, 2]
 
 

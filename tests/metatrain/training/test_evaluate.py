@@ -1,6 +1,7 @@
 """The scores of initializations compared with those of plain loops, and the command `evaluate`."""
 
 import json
+import time
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -38,6 +39,12 @@ def test_frozen_prototypes_equal_a_loop_over_plain_features(tiny: Base, episodes
 def test_the_number_of_tasks_in_a_pass_does_not_change_the_scores(tiny: Base, episodes: list[Episode]) -> None:
     one, many = (evaluate(tiny, lora_from_zero(tiny), episodes, together=tasks).accuracy for tasks in (1, 7))
     assert one == pytest.approx(many)
+
+
+def test_the_seconds_of_adaptation_are_within_those_of_the_whole_call(tiny: Base, episodes: list[Episode]) -> None:
+    began = time.perf_counter()
+    scores = evaluate(tiny, lora_from_zero(tiny), episodes)
+    assert 0 < scores.seconds_per_task * len(episodes) <= time.perf_counter() - began
 
 
 def test_one_run_of_the_loop_scores_every_number_of_steps(tiny: Base, episodes: list[Episode]) -> None:
