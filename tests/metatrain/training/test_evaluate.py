@@ -1,8 +1,8 @@
 """The scores of initializations compared with those of plain loops, and the command `evaluate`."""
 
 import json
-import time
 import math
+import time
 from dataclasses import replace
 from pathlib import Path
 
