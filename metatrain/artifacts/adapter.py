@@ -13,7 +13,7 @@ from safetensors.numpy import save as save_arrays
 from torch import Tensor
 
 from metatrain.artifacts.files import FORMAT_VERSION, canonical_json, contiguous, fields_at_default, load_leaves
-from metatrain.artifacts.header import Header, check_leaves, header_bytes, read_header, shortened
+from metatrain.artifacts.header import Header, check_leaves, header_of, shortened
 from metatrain.artifacts.initialization import Initialization, attach_delta
 from metatrain.deltas import DeltaConfig
 from metatrain.errors import ArtifactError
@@ -80,7 +80,7 @@ def adapter_metadata(content: bytes) -> AdapterMetadata:
 
     Raises ArtifactError if the header or the metadata are not valid.
     """
-    return _metadata(_header(content, "adapter"))
+    return _metadata(header_of(content, "adapter"))
 
 
 def adapter_from_bytes(content: bytes, base: Base) -> Adapter:
@@ -88,7 +88,7 @@ def adapter_from_bytes(content: bytes, base: Base) -> Adapter:
 
     Raises ArtifactError if the bytes are not a valid adapter, or if the adapter was made for other base weights.
     """
-    header = _header(content, "adapter")
+    header = header_of(content, "adapter")
     metadata = _metadata(header)
     if metadata.base_weights_sha256 != base.spec.weights_sha256:
         made_for = shortened(metadata.base_weights_sha256)
@@ -100,10 +100,6 @@ def adapter_from_bytes(content: bytes, base: Base) -> Adapter:
     tensors = load_leaves(content, header, "adapter")
     delta = {n.removeprefix("delta."): t for n, t in tensors.items() if n.startswith("delta.")}
     return Adapter(metadata, delta, {name: tensors[name] for name in answering})
-
-
-def _header(content: bytes, where: str) -> Header:
-    return read_header(content[8 : 8 + header_bytes(content[:8], len(content), where)], where)
 
 
 def _metadata(header: Header) -> AdapterMetadata:

@@ -88,6 +88,11 @@ def read_header(raw: bytes, where: str) -> Header:
     return Header(leaves, offsets, metadata, 8 + len(raw))
 
 
+def header_of(content: bytes, where: str) -> Header:
+    """Return the header of a safetensors file in memory. Raises ArtifactError."""
+    return read_header(content[8 : 8 + header_bytes(content[:8], len(content), where)], where)
+
+
 def check_leaves(leaves: Mapping[str, Leaf], expected: Mapping[str, tuple[int, ...]], where: str) -> None:
     """Raise ArtifactError unless the leaves have exactly the expected names and shapes, and are float32.
 

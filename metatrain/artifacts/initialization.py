@@ -106,6 +106,39 @@ class Initialization:
             identity["base_update"] = sha256(save(contiguous(self.base_update)))
         return sha256(canonical_json(identity))
 
+    def describe(self, weights_sha256: Mapping[str, str]) -> InitializationFile:
+        """Return everything but the tensors. `weights_sha256`: the digests of the files that have the tensors."""
+        return InitializationFile(
+            name=self.name,
+            base=self.base,
+            delta=self.delta,
+            inner=self.inner,
+            scale=self.scale,
+            algorithm=self.algorithm,
+            weights_sha256=dict(weights_sha256),
+            provenance=self.provenance,
+            readout=self.readout,
+        )
+
+    @classmethod
+    def from_parts(
+        cls, described: InitializationFile, theta: dict[str, Tensor], rates: dict[str, Tensor], base_update: dict[str, Tensor]
+    ) -> "Initialization":
+        """Return the initialization with this description and these tensors; the inverse of `describe`."""
+        return cls(
+            name=described.name,
+            base=described.base,
+            delta=described.delta,
+            inner=described.inner,
+            theta=theta,
+            rates=rates,
+            scale=described.scale,
+            algorithm=described.algorithm,
+            provenance=described.provenance,
+            base_update=base_update,
+            readout=described.readout,
+        )
+
     def outer(self, device: torch.device) -> Outer:
         """Return θ, rates, scale and base update on `device`, in the form that the inner loop needs."""
         return Outer(self.theta, self.rates, torch.tensor(self.scale), self.base_update).on(device)
@@ -138,17 +171,7 @@ def save_initialization(init: Initialization, folder: Path, kind: DeltaKind) -> 
     weights = {_weights_file(kind): save(contiguous(theta)), "inner_lr.safetensors": save(contiguous(init.rates))}
     if init.base_update:
         weights[_BASE_UPDATE] = save(contiguous(init.base_update))
-    described = InitializationFile(
-        name=init.name,
-        base=init.base,
-        delta=init.delta,
-        inner=init.inner,
-        scale=init.scale,
-        algorithm=init.algorithm,
-        weights_sha256={name: sha256(content) for name, content in weights.items()},
-        provenance=init.provenance,
-        readout=init.readout,
-    )
+    described = init.describe({name: sha256(content) for name, content in weights.items()})
     for name, content in weights.items():
         write_atomically(folder / name, content)
     if not init.base_update:
@@ -197,19 +220,7 @@ def load_initialization(folder: Path, base: Base) -> Initialization:
     if kind.peft is not None:
         _check_peft_config(folder / "adapter_config.json", kind.peft)
         theta = kind.peft.from_peft(theta)
-    return Initialization(
-        name=described.name,
-        base=described.base,
-        delta=described.delta,
-        inner=described.inner,
-        theta=theta,
-        rates=rates,
-        scale=described.scale,
-        algorithm=described.algorithm,
-        provenance=described.provenance,
-        base_update=update,
-        readout=described.readout,
-    )
+    return Initialization.from_parts(described, theta, rates, update)
 
 
 def _read_base_update(path: Path, digests: Mapping[str, str], base: Base) -> dict[str, Tensor]:

@@ -4,16 +4,14 @@ The bytes are a safetensors file with the leaves `theta.*`, `rates.*` and `base.
 content of `initialization.json` as JSON, without digests of files. The names are those of the delta, not PEFT's.
 """
 
-from collections.abc import Mapping
-
 from pydantic import ValidationError
 from safetensors.torch import save
-from torch import Tensor
 
 from metatrain.artifacts.files import contiguous, load_leaves
-from metatrain.artifacts.header import Header, check_leaves, header_bytes, read_header
+from metatrain.artifacts.header import Header, check_leaves, header_of
 from metatrain.artifacts.initialization import Initialization, InitializationFile, attach_delta, check_rates, rate_shapes
 from metatrain.errors import ArtifactError
+from metatrain.inner.problem import Outer
 from metatrain.models.base import Base
 from metatrain.pydantic_errors import first_problem
 from metatrain.readouts.registry import readout_kinds
@@ -23,21 +21,8 @@ _METADATA_KEY = "quickstudy-initialization"
 
 def initialization_to_bytes(init: Initialization) -> bytes:
     """Return an initialization as bytes, with its name and provenance."""
-    described = InitializationFile(
-        name=init.name,
-        base=init.base,
-        delta=init.delta,
-        inner=init.inner,
-        scale=init.scale,
-        algorithm=init.algorithm,
-        weights_sha256={},
-        provenance=init.provenance,
-        readout=init.readout,
-    )
-    leaves = {f"theta.{name}": leaf for name, leaf in init.theta.items()}
-    leaves |= {f"rates.{name}": leaf for name, leaf in init.rates.items()}
-    leaves |= {f"base.{name}": leaf for name, leaf in init.base_update.items()}
-    return save(contiguous(leaves), {_METADATA_KEY: described.model_dump_json()})
+    leaves = Outer(init.theta, init.rates, base=init.base_update).values()
+    return save(contiguous(leaves), {_METADATA_KEY: init.describe({}).model_dump_json()})
 
 
 def described_in(content: bytes, where: str) -> InitializationFile:
@@ -45,7 +30,7 @@ def described_in(content: bytes, where: str) -> InitializationFile:
 
     `where` is the beginning of an error's message. Raises ArtifactError.
     """
-    return _described(_header(content, where), where)
+    return _described(header_of(content, where), where)
 
 
 def initialization_from_bytes(content: bytes, base: Base, digest: str) -> Initialization:
@@ -54,7 +39,7 @@ def initialization_from_bytes(content: bytes, base: Base, digest: str) -> Initia
     Raises ArtifactError if the bytes are damaged, are for another base model, or have another digest.
     """
     where = f"initialization {digest[:12]}…"
-    header = _header(content, where)
+    header = header_of(content, where)
     described = _described(header, where)
     if described.base.identity != base.spec.identity:
         raise ArtifactError(f"{where}: made for base model {described.base.model}, the loaded one is {base.spec.model}")
@@ -66,28 +51,12 @@ def initialization_from_bytes(content: bytes, base: Base, digest: str) -> Initia
     parameters = {f"base.{name}": tuple(parameter.shape) for name, parameter in base.model.named_parameters()}
     expected |= {name: shape for name, shape in parameters.items() if name in header.leaves}
     check_leaves(header.leaves, expected, where)
-    leaves = load_leaves(content, header, where)
-    init = Initialization(
-        name=described.name,
-        base=described.base,
-        delta=described.delta,
-        inner=described.inner,
-        theta=_under("theta.", leaves),
-        rates=_under("rates.", leaves),
-        scale=described.scale,
-        algorithm=described.algorithm,
-        provenance=described.provenance,
-        base_update=_under("base.", leaves),
-        readout=described.readout,
-    )
+    tensors = Outer.from_values(load_leaves(content, header, where))
+    init = Initialization.from_parts(described, tensors.theta, tensors.rates, tensors.base)
     check_rates(init.rates, where)
     if init.digest != digest:
         raise ArtifactError(f"{where}: the stored bytes are those of another initialization, {init.digest[:12]}…")
     return init
-
-
-def _header(content: bytes, where: str) -> Header:
-    return read_header(content[8 : 8 + header_bytes(content[:8], len(content), where)], where)
 
 
 def _described(header: Header, where: str) -> InitializationFile:
@@ -95,7 +64,3 @@ def _described(header: Header, where: str) -> InitializationFile:
         return InitializationFile.model_validate_json(header.metadata.get(_METADATA_KEY, "null"))
     except ValidationError as error:
         raise ArtifactError(f"{where}: header: {first_problem(error, InitializationFile)}") from error
-
-
-def _under(prefix: str, leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): leaf for name, leaf in leaves.items() if name.startswith(prefix)}

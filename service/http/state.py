@@ -92,8 +92,13 @@ class ServiceState:
         Reads from Redis. Raises InvalidRequest if the initialization cannot be used; the loaded one never stands in for it.
         """
         digest = self.records.initializations.pointer(base_identity(deployed.base), name)
-        if digest is None:
-            return None
+        return None if digest is None else self._usable(digest, name)
+
+    def _usable(self, digest: str, name: str) -> Initialization:
+        """Return the initialization with this digest under another name.
+
+        Raises InvalidRequest if it cannot be used.
+        """
         try:
             found = self.known.find(digest)
         except MetatrainError as error:
@@ -109,12 +114,11 @@ class ServiceState:
         left out. Reads from Redis.
         """
         identity, named = base_identity(deployed.base), dict(deployed.initializations)
-        for base, name in self.records.initializations.pointers():
+        for (base, name), digest in self.records.initializations.pointers().items():
             if base == identity:
                 named.pop(name, None)
                 with contextlib.suppress(InvalidRequest):
-                    if (init := self._pointed_at(deployed, name)) is not None:
-                        named[name] = init
+                    named[name] = self._usable(digest, name)
         return named
 
     def initialization_of(self, record: Record) -> tuple[Deployed, Initialization]:

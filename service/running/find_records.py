@@ -2,7 +2,8 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -58,3 +59,15 @@ def open_records_and_weights(data_dir: Path) -> tuple[Records, WeightStore]:
     """
     client, cache_url = connect_to_records(data_dir)
     return Records(client), WeightStore(weights_client(cache_url))
+
+
+@contextmanager
+def exit_on_redis_error(outcome: str) -> Iterator[None]:
+    """Exit with a one-line message if a Redis command in the block fails.
+
+    The message has `outcome`, which says what was not done, and the type of the error.
+    """
+    try:
+        yield
+    except redis.RedisError as error:
+        sys.exit(f"error: {outcome}: {type(error).__name__}")

@@ -9,7 +9,7 @@ initialization that a service has loaded under that name.
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import cast
 
 import redis
@@ -117,15 +117,16 @@ class Initializations:
             return 0
         if self._redis.exists(key):
             self._redis.rename(key, set_aside)
-        needed = -1
         try:
             needed = self.needed().get(digest, 0)
-        finally:
-            if needed:
-                self._put_back(digest)
-        if needed == 0:
+        except BaseException:
+            self._put_back(digest)
+            raise
+        if needed:
+            self._put_back(digest)
+        else:
             self._redis.delete(set_aside)
-        return max(needed, 0)
+        return needed
 
     def _put_back(self, digest: str) -> None:
         """Undo the renaming of a `forget` that did not end."""
@@ -154,4 +155,4 @@ class Initializations:
                 yield JobRecipe.model_validate_json(recipe).summary
 
 
-_FIELDS = ("content", "name", "base", "base_model", "readout")
+_FIELDS = tuple(field.name for field in fields(StoredInitialization))

@@ -6,15 +6,12 @@ The commands access the records in Redis directly, not through the HTTP service.
 import json
 import re
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
-import redis
 
-from service.running.find_records import on_data_dir, open_records_and_weights
+from service.running.find_records import exit_on_redis_error, on_data_dir, open_records_and_weights
 from worker.ledger.initializations import Initializations
 
 
@@ -34,7 +31,7 @@ def list_(data_dir: Path, as_json: bool) -> None:
 
     An initialization is stored as soon as a request to adapt uses it.
     """
-    with _errors_in_one_line("the initializations were not listed"):
+    with exit_on_redis_error("the initializations were not listed"):
         store = open_records_and_weights(data_dir)[0].initializations
         rows = _descriptions(store)
     if as_json:
@@ -62,7 +59,7 @@ def move(data_dir: Path, name: str, digest: str | None, reset: bool) -> None:
     """
     if reset == (digest is not None):
         sys.exit("error: expected either DIGEST or --reset")
-    with _errors_in_one_line("the name was not moved"):
+    with exit_on_redis_error("the name was not moved"):
         store = open_records_and_weights(data_dir)[0].initializations
         if digest is None:
             bases = [base for base, pointer in store.pointers() if pointer == name]
@@ -83,7 +80,7 @@ def move(data_dir: Path, name: str, digest: str | None, reset: bool) -> None:
 @click.pass_obj
 def forget(data_dir: Path, digest: str) -> None:
     """Remove the stored initialization DIGEST, unless a record needs it or a name points at it."""
-    with _errors_in_one_line("the initialization was not forgotten"):
+    with exit_on_redis_error("the initialization was not forgotten"):
         store = open_records_and_weights(data_dir)[0].initializations
         full = _full_digest(store, digest)
         if pointing := [name for (_, name), target in store.pointers().items() if target == full]:
@@ -91,14 +88,6 @@ def forget(data_dir: Path, digest: str) -> None:
         if needed := store.forget(full):
             sys.exit(f"error: {full[:16]}: {needed} records need it; their adapters could not be made again")
     click.echo(f"{full[:16]} forgotten")
-
-
-@contextmanager
-def _errors_in_one_line(what: str) -> Iterator[None]:
-    try:
-        yield
-    except redis.RedisError as error:
-        sys.exit(f"error: {what}: {type(error).__name__}")
 
 
 def _full_digest(store: Initializations, beginning: str) -> str:

@@ -6,15 +6,12 @@ The commands access the records in Redis directly, not through the HTTP service.
 import json
 import re
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
 import click
-import redis
 
-from service.running.find_records import connect_to_records, on_data_dir
+from service.running.find_records import connect_to_records, exit_on_redis_error, on_data_dir
 from worker.errors import InvalidKey
 from worker.ledger.api_keys import DEFAULT_TENANT, KEY_CACHE_SECONDS, SCOPES, Key, Keys, Scope
 
@@ -58,7 +55,7 @@ def create(data_dir: Path, tenant: str, name: str, scopes: tuple[Scope, ...], ex
     lives_ms = None if expires is None else _milliseconds(expires)
     store = _keys(data_dir)
     try:
-        with _exit_on_redis_error("the key was not created"):
+        with exit_on_redis_error("the key was not created"):
             first = not store.any()
             identity, secret_key, key = store.create(tenant, name, scopes, lives_ms=lives_ms)
     except InvalidKey as error:
@@ -81,7 +78,7 @@ def create(data_dir: Path, tenant: str, name: str, scopes: tuple[Scope, ...], ex
 def list_keys(data_dir: Path, as_json: bool) -> None:
     """List all keys, oldest first, including revoked and expired keys. Secrets are not shown."""
     store = _keys(data_dir)
-    with _exit_on_redis_error("the keys were not listed"):
+    with exit_on_redis_error("the keys were not listed"):
         listed, now = store.list(), store.now()
     if as_json:
         click.echo(json.dumps([_description(identity, key, now) for identity, key in listed], indent=2))
@@ -105,7 +102,7 @@ def revoke(data_dir: Path, identity: str) -> None:
             "error: ID: expected the 12 characters that `quickstudy keys list` shows"
         )  # the value is not shown: it may be a whole key
     store = _keys(data_dir)
-    with _exit_on_redis_error("the key was not revoked"):
+    with exit_on_redis_error("the key was not revoked"):
         known = store.revoke(identity)
     if not known:
         sys.exit(f"error: ID: no key {identity}; `quickstudy keys list` shows all keys")
@@ -114,18 +111,6 @@ def revoke(data_dir: Path, identity: str) -> None:
 
 def _keys(data_dir: Path) -> Keys:
     return Keys(connect_to_records(data_dir)[0])
-
-
-@contextmanager
-def _exit_on_redis_error(outcome: str) -> Iterator[None]:
-    """Exit with a one-line message if a Redis command in the block fails.
-
-    The message has `outcome`, which says what was not done, and the type of the error.
-    """
-    try:
-        yield
-    except redis.RedisError as error:
-        sys.exit(f"error: {outcome}: {type(error).__name__}")
 
 
 def _milliseconds(time: str) -> int:
