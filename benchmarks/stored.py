@@ -35,6 +35,7 @@ from metatrain.artifacts.adapter import Adapter, adapter_from_bytes, adapter_to_
 from metatrain.tasks.episodes import EpisodeSampler, EpisodeShape
 from metatrain.tasks.jsonl import STARTER, read_jsonl
 from service.running.demo import served
+from worker.ledger.claims import Claimant
 from worker.ledger.ids import adapter_id
 from worker.ledger.messages import JobRecipe, Outcome
 from worker.ledger.records import Records
@@ -104,7 +105,7 @@ def _fill(client: "redis.Redis", adapted: list[tuple[JobRecipe, bytes]], count: 
         content = adapter_to_bytes(replace(adapter, answering={**adapter.answering, "head.bias": bias}))
         identity = adapter_id(key, TENANT, unique_recipe)
         records.accept(TENANT, identity, unique_recipe, DAY_MS, ())
-        claim = records.claims.claim(TENANT, identity, lease_ms=60_000, attempts=3, worker="bench-stored")
+        claim = records.claims.claim(TENANT, identity, Claimant("bench-stored", lease_ms=60_000))
         assert claim is not None
         store.put(TENANT, identity, claim.fence, content, DAY_MS)
         assert records.claims.commit(claim, Outcome(status="ready", digest=weights_digest(content), timings={"inner_loop": 1.0}))

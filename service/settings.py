@@ -61,7 +61,12 @@ class ServiceSettings(WorkerSettings):
         description="host memory for adapters that are not on the device, in MiB, divided among the base models",
     )
     batch_rows: int = Field(default=64, ge=1, description="most rows in one forward pass")
-    batch_tokens: int = Field(default=4096, ge=1, description="most tokens in one forward pass; a longer row runs alone")
+    batch_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        description="most tokens in one forward pass; a longer row runs alone. "
+        "If unset, 512 for each CPU thread and at most 4096, or 4096 on a GPU",
+    )
     batch_wait_ms: float = Field(
         default=2,
         ge=0,
@@ -73,11 +78,16 @@ class ServiceSettings(WorkerSettings):
         description="address of a predictor that runs as a separate process: unix:///path or tcp://host:port; "
         "unset: predict in this process",
     )
+    predict_seconds: float = Field(
+        default=30,
+        gt=0,
+        description="deadline of a prediction, in seconds; a call that would be answered later gets 429 at once",
+    )
     queue_rows: int = Field(
         default=2048,
         ge=1,
         description="most inputs that may wait for a prediction; further ones get 429. "
-        "While other tenants have inputs waiting, one tenant may use half of them",
+        "While other tenants have inputs waiting, one tenant may use half of them, and each finds room for its equal part",
     )
     max_adapters: int = Field(default=0, ge=0, description="most adapters of a tenant, whatever their status; 0: no limit")
     max_adapter_bytes: int = Field(

@@ -16,7 +16,7 @@ from metatrain.errors import DeadlineExceeded, MetatrainError
 from worker.draining import DrainTimer
 from worker.errors import CacheRefused, ClaimLost, Stopping
 from worker.heartbeat import HeldJob, keep_lease
-from worker.ledger.claims import UNNAMED_QUEUE, Claim, Queues
+from worker.ledger.claims import UNNAMED_QUEUE, Claim, Claimant, Queues
 from worker.ledger.messages import Outcome
 from worker.ledger.records import Records
 from worker.ledger.weights_cache import WeightStore, weights_digest
@@ -49,37 +49,33 @@ class JobRunner:
     def __post_init__(self) -> None:
         self.draining = DrainTimer(self.settings.drain_seconds)
         self._lease_ms = self.settings.lease_seconds * 1000
+        self._claimant = Claimant(self.name, self._lease_ms, self.settings.attempts, self.queues)
         self._passes = PassRunner(self.settings, self.runtime, self.draining)
         self._weights = WeightsWriter(self.store, self.draining)
 
     def run(self, tenant: str, adapter_id: str) -> None:
-        """Claim a job, claim waiting jobs that can share its pass (one batched inner loop), and run them.
+        """Claim the job whose turn it is, claim waiting jobs that can share its pass, and run them.
 
-        Each job ends as ready or failed, or is handed back to the queue if the cache does not store its weights or the worker
-        stops. Does nothing if the given job cannot be claimed.
+        A pass is one batched inner loop. `tenant` and `adapter_id` name the job of the wake-up. Each claimed job ends as ready or
+        failed, or is handed back to the queue if the cache does not store its weights or the worker stops. Does nothing if no job
+        can be claimed.
 
         Raises redis.RedisError if the records server cannot be reached for too long. A claimed job then keeps the status `running`
         until its lease expires and another worker claims it.
         """
-        claim = self._claim(tenant, adapter_id)
+        claim = self.records.claims.claim_in_turn(tenant, adapter_id, self._claimant)
         if claim is not None:
             self._run_claimed([claim, *self._claim_for_same_pass(claim)])
 
-    def _claim(self, tenant: str, adapter_id: str) -> Claim | None:
-        return self.records.claims.claim(
-            tenant, adapter_id, lease_ms=self._lease_ms, attempts=self.settings.attempts, worker=self.name, queues=self.queues
-        )
-
     def _claim_for_same_pass(self, first: Claim) -> list[Claim]:
         """Claim waiting jobs that can share a pass with the claimed job `first`, and return their claims."""
-        most = self._passes.spare_places(first)
-        if most < 1:
-            return []
         more: list[Claim] = []
         try:
-            for tenant, adapter_id in self.records.waiting.for_pass(first.recipe.pass_key, most):
-                claim = self._claim(tenant, adapter_id)
-                more += [] if claim is None else [claim]
+            for _ in range(self._passes.spare_places(first)):
+                claim = self.records.claims.claim_for_pass(first, self._claimant)
+                if claim is None:
+                    break
+                more.append(claim)
         except Exception as error:  # the jobs that are already claimed must run, whatever the error
             log.warning("no more jobs claimed for this pass: %s", type(error).__name__)
         return more

@@ -50,12 +50,13 @@ class _Job:
     """The job that a request asks for.
 
     `truncated` has the positions, in the recipe's support set, of examples that are longer than the base model's maximum length.
-    `secret` is the secret key for computing adapter ids.
+    `cost` is the number of its tokens times the number of its inner steps. `secret` is the secret key for computing adapter ids.
     """
 
     adapter_id: str
     recipe: JobRecipe
     truncated: tuple[int, ...]
+    cost: int
     secret: bytes = field(repr=False)
 
 
@@ -90,7 +91,9 @@ def _build_job(request: CheckedRequest, state: ServiceState, tenant: str) -> _Jo
     rows = request.deployed.base.inputs.encode(task_kinds()[recipe.kind].inputs(recipe.support))
     truncated = tuple(i for i, row in enumerate(rows) if row.truncated)
     secret = state.records.id_key()
-    return _Job(adapter_id(secret, tenant, recipe), recipe, truncated, secret)
+    steps = request.init.inner.most_steps if recipe.steps is None else recipe.steps
+    cost = sum(len(row) for row in rows) * max(1, steps)
+    return _Job(adapter_id(secret, tenant, recipe), recipe, truncated, cost, secret)
 
 
 def _record_job(request: CheckedRequest, job: _Job, context: AdaptContext) -> tuple[str, Status, set[Canonical]]:
@@ -107,7 +110,7 @@ def _record_job(request: CheckedRequest, job: _Job, context: AdaptContext) -> tu
                 return first, status_of(record, state), _truncated_examples(recipe, record.truncated)
     ttl_ms = 1000 * (request.ttl_seconds or state.settings.default_ttl_seconds)
     queue = request.deployed.queue(request.kind.name)
-    status = state.jobs.start(tenant, job.adapter_id, job.recipe, ttl_ms, job.truncated, request.notes, queue=queue)
+    status = state.jobs.start(tenant, job.adapter_id, job.recipe, ttl_ms, job.truncated, request.notes, queue=queue, cost=job.cost)
     if key is not None:  # the key is stored last, so that a rejected request does not use it up
         state.idempotency.keep(job.secret, tenant, key, content, job.adapter_id)
     if status == "ready":

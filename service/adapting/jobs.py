@@ -62,11 +62,13 @@ class Jobs:
         notes: Notes = Notes(),
         *,
         queue: str,
+        cost: int,
     ) -> Status:
         """Record a job, send a wake-up to the workers of `queue`, and return the record's status.
 
         If the same job is already queued, running or ready, no new job is created: only its time to live starts again. In any case,
-        the values set in `notes` replace the stored ones. Raises LimitReached if a new job would exceed one of the tenant's limits.
+        the values set in `notes` replace the stored ones. `cost`: how far the job moves its tenant's turn. Raises LimitReached if a
+        new job would exceed one of the tenant's limits.
         """
         try:
             created, status = self._records.accept(
@@ -80,6 +82,7 @@ class Jobs:
                 notes=notes,
                 size=self._size_of(recipe),
                 limits=self._limits,
+                cost=cost,
                 initialization=lambda: self._known.to_store(recipe.initialization_digest),
             )
         except NotReplicated:

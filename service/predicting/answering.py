@@ -23,7 +23,6 @@ from worker.logs import fields
 
 log = logging.getLogger(__name__)
 _TRIES = 3
-_ANSWER_SECONDS = 60.0
 
 
 async def answer_parts(
@@ -66,13 +65,14 @@ async def _answer(ready: Record, texts: Sequence[str], connection: Request, stat
     the cache does not have them, and WeightsCorrupt if their digest is not the one in the record.
     """
     weights = WeightsKey(ready.tenant, ready.adapter_id, ready.fence, str(ready.digest))
+    seconds = state.settings.predict_seconds
     answer = asyncio.wrap_future(state.require_deployed(ready).predictor.submit(weights, texts))
     disconnected = asyncio.ensure_future(_wait_for_disconnect(connection))
     try:
-        await asyncio.wait((answer, disconnected), timeout=_ANSWER_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((answer, disconnected), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         if answer.done():
             return answer.result()
-        raise ClientGone if disconnected.done() else Unavailable(f"no prediction within {_ANSWER_SECONDS:.0f} s")
+        raise ClientGone if disconnected.done() else Unavailable(f"no prediction within {seconds:g} s (PREDICT_SECONDS)")
     except MetatrainError as error:
         raise AdapterNotReady(f"this service cannot use adapter {ready.adapter_id}: {error}", adapter_status="ready") from error
     finally:

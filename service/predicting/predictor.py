@@ -12,10 +12,12 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from metatrain.artifacts.adapter import AdapterMetadata, adapter_from_bytes, adapter_metadata
@@ -29,7 +31,9 @@ from metatrain.serving.bank import Bank, Packed, pack
 from metatrain.serving.probe_cache import probe_once
 from service.errors import Overloaded
 from service.predicting.batcher import Batcher
+from service.predicting.pace import Pace
 from service.predicting.shelf import Shelf
+from service.predicting.turn_executor import TurnExecutor
 from service.settings import ServiceSettings
 from worker.ledger.weights_cache import WeightStore
 
@@ -38,6 +42,7 @@ _LOADERS = 8
 _REFUSED_SECONDS = 30.0
 """How long an initialization that cannot be supported is refused without another attempt, in seconds."""
 _MB = 2**20
+_MOST_BATCH_TOKENS = 4096
 STAGES = ("tokenize", "load", "queue", "forward")
 
 
@@ -80,9 +85,10 @@ class Predictor(Protocol):
     def submit(self, weights: WeightsKey, texts: Sequence[str]) -> "Future[Answer]":
         """Queue a call that predicts each input with one adapter, and return a future of its answer.
 
-        Cancelling the future removes the call from the queue. Raises Overloaded if the queue is full, and Unavailable if the
-        predictor is a separate process that cannot be reached. The future fails with WeightsMissing, WeightsCorrupt,
-        ArtifactError if the weights cannot be loaded, or redis.RedisError if the cache cannot be reached.
+        Cancelling the future removes the call from the queue. Raises Overloaded if the queue is full or the answer would come
+        after PREDICT_SECONDS, and Unavailable if the predictor is a separate process that cannot be reached. The future fails with
+        Overloaded likewise, WeightsMissing, WeightsCorrupt, ArtifactError if the weights cannot be loaded, or redis.RedisError if
+        the cache cannot be reached.
         """
         ...
 
@@ -121,6 +127,10 @@ class _Call:
     def key(self) -> str:
         return self.weights.key
 
+    @property
+    def tenant(self) -> str:
+        return self.weights.tenant
+
     def is_pending(self) -> bool:
         return not self.future.done()
 
@@ -155,17 +165,17 @@ class InProcessPredictor:
         self._supported = {init.digest for init in initializations.values()}
         self._refused: dict[str, tuple[float, MetatrainError | None]] = {}  # until when, and why
         self._supporting = threading.Lock()  # held while an initialization is added to `_supported`
-        self._batcher: Batcher[_Call] = Batcher(settings.batch_tokens, settings.batch_rows, self._bank.slots)
-        self._tokenizers = ThreadPoolExecutor(2, thread_name_prefix="tokenize")
-        # Loading has separate threads, so that a slow cache does not delay tokenizing.
-        self._loaders = ThreadPoolExecutor(_LOADERS, thread_name_prefix="load")
+        self._batch_tokens = settings.batch_tokens or _default_batch_tokens(base.device)
+        self._batcher: Batcher[_Call] = Batcher(self._batch_tokens, settings.batch_rows, self._bank.slots)
+        self._pace = Pace()
+        self._tokenizers = TurnExecutor(2, "tokenize")
+        self._loaders = TurnExecutor(_LOADERS, "load")  # separate threads, so that a slow cache does not delay tokenizing
         self._changed = threading.Condition()  # guards the batcher and the fields below
         self._unanswered_rows = 0
         self._unanswered_rows_of = Counter[str]()  # by tenant
         self._preparing = 0  # calls that are being tokenized or loaded and are not in the batcher yet
         self._commands: list[Callable[[], None]] = []  # for the predictor's thread
         self._closing = False
-        self._rows_a_second = 100.0
         self._thread = threading.Thread(target=self._serve, name="predictor", daemon=True)
         self._thread.start()
 
@@ -173,11 +183,12 @@ class InProcessPredictor:
         call = _Call(weights, texts)
         with self._changed:
             self._check_room(weights.tenant, len(texts))
+            self._check_in_time(weights.tenant)
             self._unanswered_rows += len(texts)
             self._unanswered_rows_of[weights.tenant] += len(texts)
             self._preparing += 1
         call.future.add_done_callback(lambda _: self._release_room(weights.tenant, len(texts)))
-        self._tokenizers.submit(self._prepare, call)
+        self._tokenizers.submit(call.tenant, partial(self._prepare, call))
         return call.future
 
     def forget(self, tenant: str, digest: str) -> None:
@@ -216,17 +227,37 @@ class InProcessPredictor:
     def _check_room(self, tenant: str, rows: int) -> None:
         """Raise Overloaded if the queue has no room for a call with `rows` inputs.
 
-        The queue holds at most QUEUE_ROWS inputs, but an empty queue accepts a call of any size. If inputs of `tenant` and
-        of other tenants are waiting, `tenant` may use at most half of the queue.
+        The queue holds QUEUE_ROWS inputs, but an empty queue accepts a call of any size, and a tenant with few waiting inputs finds
+        room even if others have filled the queue: it may have its equal part. If inputs of `tenant` and of other tenants are
+        waiting, `tenant` may use at most half of the queue.
         """
         most, waiting, waiting_of_tenant = self._settings.queue_rows, self._unanswered_rows, self._unanswered_rows_of[tenant]
-        if waiting and waiting + rows > most:
-            message = f"{waiting} inputs are waiting for a prediction, and QUEUE_ROWS is {most}"
-            raise Overloaded(message, math.ceil(waiting / self._rows_a_second))
+        tenants = len(self._unanswered_rows_of) + (not waiting_of_tenant)
+        retry_after = math.ceil(self._seconds_until_answered(tenant))
+        if waiting and waiting + rows > most and waiting_of_tenant + rows > most / tenants:
+            raise Overloaded(f"{waiting} inputs are waiting for a prediction, and QUEUE_ROWS is {most}", retry_after)
         if waiting_of_tenant and waiting_of_tenant < waiting and waiting_of_tenant + rows > most // 2:
             message = f"{waiting_of_tenant} inputs of this tenant are waiting for a prediction, and others are waiting too: "
             message += f"expected at most half of QUEUE_ROWS, which is {most}"
-            raise Overloaded(message, math.ceil(waiting / self._rows_a_second))
+            raise Overloaded(message, retry_after)
+
+    def _check_in_time(self, tenant: str, tokens: int = 0) -> None:
+        """Raise Overloaded if a call of a tenant would be answered after PREDICT_SECONDS.
+
+        `tokens`: the tokens of the call, 0 if they are not known yet. While nothing waits, a call of any size is accepted. What
+        could not be answered in time is refused before it costs a forward pass; its client may try again.
+        """
+        seconds, most = self._seconds_until_answered(tenant, tokens), self._settings.predict_seconds
+        if seconds > most and self._batcher.waiting_tokens:
+            message = f"the answer would take about {seconds:.0f} s, and PREDICT_SECONDS is {most:g}; other inputs are waiting"
+            raise Overloaded(message, math.ceil(seconds - most / 2))
+
+    def _seconds_until_answered(self, tenant: str, more_tokens: int = 0) -> float:
+        """Return the estimated time until all waiting rows of a tenant are answered, in seconds.
+
+        `more_tokens`: the tokens of further rows of the tenant. Returns 0.0 while the pace is unknown.
+        """
+        return self._pace.seconds(self._batcher.backlog(tenant, more_tokens), self._batch_tokens)
 
     def _release_room(self, tenant: str, rows: int) -> None:
         with self._changed:
@@ -244,6 +275,8 @@ class InProcessPredictor:
                 call.lengths = [len(row) for row in call.rows]
                 call.truncated = [i for i, row in enumerate(call.rows) if row.truncated]
                 call.seconds["tokenize"] = time.perf_counter() - call.began
+                with self._changed:
+                    self._check_in_time(call.tenant, sum(call.lengths))
             self._load_and_queue(call)
         except Exception as error:  # every error must reach the caller through its future
             self._fail_preparation(call, error)
@@ -263,7 +296,8 @@ class InProcessPredictor:
                 call.adapter = loading.result()
                 self._queue(call)
 
-        self._shelf.get(call.key, lambda: self._fetch(call.weights), self._loaders.submit).add_done_callback(loaded)
+        start = partial(self._loaders.submit, call.tenant)
+        self._shelf.get(call.key, lambda: self._fetch(call.weights), start).add_done_callback(loaded)
 
     def _fetch(self, weights: WeightsKey) -> Packed:
         """Read an adapter from the cache and prepare it for the bank.
@@ -357,9 +391,9 @@ class InProcessPredictor:
             except Exception as error:  # the thread must survive a failed batch; the callers get the error
                 for call, _ in batch:
                     call.fail(error)
-            rows, seconds = sum(len(r) for _, r in batch), time.perf_counter() - began
-            if rows:
-                self._rows_a_second += 0.1 * (rows / seconds - self._rows_a_second)
+            tokens = sum(call.lengths[row] for call, rows in batch for row in rows)
+            if tokens:
+                self._pace.observe(tokens, time.perf_counter() - began)
 
     def _wait_for_batch(self) -> list[tuple[_Call, range]] | None:
         """Wait for the next batch and return it, or None once the predictor is closing and no calls are left.
@@ -375,7 +409,7 @@ class InProcessPredictor:
                     if not len(self._batcher):
                         return None
                     self._changed.wait_for(lambda: self._batcher.full() or not self._preparing, self._settings.batch_wait_ms / 1000)
-                    return self._batcher.next()
+                    return self._batcher.next(self._pace.efficient_tokens)
             for command in commands:  # without the lock, because the event loop waits for it in `submit`
                 command()
 
@@ -415,4 +449,12 @@ class InProcessPredictor:
             self._batcher.remove(call)
             self._preparing += 1
         call.outputs.clear()
-        self._tokenizers.submit(self._prepare, call)
+        self._tokenizers.submit(call.tenant, partial(self._prepare, call))
+
+
+def _default_batch_tokens(device: torch.device) -> int:
+    """Return BATCH_TOKENS for a device if it is unset.
+
+    On a CPU, larger batches are hardly more efficient, and a call that arrives during one waits longer.
+    """
+    return min(_MOST_BATCH_TOKENS, 512 * torch.get_num_threads()) if device.type == "cpu" else _MOST_BATCH_TOKENS

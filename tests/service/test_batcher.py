@@ -1,5 +1,6 @@
-"""The batcher: order of calls, limits of a batch, and cancelled or removed calls."""
+"""The batcher: turns of tenants, order of calls, limits of a batch, and cancelled or removed calls."""
 
+from collections import Counter
 from dataclasses import dataclass
 
 from hypothesis import given
@@ -14,6 +15,7 @@ class Call:
     lengths: list[int]
     began: float = 0.0
     pending: bool = True
+    tenant: str = "t"
 
     def is_pending(self) -> bool:
         return self.pending
@@ -58,24 +60,106 @@ def test_cancelled_and_removed_calls_free_their_rows() -> None:
 
 
 @given(
-    st.lists(st.tuples(st.sampled_from("abcde"), st.lists(st.integers(1, 30), min_size=1, max_size=12)), min_size=1, max_size=10),
+    st.lists(
+        st.tuples(st.sampled_from("abcdeABC"), st.lists(st.integers(1, 30), min_size=1, max_size=12)), min_size=1, max_size=10
+    ),
     st.integers(1, 60),
     st.integers(1, 12),
     st.integers(1, 5),
+    st.none() | st.integers(0, 80),
 )
 def test_every_row_is_in_exactly_one_batch_in_order_and_within_the_limits(
-    calls: list[tuple[str, list[int]]], tokens: int, most: int, adapters: int
+    calls: list[tuple[str, list[int]]], tokens: int, most: int, adapters: int, least: int | None
 ) -> None:
     batcher: Batcher[Call] = Batcher(tokens, most, adapters)
-    waiting = [Call(key, lengths, float(n)) for n, (key, lengths) in enumerate(calls)]
+    waiting = [Call(key, lengths, float(n), tenant=key.lower()) for n, (key, lengths) in enumerate(calls)]
     for call in waiting:
         batcher.add(call)
     batched: dict[int, list[int]] = {id(call): [] for call in waiting}
     while len(batcher):
-        batch = batcher.next()
+        batch = batcher.next(least)
         lengths = [call.lengths[row] for call, rows in batch for row in rows]
         assert 1 <= len(lengths) <= most and (sum(lengths) <= tokens or len(lengths) == 1)
         assert len({call.key for call, _ in batch}) <= adapters
         for call, rows in batch:
             batched[id(call)] += rows
     assert all(batched[id(call)] == list(range(len(call.lengths))) for call in waiting)
+
+
+def tokens_by_tenant(batch: list[tuple[Call, range]]) -> Counter[str]:
+    tokens: Counter[str] = Counter()
+    for call, rows in batch:
+        tokens[call.tenant] += sum(call.lengths[row] for row in rows)
+    return tokens
+
+
+def test_a_tenant_that_comes_later_is_in_the_next_batch_and_heavy_ones_share_equally() -> None:
+    batcher: Batcher[Call] = Batcher(tokens=100, rows=64, adapters=8)
+    for tenant, length in (("one", 10), ("two", 5)):
+        batcher.add(Call(tenant, [length] * 100, tenant=tenant))
+    first = Counter[str]()
+    for _ in range(5):
+        first += tokens_by_tenant(batcher.next())
+    assert first == {"one": 250, "two": 250}
+    batcher.add(Call("quiet", [4], tenant="quiet"))
+    batch = tokens_by_tenant(batcher.next())
+    assert batch["quiet"] == 4 and batch["one"] + batch["two"] >= 85
+    batcher.add(Call("quiet", [4], tenant="quiet"))
+    assert tokens_by_tenant(batcher.next())["quiet"] == 4
+
+
+def test_a_share_of_two_gets_twice_as_many_tokens() -> None:
+    batcher: Batcher[Call] = Batcher(90, 90, 8, share=lambda tenant: 2.0 if tenant == "large" else 1.0)
+    for tenant in ("large", "small"):
+        batcher.add(Call(tenant, [1] * 200, tenant=tenant))
+    assert tokens_by_tenant(batcher.next()) == {"large": 60, "small": 30}
+
+
+def test_a_small_call_does_not_wait_for_a_full_batch_of_others() -> None:
+    batcher: Batcher[Call] = Batcher(tokens=1000, rows=500, adapters=8)
+    batcher.add(Call("busy", [10] * 300, tenant="busy"))
+    batcher.add(Call("quiet", [12], tenant="quiet"))
+    batch = tokens_by_tenant(batcher.next(least_tokens=60))
+    assert batch == {"quiet": 12, "busy": 30}  # 30 each, so that the batch is an efficient one
+    assert tokens_by_tenant(batcher.next(least_tokens=60)) == {"busy": 1000}  # alone, it fills the batch
+
+
+def test_a_tenant_gains_nothing_by_sending_its_rows_one_at_a_time() -> None:
+    batcher: Batcher[Call] = Batcher(tokens=10, rows=1, adapters=8)
+    batcher.add(Call("patient", [10] * 50, tenant="patient"))
+    served = Counter[str]()
+    for _ in range(40):
+        if not any(flow.entries for name, flow in batcher._flows.items() if name == "hasty"):
+            batcher.add(Call("hasty", [10], tenant="hasty"))
+        served += tokens_by_tenant(batcher.next())
+    assert abs(served["hasty"] - served["patient"]) <= 20
+
+
+@given(
+    st.lists(st.lists(st.integers(1, 20), min_size=40, max_size=60), min_size=2, max_size=4),
+    st.integers(20, 60),
+)
+def test_tenants_that_all_wait_differ_by_at_most_their_longest_rows(tenants: list[list[int]], tokens: int) -> None:
+    """Check the bound of start-time fair queueing (theorem 1 of the paper).
+
+    The tokens that two tenants received while both had waiting rows differ by at most the sum of their longest rows.
+    """
+    batcher: Batcher[Call] = Batcher(tokens, 1, 8)
+    for number, lengths in enumerate(tenants):
+        batcher.add(Call(str(number), lengths, tenant=str(number)))
+    served, left = Counter[str](), {str(n): len(lengths) for n, lengths in enumerate(tenants)}
+    while all(left.values()):
+        [(call, rows)] = batcher.next()
+        served[call.tenant] += sum(call.lengths[row] for row in rows)
+        left[call.tenant] -= len(rows)
+        for a, one in enumerate(tenants):
+            for b, other in enumerate(tenants):
+                assert abs(served[str(a)] - served[str(b)]) <= max(one) + max(other)
+
+
+def test_the_backlog_counts_as_much_of_others_as_of_the_tenant_itself() -> None:
+    batcher: Batcher[Call] = Batcher(100, 64, 8)
+    batcher.add(Call("busy", [10] * 30, tenant="busy"))
+    batcher.add(Call("quiet", [4], tenant="quiet"))
+    assert (batcher.backlog("quiet"), batcher.backlog("busy"), batcher.backlog("new", 7)) == (8, 304, 7 + 7 + 4)
+    assert batcher.waiting_tokens == 304

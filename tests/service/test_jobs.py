@@ -23,7 +23,7 @@ def test_adapters_are_adapted_again_only_within_the_limit_of_jobs(redis_server: 
         RECIPE.initialization_digest, StoredInitialization(b"stored before", "plain", "base", "tiny", "classes")
     )
     for identity in ("a1", "a2", "a3"):
-        assert jobs.start("t", identity, RECIPE, DAY, (), queue="q") == "queued"
+        assert jobs.start("t", identity, RECIPE, DAY, (), queue="q", cost=1) == "queued"
         ready(records, "t", identity, 1)
     evicted = [record for identity in ("a1", "a2", "a3") if (record := records.get("t", identity)) is not None]
     for record in evicted[:2]:

@@ -221,6 +221,38 @@ def test_a_tenant_may_use_half_of_the_queue_while_others_wait(
     assert [len(answer.result(20).outputs) for answer in answers] == [150, 150]
 
 
+def test_a_tenant_finds_room_in_a_queue_that_another_has_filled(
+    tiny: Base, catalog: dict[str, Initialization], store: WeightStore, predictor: InProcessPredictor
+) -> None:
+    weights = put(tiny, store, next(iter(catalog.values())), 0)
+    content = store.get(weights.tenant, weights.adapter_id, weights.fence, weights.digest)
+    store.put("quiet", weights.adapter_id, weights.fence, content, DAY)
+    filling = [predictor.submit(weights, ["order pizza"] * 200) for _ in range(2)]
+    quiet = predictor.submit(replace(weights, tenant="quiet"), ["order"])
+    with pytest.raises(Overloaded):
+        predictor.submit(weights, ["order"])
+    assert len(quiet.result(20).outputs) == 1 and not all(future.done() for future in filling)  # it did not wait for the others
+    assert [len(future.result(20).outputs) for future in filling] == [200, 200]
+
+
+def test_what_could_not_be_answered_in_time_is_refused_at_once(
+    tiny: Base, catalog: dict[str, Initialization], store: WeightStore
+) -> None:
+    settings = ServiceSettings(bank_mb=1, batch_rows=8, predict_seconds=0.05)
+    predictor = InProcessPredictor(tiny, catalog, store, settings)
+    weights = put(tiny, store, next(iter(catalog.values())), 0)
+    for _ in range(6):  # so that the pace is known
+        probabilities(predictor, weights, ["order"])
+    first = predictor.submit(weights, ["order pizza " * 20] * 400)  # an idle predictor accepts a call of any size
+    while not predictor._batcher.waiting_tokens:  # until the call is tokenized
+        time.sleep(0.001)
+    with pytest.raises(Overloaded, match=r"PREDICT_SECONDS is 0\.05") as refused:
+        predictor.submit(weights, ["play"]).result(20)
+    assert int(refused.value.headers["Retry-After"]) >= 1
+    assert len(first.result(20).outputs) == 400 and len(predictor.submit(weights, ["play"]).result(20).outputs) == 1
+    predictor.close()
+
+
 Calls = st.lists(
     st.tuples(st.integers(0, 11), st.lists(st.sampled_from(["order pizza", "play music now", "a", "the late train"]), min_size=1)),
     min_size=1,

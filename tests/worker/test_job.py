@@ -154,3 +154,24 @@ def test_log_lines_name_the_job_and_quote_nothing_of_the_support_set(
     if form == "json":
         assert all(json.loads(line)["adapter"] == "a1" for line in caplog.text.splitlines())
     assert not any(text in caplog.text for text, _ in SUPPORT)
+
+
+def test_a_quiet_tenants_job_is_next_after_the_running_pass(runner: JobRunner, tiny: Base) -> None:
+    """Queue six jobs of one tenant, then one of another, and give the worker the wake-ups in that order."""
+    runner = JobRunner("w", WorkerSettings(jobs_together=2), runner.records, runner.store, runner.runtime)
+    for number in range(6):
+        runner.records.accept("busy", f"a{number}", recipe(tiny, seed=number), 60_000, ())
+    runner.run("busy", "a0")
+    runner.records.accept("quiet", "b", recipe(tiny, seed=9), 60_000, ())
+
+    def ready() -> list[str]:
+        jobs = [("quiet", "b"), *(("busy", f"a{number}") for number in range(6))]
+        records = {job: runner.records.get(*job) for job in jobs}
+        return [identity for (_, identity), record in records.items() if record is not None and record.status == "ready"]
+
+    assert ready() == ["a0", "a1"]
+    runner.run("busy", "a1")
+    assert ready() == ["b", "a0", "a1", "a2"]  # a2 shares the pass
+    for wake_up in (("busy", f"a{number}") for number in range(2, 6)):
+        runner.run(*wake_up)
+    assert ready() == ["b", "a0", "a1", "a2", "a3", "a4", "a5"]

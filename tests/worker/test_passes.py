@@ -14,7 +14,7 @@ from metatrain.errors import DeadlineExceeded
 from metatrain.models.base import Base
 from tests.worker.jobs import SUPPORT, accept_several, recipe, status_of
 from worker.job import JobRunner
-from worker.ledger.claims import Claim, Claims, WeightsLifetime
+from worker.ledger.claims import Claim, Claimant, Claims, WeightsLifetime
 from worker.ledger.messages import Outcome
 from worker.ledger.weights_cache import weights_digest
 from worker.runtime import Resident, Runtime
@@ -51,7 +51,7 @@ def test_a_job_that_lost_its_worker_before_runs_alone(runner: JobRunner, tiny: B
     caplog.set_level("INFO")
     accept_several(runner, tiny, 3)
     for n in (0, 1):
-        assert runner.records.claims.claim("t", f"a{n}", lease_ms=1, attempts=3, worker="dead")
+        assert runner.records.claims.claim("t", f"a{n}", Claimant("dead", lease_ms=1))
     time.sleep(0.01)
     runner.run("t", "a0")
     assert [status_of(runner, n) for n in range(3)] == ["ready", "running", "queued"]

@@ -11,7 +11,7 @@ A job that has used up its attempts ends as failed and dead (`dead_jobs.py`).
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
@@ -29,6 +29,19 @@ Queues = Mapping[str, Sequence[str]]
 initialization."""
 UNNAMED_QUEUE: Queues = MappingProxyType({"": ()})
 """Only the queue with the empty name, for jobs from versions in which queues had no names."""
+
+
+@dataclass(frozen=True)
+class Claimant:
+    """A worker process that claims jobs.
+
+    `lease_ms`: the lease of its claims. `attempts`: the number of attempts after which a job fails. `worker`: its name.
+    """
+
+    worker: str
+    lease_ms: int = 4_000
+    attempts: int = 3
+    queues: Queues = field(default_factory=lambda: UNNAMED_QUEUE)
 
 
 @dataclass(frozen=True)
@@ -65,29 +78,61 @@ class Claims:
         self._hand_back = scripts.register(client, "hand_back")
         self._give_up = scripts.register(client, "give_up")
 
-    def claim(
-        self, tenant: str, adapter_id: str, *, lease_ms: int, attempts: int, worker: str, queues: Queues = UNNAMED_QUEUE
-    ) -> Claim | None:
+    def claim(self, tenant: str, adapter_id: str, claimant: Claimant) -> Claim | None:
         """Claim a job that is queued, or running with an expired lease.
 
-        Returns None if the job is finished, held by another worker, or not from one of this worker's `queues`. If the job has
-        used up its `attempts`, this call ends it as failed and returns None.
+        Returns None if the job is finished, held by another worker, or not for this claimant. If the job has used up its attempts,
+        this call ends it as failed and returns None.
         """
-        keys = [*names.job_keys(tenant, adapter_id), names.FENCE]
-        stored = names.initialization("")
-        arguments: list[Any] = [names.member(tenant, adapter_id), lease_ms, attempts, worker, json.dumps(dict(queues)), stored]
-        answer = self._claim(keys=keys, args=arguments)
+        claim, _ = self._try(tenant, adapter_id, claimant, "named")
+        return claim
+
+    def claim_in_turn(self, tenant: str, adapter_id: str, claimant: Claimant) -> Claim | None:
+        """Claim the job whose turn it is, after a wake-up that names a job.
+
+        Returns None if no job waits for this claimant. Tenants take turns, weighted by the cost of their jobs, and the jobs of one
+        tenant keep their order. The named job comes first only if it has no turn, because its worker was lost or an earlier version
+        queued it.
+        """
+        return self._claim_until_settled(tenant, adapter_id, claimant, "turn")
+
+    def claim_for_pass(self, first: Claim, claimant: Claimant) -> Claim | None:
+        """Claim a job that may share a pass with the claimed job `first`. Return None if there is none.
+
+        It is the next job in turn that has the same pass key and waits for its first attempt.
+        """
+        return self._claim_until_settled(first.tenant, first.adapter_id, claimant, "pass", first.recipe.pass_key)
+
+    def _claim_until_settled(self, tenant: str, adapter_id: str, claimant: Claimant, which: str, *more: str) -> Claim | None:
+        """Claim in turn. Jobs in turn whose attempts are used up are ended on the way."""
+        settled = False
+        while not settled:
+            claim, settled = self._try(tenant, adapter_id, claimant, which, *more)
+        return claim
+
+    def _try(self, tenant: str, adapter_id: str, claimant: Claimant, which: str, *more: str) -> tuple[Claim | None, bool]:
+        """Run the script once, and return (claim or None, whether that is settled).
+
+        It is not settled if the script met a job whose attempts are used up. This call then ends that job as failed.
+        """
+        keys, stored = [*names.job_keys(tenant, adapter_id), names.FENCE], names.initialization("")
+        arguments: list[Any] = [names.member(tenant, adapter_id), claimant.lease_ms, claimant.attempts, claimant.worker]
+        answer = self._claim(keys=keys, args=[*arguments, json.dumps(dict(claimant.queues)), stored, which, *more])
         verdict = text(answer[0])
         if verdict == "attempts_used_up":
+            attempts = claimant.attempts
             reason = f"no worker finished this job in {attempts} attempt{'s' if attempts > 1 else ''}"
-            with fields(adapter=adapter_id, tenant=tenant):
+            dead_tenant, dead_id = names.split_member(answer[1])
+            with fields(adapter=dead_id, tenant=dead_tenant):
                 log.warning("dead: %s", reason)
-            self.give_up(tenant, adapter_id, reason, attempts)
+            self.give_up(dead_tenant, dead_id, reason, attempts)
+            return None, False
         if verdict != "claimed":
-            return None
+            return None, True
         recipe = JobRecipe.model_validate_json(answer[2])
         fence, waited_ms, ttl_ms, attempt, previous_fence = (int(answer[i]) for i in (1, 3, 4, 5, 7))
-        return Claim(tenant, adapter_id, fence, recipe, waited_ms, ttl_ms, attempt, text(answer[6]), previous_fence)
+        job = names.split_member(answer[8])
+        return Claim(*job, fence, recipe, waited_ms, ttl_ms, attempt, text(answer[6]), previous_fence), True
 
     def give_up(self, tenant: str, adapter_id: str, reason: str, attempts: int) -> None:
         """End a job as failed and dead, if its `attempts` are used up and no worker holds it."""

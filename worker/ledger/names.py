@@ -7,7 +7,10 @@ Keys of the deployment:
 | `qs:pending` | sorted set | unfinished jobs; score: when the reaper must check them next |
 | `qs:running` | sorted set | claimed jobs; score: end of the lease |
 | `qs:dead` | sorted set | jobs that used up their attempts; score: when they failed |
-| `qs:waiting:PASS_KEY` | sorted set | jobs with this pass key that wait for their first attempt; score: since when |
+| `qs:turns_in:QUEUE` | sorted set | tenants; score: the virtual time at which their next turn in this queue starts |
+| `qs:turn_time:QUEUE` | number | the queue's virtual time: when the latest turn started |
+| `qs:waiting_in:TENANT:QUEUE` | sorted set | a tenant's jobs that wait in this queue; score: from when they may run |
+| `qs:waiting:PASS_KEY` | sorted set | written by earlier versions only: jobs with this pass key that wait for their first attempt |
 | `qs:retire` | sorted set | records; score: when they may be removed |
 | `qs:counts` | hash | event counts, by name |
 | `qs:fence` | number | the latest fence (a claim's unique number) |
@@ -85,10 +88,6 @@ def unfinished(tenant: str) -> str:
 
 def usage(tenant: str) -> str:
     return f"qs:{tenant}:usage"
-
-
-def waiting(pass_key: str) -> str:
-    return f"qs:waiting:{pass_key}"
 
 
 def weights(tenant: str, adapter_id: str, fence: int) -> str:

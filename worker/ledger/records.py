@@ -79,6 +79,7 @@ class Records:
         size: int = 0,
         limits: Mapping[str, int] = MappingProxyType({}),
         initialization: Callable[[], StoredInitialization] | None = None,
+        cost: int = 1,
     ) -> tuple[bool, Status]:
         """Accept a job, and write its record if the job is new. Return (created, status).
 
@@ -89,7 +90,7 @@ class Records:
         `truncated`: the positions of the examples whose text was cut. `request`: the id of the request. `size`: the largest
         possible size of the weights in bytes, which the tenant's usage includes from now on. `limits`: the tenant's limits by
         name, 0 for no limit. `initialization`: returns the job's initialization. It is stored if it is not stored yet,
-        and no new record is written without it; None skips this.
+        and no new record is written without it; None skips this. `cost`: how far the job moves its tenant's turn.
 
         Raises LimitReached if a new job would exceed a limit. Raises NotReplicated if too few replicas have the record in time;
         the caller can then repeat the same call.
@@ -110,6 +111,7 @@ class Records:
             json.dumps(dict(limits)),
             size,
             recipe.summary.model_dump_json(),
+            cost,
             *notes.flat(),
         ]
 

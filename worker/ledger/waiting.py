@@ -27,14 +27,6 @@ class WaitingJobs:
         self._redis = client
         self._due = scripts.register(client, "due")
 
-    def for_pass(self, pass_key: str, most: int) -> list[tuple[str, str]]:
-        """Return (tenant, adapter id) of up to `most` waiting jobs with this pass key, longest wait first.
-
-        All wait for their first attempt. The caller still has to claim each job, because another worker may claim it first.
-        """
-        members = cast(list[bytes], self._redis.zrange(names.waiting(pass_key), 0, most - 1)) if most else []
-        return [names.split_member(member) for member in members]
-
     def queues(self) -> list[str]:
         """Return every queue that ever had a job."""
         return sorted(text(name) for name in cast(set[bytes], self._redis.smembers(names.QUEUES)))

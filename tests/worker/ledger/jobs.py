@@ -1,6 +1,6 @@
 """A job recipe for the tests of the ledger, and helpers that claim jobs."""
 
-from worker.ledger.claims import Claim
+from worker.ledger.claims import Claim, Claimant
 from worker.ledger.messages import JobRecipe
 from worker.ledger.records import Records
 
@@ -17,7 +17,7 @@ DAY = 86_400_000
 
 
 def claim(records: Records, identity: str = "a1", *, lease_ms: int = 10_000, attempts: int = 3) -> Claim | None:
-    return records.claims.claim("t", identity, lease_ms=lease_ms, attempts=attempts, worker="w")
+    return records.claims.claim("t", identity, Claimant("w", lease_ms, attempts))
 
 
 def claimed(records: Records, identity: str = "a1", *, lease_ms: int = 10_000) -> Claim:

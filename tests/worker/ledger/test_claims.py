@@ -8,6 +8,7 @@ import redis
 
 from tests.conftest import RedisServer
 from tests.worker.ledger.jobs import DAY, RECIPE, claim, claimed
+from worker.ledger.claims import Claimant
 from worker.ledger.messages import DONE_CHANNEL, Outcome
 from worker.ledger.records import Records
 
@@ -114,10 +115,9 @@ def test_a_fence_is_never_reused_even_if_a_new_master_lost_the_counter(records: 
 
 def test_a_worker_of_another_queue_cannot_claim_a_job(records: Records) -> None:
     records.accept("t", "a1", RECIPE, DAY, (), queue="q")
-    assert records.claims.claim("t", "a1", lease_ms=10_000, attempts=3, worker="w", queues={"r": ()}) is None
-    assert records.waiting.for_pass(RECIPE.pass_key, 5) == [("t", "a1")]
-    claim = records.claims.claim("t", "a1", lease_ms=10_000, attempts=3, worker="w", queues={"q": ()})
-    assert claim is not None and records.waiting.for_pass(RECIPE.pass_key, 5) == []
+    another = Claimant("w", queues={"r": ()})
+    assert records.claims.claim("t", "a1", another) is None and records.claims.claim_in_turn("t", "a1", another) is None
+    assert records.claims.claim("t", "a1", Claimant("w", queues={"q": ()})) is not None
 
 
 def test_the_end_of_a_job_is_published(records: Records, redis_client: "redis.Redis") -> None:

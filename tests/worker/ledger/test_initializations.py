@@ -6,6 +6,7 @@ import pytest
 import redis
 
 from tests.worker.ledger.jobs import DAY, RECIPE
+from worker.ledger.claims import Claimant
 from worker.ledger.initializations import StoredInitialization
 from worker.ledger.records import Records
 
@@ -37,13 +38,14 @@ def test_no_record_is_written_without_its_initialization(redis_client: "redis.Re
 def test_a_job_is_claimed_only_with_an_initialization_that_the_worker_has_or_can_load(redis_client: "redis.Redis") -> None:
     records = Records(redis_client)
     records.accept("t", "a1", RECIPE, DAY, (), queue="q")
-    claim = {"lease_ms": 1000, "attempts": 3, "worker": "w"}
+    claimant = Claimant("w", queues={"q": ["another"]})
     for _ in range(5):  # leaving a job alone counts nothing
-        assert records.claims.claim("t", "a1", queues={"q": ["another"]}, **claim) is None  # type: ignore[arg-type]
+        assert records.claims.claim("t", "a1", claimant) is None
+        assert records.claims.claim_in_turn("t", "a1", claimant) is None
     record = records.get("t", "a1")
     assert record is not None and record.status == "queued" and record.attempt == 0
     records.initializations.store(DIGEST, STORED)
-    claimed = records.claims.claim("t", "a1", queues={"q": ["another"]}, **claim)  # type: ignore[arg-type]
+    claimed = records.claims.claim_in_turn("t", "a1", claimant)
     assert claimed is not None and claimed.attempt == 1
 
 

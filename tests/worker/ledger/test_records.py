@@ -8,6 +8,7 @@ import redis
 from tests.conftest import RedisServer
 from tests.worker.ledger.jobs import DAY, RECIPE, claim, claimed
 from worker.errors import AdapterExpired
+from worker.ledger.claims import Claimant
 from worker.ledger.messages import Outcome
 from worker.ledger.notes import Notes
 from worker.ledger.record import Record
@@ -81,7 +82,7 @@ def test_a_record_without_a_queue_gets_one_when_it_is_queued_again(records: Reco
     assert records.claims.commit(claimed(records), Outcome(status="ready", digest="f"))
     record = records.get("t", "a1")
     assert record is not None and record.queue == "" and records.requeue(record, "evicted", "q")
-    assert records.claims.claim("t", "a1", lease_ms=10_000, attempts=3, worker="w", queues={"r": ()}) is None
+    assert records.claims.claim("t", "a1", Claimant("w", queues={"r": ()})) is None
     assert "q" in records.waiting.queues()
 
 

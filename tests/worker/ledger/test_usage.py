@@ -16,7 +16,7 @@ from metatrain.models.base import Base
 from tests.conftest import RedisServer
 from tests.worker.ledger.jobs import DAY, RECIPE
 from worker.errors import AdapterExpired, LimitReached
-from worker.ledger.claims import Claim
+from worker.ledger.claims import Claim, Claimant
 from worker.ledger.messages import Outcome
 from worker.ledger.records import Records
 from worker.ledger.usage import Usage, Used
@@ -29,7 +29,7 @@ def claimed(records: Records, tenant: str, identity: str, attempts: int = 3) -> 
     """Claim a job as a worker of the job's own queue."""
     record = records.get(tenant, identity)
     queue = "" if record is None else record.queue
-    return records.claims.claim(tenant, identity, lease_ms=60_000, attempts=attempts, worker="w", queues={queue: ()})
+    return records.claims.claim(tenant, identity, Claimant("w", 60_000, attempts, {queue: ()}))
 
 
 def ready(records: Records, tenant: str, identity: str, size: int) -> None:

@@ -5,7 +5,8 @@
 --       initialization (optional)
 -- ARGV  1 member, 2 adapter id, 3 ttl_ms, 4 recipe, 5 truncated, 6 delay in ms before the reaper checks an unclaimed job,
 --       7 ms that a record is kept after its adapter expires, 8 request id, 9 pass key (field `kin`), 10 queue,
---       11 limits as JSON (0: no limit), 12 largest possible size of the weights in bytes, 13 summary of the recipe, 14... notes
+--       11 limits as JSON (0: no limit), 12 largest possible size of the weights in bytes, 13 summary of the recipe,
+--       14 cost of the job, 15... notes
 -- Returns {1 if new else 0, status}. If a limit refuses the job, writes no job and returns {-1, limit, its value, usage now}. If
 -- KEYS[10] is not stored, writes no job and returns {-2}.
 --
@@ -44,9 +45,9 @@ if not live then
   redis.call('HSET', KEYS[1], 'example_bytes', #ARGV[4], 'summary', ARGV[13])
   redis.call('HSET', KEYS[1], 'status', 'queued', 'recipe', ARGV[4], 'truncated', ARGV[5], 'created_at', old[4] or now,
              'queued_at', now, 'attempt', 0, 'fence', old[5] or 0, 'lease_until', 0, 'pinned', old[3] or 0, 'request', ARGV[8],
-             'kin', ARGV[9], 'queue', ARGV[10])
+             'kin', ARGV[9], 'queue', ARGV[10], 'cost', ARGV[14])
   redis.call('SADD', KEYS[9], ARGV[10])
-  redis.call('ZADD', 'qs:waiting:' .. ARGV[9], now, ARGV[1])
+  wait(ARGV[10], ARGV[1], now)
   for i, field in ipairs({'name', 'tags', 'parent'}) do
     if kept[i] then redis.call('HSET', KEYS[1], field, kept[i]) end
   end
@@ -59,7 +60,7 @@ if not live then
   status = 'queued'
 end
 redis.call('HSET', KEYS[1], 'ttl_ms', ARGV[3], 'expires_at', expires_at)
-note(14)
+note(15)
 if status == 'ready' and not pinned then redis.call('ZADD', prefix .. ':weighed', 'XX', expires_at, id) end
 if not pinned then redis.call('ZADD', KEYS[8], expires_at + tonumber(ARGV[7]), ARGV[1]) end
 return {live and 0 or 1, status}

@@ -14,8 +14,9 @@ if ARGV[4] == 'dead' and not redis.call('ZSCORE', KEYS[5], ARGV[1]) then return 
 if ARGV[4] == 'over' and tonumber(redis.call('ZSCORE', KEYS[7], ARGV[1]) or now + 1) > now then return nil end
 local aliases = redis.call('SMEMBERS', KEYS[10])
 if ARGV[4] == '' and #aliases > 0 then return aliases end
-local fence, pass_key = unpack(redis.call('HMGET', KEYS[1], 'fence', 'kin'))
-if pass_key then redis.call('ZREM', 'qs:waiting:' .. pass_key, ARGV[1]) end
+local fence, pass_key, queue = unpack(redis.call('HMGET', KEYS[1], 'fence', 'kin', 'queue'))
+wait_no_more(queue or '', ARGV[1])
+if pass_key then redis.call('ZREM', 'qs:waiting:' .. pass_key, ARGV[1]) end  -- earlier versions list the job there
 finished()
 unweigh(id)
 forget_examples()

@@ -8,6 +8,7 @@ local free = status == 'queued' or (status == 'running' and tonumber(lease_until
 if free and tonumber(attempts) >= tonumber(ARGV[4]) then
   redis.call('ZREM', KEYS[2], ARGV[1])
   redis.call('ZREM', KEYS[3], ARGV[1])
+  wait_no_more(redis.call('HGET', KEYS[1], 'queue') or '', ARGV[1])
   finished()
   unweigh(id)
   if status == 'running' then count('lost_workers') end

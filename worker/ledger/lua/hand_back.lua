@@ -8,5 +8,6 @@ redis.call('ZREM', KEYS[3], ARGV[1])
 if ARGV[5] ~= '1' then redis.call('HINCRBY', KEYS[1], 'attempt', -1) end
 redis.call('HSET', KEYS[1], 'status', 'queued', 'lease_until', 0, 'last_error', ARGV[4])
 redis.call('ZADD', KEYS[2], now + tonumber(ARGV[3]), ARGV[1])
+wait(redis.call('HGET', KEYS[1], 'queue') or '', ARGV[1], now + tonumber(ARGV[3]))
 count('handed_back')
 return 1

@@ -8,11 +8,10 @@
 local status, fence = unpack(redis.call('HMGET', KEYS[1], 'status', 'fence'))
 if status ~= 'ready' or fence ~= ARGV[2] then return 0 end
 redis.call('HDEL', KEYS[1], 'announced_at')
-local pass_key = redis.call('HGET', KEYS[1], 'kin')
-if pass_key then redis.call('ZADD', 'qs:waiting:' .. pass_key, now, ARGV[1]) end
 if redis.call('HSETNX', KEYS[1], 'queue', ARGV[5]) == 1 then redis.call('SADD', 'qs:queues', ARGV[5]) end
 redis.call('HSET', KEYS[1], 'status', 'queued', 'queued_at', now, 'attempt', 0, 'lease_until', 0, 'readapting', 1)
 redis.call('ZADD', KEYS[2], now + tonumber(ARGV[3]), ARGV[1])
+wait(redis.call('HGET', KEYS[1], 'queue'), ARGV[1], now)
 weigh(size_of(id), '+inf')
 unfinished()
 count('recomputed'); count(ARGV[4])

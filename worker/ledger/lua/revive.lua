@@ -10,6 +10,7 @@ redis.call('HSET', KEYS[1], 'status', 'queued', 'queued_at', now, 'attempt', 0, 
            'expires_at', expires_at)
 redis.call('HDEL', KEYS[1], 'error')
 redis.call('ZADD', KEYS[2], now, ARGV[1])
+wait(redis.call('HGET', KEYS[1], 'queue') or '', ARGV[1], now)
 weigh(size_of(id), '+inf')
 unfinished()
 if redis.call('HGET', KEYS[1], 'pinned') ~= '1' then redis.call('ZADD', KEYS[6], expires_at + tonumber(ARGV[2]), ARGV[1]) end
