@@ -107,5 +107,5 @@ class ServiceSettings(WorkerSettings):
 
     @property
     def limits(self) -> dict[str, int]:
-        """The limits of one tenant across all replicas, keyed by environment variable. 0 means no limit."""
+        """The default limits of one tenant, keyed by environment variable. 0 means no limit."""
         return {name: getattr(self, name.lower()) for name in LIMITS}

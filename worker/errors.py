@@ -8,7 +8,9 @@ WorkerError
 ├── Stopping        the worker is shutting down and hands the job back
 ├── AdapterAliased  the adapter cannot be deleted while aliases point at it
 ├── AdapterExpired  the adapter cannot be pinned or unpinned, because it has expired
-├── InvalidKey      the tenant, name or lifetime of a new API key is not allowed
+├── InvalidKey      the tenant, name, scopes or lifetime of a new API key is not allowed, or the key cannot be rotated
+├── UnknownKey      there is no API key with this id
+├── InvalidLimit    the value of a tenant's own limit or share is not allowed
 ├── LimitReached    the request would exceed one of the limits of its tenant
 └── SettingsError   an environment variable has an invalid value
 """
@@ -71,6 +73,15 @@ class InvalidKey(WorkerError):
     def __init__(self, field: str, expected: str, got: object) -> None:
         super().__init__(f"{field}: expected {expected}, got {got!r}")
         self.expected = expected
+
+
+class UnknownKey(WorkerError):
+    pass
+
+
+class InvalidLimit(WorkerError):
+    def __init__(self, field: str, expected: str, got: object) -> None:
+        super().__init__(f"{field}: expected {expected}, got {got!r}")
 
 
 class LimitReached(WorkerError):

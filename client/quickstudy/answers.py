@@ -213,6 +213,37 @@ class AliasMove:
 
 
 @dataclass(frozen=True)
+class Actor:
+    """The author of a change. `kind` is `key`, `no key`, `command line` or `process`.
+
+    `id`: the id of the API key, or the name of the operating system's user. `address`: where the request came from.
+    """
+
+    kind: str
+    id: str | None
+    address: str | None
+
+
+@dataclass(frozen=True)
+class AuditEntry:
+    """A change of a tenant's keys, adapters, aliases or limits.
+
+    `action` says what was done, such as `alias.moved`, and `subject` to which key, adapter or alias.
+    """
+
+    id: str
+    time: float
+    """When the change was made, as a Unix time in seconds."""
+    action: str
+    subject: str
+    actor: Actor
+    request_id: str | None
+    """The id of the request that made the change; None if no request did."""
+    details: dict[str, object]
+    """Further values, such as the adapter that an alias pointed at before."""
+
+
+@dataclass(frozen=True)
 class Initialization:
     """An initialization of the service: a starting point that support sets are adapted from."""
 
@@ -277,6 +308,14 @@ class AliasPage:
     """One page of a list of aliases; `next_cursor` is None on the last page."""
 
     aliases: tuple[Alias, ...]
+    next_cursor: str | None
+
+
+@dataclass(frozen=True)
+class AuditPage:
+    """One page of the audit log; `next_cursor` is None on the last page."""
+
+    entries: tuple[AuditEntry, ...]
     next_cursor: str | None
 
 

@@ -16,6 +16,7 @@ from quickstudy.answers import (
     Alias,
     AliasDetail,
     AliasMove,
+    AuditEntry,
     DryRun,
     Initialization,
     Prediction,
@@ -36,8 +37,8 @@ T = TypeVar("T")
 class AsyncClient:
     """An asyncio client of one Quickstudy service. Use it with `async with`, or await `aclose`.
 
-    Arguments, methods and errors are the same as for `Client`. Await the methods, but iterate over `events`, `adapters` and
-    `aliases` with `async for`. `on_progress` is a plain function that is called in the event loop, so it must not block.
+    Arguments, methods and errors are the same as for `Client`. Await the methods, but iterate over `events`, `adapters`, `aliases`
+    and `audit` with `async for`. `on_progress` is a plain function that is called in the event loop, so it must not block.
 
     Example::
 
@@ -249,6 +250,17 @@ class AsyncClient:
     async def usage(self, tenant: str | None = None) -> Usage:
         """Return the usage and limits of a tenant. None means the API key's own tenant."""
         return await self._answer(calls.usage(tenant))
+
+    async def audit(self, action: str | None = None) -> AsyncIterator[AuditEntry]:
+        """Yield the changes of the tenant's keys, adapters, aliases and limits, newest first."""
+        cursor: str | None = None
+        while True:
+            page = await self._answer(calls.audit(action, cursor))
+            for item in page.entries:
+                yield item
+            cursor = page.next_cursor
+            if cursor is None:
+                return
 
     async def ready(self) -> Readiness:
         """Return whether the service accepts traffic now. See `Client.ready`."""

@@ -15,6 +15,7 @@ from quickstudy.answers import (
     Alias,
     AliasDetail,
     AliasMove,
+    AuditEntry,
     DryRun,
     Initialization,
     Prediction,
@@ -319,6 +320,24 @@ class Client:
         Raises Unauthorised if the key has no access to the usage of `tenant`.
         """
         return self._answer(calls.usage(tenant))
+
+    def audit(self, action: str | None = None) -> Iterator[AuditEntry]:
+        """Yield the changes of the tenant's keys, adapters, aliases and limits, newest first.
+
+        `action`: only changes of this kind, such as `alias.moved`. Raises Unauthorised if the key lacks the scope `admin`.
+
+        Example::
+
+            for change in quickstudy.audit("adapter.deleted"):
+                print(change.time, change.subject, change.actor.kind, change.actor.id)
+        """
+        cursor: str | None = None
+        while True:
+            page = self._answer(calls.audit(action, cursor))
+            yield from page.entries
+            cursor = page.next_cursor
+            if cursor is None:
+                return
 
     def ready(self) -> Readiness:
         """Return whether the service accepts traffic now, and if not, which of its parts are missing.

@@ -16,6 +16,7 @@ from quickstudy.answers import (
     AliasDetail,
     AliasMove,
     AliasPage,
+    AuditPage,
     DryRun,
     Initialization,
     InitializationList,
@@ -201,6 +202,11 @@ def initializations() -> Call[tuple[Initialization, ...]]:
 
 def usage(tenant: str | None) -> Call[Usage]:
     return Call("GET", "/usage", _as(Usage), params={} if tenant is None else {"tenant": tenant})
+
+
+def audit(action: str | None, cursor: str | None) -> Call[AuditPage]:
+    chosen = {} if action is None else {"action": action}
+    return Call("GET", "/audit", _as(AuditPage), params={**chosen, **_page(cursor)})
 
 
 def ready() -> Call[None]:

@@ -35,18 +35,18 @@ class Jobs:
         records: Records,
         app: Celery,
         redis_url: str,
-        limits: Mapping[str, int],
+        limits_of: Callable[[str], Mapping[str, int]],
         size_of: Callable[[JobRecipe], int],
         known: KnownInitializations,
     ) -> None:
         """Create the queue without connecting to Redis.
 
-        `limits` has the limits of one tenant by name, as for `Records.accept`. `size_of` returns an upper bound on the bytes of the
-        weights that a recipe produces. `known` has the initializations that recipes name, to store them beside the records.
+        `limits_of` returns the limits of a tenant by name, as for `Records.accept`. `size_of` returns an upper bound on the bytes
+        of the weights that a recipe produces. `known` has the initializations that recipes name, to store them beside the records.
         """
         self._records, self._app = records, app
         self._redis_url = redis_url
-        self._limits, self._size_of, self._known = limits, size_of, known
+        self._limits_of, self._size_of, self._known = limits_of, size_of, known
         self._waiting: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
         self._listener: asyncio.Task[None] | None = None
         self.stopping = False
@@ -81,7 +81,7 @@ class Jobs:
                 queue=queue,
                 notes=notes,
                 size=self._size_of(recipe),
-                limits=self._limits,
+                limits=self._limits_of(tenant),
                 cost=cost,
                 initialization=lambda: self._known.to_store(recipe.initialization_digest),
             )
@@ -99,7 +99,7 @@ class Jobs:
         Raises LimitReached if the tenant already has MAX_JOBS unfinished jobs. Several calls at the same time may together exceed
         this limit, because it is checked before the job is queued.
         """
-        most, used = self._limits.get("MAX_JOBS", 0), self._records.unfinished(record.tenant)
+        most, used = self._limits_of(record.tenant)["MAX_JOBS"], self._records.unfinished(record.tenant)
         if 0 < most <= used:
             raise LimitReached("MAX_JOBS", most, used, retry_after=JOB_SECONDS)
         digest = record.summary.initialization_digest

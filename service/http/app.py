@@ -1,5 +1,6 @@
 """Create the FastAPI application and everything that its routes use."""
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -11,14 +12,16 @@ from service.adapting.idempotency import IdempotencyKeys
 from service.adapting.jobs import Jobs
 from service.http.auth import Authentication, Authenticator
 from service.http.body_limit import BodyLimit
+from service.http.key_uses import KeyUseRecorder
 from service.http.meter import Meter
 from service.http.metrics import Metrics
 from service.http.openapi import describe, operation_id
 from service.http.problems import answer_errors_with_problems
 from service.http.requests import Requests
-from service.http.routes import adaptation, adapters, aliases, deployment, events, predictions, scores, usage
+from service.http.routes import adaptation, adapters, aliases, audit, deployment, events, predictions, scores, usage
 from service.http.state import Deployed, ServiceState
 from service.http.streams import Streams
+from service.http.tenants import CachedTenants
 from service.kinds.registry import example_type, prediction_type
 from service.predicting.predictor import InProcessPredictor
 from service.predicting.remote_predictor import RemotePredictor
@@ -26,9 +29,12 @@ from service.settings import ServiceSettings
 from worker.app import celery_app
 from worker.ledger.aliases import Aliases
 from worker.ledger.api_keys import Keys
+from worker.ledger.audit import AuditLog
+from worker.ledger.key_uses import KeyUses
 from worker.ledger.messages import JobRecipe
 from worker.ledger.records import Records
 from worker.ledger.servers import records_client, weights_client
+from worker.ledger.tenants import Tenants
 from worker.ledger.usage import Usage
 from worker.ledger.weights_cache import WeightStore
 from worker.runtime import Resident, known_initializations
@@ -47,9 +53,10 @@ def create_app(settings: ServiceSettings, residents: Sequence[Resident]) -> Fast
         state = app.state.service = _state(settings, residents)
         state.jobs.listen()
         state.meter.start()
+        state.key_uses.start()
         yield
         await state.jobs.close()
-        await state.meter.close()
+        await asyncio.gather(state.meter.close(), state.key_uses.close())  # both may wait for records that do not answer
         for deployed in state.deployed:
             deployed.predictor.close()
 
@@ -66,7 +73,7 @@ def create_app(settings: ServiceSettings, residents: Sequence[Resident]) -> Fast
     app.include_router(events.router)
     app.include_router(aliases.router)
     app.include_router(predictions.routes(prediction_type()))
-    for module in (scores, usage, deployment):
+    for module in (scores, usage, audit, deployment):
         app.include_router(module.router)
     describe(app, settings, [name for resident in residents for name in resident.initializations])
     app.add_middleware(BodyLimit, most=settings.max_body_bytes)
@@ -92,6 +99,7 @@ def _state(settings: ServiceSettings, residents: Sequence[Resident]) -> ServiceS
         base, init = found
         return adapter_bytes_at_most(init, recipe.labels, base.hidden_size)
 
+    tenants = CachedTenants(Tenants(client), settings.limits)
     return ServiceState(
         settings=settings,
         cache=cache,
@@ -100,14 +108,17 @@ def _state(settings: ServiceSettings, residents: Sequence[Resident]) -> ServiceS
         idempotency=IdempotencyKeys(client),
         store=store,
         jobs=Jobs(
-            records, celery_app(settings.redis_url, residents[0].queues[0]), settings.redis_url, settings.limits, size_of, known
+            records, celery_app(settings.redis_url, residents[0].queues[0]), settings.redis_url, tenants.limits_of, size_of, known
         ),
         deployed=deployed,
         known=known,
         metrics=Metrics(records, [each.predictor for each in deployed]),
         authenticator=Authenticator(Keys(client), open_allowed=settings.allow_without_keys),
-        meter=Meter(Usage(client), settings.max_requests_a_minute),
-        streams=Streams(settings.max_streams),
+        key_uses=KeyUseRecorder(KeyUses(client)),
+        tenants=tenants,
+        audit=AuditLog(client),
+        meter=Meter(Usage(client), tenants.limits_of),
+        streams=Streams(tenants.limits_of),
     )
 
 

@@ -1,7 +1,8 @@
 """Authentication and authorization: determine the tenant and the scopes of each request.
 
 The tenant is determined only by the API key, and every Redis key of a tenant includes the tenant's name. Requests are
-authenticated before their body is read and before routing, so that no route can be left unprotected by mistake.
+authenticated before their body is read and before routing, so that no route can be left unprotected by mistake. Each route then
+requires a scope, with `needs`.
 
 While no API key exists and `settings.allow_without_keys` is set, every request belongs to the tenant `default` and has every
 scope. A service caches what it reads about keys for `KEY_CACHE_SECONDS`. So a revoked or expired key stops working, and the
@@ -23,7 +24,8 @@ from starlette.types import Scope as AsgiScope
 
 from service.errors import MissingScope, QuotaExceeded, ServiceError, Unauthenticated, Unavailable, problem
 from worker.errors import LimitReached
-from worker.ledger.api_keys import DEFAULT_TENANT, KEY_CACHE_SECONDS, SCOPES, Key, Keys, Scope, parts, proves
+from worker.ledger.api_keys import DEFAULT_TENANT, KEY_CACHE_SECONDS, SCOPES, Key, Keys, Scope, allows, parts, proves
+from worker.ledger.audit import Actor, acting
 from worker.logs import fields
 
 log = logging.getLogger(__name__)
@@ -48,8 +50,8 @@ class Access:
     key: str = ""
 
     def allows(self, scope: Scope) -> bool:
-        """Return True if the request has this scope. `admin` includes all others."""
-        return scope in self.scopes or "admin" in self.scopes
+        """Return True if the request has this scope, or one that includes it."""
+        return allows(self.scopes, scope)
 
 
 class Authenticator:
@@ -125,6 +127,8 @@ class Authentication:
         try:
             access = await service.authenticator.authenticate(headers)
             scope.setdefault("state", {})["access"] = access
+            service.key_uses.note(access.key)
+            await service.tenants.refresh(access.tenant)
             if scope["path"] not in UNMETERED:
                 await service.meter.count_requests(access.tenant)
         except ServiceError as error:
@@ -135,7 +139,8 @@ class Authentication:
             log.warning("the records cannot be reached: %s", type(error).__name__)
             await problem(Unavailable("the records cannot be reached"))(scope, receive, send)
         else:
-            with fields(tenant=access.tenant, key=access.key):
+            actor = Actor("key" if access.key else "no key", access.key, (scope.get("client") or ("",))[0])
+            with fields(tenant=access.tenant, key=access.key), acting(actor):
                 await self.app(scope, receive, send)
 
 

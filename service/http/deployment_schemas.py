@@ -80,6 +80,7 @@ class UsageView(BaseModel):
             "MAX_JOBS": 0,
             "MAX_ALIASES": 1000,
             "MAX_REQUESTS_A_MINUTE": 0,
+            "MAX_STREAMS": 100,
         },
     )
 
@@ -92,4 +93,6 @@ class UsageView(BaseModel):
     requests_this_minute: int = Field(description="requests in the current minute of the clock, as the record server tells time")
     adaptations: int = Field(description="jobs accepted since the records began")
     predictions: int = Field(description="inputs answered since the records began")
-    limits: dict[str, int] = Field(description="the tenant's limits, by the name of their setting; 0: no limit")
+    limits: dict[str, int] = Field(
+        description="the limits that hold for the tenant, its own ones or the defaults, by the name of their setting; 0: no limit"
+    )

@@ -1,13 +1,15 @@
 """Count each tenant's requests and predicted inputs.
 
 A write to the records takes as long as a disk write. So counts are collected in memory and written once a second; a killed process
-loses the counts that it has not written. If MAX_REQUESTS_A_MINUTE is set, requests are instead counted in the records at once.
+loses the counts that it has not written. The requests of a tenant with a limit, MAX_REQUESTS_A_MINUTE, are instead counted in the
+records at once.
 """
 
 import asyncio
 import contextlib
 import logging
 from collections import Counter
+from collections.abc import Callable, Mapping
 
 import redis
 from starlette.concurrency import run_in_threadpool
@@ -21,11 +23,11 @@ _FLUSH_SECONDS = 1.0
 class Meter:
     """Counts requests and predictions of each tenant. Must be used on the event loop.
 
-    `most`: the limit on a tenant's requests per minute, over all replicas; 0: no limit.
+    `limits_of` returns the limits of a tenant by name. MAX_REQUESTS_A_MINUTE holds for all replicas together; 0: no limit.
     """
 
-    def __init__(self, usage: Usage, most: int) -> None:
-        self._usage, self._most = usage, most
+    def __init__(self, usage: Usage, limits_of: Callable[[str], Mapping[str, int]]) -> None:
+        self._usage, self._limits_of = usage, limits_of
         self._requests: Counter[str] = Counter()
         self._predictions: Counter[str] = Counter()
         self._flushing: asyncio.Task[None] | None = None
@@ -36,8 +38,8 @@ class Meter:
         Raises LimitReached, without counting any of them, if they would exceed the limit. If there is a limit, also raises
         redis.RedisError if the records cannot be reached.
         """
-        if self._most:
-            await run_in_threadpool(self._usage.take_requests, tenant, number, self._most)
+        if most := self._limits_of(tenant)["MAX_REQUESTS_A_MINUTE"]:
+            await run_in_threadpool(self._usage.take_requests, tenant, number, most)
         else:
             self._requests[tenant] += number
 

@@ -14,15 +14,18 @@ from service.adapting.idempotency import IdempotencyKeys
 from service.adapting.jobs import Jobs
 from service.errors import AdapterNotReady, InvalidRequest
 from service.http.auth import Authenticator, tenant
+from service.http.key_uses import KeyUseRecorder
 from service.http.meter import Meter
 from service.http.metrics import Metrics
 from service.http.streams import Streams
+from service.http.tenants import CachedTenants
 from service.predicting.predictor import Predictor
 from service.settings import ServiceSettings
 from worker.initializations import KnownInitializations, base_identity
 from worker.kinds.kind import TaskKind
 from worker.kinds.registry import task_kinds
 from worker.ledger.aliases import Aliases
+from worker.ledger.audit import AuditLog
 from worker.ledger.record import Record
 from worker.ledger.records import Records
 from worker.ledger.weights_cache import WeightStore
@@ -63,6 +66,9 @@ class ServiceState:
     deployed: tuple[Deployed, ...]
     metrics: Metrics
     authenticator: Authenticator
+    key_uses: KeyUseRecorder
+    tenants: CachedTenants
+    audit: AuditLog
     meter: Meter
     streams: Streams
     known: KnownInitializations

@@ -5,7 +5,7 @@ Each of them holds a connection and reads the records repeatedly.
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from worker.errors import LimitReached
 
@@ -15,20 +15,21 @@ _RETRY_SECONDS = 5
 class Streams:
     """Counts open streams and waiting requests by tenant. Must be used on the event loop.
 
-    `most`: the limit for one tenant; 0: no limit.
+    `limits_of` returns the limits of a tenant by name, with MAX_STREAMS; 0: no limit.
     """
 
-    def __init__(self, most: int) -> None:
-        self._most, self._open = most, Counter[str]()
+    def __init__(self, limits_of: Callable[[str], Mapping[str, int]]) -> None:
+        self._limits_of, self._open = limits_of, Counter[str]()
 
     @contextlib.contextmanager
     def acquire(self, tenant: str) -> Iterator[None]:
         """Count one more stream or waiting request of the tenant while the block runs.
 
-        Raises LimitReached if the tenant already has `most` of them.
+        Raises LimitReached if the tenant already has MAX_STREAMS of them.
         """
-        if self._most and self._open[tenant] >= self._most:
-            raise LimitReached("MAX_STREAMS", self._most, self._open[tenant], retry_after=_RETRY_SECONDS)
+        most = self._limits_of(tenant)["MAX_STREAMS"]
+        if most and self._open[tenant] >= most:
+            raise LimitReached("MAX_STREAMS", most, self._open[tenant], retry_after=_RETRY_SECONDS)
         self._open[tenant] += 1
         try:
             yield

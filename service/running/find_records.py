@@ -1,5 +1,6 @@
 """Connect commands to a service's records and weights, at REDIS_URL or in the embedded Redis server."""
 
+import functools
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ import redis
 
 from service.running.standalone import DEFAULT_DATA_DIR, url_of
 from worker.errors import SettingsError
+from worker.ledger.audit import acting, command_line
 from worker.ledger.records import Records
 from worker.ledger.servers import records_client, weights_client
 from worker.ledger.weights_cache import WeightStore
@@ -19,14 +21,23 @@ from worker.settings import WorkerSettings, read_settings
 
 
 def on_data_dir(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the option `--data-dir` to a command group."""
+    """Add the option `--data-dir` to a command or group.
+
+    The audit log records its changes as made by the user who runs it.
+    """
+
+    @functools.wraps(command)
+    def run(*arguments: Any, **named: Any) -> Any:
+        click.get_current_context().with_resource(acting(command_line()))
+        return command(*arguments, **named)
+
     return click.option(
         "--data-dir",
         type=click.Path(path_type=Path),
         default=DEFAULT_DATA_DIR,
         show_default=True,
         help="Folder of the embedded server; used if REDIS_URL is unset.",
-    )(command)
+    )(run)
 
 
 def connect_to_records(data_dir: Path) -> "tuple[redis.Redis, str]":

@@ -359,7 +359,7 @@ def test_the_openapi_document_is_complete(service: Served) -> None:
     document = service.http.get("/openapi.json").json()
     schemas = document["components"]["schemas"]
     operations = [(path, method, operation) for path, methods in document["paths"].items() for method, operation in methods.items()]
-    assert len({operation["operationId"] for _, _, operation in operations}) == len(operations) == 21
+    assert len({operation["operationId"] for _, _, operation in operations}) == len(operations) == 22
     for path, method, operation in operations:
         assert operation["description"], (method, path)
         for status, answer in operation["responses"].items():

@@ -22,7 +22,7 @@ from service.http.app import create_app
 from service.http.auth import PUBLIC
 from service.settings import ServiceSettings
 from tests.end_to_end.conftest import Served, served
-from worker.ledger.api_keys import KEY_CACHE_SECONDS
+from worker.ledger.api_keys import KEY_CACHE_SECONDS, Scope
 from worker.ledger.usage import LIMITS
 
 SUPPORT = [
@@ -39,14 +39,14 @@ class Row:
     """The expected behaviour of one route.
 
     Arguments:
-        scope: the scope that the route requires. If "", any key is accepted. If None, no key is needed.
+        scope: the scope that the route requires. If None, no key is needed.
         body: the JSON body to send.
         own: allowed statuses for the tenant that owns the adapter or alias.
         other: allowed statuses for another tenant.
         before: a request (method, path, body) to make first.
     """
 
-    scope: str | None
+    scope: Scope | None
     body: Any = None
     own: tuple[int, ...] = (200,)
     other: tuple[int, ...] = (404,)
@@ -56,24 +56,25 @@ class Row:
 ALIASED = ("PUT", "/aliases/mine", {"adapter_id": "{id}"})
 ROWS = {
     ("POST", "/adapt"): Row("adapt", BODY, (200, 202), (200, 202)),
-    ("GET", "/adapters"): Row("", other=(200,)),
-    ("GET", "/adapters/{}"): Row(""),
+    ("GET", "/adapters"): Row("read", other=(200,)),
+    ("GET", "/adapters/{}"): Row("read"),
     ("PATCH", "/adapters/{}"): Row("adapt", {"name": "a name"}),
     ("DELETE", "/adapters/{}"): Row("adapt", own=(204,)),
     ("PUT", "/adapters/{}/pin"): Row("adapt", own=(204,)),
     ("DELETE", "/adapters/{}/pin"): Row("adapt", own=(204,)),
-    ("GET", "/adapters/{}/events"): Row(""),
+    ("GET", "/adapters/{}/events"): Row("read"),
     ("POST", "/adapters/{}/examples"): Row("adapt", {"support": [{"input": "close it", "label": "close"}]}, (200, 202)),
     ("POST", "/adapters/{}/score"): Row("predict", {"examples": [{"input": "close it", "label": "close"}]}),
     ("POST", "/predict"): Row("predict", {"adapter_id": "{id}", "inputs": ["order a pizza"]}),
-    ("GET", "/aliases"): Row("", other=(200,)),
-    ("GET", "/aliases/{}"): Row("", before=ALIASED),
+    ("GET", "/aliases"): Row("read", other=(200,)),
+    ("GET", "/aliases/{}"): Row("read", before=ALIASED),
     ("PUT", "/aliases/{}"): Row("adapt", {"adapter_id": "{id}"}),
     ("POST", "/aliases/{}/rollback"): Row("adapt", own=(409,), before=ALIASED),  # it points at its first adapter
     ("DELETE", "/aliases/{}"): Row("adapt", own=(204,), before=ALIASED),
-    ("GET", "/initializations"): Row("", other=(200,)),
-    ("GET", "/usage"): Row("", other=(200,)),
-    ("GET", "/metrics"): Row("admin", other=(200,)),
+    ("GET", "/initializations"): Row("read", other=(200,)),
+    ("GET", "/usage"): Row("read", other=(200,)),
+    ("GET", "/audit"): Row("admin", other=(200,)),
+    ("GET", "/metrics"): Row("metrics", other=(200,)),
     ("GET", "/healthz"): Row(None),
     ("GET", "/readyz"): Row(None),
     ("GET", "/docs"): Row(None),
@@ -128,6 +129,8 @@ class Tenancy:
 WHO = {
     "own": ("acme", "admin"),
     "other": ("globex", "admin"),
+    "read": ("acme", "read"),
+    "metrics": ("acme", "metrics"),
     "adapt": ("acme", "adapt"),
     "predict": ("acme", "predict"),
     "both": ("acme", "adapt", "predict"),
@@ -136,6 +139,16 @@ WHO = {
     "many": ("initech", "adapt"),
     "often": ("hooli", "predict"),
 }
+
+
+KEYS_WITH = {
+    "read": ("read", "adapt", "predict", "own"),  # keys of earlier versions have one of the last three scopes
+    "adapt": ("adapt", "own"),
+    "predict": ("predict", "own"),
+    "metrics": ("metrics", "own"),
+    "admin": ("own",),
+}
+KEYS_WITHOUT = {scope: {"read", "metrics", "adapt", "predict"} - set(keys) for scope, keys in KEYS_WITH.items()}
 
 
 @pytest.fixture(scope="module")
@@ -188,15 +201,18 @@ def test_a_route_by_every_kind_of_key(tenancy: Tenancy, method: str, template: s
     problems = [{**answer.json(), "request_id": ""} for answer in refusals]
     assert all(answer.status_code == 401 and answer.headers["WWW-Authenticate"] == "Bearer" for answer in refusals)
     assert all(problem == problems[0] for problem in problems)  # the response does not reveal why the key is refused
-    wrong = {"adapt": "predict", "predict": "adapt", "admin": "both"}.get(row.scope)
-    if wrong is not None:
-        answer = tenancy.ask(wrong, method, path, filled(row.body))
-        assert answer.status_code == 403 and answer.json()["scope"] == row.scope
+    for who in KEYS_WITHOUT[row.scope]:
+        answer = tenancy.ask(who, method, path, filled(row.body))
+        assert answer.status_code == 403 and answer.json()["scope"] == row.scope, who
     answer = tenancy.ask("other", method, path, filled(row.body))
     assert answer.status_code in row.other, answer.text
     assert answer.status_code == 404 or adapter not in answer.text
-    answer = tenancy.ask("own" if row.scope == "admin" else row.scope or "predict", method, path, filled(row.body))
-    assert answer.status_code in row.own, answer.text
+    for who in KEYS_WITH[row.scope]:
+        if row.before is not None:
+            tenancy.ask("own", row.before[0], row.before[1], filled(row.before[2]))
+        adapter = tenancy.adapter("own", seed=1)  # again, if the last key has deleted it
+        answer = tenancy.ask(who, method, path, filled(row.body))
+        assert answer.status_code in row.own, answer.text
 
 
 def test_anothers_adapter_and_one_that_never_was_get_the_same_answer(tenancy: Tenancy) -> None:
@@ -307,7 +323,8 @@ def test_usage_of_another_tenant_needs_the_scope_admin(tenancy: Tenancy) -> None
     assert tenancy.ask("predict", "POST", "/predict", {"adapter_id": adapter, "inputs": ["a", "b", "c"]}).status_code == 200
     after = tenancy.ask("predict", "GET", "/usage").json()
     assert after["predictions"] == before["predictions"] + 3 and after["tenant"] == "acme"
-    assert after["limits"] == {**dict.fromkeys(LIMITS, 0), "MAX_ADAPTERS": 12, "MAX_ALIASES": 5, "MAX_REQUESTS_A_MINUTE": 500}
+    set_here = {"MAX_ADAPTERS": 12, "MAX_ALIASES": 5, "MAX_REQUESTS_A_MINUTE": 500, "MAX_STREAMS": 100}
+    assert after["limits"] == {**dict.fromkeys(LIMITS, 0), **set_here}
     assert tenancy.ask("other", "GET", "/usage", params={"tenant": "acme"}).json()["predictions"] == after["predictions"]
     refused = tenancy.ask("both", "GET", "/usage", params={"tenant": "globex"})
     assert refused.status_code == 403 and refused.json()["scope"] == "admin"
@@ -335,7 +352,8 @@ def test_the_key_commands_report_errors_and_show_no_secret(tenancy: Tenancy) -> 
     states = {who: next(line for line in listed.splitlines() if tenancy.ids[who] in line).split()[2] for who in WHO}
     assert states == dict.fromkeys(WHO, "valid") | {"revoked": "revoked", "expired": "expired"}
     described = json.loads(run("list", "--json")[1])
-    assert {"id", "tenant", "name", "scopes", "state", "created_at", "expires_at", "revoked_at"} == described[0].keys()
+    times = {"created_at", "expires_at", "revoked_at", "last_used_at"}
+    assert {"id", "tenant", "name", "scopes", "state", "replaced_by", *times} == described[0].keys()
     assert not any(key[16:] in listed for key in tenancy.keys.values())
     code, output = run("create", "--tenant", "Acme")
     assert code == 1 and "error: --tenant: expected 1 to 63 lowercase letters" in output

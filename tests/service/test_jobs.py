@@ -17,7 +17,12 @@ from worker.ledger.records import Records
 def test_adapters_are_adapted_again_only_within_the_limit_of_jobs(redis_server: RedisServer, redis_client: "redis.Redis") -> None:
     records = Records(redis_client)
     jobs = Jobs(
-        records, celery_app(redis_server.url, "q"), redis_server.url, {"MAX_JOBS": 2}, lambda recipe: 1, KnownInitializations([])
+        records,
+        celery_app(redis_server.url, "q"),
+        redis_server.url,
+        lambda tenant: {"MAX_JOBS": 2},
+        lambda recipe: 1,
+        KnownInitializations([]),
     )
     records.initializations.store(
         RECIPE.initialization_digest, StoredInitialization(b"stored before", "plain", "base", "tiny", "classes")

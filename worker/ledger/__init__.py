@@ -11,8 +11,10 @@
 | which workers are alive | `workers.py` |
 | event counts and histogram bounds for `/metrics` | `counts.py` |
 | ids of adapters | `ids.py` |
-| a tenant's usage and limits | `usage.py` |
-| aliases; name, tags and parent of an adapter; API keys | `aliases.py`, `notes.py`, `api_keys.py` |
+| a tenant's usage, and its own limits | `usage.py`, `tenants.py` |
+| aliases; name, tags and parent of an adapter | `aliases.py`, `notes.py` |
+| API keys, and when they were last used | `api_keys.py`, `key_uses.py` |
+| the audit log | `audit.py` |
 | weights in the cache | `weights_cache.py` |
 | job recipes, outcomes and wake-ups | `messages.py` |
 | keys in Redis and their names | `names.py` |

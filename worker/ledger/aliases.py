@@ -11,7 +11,7 @@ from typing import Any, cast
 import redis
 
 from worker.errors import ROOM_SECONDS, LimitReached
-from worker.ledger import names, scripts
+from worker.ledger import audit, names, scripts
 
 _ALIAS = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 HISTORY = 20
@@ -86,16 +86,30 @@ class Aliases:
         tenant would have more than `most` aliases (0: no limit).
         """
         keys = [*names.alias_keys(tenant, adapter_id), names.record(tenant, adapter_id), names.alias_history(tenant, alias)]
-        arguments: list[Any] = [alias, adapter_id, expected or "", names.aliases_of(tenant, ""), most, HISTORY]
+        arguments: list[Any] = [
+            alias,
+            adapter_id,
+            expected or "",
+            names.aliases_of(tenant, ""),
+            most,
+            HISTORY,
+            audit.script_context(tenant),
+        ]
         verdict, previous, *used = self._point(keys=keys, args=arguments)
         if used:
             raise LimitReached("MAX_ALIASES", most, *map(int, used), retry_after=ROOM_SECONDS)
-        return Moved(verdict.decode(), previous.decode() or None)
+        moved = Moved(verdict.decode(), previous.decode() or None)
+        if moved.verdict == "set" and moved.previous != adapter_id:
+            audit.log_change("alias.moved", alias)
+        return moved
 
     def remove(self, tenant: str, alias: str) -> bool:
         """Remove an alias. Return False if there is no such alias."""
         keys = [names.alias_targets(tenant), names.alias_names(tenant), names.alias_history(tenant, alias)]
-        return bool(self._remove(keys=keys, args=[alias, names.aliases_of(tenant, "")]))
+        removed = bool(self._remove(keys=keys, args=[alias, names.aliases_of(tenant, ""), audit.script_context(tenant)]))
+        if removed:
+            audit.log_change("alias.removed", alias)
+        return removed
 
     def history(self, tenant: str, alias: str) -> list[Alias]:
         """Return where an alias pointed before, the latest first, and since when it did so."""
@@ -110,8 +124,12 @@ class Aliases:
         The adapter that it points at now does not enter the history, so that another call goes further back.
         """
         keys = [names.alias_targets(tenant), names.alias_history(tenant, alias)]
-        verdict, target, previous = self._roll_back(keys=keys, args=[alias, names.aliases_of(tenant, ""), names.record(tenant, "")])
-        return RolledBack(verdict.decode(), target.decode(), previous.decode())
+        arguments = [alias, names.aliases_of(tenant, ""), names.record(tenant, ""), audit.script_context(tenant)]
+        verdict, target, previous = self._roll_back(keys=keys, args=arguments)
+        done = RolledBack(verdict.decode(), target.decode(), previous.decode())
+        if done.verdict == "set":
+            audit.log_change("alias.rolled_back", alias)
+        return done
 
     def of(self, tenant: str, adapter_id: str) -> list[str]:
         """Return the aliases that point at an adapter, sorted."""

@@ -1,27 +1,36 @@
-"""API keys: create, find and revoke them. A secret is shown once; only its hash is stored.
+"""API keys: create, find, rotate and revoke them. A secret is shown once; only its hash is stored.
 
 A key has the form `qs_ID_SECRET`: ID is 12 hexadecimal characters, SECRET is 32 random bytes as 43 base64url characters.
 
 All keys are fields of one Redis hash without a TTL, `qs:keys`, by id. No key is ever removed, not even a revoked one. So `Keys.any`
 always returns True once a key has been created. Times come from the clock of the Redis server.
+
+Versions before the scopes `read` and `metrics` let every valid key read, and fail on a key with a scope that they do not know. So
+the stored field `scopes` has only the scopes that these versions know, and `further_scopes` has the others. They would let a key
+without a scope for reading read as well. Therefore the hash of such a key includes the word `metrics`: they refuse the key.
 """
 
 import hashlib
 import hmac
+import json
 import re
 import secrets
 from collections.abc import Sequence
-from typing import Literal, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 import redis
 from pydantic import BaseModel, ConfigDict
 
-from worker.errors import InvalidKey
-from worker.ledger import names
+from worker.errors import InvalidKey, UnknownKey
+from worker.ledger import audit, names
 from worker.ledger.clock import server_ms, to_ms
 
-Scope = Literal["adapt", "predict", "admin"]
+Scope = Literal["read", "adapt", "predict", "metrics", "admin"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
+INCLUDED: dict[Scope, tuple[Scope, ...]] = {"adapt": ("read",), "predict": ("read",), "admin": SCOPES}
+"""The further scopes that a scope includes."""
+_SCOPES_BEFORE = ("adapt", "predict", "admin")
+"""The scopes that versions before `read` and `metrics` know."""
 DEFAULT_TENANT = "default"
 KEY_CACHE_SECONDS = 1.0
 """How long a service may cache a key before it must read it from Redis again, in seconds."""
@@ -33,7 +42,7 @@ _NO_SHA256 = "0" * 64
 
 
 class Key(BaseModel):
-    """The stored form of an API key: a hash in place of the secret. Times are Unix times in ms."""
+    """An API key with a hash in place of its secret. Times are Unix times in ms."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -44,6 +53,26 @@ class Key(BaseModel):
     created_at: int
     expires_at: int | None = None
     revoked_at: int | None = None
+    replaced_by: str | None = None
+    """The id of the key that took this one's place when it was rotated."""
+
+    @classmethod
+    def parse(cls, stored: bytes) -> "Key":
+        """Return the key that `dump` or an earlier version has stored. Scopes of later versions are left out."""
+        content = json.loads(stored)
+        scopes = {*content["scopes"], *content.pop("further_scopes", ())} or {"read"}  # earlier versions let any key read
+        return cls.model_validate({**content, "scopes": [scope for scope in SCOPES if scope in scopes]})
+
+    def dump(self) -> str:
+        """Return the form in which the key is stored, which earlier versions can read."""
+        content = self.model_dump(exclude_none=True)
+        further = [scope for scope in self.scopes if scope not in _SCOPES_BEFORE]
+        content["scopes"] = [scope for scope in self.scopes if scope in _SCOPES_BEFORE]
+        return json.dumps({**content, "further_scopes": further} if further else content)
+
+    def allows(self, scope: Scope) -> bool:
+        """Return True if the key has this scope, or one that includes it."""
+        return allows(self.scopes, scope)
 
     def holds(self, now: int) -> bool:
         """Return True if the key is neither revoked nor expired at `now`, in ms."""
@@ -60,26 +89,55 @@ class Keys:
         """Create an API key. Return its id, the whole key and its stored form.
 
         The whole key is not stored, so it cannot be read again. `lives_ms`: its lifetime, None for a key that does not
-        expire. Raises InvalidKey if the tenant, name or lifetime is not allowed.
+        expire. Raises InvalidKey if the tenant, name, scopes or lifetime is not allowed.
         """
         check_tenant(tenant)
         if not (name.isprintable() and len(name) <= 100):
             raise InvalidKey("name", "at most 100 printable characters", name)
+        if not scopes:
+            raise InvalidKey("scope", f"at least one of {', '.join(SCOPES)}", "none")
         if lives_ms is not None and not 0 < lives_ms <= 10**14:
             raise InvalidKey("expires", "a lifetime of 1 to 10^14 ms", lives_ms)
-        identity, secret = secrets.token_hex(6), secrets.token_urlsafe(32)
-        now = self.now()
-        key = Key(
-            tenant=tenant,
-            name=name,
-            scopes=tuple(scope for scope in SCOPES if scope in scopes),
-            sha256=_sha256(secret),
-            created_at=now,
-            expires_at=None if lives_ms is None else now + lives_ms,
-        )
-        if not self._redis.hsetnx(names.API_KEYS, identity, key.model_dump_json(exclude_none=True)):
-            return self.create(tenant, name, scopes, lives_ms=lives_ms)  # the random id was already in use
-        return identity, f"qs_{identity}_{secret}", key
+        made: list[tuple[str, str, Key]] = []
+
+        def write(pipe: "redis.client.Pipeline") -> None:
+            now = to_ms(pipe.time())
+            made[:] = [_new_key(pipe, tenant, name, scopes, now, None if lives_ms is None else now + lives_ms)]
+            identity, _, key = made[0]
+            pipe.multi()
+            pipe.hset(names.API_KEYS, identity, key.dump())
+            audit.record_in(pipe, tenant, "key.created", identity, {"scopes": key.scopes})
+
+        self._redis.transaction(write, names.API_KEYS)
+        return made[0]
+
+    def rotate(self, identity: str, grace_ms: int) -> tuple[str, str, Key]:
+        """Create a key in place of another one, which then expires after `grace_ms`.
+
+        Returns what `create` returns. The new key has the tenant, name and scopes of the old one. If the old one was created with a
+        lifetime, the new one gets a lifetime of the same length. Raises UnknownKey if there is no such key, and InvalidKey if the
+        key is revoked, expired or already rotated, or if the time is not allowed.
+        """
+        if not 0 <= grace_ms <= 10**14:
+            raise InvalidKey("grace", "a time of 0 to 10^14 ms", grace_ms)
+        made: list[tuple[str, str, Key]] = []
+
+        def write(pipe: "redis.client.Pipeline") -> None:
+            old, now = _read(pipe, identity), to_ms(pipe.time())
+            if not old.holds(now) or old.replaced_by is not None:
+                state = "rotated already" if old.replaced_by else "revoked" if old.revoked_at is not None else "expired"
+                raise InvalidKey("ID", f"a valid key that was not rotated yet ({identity} is {state})", identity)
+            lifetime = None if old.expires_at is None else old.expires_at - old.created_at
+            made[:] = [_new_key(pipe, old.tenant, old.name, old.scopes, now, None if lifetime is None else now + lifetime)]
+            new_identity, _, key = made[0]
+            ends = now + grace_ms if old.expires_at is None else min(old.expires_at, now + grace_ms)
+            replaced = old.model_copy(update={"expires_at": ends, "replaced_by": new_identity})
+            pipe.multi()
+            pipe.hset(names.API_KEYS, mapping={new_identity: key.dump(), identity: replaced.dump()})
+            audit.record_in(pipe, old.tenant, "key.rotated", identity, {"to": new_identity, "expires_at": ends})
+
+        self._redis.transaction(write, names.API_KEYS)
+        return made[0]
 
     def any(self) -> bool:
         """Return True if any API key was ever created."""
@@ -91,24 +149,31 @@ class Keys:
             pipe.hget(names.API_KEYS, identity)
             pipe.time()
             stored, time = pipe.execute()
-        key = None if stored is None else Key.model_validate_json(stored)
-        return key, to_ms(time)
+        return None if stored is None else Key.parse(stored), to_ms(time)
 
     def revoke(self, identity: str) -> bool:
         """Revoke a key permanently. Return False if there is no such key.
 
         If the key is already revoked, nothing changes.
         """
-        key, now = self.find(identity)
-        if key is not None and key.revoked_at is None:
-            revoked = key.model_copy(update={"revoked_at": now})
-            self._redis.hset(names.API_KEYS, identity, revoked.model_dump_json(exclude_none=True))
-        return key is not None
+
+        def write(pipe: "redis.client.Pipeline") -> None:
+            key, now = _read(pipe, identity), to_ms(pipe.time())
+            pipe.multi()
+            if key.revoked_at is None:
+                pipe.hset(names.API_KEYS, identity, key.model_copy(update={"revoked_at": now}).dump())
+                audit.record_in(pipe, key.tenant, "key.revoked", identity, {})
+
+        try:
+            self._redis.transaction(write, names.API_KEYS)
+        except UnknownKey:
+            return False
+        return True
 
     def list(self) -> list[tuple[str, Key]]:
         """Return all keys with their ids, the oldest first."""
         stored = cast(dict[bytes, bytes], self._redis.hgetall(names.API_KEYS))
-        keys = [(identity.decode(), Key.model_validate_json(content)) for identity, content in stored.items()]
+        keys = [(identity.decode(), Key.parse(content)) for identity, content in stored.items()]
         return sorted(keys, key=lambda pair: (pair[1].created_at, pair[0]))
 
     def now(self) -> int:
@@ -127,7 +192,13 @@ def proves(key: Key | None, secret: str) -> bool:
 
     The check takes constant time, so that its duration reveals neither how much of the secret is right nor whether the key exists.
     """
-    return hmac.compare_digest(_NO_SHA256 if key is None else key.sha256, _sha256(secret)) and key is not None
+    hashed = _sha256(secret, reads=key is None or key.allows("read"))
+    return hmac.compare_digest(_NO_SHA256 if key is None else key.sha256, hashed) and key is not None
+
+
+def allows(scopes: Sequence[Scope], wanted: Scope) -> bool:
+    """Return True if `wanted` is one of the scopes or included in one of them."""
+    return wanted in scopes or any(wanted in INCLUDED.get(scope, ()) for scope in scopes)
 
 
 def check_tenant(tenant: str) -> None:
@@ -137,5 +208,27 @@ def check_tenant(tenant: str) -> None:
         raise InvalidKey("tenant", expected, tenant)
 
 
-def _sha256(secret: str) -> str:
-    return hashlib.sha256(secret.encode()).hexdigest()
+def _new_key(
+    pipe: "redis.client.Pipeline", tenant: str, name: str, scopes: Sequence[Scope], now: int, expires_at: int | None
+) -> tuple[str, str, Key]:
+    """Return the id of a new key, which no other key has, the whole key and its stored form."""
+    identity, secret = secrets.token_hex(6), secrets.token_urlsafe(32)
+    while pipe.hexists(names.API_KEYS, identity):
+        identity = secrets.token_hex(6)
+    ordered = tuple(scope for scope in SCOPES if scope in scopes)
+    hashed = _sha256(secret, reads=allows(ordered, "read"))
+    key = Key(tenant=tenant, name=name, scopes=ordered, sha256=hashed, created_at=now, expires_at=expires_at)
+    return identity, f"qs_{identity}_{secret}", key
+
+
+def _read(pipe: "redis.client.Pipeline", identity: str) -> Key:
+    """Read a key in a transaction that watches the keys. Raises UnknownKey if there is no such key."""
+    stored = cast(Any, pipe.hget(names.API_KEYS, identity))
+    if stored is None:
+        raise UnknownKey(identity)
+    return Key.parse(stored)
+
+
+def _sha256(secret: str, *, reads: bool) -> str:
+    """Return the hash of a key's secret. `reads`: True if the key may read."""
+    return hashlib.sha256((secret if reads else f"metrics:{secret}").encode()).hexdigest()

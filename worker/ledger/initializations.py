@@ -14,7 +14,7 @@ from typing import cast
 
 import redis
 
-from worker.ledger import names
+from worker.ledger import audit, names
 from worker.ledger.messages import JobRecipe, RecipeSummary
 from worker.ledger.names import text
 
@@ -80,11 +80,18 @@ class Initializations:
         return None if digest is None else text(digest)
 
     def point(self, base: str, name: str, digest: str | None) -> None:
-        """Point a name at a stored initialization; None removes the pointer."""
-        if digest is None:
-            self._redis.hdel(names.INITIALIZATION_NAMES, f"{base}/{name}")
-        else:
-            self._redis.hset(names.INITIALIZATION_NAMES, f"{base}/{name}", digest)
+        """Point a name at a stored initialization; None removes the pointer.
+
+        The audit log gets an entry.
+        """
+        with self._redis.pipeline() as pipe:
+            if digest is None:
+                pipe.hdel(names.INITIALIZATION_NAMES, f"{base}/{name}")
+                audit.record_in(pipe, "", "initialization.reset", name, {"base": base})
+            else:
+                pipe.hset(names.INITIALIZATION_NAMES, f"{base}/{name}", digest)
+                audit.record_in(pipe, "", "initialization.moved", name, {"base": base, "to": digest})
+            pipe.execute()
 
     def needed(self) -> dict[str, int]:
         """Return how many records need each initialization, by digest. Reads every record."""
@@ -125,7 +132,10 @@ class Initializations:
         if needed:
             self._put_back(digest)
         else:
-            self._redis.delete(set_aside)
+            with self._redis.pipeline() as pipe:
+                pipe.delete(set_aside)
+                audit.record_in(pipe, "", "initialization.forgotten", digest, {})
+                pipe.execute()
         return needed
 
     def _put_back(self, digest: str) -> None:

@@ -24,6 +24,9 @@ Keys of the deployment:
 | `qs:initialization_set_aside:DIGEST` | hash | an initialization that is being forgotten |
 | `qs:initialization_names` | hash | the digest that each name points at, by `BASE/NAME` |
 | `qs:keys` | hash | API keys, by id |
+| `qs:key_uses` | hash | when each key was last used, by id; under `since`, since when this is recorded |
+| `qs:tenants` | hash | own limits and share of tenants, by tenant (`tenants.py`) |
+| `qs:audit` | stream | changes that operators made (`audit.py`) |
 | `qs:id-key` | string | the secret key of adapter ids |
 | `qs:celery:…` | Celery's own | wake-ups |
 
@@ -41,8 +44,13 @@ Keys of a tenant, all under `qs:TENANT:`:
 | `…:alias-targets` | hash | where each alias points, and since when |
 | `…:alias-history:ALIAS` | list | where an alias pointed before, the latest first: `ADAPTER MOVED_AT` |
 | `…:alias-names` | sorted set | the aliases, sorted by name |
+| `…:audit` | stream | changes that concern the tenant (`audit.py`) |
 | `…:idempotency:DIGEST` | string | the job of an Idempotency-Key (`service.adapting.idempotency`) |
 | `…:weights:ID:FENCE` | string | the weights that one claim stored; on the server of the cache |
+
+No tenant's name has an underscore (`api_keys.check_tenant`). So a key of the deployment that continues after a second colon has an
+underscore before it, or what is before it is a reserved name. The one exception is `qs:waiting:PASS_KEY`: a pass key has slashes,
+and no key of a tenant has one before its third colon.
 
 Times are in milliseconds. The Lua scripts build some of these names themselves. The end of each job is published on the channel
 `messages.DONE_CHANNEL`.
@@ -60,7 +68,9 @@ SEQUENCE = "qs:sequence"
 QUEUES = "qs:queues"
 WORKERS, WORKER_DESCRIPTIONS = "qs:workers", "qs:worker-descriptions"
 ERASE, ERASE_LAST = "qs:erase", "qs:erase-last"
-API_KEYS = "qs:keys"
+API_KEYS, KEY_USES = "qs:keys", "qs:key_uses"
+TENANTS = "qs:tenants"
+AUDIT = "qs:audit"
 INITIALIZATION_NAMES = "qs:initialization_names"
 ID_KEY = "qs:id-key"
 CELERY_PREFIX = "qs:celery:"
@@ -108,6 +118,10 @@ def alias_history(tenant: str, alias: str) -> str:
 
 def alias_names(tenant: str) -> str:
     return f"qs:{tenant}:alias-names"
+
+
+def tenant_audit(tenant: str) -> str:
+    return f"qs:{tenant}:audit"
 
 
 def job_keys(tenant: str, adapter_id: str) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Any, Literal, cast
 import redis
 
 from worker.errors import JOB_SECONDS, ROOM_SECONDS, AdapterAliased, AdapterExpired, LimitReached
-from worker.ledger import ids, names, scripts
+from worker.ledger import audit, ids, names, scripts
 from worker.ledger.claims import Claims
 from worker.ledger.clock import server_ms
 from worker.ledger.counts import Counts
@@ -248,10 +248,18 @@ class Records:
         `only` is a condition: `dead` deletes the record only if the job is dead, `over` only if the time for its removal
         (`qs:retire`) has come. With a condition, aliases that point at the adapter are deleted too. Without one, raises
         AdapterAliased if there are such aliases. The weights are not deleted: their key contains the returned fence.
+
+        The audit log gets an entry, unless `only` is `over`: that an expired record is removed follows from its time to live. It
+        gets an entry for each alias that is deleted in any case.
         """
         keys = [*names.job_keys(tenant, adapter_id), names.adapters(tenant), names.RETIRE, names.ERASE, names.ERASE_LAST]
         keys += names.alias_keys(tenant, adapter_id)
-        fence = self._delete(keys=keys, args=[names.member(tenant, adapter_id), adapter_id, DONE_CHANNEL, only])
+        arguments = [names.member(tenant, adapter_id), adapter_id, DONE_CHANNEL, only, audit.script_context(tenant)]
+        fence = self._delete(keys=keys, args=arguments)
         if isinstance(fence, list):
             raise AdapterAliased(sorted(map(text, fence)))
-        return None if fence is None else int(fence)
+        if fence is None:
+            return None
+        if only != "over":
+            audit.log_change("adapter.deleted", adapter_id)
+        return int(fence)

@@ -12,7 +12,16 @@ import redis
 from worker.errors import LimitReached
 from worker.ledger import names, scripts
 
-LIMITS = ("MAX_ADAPTERS", "MAX_ADAPTER_BYTES", "MAX_EXAMPLE_BYTES", "MAX_JOBS", "MAX_ALIASES", "MAX_REQUESTS_A_MINUTE")
+LIMITS = (
+    "MAX_ADAPTERS",
+    "MAX_ADAPTER_BYTES",
+    "MAX_EXAMPLE_BYTES",
+    "MAX_JOBS",
+    "MAX_ALIASES",
+    "MAX_REQUESTS_A_MINUTE",
+    "MAX_STREAMS",
+)
+"""The limits of a tenant, by the names of their settings. A tenant may have its own ones (`tenants.py`)."""
 
 
 @dataclass(frozen=True)

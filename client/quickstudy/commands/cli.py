@@ -16,7 +16,7 @@ from quickstudy.commands.lazy_command import LateCommand
 GROUP = "quickstudy.commands"
 NEEDS = "quickstudy[cli]"
 SERVER_NEEDS = "quickstudy-server[embedded]"
-SERVER_COMMANDS = ("demo", "initializations", "jobs", "keys", "predictor", "serve", "worker")
+SERVER_COMMANDS = ("audit", "demo", "initializations", "jobs", "keys", "predictor", "serve", "tenants", "worker")
 """The commands of the server distribution. If they are called without that distribution, the error says what to install."""
 
 CLIENT_COMMANDS = (

@@ -20,7 +20,7 @@ from worker.ledger.record import Record
 router = APIRouter(tags=["adapters"])
 
 
-@router.get("/adapters", responses=problems(*ROUTE_ERRORS, InvalidRequest))
+@router.get("/adapters", dependencies=[Depends(needs("read"))], responses=problems(*ROUTE_ERRORS, InvalidRequest))
 def list_adapters(
     state: State,
     tenant: Tenant,
@@ -47,7 +47,11 @@ def _matches(record: Record, *, status: Status | None, tag: str | None, name: st
     return notes_match and (status is None or status == status_of(record, state))
 
 
-@router.get("/adapters/{adapter_id}", responses=problems(*ROUTE_ERRORS, InvalidRequest, UnknownAdapter))
+@router.get(
+    "/adapters/{adapter_id}",
+    dependencies=[Depends(needs("read"))],
+    responses=problems(*ROUTE_ERRORS, InvalidRequest, UnknownAdapter),
+)
 def get_adapter(adapter_id: AdapterId, state: State, tenant: Tenant) -> AdapterView:
     """Return one adapter, including its status, support loss before each step, timings and digest."""
     return view(get_record(adapter_id, state, tenant), state)

@@ -16,7 +16,7 @@ router = APIRouter(tags=["aliases"])
 _CURSOR = Query(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$", description="`next_cursor` of the previous page")
 
 
-@router.get("/aliases", responses=problems(*ROUTE_ERRORS, InvalidRequest))
+@router.get("/aliases", dependencies=[Depends(needs("read"))], responses=problems(*ROUTE_ERRORS, InvalidRequest))
 def list_aliases(
     state: State,
     tenant: Tenant,
@@ -28,7 +28,11 @@ def list_aliases(
     return AliasPage(aliases=[_view(alias) for alias in aliases], next_cursor=next_cursor)
 
 
-@router.get("/aliases/{alias}", responses=problems(*ROUTE_ERRORS, InvalidRequest, UnknownAlias))
+@router.get(
+    "/aliases/{alias}",
+    dependencies=[Depends(needs("read"))],
+    responses=problems(*ROUTE_ERRORS, InvalidRequest, UnknownAlias),
+)
 def get_alias(alias: AliasName, state: State, tenant: Tenant) -> AliasDetail:
     """Return an alias, the adapter that it points at, and those that it pointed at before."""
     found = state.aliases.get(tenant, alias)
@@ -54,7 +58,7 @@ def set_alias(alias: AliasName, target: AliasTarget, state: State, tenant: Tenan
     """
     check_alias(alias)
     expected = target.expected if "expected" in target.model_fields_set else "*"
-    moved = state.aliases.point(tenant, alias, target.adapter_id, expected, state.settings.max_aliases)
+    moved = state.aliases.point(tenant, alias, target.adapter_id, expected, state.tenants.limits_of(tenant)["MAX_ALIASES"])
     if moved.verdict == "unknown":
         raise UnknownAdapter(target.adapter_id)
     if moved.verdict == "moved":

@@ -6,7 +6,7 @@ from prometheus_client import generate_latest
 
 from metatrain.inner.config import InnerConfig, Objective
 from service.errors import NotReady
-from service.http.auth import access, needs
+from service.http.auth import needs
 from service.http.deployment_schemas import Alive, InitializationList, InitializationView, InPartsView, Missing, Readiness
 from service.http.openapi import ROUTE_ERRORS, problems
 from service.http.state import State
@@ -15,7 +15,7 @@ router = APIRouter(tags=["deployment"])
 _METRIC = "quickstudy_workers 1.0"
 
 
-@router.get("/initializations", dependencies=[Depends(access)], responses=problems(*ROUTE_ERRORS))
+@router.get("/initializations", dependencies=[Depends(needs("read"))], responses=problems(*ROUTE_ERRORS))
 def initializations(state: State) -> InitializationList:
     """List the initializations that this deployment can adapt from, sorted by name."""
     views = [
@@ -55,7 +55,7 @@ def _objective_weights(objective: Objective) -> dict[str, float]:
 @router.get(
     "/metrics",
     response_class=Response,
-    dependencies=[Depends(needs("admin"))],
+    dependencies=[Depends(needs("metrics"))],
     responses={200: {"content": {"text/plain": {"schema": {"type": "string"}, "example": _METRIC}}}, **problems(*ROUTE_ERRORS)},
 )
 def metrics(state: State) -> Response:

@@ -15,6 +15,7 @@ from fastapi.sse import format_sse_event
 from starlette.concurrency import run_in_threadpool
 
 from service.errors import InvalidRequest, ServiceError, UnknownAdapter
+from service.http.auth import needs
 from service.http.openapi import ROUTE_ERRORS, Responses, problems
 from service.http.schemas import AdapterId
 from service.http.state import ServiceState, State, Tenant
@@ -81,7 +82,7 @@ async def _acquire_stream(state: State, tenant: Tenant) -> AsyncIterator[None]:
     "/adapters/{adapter_id}/events",
     response_class=StreamingResponse,
     response_model=None,
-    dependencies=[Depends(_acquire_stream)],
+    dependencies=[Depends(needs("read")), Depends(_acquire_stream)],
     responses={**_ANSWERS, **problems(*ROUTE_ERRORS, InvalidRequest, UnknownAdapter)},
 )
 async def adapter_events(

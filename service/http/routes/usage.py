@@ -6,7 +6,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Query
 
 from service.errors import InvalidRequest, MissingScope
-from service.http.auth import Access, access
+from service.http.auth import Access, access, needs
 from service.http.deployment_schemas import UsageView
 from service.http.openapi import ROUTE_ERRORS, problems
 from service.http.state import State
@@ -16,7 +16,7 @@ from worker.ledger.api_keys import TENANT_PATTERN, check_tenant
 router = APIRouter(tags=["usage"])
 
 
-@router.get("/usage", responses=problems(*ROUTE_ERRORS, InvalidRequest))
+@router.get("/usage", dependencies=[Depends(needs("read"))], responses=problems(*ROUTE_ERRORS, InvalidRequest))
 async def usage(
     state: State,
     granted: Annotated[Access, Depends(access)],
@@ -35,4 +35,6 @@ async def usage(
         check_tenant(requested)
     except InvalidKey as error:
         raise InvalidRequest("tenant", error.expected, requested) from error
-    return UsageView(tenant=requested, **asdict(await state.meter.used(requested)), limits=state.settings.limits)
+    await state.tenants.refresh(requested)
+    limits = dict(state.tenants.limits_of(requested))
+    return UsageView(tenant=requested, **asdict(await state.meter.used(requested)), limits=limits)

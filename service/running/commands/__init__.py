@@ -28,5 +28,7 @@ COMMANDS = (
         needs=NEEDS,
     ),
     LateCommand("jobs", "service.running.commands.jobs", "List, retry and drop jobs that no worker could finish.", needs=NEEDS),
-    LateCommand("keys", "service.running.commands.keys", "Create, list and revoke API keys.", needs=NEEDS),
+    LateCommand("keys", "service.running.commands.keys", "Create, list, rotate and revoke API keys.", needs=NEEDS),
+    LateCommand("tenants", "service.running.commands.tenants", "Set, list and unset limits of single tenants.", needs=NEEDS),
+    LateCommand("audit", "service.running.commands.audit", "Print who changed what, from the audit log.", needs=NEEDS),
 )

@@ -1,4 +1,4 @@
-"""`quickstudy keys`: create, list and revoke API keys.
+"""`quickstudy keys`: create, list, rotate and revoke API keys.
 
 The commands access the records in Redis directly, not through the HTTP service.
 """
@@ -6,23 +6,25 @@ The commands access the records in Redis directly, not through the HTTP service.
 import json
 import re
 import sys
-from datetime import UTC, datetime
 from pathlib import Path
 
 import click
 
+from service.running.commands.durations import milliseconds, shown_time
 from service.running.find_records import connect_to_records, exit_on_redis_error, on_data_dir
-from worker.errors import InvalidKey
+from worker.errors import InvalidKey, UnknownKey
 from worker.ledger.api_keys import DEFAULT_TENANT, KEY_CACHE_SECONDS, SCOPES, Key, Keys, Scope
-
-_UNITS = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+from worker.ledger.key_uses import KeyUses
 
 
 @click.group()
 @on_data_dir
 @click.pass_context
 def keys(context: click.Context, data_dir: Path) -> None:
-    """Create, list and revoke API keys. Once the first key exists, the service always requires a key."""
+    """Create, list, rotate and revoke API keys.
+
+    Once the first key exists, the service always requires a key.
+    """
     context.obj = data_dir.expanduser()
 
 
@@ -41,7 +43,7 @@ def keys(context: click.Context, data_dir: Path) -> None:
     multiple=True,
     default=("adapt", "predict"),
     show_default=True,
-    help="Repeatable. `admin` includes the others.",
+    help="Repeatable. `adapt` and `predict` include `read`; `admin` includes all others.",
 )
 @click.option(
     "--expires",
@@ -52,7 +54,7 @@ def keys(context: click.Context, data_dir: Path) -> None:
 @click.pass_obj
 def create(data_dir: Path, tenant: str, name: str, scopes: tuple[Scope, ...], expires: str | None, as_json: bool) -> None:
     """Create a key and print it. It cannot be shown again: only its hash is stored."""
-    lives_ms = None if expires is None else _milliseconds(expires)
+    lives_ms = None if expires is None else milliseconds("--expires", expires)
     store = _keys(data_dir)
     try:
         with exit_on_redis_error("the key was not created"):
@@ -60,36 +62,96 @@ def create(data_dir: Path, tenant: str, name: str, scopes: tuple[Scope, ...], ex
             identity, secret_key, key = store.create(tenant, name, scopes, lives_ms=lives_ms)
     except InvalidKey as error:
         sys.exit(f"error: --{error}")
-    click.echo(json.dumps({"key": secret_key, **_description(identity, key, key.created_at)}, indent=2) if as_json else secret_key)
-    if not as_json:
-        until = "" if key.expires_at is None else f", until {_day(key.expires_at)}"
-        click.echo(
-            f"key {identity} of tenant {tenant} ({' '.join(key.scopes)}{until}); store it now, it cannot be shown again", err=True
-        )
+    _show_new_key(identity, secret_key, key, as_json=as_json)
     if first:
         closed = f"this is the first key: within {KEY_CACHE_SECONDS:g} s, and from then on, every request needs a key"
         others = "" if tenant == DEFAULT_TENANT else f"; what was made without a key belongs to tenant {DEFAULT_TENANT}"
         click.echo(closed + others, err=True)
 
 
+def _show_new_key(identity: str, secret_key: str, key: Key, *, as_json: bool) -> None:
+    click.echo(json.dumps({"key": secret_key, **_description(identity, key, key.created_at)}, indent=2) if as_json else secret_key)
+    if not as_json:
+        until = "" if key.expires_at is None else f", until {shown_time(key.expires_at)}"
+        scopes = " ".join(key.scopes)
+        click.echo(f"key {identity} of tenant {key.tenant} ({scopes}{until}); store it now, it cannot be shown again", err=True)
+
+
 @keys.command("list")
+@click.option(
+    "--unused-for",
+    metavar="TIME",
+    help="Only valid keys that were not used for so long: 90d, 12h. A key that was never used counts from its creation, or from "
+    "when the services began to record uses.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of a table.")
 @click.pass_obj
-def list_keys(data_dir: Path, as_json: bool) -> None:
-    """List all keys, oldest first, including revoked and expired keys. Secrets are not shown."""
-    store = _keys(data_dir)
+def list_keys(data_dir: Path, unused_for: str | None, as_json: bool) -> None:
+    """List all keys, oldest first, including revoked and expired keys, with their last use.
+
+    Secrets are not shown. A service records the use of a key within a second if it is the first one, and at most once a minute
+    after that.
+    """
+    client = connect_to_records(data_dir)[0]
+    store, key_uses = Keys(client), KeyUses(client)
     with exit_on_redis_error("the keys were not listed"):
-        listed, now = store.list(), store.now()
+        listed, now, used, since = store.list(), store.now(), key_uses.latest(), key_uses.since()
+    shown = listed
+    if unused_for is not None:
+        before = now - milliseconds("--unused-for", unused_for)
+
+        def is_unused(identity: str, key: Key) -> bool:
+            last = used.get(identity) or max(key.created_at, now if since is None else since)
+            return key.holds(now) and last <= before
+
+        shown = [(identity, key) for identity, key in listed if is_unused(identity, key)]
     if as_json:
-        click.echo(json.dumps([_description(identity, key, now) for identity, key in listed], indent=2))
+        click.echo(json.dumps([_description(identity, key, now, used.get(identity)) for identity, key in shown], indent=2))
         return
-    width = max((len(key.tenant) for _, key in listed), default=0)
-    for identity, key in listed:
-        until = "" if key.expires_at is None else f"until {_day(key.expires_at)}"
-        line = f"{identity}  {key.tenant:<{width}}  {_state(key, now):<7}  {' '.join(key.scopes):<19}  {until:<22}  {key.name}"
-        click.echo(line.rstrip())
+    _print_table([_row(identity, key, now, used.get(identity)) for identity, key in shown])
     if not listed:
         click.echo("no keys: the service is open")
+
+
+def _row(identity: str, key: Key, now: int, used: int | None) -> list[str]:
+    until = "" if key.expires_at is None else f"until {shown_time(key.expires_at)}"
+    last = "" if used is None else f"used {shown_time(used)}"
+    return [identity, key.tenant, _state(key, now), " ".join(key.scopes), until, last, key.name]
+
+
+def _print_table(rows: list[list[str]]) -> None:
+    """Print rows with columns of equal width."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        click.echo("  ".join(f"{text:<{width}}" for text, width in zip(row, widths, strict=True)).rstrip())
+
+
+@keys.command()
+@click.argument("identity", metavar="ID")
+@click.option(
+    "--grace", metavar="TIME", default="24h", show_default=True, help="How long the old key still works: 0, 90s, 15m, 12h, 30d."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@click.pass_obj
+def rotate(data_dir: Path, identity: str, grace: str, as_json: bool) -> None:
+    """Create a key in place of the key ID, with the same tenant, scopes and name, and print it.
+
+    The old key stops working after the grace time. If it was created with --expires, the new one lives as long from now on.
+    """
+    _check_id(identity)
+    grace_ms = 0 if grace in ("0", "0s") else milliseconds("--grace", grace)
+    store = _keys(data_dir)
+    try:
+        with exit_on_redis_error("the key was not rotated"):
+            new_identity, secret_key, key = store.rotate(identity, grace_ms)
+    except UnknownKey:
+        sys.exit(f"error: ID: no key {identity}; `quickstudy keys list` shows all keys")
+    except InvalidKey as error:
+        sys.exit(f"error: {error}")
+    _show_new_key(new_identity, secret_key, key, as_json=as_json)
+    if not as_json:
+        stops = f"within {KEY_CACHE_SECONDS:g} s" if grace_ms == 0 else f"after {grace}"
+        click.echo(f"key {identity} stops working {stops}", err=True)
 
 
 @keys.command()
@@ -97,10 +159,7 @@ def list_keys(data_dir: Path, as_json: bool) -> None:
 @click.pass_obj
 def revoke(data_dir: Path, identity: str) -> None:
     """Revoke a key by its id, which `keys list` shows."""
-    if not re.fullmatch(r"[0-9a-f]{12}", identity):
-        sys.exit(
-            "error: ID: expected the 12 characters that `quickstudy keys list` shows"
-        )  # the value is not shown: it may be a whole key
+    _check_id(identity)
     store = _keys(data_dir)
     with exit_on_redis_error("the key was not revoked"):
         known = store.revoke(identity)
@@ -113,11 +172,11 @@ def _keys(data_dir: Path) -> Keys:
     return Keys(connect_to_records(data_dir)[0])
 
 
-def _milliseconds(time: str) -> int:
-    match = re.fullmatch(r"([1-9][0-9]{0,8})([smhd])", time)
-    if match is None:
-        sys.exit(f"error: --expires: expected a number and s, m, h or d, got {time!r}")
-    return int(match[1]) * _UNITS[match[2]]
+def _check_id(identity: str) -> None:
+    """Exit with a one-line message unless `identity` has the form of a key's id."""
+    if not re.fullmatch(r"[0-9a-f]{12}", identity):
+        # The value is not shown, because it may be a whole key.
+        sys.exit("error: ID: expected the 12 characters that `quickstudy keys list` shows")
 
 
 def _state(key: Key, now: int) -> str:
@@ -126,18 +185,18 @@ def _state(key: Key, now: int) -> str:
     return "valid" if key.holds(now) else "expired"
 
 
-def _day(ms: int) -> str:
-    return datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%d %H:%MZ")
+def _description(identity: str, key: Key, now: int, used: int | None = None) -> dict[str, object]:
+    """Return the description of a key that `--json` prints, with times in Unix seconds.
 
-
-def _description(identity: str, key: Key, now: int) -> dict[str, object]:
-    """Return the description of a key that `--json` prints, with times in Unix seconds."""
-    times = {"created_at": key.created_at, "expires_at": key.expires_at, "revoked_at": key.revoked_at}
+    `used`: its last use, in ms.
+    """
+    times = {"created_at": key.created_at, "expires_at": key.expires_at, "revoked_at": key.revoked_at, "last_used_at": used}
     return {
         "id": identity,
         "tenant": key.tenant,
         "name": key.name,
         "scopes": list(key.scopes),
         "state": _state(key, now),
+        "replaced_by": key.replaced_by,
         **{name: None if ms is None else ms / 1000 for name, ms in times.items()},
     }

@@ -113,6 +113,8 @@ def test_an_alias_moves_only_if_its_condition_holds(service: Served) -> None:
         with pytest.raises(Conflict, match="no adapter that it pointed at before is usable"):
             quickstudy.roll_back_alias("voices")
         quickstudy.delete_alias("voices")
+        removed = next(quickstudy.audit())
+        assert (removed.action, removed.subject, removed.details) == ("alias.removed", "voices", {"from": first.adapter_id})
         with pytest.raises(NotFound):
             quickstudy.predict("voices", "order pizza")
 
@@ -165,6 +167,10 @@ def test_every_method_of_the_async_client(service: Served) -> None:
             with pytest.raises(Conflict):
                 await quickstudy.roll_back_alias("async")
             await quickstudy.delete_alias("async")
+            changes = [change async for change in quickstudy.audit()]
+            assert [change.action for change in changes[:2]] == ["alias.removed", "alias.moved"]
+            assert changes[1].details == {"to": second.adapter_id} and changes[1].actor.kind == "no key"
+            assert {change.action async for change in quickstudy.audit("alias.moved")} == {"alias.moved"}
             await quickstudy.pin(second)
             assert (await quickstudy.update(second, name="second")).pinned
             await quickstudy.unpin(second)

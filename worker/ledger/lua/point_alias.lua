@@ -2,7 +2,7 @@
 --
 -- KEYS  1 aliases of the adapter, 2 alias targets, 3 alias names, 4 record of the adapter, 5 history of the alias
 -- ARGV  1 alias, 2 adapter id, 3 expected target ('*': any, '': none), 4 prefix of the keys `aliases-of`,
---       5 most aliases (0: no limit), 6 most entries of the history
+--       5 most aliases (0: no limit), 6 most entries of the history, 7 context of `audit`
 -- Returns {verdict, previous target}; if the limit refuses a new alias, {'full', previous target, number of aliases}.
 
 local stored = redis.call('HGET', KEYS[2], ARGV[1])
@@ -20,4 +20,5 @@ end
 redis.call('HSET', KEYS[2], ARGV[1], ARGV[2] .. ' ' .. time[1] * 1000 + math.floor(time[2] / 1000))
 redis.call('ZADD', KEYS[3], 0, ARGV[1])
 redis.call('SADD', KEYS[1], ARGV[1])
+if previous ~= ARGV[2] then audit(ARGV[7], 'alias.moved', ARGV[1], {from = stored and previous or nil, to = ARGV[2]}) end
 return {'set', previous}

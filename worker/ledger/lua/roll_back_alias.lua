@@ -4,7 +4,7 @@
 -- The current target does not enter the history, so calling this again goes further back.
 --
 -- KEYS  1 alias targets, 2 history of the alias
--- ARGV  1 alias, 2 prefix of the keys `aliases-of`, 3 prefix of the keys of records
+-- ARGV  1 alias, 2 prefix of the keys `aliases-of`, 3 prefix of the keys of records, 4 context of `audit`
 -- Returns {verdict, current target, previous target}. The verdict is 'set', 'unknown' (there is no such alias) or 'none' (no
 -- adapter of the history is usable; nothing changes but the history, which is then empty).
 
@@ -22,6 +22,7 @@ while true do
     redis.call('SREM', ARGV[2] .. current, ARGV[1])
     redis.call('HSET', KEYS[1], ARGV[1], target .. ' ' .. string.format('%.0f', now))
     redis.call('SADD', ARGV[2] .. target, ARGV[1])
+    audit(ARGV[4], 'alias.rolled_back', ARGV[1], {from = current, to = target})
     return {'set', target, current}
   end
 end
