@@ -12,6 +12,10 @@ WorkerError
 ├── UnknownKey      there is no API key with this id
 ├── InvalidLimit    the value of a tenant's own limit or share is not allowed
 ├── LimitReached    the request would exceed one of the limits of its tenant
+├── EncryptionKeyMissing  a stored value is encrypted with a key that this process does not have
+├── SealBroken      an encrypted value was changed, or moved to another place
+├── InvalidKeyFile  a file of encryption keys cannot be used
+├── InvalidBackup   a backup file cannot be used, or must not be restored to this server
 └── SettingsError   an environment variable has an invalid value
 """
 
@@ -93,6 +97,22 @@ class LimitReached(WorkerError):
     def __init__(self, limit: str, most: int, used: int, *, retry_after: int) -> None:
         super().__init__(f"{limit}: expected at most {most}, and {used} are in use")
         self.limit, self.most, self.used, self.retry_after = limit, most, used, retry_after
+
+
+class EncryptionKeyMissing(WorkerError):
+    pass
+
+
+class SealBroken(WorkerError):
+    pass
+
+
+class InvalidKeyFile(WorkerError):
+    pass
+
+
+class InvalidBackup(WorkerError):
+    pass
 
 
 class SettingsError(WorkerError):

@@ -37,11 +37,11 @@ def run_worker(settings: WorkerSettings) -> None:
 def queues_of(runtime: Runtime) -> dict[str, list[str]]:
     """Return the queues from which a worker may claim jobs: {queue: digests of allowed initializations}.
 
-    The worker has one queue for each task kind on each base model. The other queues contain jobs that earlier versions accepted,
-    the oldest of them in one queue with an empty name. A job may be claimed if the worker has its initialization in memory, or if
-    that is stored. All other jobs are left alone.
+    The worker has one queue for each task kind on each base model, and one more for each encryption key. The other queues contain
+    jobs that earlier versions accepted, the oldest of them in one queue with an empty name. A job may be claimed if the worker has
+    its initialization in memory, or if that is stored. All other jobs are left alone.
     """
-    queues = [queue for resident in runtime.residents for queue in resident.queues]
+    queues = [queue for resident in runtime.residents for queue in resident.readable_queues]
     earlier = [queue for resident in runtime.residents for queue in resident.earlier_queues]
     return dict.fromkeys([*queues, *earlier, ""], runtime.known.digests)
 
@@ -54,8 +54,9 @@ class WorkerProcess:
 
     def __init__(self, settings: WorkerSettings) -> None:
         client = records_client(settings.redis_url)
-        store = WeightStore(weights_client(settings.weights_url, timeout=30))
-        records = Records(client)
+        cipher = settings.cipher
+        store = WeightStore(weights_client(settings.weights_url, timeout=30), cipher)
+        records = Records(client, cipher=cipher)
         runtime = load_runtime(settings, records.initializations.get)
         queues = queues_of(runtime)
         self._settings, self._name = settings, f"{socket.gethostname()}-{os.getpid()}"
@@ -111,10 +112,11 @@ def _warn_of_root() -> None:
 
 
 def _description(runtime: Runtime) -> dict[str, Any]:
-    """Return what the worker announces about itself: its device, precision and queues."""
-    first = runtime.residents[0].base
-    queues = [queue for resident in runtime.residents for queue in resident.queues]
-    return {"device": str(first.device), "dtype": first.precision, "queue": queues[0], "queues": queues}
+    """Return what the worker announces: its device, precision, queues and ids of encryption keys."""
+    first = runtime.residents[0]
+    queues = [queue for resident in runtime.residents for queue in resident.readable_queues]
+    about = {"device": str(first.base.device), "dtype": first.base.precision, "queue": queues[0], "queues": queues}
+    return {**about, "keys": first.key_ids} if first.key_ids else about
 
 
 def _register(app: Celery, runner: JobRunner) -> None:

@@ -43,19 +43,35 @@ class MadeAdapter:
 
 @dataclass(frozen=True)
 class Resident:
-    """A loaded base model and the initializations that belong to it, by name."""
+    """A loaded base model and the initializations that belong to it, by name.
+
+    `sealing_key`: the id of the key that encrypts new records, or "". `key_ids`: the ids of all keys of this process.
+    """
 
     base: Base
     initializations: dict[str, Initialization]
+    sealing_key: str = ""
+    key_ids: tuple[str, ...] = ()
 
     def queue(self, kind: str) -> str:
-        """Return the queue of the jobs of a task kind on this base model."""
-        return queue_name(self.base.digest, self.base.precision, kind)
+        """Return the queue of new jobs of a task kind on this base model."""
+        return queue_name(self.base.digest, self.base.precision, kind, self.sealing_key)
 
     @property
     def queues(self) -> list[str]:
-        """The queues of the jobs of all known task kinds on this base model."""
+        """The queues of new jobs of all known task kinds on this base model."""
         return [self.queue(kind) for kind in task_kinds()]
+
+    @property
+    def readable_queues(self) -> list[str]:
+        """The queues of all jobs on this base model that this process can read, those of new jobs first.
+
+        Their records are encrypted with any of its keys, or not at all.
+        """
+        others = [self.sealing_key, "", *self.key_ids]
+        return list(
+            dict.fromkeys(queue_name(self.base.digest, self.base.precision, kind, key) for key in others for kind in task_kinds())
+        )
 
     @property
     def earlier_queues(self) -> list[str]:
@@ -211,7 +227,7 @@ def load_residents(settings: WorkerSettings, *, probed: bool = True) -> list[Res
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     hub = Hub(reachable=not settings.air_gapped, token=settings.hub_token)
-    kinds = _usable_kinds()
+    kinds, cipher = _usable_kinds(), settings.cipher
     residents: list[Resident] = []
     for name in settings.base_models:
         base = load_base(name, precision=settings.precision, hub=hub)
@@ -220,7 +236,8 @@ def load_residents(settings: WorkerSettings, *, probed: bool = True) -> list[Res
         baselines = [init for kind in kinds for init in kind.baselines(base)]
         folder = settings.initializations_dir
         several = len(settings.base_models) > 1
-        residents.append(Resident(base, load_catalog(base, folder, baselines=baselines, probed=probed, others_skipped=several)))
+        catalog = load_catalog(base, folder, baselines=baselines, probed=probed, others_skipped=several)
+        residents.append(Resident(base, catalog, cipher.sealing_key, cipher.key_ids))
     return residents
 
 

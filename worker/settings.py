@@ -11,7 +11,8 @@ from pydantic import AfterValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from metatrain.models.source import locate_locally
-from worker.errors import SettingsError
+from worker.errors import InvalidKeyFile, SettingsError
+from worker.ledger.encryption import PLAIN, Cipher, read_key_file
 from worker.ledger.servers import is_records_url, is_weights_url
 from worker.logs import LogFormat
 
@@ -69,6 +70,11 @@ class WorkerSettings(BaseSettings):
         description="one base model or several, separated by commas: hub names, folders (with a slash) or the short name `text`",
     )
     hub_token_file: Path | None = Field(default=None, description="file with a token of the model hub, for private models")
+    encryption_key_file: Path | None = Field(
+        default=None,
+        description="file of the keys that encrypt what is derived from examples, before it is written to Redis; unset: it is "
+        "written as it is",
+    )
     air_gapped: bool = Field(
         default=False, description="never contact the model hub: load base models from folders, wheels or the hub's local cache"
     )
@@ -124,6 +130,19 @@ class WorkerSettings(BaseSettings):
         if not token or not token.isascii() or not token.isprintable():
             raise SettingsError(f"HUB_TOKEN_FILE: expected one line with a token in {self.hub_token_file}, got other content")
         return token
+
+    @property
+    def cipher(self) -> Cipher:
+        """A cipher with the keys in ENCRYPTION_KEY_FILE. Raises SettingsError if the file cannot be used.
+
+        Each access reads the file, so a process keeps the cipher that it read at its start.
+        """
+        if self.encryption_key_file is None:
+            return PLAIN
+        try:
+            return read_key_file(self.encryption_key_file)
+        except InvalidKeyFile as error:
+            raise SettingsError(f"ENCRYPTION_KEY_FILE: {error}") from None
 
 
 def read_settings(kind: type[S]) -> S:

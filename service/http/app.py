@@ -86,9 +86,10 @@ def create_app(settings: ServiceSettings, residents: Sequence[Resident]) -> Fast
 def _state(settings: ServiceSettings, residents: Sequence[Resident]) -> ServiceState:
     """Create everything that the routes use. Nothing connects to Redis yet."""
     client = records_client(settings.redis_url, connect_timeout=2)
-    records = Records(client, settings.wait_replicas)
+    cipher = settings.cipher
+    records = Records(client, settings.wait_replicas, cipher)
     cache = weights_client(settings.weights_url, connect_timeout=2)
-    store = WeightStore(cache)
+    store = WeightStore(cache, cipher)
     stored, share = records.initializations.get, 1 / len(residents)
     deployed = tuple(Deployed(resident, _predictor(resident, store, stored, settings, share)) for resident in residents)
     known = known_initializations(residents, stored, probed=False)  # workers and predictors probe

@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 
 from service.errors import InvalidRequest, MethodNotAllowed, QuotaExceeded, ServiceError, Unavailable, UnknownPath, problem
 from service.kinds.registry import http_kinds
-from worker.errors import LimitReached
+from worker.errors import EncryptionKeyMissing, LimitReached, SealBroken
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +23,8 @@ def answer_errors_with_problems(app: FastAPI) -> None:
     app.add_exception_handler(LimitReached, _limit_reached)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)
+    for sealed in (EncryptionKeyMissing, SealBroken):
+        app.add_exception_handler(sealed, _sealed_value)
     for connection_error in (redis.RedisError, OperationalError):
         app.add_exception_handler(connection_error, _redis_error)
 
@@ -35,6 +37,11 @@ async def _service_error(_request: Request, error: Exception) -> JSONResponse:
 async def _limit_reached(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, LimitReached)
     return problem(QuotaExceeded(error))
+
+
+async def _sealed_value(_request: Request, error: Exception) -> JSONResponse:
+    log.error("%s", error)
+    return problem(Unavailable(str(error)))
 
 
 async def _validation_error(request: Request, error: Exception) -> JSONResponse:

@@ -155,7 +155,7 @@ class ServiceState:
         base model that has the adapter's initialization and precision, or else the one that had this queue name earlier.
         """
         for deployed in self.deployed:
-            if record.queue in deployed.resident.queues:
+            if record.queue in deployed.resident.readable_queues:
                 return deployed
         for deployed in self.deployed:
             digests = (init.digest for init in deployed.initializations.values())

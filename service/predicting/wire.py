@@ -23,7 +23,7 @@ from metatrain.errors import ArtifactError
 from metatrain.models.base import Base
 from service.errors import Overloaded, Unavailable
 from service.predicting.predictor import Answer, WeightsKey
-from worker.errors import WeightsCorrupt, WeightsMissing
+from worker.errors import EncryptionKeyMissing, WeightsCorrupt, WeightsMissing
 
 LINE_BYTES = 64 * 2**20
 """Longest line in bytes: enough for all texts of a request, or for a whole answer."""
@@ -33,6 +33,7 @@ _ERRORS: dict[str, Callable[[str], Exception]] = {
     "WeightsCorrupt": WeightsCorrupt,
     "ArtifactError": ArtifactError,
     "RedisError": redis.RedisError,
+    "EncryptionKeyMissing": EncryptionKeyMissing,
 }
 
 

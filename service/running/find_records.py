@@ -12,8 +12,9 @@ import click
 import redis
 
 from service.running.standalone import DEFAULT_DATA_DIR, url_of
-from worker.errors import SettingsError
+from worker.errors import EncryptionKeyMissing, SealBroken, SettingsError
 from worker.ledger.audit import acting, command_line
+from worker.ledger.encryption import Cipher
 from worker.ledger.records import Records
 from worker.ledger.servers import records_client, weights_client
 from worker.ledger.weights_cache import WeightStore
@@ -68,13 +69,25 @@ def open_records_and_weights(data_dir: Path) -> tuple[Records, WeightStore]:
 
     Exits with a one-line message if the settings are invalid or the records' server does not answer.
     """
+    cipher = read_cipher()
     client, cache_url = connect_to_records(data_dir)
-    return Records(client), WeightStore(weights_client(cache_url))
+    return Records(client, cipher=cipher), WeightStore(weights_client(cache_url), cipher)
+
+
+def read_cipher() -> Cipher:
+    """Return a cipher with the keys in ENCRYPTION_KEY_FILE.
+
+    Exits with a one-line message if the settings are invalid.
+    """
+    try:
+        return read_settings(WorkerSettings).cipher
+    except SettingsError as error:
+        sys.exit(f"error: {error}")
 
 
 @contextmanager
 def exit_on_redis_error(outcome: str) -> Iterator[None]:
-    """Exit with a one-line message if a Redis command in the block fails.
+    """Exit with a one-line message if a Redis command in the block fails or a value does not open.
 
     The message has `outcome`, which says what was not done, and the type of the error.
     """
@@ -82,3 +95,5 @@ def exit_on_redis_error(outcome: str) -> Iterator[None]:
         yield
     except redis.RedisError as error:
         sys.exit(f"error: {outcome}: {type(error).__name__}")
+    except (EncryptionKeyMissing, SealBroken) as error:
+        sys.exit(f"error: {outcome}: {error}")

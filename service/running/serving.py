@@ -54,7 +54,7 @@ def run_predictor(settings: ServiceSettings, url: str) -> None:
     used.
     """
     residents = _load(settings.model_copy(update={"predictor_url": None}))
-    store = WeightStore(weights_client(settings.weights_url, connect_timeout=2))
+    store = WeightStore(weights_client(settings.weights_url, connect_timeout=2), settings.cipher)
     stored = Initializations(records_client(settings.redis_url, connect_timeout=2)).get
     share = 1 / len(residents)
     predictors = [

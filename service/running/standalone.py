@@ -29,6 +29,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Protocol
 
+from service.running.data_folder import open_privately, prepare_data_folder
 from service.running.end_with_parent import tie_to_parent
 
 log = logging.getLogger(__name__)
@@ -51,11 +52,11 @@ def standalone(data_dir: Path, listening: socket.socket) -> Iterator[str]:
 
     `data_dir` has the server's append-only file, from which it restores queue, records and weights at the next start. `listening`
     is the service's HTTP socket, which the forked worker closes in its own process. A server or worker that dies is restarted.
-    Raises StandaloneError if `data_dir` is in use or cannot be created, or if the server does not start.
+    Raises StandaloneError if `data_dir` is in use, belongs to another user or cannot be created, or if the server does not start.
     """
     try:
-        data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        lock = (data_dir / "lock").open("w")
+        prepare_data_folder(data_dir)
+        lock = open_privately(data_dir / "lock", "w")
     except OSError as error:
         raise StandaloneError(f"--data-dir {data_dir}: {error.strerror}") from error
     try:
@@ -83,7 +84,8 @@ def standalone(data_dir: Path, listening: socket.socket) -> Iterator[str]:
     server = _Child("redis", _spawn(_server_command(data_dir, sockets / "redis.sock"), log_file=data_dir / "redis.log"))
     worker = _Child("worker", _spawn([sys.executable, "-m", "worker"], {"REDIS_URL": url}), first=lambda: _Fork(run_worker))
     children = [server, worker]
-    (data_dir / _URL).write_text(url)
+    with open_privately(data_dir / _URL, "w") as file:
+        file.write(url)
     stopping = threading.Event()
     supervisor = threading.Thread(target=_supervise, args=(children, stopping), name="supervisor", daemon=True)
     try:
@@ -167,12 +169,13 @@ def _spawn(
     """Return a function that starts a command as a child process, which ends when this process ends.
 
     The child gets the environment of this process and `variables`. Its output is appended to `log_file`. If `log_file` is
-    None, it goes to the output of this process.
+    None, it goes to the output of this process. A child with a log file is the server, whose other files only their owner may
+    read, too.
     """
 
     def start() -> _Process:
         tied = [sys.executable, "-m", "service.running.end_with_parent", str(os.getpid()), *command]
-        with log_file.open("ab") if log_file else contextlib.nullcontext() as output:
+        with open_privately(log_file, "ab") if log_file else contextlib.nullcontext() as output:
             return subprocess.Popen(
                 tied,
                 env={**os.environ, **variables},
@@ -180,6 +183,7 @@ def _spawn(
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
+                umask=-1 if log_file is None else 0o077,
             )
 
     return start

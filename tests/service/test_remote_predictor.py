@@ -26,7 +26,8 @@ from tests.conftest import RedisServer
 from tests.end_to_end.conftest import ROOT, Served, served
 from tests.end_to_end.test_service import BODY, identity, predict
 from tests.service.test_predictor import put
-from worker.errors import WeightsCorrupt, WeightsMissing
+from worker.errors import EncryptionKeyMissing, WeightsCorrupt, WeightsMissing
+from worker.ledger.encryption import Cipher, new_key
 from worker.ledger.servers import weights_client
 from worker.ledger.weights_cache import WeightStore
 
@@ -82,6 +83,7 @@ def test_answers_and_errors_are_those_of_the_predictor_in_process(
     adapters = [put(tiny, store, catalog[seed % 2], seed) for seed in range(6)]
     missing = WeightsKey("t", "a9", 7, "1" * 64)
     unknown = put(tiny, store, replace(catalog[0], scale=3.0), 8)  # an initialization that the predictor does not have
+    sealed = put(tiny, WeightStore(weights_client(redis_server.url), Cipher([new_key()])), catalog[0], 10)
     corrupt = WeightsKey("t", "a1", 7, "0" * 64)
     in_process = InProcessPredictor(tiny, {init.name: init for init in catalog}, store, ServiceSettings())
     expected = [in_process.submit(weights, TEXTS).result(20) for weights in adapters]
@@ -97,7 +99,12 @@ def test_answers_and_errors_are_those_of_the_predictor_in_process(
                 assert set(answer.seconds) == set(same.seconds)
                 for row, same_row in zip(answer.outputs, same.outputs, strict=True):
                     assert row == pytest.approx(same_row, abs=1e-6)
-            for weights, kind in ((missing, WeightsMissing), (unknown, ArtifactError), (corrupt, WeightsCorrupt)):
+            for weights, kind in (
+                (missing, WeightsMissing),
+                (unknown, ArtifactError),
+                (corrupt, WeightsCorrupt),
+                (sealed, EncryptionKeyMissing),
+            ):
                 with pytest.raises(kind):
                     await asyncio.wrap_future(remote.submit(weights, TEXTS))
             calls = [asyncio.wrap_future(remote.submit(adapters[2], TEXTS * 20)) for _ in range(6)]

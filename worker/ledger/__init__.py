@@ -17,7 +17,9 @@
 | the audit log | `audit.py` |
 | weights in the cache | `weights_cache.py` |
 | job recipes, outcomes and wake-ups | `messages.py` |
-| keys in Redis and their names | `names.py` |
+| keys in Redis and their names; which of them a backup has | `names.py`, `contents.py` |
+| encryption at rest; rewriting stored values with another key | `encryption.py`, `reencryption.py` |
+| backup and restore | `backup.py`, `restore.py` |
 | an atomic step | `lua/`, composed by `scripts.py` |
 | Redis URLs: one server, Sentinel, a cluster | `servers.py` |
 """

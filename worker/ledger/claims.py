@@ -19,8 +19,10 @@ import redis
 
 from worker.ledger import names, scripts
 from worker.ledger.counts import RECOVERY_BOUNDS_MS
+from worker.ledger.encryption import PLAIN, Cipher, field_name
 from worker.ledger.messages import DONE_CHANNEL, JobRecipe, Outcome
 from worker.ledger.names import text
+from worker.ledger.record import sealed_field
 from worker.logs import fields
 
 log = logging.getLogger(__name__)
@@ -69,9 +71,13 @@ class WeightsLifetime:
 
 
 class Claims:
-    """Claims and ends jobs in Redis. Every method raises `redis.RedisError` if Redis cannot be reached."""
+    """Claims and ends jobs in Redis. Every method raises `redis.RedisError` if Redis cannot be reached.
 
-    def __init__(self, client: "redis.Redis") -> None:
+    `cipher`: opens recipes, and seals the reasons of failures.
+    """
+
+    def __init__(self, client: "redis.Redis", cipher: Cipher = PLAIN) -> None:
+        self._cipher = cipher
         self._claim = scripts.register(client, "claim")
         self._heartbeat = scripts.register(client, "heartbeat")
         self._commit = scripts.register(client, "commit")
@@ -81,8 +87,8 @@ class Claims:
     def claim(self, tenant: str, adapter_id: str, claimant: Claimant) -> Claim | None:
         """Claim a job that is queued, or running with an expired lease.
 
-        Returns None if the job is finished, held by another worker, or not for this claimant. If the job has used up its attempts,
-        this call ends it as failed and returns None.
+        Returns None if the job is finished, held by another worker, not for this claimant, or encrypted with a key that this
+        process does not have. If the job has used up its attempts, this call ends it as failed and returns None.
         """
         claim, _ = self._try(tenant, adapter_id, claimant, "named")
         return claim
@@ -117,7 +123,8 @@ class Claims:
         """
         keys, stored = [*names.job_keys(tenant, adapter_id), names.FENCE], names.initialization("")
         arguments: list[Any] = [names.member(tenant, adapter_id), claimant.lease_ms, claimant.attempts, claimant.worker]
-        answer = self._claim(keys=keys, args=[*arguments, json.dumps(dict(claimant.queues)), stored, which, *more])
+        arguments += [json.dumps(dict(claimant.queues)), stored, which, " ".join(self._cipher.key_ids)]
+        answer = self._claim(keys=keys, args=[*arguments, *more])
         verdict = text(answer[0])
         if verdict == "attempts_used_up":
             attempts = claimant.attempts
@@ -129,9 +136,9 @@ class Claims:
             return None, False
         if verdict != "claimed":
             return None, True
-        recipe = JobRecipe.model_validate_json(answer[2])
-        fence, waited_ms, ttl_ms, attempt, previous_fence = (int(answer[i]) for i in (1, 3, 4, 5, 7))
         job = names.split_member(answer[8])
+        recipe = JobRecipe.model_validate_json(self._cipher.open(field_name(names.record(*job), "recipe"), answer[2]))
+        fence, waited_ms, ttl_ms, attempt, previous_fence = (int(answer[i]) for i in (1, 3, 4, 5, 7))
         return Claim(*job, fence, recipe, waited_ms, ttl_ms, attempt, text(answer[6]), previous_fence), True
 
     def give_up(self, tenant: str, adapter_id: str, reason: str, attempts: int) -> None:
@@ -155,7 +162,9 @@ class Claims:
         """
         written: dict[str, Any] = {"status": outcome.status, "timings": json.dumps(outcome.timings)}
         written |= {"support_loss": json.dumps(outcome.support_loss)}
-        written |= {key: value for key, value in (("digest", outcome.digest), ("error", outcome.error)) if value is not None}
+        written |= {} if outcome.digest is None else {"digest": outcome.digest}
+        if outcome.error is not None:
+            written["error"] = sealed_field(claim.tenant, claim.adapter_id, "error", outcome.error, self._cipher)
         flat: list[Any] = [part for pair in written.items() for part in pair]
         bounds = json.dumps(RECOVERY_BOUNDS_MS)
         arguments = [*_claim_arguments(claim), DONE_CHANNEL, bounds, outcome.digest or "", outcome.size, *flat]

@@ -4,10 +4,12 @@ import hashlib
 import hmac
 import json
 import secrets
+from typing import cast
 
 import redis
 
 from worker.ledger import names
+from worker.ledger.encryption import PLAIN, Cipher
 from worker.ledger.messages import JobRecipe
 
 ID_FORMAT = 1
@@ -15,10 +17,16 @@ ID_FORMAT = 1
 recipe. The new weights then get new ids, and no id ever names two different sets of weights."""
 
 
-def id_key(client: "redis.Redis") -> bytes:
-    """Return the secret key for computing adapter ids. The first call creates it in the records server."""
-    client.set(names.ID_KEY, secrets.token_hex(32), nx=True)
-    return bytes.fromhex(names.text(client.get(names.ID_KEY)))
+def id_key(client: "redis.Redis", cipher: Cipher = PLAIN) -> bytes:
+    """Return the secret key for computing adapter ids. The first call creates it in the records server.
+
+    It is encrypted like examples, because with it, ids could confirm a guess at the examples of an adapter.
+    """
+    stored = cast(bytes | None, client.get(names.ID_KEY))
+    if stored is None:
+        client.set(names.ID_KEY, cipher.seal(names.ID_KEY, secrets.token_hex(32).encode()), nx=True)
+        stored = cast(bytes, client.get(names.ID_KEY))
+    return bytes.fromhex(cipher.open(names.ID_KEY, stored).decode())
 
 
 def adapter_id(key: bytes, tenant: str, recipe: JobRecipe) -> str:

@@ -7,6 +7,7 @@ A name is a pointer that can be moved. It belongs to a base model, given by its 
 initialization that a service has loaded under that name.
 """
 
+import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
@@ -15,7 +16,6 @@ from typing import cast
 import redis
 
 from worker.ledger import audit, names
-from worker.ledger.messages import JobRecipe, RecipeSummary
 from worker.ledger.names import text
 
 _SCANNED_AT_ONCE = 500
@@ -95,7 +95,7 @@ class Initializations:
 
     def needed(self) -> dict[str, int]:
         """Return how many records need each initialization, by digest. Reads every record."""
-        return Counter(summary.initialization_digest for summary in self._summaries())
+        return Counter(self._digests_of_records())
 
     def lacking(self, most: int = 1000) -> dict[str, int]:
         """Return how many unfinished jobs name each initialization that is not stored, by digest.
@@ -104,10 +104,7 @@ class Initializations:
         that the reaper checks next.
         """
         members = cast(list[bytes], self._redis.zrange(names.PENDING, 0, most - 1))
-        counts = Counter(
-            summary.initialization_digest
-            for summary in self._read([names.record(*names.split_member(member)).encode() for member in members])
-        )
+        counts = Counter(self._read([names.record(*names.split_member(member)).encode() for member in members]))
         return {digest: jobs for digest, jobs in counts.items() if not self.has(digest)}
 
     def forget(self, digest: str) -> int:
@@ -144,7 +141,8 @@ class Initializations:
         if self._redis.exists(set_aside) and not self._redis.renamenx(set_aside, key):
             self._redis.delete(set_aside)  # stored again meanwhile
 
-    def _summaries(self) -> Iterator[RecipeSummary]:
+    def _digests_of_records(self) -> Iterator[str]:
+        """Yield the digest that each record names."""
         pattern, batch = names.record("*", "*"), list[bytes]()
         for key in self._redis.scan_iter(pattern, count=_SCANNED_AT_ONCE):
             batch.append(key)
@@ -153,16 +151,23 @@ class Initializations:
                 batch.clear()
         yield from self._read(batch)
 
-    def _read(self, keys: list[bytes]) -> Iterator[RecipeSummary]:
+    def _read(self, keys: list[bytes]) -> Iterator[str]:
+        with self._redis.pipeline(transaction=False) as pipe:
+            for key in keys:
+                pipe.hget(key, "initialization_digest")
+            digests = pipe.execute() if keys else []
+        yield from (text(digest) for digest in digests if digest is not None)
+        yield from self._read_recipes([key for key, digest in zip(keys, digests, strict=True) if digest is None])
+
+    def _read_recipes(self, keys: list[bytes]) -> Iterator[str]:
+        """Yield the digests that records of earlier versions name, which wrote no `initialization_digest`."""
         with self._redis.pipeline(transaction=False) as pipe:
             for key in keys:
                 pipe.hmget(key, "summary", "recipe")
             rows = pipe.execute() if keys else []
         for summary, recipe in rows:
-            if summary is not None:
-                yield RecipeSummary.model_validate_json(summary)
-            elif recipe is not None:  # the record is from a version without summaries
-                yield JobRecipe.model_validate_json(recipe).summary
+            if (content := summary or recipe) is not None:
+                yield str(json.loads(content)["initialization_digest"])
 
 
 _FIELDS = tuple(field.name for field in fields(StoredInitialization))

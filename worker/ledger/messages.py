@@ -92,13 +92,15 @@ class Outcome(BaseModel):
     timings: dict[str, float] = Field(default_factory=dict, description="milliseconds by stage")
 
 
-def queue_name(base_digest: str, precision: str, kind: str) -> str:
+def queue_name(base_digest: str, precision: str, kind: str, key_id: str = "") -> str:
     """Return the queue of the jobs of one task kind on one base model.
 
     Only workers that have the base model, know the kind and can read `JOB_FORMAT` listen to it. `base_digest`: the full base
-    digest, of weights, inputs and precision.
+    digest, of weights, inputs and precision. `key_id`: the encryption key of the jobs' records, which these workers also have;
+    "" if they are not encrypted.
     """
-    return f"{_queue_of_base(base_digest, precision)}.{kind}.{JOB_FORMAT}"
+    key = f".{key_id}" if key_id else ""
+    return f"{_queue_of_base(base_digest, precision)}.{kind}.{JOB_FORMAT}{key}"
 
 
 def earlier_queue_names(base_digest: str, base_weights_sha256: str, precision: str) -> list[str]:

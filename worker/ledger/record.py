@@ -5,6 +5,7 @@ A record is the Redis hash `qs:TENANT:adapter:ID`. It has the fields of `Record`
 | field | holds |
 |---|---|
 | `recipe` | the job recipe as JSON, with the text of every example |
+| `initialization_digest` | the digest that the recipe names, so that a claim need not read the recipe |
 | `kin` | the pass key: jobs with the same pass key may share a pass |
 | `cost` | how far the job moves its tenant's turn: its tokens times its inner steps |
 | `queued_at`, `announced_at` | when the job was queued; when its wake-up was last repeated |
@@ -12,8 +13,8 @@ A record is the Redis hash `qs:TENANT:adapter:ID`. It has the fields of `Record`
 | `worker`, `request` | name of the worker that holds the job; id of the request that asked for it |
 | `bytes`, `example_bytes` | size of the weights and of the recipe, as counted in the tenant's usage |
 
-The Lua scripts write these fields. A record has no TTL, so Redis's `volatile-*` policies never evict it. `qs:retire` says when it
-may be removed.
+The Lua scripts write these fields. Those of `SEALED_FIELDS` are encrypted if there is a key (`encryption.py`). A record has no TTL,
+so Redis's `volatile-*` policies never evict it. `qs:retire` says when it may be removed.
 """
 
 import json
@@ -23,8 +24,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from worker.ledger import names
+from worker.ledger.encryption import Cipher, field_name
 from worker.ledger.messages import RecipeSummary, Status
-from worker.ledger.names import text
 
 
 class Record(BaseModel):
@@ -61,6 +63,8 @@ class Record(BaseModel):
 
 FIELDS = [name for name in Record.model_fields if name not in ("tenant", "adapter_id")]
 """The fields of the Redis hash from which a `Record` is read."""
+SEALED_FIELDS = ("recipe", "summary", "name", "tags", "error")
+"""The fields that have texts of a request, such as examples and labels, or may quote them."""
 
 
 @dataclass(frozen=True)
@@ -76,9 +80,23 @@ class JobState:
 JOB_STATE_FIELDS = ["status", "attempt", "fence", "support_loss"]
 
 
-def stored_fields(values: Sequence[bytes | None]) -> dict[str, str]:
-    """Return {field: text} for the Redis values of `FIELDS`, without the fields that are not stored."""
-    return {name: text(value) for name, value in zip(FIELDS, values, strict=True) if value is not None}
+def stored_fields(record_key: str, values: Sequence[bytes | None], cipher: Cipher) -> dict[str, str]:
+    """Return {field: text} for the Redis values of `FIELDS`, without the fields that are not stored.
+
+    Raises EncryptionKeyMissing and SealBroken if `cipher` cannot open a value.
+    """
+    stored = {name: value for name, value in zip(FIELDS, values, strict=True) if value is not None}
+    return {name: cipher.open(field_name(record_key, name), value).decode() for name, value in stored.items()}
+
+
+def sealed_field(tenant: str, adapter_id: str, field: str, value: str, cipher: Cipher) -> bytes:
+    """Return the value of a record's field as it is written.
+
+    An empty value, which removes the field, stays empty.
+    """
+    if field not in SEALED_FIELDS or not value:
+        return value.encode()
+    return cipher.seal(field_name(names.record(tenant, adapter_id), field), value.encode())
 
 
 def parse_record(tenant: str, adapter_id: str, stored: Mapping[str, str], now: int) -> Record:

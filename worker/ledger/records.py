@@ -19,11 +19,12 @@ from worker.ledger.claims import Claims
 from worker.ledger.clock import server_ms
 from worker.ledger.counts import Counts
 from worker.ledger.dead_jobs import DeadJobs
+from worker.ledger.encryption import PLAIN, Cipher, field_name
 from worker.ledger.initializations import Initializations, StoredInitialization
 from worker.ledger.messages import DONE_CHANNEL, JobRecipe, Status
 from worker.ledger.names import text
 from worker.ledger.notes import Notes
-from worker.ledger.record import FIELDS, JOB_STATE_FIELDS, JobState, Record, parse_record, stored_fields
+from worker.ledger.record import FIELDS, JOB_STATE_FIELDS, JobState, Record, parse_record, sealed_field, stored_fields
 from worker.ledger.retention import KEEP_EXPIRED_RECORDS_MS, Retention
 from worker.ledger.waiting import ANNOUNCE_AGAIN_MS, WaitingJobs
 from worker.ledger.workers import Workers
@@ -43,12 +44,13 @@ class Records:
     """Stores records in Redis. Every method raises `redis.RedisError` if Redis cannot be reached.
 
     `replicas`: how many replicas must have a new record before its job is accepted. If the master is lost, every record that no
-    replica has is lost too.
+    replica has is lost too. `cipher`: seals and opens the fields that are derived from examples. Methods that read records raise
+    EncryptionKeyMissing if it lacks the key of a record.
     """
 
-    def __init__(self, client: "redis.Redis", replicas: int = 0) -> None:
-        self._redis, self._replicas = client, replicas
-        self.claims = Claims(client)
+    def __init__(self, client: "redis.Redis", replicas: int = 0, cipher: Cipher = PLAIN) -> None:
+        self._redis, self._replicas, self._cipher = client, replicas, cipher
+        self.claims = Claims(client, cipher)
         self.waiting = WaitingJobs(client)
         self.dead_jobs = DeadJobs(client, self.get)
         self.retention = Retention(client, partial(self.delete, only="over"))
@@ -63,7 +65,7 @@ class Records:
 
     def id_key(self) -> bytes:
         """Return the secret key for computing adapter ids."""
-        return ids.id_key(self._redis)
+        return ids.id_key(self._redis, self._cipher)
 
     def accept(
         self,
@@ -101,7 +103,7 @@ class Records:
             names.member(tenant, adapter_id),
             adapter_id,
             ttl_ms,
-            recipe.model_dump_json(exclude_defaults=True),
+            self._sealed(tenant, adapter_id, "recipe", recipe.model_dump_json(exclude_defaults=True)),
             json.dumps(truncated),
             ANNOUNCE_AGAIN_MS,
             KEEP_EXPIRED_RECORDS_MS,
@@ -110,9 +112,11 @@ class Records:
             queue,
             json.dumps(dict(limits)),
             size,
-            recipe.summary.model_dump_json(),
+            self._sealed(tenant, adapter_id, "summary", recipe.summary.model_dump_json()),
             cost,
-            *notes.flat(),
+            *self._sealed_notes(tenant, adapter_id, notes),
+            "initialization_digest",
+            recipe.initialization_digest,
         ]
 
         def write() -> list[Any]:
@@ -127,6 +131,14 @@ class Records:
             limit = text(status_or_limit)
             raise LimitReached(limit, *map(int, refused), retry_after=JOB_SECONDS if limit == "MAX_JOBS" else ROOM_SECONDS)
         return bool(created), cast(Status, text(status_or_limit))
+
+    def _sealed(self, tenant: str, adapter_id: str, field: str, value: str) -> bytes:
+        return sealed_field(tenant, adapter_id, field, value, self._cipher)
+
+    def _sealed_notes(self, tenant: str, adapter_id: str, notes: Notes) -> list[Any]:
+        flat = notes.flat()
+        pairs = zip(flat[::2], flat[1::2], strict=True)
+        return [part for field, value in pairs for part in (field, self._sealed(tenant, adapter_id, field, value))]
 
     def _write_replicated(self, write: Callable[["redis.Redis"], Any]) -> Any:
         """Run `write(client)`, and return its answer once enough replicas have the written data.
@@ -166,8 +178,9 @@ class Records:
 
     def recipe(self, tenant: str, adapter_id: str) -> JobRecipe | None:
         """Return the recipe of an adapter, with all its examples; None if there is no record."""
-        content = cast(bytes | None, self._redis.hget(names.record(tenant, adapter_id), "recipe"))
-        return None if content is None else JobRecipe.model_validate_json(content)
+        key = names.record(tenant, adapter_id)
+        content = cast(bytes | None, self._redis.hget(key, "recipe"))
+        return None if content is None else JobRecipe.model_validate_json(self._cipher.open(field_name(key, "recipe"), content))
 
     def job_state(self, tenant: str, adapter_id: str) -> JobState | None:
         """Return the progress of a job, or None if there is no record.
@@ -217,7 +230,7 @@ class Records:
 
     def _parse(self, tenant: str, adapter_id: str, values: list[bytes | None], now: int) -> Record | None:
         """Parse a record from the Redis values of `FIELDS`. Return None if the record does not exist."""
-        stored = stored_fields(values)
+        stored = stored_fields(names.record(tenant, adapter_id), values, self._cipher)
         if "status" not in stored:
             return None
         if "summary" not in stored:  # the record was written by a version without summaries
@@ -240,7 +253,7 @@ class Records:
 
     def annotate(self, tenant: str, adapter_id: str, notes: Notes) -> bool:
         """Change the name, tags or parent of an adapter. Return False if there is no record."""
-        return bool(self._annotate(keys=[names.record(tenant, adapter_id)], args=notes.flat()))
+        return bool(self._annotate(keys=[names.record(tenant, adapter_id)], args=self._sealed_notes(tenant, adapter_id, notes)))
 
     def delete(self, tenant: str, adapter_id: str, *, only: Literal["", "dead", "over"] = "") -> int | None:
         """Delete a record with its examples. Return its fence, or None if nothing was deleted.

@@ -41,6 +41,8 @@ SHARED = {
     "point_alias": ("audit",),
     "remove_alias": ("audit",),
     "requeue": ("now", "turns", "count", "tenant"),
+    "reseal": (),
+    "restore": ("now", "tenant"),
     "revive": ("now", "turns", "count", "tenant"),
     "roll_back_alias": ("audit",),
     "take_requests": (),

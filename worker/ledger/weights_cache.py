@@ -8,8 +8,9 @@ from typing import cast
 
 import redis
 
-from worker.errors import WeightsCorrupt, WeightsMissing
+from worker.errors import SealBroken, WeightsCorrupt, WeightsMissing
 from worker.ledger import names
+from worker.ledger.encryption import PLAIN, Cipher
 
 
 def weights_digest(content: bytes) -> str:
@@ -21,24 +22,31 @@ class WeightStore:
     """Stores weights in the cache. Every method raises `redis.RedisError` if the cache cannot be reached.
 
     Each claim writes under its own fence, a number that no other claim has. So removing weights that a stale worker wrote cannot
-    affect the weights that another worker committed.
+    affect the weights that another worker committed. `cipher`: seals and opens the weights, which contain the labels.
     """
 
-    def __init__(self, client: "redis.Redis") -> None:
-        self._redis = client
+    def __init__(self, client: "redis.Redis", cipher: Cipher = PLAIN) -> None:
+        self._redis, self._cipher = client, cipher
 
     def put(self, tenant: str, adapter_id: str, fence: int, content: bytes, ttl_ms: int) -> None:
-        self._redis.set(names.weights(tenant, adapter_id, fence), content, px=ttl_ms)
+        key = names.weights(tenant, adapter_id, fence)
+        self._redis.set(key, self._cipher.seal(key, content), px=ttl_ms)
 
     def get(self, tenant: str, adapter_id: str, fence: int, digest: str) -> bytes:
         """Return the weights of an adapter.
 
-        Raises WeightsMissing if they are not in the cache. If their sha256 is not `digest`, removes them from the cache and raises
+        Raises WeightsMissing if they are not in the cache, and EncryptionKeyMissing if their key is not in ENCRYPTION_KEY_FILE. If
+        their sha256 is not `digest`, or they were changed since they were encrypted, removes them from the cache and raises
         WeightsCorrupt.
         """
-        content = cast(bytes | None, self._redis.get(names.weights(tenant, adapter_id, fence)))
+        key = names.weights(tenant, adapter_id, fence)
+        content = cast(bytes | None, self._redis.get(key))
         if content is None:
             raise WeightsMissing(f"the weights of {adapter_id} are no longer in the cache")
+        try:
+            content = self._cipher.open(key, content)
+        except SealBroken:
+            content = b""
         if weights_digest(content) != digest:
             self.remove(tenant, adapter_id, fence)
             raise WeightsCorrupt(f"the cached weights of {adapter_id} do not match the digest in the record")

@@ -31,7 +31,14 @@ class Workers:
 
     def by_queue(self) -> dict[str, int]:
         """Return {queue: number of live workers that take jobs from it}."""
+        return dict(Counter(queue for worker in self._alive() for queue in worker.get("queues", [worker.get("queue", "")])))
+
+    def without_key(self, key_id: str) -> int:
+        """Return how many live workers do not have an encryption key. Workers of earlier versions have none."""
+        return sum(key_id not in worker.get("keys", ()) for worker in self._alive())
+
+    def _alive(self) -> list[dict[str, Any]]:
+        """Return what each live worker announced about itself."""
         alive = cast(list[bytes], self._redis.zrangebyscore(names.WORKERS, f"({server_ms(self._redis)}", "+inf"))
         stored = cast(list[bytes | None], self._redis.hmget(names.WORKER_DESCRIPTIONS, alive)) if alive else []
-        workers = [json.loads(description) for description in stored if description is not None]
-        return dict(Counter(queue for worker in workers for queue in worker.get("queues", [worker.get("queue", "")])))
+        return [json.loads(description) for description in stored if description is not None]

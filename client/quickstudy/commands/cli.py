@@ -16,7 +16,10 @@ from quickstudy.commands.lazy_command import LateCommand
 GROUP = "quickstudy.commands"
 NEEDS = "quickstudy[cli]"
 SERVER_NEEDS = "quickstudy-server[embedded]"
-SERVER_COMMANDS = ("audit", "demo", "initializations", "jobs", "keys", "predictor", "serve", "tenants", "worker")
+SERVER_COMMANDS = (
+    *("audit", "backup", "demo", "encryption", "initializations", "jobs", "keys"),
+    *("predictor", "restore", "serve", "tenants", "worker"),
+)
 """The commands of the server distribution. If they are called without that distribution, the error says what to install."""
 
 CLIENT_COMMANDS = (

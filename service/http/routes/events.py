@@ -20,6 +20,7 @@ from service.http.openapi import ROUTE_ERRORS, Responses, problems
 from service.http.schemas import AdapterId
 from service.http.state import ServiceState, State, Tenant
 from service.http.views import require, view
+from worker.errors import EncryptionKeyMissing, SealBroken
 from worker.ledger.record import JobState
 from worker.logs import fields
 
@@ -129,6 +130,8 @@ async def _stream(
                 yield event
     except ServiceError as error:
         log.info("a stream ends: %s", error.title)
+    except (EncryptionKeyMissing, SealBroken) as error:
+        log.error("a stream ends: %s", error)
     except redis.RedisError as error:
         with fields(adapter=adapter_id, tenant=tenant):
             log.warning("a stream ends: the records cannot be reached: %s", type(error).__name__)

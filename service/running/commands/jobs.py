@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from service.running.find_records import on_data_dir, open_records_and_weights
+from service.running.find_records import exit_on_redis_error, on_data_dir, open_records_and_weights
 from worker.ledger.record import Record
 from worker.ledger.records import Records
 
@@ -28,7 +28,8 @@ def jobs(context: click.Context, data_dir: Path) -> None:
 @click.pass_obj
 def dead(data_dir: Path, as_json: bool) -> None:
     """List dead jobs, latest first, each with the reason of its failure. Examples are not shown."""
-    dead_jobs = open_records_and_weights(data_dir)[0].dead_jobs.latest()
+    with exit_on_redis_error("the jobs were not listed"):
+        dead_jobs = open_records_and_weights(data_dir)[0].dead_jobs.latest()
     if as_json:
         click.echo(json.dumps([_description(record) for record in dead_jobs], indent=2))
         return
@@ -88,7 +89,8 @@ def _select(records: Records, names: tuple[str, ...], everything: bool) -> list[
     if everything == bool(names):
         sys.exit("error: expected either jobs, as `quickstudy jobs dead` names them, or --all")
     if everything:
-        selected = [(record.tenant, record.adapter_id) for record in records.dead_jobs.latest()]
+        with exit_on_redis_error("the jobs were not listed"):
+            selected = [(record.tenant, record.adapter_id) for record in records.dead_jobs.latest()]
         if not selected:
             click.echo("no dead jobs")
         return selected

@@ -6,7 +6,8 @@
 --       6 the start of the keys of stored initializations, which every worker can load,
 --       7 which job: 'named'; 'turn': the named job if it has no turn, because its worker was lost or an earlier version queued it,
 --         otherwise the next job in turn, of the named job's queue or else of another; or 'pass': the next job in turn of the named
---         job's queue that waits for its first attempt and has the pass key ARGV[8]
+--         job's queue that waits for its first attempt and has the pass key ARGV[9],
+--       8 ids of the encryption keys that the worker has, separated by spaces
 -- Returns {'claimed', fence, recipe, ms waited, ttl_ms, attempt, request id, previous fence, member}, {'no_record'},
 -- {'not_claimable'} (finished, held by a worker, or not for this worker), or {'attempts_used_up', member}.
 --
@@ -16,10 +17,18 @@
 local queues = cjson.decode(ARGV[5])
 local READ_AT_ONCE = 64  -- of the jobs of one tenant, so that jobs that this worker must leave alone do not make a claim slow
 
+local function is_readable(record)
+  local key = string.match(redis.call('HGET', record, 'summary') or '', '^%zsealed:(%x+):')
+  return not key or string.find(ARGV[8], key, 1, true) ~= nil
+end
+
 local function has_initialization(record, digests)
   if #digests == 0 then return true end
-  local summary, recipe = unpack(redis.call('HMGET', record, 'summary', 'recipe'))  -- old records have no summary
-  local wanted = cjson.decode(summary or recipe).initialization_digest
+  local wanted = redis.call('HGET', record, 'initialization_digest')
+  if not wanted then  -- the record is from an earlier version, the oldest of which wrote no summary
+    local summary, recipe = unpack(redis.call('HMGET', record, 'summary', 'recipe'))
+    wanted = cjson.decode(summary or recipe).initialization_digest
+  end
   for _, digest in ipairs(digests) do if digest == wanted then return true end end
   return redis.call('EXISTS', ARGV[6] .. wanted) == 1
 end
@@ -31,7 +40,7 @@ local function verdict(member)
   if status ~= 'queued' and not (status == 'running' and tonumber(lease_until) < now) then return 'not_claimable' end
   local digests = queues[queue or '']
   if not digests then return 'not_claimable' end  -- the job needs another base model or precision
-  if not has_initialization(record, digests) then return 'not_claimable' end
+  if not is_readable(record) or not has_initialization(record, digests) then return 'not_claimable' end
   return tonumber(attempts) >= tonumber(ARGV[3]) and 'attempts_used_up' or 'claimable'
 end
 
@@ -41,7 +50,7 @@ local function first_job(queue, tenant)
     local status, its_queue, attempts, pass_key = unpack(redis.call('HMGET', record_of(member), 'status', 'queue', 'attempt', 'kin'))
     if status ~= 'queued' or (its_queue or '') ~= queue then
       wait_no_more(queue, member)
-    elseif ARGV[7] ~= 'pass' or (pass_key == ARGV[8] and attempts == '0') then
+    elseif ARGV[7] ~= 'pass' or (pass_key == ARGV[9] and attempts == '0') then
       local found = verdict(member)
       if found ~= 'not_claimable' then return member, found end
     end
