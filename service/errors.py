@@ -7,7 +7,9 @@ ServiceError             500
 ├── InvalidRequest       422  names the field, what was expected and what was received
 ├── IdempotencyKeyReused 422  the Idempotency-Key was first used for a different request
 ├── Unauthenticated      401  the API key is missing, unknown, revoked or expired; the response does not say which
+├── TooManyFailedKeys    429  Retry-After; wrong API keys came faster from one address than they are answered
 ├── MissingScope         403  names the missing scope
+├── UnknownHost          421  the Host header names another server
 ├── UnknownAdapter       404
 ├── UnknownAlias         404
 ├── UnknownPath          404
@@ -16,6 +18,7 @@ ServiceError             500
 ├── AdapterInUse         409  lists the aliases that point at the adapter
 ├── AliasMoved           409  includes the adapter that the alias points at now
 ├── BodyTooLarge         413
+├── BodyTooSlow          408  the body took too long to arrive
 ├── ClientGone           499  the client disconnected; appears only in the log and the metrics
 ├── Overloaded           429  Retry-After; too many inputs are waiting for a prediction
 ├── QuotaExceeded        429  Retry-After; includes the limit's name, its value and the current usage
@@ -23,6 +26,7 @@ ServiceError             500
     └── NotReady         503  raised only by /readyz; lists what is missing
 """
 
+import math
 from typing import Any
 
 from fastapi.responses import JSONResponse
@@ -67,6 +71,21 @@ class Unauthenticated(ServiceError):
     def __init__(self) -> None:
         detail = "expected a valid API key in the header Authorization: Bearer KEY"
         super().__init__(detail, headers={"WWW-Authenticate": "Bearer"})
+
+
+class TooManyFailedKeys(ServiceError):
+    status, kind, title = 429, "too-many-failed-keys", "Too many wrong API keys from this address"
+
+    def __init__(self, retry_after: float) -> None:
+        detail = "expected fewer wrong API keys from this address at the same time"
+        super().__init__(detail, headers={"Retry-After": str(max(1, math.ceil(retry_after)))})
+
+
+class UnknownHost(ServiceError):
+    status, kind, title = 421, "unknown-host", "This service is not the host of the request"
+
+    def __init__(self, name: str, why: str) -> None:
+        super().__init__(f"Host: {name[:80]!r} is refused: {why}")
 
 
 class MissingScope(ServiceError):
@@ -116,6 +135,14 @@ class AliasWithoutHistory(ServiceError):
 
 class BodyTooLarge(ServiceError):
     status, kind, title = 413, "body-too-large", "Body too large"
+
+
+class BodyTooSlow(ServiceError):
+    status, kind, title = 408, "body-too-slow", "The body took too long to arrive"
+
+    def __init__(self, received: int, seconds: float) -> None:
+        detail = f"body: expected more than {received} bytes within {seconds:.0f} s"
+        super().__init__(detail, headers={"Connection": "close"})
 
 
 class ClientGone(ServiceError):

@@ -1,5 +1,6 @@
 """Settings of the service, read once from environment variables."""
 
+import ipaddress
 from typing import Annotated
 from urllib.parse import urlsplit
 
@@ -27,6 +28,26 @@ def _predictor_url(url: str) -> str:
     return url
 
 
+def _split(names: str) -> tuple[str, ...]:
+    return tuple(name.strip().lower() for name in names.split(",") if name.strip())
+
+
+def _host_names(names: str) -> str:
+    for name in _split(names):
+        if name != "*" and ("*" in name.removeprefix("*.") or ":" in name or "/" in name):
+            raise ValueError(f"expected host names without port, such as a.example.com or *.example.com, or *, got {name!r}")
+    return names
+
+
+def _networks(addresses: str) -> str:
+    for address in _split(addresses):
+        try:
+            ipaddress.ip_network(address)
+        except ValueError as error:
+            raise ValueError(f"expected addresses or networks, such as 10.0.0.7 or 172.16.0.0/12, got {address!r}") from error
+    return addresses
+
+
 class ServiceSettings(WorkerSettings):
     """The settings of a service: those that it shares with the workers, and its own.
 
@@ -39,6 +60,49 @@ class ServiceSettings(WorkerSettings):
         description="accept requests without an API key on any address until the first key exists; default: only on loopback",
     )
     max_body_bytes: int = Field(default=8_000_000, ge=1_000, description="largest request body, in bytes; larger ones get 413")
+    allowed_hosts: Annotated[str, AfterValidator(_host_names)] = Field(
+        default="",
+        description="names, separated by commas, that the Host header may have; *.example.com allows all names below it, * any; "
+        "others get 421. Loopback names are always allowed. Empty: any name, but while there is no API key only localhost and "
+        "numeric addresses",
+    )
+    forwarded_allow_ips: Annotated[str, AfterValidator(_networks)] = Field(
+        default="",
+        description="addresses or networks of proxies, separated by commas, whose X-Forwarded-For names the client; empty: none",
+    )
+    failed_key_delay_seconds: float = Field(
+        default=1,
+        ge=0,
+        le=30,
+        description="longest delay of the answer to a wrong API key, in seconds, once an address has sent many; 0: no delay",
+    )
+    header_seconds: float = Field(
+        default=10,
+        gt=0,
+        description="longest time that the headers of a request may take to arrive, in seconds; slower ones get 408",
+    )
+    body_seconds: float = Field(
+        default=60,
+        gt=0,
+        description="longest time that a body may take to arrive, in seconds; slower ones get 408, and so do those that after "
+        "10 seconds arrive at less than 20 kB a second",
+    )
+    keep_alive_seconds: int = Field(
+        default=30, ge=1, description="time after which a connection is closed on which no further request comes, in seconds"
+    )
+    max_connections: int = Field(default=800, ge=1, description="most open connections; further ones get 503 and are closed")
+    max_connections_per_address: int = Field(
+        default=400,
+        ge=1,
+        description="most open connections from one address, unless it is in FORWARDED_ALLOW_IPS; further ones get 503 and are "
+        "closed",
+    )
+    stop_seconds: float = Field(
+        default=60,
+        ge=0,
+        description="longest time that running requests get after SIGTERM, in seconds; new ones get 503 meanwhile, and so do those "
+        "that are then unanswered",
+    )
     max_examples: int = Field(default=2_000, ge=2, description="most examples in a support set, and in one request to score")
     max_labels: int = Field(default=200, ge=2, description="most different labels in a support set")
     max_text_chars: int = Field(default=10_000, ge=1, description="longest text of one example or input, in characters")
@@ -104,6 +168,16 @@ class ServiceSettings(WorkerSettings):
         ge=0,
         description="most event streams and waiting requests of a tenant that are open at once in one process; 0: no limit",
     )
+
+    @property
+    def host_names(self) -> tuple[str, ...] | None:
+        """The names in ALLOWED_HOSTS, in lower case, or None if it is empty."""
+        return _split(self.allowed_hosts) or None
+
+    @property
+    def proxies(self) -> tuple[str, ...]:
+        """The addresses and networks in FORWARDED_ALLOW_IPS."""
+        return _split(self.forwarded_allow_ips)
 
     @property
     def limits(self) -> dict[str, int]:

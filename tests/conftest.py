@@ -144,4 +144,5 @@ def environment(tiny_folder: Path, tiny: Base, tmp_path_factory: pytest.TempPath
         "THREADS": "1",
         "MAX_BODY_BYTES": "100000",
         "MAX_EXAMPLES": "50",
+        "FAILED_KEY_DELAY_SECONDS": "0.02",
     }

@@ -10,6 +10,7 @@ SLOWEST = (
     "tests/faults/test_storm.py",
     "tests/end_to_end/test_several_bases.py",
     "tests/end_to_end/test_contract.py",
+    "tests/end_to_end/test_door.py",
     "tests/metatrain/training/test_run.py",
     "tests/end_to_end/test_new_initialization.py",
     "tests/metatrain/training/test_evaluate.py",

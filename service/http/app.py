@@ -10,8 +10,13 @@ from fastapi import FastAPI
 from metatrain.artifacts.adapter import adapter_bytes_at_most
 from service.adapting.idempotency import IdempotencyKeys
 from service.adapting.jobs import Jobs
+from service.http import docs_page
 from service.http.auth import Authentication, Authenticator
 from service.http.body_limit import BodyLimit
+from service.http.body_time import BodyTime
+from service.http.drain import Drain
+from service.http.failed_keys import FailedKeys
+from service.http.hosts import AllowedHosts
 from service.http.key_uses import KeyUseRecorder
 from service.http.meter import Meter
 from service.http.metrics import Metrics
@@ -65,6 +70,8 @@ def create_app(settings: ServiceSettings, residents: Sequence[Resident]) -> Fast
         summary="Few-shot adaptation as a service",
         version="0.1.0",
         lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
         redirect_slashes=False,  # a resource has exactly one path
         generate_unique_id_function=operation_id,
     )
@@ -75,10 +82,16 @@ def create_app(settings: ServiceSettings, residents: Sequence[Resident]) -> Fast
     app.include_router(predictions.routes(prediction_type()))
     for module in (scores, usage, audit, deployment):
         app.include_router(module.router)
+    app.include_router(docs_page.routes())
     describe(app, settings, [name for resident in residents for name in resident.initializations])
     app.add_middleware(BodyLimit, most=settings.max_body_bytes)
-    app.add_middleware(Authentication)
-    app.add_middleware(Requests)
+    app.add_middleware(BodyTime, longest=settings.body_seconds)
+    failed_keys = FailedKeys(settings.failed_key_delay_seconds)
+    app.add_middleware(Authentication, failed_keys=failed_keys, any_host=settings.host_names is not None)
+    if settings.host_names is not None and "*" not in settings.host_names:
+        app.add_middleware(AllowedHosts, names=settings.host_names)
+    app.state.drain = Drain()
+    app.add_middleware(Requests, drain=app.state.drain)
     answer_errors_with_problems(app)
     return app
 

@@ -22,15 +22,28 @@ from starlette.concurrency import run_in_threadpool
 from starlette.types import ASGIApp, Receive, Send
 from starlette.types import Scope as AsgiScope
 
-from service.errors import MissingScope, QuotaExceeded, ServiceError, Unauthenticated, Unavailable, problem
+from service.errors import (
+    BodyTooLarge,
+    MissingScope,
+    QuotaExceeded,
+    ServiceError,
+    Unauthenticated,
+    Unavailable,
+    UnknownHost,
+    problem,
+)
+from service.http.docs_page import DOCS_PATHS
+from service.http.failed_keys import FailedKeys, client_address
+from service.http.hosts import cannot_be_rebound, host_name
 from worker.errors import LimitReached
 from worker.ledger.api_keys import DEFAULT_TENANT, KEY_CACHE_SECONDS, SCOPES, Key, Keys, Scope, allows, parts, proves
 from worker.ledger.audit import Actor, acting
 from worker.logs import fields
 
 log = logging.getLogger(__name__)
-PUBLIC = frozenset({"/healthz", "/readyz", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"})
+PUBLIC = frozenset({"/healthz", "/readyz", "/openapi.json"}) | DOCS_PATHS
 PUBLIC_BELOW = "/problems/"
+_OPEN_HOSTS = "while there is no API key, only localhost and numeric addresses are answered; create a key or set ALLOWED_HOSTS"
 UNMETERED = frozenset({"/metrics"})
 """Paths whose requests do not count towards a tenant's request limit."""
 _bearer = HTTPBearer(
@@ -112,25 +125,40 @@ class Authentication:
     """ASGI middleware that authenticates and counts requests before their body is read.
 
     Requests without valid authentication, and requests beyond the tenant's limit per minute, are answered with an error. Public
-    paths such as `/healthz` are exempt from both.
+    paths such as `/healthz` are exempt from both, and accept no body.
+
+    The answer to a wrong key is slowed down by `failed_keys`. If `any_host` is False, a request without a key is accepted only
+    under a host name that no web page can make its own.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
+    def __init__(self, app: ASGIApp, failed_keys: FailedKeys, *, any_host: bool) -> None:
+        self.app, self._failed_keys, self._any_host = app, failed_keys, any_host
 
     async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in PUBLIC or scope["path"].startswith(PUBLIC_BELOW):
+        if scope["type"] != "http":
             await self.app(scope, receive, send)
+            return
+        if scope["path"] in PUBLIC or scope["path"].startswith(PUBLIC_BELOW):
+            if _has_body(scope):
+                await problem(BodyTooLarge(f"body: expected none for {scope['path']}, which needs no API key"))(
+                    scope, receive, send
+                )
+            else:
+                await self.app(scope, receive, send)
             return
         headers = [value for name, value in scope["headers"] if name == b"authorization"]
         service = scope["app"].state.service
         try:
             access = await service.authenticator.authenticate(headers)
+            if not access.key and not self._any_host and not cannot_be_rebound(name := host_name(scope)):
+                raise UnknownHost(name, _OPEN_HOSTS)
             scope.setdefault("state", {})["access"] = access
             service.key_uses.note(access.key)
             await service.tenants.refresh(access.tenant)
             if scope["path"] not in UNMETERED:
                 await service.meter.count_requests(access.tenant)
+        except Unauthenticated as error:
+            await problem(await self._slowed_down(error, scope, headers))(scope, receive, send)
         except ServiceError as error:
             await problem(error)(scope, receive, send)
         except LimitReached as reached:
@@ -142,6 +170,22 @@ class Authentication:
             actor = Actor("key" if access.key else "no key", access.key, (scope.get("client") or ("",))[0])
             with fields(tenant=access.tenant, key=access.key), acting(actor):
                 await self.app(scope, receive, send)
+
+    async def _slowed_down(self, error: ServiceError, scope: AsgiScope, authorizations: list[bytes]) -> ServiceError:
+        """Return the error to answer, after the delay that a wrong key gets.
+
+        A request without any key is not delayed.
+        """
+        if authorizations:
+            try:
+                await self._failed_keys.slow_down(client_address(scope))
+            except ServiceError as too_many:
+                return too_many
+        return error
+
+
+def _has_body(scope: AsgiScope) -> bool:
+    return any(name == b"transfer-encoding" or (name == b"content-length" and value != b"0") for name, value in scope["headers"])
 
 
 async def access(request: Request, _documented: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> Access:

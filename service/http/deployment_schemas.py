@@ -6,7 +6,7 @@ from pydantic import BaseModel, Field
 
 from service.http.schemas import example_body
 
-Missing = Literal["worker", "redis", "cache", "predictor"]
+Missing = Literal["worker", "redis", "cache", "predictor", "service"]
 
 
 class InPartsView(BaseModel):

@@ -8,21 +8,32 @@ from fastapi.routing import APIRoute
 
 from service.errors import (
     BodyTooLarge,
+    BodyTooSlow,
     InvalidRequest,
     MissingScope,
     QuotaExceeded,
     ServiceError,
+    TooManyFailedKeys,
     Unauthenticated,
     Unavailable,
+    UnknownHost,
 )
 from service.http.schemas import TEXT_PATTERN, Problem
 from service.kinds.registry import http_kinds
 from service.settings import ServiceSettings
 
 Responses = dict[int | str, dict[str, Any]]
-ROUTE_ERRORS: tuple[type[ServiceError], ...] = (Unauthenticated, MissingScope, QuotaExceeded, Unavailable, ServiceError)
-"""The errors of every route that requires an API key; authentication and `needs` raise the first three."""
-BODY_ERRORS = (InvalidRequest, BodyTooLarge)
+ROUTE_ERRORS: tuple[type[ServiceError], ...] = (
+    Unauthenticated,
+    TooManyFailedKeys,
+    UnknownHost,
+    MissingScope,
+    QuotaExceeded,
+    Unavailable,
+    ServiceError,
+)
+"""The errors of every route that requires an API key; authentication and `needs` raise the first five."""
+BODY_ERRORS = (InvalidRequest, BodyTooLarge, BodyTooSlow)
 _RETRY_AFTER = {"Retry-After": {"description": "seconds to wait before a retry", "schema": {"type": "integer", "minimum": 1}}}
 _HEADERS: dict[int, dict[str, Any]] = {
     401: {"WWW-Authenticate": {"schema": {"type": "string", "const": "Bearer"}}},

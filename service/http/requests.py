@@ -1,5 +1,6 @@
-"""Middleware for every request: its id, its log line and its metrics."""
+"""Middleware for every request: its id, its log line, its metrics, and its end when the service stops."""
 
+import asyncio
 import logging
 import re
 import secrets
@@ -8,6 +9,8 @@ import time
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import ClientGone, ServiceError, problem
+from service.http.answer_headers import with_standard_headers
+from service.http.drain import Drain
 from service.http.metrics import Metrics
 from worker.logs import fields, places
 
@@ -26,11 +29,13 @@ class Requests:
     """ASGI middleware that gives each request an id, and logs and counts the request when it ends.
 
     The id is the request's `X-Request-ID` header if it has 1 to 64 letters, digits, dots, dashes and underscores. Otherwise it is
-    generated. The response has the id in the same header.
+    generated. The response has the id in the same header, and the standard headers.
+
+    `drain` knows which requests are running, and refuses new ones once the service stops.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
+    def __init__(self, app: ASGIApp, drain: Drain) -> None:
+        self.app, self._drain = app, drain
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -45,12 +50,24 @@ class Requests:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message = {**message, "headers": [*message.get("headers", []), (b"x-request-id", request_id)]}
+                message = {
+                    **message,
+                    "headers": [*with_standard_headers(message.get("headers", ())), (b"x-request-id", request_id)],
+                }
             await send(message)
 
         with fields(request=request_id.decode()):
+            task = self._drain.enter()
             try:
-                await self.app(scope, receive, answer)
+                if (refusal := self._drain.refusal(scope["path"])) is not None:
+                    await problem(refusal)(scope, receive, answer)
+                else:
+                    await self.app(scope, receive, answer)
+            except asyncio.CancelledError:
+                if task is None or not self._drain.gave_up or status != _NO_ANSWER:
+                    raise
+                task.uncancel()
+                await problem(self._drain.cut_off())(scope, receive, answer)
             except Exception as error:  # caught here, because the server would log the error's text, which may quote an input
                 log.error("failed\n%s", places(error))
                 if status != _NO_ANSWER:
@@ -58,6 +75,7 @@ class Requests:
                 failed = f"{scope['method']} {scope['path']} failed; the service's log has the reason, under the request id"
                 await problem(ServiceError(failed))(scope, receive, answer)
             finally:
+                self._drain.leave(task)
                 spent = time.perf_counter() - began
                 method = scope["method"] if scope["method"] in _METHODS else "other"
                 route = getattr(scope.get("route"), "path", "unknown")  # the path template, so that no ids become metric labels

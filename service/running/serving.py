@@ -4,6 +4,7 @@ import asyncio
 import logging
 import socket
 import sys
+import time
 from types import FrameType
 
 import uvicorn
@@ -11,10 +12,12 @@ from fastapi import FastAPI
 
 from metatrain.errors import MetatrainError
 from service.http.app import create_app
+from service.http.drain import Drain
 from service.kinds.registry import http_kinds
 from service.predicting.predictor import InProcessPredictor
 from service.predicting.predictor_server import serve
 from service.running.binding import BindingRefused, settings_for_host
+from service.running.connections import OpenConnections, limited_connection
 from service.settings import ServiceSettings
 from worker.collection import resume_collection
 from worker.errors import SettingsError
@@ -34,17 +37,43 @@ def _load(settings: ServiceSettings) -> list[Resident]:
         sys.exit(f"error: {error}")
 
 
-class _Server(uvicorn.Server):
-    """A uvicorn server that, on a signal to stop, immediately answers the requests that wait for a job."""
+_CUT_OFF_SECONDS = 3.0
+"""Time to answer the requests that are cancelled once STOP_SECONDS are over."""
+_CLOSE_SECONDS = 2
+"""Time for the connections to close once every request is answered."""
 
-    def __init__(self, config: uvicorn.Config, app: FastAPI) -> None:
+
+class _Server(uvicorn.Server):
+    """A uvicorn server that, on a signal, refuses new requests at once and answers the running ones.
+
+    uvicorn alone would close its listening sockets first, so that new connections get no answer, and later cancel the requests that
+    are still running, which their clients see as a 500. A second signal ends the wait for the running requests.
+    """
+
+    def __init__(self, config: uvicorn.Config, app: FastAPI, stop_seconds: float) -> None:
         super().__init__(config)
-        self._app = app
+        self._app, self._stop_seconds = app, stop_seconds
+        self._drain: Drain = app.state.drain
+        self._stop_at = float("inf")
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._captured_signals.append(sig)  # uvicorn raises them again once it has stopped
+        self._stop_at = time.monotonic() + (0.0 if self._drain.stopping else self._stop_seconds)
+        self._drain.stop()
         if (state := getattr(self._app.state, "service", None)) is not None:
-            state.jobs.stopping = True
-        super().handle_exit(sig, frame)
+            state.jobs.stopping = True  # answers the requests that wait for a job, and ends event streams
+
+    async def on_tick(self, counter: int) -> bool:
+        """Return True once the server may close: after a signal, when no request is running any more."""
+        if await super().on_tick(counter):
+            return True
+        if not self._drain.stopping:
+            return False
+        over = time.monotonic() - self._stop_at
+        if over >= 0 and not self._drain.gave_up:
+            log.warning("stopping: %d requests are not answered in time and get 503", self._drain.running())
+            self._drain.give_up()
+        return not self._drain.running() or over >= _CUT_OFF_SECONDS
 
 
 def run_predictor(settings: ServiceSettings, url: str) -> None:
@@ -71,8 +100,9 @@ def run_predictor(settings: ServiceSettings, url: str) -> None:
 def run(settings: ServiceSettings, listening: socket.socket) -> None:
     """Run the HTTP service on the socket `listening` until SIGINT or SIGTERM.
 
-    Requests that started before the signal are still answered. Exits with a one-line message and status 1 if a base model or an
-    initialization cannot be loaded, or if there is no API key and the service may therefore not listen on this address.
+    Requests that started before the signal are still answered, for up to STOP_SECONDS; new ones get 503. Exits with a one-line
+    message and status 1 if a base model or an initialization cannot be loaded, or if there is no API key and the service may
+    therefore not listen on this address.
     """
     host, port = listening.getsockname()[:2]
     try:
@@ -82,5 +112,21 @@ def run(settings: ServiceSettings, listening: socket.socket) -> None:
     log.info("starting on http://%s:%d (docs at /docs)", f"[{host}]" if ":" in host else host, port)
     app = create_app(settings, _load(settings))
     resume_collection()
-    config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=20, timeout_keep_alive=30)
-    _Server(config, app).run(sockets=[listening])
+    _Server(_config(app, settings), app, settings.stop_seconds).run(sockets=[listening])
+
+
+def _config(app: FastAPI, settings: ServiceSettings) -> uvicorn.Config:
+    connections = OpenConnections(settings.max_connections, settings.max_connections_per_address, settings.proxies)
+    return uvicorn.Config(
+        app,
+        http=limited_connection(connections, settings.header_seconds),
+        ws="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=bool(settings.proxies),
+        forwarded_allow_ips=list(settings.proxies),
+        h11_max_incomplete_event_size=16_384,  # the longest request line with all headers, in bytes
+        timeout_keep_alive=settings.keep_alive_seconds,
+        timeout_graceful_shutdown=_CLOSE_SECONDS,
+    )

@@ -20,6 +20,7 @@ from fastapi.routing import iter_route_contexts
 from service.__main__ import main
 from service.http.app import create_app
 from service.http.auth import PUBLIC
+from service.http.docs_page import DOCS_PATHS
 from service.settings import ServiceSettings
 from tests.end_to_end.conftest import Served, served
 from worker.ledger.api_keys import KEY_CACHE_SECONDS, Scope
@@ -77,9 +78,7 @@ ROWS = {
     ("GET", "/metrics"): Row("metrics", other=(200,)),
     ("GET", "/healthz"): Row(None),
     ("GET", "/readyz"): Row(None),
-    ("GET", "/docs"): Row(None),
-    ("GET", "/docs/oauth2-redirect"): Row(None),
-    ("GET", "/redoc"): Row(None),
+    **{("GET", path): Row(None) for path in DOCS_PATHS},
     ("GET", "/openapi.json"): Row(None),
 }
 

@@ -1,0 +1,48 @@
+"""Limit the time that a request body takes to arrive."""
+
+import asyncio
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.errors import BodyTooSlow, problem
+
+GRACE_SECONDS = 10.0
+"""Time that every body gets, however small it is."""
+BYTES_A_SECOND = 20_000
+"""Each of so many bytes that arrive add a second to the time."""
+
+
+class BodyTime:
+    """ASGI middleware that answers 408 to a body that arrives too slowly.
+
+    A body has `longest` seconds in all. It also has to arrive at BYTES_A_SECOND on average, after the first GRACE_SECONDS. The
+    time that a request takes after its body has arrived, such as that of an event stream, is not limited.
+    """
+
+    def __init__(self, app: ASGIApp, longest: float) -> None:
+        self.app, self._longest = app, longest
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        began, received, complete = asyncio.get_running_loop().time(), 0, False
+
+        async def timed() -> Message:
+            nonlocal received, complete
+            if complete:
+                return await receive()
+            allowed = min(self._longest, GRACE_SECONDS + received / BYTES_A_SECOND)
+            try:
+                async with asyncio.timeout_at(began + allowed):
+                    message = await receive()
+            except TimeoutError:
+                raise BodyTooSlow(received, allowed) from None
+            received += len(message.get("body", b""))
+            complete = not message.get("more_body", False)
+            return message
+
+        try:
+            await self.app(scope, timed, send)
+        except BodyTooSlow as error:
+            await problem(error)(scope, receive, send)
