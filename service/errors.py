@@ -23,7 +23,8 @@ ServiceError             500
 ├── Overloaded           429  Retry-After; too many inputs are waiting for a prediction
 ├── QuotaExceeded        429  Retry-After; includes the limit's name, its value and the current usage
 └── Unavailable          503  Retry-After
-    └── NotReady         503  raised only by /readyz; lists what is missing
+    ├── NotReady         503  raised only by /readyz; lists what is missing
+    └── PredictorHangs   503  raised only by /healthz: the process must be restarted
 """
 
 import math
@@ -176,6 +177,10 @@ class Unavailable(ServiceError):
 
 class NotReady(Unavailable):
     status, kind, title = 503, "not-ready", "Not ready"
+
+
+class PredictorHangs(Unavailable):
+    status, kind, title = 503, "predictor-hangs", "The predictor hangs"
 
 
 def problem(error: ServiceError) -> JSONResponse:

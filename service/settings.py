@@ -137,6 +137,11 @@ class ServiceSettings(WorkerSettings):
         le=1000,
         description="longest time that a batch waits for calls that are still being prepared, in milliseconds",
     )
+    predictor_hang_seconds: float = Field(
+        default=30,
+        gt=0,
+        description="how long calls may wait without the end of a batch before the predictor counts as hanging, in seconds",
+    )
     predictor_url: Annotated[str, AfterValidator(_predictor_url)] | None = Field(
         default=None,
         description="address of a predictor that runs as a separate process: unix:///path or tcp://host:port; "

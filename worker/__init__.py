@@ -7,6 +7,7 @@
 | heartbeats, how a worker notices that it lost a job | `heartbeat.py` |
 | behaviour while the cache or the records cannot be reached | `weights.py`, `retry.py` |
 | how a worker shuts down | `draining.py` |
+| how a worker that hangs is ended | `watchdog.py` |
 | repeating lost wake-ups, removing old records, erasing deleted text | `reaper.py` |
 | the process and the queues that it listens to | `process.py`, `consumer.py` |
 | pausing the garbage collector while a process starts | `collection.py` |

@@ -11,6 +11,7 @@ WorkerError
 ├── InvalidKey      the tenant, name, scopes or lifetime of a new API key is not allowed, or the key cannot be rotated
 ├── UnknownKey      there is no API key with this id
 ├── InvalidLimit    the value of a tenant's own limit or share is not allowed
+├── KeyUsed         the idempotency key was used for another request, or for the same one with another adapter
 ├── LimitReached    the request would exceed one of the limits of its tenant
 ├── EncryptionKeyMissing  a stored value is encrypted with a key that this process does not have
 ├── SealBroken      an encrypted value was changed, or moved to another place
@@ -19,9 +20,9 @@ WorkerError
 └── SettingsError   an environment variable has an invalid value
 """
 
-JOB_SECONDS, ROOM_SECONDS = 2, 60
-"""Suggested delay in seconds before retrying a request that exceeded a limit. JOB_SECONDS is for the limit on unfinished jobs,
-because jobs end by themselves. ROOM_SECONDS is for the limits on stored data, because something must be deleted first."""
+RETRY_JOB_SECONDS, ROOM_SECONDS = 2, 60
+"""Suggested delay in seconds before retrying a request that exceeded a limit. RETRY_JOB_SECONDS is for the limit on unfinished
+jobs, because jobs end by themselves. ROOM_SECONDS is for the limits on stored data, because something must be deleted first."""
 _ALIASES_NAMED = 20
 
 
@@ -86,6 +87,17 @@ class UnknownKey(WorkerError):
 class InvalidLimit(WorkerError):
     def __init__(self, field: str, expected: str, got: object) -> None:
         super().__init__(f"{field}: expected {expected}, got {got!r}")
+
+
+class KeyUsed(WorkerError):
+    """The idempotency key of a request is in use, and no job was written.
+
+    `adapter_id`: the adapter that an equal request got, which now would get another one; None if the first request was different.
+    """
+
+    def __init__(self, adapter_id: str | None) -> None:
+        super().__init__("the idempotency key was used before")
+        self.adapter_id = adapter_id
 
 
 class LimitReached(WorkerError):

@@ -25,6 +25,7 @@ from worker.passes import PassRunner
 from worker.retry import retry_while_unreachable
 from worker.runtime import MadeAdapter, Runtime
 from worker.settings import WorkerSettings
+from worker.watchdog import Watchdog
 from worker.weights import WeightsWriter
 
 log = logging.getLogger(__name__)
@@ -50,8 +51,10 @@ class JobRunner:
         self.draining = DrainTimer(self.settings.drain_seconds)
         self._lease_ms = self.settings.lease_seconds * 1000
         self._claimant = Claimant(self.name, self._lease_ms, self.settings.attempts, self.queues)
-        self._passes = PassRunner(self.settings, self.runtime, self.draining)
-        self._weights = WeightsWriter(self.store, self.draining)
+        self.watchdog = Watchdog(self.settings.hang_seconds)
+        self._passes = PassRunner(self.settings, self.runtime, self.draining, self.watchdog)
+        self._weights = WeightsWriter(self.store, self.draining, self.watchdog)
+        self._held: Sequence[HeldJob] = ()
 
     def run(self, tenant: str, adapter_id: str) -> None:
         """Claim the job whose turn it is, claim waiting jobs that can share its pass, and run them.
@@ -84,6 +87,7 @@ class JobRunner:
         """Run claimed jobs to their end. Heartbeats extend their leases meanwhile."""
         with ExitStack() as stack:
             jobs = [stack.enter_context(keep_lease(self.records.claims, claim, self._lease_ms)) for claim in claims]
+            self._held = jobs
             for job in jobs:
                 if job.claim.previous_fence:
                     with job.log_fields():
@@ -127,7 +131,21 @@ class JobRunner:
             job,
             seconds=self.settings.job_seconds,
             draining=self.draining,
+            watchdog=self.watchdog,
         )
+
+    def hand_back_hung(self, hanging: Sequence[HeldJob], reason: str) -> None:
+        """Stop the heartbeats of all claimed jobs, and queue them again, because this worker hangs.
+
+        It uses up an attempt of the jobs in the work that hangs, and none of jobs that only wait for it. The next attempt of the
+        first ones runs alone.
+        """
+        unfinished = [job for job in self._held if not job.ended.is_set()]
+        for job in unfinished:
+            job.ended.set()
+        for job in unfinished:
+            is_attempt = any(job is each for each in hanging)
+            self.records.claims.hand_back(job.claim, reason, delay_ms=0, is_attempt=is_attempt)
 
     def _finish(self, job: HeldJob, result: MadeAdapter | Exception) -> list[tuple[Outcome, MadeAdapter]]:
         """Commit a job to its record, or hand it back to the queue.
@@ -138,7 +156,11 @@ class JobRunner:
         try:
             outcome = self._outcome(job, result)
             lifetime = retry_while_unreachable(
-                lambda: self.records.claims.commit(claim, outcome), job, seconds=self.settings.job_seconds, draining=self.draining
+                lambda: self.records.claims.commit(claim, outcome),
+                job,
+                seconds=self.settings.job_seconds,
+                draining=self.draining,
+                watchdog=self.watchdog,
             )
         except ClaimLost:
             self._discard_lost(claim)
@@ -216,6 +238,7 @@ class JobRunner:
             job,
             seconds=self.settings.job_seconds,
             draining=self.draining,
+            watchdog=self.watchdog,
         )
         if held:
             log.warning("handed back: %s", reason)

@@ -11,6 +11,7 @@ from worker.heartbeat import HeldJob
 from worker.ledger.claims import Claim
 from worker.runtime import MadeAdapter, Runtime
 from worker.settings import WorkerSettings
+from worker.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
@@ -18,14 +19,14 @@ log = logging.getLogger(__name__)
 class PassRunner:
     """Decides which claimed jobs share a pass (one batched inner loop), and runs them."""
 
-    def __init__(self, settings: WorkerSettings, runtime: Runtime, draining: DrainTimer) -> None:
-        self._settings, self._runtime, self._draining = settings, runtime, draining
+    def __init__(self, settings: WorkerSettings, runtime: Runtime, draining: DrainTimer, watchdog: Watchdog) -> None:
+        self._settings, self._runtime, self._draining, self._watchdog = settings, runtime, draining, watchdog
 
     def spare_places(self, claim: Claim) -> int:
         """Return how many more jobs with the same pass key may run in one pass with the claimed job.
 
         Returns 0 if the job cannot share a pass, if this is not its first attempt, or if only one attempt is allowed. The reason
-        for the last two: a job that crashes its worker uses up one attempt of every job in its pass.
+        for the last two: a job that crashes or hangs its worker uses up one attempt of every job in its pass.
         """
         if claim.attempt > 1 or self._settings.attempts == 1 or not self._runtime.can_share_pass(claim.recipe):
             return 0
@@ -49,9 +50,10 @@ class PassRunner:
         """
         chosen = [jobs[number] for number in numbers]
         try:
-            made = self._runtime.adapt_together(
-                [job.claim.recipe for job in chosen], deadline=self._deadline(), on_step=self._on_step(chosen)
-            )
+            with self._watchdog.limit(self._settings.job_seconds, chosen):
+                made = self._runtime.adapt_together(
+                    [job.claim.recipe for job in chosen], deadline=self._deadline(), on_step=self._on_step(chosen)
+                )
         except (ClaimLost, Stopping) as stop:
             return dict.fromkeys(numbers, stop)
         except Exception as error:
@@ -62,7 +64,7 @@ class PassRunner:
 
     def _adapt_alone(self, job: HeldJob) -> MadeAdapter | Exception:
         job.losses.clear()
-        with job.log_fields():
+        with job.log_fields(), self._watchdog.limit(self._settings.job_seconds, [job]):
             try:
                 return self._runtime.adapt(job.claim.recipe, deadline=self._deadline(), on_step=self._on_step([job]))
             except Exception as error:

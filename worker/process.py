@@ -6,6 +6,7 @@ import socket
 import warnings
 from typing import Any
 
+import celery.apps.worker
 from celery import Celery
 from celery.platforms import SecurityWarning
 from celery.signals import worker_ready, worker_shutting_down
@@ -77,6 +78,8 @@ class WorkerProcess:
     def run(self) -> None:
         """Run jobs until the process is stopped."""
         _warn_of_root()
+        celery.apps.worker.safe_say = lambda message, *_: log.info("%s", message)  # it would write bare lines, even with JSON logs
+        self._runner.watchdog.start(self._runner.hand_back_hung)
         self._app.conf.worker_consumer = "worker.consumer:PromptConsumer"
         _register(self._app, self._runner)
         worker_ready.connect(self._on_ready, weak=False)

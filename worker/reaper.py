@@ -23,6 +23,8 @@ from worker.logs import fields, places
 
 log = logging.getLogger(__name__)
 REAP_INTERVAL_SECONDS = 1.0
+STOP_SECONDS = 2.0
+"""How long `Reaper.stop` waits for a round that is under way, in seconds."""
 WORKER_ALIVE_SECONDS = 6
 """Time after its last announcement until a worker is no longer listed as alive, in seconds."""
 
@@ -49,13 +51,16 @@ class Reaper:
         self._name, self._description = name, dict(description)
         self._erase_ms = int(1000 * erase_seconds)
         self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="reaper", daemon=True)
 
     def start(self) -> None:
-        threading.Thread(target=self._run, name="reaper", daemon=True).start()
+        self._thread.start()
 
     def stop(self) -> None:
         """Stop the reaper, and remove this worker from the list of live workers."""
         self._stopping.set()
+        if self._thread.ident is not None:
+            self._thread.join(STOP_SECONDS)  # otherwise its last announcement could come after the removal
         try:
             self._records.workers.remove(self._name)
         except redis.RedisError:
@@ -73,8 +78,9 @@ class Reaper:
             self._stopping.wait(REAP_INTERVAL_SECONDS)
 
     def reap(self) -> None:
-        """Do one round: repeat lost wake-ups, remove old records and erase deleted text."""
+        """Do one round: repeat lost wake-ups, remove old records and idempotency keys, and erase deleted text."""
         self._announce_lost_jobs()
+        self._records.expired_keys.remove()
         for tenant, adapter_id, fence in self._records.retention.retire():
             self._store.remove(tenant, adapter_id, fence)
         try:

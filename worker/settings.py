@@ -92,6 +92,12 @@ class WorkerSettings(BaseSettings):
     jobs_together: int = Field(default=8, ge=1, description="largest number of jobs in one pass")
     pass_rows: int = Field(default=256, ge=1, description="largest number of examples in one pass of several jobs")
     job_seconds: float = Field(default=120, gt=0, description="deadline of one inner loop, in seconds; the job fails after it")
+    hang_seconds: float = Field(
+        default=30,
+        gt=0,
+        description="how long a worker that hangs may exceed the limit of what it does before it ends itself, in seconds. "
+        "The longest step of an inner loop must be shorter",
+    )
     erase_seconds: float = Field(
         default=30,
         ge=0,

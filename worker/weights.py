@@ -10,6 +10,7 @@ from worker.heartbeat import HeldJob
 from worker.ledger.claims import Claim, WeightsLifetime
 from worker.ledger.weights_cache import WeightStore
 from worker.retry import retry_while_unreachable
+from worker.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 CACHE_WAIT_SECONDS = 20.0
@@ -22,8 +23,8 @@ class WeightsWriter:
     Each claim writes under its own key, which contains the claim's fence, a number that no other claim has.
     """
 
-    def __init__(self, store: WeightStore, draining: DrainTimer) -> None:
-        self._store, self._draining = store, draining
+    def __init__(self, store: WeightStore, draining: DrainTimer, watchdog: Watchdog) -> None:
+        self._store, self._draining, self._watchdog = store, draining, watchdog
 
     def write(self, job: HeldJob, content: bytes) -> None:
         """Store the weights of a job, and retry while the cache cannot be reached.
@@ -37,6 +38,7 @@ class WeightsWriter:
                 job,
                 seconds=CACHE_WAIT_SECONDS,
                 draining=self._draining,
+                watchdog=self._watchdog,
             )
         except redis.exceptions.ResponseError as error:
             raise CacheRefused(f"the cache refused the weights: {error}", is_attempt=True) from error

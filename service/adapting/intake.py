@@ -9,11 +9,13 @@ from fastapi import Header, Query, Response
 from starlette.concurrency import run_in_threadpool
 
 from service.adapting.checked_request import CheckedRequest
-from service.errors import UnknownAdapter
+from service.adapting.idempotency import idempotency_key
+from service.errors import IdempotencyKeyReused, UnknownAdapter
 from service.http.prefer import prefer_wait
 from service.http.schemas import AdaptAnswer, DryRunAnswer, Warned
 from service.http.state import ServiceState, State, Tenant
 from service.http.views import status_of
+from worker.errors import KeyUsed
 from worker.kinds.kind import Canonical
 from worker.kinds.registry import task_kinds
 from worker.ledger.ids import adapter_id
@@ -98,24 +100,46 @@ def _build_job(request: CheckedRequest, state: ServiceState, tenant: str) -> _Jo
 
 def _record_job(request: CheckedRequest, job: _Job, context: AdaptContext) -> tuple[str, Status, set[Canonical]]:
     """Record the job, and return the adapter's id, its status and the examples that are truncated."""
-    state, tenant = context.state, context.tenant
-    key, content = context.idempotency_key, ""
-    if key is not None:
+    state, tenant, key = context.state, context.tenant, None
+    if context.idempotency_key is not None:
         content = f"{request.path} {request.body.model_dump_json(exclude_unset=True)}"
-        first = state.idempotency.find(job.secret, tenant, key, content)
-        # Since the key was first used, the initialization may have been replaced: then the same request has another adapter id.
-        if first is not None and first != job.adapter_id:
-            record, recipe = state.records.get(tenant, first), state.records.recipe(tenant, first)
-            if record is not None and recipe is not None:
-                return first, status_of(record, state), _truncated_examples(recipe, record.truncated)
+        key = idempotency_key(job.secret, context.idempotency_key, content)
     ttl_ms = 1000 * (request.ttl_seconds or state.settings.default_ttl_seconds)
     queue = request.deployed.queue(request.kind.name)
-    status = state.jobs.start(tenant, job.adapter_id, job.recipe, ttl_ms, job.truncated, request.notes, queue=queue, cost=job.cost)
-    if key is not None:  # the key is stored last, so that a rejected request does not use it up
-        state.idempotency.keep(job.secret, tenant, key, content, job.adapter_id)
+    try:
+        status = state.jobs.start(
+            tenant,
+            job.adapter_id,
+            job.recipe,
+            ttl_ms,
+            job.truncated,
+            request.notes,
+            queue=queue,
+            cost=job.cost,
+            idempotency=key,
+        )
+    except KeyUsed as used:
+        return _answer_of_first(used.adapter_id, state, tenant)
     if status == "ready":
         status = _renew_weights(tenant, job.adapter_id, ttl_ms, request, state)
     return job.adapter_id, status, _truncated_examples(job.recipe, job.truncated)
+
+
+def _answer_of_first(adapter_id: str | None, state: ServiceState, tenant: str) -> tuple[str, Status, set[Canonical]]:
+    """Return what `_record_job` returned for the first request with the same idempotency key.
+
+    The initialization may have been replaced since: then the same request now has another adapter id. Raises IdempotencyKeyReused
+    if `adapter_id` is None, because the first request was another one.
+    """
+    if adapter_id is None:
+        raise IdempotencyKeyReused(
+            "Idempotency-Key: expected the request that this key was first used for, got another one; "
+            "use a new key for it, or wait until 24 hours have passed"
+        )
+    record, recipe = state.records.get(tenant, adapter_id), state.records.recipe(tenant, adapter_id)
+    if record is None or recipe is None:
+        raise UnknownAdapter(adapter_id, "adapter {} of this Idempotency-Key was just deleted: send the request again")
+    return adapter_id, status_of(record, state), _truncated_examples(recipe, record.truncated)
 
 
 def _renew_weights(tenant: str, identity: str, ttl_ms: int, request: CheckedRequest, state: ServiceState) -> Status:

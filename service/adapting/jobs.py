@@ -12,8 +12,10 @@ from celery import Celery
 from kombu.exceptions import OperationalError
 from starlette.concurrency import run_in_threadpool
 
-from worker.errors import JOB_SECONDS, LimitReached
+from worker.errors import RETRY_JOB_SECONDS, LimitReached
 from worker.initializations import KnownInitializations
+from worker.ledger.breaker import CircuitBreaker
+from worker.ledger.idempotency import IdempotencyKey
 from worker.ledger.messages import ADAPT_TASK, DONE_CHANNEL, IN_TURN, JobRecipe, Status, wake_up
 from worker.ledger.notes import Notes
 from worker.ledger.record import Record
@@ -38,15 +40,17 @@ class Jobs:
         limits_of: Callable[[str], Mapping[str, int]],
         size_of: Callable[[JobRecipe], int],
         known: KnownInitializations,
+        breaker: CircuitBreaker | None = None,
     ) -> None:
         """Create the queue without connecting to Redis.
 
         `limits_of` returns the limits of a tenant by name, as for `Records.accept`. `size_of` returns an upper bound on the bytes
         of the weights that a recipe produces. `known` has the initializations that recipes name, to store them beside the records.
+        `breaker` is the circuit breaker of the records, which wake-ups pass through too, because they go to the same server.
         """
         self._records, self._app = records, app
         self._redis_url = redis_url
-        self._limits_of, self._size_of, self._known = limits_of, size_of, known
+        self._limits_of, self._size_of, self._known, self._breaker = limits_of, size_of, known, breaker
         self._waiting: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
         self._listener: asyncio.Task[None] | None = None
         self.stopping = False
@@ -63,12 +67,13 @@ class Jobs:
         *,
         queue: str,
         cost: int,
+        idempotency: IdempotencyKey | None = None,
     ) -> Status:
         """Record a job, send a wake-up to the workers of `queue`, and return the record's status.
 
         If the same job is already queued, running or ready, no new job is created: only its time to live starts again. In any case,
         the values set in `notes` replace the stored ones. `cost`: how far the job moves its tenant's turn. Raises LimitReached if a
-        new job would exceed one of the tenant's limits.
+        new job would exceed one of the tenant's limits, and KeyUsed if the idempotency key was used otherwise.
         """
         try:
             created, status = self._records.accept(
@@ -84,6 +89,7 @@ class Jobs:
                 limits=self._limits_of(tenant),
                 cost=cost,
                 initialization=lambda: self._known.to_store(recipe.initialization_digest),
+                idempotency=idempotency,
             )
         except NotReplicated:
             self._wake(tenant, adapter_id, queue)  # the record was created, so a retry would find it and send no wake-up
@@ -101,7 +107,7 @@ class Jobs:
         """
         most, used = self._limits_of(record.tenant)["MAX_JOBS"], self._records.unfinished(record.tenant)
         if 0 < most <= used:
-            raise LimitReached("MAX_JOBS", most, used, retry_after=JOB_SECONDS)
+            raise LimitReached("MAX_JOBS", most, used, retry_after=RETRY_JOB_SECONDS)
         digest = record.summary.initialization_digest
         if self._known.in_memory(digest) is not None and not self._records.initializations.has(digest):
             self._records.initializations.store(digest, self._known.to_store(digest))  # accepted by a version that stored none
@@ -114,9 +120,16 @@ class Jobs:
         The message may get lost. The job is safe in its record, and the workers' reaper thread repeats the wake-up until a worker
         claims the job.
         """
-        try:
+
+        def send() -> None:
             self._app.send_task(ADAPT_TASK, kwargs=wake_up(tenant, adapter_id), priority=IN_TURN, queue=queue)
-        except OperationalError as error:
+
+        try:
+            if self._breaker is None:
+                send()
+            else:
+                self._breaker.call(send)
+        except (OperationalError, redis.RedisError) as error:
             with fields(adapter=adapter_id, tenant=tenant):
                 log.warning("wake-up not delivered: %s", type(error).__name__)
 

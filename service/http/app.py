@@ -8,7 +8,6 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 from metatrain.artifacts.adapter import adapter_bytes_at_most
-from service.adapting.idempotency import IdempotencyKeys
 from service.adapting.jobs import Jobs
 from service.http import docs_page
 from service.http.auth import Authentication, Authenticator
@@ -35,10 +34,11 @@ from worker.app import celery_app
 from worker.ledger.aliases import Aliases
 from worker.ledger.api_keys import Keys
 from worker.ledger.audit import AuditLog
+from worker.ledger.breaker import breaker_of
 from worker.ledger.key_uses import KeyUses
 from worker.ledger.messages import JobRecipe
 from worker.ledger.records import Records
-from worker.ledger.servers import records_client, weights_client
+from worker.ledger.servers import service_client
 from worker.ledger.tenants import Tenants
 from worker.ledger.usage import Usage
 from worker.ledger.weights_cache import WeightStore
@@ -98,10 +98,10 @@ def create_app(settings: ServiceSettings, residents: Sequence[Resident]) -> Fast
 
 def _state(settings: ServiceSettings, residents: Sequence[Resident]) -> ServiceState:
     """Create everything that the routes use. Nothing connects to Redis yet."""
-    client = records_client(settings.redis_url, connect_timeout=2)
+    client = service_client(settings.redis_url)
     cipher = settings.cipher
     records = Records(client, settings.wait_replicas, cipher)
-    cache = weights_client(settings.weights_url, connect_timeout=2)
+    cache = client if settings.weights_url == settings.redis_url else service_client(settings.weights_url)
     store = WeightStore(cache, cipher)
     stored, share = records.initializations.get, 1 / len(residents)
     deployed = tuple(Deployed(resident, _predictor(resident, store, stored, settings, share)) for resident in residents)
@@ -119,10 +119,15 @@ def _state(settings: ServiceSettings, residents: Sequence[Resident]) -> ServiceS
         cache=cache,
         records=records,
         aliases=Aliases(client),
-        idempotency=IdempotencyKeys(client),
         store=store,
         jobs=Jobs(
-            records, celery_app(settings.redis_url, residents[0].queues[0]), settings.redis_url, tenants.limits_of, size_of, known
+            records,
+            celery_app(settings.redis_url, residents[0].queues[0], of_service=True),
+            settings.redis_url,
+            tenants.limits_of,
+            size_of,
+            known,
+            breaker_of(client),
         ),
         deployed=deployed,
         known=known,
@@ -140,5 +145,5 @@ def _predictor(
     resident: Resident, store: WeightStore, stored: Callable[[str], bytes | None], settings: ServiceSettings, share: float
 ) -> RemotePredictor | InProcessPredictor:
     if settings.predictor_url is not None:
-        return RemotePredictor(resident.base, settings.predictor_url)
+        return RemotePredictor(resident.base, settings.predictor_url, settings.predictor_hang_seconds)
     return InProcessPredictor(resident.base, resident.initializations, store, settings, stored=stored, share=share)

@@ -49,7 +49,7 @@ class InitializationList(BaseModel):
 class Alive(BaseModel):
     model_config = example_body(status="alive")
 
-    status: Literal["alive"] = Field(description="always `alive`: the process answers")
+    status: Literal["alive"] = Field(description="always `alive`: the process answers, and its predictors work")
 
 
 class Readiness(BaseModel):

@@ -6,7 +6,7 @@ Job counts are stored with the records in Redis. So every replica reports the sa
 While the records cannot be reached, `quickstudy_records_up` is 0 and the metrics that come from the records are missing.
 """
 
-from collections import Counter as TallyCounter
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 
 import redis
@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from service.predicting.predictor import STAGES, Predictor
+from service.predicting.predictor import BATCH_AGE, STAGES, Predictor
 from worker.ledger.counts import JOB_STAGES, RECOVERY_BOUNDS_MS, STAGE_BOUNDS_MS
 from worker.ledger.records import Records
 
@@ -35,6 +35,7 @@ _COUNTERS = {
 }
 
 _GAUGES = {
+    BATCH_AGE: "Seconds since the last batch ended while calls wait, of the base model with the oldest one; 0 if none wait",
     "waiting_inputs": "Inputs received and not answered yet",
     "bank_adapters": "Adapters on the device",
     "bank_slots": "Number of adapters that fit on the device",
@@ -78,7 +79,7 @@ class Metrics:
 
 
 class _PredictorsCollector(Collector):
-    """The gauges of the predictors, summed over all base models."""
+    """The gauges of the predictors, summed over all base models, except for the age of the last batch."""
 
     def __init__(self, predictors: Sequence[Predictor]) -> None:
         self._predictors = predictors
@@ -87,9 +88,13 @@ class _PredictorsCollector(Collector):
         return iter(())
 
     def collect(self) -> Iterator[Metric]:
-        sums: TallyCounter[str] = TallyCounter()
+        sums: defaultdict[str, float] = defaultdict(float)
         for predictor in self._predictors:
-            sums.update(predictor.gauges())
+            gauges = predictor.gauges()
+            oldest = max(sums[BATCH_AGE], gauges.get(BATCH_AGE, 0.0))
+            for name, value in gauges.items():
+                sums[name] += value
+            sums[BATCH_AGE] = oldest
         for name, value in sums.items():
             if name in _GAUGES:  # a predictor process of another version may send gauges that are unknown here
                 yield GaugeMetricFamily(f"quickstudy_predictor_{name}", _GAUGES[name], value=value)

@@ -10,7 +10,6 @@ from redis import Redis
 from metatrain.artifacts.initialization import Initialization
 from metatrain.errors import MetatrainError
 from metatrain.models.base import Base
-from service.adapting.idempotency import IdempotencyKeys
 from service.adapting.jobs import Jobs
 from service.errors import AdapterNotReady, InvalidRequest
 from service.http.auth import Authenticator, tenant
@@ -60,7 +59,6 @@ class ServiceState:
     cache: Redis
     records: Records
     aliases: Aliases
-    idempotency: IdempotencyKeys
     store: WeightStore
     jobs: Jobs
     deployed: tuple[Deployed, ...]

@@ -32,6 +32,7 @@ from metatrain.serving.probe_cache import probe_once
 from service.errors import Overloaded
 from service.predicting.batcher import Batcher
 from service.predicting.pace import Pace
+from service.predicting.progress import Progress
 from service.predicting.shelf import Shelf
 from service.predicting.turn_executor import TurnExecutor
 from service.settings import ServiceSettings
@@ -43,6 +44,8 @@ _REFUSED_SECONDS = 30.0
 """How long an initialization that cannot be supported is refused without another attempt, in seconds."""
 _MB = 2**20
 _MOST_BATCH_TOKENS = 4096
+BATCH_AGE = "batch_age_seconds"
+"""The gauge of the seconds since the last batch ended while calls wait."""
 STAGES = ("tokenize", "load", "queue", "forward")
 
 
@@ -97,7 +100,14 @@ class Predictor(Protocol):
         ...
 
     def alive(self) -> bool:
-        """Return True if the predictor can answer calls."""
+        """Return True if the predictor can answer calls.
+
+        It cannot if no batch has ended for PREDICTOR_HANG_SECONDS although calls wait.
+        """
+        ...
+
+    def needs_restart(self) -> bool:
+        """Return True if only a restart of this process can help, because its own predictor hangs or has ended."""
         ...
 
     def gauges(self) -> dict[str, float]:
@@ -176,6 +186,7 @@ class InProcessPredictor:
         self._preparing = 0  # calls that are being tokenized or loaded and are not in the batcher yet
         self._commands: list[Callable[[], None]] = []  # for the predictor's thread
         self._closing = False
+        self._progress = Progress()
         self._thread = threading.Thread(target=self._serve, name="predictor", daemon=True)
         self._thread.start()
 
@@ -203,7 +214,10 @@ class InProcessPredictor:
         self._command(drop)
 
     def alive(self) -> bool:
-        return self._thread.is_alive()
+        return self._thread.is_alive() and self._progress.seconds() <= self._settings.predictor_hang_seconds
+
+    def needs_restart(self) -> bool:
+        return not self.alive()
 
     def gauges(self) -> dict[str, float]:
         return {
@@ -213,6 +227,7 @@ class InProcessPredictor:
             "bank_bytes": self._bank.nbytes,
             "shelf_adapters": len(self._shelf),
             "shelf_bytes": self._shelf.nbytes,
+            BATCH_AGE: self._progress.seconds(),
         }
 
     def close(self) -> None:
@@ -375,6 +390,7 @@ class InProcessPredictor:
             self._preparing -= 1
             call.queued = time.perf_counter()
             self._batcher.add(call)
+            self._progress.work_waits()
             self._changed.notify()
 
     def _fail_preparation(self, call: _Call, error: BaseException) -> None:
@@ -394,6 +410,8 @@ class InProcessPredictor:
             tokens = sum(call.lengths[row] for call, rows in batch for row in rows)
             if tokens:
                 self._pace.observe(tokens, time.perf_counter() - began)
+            with self._changed:  # held by `_queue` too, so that a call that arrives now is seen
+                self._progress.batch_ended(more=len(self._batcher) > 0)
 
     def _wait_for_batch(self) -> list[tuple[_Call, range]] | None:
         """Wait for the next batch and return it, or None once the predictor is closing and no calls are left.

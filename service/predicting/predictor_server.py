@@ -15,6 +15,7 @@ from service.predicting import wire
 from service.predicting.predictor import Answer, InProcessPredictor, WeightsKey
 from service.settings import predictor_address
 from worker.logs import places
+from worker.watchdog import HUNG_STATUS, places_of_threads
 
 log = logging.getLogger(__name__)
 _GAUGES_SECONDS = 1.0
@@ -48,12 +49,23 @@ async def serve(predictors: Sequence[InProcessPredictor], url: str) -> None:
     for stop_signal in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(stop_signal, stop.set)
     log.info("predictor on %s", url)
+    watching = asyncio.create_task(_end_if_hanging(predictors), name="hanging")
     await stop.wait()
+    watching.cancel()
     server.close()
     connections.stopping = True  # refuses new calls while the predictors close, which waits for all accepted ones
     for predictor in predictors:
         await asyncio.get_running_loop().run_in_executor(None, predictor.close)
     await connections.close()
+
+
+async def _end_if_hanging(predictors: Sequence[InProcessPredictor]) -> None:
+    """End this process if one of its predictors hangs, so that whatever supervises it starts a new one."""
+    while not any(predictor.needs_restart() for predictor in predictors):
+        await asyncio.sleep(_GAUGES_SECONDS)
+    log.error("a predictor hangs, ending this process with status %d; its threads are at\n%s", HUNG_STATUS, places_of_threads())
+    logging.shutdown()
+    os._exit(HUNG_STATUS)
 
 
 class _Connections:

@@ -11,7 +11,7 @@ from typing import Any
 from metatrain.models.base import Base
 from service.errors import Overloaded, Unavailable
 from service.predicting import wire
-from service.predicting.predictor import Answer, WeightsKey
+from service.predicting.predictor import BATCH_AGE, Answer, WeightsKey
 from service.settings import predictor_address
 
 log = logging.getLogger(__name__)
@@ -26,12 +26,15 @@ _UNSENT_BYTES = 16 * 2**20
 class RemotePredictor:
     """A `Predictor` that sends its calls to a separate process.
 
+    `hang_seconds`: how long calls may wait without the end of a batch before the predictor counts as hanging.
+
     Create and close it on the event loop; `forget` may be called from any thread. If the connection breaks, all unanswered calls
     fail with Unavailable. It is safe to retry them, because a prediction changes nothing.
     """
 
-    def __init__(self, base: Base, url: str) -> None:
+    def __init__(self, base: Base, url: str, hang_seconds: float = 30.0) -> None:
         self._about, self._address = wire.about(base), predictor_address(url)
+        self._hang_seconds = hang_seconds
         self._loop = asyncio.get_running_loop()
         self._numbers = itertools.count()
         self._waiting: dict[int, Future[Answer]] = {}
@@ -62,7 +65,10 @@ class RemotePredictor:
             self._writer.write(wire.line(document))
 
     def alive(self) -> bool:
-        return self._writer is not None
+        return self._writer is not None and self._gauges.get(BATCH_AGE, 0.0) <= self._hang_seconds
+
+    def needs_restart(self) -> bool:
+        return False  # the predictor's process ends itself if it hangs; a restart of this one would not help
 
     def gauges(self) -> dict[str, float]:
         return self._gauges

@@ -35,10 +35,12 @@ class Shelf(Generic[V]):
     def put(self, key: str, value: V) -> None:
         """Store a value, then evict the least recently used values until the shelf is within its limit.
 
-        A value that is larger than the limit evicts all others and is not stored itself.
+        A value that is larger than the limit is not stored, and evicts nothing but an earlier value of its key.
         """
         with self._lock:
             self._drop(key)
+            if value.nbytes > self._most:
+                return
             self._values[key] = value
             self._bytes += value.nbytes
             while self._bytes > self._most:

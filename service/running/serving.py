@@ -22,7 +22,7 @@ from service.settings import ServiceSettings
 from worker.collection import resume_collection
 from worker.errors import SettingsError
 from worker.ledger.initializations import Initializations
-from worker.ledger.servers import records_client, weights_client
+from worker.ledger.servers import service_client
 from worker.ledger.weights_cache import WeightStore
 from worker.runtime import Resident, load_residents
 
@@ -83,8 +83,8 @@ def run_predictor(settings: ServiceSettings, url: str) -> None:
     used.
     """
     residents = _load(settings.model_copy(update={"predictor_url": None}))
-    store = WeightStore(weights_client(settings.weights_url, connect_timeout=2), settings.cipher)
-    stored = Initializations(records_client(settings.redis_url, connect_timeout=2)).get
+    store = WeightStore(service_client(settings.weights_url), settings.cipher)
+    stored = Initializations(service_client(settings.redis_url)).get
     share = 1 / len(residents)
     predictors = [
         InProcessPredictor(resident.base, resident.initializations, store, settings, stored=stored, share=share)

@@ -16,6 +16,7 @@ import importlib
 import logging
 import multiprocessing
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -64,7 +65,8 @@ def standalone(data_dir: Path, listening: socket.socket) -> Iterator[str]:
     except BlockingIOError as error:
         raise StandaloneError(f"another quickstudy is using {data_dir}; stop it or choose another --data-dir") from error
     _remove_stale_socket(data_dir)
-    sockets = Path(tempfile.mkdtemp(prefix=_SOCKETS))  # not in `data_dir`, whose path may be too long for a socket
+    # Not in `data_dir`, whose path may be too long for a socket.
+    sockets = Path(tempfile.gettempdir()) / f"{_SOCKETS}{secrets.token_hex(8)}"
     url = f"unix://{sockets}/redis.sock"
     service_process = os.getpid()
 
@@ -89,6 +91,7 @@ def standalone(data_dir: Path, listening: socket.socket) -> Iterator[str]:
     stopping = threading.Event()
     supervisor = threading.Thread(target=_supervise, args=(children, stopping), name="supervisor", daemon=True)
     try:
+        sockets.mkdir(mode=0o700)  # within the block, so that a signal leaves no folder behind
         server.start()
         importlib.import_module("worker.runtime")  # imported before the fork, because service and worker both need it
         worker.start()  # does not wait for the server, because the worker needs it only after loading its base models

@@ -12,7 +12,7 @@ from benchmarks.faults import Deployment, draw_support_sets, storm, violations
 from tests.end_to_end.test_service import BODY
 from worker.ledger.records import Records
 
-SETTINGS = {"LEASE_SECONDS": "2", "THREADS": "1"}
+SETTINGS = {"LEASE_SECONDS": "2", "THREADS": "1", "JOB_SECONDS": "20", "HANG_SECONDS": "2"}
 
 
 @pytest.mark.parametrize(

@@ -37,8 +37,14 @@ def test_the_least_recently_used_value_is_evicted() -> None:
     assert shelf.get("b", lambda: Value("again", 30), run_here).result().name == "again"  # evicts c
     assert shelf.get("a", must_not_load, run_here).result().name == "a"
     assert shelf.get("d", must_not_load, run_here).result().name == "d"
+    before = len(shelf), shelf.nbytes
     shelf.put("huge", Value("huge", 101))
-    assert shelf.nbytes == len(shelf) == 0
+    assert (len(shelf), shelf.nbytes) == before  # it cannot be stored, so nothing makes room for it
+    shelf.put("d", Value("d", 101))
+    assert len(shelf) == before[0] - 1  # but the earlier value of its key is gone
+    shelf.put("whole", Value("whole", 100))
+    assert (len(shelf), shelf.nbytes) == (1, 100)
+    shelf.drop("whole")
     shelf.put("x", Value("x", 10))
     shelf.put("x", Value("x", 20))
     assert (len(shelf), shelf.nbytes) == (1, 20)

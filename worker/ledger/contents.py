@@ -29,6 +29,7 @@ _PLACEHOLDERS = {
 _NUMBER, _ADAPTER = re.compile(r"-?[0-9]{1,16}"), re.compile(_PLACEHOLDERS["ID"])
 _TARGET = re.compile(rf"{_PLACEHOLDERS['ID']} [0-9]{{1,16}}")
 _MEMBER = re.compile(rf"{_PLACEHOLDERS['TENANT']}/{_PLACEHOLDERS['ID']}")
+_IDEMPOTENCY = re.compile(rf"qs:{_PLACEHOLDERS['TENANT']}:idempotency:{_PLACEHOLDERS['DIGEST']}")
 _DIGEST = re.compile(_PLACEHOLDERS["DIGEST"])
 
 
@@ -78,6 +79,7 @@ CONTENTS = (
     Contents("qs:queues", "set", "made again"),
     Contents("qs:workers", "zset", "passing"),
     Contents("qs:worker-descriptions", "hash", "passing"),
+    Contents("qs:idempotency", "zset", "copied", _is(_IDEMPOTENCY)),
     Contents("qs:erase", "string", "passing"),
     Contents("qs:erase-last", "string", "passing"),
     Contents("qs:initialization_by_digest:DIGEST", "hash", "last"),
@@ -94,7 +96,8 @@ CONTENTS = (
     Contents("qs:TENANT:unfinished", "set", "made again"),
     Contents("qs:TENANT:weighed", "zset", "made again"),
     Contents("qs:TENANT:usage", "hash", "copied", _is(_NUMBER)),
-    Contents("qs:TENANT:requests:MINUTE", "string", "passing"),
+    Contents("qs:TENANT:requests", "hash", "passing"),
+    Contents("qs:TENANT:requests:MINUTE", "string", "passing"),  # of earlier versions
     Contents("qs:TENANT:aliases-of:ID", "set", "made again"),
     Contents("qs:TENANT:alias-targets", "hash", "copied", _is(_TARGET)),
     Contents("qs:TENANT:alias-history:ALIAS", "list", "copied", _is(_TARGET)),

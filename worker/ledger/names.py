@@ -18,6 +18,7 @@ Keys of the deployment:
 | `qs:queues` | set | every queue that ever had a job |
 | `qs:workers` | sorted set | workers; score: until when they count as alive |
 | `qs:worker-descriptions` | hash | the announced description of each worker |
+| `qs:idempotency` | sorted set | keys `…:idempotency:DIGEST`; score: when to remove them |
 | `qs:erase` | number | since when the append-only file has contained deleted text |
 | `qs:erase-last` | number | the time of the latest deletion |
 | `qs:initialization_by_digest:DIGEST` | hash | an initialization that jobs name (`initializations.py`) |
@@ -39,18 +40,21 @@ Keys of a tenant, all under `qs:TENANT:`:
 | `…:unfinished` | set | its unfinished jobs |
 | `…:weighed` | sorted set | adapters whose weights `…:usage` includes; score: expiry (infinity while pinned or being adapted) |
 | `…:usage` | hash | bytes and example_bytes of its records; adaptations and predictions so far |
-| `…:requests:MINUTE` | number | requests of one minute |
+| `…:requests` | hash | the latest minute with requests, and their number |
+| `…:requests:MINUTE` | number | written by earlier versions only: requests of one minute |
 | `…:aliases-of:ID` | set | the aliases that point at an adapter |
 | `…:alias-targets` | hash | where each alias points, and since when |
 | `…:alias-history:ALIAS` | list | where an alias pointed before, the latest first: `ADAPTER MOVED_AT` |
 | `…:alias-names` | sorted set | the aliases, sorted by name |
 | `…:audit` | stream | changes that concern the tenant (`audit.py`) |
-| `…:idempotency:DIGEST` | string | the job of an Idempotency-Key (`service.adapting.idempotency`) |
+| `…:idempotency:DIGEST` | string | the request and the adapter of an Idempotency-Key (`idempotency.py`) |
 | `…:weights:ID:FENCE` | string | the weights that one claim stored; on the server of the cache |
 
 No tenant's name has an underscore (`api_keys.check_tenant`). So a key of the deployment that continues after a second colon has an
 underscore before it, or what is before it is a reserved name. The one exception is `qs:waiting:PASS_KEY`: a pass key has slashes,
 and no key of a tenant has one before its third colon.
+
+Only weights have a TTL, because a server with the policy `volatile-lru` evicts any key that has one.
 
 Times are in milliseconds. The Lua scripts build some of these names themselves. The end of each job is published on the channel
 `messages.DONE_CHANNEL`.
@@ -73,6 +77,7 @@ TENANTS = "qs:tenants"
 AUDIT = "qs:audit"
 INITIALIZATION_NAMES = "qs:initialization_names"
 ID_KEY = "qs:id-key"
+IDEMPOTENCY = "qs:idempotency"
 CELERY_PREFIX = "qs:celery:"
 
 
@@ -98,6 +103,10 @@ def unfinished(tenant: str) -> str:
 
 def usage(tenant: str) -> str:
     return f"qs:{tenant}:usage"
+
+
+def idempotency(tenant: str, digest: str) -> str:
+    return f"qs:{tenant}:idempotency:{digest}"
 
 
 def weights(tenant: str, adapter_id: str, fence: int) -> str:

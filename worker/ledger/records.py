@@ -13,13 +13,14 @@ from typing import Any, Literal, cast
 
 import redis
 
-from worker.errors import JOB_SECONDS, ROOM_SECONDS, AdapterAliased, AdapterExpired, LimitReached
+from worker.errors import RETRY_JOB_SECONDS, ROOM_SECONDS, AdapterAliased, AdapterExpired, KeyUsed, LimitReached
 from worker.ledger import audit, ids, names, scripts
 from worker.ledger.claims import Claims
 from worker.ledger.clock import server_ms
 from worker.ledger.counts import Counts
 from worker.ledger.dead_jobs import DeadJobs
 from worker.ledger.encryption import PLAIN, Cipher, field_name
+from worker.ledger.idempotency import KEPT_MS, ExpiredKeys, IdempotencyKey
 from worker.ledger.initializations import Initializations, StoredInitialization
 from worker.ledger.messages import DONE_CHANNEL, JobRecipe, Status
 from worker.ledger.names import text
@@ -29,9 +30,9 @@ from worker.ledger.retention import KEEP_EXPIRED_RECORDS_MS, Retention
 from worker.ledger.waiting import ANNOUNCE_AGAIN_MS, WaitingJobs
 from worker.ledger.workers import Workers
 
-REPLICATION_TIMEOUT_MS = 2_000
-"""How long a new record may take to reach its replicas, in milliseconds."""
-_NOT_STORED = -2
+REPLICATION_TIMEOUT_MS = 1_000
+"""How long a new record may take to reach its replicas, in milliseconds. Less than a service waits for an answer."""
+_NOT_STORED, _KEY_USED = -2, -3
 FILTERED_PAGE_MIN_READ = 50
 """The minimum number of records that `Records.page` reads at once if a filter is given, because few records may match."""
 
@@ -57,6 +58,7 @@ class Records:
         self.workers = Workers(client)
         self.counts = Counts(client)
         self.initializations = Initializations(client)
+        self.expired_keys = ExpiredKeys(client)
         self._accept = scripts.register(client, "accept")
         self._requeue = scripts.register(client, "requeue")
         self._pin = scripts.register(client, "pin")
@@ -82,6 +84,7 @@ class Records:
         limits: Mapping[str, int] = MappingProxyType({}),
         initialization: Callable[[], StoredInitialization] | None = None,
         cost: int = 1,
+        idempotency: IdempotencyKey | None = None,
     ) -> tuple[bool, Status]:
         """Accept a job, and write its record if the job is new. Return (created, status).
 
@@ -94,8 +97,8 @@ class Records:
         name, 0 for no limit. `initialization`: returns the job's initialization. It is stored if it is not stored yet,
         and no new record is written without it; None skips this. `cost`: how far the job moves its tenant's turn.
 
-        Raises LimitReached if a new job would exceed a limit. Raises NotReplicated if too few replicas have the record in time;
-        the caller can then repeat the same call.
+        Raises LimitReached if a new job would exceed a limit, and KeyUsed if the key was used otherwise. Raises NotReplicated if
+        too few replicas have the record in time; the caller can then repeat the same call.
         """
         keys = [*names.job_keys(tenant, adapter_id), names.adapters(tenant), names.SEQUENCE, names.RETIRE, names.QUEUES]
         keys += [names.initialization(recipe.initialization_digest)] if initialization is not None else []
@@ -114,6 +117,7 @@ class Records:
             size,
             self._sealed(tenant, adapter_id, "summary", recipe.summary.model_dump_json()),
             cost,
+            "" if idempotency is None else _idempotency_argument(tenant, idempotency),
             *self._sealed_notes(tenant, adapter_id, notes),
             "initialization_digest",
             recipe.initialization_digest,
@@ -126,10 +130,12 @@ class Records:
         while initialization is not None and answer == [_NOT_STORED]:
             self.initializations.store(recipe.initialization_digest, initialization())
             answer = write()
+        if answer[0] == _KEY_USED:
+            raise KeyUsed(text(answer[1]) or None)
         created, status_or_limit, *refused = answer
         if refused:
             limit = text(status_or_limit)
-            raise LimitReached(limit, *map(int, refused), retry_after=JOB_SECONDS if limit == "MAX_JOBS" else ROOM_SECONDS)
+            raise LimitReached(limit, *map(int, refused), retry_after=RETRY_JOB_SECONDS if limit == "MAX_JOBS" else ROOM_SECONDS)
         return bool(created), cast(Status, text(status_or_limit))
 
     def _sealed(self, tenant: str, adapter_id: str, field: str, value: str) -> bytes:
@@ -276,3 +282,7 @@ class Records:
         if only != "over":
             audit.log_change("adapter.deleted", adapter_id)
         return int(fence)
+
+
+def _idempotency_argument(tenant: str, key: IdempotencyKey) -> str:
+    return json.dumps({"key": names.idempotency(tenant, key.digest), "request": key.request, "kept_ms": KEPT_MS})

@@ -26,7 +26,7 @@ from redis.commands.core import Script
 
 FOLDER = Path(__file__).with_name("lua")
 SHARED = {
-    "accept": ("now", "turns", "count", "note", "tenant"),
+    "accept": ("now", "turns", "count", "note", "tenant", "idempotency"),
     "annotate": ("note",),
     "announce_worker": ("now",),
     "claim": ("now", "turns", "count"),
@@ -45,8 +45,9 @@ SHARED = {
     "restore": ("now", "tenant"),
     "revive": ("now", "turns", "count", "tenant"),
     "roll_back_alias": ("audit",),
-    "take_requests": (),
-    "usage": ("now", "tenant"),
+    "sweep_idempotency": ("now",),
+    "take_requests": ("requests",),
+    "usage": ("now", "tenant", "requests"),
     "use_keys": ("now",),
 }
 """The files of `lua/shared` that precede each script, in this order. A file may use the definitions of the files before it."""

@@ -11,7 +11,7 @@ not supported.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 from urllib.parse import quote, unquote
@@ -26,12 +26,18 @@ from redis.cluster import ClusterNode, RedisCluster
 from redis.exceptions import ClusterError, RedisClusterException
 from redis.retry import Retry
 
+from worker.ledger.breaker import ANSWER_SECONDS, CircuitBreaker, FailFast
+
 _SINGLE = r"(redis|rediss|unix)://.+"
 _NODE = r"(?:[^,:/@\s]+|\[[0-9a-fA-F:]+\])(?::\d+)?"
 _LOGIN = r"(?:(?P<user>[^:@/]*):(?P<password>[^@/]*)@)?"
 _SENTINEL = rf"redis\+sentinel://{_LOGIN}(?P<nodes>{_NODE}(?:,{_NODE})*)/(?P<service>[^/?#]+)(?:/(?P<db>\d+))?"
 _CLUSTER = rf"redis\+cluster://{_LOGIN}(?P<nodes>{_NODE}(?:,{_NODE})*)/?"
 _SENTINEL_TIMEOUTS = {"socket_timeout": 2.0, "socket_connect_timeout": 1.0}
+_SENTINEL_TIMEOUTS_OF_SERVICES = {"socket_timeout": 0.4, "socket_connect_timeout": 0.4}
+"""With three Sentinels that do not answer, a call still fails within two seconds."""
+_CLUSTER_SECONDS_OF_SERVICES = 0.75
+"""After a time-out, the cluster client asks another node which nodes there are, so a call may wait twice."""
 _DEFAULT_PORTS = {"sentinel": 26379, "cluster": 6379}
 
 
@@ -74,24 +80,44 @@ def records_client(url: str, *, timeout: float = 10, connect_timeout: float = 3)
 
     Behind Sentinel, each new connection is to the current master. Timeouts are in seconds.
     """
-    timeouts = {"socket_timeout": timeout, "socket_connect_timeout": connect_timeout}
+    return _client(url, _SENTINEL_TIMEOUTS, socket_timeout=timeout, socket_connect_timeout=connect_timeout)
+
+
+def service_client(url: str) -> "redis.Redis":
+    """Return a client for a service, of the records or the weights. Its calls fail within `breaker.ANSWER_SECONDS`.
+
+    All its calls pass through one circuit breaker, so that they fail at once while the server does not answer. A cluster has no
+    breaker, because its other nodes may answer: it has shorter time-outs instead.
+    """
+    if (cluster := _parse("cluster", url)) is not None:
+        seconds = _CLUSTER_SECONDS_OF_SERVICES
+        return cast(redis.Redis, _ClusterClient(cluster, seconds, seconds, retry=Retry(NoBackoff(), 0)))
+    timeouts = {"socket_timeout": ANSWER_SECONDS, "socket_connect_timeout": ANSWER_SECONDS}
+    probe = _client(url, _SENTINEL_TIMEOUTS_OF_SERVICES, **timeouts)
+    return _client(url, _SENTINEL_TIMEOUTS_OF_SERVICES, **timeouts, retry=FailFast(CircuitBreaker(probe.ping)))
+
+
+def _client(url: str, sentinel_timeouts: Mapping[str, float], **options: Any) -> "redis.Redis":
     if (sentinel := _parse("sentinel", url)) is not None:
-        return cast(redis.Redis, _master_client(redis.sentinel.Sentinel, Retry, sentinel, timeouts))
-    return redis.Redis.from_url(url, **timeouts)
+        return cast(redis.Redis, _master_client(redis.sentinel.Sentinel, Retry, sentinel, sentinel_timeouts, options))
+    return redis.Redis.from_url(url, **options)
 
 
 def subscriber(url: str) -> "redis.asyncio.Redis":
     """Return an asyncio client of the records server, for subscriptions to channels (`pubsub`)."""
     if (sentinel := _parse("sentinel", url)) is not None:
-        client = _master_client(redis.asyncio.sentinel.Sentinel, AsyncRetry, sentinel, {"socket_connect_timeout": 3.0})
+        timeouts = {"socket_connect_timeout": 3.0}
+        client = _master_client(redis.asyncio.sentinel.Sentinel, AsyncRetry, sentinel, _SENTINEL_TIMEOUTS, timeouts)
         return cast(redis.asyncio.Redis, client)
     return redis.asyncio.Redis.from_url(url)
 
 
-def _master_client(sentinel_class: Any, retry: Any, url: _MultiNodeUrl, timeouts: dict[str, float]) -> Any:
+def _master_client(
+    sentinel_class: Any, retry: Any, url: _MultiNodeUrl, sentinel_timeouts: Mapping[str, float], options: dict[str, Any]
+) -> Any:
     # No retries: by default redis-py tries a Sentinel that is gone ten times before it asks the next one.
-    sentinel = sentinel_class(url.nodes, sentinel_kwargs={**_SENTINEL_TIMEOUTS, "retry": retry(NoBackoff(), 0)})
-    return sentinel.master_for(url.service, db=url.db, **url.login, **timeouts)
+    sentinel = sentinel_class(url.nodes, sentinel_kwargs={**sentinel_timeouts, "retry": retry(NoBackoff(), 0)})
+    return sentinel.master_for(url.service, db=url.db, **url.login, **options)
 
 
 def weights_client(url: str, *, timeout: float = 10, connect_timeout: float = 3) -> "redis.Redis":
@@ -122,10 +148,11 @@ class _ClusterClient:
     The cluster client of redis-py, which it wraps, connects when it is created and also raises other errors.
     """
 
-    def __init__(self, url: _MultiNodeUrl, timeout: float, connect_timeout: float) -> None:
+    def __init__(self, url: _MultiNodeUrl, timeout: float, connect_timeout: float, **options: Any) -> None:
         node: Any = ClusterNode
         self._nodes = [node(host, port) for host, port in url.nodes]
         self._options: dict[str, Any] = {**url.login, "socket_timeout": timeout, "socket_connect_timeout": connect_timeout}
+        self._options |= options
         self._client: RedisCluster | None = None
 
     def _connected(self) -> RedisCluster:

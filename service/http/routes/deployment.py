@@ -1,15 +1,19 @@
 """`GET /initializations`, `/metrics`, `/healthz`, `/readyz`: describe the deployment and its health."""
 
+import asyncio
+
 import redis
 from fastapi import APIRouter, Depends, Response
 from prometheus_client import generate_latest
+from starlette.concurrency import run_in_threadpool
 
 from metatrain.inner.config import InnerConfig, Objective
-from service.errors import NotReady
+from service.errors import NotReady, PredictorHangs
 from service.http.auth import needs
 from service.http.deployment_schemas import Alive, InitializationList, InitializationView, InPartsView, Missing, Readiness
 from service.http.openapi import ROUTE_ERRORS, problems
-from service.http.state import State
+from service.http.state import Deployed, State
+from service.predicting.predictor import BATCH_AGE
 
 router = APIRouter(tags=["deployment"])
 _METRIC = "quickstudy_workers 1.0"
@@ -63,30 +67,58 @@ def metrics(state: State) -> Response:
     return Response(generate_latest(state.metrics.registry), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-@router.get("/healthz")
-async def healthz() -> Alive:
-    """Answer 200 as long as the process is alive."""
+@router.get("/healthz", responses=problems(PredictorHangs))
+async def healthz(state: State) -> Alive:
+    """Answer 200 unless the process must be restarted, because a predictor in it hangs.
+
+    It does not depend on Redis, on workers or on a predictor in another process: restarting this one would not help them.
+    """
+    if any(deployed.predictor.needs_restart() for deployed in state.deployed):
+        raise PredictorHangs(_hanging(state))
     return Alive(status="alive")
 
 
+def _hanging(state: State) -> str:
+    return f"no batch of predictions has ended for {max(map(_age, state.deployed)):.0f} s, although calls wait"
+
+
+def _age(deployed: Deployed) -> float:
+    """Return the seconds since the last batch of a predictor ended while calls wait for it."""
+    return deployed.predictor.gauges().get(BATCH_AGE, 0.0)
+
+
 @router.get("/readyz", responses=problems(NotReady))
-def readyz(state: State) -> Readiness:
+async def readyz(state: State) -> Readiness:
     """Answer 200 if the service can take traffic, otherwise 503 with the parts that are `missing`."""
-    missing: list[Missing] = []
-    lacking: list[str] = []
-    try:
-        workers = state.records.workers.by_queue()
-        if not all(workers.get(queue) for deployed in state.deployed for queue in deployed.resident.queues):
-            missing.append("worker")
-        lacking = sorted(state.records.initializations.lacking().keys() - set(state.known.digests))
-    except redis.RedisError:
-        missing.append("redis")
-    try:
-        state.cache.ping()
-    except redis.RedisError:
-        missing.append("cache")
+    # Both servers are asked at the same time, so that the answer comes in time even if neither of them answers.
+    (missing, lacking), cache = await asyncio.gather(
+        run_in_threadpool(_check_records, state), run_in_threadpool(_check_cache, state)
+    )
+    missing += cache
     if not all(deployed.predictor.alive() for deployed in state.deployed):
         missing.append("predictor")
     if missing:
-        raise NotReady(f"missing: {', '.join(missing)}", missing=missing)
+        hanging = any(_age(deployed) > state.settings.predictor_hang_seconds for deployed in state.deployed)
+        reason = f" ({_hanging(state)})" if hanging else ""
+        raise NotReady(f"missing: {', '.join(missing)}{reason}", missing=missing)
     return Readiness(status="ready", missing=[], initializations_missing=lacking)
+
+
+def _check_records(state: State) -> tuple[list[Missing], list[str]]:
+    """Return what the records say is missing, and the digests of the initializations that only unknown workers have."""
+    try:
+        workers = state.records.workers.by_queue()
+        missing: list[Missing] = []
+        if not all(workers.get(queue) for deployed in state.deployed for queue in deployed.resident.queues):
+            missing.append("worker")
+        return missing, sorted(state.records.initializations.lacking().keys() - set(state.known.digests))
+    except redis.RedisError:
+        return ["redis"], []
+
+
+def _check_cache(state: State) -> list[Missing]:
+    try:
+        state.cache.ping()
+    except redis.RedisError:
+        return ["cache"]
+    return []

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import worker.ledger.record as record_module
+from worker.ledger import names
 from worker.ledger.contents import CONTENTS
 from worker.ledger.encryption import Cipher, EncryptionKey, sealed_with
 from worker.ledger.record import SEALED_FIELDS, Record, sealed_field
@@ -16,6 +17,12 @@ def test_every_redis_key_is_on_the_list_once() -> None:
     table = PAGE.partition("## All keys in Redis")[2].partition("\nAll fields")[0]
     listed = re.findall(r"`(qs:[^`]*)`", table)
     assert sorted(listed) == sorted(contents.pattern for contents in CONTENTS)
+
+
+def test_the_list_has_every_key_that_names_describes() -> None:
+    described = re.findall(r"^\| `([^`]*)` \|", str(names.__doc__), re.M)
+    patterns = {"qs:TENANT" + name.removeprefix("…") if name.startswith("…") else name for name in described}
+    assert patterns == {contents.pattern for contents in CONTENTS}
 
 
 def test_every_field_of_a_record_is_on_the_list_and_the_encrypted_ones_are_named() -> None:

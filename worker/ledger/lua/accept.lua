@@ -6,13 +6,16 @@
 -- ARGV  1 member, 2 adapter id, 3 ttl_ms, 4 recipe, 5 truncated, 6 delay in ms before the reaper checks an unclaimed job,
 --       7 ms that a record is kept after its adapter expires, 8 request id, 9 pass key (field `kin`), 10 queue,
 --       11 limits as JSON (0: no limit), 12 largest possible size of the weights in bytes, 13 summary of the recipe,
---       14 cost of the job, 15... notes
+--       14 cost of the job, 15 idempotency key (see shared/idempotency.lua), 16... notes
 -- Returns {1 if new else 0, status}. If a limit refuses the job, writes no job and returns {-1, limit, its value, usage now}. If
--- KEYS[10] is not stored, writes no job and returns {-2}.
+-- KEYS[10] is not stored, writes no job and returns {-2}. If the idempotency key was used for another request or adapter, writes
+-- nothing and returns {-3, the first adapter of the same request or ''}.
 --
 -- A job that is accepted again keeps the fence in its record, because weights stored under that fence may have to be removed.
 -- The first write, `count`, needs memory. So a server that is out of memory refuses the job before anything is written.
 
+local first_adapter = key_conflict()
+if first_adapter then return {-3, first_adapter} end
 local old = redis.call('HMGET', KEYS[1], 'status', 'expires_at', 'pinned', 'created_at', 'fence', 'example_bytes')
 local status, pinned = old[1], old[3] == '1'
 local expires_at = now + tonumber(ARGV[3])
@@ -60,7 +63,8 @@ if not live then
   status = 'queued'
 end
 redis.call('HSET', KEYS[1], 'ttl_ms', ARGV[3], 'expires_at', expires_at)
-note(15)
+note(16)
+keep_key()
 if status == 'ready' and not pinned then redis.call('ZADD', prefix .. ':weighed', 'XX', expires_at, id) end
 if not pinned then redis.call('ZADD', KEYS[8], expires_at + tonumber(ARGV[7]), ARGV[1]) end
 return {live and 0 or 1, status}

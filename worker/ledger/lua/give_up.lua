@@ -13,6 +13,7 @@ if free and tonumber(attempts) >= tonumber(ARGV[4]) then
   unweigh(id)
   if status == 'running' then count('lost_workers') end
   local reason = ARGV[3]
+  if status == 'running' then reason = reason .. '; the last one stopped answering' end
   if status == 'queued' and last_error then reason = reason .. '; the last one ended with: ' .. last_error end
   redis.call('HSET', KEYS[1], 'status', 'failed', 'error', reason)
   redis.call('HDEL', KEYS[1], 'lost_at', 'readapting', 'last_error')

@@ -4,9 +4,9 @@
 -- Returns {} if the requests were counted, else {requests already counted, seconds until the minute ends}.
 
 local second = redis.call('TIME')[1]
-local key = 'qs:' .. ARGV[1] .. ':requests:' .. math.floor(second / 60)
-local used, most = tonumber(redis.call('GET', key) or 0), tonumber(ARGV[3])
+local minute = math.floor(second / 60)
+local number, used = requests_in(ARGV[1], minute)
+local most = tonumber(ARGV[3])
 if most > 0 and used + tonumber(ARGV[2]) > most then return {used, 60 - second % 60} end
-redis.call('INCRBY', key, ARGV[2])
-redis.call('EXPIRE', key, 120)
+redis.call('HSET', 'qs:' .. ARGV[1] .. ':requests', 'minute', minute, 'number', number + tonumber(ARGV[2]))
 return {}

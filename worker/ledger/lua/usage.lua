@@ -6,7 +6,7 @@
 for _, adapter in ipairs(expired()) do unweigh(adapter) end
 local sums = redis.call('HMGET', prefix .. ':usage', 'bytes', 'example_bytes', 'adaptations', 'predictions')
 local bytes, example_bytes, adaptations, predictions = unpack(sums)
-local requests = redis.call('GET', prefix .. ':requests:' .. math.floor(time[1] / 60))
+local _, requests = requests_in(string.sub(ARGV[1], 1, -2), math.floor(time[1] / 60))
 return {redis.call('ZCARD', prefix .. ':adapters'), redis.call('HLEN', prefix .. ':alias-targets'), tonumber(bytes or 0),
-        tonumber(example_bytes or 0), redis.call('SCARD', prefix .. ':unfinished'), tonumber(requests or 0),
+        tonumber(example_bytes or 0), redis.call('SCARD', prefix .. ':unfinished'), requests,
         tonumber(adaptations or 0), tonumber(predictions or 0)}

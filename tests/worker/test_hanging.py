@@ -1,0 +1,129 @@
+"""Real workers that hang inside an inner step."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import redis
+
+from metatrain.artifacts.baselines import lora_from_zero
+from metatrain.models.base import Base
+from tests.conftest import RedisServer
+from tests.end_to_end.conftest import ROOT
+from tests.hanging_worker import HANGS, HOLDS_LOCK
+from tests.worker.jobs import recipe
+from worker.app import celery_app
+from worker.heartbeat import HeldJob
+from worker.job import JobRunner
+from worker.ledger.claims import Claimant
+from worker.ledger.messages import ADAPT_TASK, TEXT_CLASSIFICATION, wake_up
+from worker.ledger.record import Record
+from worker.ledger.records import Records
+from worker.runtime import Resident
+from worker.watchdog import HUNG_STATUS
+
+LIMITS = {"JOB_SECONDS": "2", "HANG_SECONDS": "1", "LEASE_SECONDS": "2", "ATTEMPTS": "2"}
+
+
+class Supervised:
+    """Workers that are started again whenever one ends."""
+
+    def __init__(self, environment: dict[str, str], log: Path) -> None:
+        self._log = log
+        with self._log.open("wb") as output:
+            command, variables = [sys.executable, "-m", "tests.hanging_worker"], {**os.environ, **environment}
+            self._process = subprocess.Popen(command, env=variables, cwd=ROOT, stdout=output, stderr=output)
+
+    @property
+    def exits(self) -> list[int]:
+        """The exit status of each worker that has ended."""
+        return [int(status) for status in re.findall(r"^worker ended with status (\d+)$", self._log.read_text(), re.MULTILINE)]
+
+    def run_until(self, true: Callable[[], bool], seconds: float = 300) -> None:
+        deadline = time.monotonic() + seconds
+        while not true():
+            assert time.monotonic() < deadline and self._process.poll() is None, self._log.read_text()[-4000:]
+            time.sleep(0.1)
+
+    def stop(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
+@contextmanager
+def hanging_workers(redis_server: RedisServer, environment: dict[str, str], folder: Path) -> Iterator[Supervised]:
+    workers = Supervised({**environment, **LIMITS, "REDIS_URL": redis_server.url}, folder / "worker.log")
+    try:
+        yield workers
+    finally:
+        workers.stop()
+
+
+def accept(records: Records, redis_server: RedisServer, tiny: Base, seeds: list[int]) -> None:
+    """Accept a job for each seed, all with one pass key, and send their wake-ups."""
+    init = lora_from_zero(tiny)
+    queue = Resident(tiny, {init.name: init}).queue(TEXT_CLASSIFICATION)
+    app = celery_app(redis_server.url, queue)
+    for seed in seeds:
+        records.accept("t", f"a{seed}", recipe(tiny, seed=seed), 86_400_000, (), queue=queue)
+        app.send_task(ADAPT_TASK, kwargs=wake_up("t", f"a{seed}"), queue=queue)
+    app.close()
+
+
+def record(records: Records, seed: int) -> Record:
+    found = records.get("t", f"a{seed}")
+    assert found is not None
+    return found
+
+
+def test_a_worker_that_hangs_ends_itself_and_only_the_job_at_fault_fails(
+    redis_server: RedisServer, redis_client: "redis.Redis", environment: dict[str, str], tiny: Base, tmp_path: Path
+) -> None:
+    """Let one job of three in a pass hang. The other two run alone afterwards; the one that hangs uses up its attempts."""
+    records, seeds = Records(redis_client), [1, HANGS, 2]
+    accept(records, redis_server, tiny, seeds)
+    with hanging_workers(redis_server, environment, tmp_path) as workers:
+        workers.run_until(lambda: all(record(records, seed).status in ("ready", "failed") for seed in seeds))
+        log = (tmp_path / "worker.log").read_text()
+    assert [record(records, seed).status for seed in seeds] == ["ready", "failed", "ready"]
+    assert workers.exits == [HUNG_STATUS] * 2
+    assert record(records, HANGS).error == (
+        "no worker finished this job in 2 attempts; the last one ended with: its worker hung: no end 1 s after the limit of 2 s"
+    )
+    assert [record(records, seed).attempt for seed in seeds] == [2, 2, 2]
+    assert "this worker hangs" in log and "in hang\n" in log and "thread heartbeat-" in log  # where the threads were
+    assert "order pizza" not in log
+
+
+@pytest.mark.long
+def test_a_worker_that_hangs_in_native_code_ends_too(
+    redis_server: RedisServer, redis_client: "redis.Redis", environment: dict[str, str], tiny: Base, tmp_path: Path
+) -> None:
+    """Block all Python threads, also those of the watchdog and the heartbeats."""
+    records = Records(redis_client)
+    accept(records, redis_server, tiny, [HOLDS_LOCK])
+    with hanging_workers(redis_server, environment, tmp_path) as workers:
+        workers.run_until(lambda: record(records, HOLDS_LOCK).status == "failed", 240)
+    assert workers.exits and set(workers.exits) == {1}
+    assert record(records, HOLDS_LOCK).error == "no worker finished this job in 2 attempts; the last one stopped answering"
+
+
+def test_jobs_that_wait_for_one_that_hangs_lose_no_attempt(runner: JobRunner, tiny: Base) -> None:
+    """Hand back three claimed jobs while only the second one is at work."""
+    claims = []
+    for number in range(3):
+        runner.records.accept("t", f"a{number}", recipe(tiny, seed=number), 60_000, ())
+        claims.append(runner.records.claims.claim("t", f"a{number}", Claimant("w", lease_ms=60_000)))
+    held = [HeldJob(claim) for claim in claims if claim is not None]
+    held[2].ended.set()
+    runner._held = held
+    runner.hand_back_hung([held[1]], "its worker hung")
+    states = [runner.records.get("t", f"a{number}") for number in range(3)]
+    assert [(state.status, state.attempt) for state in states if state] == [("queued", 0), ("queued", 1), ("running", 1)]
+    assert all(job.ended.is_set() for job in held)
