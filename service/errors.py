@@ -20,7 +20,7 @@ ServiceError             500
 ├── BodyTooLarge         413
 ├── BodyTooSlow          408  the body took too long to arrive
 ├── ClientGone           499  the client disconnected; appears only in the log and the metrics
-├── Overloaded           429  Retry-After; too many inputs are waiting for a prediction
+├── Overloaded           429  Retry-After; too many inputs are waiting for a prediction, or requests to be checked
 ├── QuotaExceeded        429  Retry-After; includes the limit's name, its value and the current usage
 └── Unavailable          503  Retry-After
     ├── NotReady         503  raised only by /readyz; lists what is missing
@@ -154,7 +154,7 @@ class ClientGone(ServiceError):
 
 
 class Overloaded(ServiceError):
-    status, kind, title = 429, "overloaded", "Too many inputs are waiting"
+    status, kind, title = 429, "overloaded", "Too much work is waiting"
 
     def __init__(self, detail: str, retry_after: int) -> None:
         super().__init__(detail, headers={"Retry-After": str(min(60, max(1, retry_after)))})

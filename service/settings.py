@@ -103,6 +103,16 @@ class ServiceSettings(WorkerSettings):
         description="longest time that running requests get after SIGTERM, in seconds; new ones get 503 meanwhile, and so do those "
         "that are then unanswered",
     )
+    max_bodies_bytes: int = Field(
+        default=128_000_000,
+        ge=0,
+        description="most bytes of request bodies that one process holds at once; further ones get 503; 0: no limit",
+    )
+    max_tenant_bodies_bytes: int = Field(
+        default=32_000_000,
+        ge=0,
+        description="most bytes of a tenant's request bodies that one process holds at once; further ones get 429; 0: no limit",
+    )
     max_examples: int = Field(default=2_000, ge=2, description="most examples in a support set, and in one request to score")
     max_labels: int = Field(default=200, ge=2, description="most different labels in a support set")
     max_text_chars: int = Field(default=10_000, ge=1, description="longest text of one example or input, in characters")
@@ -158,15 +168,17 @@ class ServiceSettings(WorkerSettings):
         description="most inputs that may wait for a prediction; further ones get 429. "
         "While other tenants have inputs waiting, one tenant may use half of them, and each finds room for its equal part",
     )
-    max_adapters: int = Field(default=0, ge=0, description="most adapters of a tenant, whatever their status; 0: no limit")
+    max_adapters: int = Field(default=1_000, ge=0, description="most adapters of a tenant, whatever their status; 0: no limit")
     max_adapter_bytes: int = Field(
-        default=0, ge=0, description="most bytes of a tenant's weights, ready or still being adapted; 0: no limit"
+        default=700_000_000, ge=0, description="most bytes of a tenant's weights, ready or still being adapted; 0: no limit"
     )
-    max_example_bytes: int = Field(default=0, ge=0, description="most bytes of examples in a tenant's records; 0: no limit")
-    max_jobs: int = Field(default=0, ge=0, description="most unfinished jobs of a tenant; 0: no limit")
+    max_example_bytes: int = Field(
+        default=100_000_000, ge=0, description="most bytes of examples in a tenant's records; 0: no limit"
+    )
+    max_jobs: int = Field(default=500, ge=0, description="most unfinished jobs of a tenant; 0: no limit")
     max_aliases: int = Field(default=1000, ge=0, description="most aliases of a tenant; 0: no limit")
     max_requests_a_minute: int = Field(
-        default=0, ge=0, description="most requests of a tenant in one minute of the clock, over all replicas; 0: no limit"
+        default=60_000, ge=0, description="most requests of a tenant in one minute of the clock, over all replicas; 0: no limit"
     )
     max_streams: int = Field(
         default=100,

@@ -269,7 +269,10 @@ class Initialization:
 
 @dataclass(frozen=True)
 class Usage:
-    """A tenant's usage and limits. `limits`: {name of the setting: its value, 0 for no limit}."""
+    """A tenant's usage and limits. `limits`: {name of the setting: its value, 0 for no limit}.
+
+    `streams` and `bodies_bytes` are those of the process that answered; 0 from a service of an earlier version.
+    """
 
     tenant: str
     adapters: int
@@ -281,6 +284,8 @@ class Usage:
     limits: dict[str, int]
     example_bytes: int = 0
     aliases: int = 0
+    streams: int = 0
+    bodies_bytes: int = 0
 
 
 @dataclass(frozen=True)

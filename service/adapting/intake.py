@@ -2,11 +2,10 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated
 
 from fastapi import Header, Query, Response
-from starlette.concurrency import run_in_threadpool
 
 from service.adapting.checked_request import CheckedRequest
 from service.adapting.idempotency import idempotency_key
@@ -14,10 +13,12 @@ from service.errors import IdempotencyKeyReused, UnknownAdapter
 from service.http.prefer import prefer_wait
 from service.http.schemas import AdaptAnswer, DryRunAnswer, Warned
 from service.http.state import ServiceState, State, Tenant
+from service.http.tenant_threads import in_thread
 from service.http.views import status_of
 from worker.errors import KeyUsed
 from worker.kinds.kind import Canonical
 from worker.kinds.registry import task_kinds
+from worker.ledger.idempotency import IdempotencyKey
 from worker.ledger.ids import adapter_id
 from worker.ledger.messages import JobRecipe, Status
 from worker.ledger.record import Record
@@ -51,15 +52,16 @@ class AdaptContext:
 class _Job:
     """The job that a request asks for.
 
-    `truncated` has the positions, in the recipe's support set, of examples that are longer than the base model's maximum length.
-    `cost` is the number of its tokens times the number of its inner steps. `secret` is the secret key for computing adapter ids.
+    `secret` is the secret key for computing adapter ids. `truncated` has the positions, in the recipe's support set, of examples
+    that are longer than the base model's maximum length, and `cost` is the number of tokens times the number of inner steps. Both
+    are known once the examples have been tokenized.
     """
 
     adapter_id: str
     recipe: JobRecipe
-    truncated: tuple[int, ...]
-    cost: int
     secret: bytes = field(repr=False)
+    truncated: tuple[int, ...] = ()
+    cost: int = 1
 
 
 async def accept(request: CheckedRequest, context: AdaptContext) -> AdaptAnswer | DryRunAnswer:
@@ -70,11 +72,16 @@ async def accept(request: CheckedRequest, context: AdaptContext) -> AdaptAnswer 
     """
     state, tenant = context.state, context.tenant
     seconds = prefer_wait(context.prefer, state.settings.max_wait_seconds)
-    job = await run_in_threadpool(_build_job, request, state, tenant)
+    secret = await in_thread(state.records.id_key)
+    job = await state.work.run(tenant, _build_job, request, secret, tenant)
+    if not context.dry_run:
+        await in_thread(_check_room, request, job, context)  # before the texts are tokenized, which costs most
+    job = await state.work.run(tenant, _tokenize, request, job)
     if context.dry_run:
         context.response.status_code = 200
-        return await run_in_threadpool(_dry_run_answer, request, job, state, tenant)
-    identity, status, truncated = await run_in_threadpool(_record_job, request, job, context)
+        record = await in_thread(state.records.get, tenant, job.adapter_id)
+        return await state.work.run(tenant, _dry_run_answer, request, job, record, state)
+    identity, status, truncated = await in_thread(_record_job, request, job, context)
     if seconds and status in ("queued", "running"):
         record = await state.jobs.wait(tenant, identity, seconds)
         if record is None:
@@ -85,25 +92,42 @@ async def accept(request: CheckedRequest, context: AdaptContext) -> AdaptAnswer 
     return AdaptAnswer(adapter_id=identity, status=status, truncated=_positions_in_request(request, truncated))
 
 
-# The functions below tokenize or call Redis. They block, so the event loop must not call them directly.
+# The functions below compute for long or call Redis. The event loop must not call them directly: those that compute run in the
+# work pool, those that call Redis in the tenant's threads.
 
 
-def _build_job(request: CheckedRequest, state: ServiceState, tenant: str) -> _Job:
+def _build_job(request: CheckedRequest, secret: bytes, tenant: str) -> _Job:
     recipe = request.recipe
+    return _Job(adapter_id(secret, tenant, recipe), recipe, secret)
+
+
+def _tokenize(request: CheckedRequest, job: _Job) -> _Job:
+    """Return the job with the positions of its truncated examples and its cost."""
+    recipe = job.recipe
     rows = request.deployed.base.inputs.encode(task_kinds()[recipe.kind].inputs(recipe.support))
-    truncated = tuple(i for i, row in enumerate(rows) if row.truncated)
-    secret = state.records.id_key()
     steps = request.init.inner.most_steps if recipe.steps is None else recipe.steps
-    cost = sum(len(row) for row in rows) * max(1, steps)
-    return _Job(adapter_id(secret, tenant, recipe), recipe, truncated, cost, secret)
+    truncated = tuple(i for i, row in enumerate(rows) if row.truncated)
+    return replace(job, truncated=truncated, cost=sum(map(len, rows)) * max(1, steps))
+
+
+def _check_room(request: CheckedRequest, job: _Job, context: AdaptContext) -> None:
+    """Raise LimitReached if one of the tenant's limits would refuse the job.
+
+    A request whose Idempotency-Key was used before is left to `_record_job`, because an equal one has been accepted already.
+    """
+    context.state.jobs.check_room(context.tenant, job.adapter_id, job.recipe, _idempotency(request, job, context))
+
+
+def _idempotency(request: CheckedRequest, job: _Job, context: AdaptContext) -> IdempotencyKey | None:
+    if context.idempotency_key is None:
+        return None
+    content = f"{request.path} {request.body.model_dump_json(exclude_unset=True)}"
+    return idempotency_key(job.secret, context.idempotency_key, content)
 
 
 def _record_job(request: CheckedRequest, job: _Job, context: AdaptContext) -> tuple[str, Status, set[Canonical]]:
     """Record the job, and return the adapter's id, its status and the examples that are truncated."""
-    state, tenant, key = context.state, context.tenant, None
-    if context.idempotency_key is not None:
-        content = f"{request.path} {request.body.model_dump_json(exclude_unset=True)}"
-        key = idempotency_key(job.secret, context.idempotency_key, content)
+    state, tenant = context.state, context.tenant
     ttl_ms = 1000 * (request.ttl_seconds or state.settings.default_ttl_seconds)
     queue = request.deployed.queue(request.kind.name)
     try:
@@ -116,7 +140,7 @@ def _record_job(request: CheckedRequest, job: _Job, context: AdaptContext) -> tu
             request.notes,
             queue=queue,
             cost=job.cost,
-            idempotency=key,
+            idempotency=_idempotency(request, job, context),
         )
     except KeyUsed as used:
         return _answer_of_first(used.adapter_id, state, tenant)
@@ -162,8 +186,7 @@ def _positions_in_request(request: CheckedRequest, examples: set[Canonical]) -> 
     return [i for i, example in enumerate(request.new_examples) if example in examples]
 
 
-def _dry_run_answer(request: CheckedRequest, job: _Job, state: ServiceState, tenant: str) -> DryRunAnswer:
-    record = state.records.get(tenant, job.adapter_id)
+def _dry_run_answer(request: CheckedRequest, job: _Job, record: Record | None, state: ServiceState) -> DryRunAnswer:
     truncated = _positions_in_request(request, _truncated_examples(job.recipe, job.truncated))
     support = job.recipe.support
     counts = Counter(example[-1] for example in support)

@@ -4,14 +4,14 @@ import asyncio
 import contextlib
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 import redis
 from celery import Celery
 from kombu.exceptions import OperationalError
-from starlette.concurrency import run_in_threadpool
 
+from service.http.tenant_threads import in_thread
 from worker.errors import RETRY_JOB_SECONDS, LimitReached
 from worker.initializations import KnownInitializations
 from worker.ledger.breaker import CircuitBreaker
@@ -21,6 +21,7 @@ from worker.ledger.notes import Notes
 from worker.ledger.record import Record
 from worker.ledger.records import NotReplicated, Records
 from worker.ledger.servers import subscriber
+from worker.ledger.usage import LimitsOf
 from worker.logs import current_request, fields
 
 log = logging.getLogger(__name__)
@@ -37,7 +38,7 @@ class Jobs:
         records: Records,
         app: Celery,
         redis_url: str,
-        limits_of: Callable[[str], Mapping[str, int]],
+        limits_of: LimitsOf,
         size_of: Callable[[JobRecipe], int],
         known: KnownInitializations,
         breaker: CircuitBreaker | None = None,
@@ -98,6 +99,11 @@ class Jobs:
             self._wake(tenant, adapter_id, queue)
         return status
 
+    def check_room(self, tenant: str, adapter_id: str, recipe: JobRecipe, idempotency: IdempotencyKey | None) -> None:
+        """Raise LimitReached if a limit of the tenant would refuse this job. Writes nothing."""
+        size, limits = self._size_of(recipe), self._limits_of(tenant)
+        self._records.check_room(tenant, adapter_id, recipe, size=size, limits=limits, idempotency=idempotency)
+
     def readapt(self, record: Record, why: Literal["evicted", "corrupt"], queue: str) -> None:
         """Queue the job of an adapter again because its weights were evicted or are corrupt.
 
@@ -105,7 +111,7 @@ class Jobs:
         Raises LimitReached if the tenant already has MAX_JOBS unfinished jobs. Several calls at the same time may together exceed
         this limit, because it is checked before the job is queued.
         """
-        most, used = self._limits_of(record.tenant)["MAX_JOBS"], self._records.unfinished(record.tenant)
+        most, used = self._limits_of(record.tenant).get("MAX_JOBS", 0), self._records.unfinished(record.tenant)
         if 0 < most <= used:
             raise LimitReached("MAX_JOBS", most, used, retry_after=RETRY_JOB_SECONDS)
         digest = record.summary.initialization_digest
@@ -143,7 +149,7 @@ class Jobs:
         with self.subscribe(tenant, adapter_id) as ended:
             while True:
                 ended.clear()  # cleared before the read, so that a job that ends between the read and the wait is not missed
-                record = await run_in_threadpool(self._records.get, tenant, adapter_id)
+                record = await in_thread(self._records.get, tenant, adapter_id)
                 left = deadline - loop.time()
                 if record is None or record.status not in ("queued", "running") or left <= 0 or self.stopping:
                     return record

@@ -11,6 +11,7 @@ from metatrain.artifacts.adapter import adapter_bytes_at_most
 from service.adapting.jobs import Jobs
 from service.http import docs_page
 from service.http.auth import Authentication, Authenticator
+from service.http.body_budget import BodyBudget
 from service.http.body_limit import BodyLimit
 from service.http.body_time import BodyTime
 from service.http.drain import Drain
@@ -25,7 +26,9 @@ from service.http.requests import Requests
 from service.http.routes import adaptation, adapters, aliases, audit, deployment, events, predictions, scores, usage
 from service.http.state import Deployed, ServiceState
 from service.http.streams import Streams
+from service.http.tenant_threads import TenantThreads
 from service.http.tenants import CachedTenants
+from service.http.work_pool import WorkPool
 from service.kinds.registry import example_type, prediction_type
 from service.predicting.predictor import InProcessPredictor
 from service.predicting.remote_predictor import RemotePredictor
@@ -62,6 +65,7 @@ def create_app(settings: ServiceSettings, residents: Sequence[Resident]) -> Fast
         yield
         await state.jobs.close()
         await asyncio.gather(state.meter.close(), state.key_uses.close())  # both may wait for records that do not answer
+        state.work.close()
         for deployed in state.deployed:
             deployed.predictor.close()
 
@@ -138,6 +142,9 @@ def _state(settings: ServiceSettings, residents: Sequence[Resident]) -> ServiceS
         audit=AuditLog(client),
         meter=Meter(Usage(client), tenants.limits_of),
         streams=Streams(tenants.limits_of),
+        body_budget=BodyBudget(settings.max_bodies_bytes, tenants.limits_of),
+        work=WorkPool(),
+        threads=TenantThreads(),
     )
 
 

@@ -156,7 +156,8 @@ class Authentication:
             service.key_uses.note(access.key)
             await service.tenants.refresh(access.tenant)
             if scope["path"] not in UNMETERED:
-                await service.meter.count_requests(access.tenant)
+                with service.threads.of(access.tenant):
+                    await service.meter.count_requests(access.tenant)
         except Unauthenticated as error:
             await problem(await self._slowed_down(error, scope, headers))(scope, receive, send)
         except ServiceError as error:
@@ -168,7 +169,7 @@ class Authentication:
             await problem(Unavailable("the records cannot be reached"))(scope, receive, send)
         else:
             actor = Actor("key" if access.key else "no key", access.key, (scope.get("client") or ("",))[0])
-            with fields(tenant=access.tenant, key=access.key), acting(actor):
+            with fields(tenant=access.tenant, key=access.key), acting(actor), service.threads.of(access.tenant):
                 await self.app(scope, receive, send)
 
     async def _slowed_down(self, error: ServiceError, scope: AsgiScope, authorizations: list[bytes]) -> ServiceError:

@@ -71,16 +71,19 @@ class UsageView(BaseModel):
         example_bytes=2_391,
         jobs=1,
         requests_this_minute=12,
+        streams=1,
+        bodies_bytes=0,
         adaptations=41,
         predictions=20_410,
         limits={
-            "MAX_ADAPTERS": 0,
-            "MAX_ADAPTER_BYTES": 0,
-            "MAX_EXAMPLE_BYTES": 0,
-            "MAX_JOBS": 0,
+            "MAX_ADAPTERS": 1000,
+            "MAX_ADAPTER_BYTES": 700_000_000,
+            "MAX_EXAMPLE_BYTES": 100_000_000,
+            "MAX_JOBS": 500,
             "MAX_ALIASES": 1000,
-            "MAX_REQUESTS_A_MINUTE": 0,
+            "MAX_REQUESTS_A_MINUTE": 60_000,
             "MAX_STREAMS": 100,
+            "MAX_TENANT_BODIES_BYTES": 32_000_000,
         },
     )
 
@@ -91,6 +94,8 @@ class UsageView(BaseModel):
     example_bytes: int = Field(description="bytes of the examples on record, whatever their adapter's status")
     jobs: int = Field(description="jobs that are queued or running")
     requests_this_minute: int = Field(description="requests in the current minute of the clock, as the record server tells time")
+    streams: int = Field(description="event streams and requests that wait for a job, open now in the process that answers")
+    bodies_bytes: int = Field(description="bytes of request bodies that the process that answers holds now")
     adaptations: int = Field(description="jobs accepted since the records began")
     predictions: int = Field(description="inputs answered since the records began")
     limits: dict[str, int] = Field(

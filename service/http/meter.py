@@ -1,33 +1,51 @@
 """Count each tenant's requests and predicted inputs.
 
 A write to the records takes as long as a disk write. So counts are collected in memory and written once a second; a killed process
-loses the counts that it has not written. The requests of a tenant with a limit, MAX_REQUESTS_A_MINUTE, are instead counted in the
-records at once.
+loses the counts that it has not written. Requests under the limit MAX_REQUESTS_A_MINUTE are counted in the records before they are
+answered, but in blocks: a process takes a block of requests for the rest of the minute, and then answers as many without a write.
 """
 
 import asyncio
 import contextlib
 import logging
+import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 import redis
-from starlette.concurrency import run_in_threadpool
 
-from worker.ledger.usage import Usage, Used
+from service.http.tenant_threads import in_thread
+from worker.errors import LimitReached
+from worker.ledger.usage import LimitsOf, Usage, Used
 
 log = logging.getLogger(__name__)
 _FLUSH_SECONDS = 1.0
+_BLOCKS_IN_A_MINUTE = 200
+"""A block is the limit divided by this. What a process does not use of its last block is lost to the other ones until the minute
+ends; so with N processes the limit may be reached at up to N/200 below its value."""
+
+
+@dataclass
+class _Block:
+    """The requests that this process may still answer for a tenant: `left`, until `ends`."""
+
+    left: int = 0
+    ends: float = 0.0  # as `time.monotonic` tells time
+    taking: asyncio.Task[None] | None = None  # takes the next block, for all requests that wait for it
+
+    def remaining(self) -> int:
+        return self.left if time.monotonic() < self.ends else 0
 
 
 class Meter:
     """Counts requests and predictions of each tenant. Must be used on the event loop.
 
-    `limits_of` returns the limits of a tenant by name. MAX_REQUESTS_A_MINUTE holds for all replicas together; 0: no limit.
+    The limit on a tenant's requests per minute holds for all replicas together.
     """
 
-    def __init__(self, usage: Usage, limits_of: Callable[[str], Mapping[str, int]]) -> None:
+    def __init__(self, usage: Usage, limits_of: LimitsOf) -> None:
         self._usage, self._limits_of = usage, limits_of
+        self._blocks: dict[str, _Block] = {}
         self._requests: Counter[str] = Counter()
         self._predictions: Counter[str] = Counter()
         self._flushing: asyncio.Task[None] | None = None
@@ -38,10 +56,35 @@ class Meter:
         Raises LimitReached, without counting any of them, if they would exceed the limit. If there is a limit, also raises
         redis.RedisError if the records cannot be reached.
         """
-        if most := self._limits_of(tenant)["MAX_REQUESTS_A_MINUTE"]:
-            await run_in_threadpool(self._usage.take_requests, tenant, number, most)
-        else:
+        most = self._limits_of(tenant).get("MAX_REQUESTS_A_MINUTE", 0)
+        if not most:
             self._requests[tenant] += number
+            return
+        block = self._blocks.setdefault(tenant, _Block())
+        while block.remaining() < number:  # others may use the block before this request does
+            if block.taking is None:
+                block.taking = asyncio.create_task(self._take(tenant, block, number - block.remaining(), most))
+                block.taking.add_done_callback(lambda taken: _taken(block, taken))
+                await asyncio.shield(block.taking)
+            else:
+                # An error of Redis is that of all who wait, so that they do not wait for it one after the other. A refusal is not,
+                # because others may need fewer requests.
+                with contextlib.suppress(LimitReached):
+                    await asyncio.shield(block.taking)
+        block.left -= number
+
+    async def _take(self, tenant: str, block: _Block, number: int, most: int) -> None:
+        began = time.monotonic()
+        had = block.remaining()
+        try:
+            added, seconds = await in_thread(self._usage.take_block, tenant, number, max(number, most // _BLOCKS_IN_A_MINUTE), most)
+        except LimitReached as reached:
+            used = reached.used - had
+            raise LimitReached(reached.limit, most, used, retry_after=reached.retry_after) from None
+        ends = began + seconds
+        # The two blocks are of the same minute unless the first one has ended meanwhile.
+        block.left = added + (block.left if had and block.remaining() else 0)
+        block.ends = ends
 
     def count_predictions(self, tenant: str, inputs: int) -> None:
         """Add `inputs`, a number of predicted inputs, to a tenant's count."""
@@ -50,7 +93,9 @@ class Meter:
     async def used(self, tenant: str) -> Used:
         """Return the tenant's usage, including what this process has counted. Raises redis.RedisError."""
         await self._flush()
-        return await run_in_threadpool(self._usage.of, tenant)
+        used = await in_thread(self._usage.of, tenant)
+        unused = self._blocks[tenant].remaining() if tenant in self._blocks else 0
+        return replace(used, requests_this_minute=max(0, used.requests_this_minute - unused))
 
     def start(self) -> None:
         """Start to write the counts to the records once a second."""
@@ -71,6 +116,9 @@ class Meter:
     async def _flush_periodically(self) -> None:
         while True:
             await asyncio.sleep(_FLUSH_SECONDS)
+            for tenant, block in list(self._blocks.items()):
+                if not block.remaining() and block.taking is None:
+                    del self._blocks[tenant]
             try:
                 await self._flush()
             except redis.RedisError as error:
@@ -83,7 +131,13 @@ class Meter:
                 if not number:
                     continue
                 try:
-                    await run_in_threadpool(write, tenant, number)
+                    await in_thread(write, tenant, number)
                 except redis.RedisError:
                     counter[tenant] += number
                     raise
+
+
+def _taken(block: _Block, taking: asyncio.Task[None]) -> None:
+    block.taking = None
+    if not taking.cancelled():
+        taking.exception()  # read here, because the request that would read it may be gone

@@ -11,6 +11,7 @@ from service.errors import (
     BodyTooSlow,
     InvalidRequest,
     MissingScope,
+    Overloaded,
     QuotaExceeded,
     ServiceError,
     TooManyFailedKeys,
@@ -33,7 +34,7 @@ ROUTE_ERRORS: tuple[type[ServiceError], ...] = (
     ServiceError,
 )
 """The errors of every route that requires an API key; authentication and `needs` raise the first five."""
-BODY_ERRORS = (InvalidRequest, BodyTooLarge, BodyTooSlow)
+BODY_ERRORS = (InvalidRequest, BodyTooLarge, BodyTooSlow, Overloaded)
 _RETRY_AFTER = {"Retry-After": {"description": "seconds to wait before a retry", "schema": {"type": "integer", "minimum": 1}}}
 _HEADERS: dict[int, dict[str, Any]] = {
     401: {"WWW-Authenticate": {"schema": {"type": "string", "const": "Bearer"}}},

@@ -13,11 +13,14 @@ from metatrain.models.base import Base
 from service.adapting.jobs import Jobs
 from service.errors import AdapterNotReady, InvalidRequest
 from service.http.auth import Authenticator, tenant
+from service.http.body_budget import BodyBudget
 from service.http.key_uses import KeyUseRecorder
 from service.http.meter import Meter
 from service.http.metrics import Metrics
 from service.http.streams import Streams
+from service.http.tenant_threads import TenantThreads
 from service.http.tenants import CachedTenants
+from service.http.work_pool import WorkPool
 from service.predicting.predictor import Predictor
 from service.settings import ServiceSettings
 from worker.initializations import KnownInitializations, base_identity
@@ -70,6 +73,9 @@ class ServiceState:
     meter: Meter
     streams: Streams
     known: KnownInitializations
+    body_budget: BodyBudget
+    work: WorkPool
+    threads: TenantThreads
 
     def initialization(self, name: str, kind: TaskKind, base_model: str | None = None) -> tuple[Deployed, Initialization]:
         """Find the initialization with this name for tasks of `kind`, and the first base model that has it.

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from typing import Literal
 
 from fastapi import Request
-from starlette.concurrency import run_in_threadpool
 
 from metatrain.errors import MetatrainError
 from service.errors import AdapterNotReady, ClientGone, Unavailable
 from service.http.state import ServiceState
+from service.http.tenant_threads import in_thread
 from service.http.views import require
 from service.predicting.predictor import Answer, WeightsKey
 from worker.errors import WeightsCorrupt, WeightsMissing
@@ -34,7 +34,7 @@ async def answer_parts(
     inputs takes no more room in the predictor's queue than its largest part. Raises UnknownAdapter, AdapterNotReady, Overloaded,
     Unavailable, and ClientGone if the client of `connection` disconnects.
     """
-    record, counted = await run_in_threadpool(state.records.get, tenant, identity), 0
+    record, counted = await in_thread(state.records.get, tenant, identity), 0
     for _ in range(_TRIES):
         if record is not None and record.readapting:
             record = await state.jobs.wait(tenant, identity, state.settings.readapt_wait_seconds)
@@ -53,8 +53,8 @@ async def answer_parts(
             with fields(adapter=ready.adapter_id, tenant=ready.tenant):
                 log.info("%s", error)
             why: Literal["evicted", "corrupt"] = "corrupt" if isinstance(error, WeightsCorrupt) else "evicted"
-            await run_in_threadpool(state.jobs.readapt, ready, why, state.require_deployed(ready).queue(ready.summary.kind))
-        record = await run_in_threadpool(state.records.get, tenant, identity)
+            await in_thread(state.jobs.readapt, ready, why, state.require_deployed(ready).queue(ready.summary.kind))
+        record = await in_thread(state.records.get, tenant, identity)
     raise Unavailable(f"adapter {identity} is evicted faster than it can be adapted; give the cache more memory")
 
 

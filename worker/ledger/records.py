@@ -60,6 +60,7 @@ class Records:
         self.initializations = Initializations(client)
         self.expired_keys = ExpiredKeys(client)
         self._accept = scripts.register(client, "accept")
+        self._refusal = scripts.register(client, "refusal")
         self._requeue = scripts.register(client, "requeue")
         self._pin = scripts.register(client, "pin")
         self._annotate = scripts.register(client, "annotate")
@@ -95,7 +96,8 @@ class Records:
         `truncated`: the positions of the examples whose text was cut. `request`: the id of the request. `size`: the largest
         possible size of the weights in bytes, which the tenant's usage includes from now on. `limits`: the tenant's limits by
         name, 0 for no limit. `initialization`: returns the job's initialization. It is stored if it is not stored yet,
-        and no new record is written without it; None skips this. `cost`: how far the job moves its tenant's turn.
+        and no new record is written without it; None skips this. `cost`: how far the job moves its tenant's turn. `idempotency`:
+        the request's idempotency key, which is stored with the job.
 
         Raises LimitReached if a new job would exceed a limit, and KeyUsed if the key was used otherwise. Raises NotReplicated if
         too few replicas have the record in time; the caller can then repeat the same call.
@@ -134,9 +136,29 @@ class Records:
             raise KeyUsed(text(answer[1]) or None)
         created, status_or_limit, *refused = answer
         if refused:
-            limit = text(status_or_limit)
-            raise LimitReached(limit, *map(int, refused), retry_after=RETRY_JOB_SECONDS if limit == "MAX_JOBS" else ROOM_SECONDS)
+            raise _limit_reached([status_or_limit, *refused])
         return bool(created), cast(Status, text(status_or_limit))
+
+    def check_room(
+        self,
+        tenant: str,
+        adapter_id: str,
+        recipe: JobRecipe,
+        *,
+        size: int,
+        limits: Mapping[str, int],
+        idempotency: IdempotencyKey | None = None,
+    ) -> None:
+        """Raise LimitReached if `accept` would now refuse this job because of a limit. Writes nothing.
+
+        A job that passes this check can still be refused by `accept`, because others may be accepted in between.
+        """
+        arguments: list[Any] = [names.member(tenant, adapter_id), json.dumps(dict(limits)), size]
+        arguments.append(len(recipe.model_dump_json(exclude_defaults=True).encode()))
+        arguments.append("" if idempotency is None else _idempotency_argument(tenant, idempotency))
+        refused = self._refusal(keys=[names.record(tenant, adapter_id)], args=arguments)
+        if refused:
+            raise _limit_reached(refused)
 
     def _sealed(self, tenant: str, adapter_id: str, field: str, value: str) -> bytes:
         return sealed_field(tenant, adapter_id, field, value, self._cipher)
@@ -286,3 +308,9 @@ class Records:
 
 def _idempotency_argument(tenant: str, key: IdempotencyKey) -> str:
     return json.dumps({"key": names.idempotency(tenant, key.digest), "request": key.request, "kept_ms": KEPT_MS})
+
+
+def _limit_reached(refused: list[Any]) -> LimitReached:
+    """Return the error for what the Lua function `refusal` returned: limit, its value, usage now."""
+    limit = text(refused[0])
+    return LimitReached(limit, *map(int, refused[1:]), retry_after=RETRY_JOB_SECONDS if limit == "MAX_JOBS" else ROOM_SECONDS)

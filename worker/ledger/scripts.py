@@ -26,7 +26,7 @@ from redis.commands.core import Script
 
 FOLDER = Path(__file__).with_name("lua")
 SHARED = {
-    "accept": ("now", "turns", "count", "note", "tenant", "idempotency"),
+    "accept": ("now", "turns", "count", "note", "tenant", "idempotency", "limits"),
     "annotate": ("note",),
     "announce_worker": ("now",),
     "claim": ("now", "turns", "count"),
@@ -39,6 +39,7 @@ SHARED = {
     "heartbeat": ("now", "count", "held"),
     "pin": ("now", "tenant"),
     "point_alias": ("audit",),
+    "refusal": ("now", "tenant", "idempotency", "limits"),
     "remove_alias": ("audit",),
     "requeue": ("now", "turns", "count", "tenant"),
     "reseal": (),

@@ -4,6 +4,8 @@ The Lua scripts that change adapters, bytes and jobs also count them (`lua/share
 is accepted (`lua/accept.lua`). This module counts requests and predictions.
 """
 
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +22,12 @@ LIMITS = (
     "MAX_ALIASES",
     "MAX_REQUESTS_A_MINUTE",
     "MAX_STREAMS",
+    "MAX_TENANT_BODIES_BYTES",
 )
-"""The limits of a tenant, by the names of their settings. A tenant may have its own ones (`tenants.py`)."""
+"""The limits of a tenant, by the names of their settings. A tenant may have its own ones (`tenants.py`). The last two hold for one
+process of the service, the others for the whole deployment."""
+LimitsOf = Callable[[str], Mapping[str, int]]
+"""Returns the limits of a tenant by name, 0 for no limit. It does not block."""
 
 
 @dataclass(frozen=True)
@@ -63,11 +69,20 @@ class Usage:
 
         Raises LimitReached and adds nothing if the minute would have more than `most` requests (0: no limit).
         """
-        arguments: list[Any] = [tenant, number, most]
-        refused = self._take(args=arguments)
-        if refused:
-            used, seconds = map(int, refused)
-            raise LimitReached("MAX_REQUESTS_A_MINUTE", most, used, retry_after=seconds)
+        self.take_block(tenant, number, number, most)
+
+    def take_block(self, tenant: str, number: int, wanted: int, most: int) -> tuple[int, float]:
+        """Add a block of requests to the tenant's count for the current minute.
+
+        It has `wanted` requests, or as many as the limit leaves but at least `number`.
+        Returns how many were added, and the seconds until the minute ends. Raises LimitReached and adds nothing if the minute would
+        have more than `most` requests (0: no limit) with `number` further ones.
+        """
+        arguments: list[Any] = [tenant, number, most, wanted]
+        added, ms, *used = map(int, self._take(args=arguments))
+        if used:
+            raise LimitReached("MAX_REQUESTS_A_MINUTE", most, used[0], retry_after=max(1, math.ceil(ms / 1000)))
+        return added, ms / 1000
 
     def add_predictions(self, tenant: str, number: int) -> None:
         """Add `number` inputs to the tenant's count of predictions."""

@@ -34,6 +34,8 @@ def status(client: Client, as_json: bool) -> None:
             "MAX_JOBS": usage.jobs,
             "MAX_ALIASES": usage.aliases,
             "MAX_REQUESTS_A_MINUTE": usage.requests_this_minute,
+            "MAX_STREAMS": usage.streams,
+            "MAX_TENANT_BODIES_BYTES": usage.bodies_bytes,
         }
         print_table(("", "used", "limit"), [(name, count, usage.limits.get(name) or "no limit") for name, count in used.items()])
         click.echo(f"{usage.adaptations} adaptations, {usage.predictions} predictions")

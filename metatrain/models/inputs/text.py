@@ -19,6 +19,12 @@ _SAMPLE = (
     "a row of middling length, with some words",
     "and the longest row of the three, which pads both of the others out",
 )
+_TEXTS_AT_ONCE = 256
+"""How many texts the tokenizer gets in one call. This bounds its memory, which is more than a hundred bytes for each token."""
+_CHARS_PER_TOKEN = 6
+_MARGIN_CHARS = 100
+_MARGIN_WORDS = 4
+"""See `_settled`: the words of a text's beginning that may depend on what follows it."""
 # The minimum number of tokens in a bucket. Each bucket is one more forward pass, so a smaller bucket costs more than the padding
 # that it saves.
 _MIN_BUCKET_TOKENS = {torch.float32: 96, torch.bfloat16: 384}
@@ -56,6 +62,7 @@ class TextInputs:
     def __init__(self, tokenizer: Any, spec: TextSpec, *, width: int, device: torch.device, dtype: torch.dtype) -> None:
         self.tokenizer, self.spec = tokenizer, spec
         self.width, self.device, self.dtype = width, device, dtype
+        self._closes_rows = _closes_rows(tokenizer)
 
     @property
     def mask_token(self) -> int:
@@ -68,9 +75,34 @@ class TextInputs:
 
         A truncated text keeps its last token.
         """
-        ids: list[list[int]] = self.tokenizer(list(raw), truncation=False, padding=False, verbose=False)["input_ids"]
         limit = min(max_length or self.spec.max_length, self.spec.max_length)
-        return [TextRow(row) if len(row) <= limit else TextRow([*row[: limit - 1], row[-1]], truncated=True) for row in ids]
+        rows: list[TextRow] = []
+        for start in range(0, len(raw), _TEXTS_AT_ONCE):
+            rows += self._encode_batch(raw[start : start + _TEXTS_AT_ONCE], limit)
+        return rows
+
+    def _encode_batch(self, texts: Sequence[str], limit: int) -> list[TextRow]:
+        """Encode texts of which only as many characters are read as `limit` tokens need.
+
+        Long texts are first cut to a beginning, which is doubled until its first `limit` tokens cannot depend on the rest. A
+        tokenizer that ends no row with a special token gets whole texts, because a truncated row ends with the text's last token.
+        """
+        rows: dict[int, TextRow] = {}
+        chars = _CHARS_PER_TOKEN * limit + _MARGIN_CHARS
+        left = list(range(len(texts)))
+        while left:
+            cut = [len(texts[i]) > chars and self._closes_rows for i in left]
+            beginnings = [texts[i][:chars] if is_cut else texts[i] for i, is_cut in zip(left, cut, strict=True)]
+            encoded = self.tokenizer(beginnings, truncation=False, padding=False, verbose=False)
+            for at, (i, is_cut) in enumerate(zip(left, cut, strict=True)):
+                ids: list[int] = encoded["input_ids"][at]
+                if is_cut and _settled(encoded.encodings[at], chars) < limit:
+                    continue
+                # The last token of a beginning is the closing token, as of the whole text.
+                rows[i] = TextRow(ids) if len(ids) <= limit else TextRow([*ids[: limit - 1], ids[-1]], truncated=True)
+            left = [i for i in left if i not in rows]
+            chars *= 2
+        return [rows[i] for i in range(len(texts))]
 
     def view(self, row: TextRow, augmentation: Augmentation, key: Sequence[int]) -> TextRow:
         """Return a randomly augmented copy of a row. `key` seeds the random draw and fully determines it."""
@@ -117,6 +149,36 @@ class TextInputs:
             if row in noise:
                 padded[position, : len(noise[row])] = torch.from_numpy(noise[row])
         return padded.to(self.device, self.dtype)
+
+
+def _closes_rows(tokenizer: Any) -> bool:
+    """Return True if a tokenizer ends every row with a special token.
+
+    Returns False if it cannot say which tokens are special and which words they come from, because it is written in Python.
+    """
+    if not tokenizer.is_fast:
+        return False
+    encoding = tokenizer(["a"], truncation=False, padding=False, verbose=False).encodings[0]
+    return bool(encoding.special_tokens_mask[-1])
+
+
+def _settled(encoding: Any, chars: int) -> int:
+    """Return how many first tokens of a text's beginning are also those of the whole text.
+
+    `encoding`: the tokens of the text's first `chars` characters. A tokenizer splits a text into words and then tokenizes each
+    word by itself. Words near the cut may change with what follows: a word may continue, a special token such as `[SEP]` may be
+    complete only then, and normalization may reorder combining characters. So words that reach into the last `_MARGIN_CHARS`
+    characters are not settled, and neither are the last `_MARGIN_WORDS` words. Words count as a whole, because one that is too
+    long for the tokenizer becomes a single unknown token.
+    """
+    words: list[int | None] = encoding.word_ids
+    distinct = [word for word in dict.fromkeys(words) if word is not None]
+    if len(distinct) <= _MARGIN_WORDS:
+        return 0
+    near = [
+        word for word, (_, end) in zip(words, encoding.offsets, strict=True) if word is not None and end > chars - _MARGIN_CHARS
+    ]
+    return words.index(min([*near[:1], distinct[-_MARGIN_WORDS]]))
 
 
 def _bucket_bounds(longest: Sequence[int], groups: int, min_tokens: int) -> list[tuple[int, int]]:

@@ -4,7 +4,6 @@ from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends
-from starlette.concurrency import run_in_threadpool
 
 from service.adapting.checked_request import check_adapt_request, check_examples_request
 from service.adapting.intake import AdaptContext, accept
@@ -12,7 +11,9 @@ from service.errors import AdapterNotReady, IdempotencyKeyReused, UnknownAdapter
 from service.http.auth import needs
 from service.http.openapi import ADAPTER_LINKS, BODY_ERRORS, ROUTE_ERRORS, Responses, problems
 from service.http.prefer import prefer_wait
+from service.http.route import TenantRoute
 from service.http.schemas import AdaptAnswer, AdapterId, AdaptRequest, DryRunAnswer, ExamplesRequest, concrete
+from service.http.tenant_threads import in_thread
 from service.http.views import require
 
 
@@ -48,7 +49,7 @@ _ACCEPTED: Responses = {
 def routes(example: Any) -> APIRouter:
     """Return a router with the routes of this module, whose bodies have examples of the type `example`."""
     adapt_request, examples_request = concrete(AdaptRequest, example), concrete(ExamplesRequest, example)
-    router = APIRouter(tags=["adapters"], dependencies=[Depends(needs("adapt")), Depends(_acquire_wait)])
+    router = APIRouter(route_class=TenantRoute, tags=["adapters"], dependencies=[Depends(needs("adapt")), Depends(_acquire_wait)])
     responses = {**_ACCEPTED, **problems(*ROUTE_ERRORS, *BODY_ERRORS, IdempotencyKeyReused, UnknownAdapter)}
 
     @router.post("/adapt", status_code=202, response_model=None, responses=responses)
@@ -61,7 +62,8 @@ def routes(example: Any) -> APIRouter:
         The same request gives the same adapter, so a retry does not adapt twice. The answer is 404 if the adapter was deleted while
         the request waited for it.
         """
-        return await accept(await run_in_threadpool(check_adapt_request, request, context.state), context)
+        state, tenant = context.state, context.tenant
+        return await accept(await state.work.run(tenant, check_adapt_request, request, state), context)
 
     with_not_ready = {**responses, **problems(AdapterNotReady)}
 
@@ -77,9 +79,9 @@ def routes(example: Any) -> APIRouter:
         sets. The existing adapter does not change.
         """
         records, tenant = context.state.records, context.tenant
-        record = require(adapter_id, await run_in_threadpool(records.get, tenant, adapter_id))
-        parent = require(adapter_id, await run_in_threadpool(records.recipe, tenant, adapter_id))
-        checked = await run_in_threadpool(check_examples_request, request, record, parent, context.state)
+        record = require(adapter_id, await in_thread(records.get, tenant, adapter_id))
+        parent = require(adapter_id, await in_thread(records.recipe, tenant, adapter_id))
+        checked = await context.state.work.run(tenant, check_examples_request, request, record, parent, context.state)
         return await accept(checked, context)
 
     return router

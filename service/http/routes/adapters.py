@@ -9,6 +9,7 @@ from service.errors import AdapterInUse, AdapterNotReady, InvalidRequest, Unknow
 from service.field_checks import check_notes
 from service.http.auth import needs
 from service.http.openapi import BODY_ERRORS, ROUTE_ERRORS, problems
+from service.http.route import TenantRoute
 from service.http.schemas import AdapterChanges, AdapterId, AdapterPage, AdapterView
 from service.http.state import ServiceState, State, Tenant
 from service.http.views import get_record, require, status_of, view
@@ -17,7 +18,7 @@ from worker.ledger.messages import Status
 from worker.ledger.notes import Notes
 from worker.ledger.record import Record
 
-router = APIRouter(tags=["adapters"])
+router = APIRouter(route_class=TenantRoute, tags=["adapters"])
 
 
 @router.get("/adapters", dependencies=[Depends(needs("read"))], responses=problems(*ROUTE_ERRORS, InvalidRequest))

@@ -8,11 +8,12 @@ from service.errors import AliasMoved, AliasWithoutHistory, InvalidRequest, Unkn
 from service.field_checks import check_alias
 from service.http.auth import needs
 from service.http.openapi import ALIAS_LINKS, BODY_ERRORS, ROUTE_ERRORS, problems
+from service.http.route import TenantRoute
 from service.http.schemas import AliasDetail, AliasEntry, AliasMove, AliasName, AliasPage, AliasTarget, AliasView
 from service.http.state import State, Tenant
 from worker.ledger.aliases import Alias
 
-router = APIRouter(tags=["aliases"])
+router = APIRouter(route_class=TenantRoute, tags=["aliases"])
 _CURSOR = Query(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$", description="`next_cursor` of the previous page")
 
 

@@ -12,10 +12,11 @@ from service.errors import NotReady, PredictorHangs
 from service.http.auth import needs
 from service.http.deployment_schemas import Alive, InitializationList, InitializationView, InPartsView, Missing, Readiness
 from service.http.openapi import ROUTE_ERRORS, problems
+from service.http.route import TenantRoute
 from service.http.state import Deployed, State
 from service.predicting.predictor import BATCH_AGE
 
-router = APIRouter(tags=["deployment"])
+router = APIRouter(route_class=TenantRoute, tags=["deployment"])
 _METRIC = "quickstudy_workers 1.0"
 
 

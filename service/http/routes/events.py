@@ -12,20 +12,21 @@ import redis
 from fastapi import APIRouter, Depends, Header, Request, Response
 from fastapi.responses import StreamingResponse
 from fastapi.sse import format_sse_event
-from starlette.concurrency import run_in_threadpool
 
 from service.errors import InvalidRequest, ServiceError, UnknownAdapter
 from service.http.auth import needs
 from service.http.openapi import ROUTE_ERRORS, Responses, problems
+from service.http.route import TenantRoute
 from service.http.schemas import AdapterId
 from service.http.state import ServiceState, State, Tenant
+from service.http.tenant_threads import in_thread
 from service.http.views import require, view
 from worker.errors import EncryptionKeyMissing, SealBroken
 from worker.ledger.record import JobState
 from worker.logs import fields
 
 log = logging.getLogger(__name__)
-router = APIRouter(tags=["adapters"])
+router = APIRouter(route_class=TenantRoute, tags=["adapters"])
 KEEPALIVE_SECONDS = 15.0
 """Time without an event after which a comment is sent, so that proxies keep the connection open."""
 KEY_CHECK_SECONDS = 1.0
@@ -107,7 +108,7 @@ async def adapter_events(
     is deleted, if the API key is no longer valid, if the records cannot be reached, or if the service stops. Then reconnect with
     `Last-Event-ID`, and the stream continues.
     """
-    job = require(adapter_id, await run_in_threadpool(state.records.job_state, tenant, adapter_id))
+    job = require(adapter_id, await in_thread(state.records.job_state, tenant, adapter_id))
     seen = (-1, -1) if last_event_id is None else _parse_id(last_event_id)
     if not _unfinished(job) and seen >= (job.fence, _END):
         return Response(status_code=204)
@@ -148,7 +149,7 @@ async def _events(
                 checked_key = loop.time()
                 await state.authenticator.authenticate(authorizations)
             ended.clear()  # cleared before the read, so that a job that ends between the read and the wait is not missed
-            job = await run_in_threadpool(state.records.job_state, tenant, adapter_id)
+            job = await in_thread(state.records.job_state, tenant, adapter_id)
             if job is None:
                 return
             for event in _events_of_attempt(job):
@@ -156,7 +157,7 @@ async def _events(
                     seen, sent = event.id, loop.time()
                     yield _format(event.id, event.kind, json.dumps(event.data))
             if not _unfinished(job):
-                if (adapter := await run_in_threadpool(_adapter_json, tenant, adapter_id, state)) is not None:
+                if (adapter := await in_thread(_adapter_json, tenant, adapter_id, state)) is not None:
                     yield _format((job.fence, _END), "end", adapter)
                 return
             if state.jobs.stopping or loop.time() - began >= LONGEST_SECONDS:

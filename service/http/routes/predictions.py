@@ -3,14 +3,15 @@
 from typing import Any
 
 from fastapi import APIRouter, Depends, Request, Response
-from starlette.concurrency import run_in_threadpool
 
-from service.errors import AdapterNotReady, Overloaded, UnknownAdapter
+from service.errors import AdapterNotReady, UnknownAdapter
 from service.field_checks import check_inputs
 from service.http.auth import needs
 from service.http.openapi import BODY_ERRORS, ROUTE_ERRORS, problems
+from service.http.route import TenantRoute
 from service.http.schemas import PredictAnswer, PredictRequest, concrete
 from service.http.state import ServiceState, State, Tenant
+from service.http.tenant_threads import in_thread
 from service.kinds.registry import http_kinds
 from service.predicting.answering import answer_parts
 from worker.ledger.aliases import is_adapter_id
@@ -19,12 +20,12 @@ from worker.ledger.aliases import is_adapter_id
 def routes(prediction: Any) -> APIRouter:
     """Return a router with `POST /predict`. `prediction` is the type of the prediction for one input."""
     predict_answer: type[PredictAnswer[Any]] = concrete(PredictAnswer, prediction)
-    router = APIRouter(tags=["predictions"], dependencies=[Depends(needs("predict"))])
+    router = APIRouter(route_class=TenantRoute, tags=["predictions"], dependencies=[Depends(needs("predict"))])
 
     @router.post(
         "/predict",
         response_model=predict_answer,
-        responses=problems(*ROUTE_ERRORS, *BODY_ERRORS, UnknownAdapter, AdapterNotReady, Overloaded),
+        responses=problems(*ROUTE_ERRORS, *BODY_ERRORS, UnknownAdapter, AdapterNotReady),
     )
     async def predict(
         request: PredictRequest, connection: Request, response: Response, state: State, tenant: Tenant
@@ -36,12 +37,12 @@ def routes(prediction: Any) -> APIRouter:
         """
         check_inputs(request.inputs, state.settings)
         alias = None if is_adapter_id(request.adapter_id) else request.adapter_id
-        identity = request.adapter_id if alias is None else await run_in_threadpool(_adapter_of_alias, alias, state, tenant)
+        identity = request.adapter_id if alias is None else await in_thread(_adapter_of_alias, alias, state, tenant)
         try:
             record, [answer] = await answer_parts(identity, [request.inputs], connection, state, tenant)
         except UnknownAdapter:
             # After the alias was read, it may have been moved to another adapter, and the previous adapter may have been deleted.
-            moved_to = identity if alias is None else await run_in_threadpool(_adapter_of_alias, alias, state, tenant)
+            moved_to = identity if alias is None else await in_thread(_adapter_of_alias, alias, state, tenant)
             if moved_to == identity:
                 raise
             record, [answer] = await answer_parts(moved_to, [request.inputs], connection, state, tenant)

@@ -3,25 +3,26 @@
 from dataclasses import asdict
 
 from fastapi import APIRouter, Depends, Request
-from starlette.concurrency import run_in_threadpool
 
-from service.errors import AdapterNotReady, InvalidRequest, Overloaded, UnknownAdapter
+from service.errors import AdapterNotReady, InvalidRequest, UnknownAdapter
 from service.field_checks import check_count
 from service.http.auth import needs
 from service.http.openapi import BODY_ERRORS, ROUTE_ERRORS, problems
+from service.http.route import TenantRoute
 from service.http.schemas import AdapterId, LabelScore, ScoreAnswer
 from service.http.state import State, Tenant
+from service.http.tenant_threads import in_thread
 from service.http.views import get_record
 from service.kinds.text_classification import ScoreRequest, TextClassification, best_labels, check_example
 from service.predicting.answering import answer_parts
 from service.predicting.scoring import score
 
-router = APIRouter(tags=["predictions"], dependencies=[Depends(needs("predict"))])
+router = APIRouter(route_class=TenantRoute, tags=["predictions"], dependencies=[Depends(needs("predict"))])
 
 
 @router.post(
     "/adapters/{adapter_id}/score",
-    responses=problems(*ROUTE_ERRORS, *BODY_ERRORS, UnknownAdapter, AdapterNotReady, Overloaded),
+    responses=problems(*ROUTE_ERRORS, *BODY_ERRORS, UnknownAdapter, AdapterNotReady),
 )
 async def score_adapter(
     adapter_id: AdapterId, request: ScoreRequest, connection: Request, state: State, tenant: Tenant
@@ -33,7 +34,7 @@ async def score_adapter(
     check_count("examples", len(request.examples), 1, state.settings.max_examples, "examples")
     for i, example in enumerate(request.examples):
         check_example(f"examples[{i}]", example, state.settings)
-    record = await run_in_threadpool(get_record, adapter_id, state, tenant)
+    record = await in_thread(get_record, adapter_id, state, tenant)
     if record.summary.kind != TextClassification.name:
         raise InvalidRequest("adapter_id", f"an adapter of kind {TextClassification.name}", record.summary.kind)
     labels = set(record.summary.labels)

@@ -9,11 +9,12 @@ from service.errors import InvalidRequest, MissingScope
 from service.http.auth import Access, access, needs
 from service.http.deployment_schemas import UsageView
 from service.http.openapi import ROUTE_ERRORS, problems
+from service.http.route import TenantRoute
 from service.http.state import State
 from worker.errors import InvalidKey
 from worker.ledger.api_keys import TENANT_PATTERN, check_tenant
 
-router = APIRouter(tags=["usage"])
+router = APIRouter(route_class=TenantRoute, tags=["usage"])
 
 
 @router.get("/usage", dependencies=[Depends(needs("read"))], responses=problems(*ROUTE_ERRORS, InvalidRequest))
@@ -36,5 +37,10 @@ async def usage(
     except InvalidKey as error:
         raise InvalidRequest("tenant", error.expected, requested) from error
     await state.tenants.refresh(requested)
-    limits = dict(state.tenants.limits_of(requested))
-    return UsageView(tenant=requested, **asdict(await state.meter.used(requested)), limits=limits)
+    return UsageView(
+        tenant=requested,
+        **asdict(await state.meter.used(requested)),
+        streams=state.streams.open(requested),
+        bodies_bytes=state.body_budget.held(requested),
+        limits=dict(state.tenants.limits_of(requested)),
+    )

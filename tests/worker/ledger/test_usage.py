@@ -241,3 +241,36 @@ def test_the_estimated_size_is_an_upper_bound_of_the_size_of_the_weights(tiny: B
         for labels in (("a", "b"), ('"' * 200, "\\" * 200, "\x01" * 200, "é" * 200), tuple(f"label {n}" for n in range(200))):
             size, most = len(content(init, labels)), adapter_bytes_at_most(init, labels, tiny.hidden_size)
             assert size <= most <= size + 40_000
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_check_of_room_says_what_accept_then_does(redis_client: "redis.Redis", seed: int) -> None:
+    records, draw = Records(redis_client), random.Random(seed)
+    refusals = 0
+    for step in range(150):
+        identity, recipe = f"a{draw.randrange(8)}", RECIPE.model_copy(update={"seed": draw.choice((1, 10**9))})
+        limits = {
+            "MAX_ADAPTERS": draw.choice((0, 4)),
+            "MAX_ADAPTER_BYTES": draw.choice((0, 0, 5 * ESTIMATE)),
+            "MAX_EXAMPLE_BYTES": draw.choice((0, 0, 5 * EXAMPLES)),
+            "MAX_JOBS": draw.choice((0, 0, 3)),
+        }
+        before = redis_client.dbsize(), redis_client.hgetall("qs:t:usage")
+        expected = said = None
+        try:
+            records.check_room("t", identity, recipe, size=ESTIMATE, limits=limits)
+        except LimitReached as reached:
+            said = (reached.limit, reached.most, reached.used, reached.retry_after)
+        assert (redis_client.dbsize(), redis_client.hgetall("qs:t:usage")) == before
+        try:
+            records.accept("t", identity, recipe, draw.choice((DAY, DAY, 3)), (), size=ESTIMATE, limits=limits)
+        except LimitReached as reached:
+            expected = (reached.limit, reached.most, reached.used, reached.retry_after)
+        assert said == expected
+        refusals += said is not None
+        if step % 3 == 0:
+            records.delete("t", f"a{draw.randrange(8)}")
+        if step % 4 == 0 and (claim := claimed(records, "t", identity)) is not None:
+            records.claims.commit(claim, Outcome(status="ready", digest="d", size=draw.randrange(1, ESTIMATE)))
+        time.sleep(0.001)
+    assert refusals > 10

@@ -14,29 +14,20 @@
 -- A job that is accepted again keeps the fence in its record, because weights stored under that fence may have to be removed.
 -- The first write, `count`, needs memory. So a server that is out of memory refuses the job before anything is written.
 
-local first_adapter = key_conflict()
+local idempotency = ARGV[15] ~= '' and cjson.decode(ARGV[15])
+local first_adapter = key_conflict(idempotency)
 if first_adapter then return {-3, first_adapter} end
-local old = redis.call('HMGET', KEYS[1], 'status', 'expires_at', 'pinned', 'created_at', 'fence', 'example_bytes')
-local status, pinned = old[1], old[3] == '1'
+local old = redis.call('HMGET', KEYS[1], 'status', 'pinned', 'created_at', 'fence')
+local status, pinned = old[1], old[2] == '1'
 local expires_at = now + tonumber(ARGV[3])
-local live = status == 'queued' or status == 'running' or (status == 'ready' and (pinned or tonumber(old[2]) > now))
-if not live then
+local is_live = live()
+if not is_live then
   if KEYS[10] and redis.call('EXISTS', KEYS[10]) == 0 then return {-2} end
-  local expired_adapters, freed = expired(), 0
-  for _, adapter in ipairs(expired_adapters) do freed = freed + size_of(adapter) end
-  local limits, size = cjson.decode(ARGV[11]), tonumber(ARGV[12])
-  local new_records = redis.call('ZSCORE', KEYS[6], ARGV[2]) and 0 or 1
-  local sums = redis.call('HMGET', prefix .. ':usage', 'bytes', 'example_bytes')
-  local bytes, example_bytes = tonumber(sums[1] or 0) - freed, tonumber(sums[2] or 0)
-  for _, check in ipairs({{'MAX_ADAPTERS', redis.call('ZCARD', KEYS[6]), new_records}, {'MAX_ADAPTER_BYTES', bytes, size},
-                          {'MAX_EXAMPLE_BYTES', example_bytes, #ARGV[4] - tonumber(old[6] or 0)},
-                          {'MAX_JOBS', redis.call('SCARD', prefix .. ':unfinished'), 1}}) do
-    local limit, used, added = unpack(check)
-    local most = limits[limit] or 0
-    if most > 0 and added > 0 and used + added > most then
-      for _, adapter in ipairs(expired_adapters) do unweigh(adapter) end  -- the next call can then free further ones
-      return {-1, limit, most, used}
-    end
+  local expired_adapters, size = expired(), tonumber(ARGV[12])
+  local refused = refusal(cjson.decode(ARGV[11]), size, #ARGV[4], expired_adapters)
+  if refused then
+    for _, adapter in ipairs(expired_adapters) do unweigh(adapter) end  -- the next call can then free further ones
+    return {-1, unpack(refused)}
   end
   count('accepted')  -- the first write: a server that is out of memory refuses the script here
   local kept = redis.call('HMGET', KEYS[1], 'name', 'tags', 'parent')
@@ -46,8 +37,8 @@ if not live then
   redis.call('DEL', KEYS[1])
   redis.call('HINCRBY', prefix .. ':usage', 'example_bytes', #ARGV[4])
   redis.call('HSET', KEYS[1], 'example_bytes', #ARGV[4], 'summary', ARGV[13])
-  redis.call('HSET', KEYS[1], 'status', 'queued', 'recipe', ARGV[4], 'truncated', ARGV[5], 'created_at', old[4] or now,
-             'queued_at', now, 'attempt', 0, 'fence', old[5] or 0, 'lease_until', 0, 'pinned', old[3] or 0, 'request', ARGV[8],
+  redis.call('HSET', KEYS[1], 'status', 'queued', 'recipe', ARGV[4], 'truncated', ARGV[5], 'created_at', old[3] or now,
+             'queued_at', now, 'attempt', 0, 'fence', old[4] or 0, 'lease_until', 0, 'pinned', old[2] or 0, 'request', ARGV[8],
              'kin', ARGV[9], 'queue', ARGV[10], 'cost', ARGV[14])
   redis.call('SADD', KEYS[9], ARGV[10])
   wait(ARGV[10], ARGV[1], now)
@@ -64,7 +55,7 @@ if not live then
 end
 redis.call('HSET', KEYS[1], 'ttl_ms', ARGV[3], 'expires_at', expires_at)
 note(16)
-keep_key()
+keep_key(idempotency)
 if status == 'ready' and not pinned then redis.call('ZADD', prefix .. ':weighed', 'XX', expires_at, id) end
 if not pinned then redis.call('ZADD', KEYS[8], expires_at + tonumber(ARGV[7]), ARGV[1]) end
-return {live and 0 or 1, status}
+return {is_live and 0 or 1, status}

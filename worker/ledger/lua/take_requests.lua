@@ -1,12 +1,17 @@
 -- Count requests of a tenant in the current minute, unless they would exceed the limit.
 --
--- ARGV  1 tenant, 2 number of requests, 3 most requests in a minute (0: no limit)
--- Returns {} if the requests were counted, else {requests already counted, seconds until the minute ends}.
+-- ARGV  1 tenant, 2 number of requests, 3 most requests in a minute (0: no limit), 4 number to count if the limit leaves room for them,
+--       at least ARGV[2]: a service takes requests in blocks
+-- Returns {number counted, ms until the minute ends}, or, if ARGV[2] requests would exceed the limit, {0, ms, requests already counted}.
 
-local second = redis.call('TIME')[1]
-local minute = math.floor(second / 60)
-local number, used = requests_in(ARGV[1], minute)
-local most = tonumber(ARGV[3])
-if most > 0 and used + tonumber(ARGV[2]) > most then return {used, 60 - second % 60} end
-redis.call('HSET', 'qs:' .. ARGV[1] .. ':requests', 'minute', minute, 'number', number + tonumber(ARGV[2]))
-return {}
+local time = redis.call('TIME')
+local minute = math.floor(time[1] / 60)
+local left = 60000 - (time[1] % 60) * 1000 - math.floor(time[2] / 1000)
+local counted, used = requests_in(ARGV[1], minute)
+local most, number = tonumber(ARGV[3]), tonumber(ARGV[4])
+if most > 0 then
+  if used + tonumber(ARGV[2]) > most then return {0, left, used} end
+  number = math.min(number, most - used)
+end
+redis.call('HSET', 'qs:' .. ARGV[1] .. ':requests', 'minute', minute, 'number', counted + number)
+return {number, left}

@@ -1,0 +1,122 @@
+"""The limit on requests a minute holds over several processes, with few writes."""
+
+import asyncio
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import redis
+
+from service.http.meter import Meter
+from tests.conftest import RedisServer
+from worker.errors import LimitReached
+from worker.ledger.usage import LimitsOf, Usage
+
+
+class CountingUsage(Usage):
+    """A `Usage` that counts how often requests were written."""
+
+    writes = 0
+
+    def take_block(self, *arguments: Any) -> tuple[int, float]:
+        self.writes += 1
+        return super().take_block(*arguments)
+
+
+def limited(most: int) -> LimitsOf:
+    limits: Mapping[str, int] = {"MAX_REQUESTS_A_MINUTE": most}
+    return lambda tenant: limits
+
+
+async def accepted(meter: Meter, number: int, size: int = 1) -> int:
+    """Count requests, many at once, and return how many were not refused."""
+
+    async def one() -> bool:
+        try:
+            await meter.count_requests("t", size)
+        except LimitReached as reached:
+            assert reached.retry_after >= 1 and reached.used <= reached.most
+            return False
+        return True
+
+    return sum(await asyncio.gather(*[one() for _ in range(number)]))
+
+
+def in_one_minute(redis_client: "redis.Redis") -> None:
+    """Wait for the next minute of the server if the current one ends soon."""
+    seconds = redis_client.time()[0] % 60
+    if seconds > 50:
+        time.sleep(60.1 - seconds)
+
+
+def test_several_processes_together_do_not_pass_the_limit(redis_server: RedisServer, redis_client: "redis.Redis") -> None:
+    in_one_minute(redis_client)
+
+    async def scenario() -> None:
+        usages = [CountingUsage(redis.Redis.from_url(redis_server.url)) for _ in range(3)]
+        meters = [Meter(usage, limited(2_000)) for usage in usages]  # blocks of ten
+        counts = await asyncio.gather(*[accepted(meter, 1_000) for meter in meters])
+        assert 2_000 - 2 * 9 <= sum(counts) <= 2_000
+        assert sum(usage.writes for usage in usages) < 2_000  # refusals ask each time
+        assert usages[0].of("t").requests_this_minute == 2_000
+
+    asyncio.run(scenario())
+
+
+def test_one_process_reaches_its_limit_exactly_and_writes_seldom(redis_server: RedisServer, redis_client: "redis.Redis") -> None:
+    in_one_minute(redis_client)
+
+    async def scenario() -> None:
+        usage = CountingUsage(redis.Redis.from_url(redis_server.url))
+        meter = Meter(usage, limited(1_000))
+        assert await accepted(meter, 501) == 501 and usage.writes == 101
+        assert (await meter.used("t")).requests_this_minute == 501  # without what is left of the block
+        assert await accepted(meter, 60, size=7) == 60  # more at once than a block
+        assert await accepted(meter, 1, size=80) == 0  # 79 are left
+        assert (await meter.used("t")).requests_this_minute == 921
+        assert await accepted(meter, 100) == 79
+        with pytest.raises(LimitReached) as refused:
+            await meter.count_requests("t")
+        assert (refused.value.limit, refused.value.used) == ("MAX_REQUESTS_A_MINUTE", 1_000)
+        assert await accepted(Meter(usage, limited(0)), 5) == 5
+
+    asyncio.run(scenario())
+
+
+def test_a_block_is_not_used_after_its_minute(redis_server: RedisServer) -> None:
+    class EndingUsage(CountingUsage):
+        """A `Usage` whose minutes end after a tenth of a second."""
+
+        def take_block(self, *arguments: Any) -> tuple[int, float]:
+            return super().take_block(*arguments)[0], 0.1
+
+    async def scenario() -> None:
+        usage = EndingUsage(redis.Redis.from_url(redis_server.url))
+        meter = Meter(usage, limited(100_000))
+        await meter.count_requests("t")
+        await meter.count_requests("t")
+        assert usage.writes == 1
+        await asyncio.sleep(0.15)
+        await meter.count_requests("t")
+        assert usage.writes == 2
+
+    asyncio.run(scenario())
+
+
+def test_all_requests_that_wait_for_a_block_fail_together_if_redis_does() -> None:
+    class FailingUsage(CountingUsage):
+        """A `Usage` whose Redis fails after a while."""
+
+        def take_block(self, *arguments: Any) -> tuple[int, float]:
+            self.writes += 1
+            time.sleep(0.2)
+            raise redis.TimeoutError
+
+    async def scenario() -> None:
+        usage = FailingUsage(redis.Redis())
+        meter = Meter(usage, limited(1_000))
+        answers = await asyncio.gather(*[meter.count_requests("t") for _ in range(30)], return_exceptions=True)
+        assert {type(answer) for answer in answers} == {redis.TimeoutError} and usage.writes == 1
+
+    asyncio.run(scenario())
