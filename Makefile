@@ -12,7 +12,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
 .PHONY: demo serve test test-long lint train-starter train-default search-inner bench-transfer bench-intents bench-banking \
-	bench-predict bench-load bench-stored bench-adapt bench-versions bench-metagrad bench-papers bench-curves mutants faults plots settings clean
+	bench-predict bench-load bench-stored bench-adapt bench-versions bench-neighbours bench-metagrad bench-papers bench-curves mutants faults plots settings clean
 
 demo: .venv/embedded
 	$(BIN)/quickstudy demo
@@ -68,6 +68,10 @@ bench-adapt: .venv/bench
 # Speeds of another commit and of this one, measured in turn: about ten minutes.
 bench-versions: .venv/dev
 	$(BIN)/python -m benchmarks.versions --commit $(COMMIT) $(VERSIONS_FLAGS)
+
+# A quiet tenant alone and beside noisy ones, with the commit NEIGHBOURS_FLAGS=--commit=… and with this one: about twenty minutes; resumes.
+bench-neighbours: .venv/dev
+	$(BIN)/python -m benchmarks.neighbours $(NEIGHBOURS_FLAGS)
 
 # 100,000 adapters in Redis: some 6 GB of memory.
 bench-stored: .venv/embedded
