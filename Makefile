@@ -12,7 +12,8 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
 .PHONY: demo serve test test-long lint train-starter train-default search-inner bench-transfer bench-intents bench-banking \
-	bench-predict bench-load bench-stored bench-adapt bench-versions bench-neighbours bench-metagrad bench-papers bench-curves mutants faults plots settings clean
+	bench-predict bench-load bench-stored bench-adapt bench-versions bench-neighbours bench-metagrad bench-papers bench-curves mutants faults plots settings secrets certificate \
+	check-containers clean
 
 demo: .venv/embedded
 	$(BIN)/quickstudy demo
@@ -100,6 +101,25 @@ mutants: .venv/dev
 search-inner: .venv/embedded
 	$(BIN)/metatrain search metatrain/searches/inner.yaml --data $(DATA)
 	$(BIN)/metatrain search metatrain/searches/one-shot.yaml --data $(DATA)
+
+# What docker-compose.yml reads: the password of Redis, in a folder that only its owner can open.
+secrets: docker/secrets/redis_password
+
+docker/secrets/redis_password:
+	@mkdir -p -m 700 docker/secrets
+	@python3 -c 'import secrets; print(secrets.token_hex(32))' > $@
+	@chmod 644 $@
+
+# For trying the profile `proxy`: a certificate that no browser trusts. Put your own files in its place.
+certificate:
+	@mkdir -p -m 700 docker/secrets
+	openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 365 -subj /CN=localhost \
+	  -addext subjectAltName=DNS:localhost,IP:127.0.0.1 -keyout docker/secrets/tls_key -out docker/secrets/tls_certificate
+	@chmod 644 docker/secrets/tls_key docker/secrets/tls_certificate
+
+# Builds the images and starts them with podman or Docker: hardening, health checks, and the proxy under slow and oversized requests.
+check-containers: .venv/dev
+	$(BIN)/python -m tests.containers.check $(CONTAINERS_FLAGS)
 
 # The table in docs/settings.md, from the settings classes.
 settings: .venv/dev

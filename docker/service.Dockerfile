@@ -27,16 +27,16 @@ COPY metatrain metatrain
 COPY worker worker
 # Loading the default base model proves the image and leaves bytecode of what is imported, and only of that (60 MB, not 260).
 RUN pip install --no-compile --constraint constraints.txt '.[worker]' && rm -rf build *.egg-info && cd / \
- && python -c "import worker.process, worker.runtime as r; r.load_runtime(r.WorkerSettings())"
+ && python -c "import worker.process, worker.runtime as r; r.load_residents(r.WorkerSettings())"
 COPY client client
 COPY service service
 # The client has the console script `quickstudy`.
 RUN pip install --no-compile --constraint constraints.txt ./client '.[service]' && rm -rf build *.egg-info client/build client/*.egg-info \
  && cd / && quickstudy serve --help && python -c "import service.running.serving"
 
+# The only folders that a read-only container can write to, as volumes: caches, and the socket of a predictor.
+RUN install -d -o 10001 -g 10001 -m 700 /home/quickstudy/.cache /run/quickstudy
 USER 10001
 WORKDIR /home/quickstudy
 EXPOSE 8000
-HEALTHCHECK --interval=10s --timeout=3s --start-period=60s \
-  CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8000/healthz', timeout=2)"]
 CMD ["quickstudy", "serve", "--host", "0.0.0.0", "--port", "8000"]

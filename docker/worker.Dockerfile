@@ -26,8 +26,10 @@ COPY metatrain metatrain
 COPY worker worker
 # Loading the default base model proves the image and leaves bytecode of what is imported, and only of that (60 MB, not 260).
 RUN pip install --no-compile --constraint constraints.txt '.[worker]' && rm -rf build *.egg-info && cd / \
- && python -c "import worker.process, worker.runtime as r; r.load_runtime(r.WorkerSettings())"
+ && python -c "import worker.process, worker.runtime as r; r.load_residents(r.WorkerSettings())"
 
+# The only folders that a read-only container can write to, as volumes: caches, and the socket of a predictor.
+RUN install -d -o 10001 -g 10001 -m 700 /home/quickstudy/.cache /run/quickstudy
 USER 10001
 WORKDIR /home/quickstudy
 CMD ["python", "-m", "worker"]

@@ -85,6 +85,7 @@ class JobRunner:
 
     def _run_claimed(self, claims: Sequence[Claim]) -> None:
         """Run claimed jobs to their end. Heartbeats extend their leases meanwhile."""
+        began = time.perf_counter()
         with ExitStack() as stack:
             jobs = [stack.enter_context(keep_lease(self.records.claims, claim, self._lease_ms)) for claim in claims]
             self._held = jobs
@@ -103,6 +104,7 @@ class JobRunner:
                 finally:
                     job.ended.set()
         self._count_times(committed)
+        self._measure_pass(claims, 1e3 * (time.perf_counter() - began))
         if errors:
             raise errors[0]
 
@@ -258,3 +260,15 @@ class JobRunner:
             self.records.counts.observe({**stages, "inner_step": steps})
         except redis.RedisError as error:
             log.warning("the times of %d jobs are not counted: %s", len(committed), type(error).__name__)
+
+    def _measure_pass(self, claims: Sequence[Claim], pass_ms: float) -> None:
+        """Add the duration of a pass to the average from which the wait in its queue is estimated."""
+        recipe = claims[0].recipe
+        found = self.runtime.known.in_memory(recipe.initialization_digest)
+        resident = next((each for each in self.runtime.residents if found is not None and each.base is found[0]), None)
+        if resident is None:
+            return  # this worker could not run the job, so the time says nothing
+        try:
+            self.records.queue_loads.observe(resident.queue(recipe.kind), pass_ms / len(claims))
+        except redis.RedisError as error:
+            log.warning("the time of a pass is not counted: %s", type(error).__name__)

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import socket
 import warnings
 from typing import Any
 
@@ -19,6 +18,7 @@ from worker.ledger.records import Records
 from worker.ledger.servers import records_client, weights_client
 from worker.ledger.weights_cache import WeightStore
 from worker.logs import fields, places
+from worker.name import worker_name
 from worker.reaper import Reaper
 from worker.runtime import Runtime, load_runtime
 from worker.settings import WorkerSettings
@@ -60,7 +60,7 @@ class WorkerProcess:
         records = Records(client, cipher=cipher)
         runtime = load_runtime(settings, records.initializations.get)
         queues = queues_of(runtime)
-        self._settings, self._name = settings, f"{socket.gethostname()}-{os.getpid()}"
+        self._settings, self._name = settings, worker_name()
         self._queues = [queue for queue in queues if queue]
         self._description = _description(runtime)
         self._runner = JobRunner(self._name, settings, records, store, runtime, queues)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Generic, TypeVar
 
 import torch
 
@@ -13,13 +14,16 @@ from metatrain.artifacts.adapter import Adapter, AdapterMetadata, adapter_to_byt
 from metatrain.artifacts.catalog import load_catalog
 from metatrain.artifacts.files import not_finite
 from metatrain.artifacts.initialization import Initialization
+from metatrain.deltas import DeltaConfig
 from metatrain.errors import AdaptationError, DeadlineExceeded, MetatrainError, NonFinite, PluginError
 from metatrain.inner.encoded import Encoded
 from metatrain.inner.together import Ended, OnStep, adapt_each
 from metatrain.models.base import Base
-from metatrain.models.loading import load_base
+from metatrain.models.description import BaseDescription
+from metatrain.models.loading import describe_base, load_base
 from metatrain.models.source import Hub
 from metatrain.readouts.registry import readout_kinds
+from metatrain.serving.probe_cache import probe_delta
 from worker.errors import SettingsError
 from worker.initializations import KnownInitializations
 from worker.kinds.kind import TaskKind
@@ -41,14 +45,17 @@ class MadeAdapter:
     """Duration of each inner step that this job took, in milliseconds. All jobs of a pass share their steps."""
 
 
+B_co = TypeVar("B_co", bound=BaseDescription, covariant=True)
+
+
 @dataclass(frozen=True)
-class Resident:
-    """A loaded base model and the initializations that belong to it, by name.
+class Resident(Generic[B_co]):
+    """A base model, loaded or only described, and the initializations that belong to it, by name.
 
     `sealing_key`: the id of the key that encrypts new records, or "". `key_ids`: the ids of all keys of this process.
     """
 
-    base: Base
+    base: B_co
     initializations: dict[str, Initialization]
     sealing_key: str = ""
     key_ids: tuple[str, ...] = ()
@@ -85,12 +92,12 @@ class Runtime:
     `known`: the initializations that its jobs may name.
     """
 
-    def __init__(self, *residents: Resident, stored: Callable[[str], bytes | None] = lambda digest: None) -> None:
+    def __init__(self, *residents: Resident[Base], stored: Callable[[str], bytes | None] = lambda digest: None) -> None:
         """Create a runtime of these base models.
 
         `stored`: returns the bytes of a stored initialization by its digest, or None if it is not stored.
         """
-        self.residents, self.known = residents, known_initializations(residents, stored)
+        self.residents, self.known = residents, known_initializations(residents, stored, probe=probe_delta)
 
     def load_initialization(self, recipe: JobRecipe) -> None:
         """Load the initialization of a job, unless it is in memory.
@@ -212,31 +219,48 @@ def _to_adapter(
 
 
 def known_initializations(
-    residents: Sequence[Resident], stored: Callable[[str], bytes | None], *, probed: bool = True
-) -> KnownInitializations:
+    residents: Sequence[Resident[B_co]],
+    stored: Callable[[str], bytes | None],
+    *,
+    probe: Callable[[B_co, DeltaConfig], None] | None = None,
+) -> KnownInitializations[B_co]:
     loaded = [(resident.base, list(resident.initializations.values())) for resident in residents]
-    return KnownInitializations(loaded, stored, probed=probed)
+    return KnownInitializations(loaded, stored, probe=probe)
 
 
-def load_residents(settings: WorkerSettings, *, probed: bool = True) -> list[Resident]:
+def load_residents(settings: WorkerSettings) -> list[Resident[Base]]:
     """Load every base model named in the settings, with all initializations made for it.
 
-    `probed`: True to check that each base model supports the deltas of its initializations. Raises MetatrainError or
-    SettingsError if something cannot be loaded.
+    Each base model is probed for the deltas of its initializations. Raises MetatrainError or SettingsError if something cannot be
+    loaded.
     """
+    return _residents(settings, load_base, probe_delta)
+
+
+def describe_residents(settings: WorkerSettings) -> list[Resident[BaseDescription]]:
+    """Describe every base model named in the settings, without its weights.
+
+    The initializations made for it are loaded. Raises MetatrainError or SettingsError if something cannot be loaded.
+    """
+    return _residents(settings, describe_base, None)
+
+
+def _residents(
+    settings: WorkerSettings, load: Callable[..., B_co], probe: Callable[[B_co, DeltaConfig], None] | None
+) -> list[Resident[B_co]]:
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     hub = Hub(reachable=not settings.air_gapped, token=settings.hub_token)
     kinds, cipher = _usable_kinds(), settings.cipher
-    residents: list[Resident] = []
+    residents: list[Resident[B_co]] = []
     for name in settings.base_models:
-        base = load_base(name, precision=settings.precision, hub=hub)
+        base = load(name, precision=settings.precision, hub=hub)
         if any(resident.base.digest == base.digest for resident in residents):
             raise SettingsError(f"BASE_MODEL: expected different base models, got {name} twice, perhaps under two names")
         baselines = [init for kind in kinds for init in kind.baselines(base)]
         folder = settings.initializations_dir
         several = len(settings.base_models) > 1
-        catalog = load_catalog(base, folder, baselines=baselines, probed=probed, others_skipped=several)
+        catalog = load_catalog(base, folder, baselines=baselines, probe=probe, others_skipped=several)
         residents.append(Resident(base, catalog, cipher.sealing_key, cipher.key_ids))
     return residents
 

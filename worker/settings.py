@@ -13,7 +13,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from metatrain.models.source import locate_locally
 from worker.errors import InvalidKeyFile, SettingsError
 from worker.ledger.encryption import PLAIN, Cipher, read_key_file
-from worker.ledger.servers import is_records_url, is_weights_url
+from worker.ledger.servers import is_records_url, is_weights_url, with_password
 from worker.logs import LogFormat
 
 _URL_FORMS = "redis://…, rediss://…, unix://… or redis+sentinel://host:port,…/SERVICE"
@@ -41,7 +41,6 @@ def _base_models(names: str) -> str:
 BaseModels = Annotated[str, AfterValidator(_base_models)]
 RecordsUrl = Annotated[str, AfterValidator(_records_url)]
 WeightsUrl = Annotated[str, AfterValidator(_weights_url)]
-S = TypeVar("S", bound=BaseSettings)
 
 
 class WorkerSettings(BaseSettings):
@@ -59,6 +58,10 @@ class WorkerSettings(BaseSettings):
     )
     cache_url: WeightsUrl | None = Field(
         default=None, description="server or cluster of the adapter weights; unset: the one of REDIS_URL"
+    )
+    redis_password_file: Path | None = Field(
+        default=None,
+        description="file with the password of the Redis servers: for REDIS_URL and CACHE_URL, unless they contain one",
     )
     wait_replicas: int = Field(
         default=0,
@@ -125,17 +128,7 @@ class WorkerSettings(BaseSettings):
 
         It is not a field, so that printing the settings does not reveal it.
         """
-        if self.hub_token_file is None:
-            return None
-        try:
-            token = self.hub_token_file.read_text().strip()
-        except (OSError, ValueError) as error:
-            raise SettingsError(
-                f"HUB_TOKEN_FILE: expected a readable file, got {type(error).__name__} for {self.hub_token_file}"
-            ) from None
-        if not token or not token.isascii() or not token.isprintable():
-            raise SettingsError(f"HUB_TOKEN_FILE: expected one line with a token in {self.hub_token_file}, got other content")
-        return token
+        return None if self.hub_token_file is None else _secret(self.hub_token_file, "HUB_TOKEN_FILE", "a token")
 
     @property
     def cipher(self) -> Cipher:
@@ -151,18 +144,50 @@ class WorkerSettings(BaseSettings):
             raise SettingsError(f"ENCRYPTION_KEY_FILE: {error}") from None
 
 
+S = TypeVar("S", bound=WorkerSettings)
+
+
+def _secret(path: Path, setting: str, content: str) -> str:
+    """Return the only line of a file. `content`: what it has to be, for messages, which never quote it.
+
+    Raises SettingsError if the file cannot be read, or has other content than one line of printable ASCII characters.
+    """
+    try:
+        secret = path.read_text().strip()
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"{setting}: expected a readable file, got {type(error).__name__} for {path}") from None
+    if not secret or not secret.isascii() or not secret.isprintable():
+        raise SettingsError(f"{setting}: expected one line with {content} in {path}, got other content")
+    return secret
+
+
 def read_settings(kind: type[S]) -> S:
     """Read settings of the class `kind` from environment variables.
 
-    Raises SettingsError with a message of one line: the variable, the expected value and the given one.
+    The password in REDIS_PASSWORD_FILE becomes a part of `redis_url` and `cache_url`, unless they contain one. Raises SettingsError
+    with a message of one line: the variable, the expected value and the given one.
     """
     try:
-        return kind()
+        return _with_redis_password(kind())
     except ValidationError as error:
         problem = error.errors()[0]
         name = str(problem["loc"][0]).upper()
         got = re.sub(r"//.*@", "//…@", str(problem["input"]))  # a URL may contain a password
         raise SettingsError(f"{name}: {problem['msg'].removeprefix('Value error, ')}, got {got[:80]!r}") from None
+
+
+def _with_redis_password(settings: S) -> S:
+    """Return the settings with the password of REDIS_PASSWORD_FILE in the URLs.
+
+    Raises SettingsError if the file cannot be read.
+    """
+    if settings.redis_password_file is None:
+        return settings
+    password = _secret(settings.redis_password_file, "REDIS_PASSWORD_FILE", "a password")
+    urls = {
+        name: with_password(url, password) for name in ("redis_url", "cache_url") if (url := getattr(settings, name)) is not None
+    }
+    return settings.model_copy(update=urls)
 
 
 def check_folders(settings: WorkerSettings) -> None:

@@ -6,14 +6,14 @@ from metatrain.artifacts.initialization import Initialization
 from metatrain.deltas import DeltaConfig, LoRAConfig
 from metatrain.inner.config import InnerConfig
 from metatrain.inner.problem import start_rates
-from metatrain.models.base import Base
+from metatrain.models.description import BaseDescription
 from metatrain.readouts.heads import HEAD_LEAVES
 
 SCALE = 16.0
 FROZEN, PLAIN_LORA = "frozen-prototypes", "lora-from-zero"
 
 
-def frozen_prototypes(base: Base) -> Initialization:
+def frozen_prototypes(base: BaseDescription) -> Initialization:
     """Return the baseline that predicts from class prototypes of frozen features.
 
     Its delta is zero, and it takes no inner steps.
@@ -23,7 +23,7 @@ def frozen_prototypes(base: Base) -> Initialization:
     return _baseline(FROZEN, base, config, InnerConfig(steps=0), theta, rate=3e-3)
 
 
-def lora_from_zero(base: Base, *, steps: int = 10, rate: float = 3e-3) -> Initialization:
+def lora_from_zero(base: BaseDescription, *, steps: int = 10, rate: float = 3e-3) -> Initialization:
     """Return the baseline of plain LoRA fine-tuning with Adam.
 
     LoRA starts as in PEFT (B = 0), and the head starts from the class prototypes. `steps` and `rate`: the number of inner steps and
@@ -35,7 +35,7 @@ def lora_from_zero(base: Base, *, steps: int = 10, rate: float = 3e-3) -> Initia
 
 
 def _baseline(
-    name: str, base: Base, delta: DeltaConfig, inner: InnerConfig, theta: dict[str, torch.Tensor], *, rate: float
+    name: str, base: BaseDescription, delta: DeltaConfig, inner: InnerConfig, theta: dict[str, torch.Tensor], *, rate: float
 ) -> Initialization:
     # Learned rates are exponentials of logarithms. Round in the same way here, so that the digests of the baselines do not change.
     rates = {name: value.log().exp() for name, value in start_rates([*theta, *HEAD_LEAVES], rate).items()}

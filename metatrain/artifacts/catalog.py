@@ -1,14 +1,14 @@
 """The catalog of a deployment's initializations: shipped ones, baselines and configured folders."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TypeVar
 
 from metatrain.artifacts.initialization import Initialization, load_initialization, read_description
 from metatrain.deltas import DeltaConfig
 from metatrain.errors import ArtifactError
-from metatrain.models.base import Base
-from metatrain.serving.probe_cache import probe_once
+from metatrain.models.description import BaseDescription
 
 log = logging.getLogger(__name__)
 SHIPPED = Path(__file__).parents[1] / "initializations"
@@ -17,20 +17,23 @@ SHIPPED_BEFORE = frozenset({"51225390fe39763433ebb9e94fd20b5d29bca2268dc41eac75b
 can be used even if the initialization itself is gone."""
 
 
+B = TypeVar("B", bound=BaseDescription)
+
+
 def load_catalog(
-    base: Base,
+    base: B,
     extra: Path | None = None,
     *,
     baselines: Iterable[Initialization] = (),
-    probed: bool = True,
+    probe: Callable[[B, DeltaConfig], None] | None = None,
     others_skipped: bool = False,
 ) -> dict[str, Initialization]:
-    """Return all initializations for `base`, {name: initialization}, and probe each of their deltas once.
+    """Return all initializations for `base`, {name: initialization}, and probe each of their deltas.
 
-    `extra`: a folder of initialization folders. `baselines`: the untrained initializations to include. `probed`: True probes each
-    delta whose probe has not yet succeeded on this machine; False skips the probes, for a process that relies on another one to run
-    them. `others_skipped`: True skips initializations in `extra` that are for another base model; False raises ArtifactError for
-    them. Shipped initializations for another base model are always skipped.
+    `extra`: a folder of initialization folders. `baselines`: the untrained initializations to include. `probe`: called once for
+    each delta, such as `probe_delta`; None skips the probes, in a process that relies on another one to run them. `others_skipped`:
+    True skips initializations in `extra` that are for another base model; False raises ArtifactError for them. Shipped
+    initializations for another base model are always skipped.
 
     Raises ArtifactError if an initialization does not load or if two have the same name, and UnsupportedDelta if a delta does not
     work on `base`.
@@ -50,13 +53,14 @@ def load_catalog(
         if init.name in catalog:
             raise ArtifactError(f"{folder}: another initialization is already named {init.name!r}; rename one of them")
         catalog[init.name] = init
-    deltas: set[DeltaConfig] = {init.delta for init in catalog.values()} if probed else set()
-    for delta in deltas:
-        probe_once(base, base.attach(delta))
+    if probe is not None:
+        deltas: set[DeltaConfig] = {init.delta for init in catalog.values()}
+        for delta in deltas:
+            probe(base, delta)
     return catalog
 
 
-def _shipped_for(base: Base) -> list[Path]:
+def _shipped_for(base: BaseDescription) -> list[Path]:
     """Return the folders of the shipped initializations for `base`, and log which others are skipped."""
     folders = []
     for path in sorted(SHIPPED.glob("*/initialization.json")):
@@ -65,7 +69,7 @@ def _shipped_for(base: Base) -> list[Path]:
     return folders
 
 
-def _made_for(folder: Path, base: Base) -> bool:
+def _made_for(folder: Path, base: BaseDescription) -> bool:
     """Return True if an initialization folder is for `base`. Otherwise log that it is skipped."""
     made_for = read_description(folder).base
     if made_for.identity == base.spec.identity:

@@ -39,6 +39,7 @@ from metatrain.inner.problem import Outer
 from metatrain.inner.supervised import Supervised
 from metatrain.inner.support import Query, Support
 from metatrain.models.base import Base
+from metatrain.models.description import BaseDescription
 from metatrain.models.inputs import AnySpec
 from metatrain.pydantic_errors import first_problem
 from metatrain.readouts.registry import CLASSES, ReadoutName, readout_kinds
@@ -196,7 +197,7 @@ def read_description(folder: Path) -> InitializationFile:
         raise ArtifactError(f"{path}: {first_problem(error, InitializationFile)}") from error
 
 
-def load_initialization(folder: Path, base: Base) -> Initialization:
+def load_initialization(folder: Path, base: BaseDescription) -> Initialization:
     """Read an initialization for `base` and check every part of it.
 
     Raises ArtifactError if a check fails. The message states the file, the leaf, the expected value and the actual one.
@@ -223,7 +224,7 @@ def load_initialization(folder: Path, base: Base) -> Initialization:
     return Initialization.from_parts(described, theta, rates, update)
 
 
-def _read_base_update(path: Path, digests: Mapping[str, str], base: Base) -> dict[str, Tensor]:
+def _read_base_update(path: Path, digests: Mapping[str, str], base: BaseDescription) -> dict[str, Tensor]:
     """Read the parameters that replace those of `base`, by name. Return an empty dict if there are none.
 
     Raises ArtifactError if their names or shapes are not those of parameters of `base`.
@@ -232,7 +233,7 @@ def _read_base_update(path: Path, digests: Mapping[str, str], base: Base) -> dic
         if path.exists():
             raise ArtifactError(f"{path}: expected no such file, initialization.json does not name it")
         return {}
-    shapes = {name: tuple(parameter.shape) for name, parameter in base.model.named_parameters()}
+    shapes = base.parameter_shapes
     update = read_weights(path, digests, lambda stated: {name: shape for name, shape in shapes.items() if name in stated})
     if not update:
         raise ArtifactError(f"{path}: expected at least one parameter, got none")
@@ -280,7 +281,7 @@ def _check_peft_config(path: Path, files: PeftFiles) -> None:
             raise ArtifactError(f"{path}: {key}: expected nothing, got {stated[key]!r}, which changes what PEFT computes")
 
 
-def attach_delta(base: Base, config: DeltaConfig, where: str) -> DeltaKind:
+def attach_delta(base: BaseDescription, config: DeltaConfig, where: str) -> DeltaKind:
     """Set up the delta that a file describes on `base`, and return its kind.
 
     Raises ArtifactError if the delta does not fit the model. `where`: the beginning of the message.

@@ -12,7 +12,7 @@ from metatrain.artifacts.header import Header, check_leaves, header_of
 from metatrain.artifacts.initialization import Initialization, InitializationFile, attach_delta, check_rates, rate_shapes
 from metatrain.errors import ArtifactError
 from metatrain.inner.problem import Outer
-from metatrain.models.base import Base
+from metatrain.models.description import BaseDescription
 from metatrain.pydantic_errors import first_problem
 from metatrain.readouts.registry import readout_kinds
 
@@ -33,7 +33,7 @@ def described_in(content: bytes, where: str) -> InitializationFile:
     return _described(header_of(content, where), where)
 
 
-def initialization_from_bytes(content: bytes, base: Base, digest: str) -> Initialization:
+def initialization_from_bytes(content: bytes, base: BaseDescription, digest: str) -> Initialization:
     """Return the initialization with this digest that `initialization_to_bytes` wrote, for `base`.
 
     Raises ArtifactError if the bytes are damaged, are for another base model, or have another digest.
@@ -48,7 +48,7 @@ def initialization_from_bytes(content: bytes, base: Base, digest: str) -> Initia
     expected = {f"theta.{name}": shape for name, shape in kind.shapes.items()}
     rates = rate_shapes(stated, kind, readout_kinds()[described.readout].leaves)
     expected |= {f"rates.{name}": shape for name, shape in rates.items()}
-    parameters = {f"base.{name}": tuple(parameter.shape) for name, parameter in base.model.named_parameters()}
+    parameters = {f"base.{name}": shape for name, shape in base.parameter_shapes.items()}
     expected |= {name: shape for name, shape in parameters.items() if name in header.leaves}
     check_leaves(header.leaves, expected, where)
     tensors = Outer.from_values(load_leaves(content, header, where))

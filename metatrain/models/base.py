@@ -14,6 +14,7 @@ from metatrain.deltas import Delta, DeltaKind
 from metatrain.errors import BaseModelError
 from metatrain.models import source
 from metatrain.models.backbone import Attention, Backbone, Batch
+from metatrain.models.description import shapes_of
 from metatrain.models.inputs import AnySpec, Inputs
 
 
@@ -61,6 +62,11 @@ class Base:
     def digest(self) -> str:
         """The full base digest: a sha256 over everything that features depend on (`Spec.digest`)."""
         return self.spec.digest(self.precision)
+
+    @property
+    def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of all parameters, by name."""
+        return shapes_of(self.model)
 
     def attach(self, config: Any) -> DeltaKind:
         """Set up the delta kind that a `DeltaConfig` describes, and register its hooks on this model.

@@ -19,7 +19,7 @@ from typing import Any, cast
 import torch
 
 from metatrain.artifacts.files import canonical_json, read_at_most, sha256, write_atomically
-from metatrain.deltas import DeltaKind
+from metatrain.deltas import DeltaConfig, DeltaKind
 from metatrain.errors import ArtifactError
 from metatrain.models.base import Base
 
@@ -49,6 +49,11 @@ def probe_once(base: Base, kind: DeltaKind) -> None:
         write_atomically(path, canonical_json(inputs))
     except OSError as error:
         log.info("the result of the probe is not remembered: %s: %s", path, error.strerror)
+
+
+def probe_delta(base: Base, config: DeltaConfig) -> None:
+    """Probe the delta that a configuration describes, as `probe_once` does."""
+    probe_once(base, base.attach(config))
 
 
 def cache_folder() -> Path | None:

@@ -11,6 +11,7 @@ import redis
 from celery import Celery
 from kombu.exceptions import OperationalError
 
+from metatrain.models.description import BaseDescription
 from service.http.tenant_threads import in_thread
 from worker.errors import RETRY_JOB_SECONDS, LimitReached
 from worker.initializations import KnownInitializations
@@ -40,7 +41,7 @@ class Jobs:
         redis_url: str,
         limits_of: LimitsOf,
         size_of: Callable[[JobRecipe], int],
-        known: KnownInitializations,
+        known: KnownInitializations[BaseDescription],
         breaker: CircuitBreaker | None = None,
     ) -> None:
         """Create the queue without connecting to Redis.

@@ -8,6 +8,8 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 from metatrain.artifacts.adapter import adapter_bytes_at_most
+from metatrain.models.base import Base
+from metatrain.models.description import BaseDescription
 from service.adapting.jobs import Jobs
 from service.http import docs_page
 from service.http.auth import Authentication, Authenticator
@@ -50,10 +52,11 @@ from worker.runtime import Resident, known_initializations
 log = logging.getLogger(__name__)
 
 
-def create_app(settings: ServiceSettings, residents: Sequence[Resident]) -> FastAPI:
-    """Create the application for base models that are already loaded.
+def create_app(settings: ServiceSettings, residents: Sequence[Resident[BaseDescription]]) -> FastAPI:
+    """Create the application for these base models.
 
-    Redis need not be reachable: while it is not, requests that need it get a 503.
+    They are loaded or, with PREDICTOR_URL, only described. Redis need not be reachable: while it is not, requests that need it get
+    a 503.
     """
 
     @asynccontextmanager
@@ -100,7 +103,7 @@ def create_app(settings: ServiceSettings, residents: Sequence[Resident]) -> Fast
     return app
 
 
-def _state(settings: ServiceSettings, residents: Sequence[Resident]) -> ServiceState:
+def _state(settings: ServiceSettings, residents: Sequence[Resident[BaseDescription]]) -> ServiceState:
     """Create everything that the routes use. Nothing connects to Redis yet."""
     client = service_client(settings.redis_url)
     cipher = settings.cipher
@@ -109,7 +112,7 @@ def _state(settings: ServiceSettings, residents: Sequence[Resident]) -> ServiceS
     store = WeightStore(cache, cipher)
     stored, share = records.initializations.get, 1 / len(residents)
     deployed = tuple(Deployed(resident, _predictor(resident, store, stored, settings, share)) for resident in residents)
-    known = known_initializations(residents, stored, probed=False)  # workers and predictors probe
+    known = known_initializations(residents, stored)  # not probed: workers and predictors do that
 
     def size_of(recipe: JobRecipe) -> int:
         found = known.find(recipe.initialization_digest)
@@ -149,8 +152,13 @@ def _state(settings: ServiceSettings, residents: Sequence[Resident]) -> ServiceS
 
 
 def _predictor(
-    resident: Resident, store: WeightStore, stored: Callable[[str], bytes | None], settings: ServiceSettings, share: float
+    resident: Resident[BaseDescription],
+    store: WeightStore,
+    stored: Callable[[str], bytes | None],
+    settings: ServiceSettings,
+    share: float,
 ) -> RemotePredictor | InProcessPredictor:
     if settings.predictor_url is not None:
         return RemotePredictor(resident.base, settings.predictor_url, settings.predictor_hang_seconds)
+    assert isinstance(resident.base, Base), "expected loaded base models, because PREDICTOR_URL is unset"
     return InProcessPredictor(resident.base, resident.initializations, store, settings, stored=stored, share=share)

@@ -16,6 +16,7 @@ from prometheus_client.registry import Collector
 
 from service.predicting.predictor import BATCH_AGE, STAGES, Predictor
 from worker.ledger.counts import JOB_STAGES, RECOVERY_BOUNDS_MS, STAGE_BOUNDS_MS
+from worker.ledger.queue_load import QueueLoad
 from worker.ledger.records import Records
 
 _COUNTERS = {
@@ -112,16 +113,14 @@ class _RecordsCollector(Collector):
         try:
             counts, workers = self._records.counts.read(), self._records.workers.by_queue()
             lacking = self._records.initializations.lacking()
+            loads = self._records.queue_loads.read()
         except redis.RedisError:
             up.add_metric([], 0)
             yield up
             return
         up.add_metric([], 1)
         yield up
-        jobs = GaugeMetricFamily("quickstudy_jobs", "Unfinished jobs", labels=["status"])
-        for status in ("queued", "running"):
-            jobs.add_metric([status], counts[f"now_{status}"])
-        yield jobs
+        yield from _queues(loads, workers)
         without = GaugeMetricFamily(
             "quickstudy_jobs_without_initialization",
             "Unfinished jobs that only a worker with this initialization can run, because it is not stored",
@@ -149,6 +148,28 @@ class _RecordsCollector(Collector):
             buckets=[*buckets, ("+Inf", total)],
             sum_value=counts.get("recovery_ms", 0) / 1000,
         )
+
+
+def _queues(loads: Mapping[str, QueueLoad], workers: Mapping[str, int]) -> Iterator[Metric]:
+    """Return the metrics of each queue, from which an autoscaler computes a number of workers."""
+    jobs = GaugeMetricFamily("quickstudy_jobs", "Unfinished jobs", labels=["queue", "status"])
+    oldest = GaugeMetricFamily(
+        "quickstudy_oldest_waiting_job_seconds", "Age of the oldest queued job, 0 if there is none", labels=["queue"]
+    )
+    wait = GaugeMetricFamily(
+        "quickstudy_estimated_wait_seconds",
+        "Time until a job that is accepted now begins, at the measured speed of the live workers",
+        labels=["queue"],
+    )
+    for queue in sorted(loads.keys() | workers.keys()):
+        load = loads.get(queue, QueueLoad())
+        jobs.add_metric([queue, "queued"], load.queued)
+        jobs.add_metric([queue, "running"], load.running)
+        oldest.add_metric([queue], load.oldest_seconds)
+        estimated = load.estimated_wait(workers.get(queue, 0))
+        if estimated is not None:
+            wait.add_metric([queue], estimated)
+    yield from (jobs, oldest, wait)
 
 
 def _stages(counts: Mapping[str, int]) -> HistogramMetricFamily:

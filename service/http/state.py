@@ -9,7 +9,7 @@ from redis import Redis
 
 from metatrain.artifacts.initialization import Initialization
 from metatrain.errors import MetatrainError
-from metatrain.models.base import Base
+from metatrain.models.description import BaseDescription
 from service.adapting.jobs import Jobs
 from service.errors import AdapterNotReady, InvalidRequest
 from service.http.auth import Authenticator, tenant
@@ -38,11 +38,11 @@ from worker.runtime import Resident
 class Deployed:
     """One base model of this deployment: its initializations, its job queue and its predictor."""
 
-    resident: Resident
+    resident: Resident[BaseDescription]
     predictor: Predictor
 
     @property
-    def base(self) -> Base:
+    def base(self) -> BaseDescription:
         return self.resident.base
 
     @property
@@ -72,10 +72,10 @@ class ServiceState:
     audit: AuditLog
     meter: Meter
     streams: Streams
-    known: KnownInitializations
     body_budget: BodyBudget
     work: WorkPool
     threads: TenantThreads
+    known: KnownInitializations[BaseDescription]
 
     def initialization(self, name: str, kind: TaskKind, base_model: str | None = None) -> tuple[Deployed, Initialization]:
         """Find the initialization with this name for tasks of `kind`, and the first base model that has it.

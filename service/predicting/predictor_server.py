@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from service.errors import ServiceError, Unavailable
-from service.predicting import wire
+from service.predicting import healthcheck, wire
 from service.predicting.predictor import Answer, InProcessPredictor, WeightsKey
 from service.settings import predictor_address
 from worker.logs import places
@@ -87,7 +87,8 @@ class _Connections:
             about = hello["about"] if predictor is not None else self._predictors[0][0]
             writer.write(wire.line({"about": about, "gauges": {} if predictor is None else predictor.gauges()}))
             if predictor is None:
-                log.warning("a service has another base model or precision: %s; this predictor has %s", hello["about"], about)
+                if hello != healthcheck.GREETING:
+                    log.warning("a service has another base model or precision: %s; this predictor has %s", hello["about"], about)
                 return
             gauges = asyncio.create_task(self._send_gauges(predictor, writer))
             while True:

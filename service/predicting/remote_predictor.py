@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Any
 
-from metatrain.models.base import Base
+from metatrain.models.description import BaseDescription
 from service.errors import Overloaded, Unavailable
 from service.predicting import wire
 from service.predicting.predictor import BATCH_AGE, Answer, WeightsKey
@@ -32,7 +32,7 @@ class RemotePredictor:
     fail with Unavailable. It is safe to retry them, because a prediction changes nothing.
     """
 
-    def __init__(self, base: Base, url: str, hang_seconds: float = 30.0) -> None:
+    def __init__(self, base: BaseDescription, url: str, hang_seconds: float = 30.0) -> None:
         self._about, self._address = wire.about(base), predictor_address(url)
         self._hang_seconds = hang_seconds
         self._loop = asyncio.get_running_loop()

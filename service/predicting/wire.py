@@ -20,7 +20,7 @@ from typing import Any
 import redis
 
 from metatrain.errors import ArtifactError
-from metatrain.models.base import Base
+from metatrain.models.description import BaseDescription
 from service.errors import Overloaded, Unavailable
 from service.predicting.predictor import Answer, WeightsKey
 from worker.errors import EncryptionKeyMissing, WeightsCorrupt, WeightsMissing
@@ -37,7 +37,7 @@ _ERRORS: dict[str, Callable[[str], Exception]] = {
 }
 
 
-def about(base: Base) -> dict[str, Any]:
+def about(base: BaseDescription) -> dict[str, Any]:
     """Return the values that must be equal on both sides: the protocol version and the base digest.
 
     The base model must be the same because an adapter works only on the base model that it was made on.

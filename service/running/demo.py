@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 EXAMPLES = Path(__file__).parents[1] / "examples" / "support_desk.jsonl"
 START_SECONDS = 120.0
+_OWN_REDIS = ("REDIS_URL", "CACHE_URL", "REDIS_PASSWORD_FILE")  # variables that the embedded server takes the place of
 Pairs = list[tuple[str, str]]
 
 
@@ -104,7 +105,7 @@ def served(data_dir: Path, settings: Mapping[str, str] = MappingProxyType({})) -
         "--tied",
         str(os.getpid()),
     ]
-    environment = {name: value for name, value in os.environ.items() if name not in ("REDIS_URL", "CACHE_URL")} | dict(settings)
+    environment = {name: value for name, value in os.environ.items() if name not in _OWN_REDIS} | dict(settings)
     with log.open("wb") as output:
         process = subprocess.Popen(command, env=environment, stdout=output, stderr=output, stdin=subprocess.DEVNULL)
     try:

@@ -5,12 +5,15 @@ import logging
 import socket
 import sys
 import time
+from collections.abc import Callable, Sequence
 from types import FrameType
+from typing import TypeVar
 
 import uvicorn
 from fastapi import FastAPI
 
 from metatrain.errors import MetatrainError
+from metatrain.models.description import BaseDescription
 from service.http.app import create_app
 from service.http.drain import Drain
 from service.kinds.registry import http_kinds
@@ -24,15 +27,20 @@ from worker.errors import SettingsError
 from worker.ledger.initializations import Initializations
 from worker.ledger.servers import service_client
 from worker.ledger.weights_cache import WeightStore
-from worker.runtime import Resident, load_residents
+from worker.runtime import Resident, describe_residents, load_residents
 
 log = logging.getLogger(__name__)
+B = TypeVar("B", bound=BaseDescription)
 
 
-def _load(settings: ServiceSettings) -> list[Resident]:
+def _exiting(load: Callable[[ServiceSettings], Sequence[Resident[B]]], settings: ServiceSettings) -> Sequence[Resident[B]]:
+    """Return what `load` returns.
+
+    Exits with a one-line message and status 1 if something cannot be loaded.
+    """
     try:
         http_kinds()  # called here so that an installed kind that cannot be used stops the start, not the first request
-        return load_residents(settings, probed=settings.predictor_url is None)
+        return load(settings)
     except (MetatrainError, SettingsError) as error:
         sys.exit(f"error: {error}")
 
@@ -82,7 +90,7 @@ def run_predictor(settings: ServiceSettings, url: str) -> None:
     Exits with a one-line message and status 1 if a base model or an initialization cannot be loaded, or if the address cannot be
     used.
     """
-    residents = _load(settings.model_copy(update={"predictor_url": None}))
+    residents = _exiting(load_residents, settings)
     store = WeightStore(service_client(settings.weights_url), settings.cipher)
     stored = Initializations(service_client(settings.redis_url)).get
     share = 1 / len(residents)
@@ -110,7 +118,10 @@ def run(settings: ServiceSettings, listening: socket.socket) -> None:
     except BindingRefused as error:
         sys.exit(f"error: {error}")
     log.info("starting on http://%s:%d (docs at /docs)", f"[{host}]" if ":" in host else host, port)
-    app = create_app(settings, _load(settings))
+    # Where another process predicts, this one needs no weights: 90 MB for the default base model.
+    residents: Sequence[Resident[BaseDescription]]
+    residents = _exiting(load_residents if settings.predictor_url is None else describe_residents, settings)
+    app = create_app(settings, residents)
     resume_collection()
     _Server(_config(app, settings), app, settings.stop_seconds).run(sockets=[listening])
 

@@ -160,7 +160,9 @@ def test_metrics_count_jobs_requests_and_stages(service: Served) -> None:
     after = metric(service, "quickstudy_jobs_accepted_total"), metric(service, 'quickstudy_jobs_ended_total{outcome="ready"}')
     assert after == (before[0] + 1, before[1] + 1)
     assert metric(service, "quickstudy_records_up") == 1 and metric(service, "quickstudy_workers") == 1
-    assert metric(service, 'quickstudy_jobs{status="queued"}') == metric(service, 'quickstudy_jobs{status="running"}') == 0
+    assert metric(service, "quickstudy_jobs{queue=") == metric(service, "quickstudy_oldest_waiting_job_seconds{") == 0
+    waits = [line for line in answer.text.splitlines() if line.startswith("quickstudy_estimated_wait_seconds{")]
+    assert len(waits) == 1 and 'queue="quickstudy.base-' in waits[0]  # a job was measured, and the worker is alive
     assert metric(service, 'quickstudy_http_requests_total{method="POST",route="/predict",status="200"}') >= 1
     for stage, least in (("inner_step", 10), ("inner_loop", 1), ("queue", 1), ("store", 1)):
         assert metric(service, f'quickstudy_adapt_stage_seconds_count{{stage="{stage}"}}') >= least

@@ -9,7 +9,7 @@ if TYPE_CHECKING:  # these import torch, and the ledger must not
     from metatrain.artifacts.initialization import Initialization
     from metatrain.inner.encoded import Encoded
     from metatrain.inner.support import Support
-    from metatrain.models.base import Base
+    from metatrain.models.description import BaseDescription
     from worker.ledger.messages import JobRecipe
 
 Canonical = tuple[Any, ...]
@@ -60,5 +60,8 @@ class TaskKind(Protocol):
     def support(self, recipes: Sequence[JobRecipe], encoded: Encoded) -> Support[Any]:
         """Encode the support sets of several jobs as rows and targets for one pass."""
 
-    def baselines(self, base: Base) -> list[Initialization]:
-        """Return the initializations of this kind that need no meta-training."""
+    def baselines(self, base: BaseDescription) -> list[Initialization]:
+        """Return the initializations of this kind that need no meta-training.
+
+        `base` may be a description without weights: their values must depend only on the shapes of the model.
+        """

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from metatrain.artifacts.initialization import Initialization
     from metatrain.inner.encoded import Encoded
     from metatrain.inner.support import Support
-    from metatrain.models.base import Base
+    from metatrain.models.description import BaseDescription
     from worker.ledger.messages import JobRecipe
 
 
@@ -58,7 +58,7 @@ class TextClassification:
             pairs.append([(text, class_of[label]) for text, label in self.training_pairs(recipe)])
         return encoded.support(pairs)
 
-    def baselines(self, base: Base) -> list[Initialization]:
+    def baselines(self, base: BaseDescription) -> list[Initialization]:
         from metatrain.artifacts.baselines import frozen_prototypes, lora_from_zero
 
         return [frozen_prototypes(base), lora_from_zero(base)]

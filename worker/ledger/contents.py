@@ -80,6 +80,7 @@ CONTENTS = (
     Contents("qs:workers", "zset", "passing"),
     Contents("qs:worker-descriptions", "hash", "passing"),
     Contents("qs:idempotency", "zset", "copied", _is(_IDEMPOTENCY)),
+    Contents("qs:job-times", "hash", "passing"),
     Contents("qs:erase", "string", "passing"),
     Contents("qs:erase-last", "string", "passing"),
     Contents("qs:initialization_by_digest:DIGEST", "hash", "last"),

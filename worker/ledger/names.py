@@ -13,6 +13,7 @@ Keys of the deployment:
 | `qs:waiting:PASS_KEY` | sorted set | written by earlier versions only: jobs with this pass key that wait for their first attempt |
 | `qs:retire` | sorted set | records; score: when they may be removed |
 | `qs:counts` | hash | event counts, by name |
+| `qs:job-times` | hash | the average time that a worker took for a job, in ms, by queue |
 | `qs:fence` | number | the latest fence (a claim's unique number) |
 | `qs:sequence` | number | the number of the latest record, counted in the order of creation |
 | `qs:queues` | set | every queue that ever had a job |
@@ -67,6 +68,7 @@ RUNNING = "qs:running"
 DEAD = "qs:dead"
 RETIRE = "qs:retire"
 COUNTS = "qs:counts"
+JOB_TIMES = "qs:job-times"
 FENCE = "qs:fence"
 SEQUENCE = "qs:sequence"
 QUEUES = "qs:queues"

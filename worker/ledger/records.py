@@ -25,6 +25,7 @@ from worker.ledger.initializations import Initializations, StoredInitialization
 from worker.ledger.messages import DONE_CHANNEL, JobRecipe, Status
 from worker.ledger.names import text
 from worker.ledger.notes import Notes
+from worker.ledger.queue_load import QueueLoads
 from worker.ledger.record import FIELDS, JOB_STATE_FIELDS, JobState, Record, parse_record, sealed_field, stored_fields
 from worker.ledger.retention import KEEP_EXPIRED_RECORDS_MS, Retention
 from worker.ledger.waiting import ANNOUNCE_AGAIN_MS, WaitingJobs
@@ -57,6 +58,7 @@ class Records:
         self.retention = Retention(client, partial(self.delete, only="over"))
         self.workers = Workers(client)
         self.counts = Counts(client)
+        self.queue_loads = QueueLoads(client)
         self.initializations = Initializations(client)
         self.expired_keys = ExpiredKeys(client)
         self._accept = scripts.register(client, "accept")

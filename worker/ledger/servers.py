@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast
-from urllib.parse import quote, unquote
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 import redis
 import redis.asyncio
@@ -73,6 +73,19 @@ def is_records_url(url: str) -> bool:
 def is_weights_url(url: str) -> bool:
     """Return True if this URL has a form that is allowed for the cache of weights (CACHE_URL)."""
     return is_records_url(url) or _parse("cluster", url) is not None
+
+
+def with_password(url: str, password: str) -> str:
+    """Return the URL with this password, or the URL itself if it has one already.
+
+    A user name in the URL is kept. The URL must have a form that `is_records_url` or `is_weights_url` allows.
+    """
+    scheme, _, rest = url.partition("://")
+    authority, slash, path = rest.partition("/")
+    login, _, nodes = authority.rpartition("@")
+    if ":" in login or "password" in parse_qs(urlsplit(url).query):
+        return url
+    return f"{scheme}://{login}:{quote(password, safe='')}@{nodes}{slash}{path}"
 
 
 def records_client(url: str, *, timeout: float = 10, connect_timeout: float = 3) -> "redis.Redis":

@@ -29,6 +29,10 @@ class Workers:
             pipe.hdel(names.WORKER_DESCRIPTIONS, name)
             pipe.execute()
 
+    def names(self) -> list[str]:
+        """Return the names of all live workers."""
+        return [names.text(name) for name in self._alive_names()]
+
     def by_queue(self) -> dict[str, int]:
         """Return {queue: number of live workers that take jobs from it}."""
         return dict(Counter(queue for worker in self._alive() for queue in worker.get("queues", [worker.get("queue", "")])))
@@ -37,8 +41,11 @@ class Workers:
         """Return how many live workers do not have an encryption key. Workers of earlier versions have none."""
         return sum(key_id not in worker.get("keys", ()) for worker in self._alive())
 
+    def _alive_names(self) -> list[bytes]:
+        return cast(list[bytes], self._redis.zrangebyscore(names.WORKERS, f"({server_ms(self._redis)}", "+inf"))
+
     def _alive(self) -> list[dict[str, Any]]:
         """Return what each live worker announced about itself."""
-        alive = cast(list[bytes], self._redis.zrangebyscore(names.WORKERS, f"({server_ms(self._redis)}", "+inf"))
+        alive = self._alive_names()
         stored = cast(list[bytes | None], self._redis.hmget(names.WORKER_DESCRIPTIONS, alive)) if alive else []
         return [json.loads(description) for description in stored if description is not None]

@@ -61,6 +61,8 @@ def serve(host: str, port: int, data_dir: Path, without_keys: bool, tied: int | 
 
             run(settings, listening)
             return
+        if settings.redis_password_file is not None:
+            raise SettingsError("REDIS_PASSWORD_FILE: expected REDIS_URL beside it: the embedded server has no password")
         for number in _EXIT_STATUS:  # until uvicorn installs its handlers, which stop the children too
             signal.signal(number, stop)
         with standalone(data_dir.expanduser(), listening) as url:

@@ -15,7 +15,7 @@ from metatrain.models.base import Base
 
 def test_a_baseline_does_not_replace_another(tiny: Base) -> None:
     with pytest.raises(ArtifactError, match="two task kinds have one named 'lora-from-zero'"):
-        load_catalog(tiny, baselines=[lora_from_zero(tiny), lora_from_zero(tiny)], probed=False)
+        load_catalog(tiny, baselines=[lora_from_zero(tiny), lora_from_zero(tiny)])
 
 
 @pytest.mark.parametrize("content", ["{nope", "[]", '{"base": null}', '{"base": 3}', "{}"])
@@ -28,7 +28,7 @@ def test_a_broken_description_is_one_line(tiny: Base, tmp_path: Path, content: s
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "initialization.json").write_text(content)
     with pytest.raises(ArtifactError) as error:
-        load_catalog(tiny, tmp_path, probed=False, others_skipped=others_skipped)
+        load_catalog(tiny, tmp_path, others_skipped=others_skipped)
     assert "broken/initialization.json: " in str(error.value) and "\n" not in str(error.value)
 
 
@@ -40,6 +40,6 @@ def test_those_of_other_base_models_are_skipped_only_if_asked_to(tiny: Base, tmp
     content = json.loads(described.read_text())
     content["base"]["weights_sha256"] = "0" * 64
     described.write_text(json.dumps(content))
-    assert set(load_catalog(tiny, tmp_path, probed=False, others_skipped=True)) == {"mine"}
+    assert set(load_catalog(tiny, tmp_path, others_skipped=True)) == {"mine"}
     with pytest.raises(ArtifactError, match=r"base\.weights_sha256 is '0+'"):
-        load_catalog(tiny, tmp_path, probed=False)
+        load_catalog(tiny, tmp_path)

@@ -21,7 +21,7 @@ from metatrain.models.base import Base
 from metatrain.models.loading import load_base
 from metatrain.serving import probe as probes
 from metatrain.serving import probe_cache
-from metatrain.serving.probe_cache import probe_inputs, probe_once
+from metatrain.serving.probe_cache import probe_delta, probe_inputs, probe_once
 
 ROOT = Path(__file__).resolve().parents[3]
 CONFIG = LoRAConfig(rank=2, alpha=4, targets=("query",))
@@ -57,7 +57,7 @@ def test_a_success_is_remembered(tiny: Base, folder: Path, measured: list[Any]) 
 
 def test_the_catalog_remembers_its_deltas(tiny: Base, folder: Path, measured: list[Any]) -> None:
     for _ in range(2):
-        load_catalog(tiny, baselines=[lora_from_zero(tiny)])
+        load_catalog(tiny, baselines=[lora_from_zero(tiny)], probe=probe_delta)
     assert measured == [lora_from_zero(tiny).delta]
 
 

@@ -1,0 +1,1 @@
+"""The composition in real containers: `make check-containers`."""
