@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from service.predicting.predictor import BATCH_AGE, STAGES, Predictor
+from service.predicting.interface import BATCH_AGE, STAGES, Predictor
 from worker.ledger.counts import JOB_STAGES, RECOVERY_BOUNDS_MS, STAGE_BOUNDS_MS
 from worker.ledger.queue_load import QueueLoad
 from worker.ledger.records import Records

@@ -21,7 +21,7 @@ from service.http.streams import Streams
 from service.http.tenant_threads import TenantThreads
 from service.http.tenants import CachedTenants
 from service.http.work_pool import WorkPool
-from service.predicting.predictor import Predictor
+from service.predicting.interface import Predictor
 from service.settings import ServiceSettings
 from worker.initializations import KnownInitializations, base_identity
 from worker.kinds.kind import TaskKind

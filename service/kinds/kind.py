@@ -6,7 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 from pydantic import BaseModel
 
 from service.http.schemas import Options, Warned
-from service.predicting.predictor import Answer
+from service.predicting.interface import Answer
 from service.settings import ServiceSettings
 from worker.kinds.kind import Canonical
 

@@ -10,7 +10,7 @@ from metatrain.tasks.labels import label_words
 from service.errors import InvalidRequest
 from service.field_checks import check_text
 from service.http.schemas import SUPPORT_EXAMPLE, TEXT_PATTERN, Body, Options, Text, Warned, example_body, schema_of
-from service.predicting.predictor import Answer
+from service.predicting.interface import Answer
 from service.settings import ServiceSettings
 from worker.kinds.kind import Canonical
 

@@ -16,7 +16,7 @@ from service.errors import AdapterNotReady, ClientGone, Unavailable
 from service.http.state import ServiceState
 from service.http.tenant_threads import in_thread
 from service.http.views import require
-from service.predicting.predictor import Answer, WeightsKey
+from service.predicting.interface import Answer, WeightsKey
 from worker.errors import WeightsCorrupt, WeightsMissing
 from worker.ledger.record import Record
 from worker.logs import fields
@@ -66,7 +66,8 @@ async def _answer(ready: Record, texts: Sequence[str], connection: Request, stat
     """
     weights = WeightsKey(ready.tenant, ready.adapter_id, ready.fence, str(ready.digest))
     seconds = state.settings.predict_seconds
-    answer = asyncio.wrap_future(state.require_deployed(ready).predictor.submit(weights, texts))
+    share = state.tenants.share_of(ready.tenant)
+    answer = asyncio.wrap_future(state.require_deployed(ready).predictor.submit(weights, texts, share))
     disconnected = asyncio.ensure_future(_wait_for_disconnect(connection))
     try:
         await asyncio.wait((answer, disconnected), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)

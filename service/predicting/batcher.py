@@ -9,7 +9,7 @@ treats tenants like deficit round robin, but a tenant that had no waiting rows i
 
 import heapq
 from bisect import insort
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
@@ -27,6 +27,10 @@ class WaitingCall(Protocol):
     @property
     def tenant(self) -> str:
         """The tenant that the call belongs to."""
+
+    @property
+    def share(self) -> int:
+        """The weight of the tenant's turns: with 2 it gets twice as many tokens as with 1."""
 
     @property
     def began(self) -> float:
@@ -101,13 +105,12 @@ class Batcher(Generic[C]):
     waits for ever.
 
     A batch has at most `tokens` tokens, `rows` rows and `adapters` different adapters. A row that alone exceeds `tokens` is a
-    batch of its own. `share(tenant)` is the weight of a tenant's turns: with 2 it gets twice as many tokens as with 1.
+    batch of its own.
     """
 
     tokens: int
     rows: int
     adapters: int
-    share: Callable[[str], float] = lambda _tenant: 1.0
     _flows: dict[str, _Flow[C]] = field(default_factory=dict)
     _time: float = 0.0  # the queue's virtual time: the start of the latest row
 
@@ -181,7 +184,7 @@ class Batcher(Generic[C]):
                 flow.entries.remove(entry)
             self._time = max(self._time, flow.start)
             flow.start, flow.tokens, left[tenant] = (
-                flow.start + tokens / self.share(tenant),
+                flow.start + tokens / entry.call.share,
                 flow.tokens - tokens,
                 left[tenant] - tokens,
             )

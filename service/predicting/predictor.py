@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,6 +31,7 @@ from metatrain.serving.bank import Bank, Packed, pack
 from metatrain.serving.probe_cache import probe_once
 from service.errors import Overloaded
 from service.predicting.batcher import Batcher
+from service.predicting.interface import BATCH_AGE, STAGES, Answer, WeightsKey
 from service.predicting.pace import Pace
 from service.predicting.progress import Progress
 from service.predicting.shelf import Shelf
@@ -44,85 +45,13 @@ _REFUSED_SECONDS = 30.0
 """How long an initialization that cannot be supported is refused without another attempt, in seconds."""
 _MB = 2**20
 _MOST_BATCH_TOKENS = 4096
-BATCH_AGE = "batch_age_seconds"
-"""The gauge of the seconds since the last batch ended while calls wait."""
-STAGES = ("tokenize", "load", "queue", "forward")
-
-
-@dataclass(frozen=True)
-class WeightsKey:
-    """Identifies the weights of an adapter.
-
-    `fence` is the number of the claim under which the weights were stored; it is part of their key in the cache. `digest` is their
-    SHA-256, checked when they are read.
-    """
-
-    tenant: str
-    adapter_id: str
-    fence: int
-    digest: str
-
-    @property
-    def key(self) -> str:
-        return f"{self.tenant}/{self.digest}"
-
-
-@dataclass(frozen=True)
-class Answer:
-    """The predictor's answer to one call.
-
-    `labels` has the adapter's labels, and is empty if its task kind has none. `outputs` has the output of the adapter's readout for
-    each input, such as the probability of each label. `truncated` has the positions of inputs that were truncated. `seconds` has
-    the time that the call spent in each of `STAGES`.
-    """
-
-    labels: tuple[str, ...]
-    outputs: list[Any]
-    truncated: list[int]
-    seconds: Mapping[str, float]
-
-
-class Predictor(Protocol):
-    """The predictor interface that the routes use, whether it runs in this process or a separate one."""
-
-    def submit(self, weights: WeightsKey, texts: Sequence[str]) -> "Future[Answer]":
-        """Queue a call that predicts each input with one adapter, and return a future of its answer.
-
-        Cancelling the future removes the call from the queue. Raises Overloaded if the queue is full or the answer would come
-        after PREDICT_SECONDS, and Unavailable if the predictor is a separate process that cannot be reached. The future fails with
-        Overloaded likewise, WeightsMissing, WeightsCorrupt, ArtifactError if the weights cannot be loaded, or redis.RedisError if
-        the cache cannot be reached.
-        """
-        ...
-
-    def forget(self, tenant: str, digest: str) -> None:
-        """Drop an adapter from the device and from host memory. Its weights in the cache stay."""
-        ...
-
-    def alive(self) -> bool:
-        """Return True if the predictor can answer calls.
-
-        It cannot if no batch has ended for PREDICTOR_HANG_SECONDS although calls wait.
-        """
-        ...
-
-    def needs_restart(self) -> bool:
-        """Return True if only a restart of this process can help, because its own predictor hangs or has ended."""
-        ...
-
-    def gauges(self) -> dict[str, float]:
-        """Return the gauges for `GET /metrics` by name, such as the number of waiting inputs."""
-        ...
-
-    def close(self) -> None:
-        """Stop the predictor. Calls that are submitted afterwards are not answered."""
-        ...
 
 
 @dataclass(eq=False)
 class _Call:
     weights: WeightsKey
     texts: Sequence[str]
+    share: int
     future: "Future[Answer]" = field(default_factory=Future)
     began: float = field(default_factory=time.perf_counter)
     rows: Sequence[Any] = ()
@@ -190,8 +119,8 @@ class InProcessPredictor:
         self._thread = threading.Thread(target=self._serve, name="predictor", daemon=True)
         self._thread.start()
 
-    def submit(self, weights: WeightsKey, texts: Sequence[str]) -> "Future[Answer]":
-        call = _Call(weights, texts)
+    def submit(self, weights: WeightsKey, texts: Sequence[str], share: int = 1) -> "Future[Answer]":
+        call = _Call(weights, texts, share)
         with self._changed:
             self._check_room(weights.tenant, len(texts))
             self._check_in_time(weights.tenant)

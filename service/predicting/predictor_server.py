@@ -12,7 +12,8 @@ from typing import Any
 
 from service.errors import ServiceError, Unavailable
 from service.predicting import healthcheck, wire
-from service.predicting.predictor import Answer, InProcessPredictor, WeightsKey
+from service.predicting.interface import Answer, WeightsKey
+from service.predicting.predictor import InProcessPredictor
 from service.settings import predictor_address
 from worker.logs import places
 from worker.watchdog import HUNG_STATUS, places_of_threads
@@ -113,7 +114,7 @@ class _Connections:
         writer: asyncio.StreamWriter,
     ) -> None:
         if "call" in document:
-            self._start(predictor, document["call"], WeightsKey(**document["weights"]), document["texts"], waiting, writer)
+            self._start(predictor, document, waiting, writer)
         elif "cancel" in document:
             if (future := waiting.pop(document["cancel"], None)) is not None:
                 future.cancel()
@@ -123,13 +124,12 @@ class _Connections:
     def _start(
         self,
         predictor: InProcessPredictor,
-        number: int,
-        weights: WeightsKey,
-        texts: list[str],
+        document: dict[str, Any],
         waiting: dict[int, "Future[Answer]"],
         writer: asyncio.StreamWriter,
     ) -> None:
-        loop = asyncio.get_running_loop()
+        loop, number, weights = asyncio.get_running_loop(), document["call"], WeightsKey(**document["weights"])
+        texts, share = document["texts"], document.get("share", 1)  # earlier services send no share
 
         def answered(future: "Future[Answer]") -> None:
             if waiting.pop(number, None) is None or future.cancelled():
@@ -140,7 +140,7 @@ class _Connections:
         try:
             if self.stopping:
                 raise Unavailable("the predictor is shutting down")
-            future = predictor.submit(weights, texts)
+            future = predictor.submit(weights, texts, share)
         except Exception as problem:  # every error must reach the service
             writer.write(wire.line(_error_message(number, problem)))
             return

@@ -11,7 +11,7 @@ from typing import Any
 from metatrain.models.description import BaseDescription
 from service.errors import Overloaded, Unavailable
 from service.predicting import wire
-from service.predicting.predictor import BATCH_AGE, Answer, WeightsKey
+from service.predicting.interface import BATCH_AGE, Answer, WeightsKey
 from service.settings import predictor_address
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ class RemotePredictor:
         self._gauges: dict[str, float] = {}
         self._connection = asyncio.create_task(self._stay_connected(), name="predictor-connection")
 
-    def submit(self, weights: WeightsKey, texts: Sequence[str]) -> "Future[Answer]":
+    def submit(self, weights: WeightsKey, texts: Sequence[str], share: int = 1) -> "Future[Answer]":
         if self._writer is None:
             raise Unavailable("the predictor cannot be reached")
         if self._writer.transport.get_write_buffer_size() > _UNSENT_BYTES:
@@ -50,7 +50,7 @@ class RemotePredictor:
         number, future = next(self._numbers), Future[Answer]()
         self._waiting[number] = future
         future.add_done_callback(lambda done: self._cancel(number) if done.cancelled() else None)
-        self._writer.write(wire.line(wire.call(number, weights, list(texts))))
+        self._writer.write(wire.line(wire.call(number, weights, list(texts), share)))
         return future
 
     def _cancel(self, number: int) -> None:

@@ -1,7 +1,8 @@
 """The protocol between services and predictor processes: lines of JSON over a Unix socket or TCP.
 
     service → predictor   {"about": …}                                        once, first: selects the predictor of a base model
-                          {"call": N, "weights": {…}, "texts": […]}           N numbers the calls of this connection
+                          {"call": N, "weights": {…}, "texts": […], "share": …}
+                                                                              N numbers the calls of this connection
                           {"cancel": N}
                           {"forget": [tenant, digest]}
     predictor → service   {"about": …, "gauges": {…}}                         once, in reply to the first line
@@ -22,7 +23,7 @@ import redis
 from metatrain.errors import ArtifactError
 from metatrain.models.description import BaseDescription
 from service.errors import Overloaded, Unavailable
-from service.predicting.predictor import Answer, WeightsKey
+from service.predicting.interface import Answer, WeightsKey
 from worker.errors import EncryptionKeyMissing, WeightsCorrupt, WeightsMissing
 
 LINE_BYTES = 64 * 2**20
@@ -49,8 +50,8 @@ def line(document: dict[str, Any]) -> bytes:
     return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
 
 
-def call(number: int, weights: WeightsKey, texts: list[str]) -> dict[str, Any]:
-    return {"call": number, "weights": asdict(weights), "texts": texts}
+def call(number: int, weights: WeightsKey, texts: list[str], share: int) -> dict[str, Any]:
+    return {"call": number, "weights": asdict(weights), "texts": texts, "share": share}
 
 
 def answer(number: int, result: Answer) -> dict[str, Any]:

@@ -19,7 +19,8 @@ from metatrain.artifacts.initialization import Initialization
 from metatrain.deltas import BottleneckConfig, DeltaConfig, HeadConfig, IA3Config, LoRAConfig, PrefixConfig, PromptConfig
 from metatrain.inner.problem import stack
 from metatrain.models.base import Base
-from service.predicting.predictor import InProcessPredictor, WeightsKey
+from service.predicting.interface import WeightsKey
+from service.predicting.predictor import InProcessPredictor
 from service.settings import ServiceSettings
 from tests.conftest import RedisServer
 from worker.errors import WeightsMissing

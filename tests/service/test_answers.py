@@ -9,7 +9,7 @@ import redis
 from metatrain.models.base import Base
 from service.errors import Overloaded
 from service.http.state import ServiceState
-from service.predicting.predictor import STAGES, Answer, Predictor, WeightsKey
+from service.predicting.interface import STAGES, Answer, Predictor, WeightsKey
 from tests.conftest import RedisServer
 from tests.service.workerless import BODY, queued, running
 from tests.worker.ledger.test_usage import ready
@@ -46,7 +46,7 @@ def test_a_prediction_by_alias_follows_a_deployment_that_deletes_the_previous_ad
 def answer_only_once(predictor: Predictor) -> None:
     """Make the predictor answer one call and refuse all others as overloaded."""
 
-    def submit(weights: WeightsKey, texts: Sequence[str]) -> "Future[Answer]":
+    def submit(weights: WeightsKey, texts: Sequence[str], share: int = 1) -> "Future[Answer]":
         if accepted:
             raise Overloaded("enough", 1)
         accepted.append(weights)

@@ -16,6 +16,7 @@ class Call:
     began: float = 0.0
     pending: bool = True
     tenant: str = "t"
+    share: int = 1
 
     def is_pending(self) -> bool:
         return self.pending
@@ -109,9 +110,9 @@ def test_a_tenant_that_comes_later_is_in_the_next_batch_and_heavy_ones_share_equ
 
 
 def test_a_share_of_two_gets_twice_as_many_tokens() -> None:
-    batcher: Batcher[Call] = Batcher(90, 90, 8, share=lambda tenant: 2.0 if tenant == "large" else 1.0)
-    for tenant in ("large", "small"):
-        batcher.add(Call(tenant, [1] * 200, tenant=tenant))
+    batcher: Batcher[Call] = Batcher(90, 90, 8)
+    for tenant, share in (("large", 2), ("small", 1)):
+        batcher.add(Call(tenant, [1] * 200, tenant=tenant, share=share))
     assert tokens_by_tenant(batcher.next()) == {"large": 60, "small": 30}
 
 

@@ -20,7 +20,8 @@ from metatrain.deltas import DeltaConfig, LoRAConfig
 from metatrain.errors import ArtifactError
 from metatrain.models.base import Base
 from service.errors import Overloaded
-from service.predicting.predictor import Answer, InProcessPredictor, WeightsKey
+from service.predicting.interface import Answer, WeightsKey
+from service.predicting.predictor import InProcessPredictor
 from service.settings import ServiceSettings
 from tests.conftest import RedisServer
 from worker.errors import WeightsCorrupt, WeightsMissing

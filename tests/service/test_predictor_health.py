@@ -12,7 +12,8 @@ from typing import Any
 import redis
 
 from metatrain.models.base import Base
-from service.predicting.predictor import BATCH_AGE, InProcessPredictor
+from service.predicting.interface import BATCH_AGE
+from service.predicting.predictor import InProcessPredictor
 from service.predicting.progress import Progress
 from service.predicting.remote_predictor import RemotePredictor
 from tests.conftest import RedisServer

@@ -19,7 +19,8 @@ from metatrain.errors import ArtifactError
 from metatrain.models.base import Base
 from service.errors import Overloaded, Unavailable
 from service.predicting import wire
-from service.predicting.predictor import InProcessPredictor, WeightsKey
+from service.predicting.interface import WeightsKey
+from service.predicting.predictor import InProcessPredictor
 from service.predicting.remote_predictor import RemotePredictor
 from service.settings import ServiceSettings
 from tests.conftest import RedisServer
@@ -135,7 +136,7 @@ def test_at_shutdown_it_answers_accepted_calls_and_refuses_new_ones(
                 _, never_reads = await asyncio.open_unix_connection(f"{tmp_path}/predictor.sock")
                 never_reads.write(wire.line({"about": wire.about(tiny)}))
                 for number in range(200):
-                    never_reads.write(wire.line(wire.call(number, weights, TEXTS * 40)))
+                    never_reads.write(wire.line(wire.call(number, weights, TEXTS * 40, 1)))
                 answered, refused = 0, 0
 
                 async def call_until_refused() -> None:

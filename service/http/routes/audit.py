@@ -8,10 +8,11 @@ from service.errors import InvalidRequest
 from service.http.audit_schemas import ActorView, AuditEntry, AuditPage
 from service.http.auth import needs
 from service.http.openapi import ROUTE_ERRORS, problems
+from service.http.route import TenantRoute
 from service.http.state import State, Tenant
 from worker.ledger.audit import Action, Entry
 
-router = APIRouter(tags=["audit"])
+router = APIRouter(route_class=TenantRoute, tags=["audit"])
 _CURSOR = Query(pattern=r"^[0-9]{1,15}-[0-9]{1,15}$", description="`next_cursor` of the previous page")
 
 

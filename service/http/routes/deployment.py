@@ -14,7 +14,7 @@ from service.http.deployment_schemas import Alive, InitializationList, Initializ
 from service.http.openapi import ROUTE_ERRORS, problems
 from service.http.route import TenantRoute
 from service.http.state import Deployed, State
-from service.predicting.predictor import BATCH_AGE
+from service.predicting.interface import BATCH_AGE
 
 router = APIRouter(route_class=TenantRoute, tags=["deployment"])
 _METRIC = "quickstudy_workers 1.0"

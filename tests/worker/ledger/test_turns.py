@@ -13,6 +13,7 @@ from tests.worker.ledger.jobs import DAY, RECIPE, claimed
 from worker.ledger.claims import Claim, Claimant
 from worker.ledger.messages import Outcome
 from worker.ledger.records import Records
+from worker.ledger.tenants import Tenants
 
 QUEUE = "q"
 WORKER = Claimant("w", queues={QUEUE: ()})
@@ -57,6 +58,15 @@ def test_turns_are_weighted_by_cost(records: Records) -> None:
         accept(records, f"small/b{number:02}", cost=100)
     first = Counter(str(in_turn(records, "small/b00")).split("/")[0] for _ in range(40))
     assert first["small"] in (29, 30, 31)  # three small jobs cost as much as a large one
+
+
+def test_a_tenant_with_a_share_of_three_gets_three_times_as_much(records: Records, redis_client: "redis.Redis") -> None:
+    Tenants(redis_client).change("large", {}, share=3)
+    for number in range(40):
+        accept(records, f"large/a{number:02}", cost=10)
+        accept(records, f"small/b{number:02}", cost=10)
+    first = Counter(str(in_turn(records, "small/b00")).split("/")[0] for _ in range(40))
+    assert first["large"] in (29, 30, 31)
 
 
 def test_a_tenant_does_not_save_up_turns_while_it_has_no_jobs(records: Records) -> None:

@@ -8,7 +8,8 @@
 -- wait(queue, member, since)     add a job to those that wait in the queue; it is given out at time `since` in ms at the earliest
 -- waits(queue, member)           true if the job is one of them
 -- wait_no_more(queue, member)    remove it
--- charge(queue, member, in_turn) move the turn of the job's tenant by the cost of the job; `in_turn`: it is the tenant's turn
+-- charge(queue, member, in_turn) move the turn of the job's tenant by the cost of the job, divided by the tenant's share (`tenants.py`);
+--                                `in_turn`: it is the tenant's turn
 
 local function tenant_of(member) return string.sub(member, 1, string.find(member, '/', 1, true) - 1) end
 local function record_of(member)
@@ -26,8 +27,13 @@ local function wait(queue, member, since)
 end
 local function waits(queue, member) return redis.call('ZSCORE', jobs_of(queue, tenant_of(member)), member) ~= false end
 local function wait_no_more(queue, member) redis.call('ZREM', jobs_of(queue, tenant_of(member)), member) end
+local function share_of(tenant)
+  local settings = redis.call('HGET', 'qs:tenants', tenant)
+  return settings and cjson.decode(settings).share or 1
+end
 local function charge(queue, member, in_turn)
-  local tenant, cost = tenant_of(member), tonumber(redis.call('HGET', record_of(member), 'cost') or 1)
+  local tenant = tenant_of(member)
+  local cost = tonumber(redis.call('HGET', record_of(member), 'cost') or 1) / share_of(tenant)
   local start = math.max(queue_time(queue), tonumber(redis.call('ZSCORE', turns_of(queue), tenant) or 0))
   redis.call('ZADD', turns_of(queue), string.format('%.17g', start + cost), tenant)
   if in_turn then redis.call('SET', 'qs:turn_time:' .. queue, string.format('%.17g', start)) end
