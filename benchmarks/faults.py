@@ -1,4 +1,4 @@
-"""`make faults`: run jobs while processes are killed, paused, slowed down or hang, and the cache is full.
+"""`make faults`: run jobs while processes are killed, paused, slow or hanging, and the cache is full.
 
 Broker, cache, workers and service are real processes. The service and the workers reach broker and cache through proxies on
 loopback. While clients send jobs, faults are injected one after another, in a random order that `--seed` determines. Then the

@@ -80,7 +80,7 @@ def texts_of(count: int, chars: int, seed: int) -> list[str]:
 
 
 async def quiet(order: Order) -> dict[str, Any]:
-    """Predict one input every 100 ms and adapt every 5 s, whether or not the calls before have been answered."""
+    """Predict every 100 ms and adapt every 5 s, whether or not earlier calls have been answered."""
     predicts, adapts = Calls(), Calls()
     texts = texts_of(100, 0, order.seed)
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
@@ -116,7 +116,10 @@ async def _finish(tasks: set[asyncio.Task[None]]) -> None:
 
 
 async def _until_answered(calls: Calls, send: Callable[[], Awaitable[httpx.Response]]) -> None:
-    """Send a request until it is answered with 200, and note its time. A 202 is a job that is not ready yet: it is sent again."""
+    """Send a request until it is answered with 200, and note its time.
+
+    A 202 is a job that is not ready yet: it is sent again.
+    """
     began = time.perf_counter()
     try:
         while True:
@@ -137,7 +140,7 @@ async def _until_answered(calls: Calls, send: Callable[[], Awaitable[httpx.Respo
 
 
 async def predict(order: Order) -> dict[str, Any]:
-    """Let each caller send its next request when its last one is answered, and count the inputs that were answered."""
+    """Let each caller send its next request after an answer, and count the answered inputs."""
     bodies = [
         json.dumps({"adapter_id": order.adapter, "inputs": texts_of(order.inputs, order.chars, order.seed + number)}).encode()
         for number in range(4)
@@ -156,7 +159,7 @@ async def dry_runs(order: Order) -> dict[str, Any]:
 
 
 async def _closed_loop(order: Order, path: str, bodies: list[bytes], worth: int, unit: str) -> dict[str, Any]:
-    """Run `order.callers` callers, and return what was answered: `worth` units for each 200, over the time until the last answer.
+    """Run `order.callers` callers, and return what was answered until the last answer.
 
     Requests that are sent before the end are waited for, so that long calls count, however few of them fit into the time.
     """
@@ -212,7 +215,7 @@ async def jobs(order: Order) -> dict[str, Any]:
 
 
 async def _ended(http: httpx.AsyncClient) -> tuple[int, list[float]]:
-    """Return how many adapters of the tenant are ready, and the milliseconds of the inner loops of some of them."""
+    """Return the number of ready adapters of the tenant, and the times of some inner loops in ms."""
     done, cursor, identities = 0, "", list[str]()
     while cursor is not None:
         page = (
@@ -226,7 +229,7 @@ async def _ended(http: httpx.AsyncClient) -> tuple[int, list[float]]:
 
 
 async def held_bodies(order: Order) -> dict[str, Any]:
-    """Keep `callers` bodies of `body_bytes` open: all but the end is sent at once, then a kilobyte a second."""
+    """Keep `callers` bodies of `body_bytes` open by sending the end of each slowly."""
     statuses, sent = Counter[int](), 0
     began = time.perf_counter()
     start = json.dumps({"adapter_id": order.adapter, "inputs": [""]})[:-3].encode()
@@ -267,7 +270,7 @@ async def held_bodies(order: Order) -> dict[str, Any]:
 
 
 async def _post(order: Order, path: str, body: bytes) -> tuple[int, dict[str, str]]:
-    """Send a request on a connection of its own, as raw bytes, which costs little, and return status and headers."""
+    """Send a request as raw bytes on a connection of its own, and return status and headers."""
     reader, writer = await _connect(order, path, len(body))
     try:
         answer = asyncio.ensure_future(_answer(reader))

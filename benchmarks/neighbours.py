@@ -1,4 +1,4 @@
-"""`make bench-neighbours`: measure what a quiet tenant notices of a noisy one, in this commit and in one before.
+"""`make bench-neighbours`: measure what a quiet tenant notices of a noisy one.
 
 The quiet tenant predicts one input every 100 ms, and adapts a 5-way 5-shot support set every 5 s. It does so alone, and beside
 each of several neighbours, which are another tenant: callers with 256 short or long inputs, 200 queued jobs, dry runs of 4 MB, and
@@ -62,7 +62,7 @@ _SEEDS = {QUIET: 1_000_000, NOISY: 2_000_000}
 
 @dataclass(frozen=True)
 class Scenario:
-    """One measurement: the quiet tenant beside a neighbour of this kind (`neighbour_load.KINDS`), or alone if it is empty.
+    """One measurement of the quiet tenant, alone or beside a neighbour (`neighbour_load.KINDS`).
 
     `batch`: the inputs and characters of a call that fills a batch of the predictor, which the quiet tenant may have to wait for.
     """
@@ -149,9 +149,10 @@ def measure(version: Version, scenario: Scenario, seconds: float) -> dict[str, A
 
 @contextmanager
 def _deployment(version: Version, delay: float) -> Iterator[tuple[Part, dict[str, str]]]:
-    """Run a Redis server, a worker and a service of one commit. Yield the service and an API key of each tenant.
+    """Run a Redis server, a worker and a service of one commit.
 
-    `delay`: seconds by which a proxy delays everything that passes between Redis and the others; 0 for no proxy.
+    Yield the service and an API key of each tenant. `delay`: seconds by which a proxy delays everything that passes between Redis
+    and the others; 0 for no proxy.
     """
     with tempfile.TemporaryDirectory(prefix="quickstudy-neighbours-") as name, ExitStack() as stack:
         socket = Path(name) / "redis.sock"
@@ -215,9 +216,9 @@ def _result(process: "subprocess.Popen[str]") -> dict[str, Any]:
 
 @contextmanager
 def _memory(pid: int) -> Iterator[dict[str, float]]:
-    """Sample the memory of a process and its children. Yield a mapping that has `rest` at once, and `peak` and `after` at exit.
+    """Sample the memory of a process and its children.
 
-    The values are proportional set sizes in MB.
+    Yield a mapping that has `rest` at once, and `peak` and `after` at exit. The values are proportional set sizes in MB.
     """
     found, stopping = {"rest": _pss_mb(pid)}, threading.Event()
     found["peak"] = found["rest"]
@@ -315,7 +316,10 @@ def quantile(values: Sequence[float], share: float) -> float:
 
 
 def goals(own: Figures, alone: Figures, before: Figures | None, bounds_mb: float) -> list[tuple[str, float, float, bool]]:
-    """Return (title, figure, goal, is met) of each goal for one commit. `before`: None for the commit before itself."""
+    """Return (title, figure, goal, is met) of each goal for one commit.
+
+    `before`: None for the commit before itself.
+    """
     rows = [
         ("predict p95, ms", quantile(own.predict, 0.95), own.batch + 3 * quantile(alone.predict, 0.95)),
         ("adapt p95, ms", quantile(own.adapt, 0.95), own.job + 2 * quantile(alone.adapt, 0.95)),

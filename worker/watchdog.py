@@ -33,7 +33,10 @@ _STDERR = 2
 
 @dataclass
 class _Work:
-    """The present work of a worker. `left`: seconds until it counts as hung, while this process is not suspended."""
+    """The present work of a worker.
+
+    `left`: seconds until it counts as hung, while this process is not suspended.
+    """
 
     jobs: Sequence[HeldJob]
     allowed: float
@@ -41,9 +44,9 @@ class _Work:
 
 
 class Watchdog:
-    """Ends the process if the work of a `limit` block takes too long. Does nothing until `start` is called.
+    """Ends the process if the work of a `limit` block takes too long.
 
-    `margin`: how much longer than its limit work may take, in seconds.
+    Does nothing until `start` is called. `margin`: how much longer than its limit work may take, in seconds.
     """
 
     def __init__(self, margin: float) -> None:
@@ -52,7 +55,10 @@ class Watchdog:
         self._hand_back: Callable[[Sequence[HeldJob], str], None] | None = None
 
     def start(self, hand_back: Callable[[Sequence[HeldJob], str], None]) -> None:
-        """Start watching. `hand_back(jobs, reason)` is called before the process ends; `jobs` are those of the work that hangs."""
+        """Start watching.
+
+        `hand_back(jobs, reason)` is called before the process ends; `jobs` are those of the work that hangs.
+        """
         self._hand_back = hand_back
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 

@@ -7,9 +7,9 @@ from worker.ledger.idempotency import IdempotencyKey
 
 
 def idempotency_key(secret: bytes, key: str, request: str) -> IdempotencyKey:
-    """Return an idempotency key and the request that uses it, both only as keyed digests (HMAC-SHA256 with `secret`).
+    """Return an idempotency key and the request that uses it, both only as keyed digests.
 
-    So the examples of a deleted adapter do not remain in Redis.
+    The digests are HMAC-SHA256 with `secret`. So the examples of a deleted adapter do not remain in Redis.
     """
     return IdempotencyKey(_digest(secret, key), _digest(secret, request))
 

@@ -68,7 +68,7 @@ class Predictor(Protocol):
         ...
 
     def needs_restart(self) -> bool:
-        """Return True if only a restart of this process can help, because its own predictor hangs or has ended."""
+        """Return True if only a restart of this process helps: its own predictor hangs or has ended."""
         ...
 
     def gauges(self) -> dict[str, float]:

@@ -18,11 +18,17 @@ class Progress:
                 self._since = time.monotonic()
 
     def batch_ended(self, *, more: bool) -> None:
-        """Note the end of a batch. `more`: True if further work waits, which restarts the clock; False stops it."""
+        """Note the end of a batch.
+
+        `more`: True if further work waits, which restarts the clock; False stops it.
+        """
         with self._lock:
             self._since = time.monotonic() if more else None
 
     def seconds(self) -> float:
-        """Return the seconds since the last batch ended, or since work arrived if that was later; 0 if there is no work."""
+        """Return the seconds since the last batch ended.
+
+        If work arrived later, counts from then. Returns 0 if there is no work.
+        """
         since = self._since
         return 0.0 if since is None else time.monotonic() - since

@@ -1,4 +1,4 @@
-"""Services and workers of several versions that share one Redis server, each started and stopped by hand."""
+"""Services and workers of several versions that share one Redis server."""
 
 import json
 import logging

@@ -5,7 +5,7 @@ from typing import Any
 
 
 def leftovers(client: Any, tenants: Iterable[str]) -> list[str]:
-    """Return one line for each key that still has a job, and for each sum of a tenant's usage that is not that of its records.
+    """Return a line for each key that still has a job, and for each sum of usage that is wrong.
 
     `client`: a Redis client of the records. No job may be unfinished, and no adapter may be expired.
     """

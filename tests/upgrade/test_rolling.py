@@ -58,7 +58,7 @@ def released(commit: str) -> Iterator[Path]:
 def upgrade(
     commit: str, tiny_folder: Path, tiny: Base, server: RedisServer, folder: Path
 ) -> Iterator[tuple[Fleet, Traffic, Version, Version, Part, Part]]:
-    """Yield everything that an upgrade from `commit` needs, with a worker and a service of that commit running.
+    """Yield what an upgrade from `commit` needs, with a worker and a service of that commit running.
 
     The items are the fleet, the traffic (not started), the old version, the new one, the old worker and the old service.
     """
@@ -89,7 +89,7 @@ def upgrade(
 
 
 def lacks_initialization(answer: httpx.Response) -> bool:
-    """Return True if a service of a version that stores no initializations cannot use an adapter of another `default`."""
+    """Return True if a version that stores no initializations cannot use this adapter."""
     return answer.status_code == 409 and "is not one of this service" in answer.text
 
 
@@ -105,7 +105,7 @@ def prepare(traffic: Traffic) -> None:
 
 
 def mark(traffic: Traffic, adapters: Sequence[Accepted]) -> None:
-    """Pin every fourth adapter, give an alias to the next one, and evict the one after that; also evict some pinned ones."""
+    """Pin, alias and evict a fourth of the adapters each; also evict some pinned ones."""
     for number, adapter in enumerate(adapters):
         if number % 4 == 0:
             traffic.pin(adapter)
@@ -156,7 +156,7 @@ def switch_services(fleet: Fleet, traffic: Traffic, running: Part, version: Vers
 
 
 def switch_workers_with_a_gap(fleet: Fleet, traffic: Traffic, running: Part, version: Version, supports: Sequence[int]) -> Part:
-    """Stop a worker, queue a job for each of `supports` while there is none, and return the next worker, which must run them."""
+    """Stop a worker, queue jobs while there is none, and return the next worker, which must run them."""
     fleet.stop(running)
     queued = [*traffic.adapt_many(OLD_TENANT, supports), *traffic.adapt_many(NEW_TENANT, supports)]
     statuses = [traffic.view(adapter)["status"] for adapter in queued]
@@ -167,7 +167,10 @@ def switch_workers_with_a_gap(fleet: Fleet, traffic: Traffic, running: Part, ver
 
 
 def switch_workers_together(fleet: Fleet, traffic: Traffic, running: Part, version: Version, supports: Sequence[int]) -> Part:
-    """Start the next worker beside the first, give work to both, stop the first in the middle of it. Return the next one."""
+    """Start the next worker beside the first, give work to both, stop the first in the middle of it.
+
+    Return the next one.
+    """
     following = fleet.start_worker(version)
     adapters = [*traffic.adapt_many(OLD_TENANT, supports), *traffic.adapt_many(NEW_TENANT, supports)]
     fleet.stop(running)
@@ -204,7 +207,7 @@ def test_rolling_forward_back_and_forward_again(tiny_folder: Path, tiny: Base, r
 def test_an_upgrade_from_before_initializations_were_stored(
     tiny_folder: Path, tiny: Base, redis_server: RedisServer, tmp_path: Path
 ) -> None:
-    """Follow the steps for several machines in CHANGELOG.md: new workers, then the services, then the old workers stop.
+    """Follow the steps in CHANGELOG.md: new workers, then the services, then the old workers stop.
 
     A service of that version cannot use adapters of another version of `default`: while both serve, the client asks the new one.
     """

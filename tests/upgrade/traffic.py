@@ -133,7 +133,10 @@ class Traffic:
             return self.accepted.setdefault((tenant, identity), Accepted(identity, tenant, support))
 
     def adapt_once(self, tenant: str, support: int, *, to: str = "") -> None:
-        """Post a support set with an Idempotency-Key. A repetition must name the same adapter, whatever `default` means by then."""
+        """Post a support set with an Idempotency-Key.
+
+        A repetition must name the same adapter, whatever `default` means by then.
+        """
         body, headers = {"support": support_set(support)}, {"Idempotency-Key": f"once-{support}"}
         answer = self.failover.send("POST", "/adapt", self.keys[tenant], body, headers, to=to)
         identity = answer.json().get("adapter_id", "")
@@ -152,7 +155,7 @@ class Traffic:
             self.adapt_once(tenant, support, to=to)
 
     def check_lists(self) -> None:
-        """Check that every accepted adapter is in the list of its tenant, that all listed ones are ready, and what is used."""
+        """Check the lists of adapters (all accepted ones, all ready) and the usage."""
         for tenant, key in self.keys.items():
             listed, cursor = dict[str, str](), ""
             while cursor is not None:

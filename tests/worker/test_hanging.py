@@ -85,7 +85,10 @@ def record(records: Records, seed: int) -> Record:
 def test_a_worker_that_hangs_ends_itself_and_only_the_job_at_fault_fails(
     redis_server: RedisServer, redis_client: "redis.Redis", environment: dict[str, str], tiny: Base, tmp_path: Path
 ) -> None:
-    """Let one job of three in a pass hang. The other two run alone afterwards; the one that hangs uses up its attempts."""
+    """Let one job of three in a pass hang.
+
+    The other two run alone afterwards; the one that hangs uses up its attempts.
+    """
     records, seeds = Records(redis_client), [1, HANGS, 2]
     accept(records, redis_server, tiny, seeds)
     with hanging_workers(redis_server, environment, tmp_path) as workers:

@@ -32,7 +32,10 @@ class ServerSilent(redis.ConnectionError):
 
 
 class CircuitBreaker:
-    """Thread-safe. `probe` calls the server once, with a time-out, and raises redis.RedisError if that fails."""
+    """Thread-safe.
+
+    `probe` calls the server once, with a time-out, and raises redis.RedisError if that fails.
+    """
 
     def __init__(self, probe: Callable[[], object]) -> None:
         self._probe, self._open, self._lock = probe, False, threading.Lock()
@@ -79,7 +82,7 @@ class CircuitBreaker:
 
 
 class FailFast(Retry):
-    """A retry policy of redis-py that never retries, and passes every call and every new connection through a breaker."""
+    """A retry policy of redis-py that never retries, and passes all calls through a breaker."""
 
     def __init__(self, breaker: CircuitBreaker) -> None:
         super().__init__(NoBackoff(), 0)

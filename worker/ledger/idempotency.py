@@ -18,7 +18,10 @@ KEPT_MS = 24 * 3600 * 1000
 
 @dataclass(frozen=True)
 class IdempotencyKey:
-    """An idempotency key of a request. `digest` identifies the key, and `request` the request; both are keyed digests."""
+    """An idempotency key of a request.
+
+    `digest` identifies the key, and `request` the request; both are keyed digests.
+    """
 
     digest: str
     request: str

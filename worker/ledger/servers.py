@@ -97,10 +97,10 @@ def records_client(url: str, *, timeout: float = 10, connect_timeout: float = 3)
 
 
 def service_client(url: str) -> "redis.Redis":
-    """Return a client for a service, of the records or the weights. Its calls fail within `breaker.ANSWER_SECONDS`.
+    """Return a client for a service, of the records or the weights.
 
-    All its calls pass through one circuit breaker, so that they fail at once while the server does not answer. A cluster has no
-    breaker, because its other nodes may answer: it has shorter time-outs instead.
+    Its calls fail within `breaker.ANSWER_SECONDS`. All its calls pass through one circuit breaker, so that they fail at once while
+    the server does not answer. A cluster has no breaker, because its other nodes may answer: it has shorter time-outs instead.
     """
     if (cluster := _parse("cluster", url)) is not None:
         seconds = _CLUSTER_SECONDS_OF_SERVICES

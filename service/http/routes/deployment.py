@@ -106,7 +106,7 @@ async def readyz(state: State) -> Readiness:
 
 
 def _check_records(state: State) -> tuple[list[Missing], list[str]]:
-    """Return what the records say is missing, and the digests of the initializations that only unknown workers have."""
+    """Return what is missing by the records, and the initializations that only unknown workers have."""
     try:
         workers = state.records.workers.by_queue()
         missing: list[Missing] = []
