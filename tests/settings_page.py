@@ -14,7 +14,10 @@ from worker.settings import WorkerSettings
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "settings.md"
 BEGIN, END = "<!-- begin: written by `make settings` -->\n", "<!-- end -->\n"
-ONLY_WORKER = {"lease_seconds", "attempts", "jobs_together", "pass_rows", "job_seconds", "erase_seconds", "drain_seconds"}
+ONLY_WORKER = {
+    *("lease_seconds", "attempts", "jobs_together", "pass_rows"),
+    *("job_seconds", "hang_seconds", "erase_seconds", "drain_seconds"),
+}
 ONLY_SERVICE = set(ServiceSettings.model_fields) - set(WorkerSettings.model_fields) | {"wait_replicas"}
 
 
@@ -25,7 +28,7 @@ def readers(name: str) -> str:
 
 def default(field: FieldInfo) -> str:
     """Return the default as Markdown, written as in an environment variable, or "unset"."""
-    if field.default is None:
+    if field.default is None or field.default == "":
         return "unset"
     return f"`{str(field.default).lower() if isinstance(field.default, bool) else field.default}`"
 

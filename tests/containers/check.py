@@ -76,7 +76,7 @@ def check(*, build: bool) -> Table:
             "PROXY_CONNECTIONS": str(_CONNECTIONS),
             "PROXY_REQUESTS_A_SECOND": str(_REQUESTS),
             "PREDICTOR_URL": "unix:///run/quickstudy/predictor.sock",
-            "FORWARDED_ALLOW_IPS": "*",
+            "FORWARDED_ALLOW_IPS": "10.0.0.0/8,172.16.0.0/12,192.168.0.0/16",
             "WORKER_CPUS": "1.5",
             "WORKER_MEMORY_LIMIT": "3g",
             "LOG_LEVEL": "DEBUG",

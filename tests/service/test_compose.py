@@ -32,7 +32,7 @@ def test_every_setting_that_a_container_reads_is_passed_on(name: str) -> None:
     passed_on = SERVICES[name]["environment"]
     settings = {setting.upper() for setting in READS[name]}
     assert settings - set(passed_on) == set()
-    assert set(passed_on) - settings <= {"FORWARDED_ALLOW_IPS"}, "expected nothing that no process reads"
+    assert set(passed_on) - settings == set(), "expected nothing that no process reads"
     fixed = {"REDIS_URL", "CACHE_URL", "REDIS_PASSWORD_FILE"}
     for setting in settings - fixed:  # no value: the variable of the same name, or the default of the process
         value = passed_on[setting]
