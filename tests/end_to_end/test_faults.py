@@ -133,7 +133,9 @@ def test_a_support_set_that_kills_its_workers_ends_as_dead_and_can_be_retried_or
         worker.kill()
         answer = adapt(service, body, wait=60)
         state = service.http.get(f"/adapters/{adapter}").json()
-        assert answer.json()["status"] == "failed" and state["error"] == "no worker finished this job in 1 attempt"
+        assert answer.json()["status"] == "failed" and state["error"].startswith(
+            "no worker finished this job in 1 attempt; the last one"
+        )
         (listed,) = json.loads(jobs(environment, data, "dead", "--json").stdout)
         assert listed["job"] == f"default/{adapter}" and listed["reason"] == state["error"] and listed["examples"] == 5
         assert not any(example["input"] in jobs(environment, data, "dead").stdout for example in SUPPORT)
