@@ -160,7 +160,7 @@ class ServiceSettings(WorkerSettings):
     predict_seconds: float = Field(
         default=30,
         gt=0,
-        description="deadline of a prediction, in seconds; a call that would be answered later gets 429 at once",
+        description="deadline of a prediction, in seconds; a call that by the estimate would be answered later gets 429 at once",
     )
     queue_rows: int = Field(
         default=2048,

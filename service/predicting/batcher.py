@@ -41,7 +41,7 @@ class WaitingCall(Protocol):
         """The number of tokens of each row."""
 
     def is_pending(self) -> bool:
-        """Return False once the call is answered, failed or cancelled, or its deadline has passed."""
+        """Return False once the call is answered, failed or cancelled."""
 
 
 C = TypeVar("C", bound=WaitingCall)
@@ -63,10 +63,12 @@ class _Entry(Generic[C]):
 class _Flow(Generic[C]):
     """The waiting calls of one tenant.
 
-    `start` is the virtual time, in tokens, at which its next row starts. `tokens` is the number of tokens of its waiting rows.
+    `start` is the virtual time, in tokens, at which its next row starts. `share` is the weight of its turns. `tokens` is the number
+    of tokens of its waiting rows.
     """
 
     start: float
+    share: int
     entries: list[_Entry[C]] = field(default_factory=list)
     tokens: int = 0
 
@@ -115,8 +117,8 @@ class Batcher(Generic[C]):
     _time: float = 0.0  # the queue's virtual time: the start of the latest row
 
     def add(self, call: C) -> None:
-        flow = self._flows.setdefault(call.tenant, _Flow(self._time))
-        flow.start = max(flow.start, self._time)
+        flow = self._flows.setdefault(call.tenant, _Flow(self._time, call.share))
+        flow.start, flow.share = max(flow.start, self._time), call.share
         entry = _Entry(call.began + ROW_SECONDS * len(call.lengths), call)
         insort(flow.entries, entry, key=lambda each: each.due)
         flow.tokens += entry.tokens
@@ -134,14 +136,15 @@ class Batcher(Generic[C]):
     def waiting_tokens(self) -> int:
         return sum(flow.tokens for flow in self._flows.values())
 
-    def backlog(self, tenant: str, more: int = 0) -> int:
+    def backlog(self, tenant: str, share: int, more: int = 0) -> int:
         """Return the number of tokens to compute until all waiting rows of a tenant are done.
 
-        `more`: tokens of further rows of the tenant. While other tenants have waiting rows too, they get as many tokens as this
-        one.
+        `share`: the weight of the tenant's turns. `more`: tokens of further rows of the tenant. While other tenants have waiting
+        rows too, they get as many tokens as this one, in proportion to their shares.
         """
         own = more + (self._flows[tenant].tokens if tenant in self._flows else 0)
-        return own + sum(min(own, flow.tokens) for name, flow in self._flows.items() if name != tenant)
+        others = (min(own * flow.share / share, flow.tokens) for name, flow in self._flows.items() if name != tenant)
+        return own + round(sum(others))
 
     def full(self) -> bool:
         """Return True if enough rows are waiting to fill a batch: `rows` rows or `tokens` tokens."""
@@ -164,8 +167,17 @@ class Batcher(Generic[C]):
         if least_tokens is not None and waiting:
             each = max(min(flow.tokens for flow in waiting.values()), -(-least_tokens // len(waiting)))
         batch = self._fill(waiting, each)
-        self._flows = {tenant: flow for tenant, flow in self._flows.items() if flow.entries or flow.start > self._time}
+        self._forget_idle_tenants()
         return list(batch.calls.values())
+
+    def _forget_idle_tenants(self) -> None:
+        """Drop the tenants that start at the queue's virtual time anyway.
+
+        Once no rows wait, these are all: nobody pays later for what it got while nobody else waited.
+        """
+        if not any(flow.entries for flow in self._flows.values()):
+            self._time = max((flow.start for flow in self._flows.values()), default=self._time)
+        self._flows = {tenant: flow for tenant, flow in self._flows.items() if flow.entries or flow.start > self._time}
 
     def _fill(self, waiting: dict[str, _Flow[C]], each: int) -> _Batch[C]:
         """Take rows of tenants in turn, at most `each` tokens of each, until the batch is full or no row fits."""
@@ -184,7 +196,7 @@ class Batcher(Generic[C]):
                 flow.entries.remove(entry)
             self._time = max(self._time, flow.start)
             flow.start, flow.tokens, left[tenant] = (
-                flow.start + tokens / entry.call.share,
+                flow.start + tokens / flow.share,
                 flow.tokens - tokens,
                 left[tenant] - tokens,
             )

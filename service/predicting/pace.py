@@ -1,60 +1,57 @@
-"""The pace of a predictor: how long its forward passes take, estimated from the passes so far."""
+"""Estimate how long the forward passes of a predictor take, from its latest passes."""
 
-from dataclasses import dataclass
+from collections import deque
+from dataclasses import dataclass, field
+from itertools import combinations
+from statistics import median
 
-_DECAY = 0.97
-"""What an earlier pass counts less with each later one, so that the estimate follows a machine that gets slower or faster."""
+_PASSES = 24
+"""The number of latest passes that count, so that the estimate follows a machine that gets slower or faster."""
 _LEAST_PASSES = 5
+_LEAST_SLOPES = 10
 _EFFICIENCY = 0.8
 """The part of the speed of an endless pass that a pass of `efficient_tokens` has."""
+_UNKNOWN_PART = 8
+"""`efficient_tokens` is one part of so many of a full batch while the overhead is unknown."""
 
 
 @dataclass
 class Pace:
-    """The time of a forward pass as a line: seconds = overhead + tokens · seconds_per_token.
+    """The time of a forward pass as a line: seconds = overhead + tokens · seconds per token.
 
-    The line is fitted by least squares. Each pass counts less than the one after it.
+    The slope is the median of the slopes between any two of the latest passes (Theil 1950, Sen 1968), so that a few passes that
+    were held up do not matter. `batch_tokens`: the most tokens of a pass.
     """
 
-    _passes: int = 0
-    _weight: float = 0.0
-    _tokens: float = 0.0
-    _seconds: float = 0.0
-    _tokens_squared: float = 0.0
-    _product: float = 0.0
+    batch_tokens: int
+    _latest: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=_PASSES))
+    _line: tuple[float, float] | None = None  # overhead in seconds, seconds per token
 
     def observe(self, tokens: int, seconds: float) -> None:
         """Take a forward pass into account."""
-        self._passes += 1
-        self._weight = _DECAY * self._weight + 1
-        self._tokens = _DECAY * self._tokens + tokens
-        self._seconds = _DECAY * self._seconds + seconds
-        self._tokens_squared = _DECAY * self._tokens_squared + tokens * tokens
-        self._product = _DECAY * self._product + tokens * seconds
+        self._latest.append((tokens, seconds))
+        least = max(tokens for tokens, _ in self._latest) / 10
+        slopes = [(t2 - t1) / (n2 - n1) for (n1, t1), (n2, t2) in combinations(self._latest, 2) if abs(n2 - n1) >= max(1, least)]
+        if len(slopes) < _LEAST_SLOPES or (each := median(slopes)) <= 0:
+            self._line = None  # passes of one size say nothing about the overhead
+        else:
+            self._line = max(0.0, median(seconds - each * tokens for tokens, seconds in self._latest)), each
 
-    def seconds(self, tokens: int, batch_tokens: int) -> float:
-        """Return how long `tokens` take in passes of `batch_tokens`. 0.0 while too few passes were observed."""
-        overhead, each = self._line()
-        return overhead * -(-tokens // batch_tokens) + each * tokens
+    def seconds(self, tokens: int) -> float:
+        """Return how long `tokens` take, in full passes. Returns 0.0 while too few passes were observed.
+
+        While the overhead is unknown, a full pass is assumed to take as long as the latest ones.
+        """
+        passes = -(-tokens // self.batch_tokens)
+        if self._line is not None:
+            overhead, each = self._line
+            return overhead * passes + each * tokens
+        return passes * median(seconds for _, seconds in self._latest) if len(self._latest) >= _LEAST_PASSES else 0.0
 
     @property
-    def efficient_tokens(self) -> int | None:
-        """The size of a pass, in tokens, from which its overhead is a fifth of its time or less.
-
-        None while too few passes were observed.
-        """
-        overhead, each = self._line()
-        return round(_EFFICIENCY / (1 - _EFFICIENCY) * overhead / each) if each else None
-
-    def _line(self) -> tuple[float, float]:
-        """Return (overhead in seconds, seconds per token); (0.0, 0.0) while too few passes were observed."""
-        if self._passes < _LEAST_PASSES:
-            return 0.0, 0.0
-        mean_tokens, mean_seconds = self._tokens / self._weight, self._seconds / self._weight
-        variance = self._tokens_squared / self._weight - mean_tokens**2
-        covariance = self._product / self._weight - mean_tokens * mean_seconds
-        each = covariance / variance if variance > 0.01 * mean_tokens**2 else 0.0
-        overhead = mean_seconds - each * mean_tokens
-        if each <= 0 or overhead < 0:  # passes of one size say nothing about the overhead
-            return 0.0, mean_seconds / mean_tokens
-        return overhead, each
+    def efficient_tokens(self) -> int:
+        """The size of a pass, in tokens, from which its overhead is a fifth of its time or less."""
+        if self._line is None:
+            return self.batch_tokens // _UNKNOWN_PART
+        overhead, each = self._line
+        return round(_EFFICIENCY / (1 - _EFFICIENCY) * overhead / each)

@@ -20,29 +20,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metatrain.artifacts.adapter import AdapterMetadata, adapter_from_bytes, adapter_metadata
-from metatrain.artifacts.catalog import SHIPPED_BEFORE
+from metatrain.artifacts.adapter import adapter_from_bytes, adapter_metadata
 from metatrain.artifacts.initialization import Initialization
-from metatrain.artifacts.stored_initialization import initialization_from_bytes
 from metatrain.deltas import DeltaKind
-from metatrain.errors import ArtifactError, MetatrainError
 from metatrain.models.base import Base
 from metatrain.serving.bank import Bank, Packed, pack
-from metatrain.serving.probe_cache import probe_once
 from service.errors import Overloaded
 from service.predicting.batcher import Batcher
 from service.predicting.interface import BATCH_AGE, STAGES, Answer, WeightsKey
 from service.predicting.pace import Pace
 from service.predicting.progress import Progress
 from service.predicting.shelf import Shelf
+from service.predicting.support import SupportedInitializations
 from service.predicting.turn_executor import TurnExecutor
 from service.settings import ServiceSettings
 from worker.ledger.weights_cache import WeightStore
 
 log = logging.getLogger(__name__)
 _LOADERS = 8
-_REFUSED_SECONDS = 30.0
-"""How long an initialization that cannot be supported is refused without another attempt, in seconds."""
 _MB = 2**20
 _MOST_BATCH_TOKENS = 4096
 
@@ -96,17 +91,20 @@ class InProcessPredictor:
         stored: Callable[[str], bytes | None] = lambda digest: None,
         share: float = 1.0,
     ) -> None:
-        self.base, self._store, self._settings, self._stored = base, store, settings, stored
+        self.base, self._store, self._settings = base, store, settings
         kinds = {init.delta: base.attach(init.delta) for init in initializations.values()}
         updates = {init.digest: init.base_update for init in initializations.values()}
         self._bank = Bank(base, list(kinds.values()), int(share * settings.bank_mb * _MB), updates)
         self._shelf: Shelf[Packed] = Shelf(int(share * settings.shelf_mb * _MB))
-        self._supported = {init.digest for init in initializations.values()}
-        self._refused: dict[str, tuple[float, MetatrainError | None]] = {}  # until when, and why
-        self._supporting = threading.Lock()  # held while an initialization is added to `_supported`
-        self._batch_tokens = settings.batch_tokens or _default_batch_tokens(base.device)
-        self._batcher: Batcher[_Call] = Batcher(self._batch_tokens, settings.batch_rows, self._bank.slots)
-        self._pace = Pace()
+        self._supported = SupportedInitializations(
+            base,
+            (init.digest for init in initializations.values()),
+            stored,
+            lambda *room: self._between_batches(partial(self._extend_bank, *room)),
+        )
+        batch_tokens = settings.batch_tokens or _default_batch_tokens(base.device)
+        self._batcher: Batcher[_Call] = Batcher(batch_tokens, settings.batch_rows, self._bank.slots)
+        self._pace = Pace(batch_tokens)
         self._tokenizers = TurnExecutor(2, "tokenize")
         self._loaders = TurnExecutor(_LOADERS, "load")  # separate threads, so that a slow cache does not delay tokenizing
         self._changed = threading.Condition()  # guards the batcher and the fields below
@@ -120,10 +118,12 @@ class InProcessPredictor:
         self._thread.start()
 
     def submit(self, weights: WeightsKey, texts: Sequence[str], share: int = 1) -> "Future[Answer]":
+        if not texts or share < 1:
+            raise ValueError(f"expected at least one text and a share of at least 1, got {len(texts)} texts and {share}")
         call = _Call(weights, texts, share)
         with self._changed:
-            self._check_room(weights.tenant, len(texts))
-            self._check_in_time(weights.tenant)
+            self._check_room(weights.tenant, len(texts), share)
+            self._check_in_time(weights.tenant, share)
             self._unanswered_rows += len(texts)
             self._unanswered_rows_of[weights.tenant] += len(texts)
             self._preparing += 1
@@ -168,7 +168,7 @@ class InProcessPredictor:
         self._tokenizers.shutdown()
         self._loaders.shutdown()
 
-    def _check_room(self, tenant: str, rows: int) -> None:
+    def _check_room(self, tenant: str, rows: int, share: int) -> None:
         """Raise Overloaded if the queue has no room for a call with `rows` inputs.
 
         The queue holds QUEUE_ROWS inputs, but an empty queue accepts a call of any size, and a tenant with few waiting inputs finds
@@ -177,7 +177,7 @@ class InProcessPredictor:
         """
         most, waiting, waiting_of_tenant = self._settings.queue_rows, self._unanswered_rows, self._unanswered_rows_of[tenant]
         tenants = len(self._unanswered_rows_of) + (not waiting_of_tenant)
-        retry_after = math.ceil(self._seconds_until_answered(tenant))
+        retry_after = math.ceil(self._seconds_until_answered(tenant, share))
         if waiting and waiting + rows > most and waiting_of_tenant + rows > most / tenants:
             raise Overloaded(f"{waiting} inputs are waiting for a prediction, and QUEUE_ROWS is {most}", retry_after)
         if waiting_of_tenant and waiting_of_tenant < waiting and waiting_of_tenant + rows > most // 2:
@@ -185,23 +185,23 @@ class InProcessPredictor:
             message += f"expected at most half of QUEUE_ROWS, which is {most}"
             raise Overloaded(message, retry_after)
 
-    def _check_in_time(self, tenant: str, tokens: int = 0) -> None:
+    def _check_in_time(self, tenant: str, share: int, tokens: int = 0) -> None:
         """Raise Overloaded if a call of a tenant would be answered after PREDICT_SECONDS.
 
         `tokens`: the tokens of the call, 0 if they are not known yet. While nothing waits, a call of any size is accepted. What
         could not be answered in time is refused before it costs a forward pass; its client may try again.
         """
-        seconds, most = self._seconds_until_answered(tenant, tokens), self._settings.predict_seconds
+        seconds, most = self._seconds_until_answered(tenant, share, tokens), self._settings.predict_seconds
         if seconds > most and self._batcher.waiting_tokens:
             message = f"the answer would take about {seconds:.0f} s, and PREDICT_SECONDS is {most:g}; other inputs are waiting"
             raise Overloaded(message, math.ceil(seconds - most / 2))
 
-    def _seconds_until_answered(self, tenant: str, more_tokens: int = 0) -> float:
+    def _seconds_until_answered(self, tenant: str, share: int, more_tokens: int = 0) -> float:
         """Return the estimated time until all waiting rows of a tenant are answered, in seconds.
 
         `more_tokens`: the tokens of further rows of the tenant. Returns 0.0 while the pace is unknown.
         """
-        return self._pace.seconds(self._batcher.backlog(tenant, more_tokens), self._batch_tokens)
+        return self._pace.seconds(self._batcher.backlog(tenant, share, more_tokens))
 
     def _release_room(self, tenant: str, rows: int) -> None:
         with self._changed:
@@ -220,7 +220,7 @@ class InProcessPredictor:
                 call.truncated = [i for i, row in enumerate(call.rows) if row.truncated]
                 call.seconds["tokenize"] = time.perf_counter() - call.began
                 with self._changed:
-                    self._check_in_time(call.tenant, sum(call.lengths))
+                    self._check_in_time(call.tenant, call.share, sum(call.lengths))
             self._load_and_queue(call)
         except Exception as error:  # every error must reach the caller through its future
             self._fail_preparation(call, error)
@@ -250,41 +250,8 @@ class InProcessPredictor:
         """
         content = self._store.get(weights.tenant, weights.adapter_id, weights.fence, weights.digest)
         metadata = adapter_metadata(content)
-        if metadata.initialization_digest not in self._supported:
-            with self._supporting:
-                self._support(metadata)
+        self._supported.require(metadata)
         return pack(adapter_from_bytes(content, self.base), self.base)
-
-    def _support(self, adapter: AdapterMetadata) -> None:
-        """Make room in the bank for adapters of an initialization that was not loaded at the start.
-
-        The probe runs in the calling thread, so that other calls are answered meanwhile. Raises ArtifactError if the
-        initialization is unknown, because its adapters may need changed parameters of the base model.
-        """
-        digest = adapter.initialization_digest
-        if digest in self._supported:  # another thread was first
-            return
-        until, refusal = self._refused.get(digest, (0.0, None))
-        if refusal is not None and time.monotonic() < until:
-            raise refusal
-        try:
-            self._support_new(adapter, digest)
-        except MetatrainError as error:  # remembered, so that its callers do not hold up the loading of other adapters
-            self._refused[digest] = (time.monotonic() + _REFUSED_SECONDS, error)
-            raise
-
-    def _support_new(self, adapter: AdapterMetadata, digest: str) -> None:
-        content = self._stored(digest)
-        if content is None and digest not in SHIPPED_BEFORE:
-            raise ArtifactError(
-                f"its initialization, with digest {digest[:12]}…, is neither loaded nor stored; "
-                "add its folder to INITIALIZATIONS_DIR"
-            )
-        kind = self.base.attach(adapter.delta)
-        probe_once(self.base, kind)
-        update = {} if content is None else initialization_from_bytes(content, self.base, digest).base_update
-        self._between_batches(lambda: self._extend_bank(kind, digest, update))
-        self._supported.add(digest)
 
     def _extend_bank(self, kind: DeltaKind, digest: str, update: Mapping[str, Tensor]) -> None:
         for key, evicted in self._bank.support(kind, digest, update).items():
@@ -336,9 +303,6 @@ class InProcessPredictor:
             except Exception as error:  # the thread must survive a failed batch; the callers get the error
                 for call, _ in batch:
                     call.fail(error)
-            tokens = sum(call.lengths[row] for call, rows in batch for row in rows)
-            if tokens:
-                self._pace.observe(tokens, time.perf_counter() - began)
             with self._changed:  # held by `_queue` too, so that a call that arrives now is seen
                 self._progress.batch_ended(more=len(self._batcher) > 0)
 
@@ -382,6 +346,8 @@ class InProcessPredictor:
         keys = [call.key for call, rows in ready for _ in rows]
         outputs = iter(self._bank.answers(keys, [call.rows[row] for call, rows in ready for row in rows]))
         seconds = time.perf_counter() - began
+        if ready:
+            self._pace.observe(sum(call.lengths[row] for call, rows in ready for row in rows), seconds)
         for call, rows in ready:
             if not call.outputs:
                 call.seconds["queue"] = began - call.queued

@@ -162,5 +162,20 @@ def test_the_backlog_counts_as_much_of_others_as_of_the_tenant_itself() -> None:
     batcher: Batcher[Call] = Batcher(100, 64, 8)
     batcher.add(Call("busy", [10] * 30, tenant="busy"))
     batcher.add(Call("quiet", [4], tenant="quiet"))
-    assert (batcher.backlog("quiet"), batcher.backlog("busy"), batcher.backlog("new", 7)) == (8, 304, 7 + 7 + 4)
+    assert (batcher.backlog("quiet", 1), batcher.backlog("busy", 1), batcher.backlog("new", 1, 7)) == (8, 304, 7 + 7 + 4)
+    assert (batcher.backlog("new", 2, 8), batcher.backlog("quiet", 2)) == (8 + 4 + 4, 4 + 2)  # a share of two waits for half
     assert batcher.waiting_tokens == 304
+
+
+def test_tenants_are_forgotten_once_nothing_waits_and_nobody_pays_for_what_it_got_alone() -> None:
+    batcher: Batcher[Call] = Batcher(tokens=1000, rows=64, adapters=8)
+    for tenant in map(str, range(50)):
+        batcher.add(Call(tenant, [10], tenant=tenant))
+    while len(batcher):
+        batcher.next()
+    assert batcher._flows == {}
+    batcher.add(Call("early", [1000], tenant="early"))
+    assert tokens_by_tenant(batcher.next()) == {"early": 1000}
+    for tenant in ("early", "late"):
+        batcher.add(Call(tenant, [10] * 100, tenant=tenant))
+    assert tokens_by_tenant(batcher.next()) == {"early": 320, "late": 320}

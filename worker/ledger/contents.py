@@ -70,6 +70,7 @@ CONTENTS = (
     Contents("qs:dead", "zset", "copied", _is(_MEMBER)),
     Contents("qs:waiting:PASS_KEY", "zset", "made again"),
     Contents("qs:turns_in:QUEUE", "zset", "made again"),
+    Contents("qs:turns_idle:QUEUE", "zset", "made again"),
     Contents("qs:waiting_in:TENANT:QUEUE", "zset", "made again"),
     Contents("qs:turn_time:QUEUE", "string", "made again"),
     Contents("qs:retire", "zset", "made again"),

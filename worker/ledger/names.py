@@ -7,7 +7,8 @@ Keys of the deployment:
 | `qs:pending` | sorted set | unfinished jobs; score: when the reaper must check them next |
 | `qs:running` | sorted set | claimed jobs; score: end of the lease |
 | `qs:dead` | sorted set | jobs that used up their attempts; score: when they failed |
-| `qs:turns_in:QUEUE` | sorted set | tenants; score: the virtual time at which their next turn in this queue starts |
+| `qs:turns_in:QUEUE` | sorted set | tenants with waiting jobs; score: the virtual time at which their next turn starts |
+| `qs:turns_idle:QUEUE` | sorted set | tenants without waiting jobs that do not start at the queue's virtual time; score: when |
 | `qs:turn_time:QUEUE` | number | the queue's virtual time: when the latest turn started |
 | `qs:waiting_in:TENANT:QUEUE` | sorted set | a tenant's jobs that wait in this queue; score: from when they may run |
 | `qs:waiting:PASS_KEY` | sorted set | written by earlier versions only: jobs with this pass key that wait for their first attempt |

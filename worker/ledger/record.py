@@ -7,7 +7,7 @@ A record is the Redis hash `qs:TENANT:adapter:ID`. It has the fields of `Record`
 | `recipe` | the job recipe as JSON, with the text of every example |
 | `initialization_digest` | the digest that the recipe names, so that a claim need not read the recipe |
 | `kin` | the pass key: jobs with the same pass key may share a pass |
-| `cost` | how far the job moves its tenant's turn: its tokens times its inner steps |
+| `cost` | how far the job moves its tenant's turn: its tokens times its inner steps, at least 1 |
 | `queued_at`, `announced_at` | when the job was queued; when its wake-up was last repeated |
 | `lease_until`, `heard_at`, `lost_at` | end of the lease; last heartbeat; last sign of life of a lost worker |
 | `worker`, `request` | name of the worker that holds the job; id of the request that asked for it |

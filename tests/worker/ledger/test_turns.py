@@ -148,6 +148,65 @@ def test_the_jobs_of_a_pass_are_taken_in_turn_and_have_one_pass_key(records: Rec
     assert in_turn(records, "busy/a0") == "quiet/c"
 
 
+def test_what_was_served_while_nobody_waited_is_not_paid_for_later(records: Records, redis_client: "redis.Redis") -> None:
+    accept(records, "early/a", cost=1_000_000)
+    assert in_turn(records, "early/a") == "early/a"
+    for number in range(30):
+        accept(records, f"busy/b{number:02}", cost=1000)
+    accept(records, "early/c")
+    assert "early/c" in [in_turn(records, "busy/b00") for _ in range(2)]
+    for number in range(29):
+        assert in_turn(records, f"busy/b{number:02}") is not None
+    assert redis_client.keys("qs:turns_in:*") == redis_client.keys("qs:turns_idle:*") == []
+
+
+def test_jobs_that_a_worker_must_leave_alone_hide_no_other_job_of_their_tenant(records: Records) -> None:
+    unknown = RECIPE.model_copy(update={"initialization_digest": "unknown"})
+    known = Claimant("w", queues={QUEUE: [RECIPE.initialization_digest]})
+    for number in range(70):
+        records.accept("t", f"a{number:02}", unknown, DAY, (), queue=QUEUE)
+    accept(records, "t/good")
+    for number in range(5):
+        accept(records, f"busy/b{number}")
+    assert "t/good" in [in_turn(records, "t/good", known) for _ in range(2)]
+    assert in_turn(records, "t/a00", known) == "busy/b1"
+
+
+def test_a_stray_wake_up_does_not_shorten_the_delay_of_a_handed_back_job(records: Records) -> None:
+    accept(records, "t/a")
+    records.claims.hand_back(claim(records, "t/a"), "because", delay_ms=60_000, is_attempt=True)
+    assert in_turn(records, "t/a") is None
+    record = records.get("t", "a")
+    assert record is not None and record.attempt == 1
+
+
+def test_a_pass_looks_at_a_bounded_number_of_jobs_and_finds_those_of_its_own_tenant(
+    records: Records, redis_client: "redis.Redis"
+) -> None:
+    other = RECIPE.model_copy(update={"steps": 7})
+    for job in ("late/a", "late/b"):
+        accept(records, job, cost=1000)
+    for tenant in range(6):
+        for number in range(64):
+            records.accept(f"t{tenant}", f"c{number:02}", other, DAY, (), queue=QUEUE)
+    first = claim(records, "late/a")
+    before = redis_client.info("commandstats")["cmdstat_hmget"]["calls"]
+    companion = records.claims.claim_for_pass(first, WORKER)
+    assert companion is not None and (companion.tenant, companion.adapter_id) == ("late", "b")
+    assert redis_client.info("commandstats")["cmdstat_hmget"]["calls"] - before < 350
+
+
+@pytest.mark.parametrize("cost", ["inf", "-1e9", "nan", "abc", "0"])
+def test_a_cost_that_is_no_number_of_tokens_counts_as_one_within_bounds(
+    records: Records, redis_client: "redis.Redis", cost: str
+) -> None:
+    for job in ("t/a", "t/b", "u/c"):
+        accept(records, job)
+    redis_client.hset("qs:t:adapter:a", "cost", cost)
+    assert [in_turn(records, "t/a") for _ in range(4)] in (["t/a", "u/c", "t/b", None], ["t/a", "t/b", "u/c", None])
+    assert 0 < float(cast(bytes, redis_client.get("qs:turn_time:q"))) < 2e12
+
+
 def test_a_job_that_is_queued_again_waits_for_its_turn(records: Records) -> None:
     accept(records, "t/a")
     assert records.claims.commit(claim(records, "t/a"), Outcome(status="ready", digest="f")) is not None

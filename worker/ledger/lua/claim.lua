@@ -15,7 +15,9 @@
 -- reuse them.
 
 local queues = cjson.decode(ARGV[5])
-local READ_AT_ONCE = 64  -- of the jobs of one tenant, so that jobs that this worker must leave alone do not make a claim slow
+-- How many waiting jobs are read, of one tenant and in all, so that jobs that this worker must leave alone do not make a claim slow.
+local READ_OF_TENANT, READ_AT_MOST = 64, 256
+local left_to_read = READ_AT_MOST
 
 local function is_readable(record)
   local key = string.match(redis.call('HGET', record, 'summary') or '', '^%zsealed:(%x+):')
@@ -44,9 +46,11 @@ local function verdict(member)
   return tonumber(attempts) >= tonumber(ARGV[3]) and 'attempts_used_up' or 'claimable'
 end
 
--- Returns the tenant's first job that this worker may claim and its verdict. Removes jobs that no longer wait in this queue.
-local function first_job(queue, tenant)
-  for _, member in ipairs(redis.call('ZRANGEBYSCORE', jobs_of(queue, tenant), '-inf', now, 'LIMIT', 0, READ_AT_ONCE)) do
+-- Returns a job of this tenant that this worker may claim now, and its verdict. Removes jobs that no longer wait in this queue. If the
+-- first jobs have to be left alone, the named job may still be the tenant's.
+local function job_of(queue, tenant)
+  for _, member in ipairs(redis.call('ZRANGEBYSCORE', jobs_of(queue, tenant), '-inf', now, 'LIMIT', 0, READ_OF_TENANT)) do
+    left_to_read = left_to_read - 1
     local status, its_queue, attempts, pass_key = unpack(redis.call('HMGET', record_of(member), 'status', 'queue', 'attempt', 'kin'))
     if status ~= 'queued' or (its_queue or '') ~= queue then
       wait_no_more(queue, member)
@@ -55,37 +59,49 @@ local function first_job(queue, tenant)
       if found ~= 'not_claimable' then return member, found end
     end
   end
+  local since = ARGV[7] == 'turn' and tenant == tenant_of(ARGV[1]) and waits_since(queue, ARGV[1])
+  if since and since <= now then
+    local found = verdict(ARGV[1])
+    if found == 'claimable' or found == 'attempts_used_up' then return ARGV[1], found end
+  end
 end
 
 local function next_in_turn(queue)
-  for _, tenant in ipairs(redis.call('ZRANGE', turns_of(queue), 0, -1)) do
-    local member, found = first_job(queue, tenant)
+  for _, tenant in ipairs(redis.call('ZRANGE', turns_of(queue), 0, READ_AT_MOST - 1)) do
+    if left_to_read <= 0 then return nil end
+    local member, found = job_of(queue, tenant)
     if member then return member, found end
-    local idle = redis.call('EXISTS', jobs_of(queue, tenant)) == 0
-    if idle and tonumber(redis.call('ZSCORE', turns_of(queue), tenant)) <= queue_time(queue) then
-      redis.call('ZREM', turns_of(queue), tenant)  -- it starts at the queue's virtual time anyway
-    end
   end
 end
 
+-- Returns the queue of the chosen job, the job, its verdict, and true if it is the turn of its tenant.
 local function choose()
-  local member, found = ARGV[1], verdict(ARGV[1])
+  local named, verdict_of_named = ARGV[1], verdict(ARGV[1])
   local queue = redis.call('HGET', KEYS[1], 'queue') or ''
-  if found == 'no_record' then redis.call('ZREM', KEYS[2], ARGV[1]) end
-  local free = found == 'claimable' or found == 'attempts_used_up'
-  local has_no_turn = free and (redis.call('HGET', KEYS[1], 'status') == 'running' or not waits(queue, member))
-  if ARGV[7] == 'named' or (ARGV[7] == 'turn' and has_no_turn) then return queue, member, found, false end
-  local order = {queue}
-  if ARGV[7] == 'turn' then for other in pairs(queues) do if other ~= queue then table.insert(order, other) end end end
-  for _, each in ipairs(order) do
-    local next_member, its_verdict = next_in_turn(each)
-    if next_member then return each, next_member, its_verdict, ARGV[7] == 'turn' end
+  if verdict_of_named == 'no_record' then redis.call('ZREM', KEYS[2], named) end
+  if ARGV[7] == 'named' then return queue, named, verdict_of_named, false end
+  if ARGV[7] == 'pass' then
+    local member, found = next_in_turn(queue)
+    if not member then
+      left_to_read = READ_OF_TENANT
+      member, found = job_of(queue, tenant_of(named))  -- its turn may be later than those that were read
+    end
+    return queue, member or named, found or 'not_claimable', false
   end
-  if ARGV[7] == 'pass' then return queue, member, 'not_claimable', false end
-  return queue, member, found, false  -- behind more jobs of its tenant than are read, all of them to be left alone
+  local is_free = verdict_of_named == 'claimable' or verdict_of_named == 'attempts_used_up'
+  local since = waits_since(queue, named)
+  if is_free and (not since or redis.call('HGET', KEYS[1], 'status') == 'running') then return queue, named, verdict_of_named, false end
+  local queue_order = {queue}
+  for other in pairs(queues) do if other ~= queue then table.insert(queue_order, other) end end
+  for _, each in ipairs(queue_order) do
+    local member, found = next_in_turn(each)
+    if member then return each, member, found, true end
+  end
+  if is_free and since <= now then return queue, named, verdict_of_named, true end
+  return queue, named, 'not_claimable', false
 end
 
-local queue, member, found, in_turn = choose()
+local queue, member, found, is_turn = choose()
 if found ~= 'claimable' then return {found, member} end
 local record = record_of(member)
 redis.call('ZREM', KEYS[3], member)
@@ -98,7 +114,7 @@ end
 local fence = string.format('%.0f', math.max(tonumber(redis.call('GET', KEYS[6]) or 0) + 1, now))
 redis.call('SET', KEYS[6], fence)
 wait_no_more(queue, member)
-charge(queue, member, in_turn)
+charge(queue, member, is_turn)
 if pass_key then redis.call('ZREM', 'qs:waiting:' .. pass_key, member) end  -- earlier versions list the job there
 local attempt = redis.call('HINCRBY', record, 'attempt', 1)
 redis.call('HSET', record, 'status', 'running', 'fence', fence, 'lease_until', now + tonumber(ARGV[2]), 'worker', ARGV[4],
