@@ -107,8 +107,9 @@ secrets: docker/secrets/redis_password
 
 docker/secrets/redis_password:
 	@mkdir -p -m 700 docker/secrets
-	@python3 -c 'import secrets; print(secrets.token_hex(32))' > $@
-	@chmod 644 $@
+	@python3 -c 'import secrets; print(secrets.token_hex(32))' > $@.tmp
+	@chmod 644 $@.tmp
+	@mv $@.tmp $@
 
 # For trying the profile `proxy`: a certificate that no browser trusts. Put your own files in its place.
 certificate:

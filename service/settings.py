@@ -63,8 +63,8 @@ class ServiceSettings(WorkerSettings):
     allowed_hosts: Annotated[str, AfterValidator(_host_names)] = Field(
         default="",
         description="names, separated by commas, that the Host header may have; *.example.com allows all names below it, * any; "
-        "others get 421. Loopback names are always allowed. Empty: any name, but while there is no API key only localhost and "
-        "numeric addresses",
+        "others get 421. Loopback names are always allowed, and numeric addresses for /healthz and /readyz. Empty: any name, but "
+        "while there is no API key only localhost and numeric addresses",
     )
     forwarded_allow_ips: Annotated[str, AfterValidator(_networks)] = Field(
         default="",

@@ -1,4 +1,7 @@
-"""Check whole adaptation requests. Only this module creates a `CheckedRequest` from a request body."""
+"""Check whole adaptation requests. Only this module creates a `CheckedRequest` from a request body.
+
+Bodies are checked in the work pool. What has to be read from Redis is read in the tenant's threads.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,8 +14,10 @@ from service.errors import InvalidRequest
 from service.field_checks import check_count, check_notes, check_ttl
 from service.http.schemas import AdaptRequest, ExamplesRequest, Options
 from service.http.state import Deployed, ServiceState
+from service.http.tenant_threads import in_thread
 from service.kinds.kind import HttpKind
 from service.kinds.registry import http_kinds, kind_of
+from service.settings import ServiceSettings
 from worker.kinds.kind import Canonical
 from worker.kinds.registry import task_kinds
 from worker.ledger.messages import JobRecipe
@@ -56,38 +61,54 @@ class CheckedRequest:
         )
 
 
-def check_adapt_request(body: AdaptRequest[Any], state: ServiceState) -> CheckedRequest:
+async def check_adapt_request(body: AdaptRequest[Any], state: ServiceState, tenant: str) -> CheckedRequest:
     """Check the body of `POST /adapt` and return the checked request.
 
     Raises InvalidRequest for the first error.
     """
-    check_count("support", len(body.support), 2, state.settings.max_examples, "examples")
-    kind = kind_of(body.support)
-    kind.check(body.support, body.options, state.settings)
-    notes = _notes(body)
-    check_ttl(body.ttl_seconds, state.settings)
-    deployed, init = state.initialization(body.initialization, task_kinds()[kind.name], body.base_model)
-    examples = _canonical(kind, body.support)
+    kind, notes, examples = await state.work.run(tenant, _check_adapt_body, body, state.settings)
+    deployed, init = await in_thread(state.initialization, body.initialization, task_kinds()[kind.name], body.base_model)
     return CheckedRequest(kind, examples, (), deployed, init, body.options, body.ttl_seconds, notes, "/adapt", body)
 
 
-def check_examples_request(body: ExamplesRequest[Any], record: Record, parent: JobRecipe, state: ServiceState) -> CheckedRequest:
+def _check_adapt_body(body: AdaptRequest[Any], settings: ServiceSettings) -> tuple[HttpKind, Notes, tuple[Canonical, ...]]:
+    check_count("support", len(body.support), 2, settings.max_examples, "examples")
+    kind = kind_of(body.support)
+    kind.check(body.support, body.options, settings)
+    notes = _notes(body)
+    check_ttl(body.ttl_seconds, settings)
+    return kind, notes, _canonical(kind, body.support)
+
+
+async def check_examples_request(
+    body: ExamplesRequest[Any], record: Record, parent: JobRecipe, state: ServiceState, tenant: str
+) -> CheckedRequest:
     """Check the body of `POST /adapters/{id}/examples` and return the checked request.
 
     `record` and `parent` are the record and the recipe of the adapter in the path. Raises InvalidRequest for the first error, and
     AdapterNotReady if this deployment does not have the adapter's base model.
     """
-    kind, parent_examples, parent_id = http_kinds()[parent.kind], parent.support, record.adapter_id
-    deployed, init = state.initialization_of(record)
+    made_from = await in_thread(state.initialization_of, record)
+    return await state.work.run(tenant, _check_examples_body, body, record.adapter_id, parent, made_from, state.settings)
+
+
+def _check_examples_body(
+    body: ExamplesRequest[Any],
+    parent_id: str,
+    parent: JobRecipe,
+    made_from: tuple[Deployed, Initialization],
+    settings: ServiceSettings,
+) -> CheckedRequest:
+    kind, parent_examples, (deployed, init) = http_kinds()[parent.kind], parent.support, made_from
     options = _options(parent, body.options, init)
-    most, suffix = state.settings.max_examples - len(parent_examples), f" beside the adapter's {len(parent_examples)}"
+    most, suffix = settings.max_examples - len(parent_examples), f" beside the adapter's {len(parent_examples)}"
     check_count("support", len(body.support), 1, most, "examples", suffix)
     body_kind = kind_of(body.support)
     if body_kind.name != kind.name:
         raise InvalidRequest("support[0]", f"an example of {kind.name}, as the adapter has", body_kind.name)
-    kind.check(body.support, options, state.settings, parent_examples)
+    kind.check(body.support, options, settings, parent_examples)
     notes = _notes(body, parent_id)
-    check_ttl(body.ttl_seconds, state.settings)
+    check_ttl(body.ttl_seconds, settings)
     examples, path = _canonical(kind, body.support), f"/adapters/{parent_id}/examples"
     return CheckedRequest(kind, examples, parent_examples, deployed, init, options, body.ttl_seconds, notes, path, body)
 

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated
+from typing import Annotated, Literal
 
 from fastapi import Header, Query, Response
 
@@ -24,17 +24,26 @@ from worker.ledger.messages import JobRecipe, Status
 from worker.ledger.record import Record
 
 
-@dataclass
+@dataclass(frozen=True)
 class AdaptContext:
-    """Everything but the body of an adaptation request: headers, query, tenant. A FastAPI dependency."""
+    """Everything but the body of an adaptation request: headers, query, tenant, and the response to it."""
 
     response: Response
-    state: State
-    tenant: Tenant
+    state: ServiceState
+    tenant: str
+    prefer: str | None
+    idempotency_key: str | None
+    dry_run: bool
+
+
+async def adapt_context(
+    response: Response,
+    state: State,
+    tenant: Tenant,
     prefer: Annotated[
         str | None,
         Header(description="`wait=SECONDS`: answer when the job has ended, or after so many seconds", examples=["wait=30"]),
-    ] = None
+    ] = None,
     idempotency_key: Annotated[
         str | None,
         Header(
@@ -44,22 +53,25 @@ class AdaptContext:
             pattern="^[ -~]+$",
             examples=["5f0c7a1e-adapt-support-desk"],
         ),
-    ] = None
-    dry_run: Annotated[bool, Query(description="validate the request and write nothing")] = False
+    ] = None,
+    dry_run: Annotated[bool, Query(description="validate the request and write nothing")] = False,
+) -> AdaptContext:
+    """Return the context of a request. A FastAPI dependency."""
+    return AdaptContext(response, state, tenant, prefer, idempotency_key, dry_run)
 
 
 @dataclass(frozen=True)
 class _Job:
     """The job that a request asks for.
 
-    `secret` is the secret key for computing adapter ids. `truncated` has the positions, in the recipe's support set, of examples
-    that are longer than the base model's maximum length, and `cost` is the number of tokens times the number of inner steps. Both
-    are known once the examples have been tokenized.
+    `idempotency` has the digests of the request and its Idempotency-Key, None if it has no key. `truncated` has the positions, in
+    the recipe's support set, of examples that are longer than the base model's maximum length, and `cost` is the number of tokens
+    times the number of inner steps. Both are known once the examples have been tokenized.
     """
 
     adapter_id: str
     recipe: JobRecipe
-    secret: bytes = field(repr=False)
+    idempotency: IdempotencyKey | None = field(repr=False)
     truncated: tuple[int, ...] = ()
     cost: int = 1
 
@@ -73,14 +85,14 @@ async def accept(request: CheckedRequest, context: AdaptContext) -> AdaptAnswer 
     state, tenant = context.state, context.tenant
     seconds = prefer_wait(context.prefer, state.settings.max_wait_seconds)
     secret = await in_thread(state.records.id_key)
-    job = await state.work.run(tenant, _build_job, request, secret, tenant)
+    job = await state.work.run(tenant, _build_job, request, secret, context)
     if not context.dry_run:
-        await in_thread(_check_room, request, job, context)  # before the texts are tokenized, which costs most
+        await in_thread(_check_room, job, context)  # before the texts are tokenized, which costs most
     job = await state.work.run(tenant, _tokenize, request, job)
     if context.dry_run:
         context.response.status_code = 200
-        record = await in_thread(state.records.get, tenant, job.adapter_id)
-        return await state.work.run(tenant, _dry_run_answer, request, job, record, state)
+        existing = await in_thread(_status_of_existing, tenant, job.adapter_id, state)
+        return await state.work.run(tenant, _dry_run_answer, request, job, existing)
     identity, status, truncated = await in_thread(_record_job, request, job, context)
     if seconds and status in ("queued", "running"):
         record = await state.jobs.wait(tenant, identity, seconds)
@@ -96,9 +108,12 @@ async def accept(request: CheckedRequest, context: AdaptContext) -> AdaptAnswer 
 # work pool, those that call Redis in the tenant's threads.
 
 
-def _build_job(request: CheckedRequest, secret: bytes, tenant: str) -> _Job:
-    recipe = request.recipe
-    return _Job(adapter_id(secret, tenant, recipe), recipe, secret)
+def _build_job(request: CheckedRequest, secret: bytes, context: AdaptContext) -> _Job:
+    recipe, idempotency = request.recipe, None
+    if context.idempotency_key is not None:
+        content = f"{request.path} {request.body.model_dump_json(exclude_unset=True)}"
+        idempotency = idempotency_key(secret, context.idempotency_key, content)
+    return _Job(adapter_id(secret, context.tenant, recipe), recipe, idempotency)
 
 
 def _tokenize(request: CheckedRequest, job: _Job) -> _Job:
@@ -110,19 +125,12 @@ def _tokenize(request: CheckedRequest, job: _Job) -> _Job:
     return replace(job, truncated=truncated, cost=sum(map(len, rows)) * max(1, steps))
 
 
-def _check_room(request: CheckedRequest, job: _Job, context: AdaptContext) -> None:
+def _check_room(job: _Job, context: AdaptContext) -> None:
     """Raise LimitReached if one of the tenant's limits would refuse the job.
 
     A request whose Idempotency-Key was used before is left to `_record_job`, because an equal one has been accepted already.
     """
-    context.state.jobs.check_room(context.tenant, job.adapter_id, job.recipe, _idempotency(request, job, context))
-
-
-def _idempotency(request: CheckedRequest, job: _Job, context: AdaptContext) -> IdempotencyKey | None:
-    if context.idempotency_key is None:
-        return None
-    content = f"{request.path} {request.body.model_dump_json(exclude_unset=True)}"
-    return idempotency_key(job.secret, context.idempotency_key, content)
+    context.state.jobs.check_room(context.tenant, job.adapter_id, job.recipe, job.idempotency)
 
 
 def _record_job(request: CheckedRequest, job: _Job, context: AdaptContext) -> tuple[str, Status, set[Canonical]]:
@@ -140,7 +148,7 @@ def _record_job(request: CheckedRequest, job: _Job, context: AdaptContext) -> tu
             request.notes,
             queue=queue,
             cost=job.cost,
-            idempotency=_idempotency(request, job, context),
+            idempotency=job.idempotency,
         )
     except KeyUsed as used:
         return _answer_of_first(used.adapter_id, state, tenant)
@@ -186,14 +194,19 @@ def _positions_in_request(request: CheckedRequest, examples: set[Canonical]) -> 
     return [i for i, example in enumerate(request.new_examples) if example in examples]
 
 
-def _dry_run_answer(request: CheckedRequest, job: _Job, record: Record | None, state: ServiceState) -> DryRunAnswer:
+def _status_of_existing(tenant: str, identity: str, state: ServiceState) -> Status | Literal["new"]:
+    record = state.records.get(tenant, identity)
+    return "new" if record is None else status_of(record, state)
+
+
+def _dry_run_answer(request: CheckedRequest, job: _Job, status: Status | Literal["new"]) -> DryRunAnswer:
     truncated = _positions_in_request(request, _truncated_examples(job.recipe, job.truncated))
     support = job.recipe.support
     counts = Counter(example[-1] for example in support)
     example_warnings = _example_warnings(request, truncated, request.deployed.base.inputs.limit)
     return DryRunAnswer(
         adapter_id=job.adapter_id,
-        status="new" if record is None else status_of(record, state),
+        status=status,
         examples=len(support),
         labels={label: counts[label] for label in job.recipe.labels},
         steps=job.recipe.steps,

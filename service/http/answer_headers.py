@@ -1,4 +1,4 @@
-"""Headers that every answer gets, for browsers and for what lies between."""
+"""Headers that every answer gets, for browsers and for the proxies and caches on the way to them."""
 
 from collections.abc import Iterable
 

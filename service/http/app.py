@@ -26,6 +26,7 @@ from service.http.openapi import describe, operation_id
 from service.http.problems import answer_errors_with_problems
 from service.http.requests import Requests
 from service.http.routes import adaptation, adapters, aliases, audit, deployment, events, predictions, scores, usage
+from service.http.server_checks import ServerChecks
 from service.http.state import Deployed, ServiceState
 from service.http.streams import Streams
 from service.http.tenant_threads import TenantThreads
@@ -65,12 +66,14 @@ def create_app(settings: ServiceSettings, residents: Sequence[Resident[BaseDescr
         state.jobs.listen()
         state.meter.start()
         state.key_uses.start()
-        yield
-        await state.jobs.close()
-        await asyncio.gather(state.meter.close(), state.key_uses.close())  # both may wait for records that do not answer
-        state.work.close()
-        for deployed in state.deployed:
-            deployed.predictor.close()
+        try:
+            yield
+            await state.jobs.close()
+            await asyncio.gather(state.meter.close(), state.key_uses.close())  # both may wait for records that do not answer
+        finally:
+            state.work.close()
+            for deployed in state.deployed:
+                deployed.predictor.close()
 
     app = FastAPI(
         title="Quickstudy",
@@ -138,6 +141,7 @@ def _state(settings: ServiceSettings, residents: Sequence[Resident[BaseDescripti
         ),
         deployed=deployed,
         known=known,
+        server_checks=ServerChecks(records, cache, residents, known),
         metrics=Metrics(records, [each.predictor for each in deployed]),
         authenticator=Authenticator(Keys(client), open_allowed=settings.allow_without_keys),
         key_uses=KeyUseRecorder(KeyUses(client)),

@@ -18,7 +18,6 @@ from typing import Annotated, cast
 import redis
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
-from starlette.concurrency import run_in_threadpool
 from starlette.types import ASGIApp, Receive, Send
 from starlette.types import Scope as AsgiScope
 
@@ -35,6 +34,7 @@ from service.errors import (
 from service.http.docs_page import DOCS_PATHS
 from service.http.failed_keys import FailedKeys, client_address
 from service.http.hosts import cannot_be_rebound, host_name
+from service.http.shared_reads import SharedReads
 from worker.errors import LimitReached
 from worker.ledger.api_keys import DEFAULT_TENANT, KEY_CACHE_SECONDS, SCOPES, Key, Keys, Scope, allows, parts, proves
 from worker.ledger.audit import Actor, acting
@@ -46,6 +46,7 @@ PUBLIC_BELOW = "/problems/"
 _OPEN_HOSTS = "while there is no API key, only localhost and numeric addresses are answered; create a key or set ALLOWED_HOSTS"
 UNMETERED = frozenset({"/metrics"})
 """Paths whose requests do not count towards a tenant's request limit."""
+_PRUNE_SECONDS = 60.0
 _bearer = HTTPBearer(
     auto_error=False, bearerFormat="qs_ID_SECRET", description="An API key, as `quickstudy keys create` prints it."
 )
@@ -74,9 +75,11 @@ class Authenticator:
     """
 
     def __init__(self, keys: Keys, *, open_allowed: bool) -> None:
-        self._keys, self._open_allowed = keys, open_allowed
+        self._open_allowed = open_allowed
+        self._any_key = SharedReads(lambda _: keys.any())
+        self._keys = SharedReads(keys.find)
         self._cached_keys: dict[str, tuple[float, Key]] = {}  # by id: the `time.monotonic` until which it may be used, the key
-        self._open_until = 0.0
+        self._open_until = self._prune_at = 0.0
 
     async def authenticate(self, authorizations: list[bytes]) -> Access:
         """Return the tenant and scopes that a request has, from the values of its Authorization headers.
@@ -97,28 +100,34 @@ class Authenticator:
         return Access(cast(Key, key).tenant, cast(Key, key).scopes, identity)
 
     async def _is_open(self) -> bool:
-        began = time.monotonic()  # taken before the read, so that a key created during the read takes effect in time
-        if began >= self._open_until:
-            if await run_in_threadpool(self._keys.any):
+        if time.monotonic() >= self._open_until:
+            began, any_key = await self._any_key.get()
+            if any_key:
                 # Permanently: even if all records are lost, this process does not accept requests without a key again.
                 self._open_allowed = False
             else:
-                self._open_until = began + KEY_CACHE_SECONDS
+                self._open_until = began + KEY_CACHE_SECONDS  # so that a key created during the read takes effect in time
         return self._open_allowed
 
     async def _valid_key(self, identity: str) -> Key | None:
         """Return the key with this id, or None if it is unknown, revoked or expired."""
-        began = time.monotonic()
         until, cached = self._cached_keys.get(identity, (0.0, None))
-        if began < until:
+        if time.monotonic() < until:
             return cached
-        key, now = await run_in_threadpool(self._keys.find, identity)
+        began, (key, now) = await self._keys.get(identity)
         self._open_allowed = self._open_allowed and key is None
         if key is None or not key.holds(now):
             self._cached_keys.pop(identity, None)
             return None
         self._cached_keys[identity] = (began + KEY_CACHE_SECONDS, key)
+        self._prune(began)
         return key
+
+    def _prune(self, now: float) -> None:
+        """Drop the cached keys that may no longer be used, at most once a minute."""
+        if now >= self._prune_at:
+            self._prune_at = now + _PRUNE_SECONDS
+            self._cached_keys = {identity: (until, key) for identity, (until, key) in self._cached_keys.items() if until > now}
 
 
 class Authentication:

@@ -6,6 +6,9 @@ from service.errors import BodyTooLarge, QuotaExceeded, ServiceError, problem
 from service.http.body_budget import BodyBudget
 from worker.errors import LimitReached
 
+WITHOUT_BODY = frozenset({"GET", "HEAD", "DELETE"})
+"""The methods of requests whose body, if there is one, is not read."""
+
 
 class BodyLimit:
     """ASGI middleware that answers 413 as soon as it is known that a body has more than `most` bytes.
@@ -18,7 +21,7 @@ class BodyLimit:
         self.app, self.most = app, most
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] in ("GET", "HEAD", "DELETE"):
+        if scope["type"] != "http" or scope["method"] in WITHOUT_BODY:
             await self.app(scope, _without_body(receive) if scope["type"] == "http" else receive, send)
             return
         access = scope.get("state", {}).get("access")

@@ -5,10 +5,9 @@ its Content-Security-Policy can forbid such scripts.
 """
 
 from importlib import resources
-from pathlib import Path
 
 from fastapi import APIRouter
-from fastapi.responses import FileResponse, HTMLResponse, Response
+from fastapi.responses import HTMLResponse, Response
 
 _PACKAGE = "fastapi_swagger"
 _POLICY = "; ".join(
@@ -58,9 +57,8 @@ DOCS_PATHS = frozenset({"/docs", "/docs/start.js", *(f"/docs/{name}" for name in
 def routes() -> APIRouter:
     """Return a router with the page `/docs` and its files. They are not in the OpenAPI document."""
     router = APIRouter(include_in_schema=False)
-    folder = Path(str(resources.files(_PACKAGE))) / "resources"
     for name, media_type in _FILES.items():
-        _add_file(router, folder / name, media_type)
+        _add_file(router, name, media_type)
 
     @router.get("/docs")
     async def docs() -> Response:
@@ -73,8 +71,11 @@ def routes() -> APIRouter:
     return router
 
 
-def _add_file(router: APIRouter, path: Path, media_type: str) -> None:
-    async def file() -> Response:
-        return FileResponse(path, media_type=media_type, headers=_CACHED)
+def _add_file(router: APIRouter, name: str, media_type: str) -> None:
+    # Read once, because the file is public: to read it for each request would take a thread that all requests share.
+    content = resources.files(_PACKAGE).joinpath("resources", name).read_bytes()
 
-    router.add_api_route(f"/docs/{path.name}", file, methods=["GET"], name=f"docs {path.name}")
+    async def file() -> Response:
+        return Response(content, media_type=media_type, headers=_CACHED)
+
+    router.add_api_route(f"/docs/{name}", file, methods=["GET"], name=f"docs {name}")

@@ -3,9 +3,9 @@
 import asyncio
 
 from service.errors import NotReady, ServiceError, Unavailable
+from service.http.hosts import ALIVE, READY
 
 _RETRY_SECONDS = 2
-_ALIVE, _READY = "/healthz", "/readyz"
 
 
 class Drain:
@@ -30,9 +30,9 @@ class Drain:
 
         A service that stops is still alive: `/healthz` is answered, so that nobody kills it for that.
         """
-        if not self.stopping or path == _ALIVE:
+        if not self.stopping or path == ALIVE:
             return None
-        if path == _READY:
+        if path == READY:
             return NotReady("the service is stopping", _RETRY_SECONDS, missing=["service"])
         return Unavailable("the service is stopping and takes no new requests", _RETRY_SECONDS)
 

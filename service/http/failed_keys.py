@@ -44,18 +44,27 @@ def client_address(scope: Scope) -> str:
 def counted_address(host: str) -> str:
     """Return an IPv4 address as it is, and the network of 64 bits of an IPv6 address."""
     try:
-        address = ipaddress.ip_address(host)
+        address = ipaddress.ip_address(unmapped_address(host))
     except ValueError:
         return host[:64]
     if isinstance(address, ipaddress.IPv6Address):
-        mapped = address.ipv4_mapped
-        return str(mapped) if mapped is not None else str(ipaddress.ip_network((int(address), 64), strict=False))
+        return str(ipaddress.ip_network((int(address), 64), strict=False))
     return str(address)
+
+
+def unmapped_address(host: str) -> str:
+    """Return the IPv4 address of an IPv4-mapped IPv6 address, and every other address as it is."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return host if mapped is None else str(mapped)
 
 
 @dataclass
 class _Failures:
-    """The failures of one address.
+    """Counts the failures of one address.
 
     `count` has those that are not forgotten, `total` all since the address is remembered, and `waiting` the answers that wait.
     """

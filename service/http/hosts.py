@@ -12,6 +12,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.errors import UnknownHost, problem
 
+ALIVE, READY = "/healthz", "/readyz"
+HEALTH_PATHS = frozenset({ALIVE, READY})
+
 
 def host_name(scope: Scope) -> str:
     """Return the lower-case name in the Host header, without the port, or "" if there is none."""
@@ -36,7 +39,8 @@ class AllowedHosts:
     """ASGI middleware that answers 421 to requests whose Host is not one of `names`.
 
     A name `*.example.com` allows all names below `example.com`. Loopback names and addresses are always allowed, because health
-    checks within the machine use them.
+    checks within the machine use them. Probes of Kubernetes ask for `/healthz` and `/readyz` by the address of the pod, so these
+    two are answered under every address.
     """
 
     def __init__(self, app: ASGIApp, names: Sequence[str]) -> None:
@@ -45,13 +49,14 @@ class AllowedHosts:
         self._endings = tuple(name[1:] for name in names if name.startswith("*."))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and not self._allows(name := host_name(scope)):
+        if scope["type"] == "http" and not self._allows(name := host_name(scope), scope["path"]):
             await problem(UnknownHost(name, "ALLOWED_HOSTS does not name it"))(scope, receive, send)
             return
         await self.app(scope, receive, send)
 
-    def _allows(self, name: str) -> bool:
-        return name in self._names or name.endswith(self._endings) or _is_loopback(name)
+    def _allows(self, name: str, path: str) -> bool:
+        probed = path in HEALTH_PATHS and cannot_be_rebound(name)
+        return probed or name in self._names or name.endswith(self._endings) or _is_loopback(name)
 
 
 def _is_loopback(name: str) -> bool:

@@ -8,7 +8,6 @@ import contextlib
 import logging
 import time
 
-import redis
 from starlette.concurrency import run_in_threadpool
 
 from worker.ledger.key_uses import KeyUses
@@ -25,7 +24,7 @@ class KeyUseRecorder:
     def __init__(self, uses: KeyUses) -> None:
         self._uses = uses
         self._used: dict[str, float] = {}  # by id: the `time.monotonic` of the latest use that is not written yet
-        self._written: dict[str, float] = {}  # by id: the `time.monotonic` of the latest write
+        self._written: dict[str, float] = {}  # by id: the `time.monotonic` of the latest write, if it may not be repeated yet
         self._task: asyncio.Task[None] | None = None
 
     def note(self, identity: str) -> None:
@@ -46,17 +45,21 @@ class KeyUseRecorder:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
-        with contextlib.suppress(redis.RedisError):
-            await self._write(list(self._used))
+        await self._try_to_write(list(self._used), "they are lost")
 
     async def _write_periodically(self) -> None:
         while True:
-            try:
-                now = time.monotonic()
-                await self._write([each for each in self._used if now - self._written.get(each, -WRITE_SECONDS) >= WRITE_SECONDS])
-            except redis.RedisError as error:
-                log.warning("the uses of keys could not be written (%s), trying again", type(error).__name__)
+            now = time.monotonic()
+            self._written = {identity: at for identity, at in self._written.items() if now - at < WRITE_SECONDS}
+            await self._try_to_write([identity for identity in self._used if identity not in self._written], "trying again")
             await asyncio.sleep(_TICK_SECONDS)
+
+    async def _try_to_write(self, identities: list[str], otherwise: str) -> None:
+        """Write the uses of these keys. An error is only logged, with what happens otherwise."""
+        try:
+            await self._write(identities)
+        except Exception as error:  # whatever it is, it must not end the task
+            log.warning("uses of keys could not be written to the records (%s): %s", type(error).__name__, otherwise)
 
     async def _write(self, identities: list[str]) -> None:
         if not identities:
@@ -64,7 +67,7 @@ class KeyUseRecorder:
         now, used = time.monotonic(), {identity: self._used.pop(identity) for identity in identities}
         try:
             await run_in_threadpool(self._uses.record, {identity: round(1000 * (now - at)) for identity, at in used.items()})
-        except redis.RedisError:
+        except Exception:
             self._used = {**used, **self._used}  # a use since then is later
             raise
         self._written.update(dict.fromkeys(identities, now))

@@ -10,9 +10,8 @@ import contextlib
 import logging
 import time
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-
-import redis
 
 from service.http.tenant_threads import in_thread
 from worker.errors import LimitReached
@@ -64,7 +63,7 @@ class Meter:
         while block.remaining() < number:  # others may use the block before this request does
             if block.taking is None:
                 block.taking = asyncio.create_task(self._take(tenant, block, number - block.remaining(), most))
-                block.taking.add_done_callback(lambda taken: _taken(block, taken))
+                block.taking.add_done_callback(_read_error)
                 await asyncio.shield(block.taking)
             else:
                 # An error of Redis is that of all who wait, so that they do not wait for it one after the other. A refusal is not,
@@ -81,6 +80,8 @@ class Meter:
         except LimitReached as reached:
             used = reached.used - had
             raise LimitReached(reached.limit, most, used, retry_after=reached.retry_after) from None
+        finally:
+            block.taking = None  # here and not in a callback: awaiting a task that has ended does not let other tasks run
         ends = began + seconds
         # The two blocks are of the same minute unless the first one has ended meanwhile.
         block.left = added + (block.left if had and block.remaining() else 0)
@@ -92,7 +93,7 @@ class Meter:
 
     async def used(self, tenant: str) -> Used:
         """Return the tenant's usage, including what this process has counted. Raises redis.RedisError."""
-        await self._flush()
+        await self._flush([tenant])
         used = await in_thread(self._usage.of, tenant)
         unused = self._blocks[tenant].remaining() if tenant in self._blocks else 0
         return replace(used, requests_this_minute=max(0, used.requests_this_minute - unused))
@@ -110,8 +111,7 @@ class Meter:
             self._flushing.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._flushing
-        with contextlib.suppress(redis.RedisError):
-            await self._flush()
+        await self._try_to_flush("they are lost")
 
     async def _flush_periodically(self) -> None:
         while True:
@@ -119,25 +119,28 @@ class Meter:
             for tenant, block in list(self._blocks.items()):
                 if not block.remaining() and block.taking is None:
                     del self._blocks[tenant]
-            try:
-                await self._flush()
-            except redis.RedisError as error:
-                log.warning("usage could not be written to the records (%s), trying again", type(error).__name__)
+            await self._try_to_flush("trying again")
 
-    async def _flush(self) -> None:
+    async def _try_to_flush(self, otherwise: str) -> None:
+        """Write the counts of all tenants. An error is only logged, with what happens otherwise."""
+        try:
+            await self._flush({**self._requests, **self._predictions})
+        except Exception as error:  # whatever it is, it must not end the task
+            log.warning("counts of usage could not be written to the records (%s): %s", type(error).__name__, otherwise)
+
+    async def _flush(self, tenants: Iterable[str]) -> None:
         for counter, write in ((self._requests, self._usage.take_requests), (self._predictions, self._usage.add_predictions)):
-            for tenant in list(counter):
+            for tenant in tenants:
                 number = counter.pop(tenant, 0)  # removed before the write, so that a concurrent flush does not write it too
                 if not number:
                     continue
                 try:
                     await in_thread(write, tenant, number)
-                except redis.RedisError:
+                except Exception:
                     counter[tenant] += number
                     raise
 
 
-def _taken(block: _Block, taking: asyncio.Task[None]) -> None:
-    block.taking = None
+def _read_error(taking: asyncio.Task[None]) -> None:
     if not taking.cancelled():
         taking.exception()  # read here, because the request that would read it may be gone

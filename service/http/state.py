@@ -17,6 +17,7 @@ from service.http.body_budget import BodyBudget
 from service.http.key_uses import KeyUseRecorder
 from service.http.meter import Meter
 from service.http.metrics import Metrics
+from service.http.server_checks import ServerChecks
 from service.http.streams import Streams
 from service.http.tenant_threads import TenantThreads
 from service.http.tenants import CachedTenants
@@ -66,6 +67,7 @@ class ServiceState:
     jobs: Jobs
     deployed: tuple[Deployed, ...]
     metrics: Metrics
+    server_checks: ServerChecks
     authenticator: Authenticator
     key_uses: KeyUseRecorder
     tenants: CachedTenants
@@ -180,7 +182,8 @@ class ServiceState:
         return deployed
 
 
-def state_of(request: Request) -> ServiceState:
+async def state_of(request: Request) -> ServiceState:
+    # Asynchronous, because FastAPI would run a plain function in a thread that all requests share.
     return cast(ServiceState, request.app.state.service)
 
 

@@ -3,10 +3,12 @@
 import time
 from collections.abc import Mapping
 
-from starlette.concurrency import run_in_threadpool
-
+from service.http.shared_reads import SharedReads
 from worker.ledger.api_keys import KEY_CACHE_SECONDS
 from worker.ledger.tenants import Tenants, TenantSettings
+
+KEEP_SECONDS = 3600.0
+"""Time since the last refresh after which the settings of a tenant are dropped. It is longer than any request lasts."""
 
 
 class CachedTenants:
@@ -17,26 +19,32 @@ class CachedTenants:
     """
 
     def __init__(self, tenants: Tenants, defaults: Mapping[str, int]) -> None:
-        self._tenants, self._defaults = tenants, defaults
-        self._cached: dict[str, tuple[float, TenantSettings]] = {}  # the `time.monotonic` until which they may be used
+        self._reads, self._defaults = SharedReads(tenants.get), defaults
+        self._cached: dict[str, tuple[float, TenantSettings]] = {}  # with the `time.monotonic` at which they were read
+        self._prune_at = 0.0
 
     async def refresh(self, tenant: str) -> None:
         """Read a tenant's settings, unless the cached ones may still be used. Raises redis.RedisError."""
-        began = time.monotonic()
-        if tenant not in self._cached or began >= self._cached[tenant][0]:
-            settings = await run_in_threadpool(self._tenants.get, tenant)
-            self._cached[tenant] = (began + KEY_CACHE_SECONDS, settings)
+        if tenant not in self._cached or time.monotonic() >= self._cached[tenant][0] + KEY_CACHE_SECONDS:
+            self._cached[tenant] = await self._reads.get(tenant)
+            self._prune(self._cached[tenant][0])
 
     def limits_of(self, tenant: str) -> Mapping[str, int]:
         """Return the limits that hold for a tenant, by name; 0: no limit.
 
-        The tenant must have been refreshed once.
+        The tenant must have been refreshed within the last hour.
         """
         return {**self._defaults, **self._cached[tenant][1].limits}
 
     def share_of(self, tenant: str) -> int:
         """Return how large a tenant's turn is, in comparison with others.
 
-        The tenant must have been refreshed once.
+        The tenant must have been refreshed within the last hour.
         """
         return self._cached[tenant][1].share
+
+    def _prune(self, now: float) -> None:
+        """Drop the settings of tenants without requests for an hour, at most once an hour."""
+        if now >= self._prune_at:
+            self._prune_at = now + KEEP_SECONDS
+            self._cached = {tenant: cached for tenant, cached in self._cached.items() if cached[0] > now - KEEP_SECONDS}

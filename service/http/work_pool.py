@@ -19,17 +19,20 @@ from service.errors import Overloaded
 P = ParamSpec("P")
 R = TypeVar("R")
 
+_MOST_THREADS = 4
+"""Most threads by default. Parsing and validating hold the interpreter's lock, so that more threads only slow the event loop."""
+
 
 class WorkPool:
     """Threads for heavy work, such as parsing large bodies and tokenizing. Must be used on the event loop.
 
     Each tenant has a queue, and the queues are served in turn. One tenant gets at most all threads but one, so that the next
-    tenant need not wait until its work ends. `threads`: at least 2; None: one for each core, and at least 2. `waiting` and
+    tenant need not wait until its work ends. `threads`: at least 2; None: one for each core, from 2 to 4. `waiting` and
     `waiting_of_tenant`: how much work may wait, in total and of one tenant.
     """
 
     def __init__(self, threads: int | None = None, *, waiting: int = 1024, waiting_of_tenant: int = 256) -> None:
-        self._threads = threads or max(2, os.cpu_count() or 2)
+        self._threads = threads or min(_MOST_THREADS, max(2, os.cpu_count() or 2))
         self._most, self._most_of_tenant = waiting, waiting_of_tenant
         self._executor = ThreadPoolExecutor(self._threads, thread_name_prefix="work")
         self._queues: dict[str, deque[asyncio.Future[None]]] = {}  # by tenant, the one whose turn is next first
@@ -70,8 +73,7 @@ class WorkPool:
             await turn
         except asyncio.CancelledError:
             if turn.cancelled():
-                self._queues.get(tenant, deque()).remove(turn)
-                self._drop_if_empty(tenant)
+                self._remove(tenant, turn)
             else:  # it had its turn at the same moment
                 self._end(tenant, self._seconds)
             raise
@@ -84,10 +86,13 @@ class WorkPool:
             if self._running[tenant] >= self._threads - 1:
                 continue
             queue = self._queues.pop(tenant)  # and put it behind the others
-            self._queues[tenant] = queue
-            self._running[tenant] += 1
-            queue.popleft().set_result(None)
-            self._drop_if_empty(tenant)
+            while queue and queue[0].cancelled():  # its caller has not resumed yet
+                queue.popleft()
+            if queue:
+                self._running[tenant] += 1
+                queue.popleft().set_result(None)
+            if queue:
+                self._queues[tenant] = queue
 
     def _end(self, tenant: str, seconds: float) -> None:
         self._seconds += 0.1 * (seconds - self._seconds)
@@ -96,6 +101,10 @@ class WorkPool:
             del self._running[tenant]
         self._start()
 
-    def _drop_if_empty(self, tenant: str) -> None:
-        if not self._queues.get(tenant, True):
-            del self._queues[tenant]
+    def _remove(self, tenant: str, turn: asyncio.Future[None]) -> None:
+        """Remove a cancelled turn, unless `_start` has skipped it already."""
+        queue = self._queues.get(tenant, deque())
+        with contextlib.suppress(ValueError):
+            queue.remove(turn)
+        if not queue:
+            self._queues.pop(tenant, None)

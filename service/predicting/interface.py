@@ -63,7 +63,7 @@ class Predictor(Protocol):
     def alive(self) -> bool:
         """Return True if the predictor can answer calls.
 
-        It cannot if no batch has ended for PREDICTOR_HANG_SECONDS although calls wait.
+        It cannot if no batch has ended for PREDICTOR_HANG_SECONDS although calls wait, or if it is a process that stops.
         """
         ...
 

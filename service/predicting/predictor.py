@@ -29,7 +29,7 @@ from service.errors import Overloaded
 from service.predicting.batcher import Batcher
 from service.predicting.interface import BATCH_AGE, STAGES, Answer, WeightsKey
 from service.predicting.pace import Pace
-from service.predicting.progress import Progress
+from service.predicting.progress import Progress, end_hung_process
 from service.predicting.shelf import Shelf
 from service.predicting.support import SupportedInitializations
 from service.predicting.turn_executor import TurnExecutor
@@ -160,11 +160,20 @@ class InProcessPredictor:
         }
 
     def close(self) -> None:
-        """Answer all waiting calls, then stop."""
+        """Answer all waiting calls, then stop.
+
+        Ends the process if the predictor hangs, because otherwise it would never end: if no batch ends for PREDICTOR_HANG_SECONDS,
+        or if the predictor has not stopped so long after the deadlines of all calls.
+        """
         with self._changed:
             self._closing = True
             self._changed.notify()
-        self._thread.join()
+        hang_seconds = self._settings.predictor_hang_seconds
+        deadline = time.monotonic() + self._settings.predict_seconds + hang_seconds
+        while self._thread.is_alive():
+            if self._progress.seconds() > hang_seconds or time.monotonic() > deadline:
+                end_hung_process()
+            self._thread.join(0.5)
         self._tokenizers.shutdown()
         self._loaders.shutdown()
 

@@ -14,9 +14,9 @@ from service.errors import ServiceError, Unavailable
 from service.predicting import healthcheck, wire
 from service.predicting.interface import Answer, WeightsKey
 from service.predicting.predictor import InProcessPredictor
+from service.predicting.progress import end_hung_process
 from service.settings import predictor_address
 from worker.logs import places
-from worker.watchdog import HUNG_STATUS, places_of_threads
 
 log = logging.getLogger(__name__)
 _GAUGES_SECONDS = 1.0
@@ -52,27 +52,26 @@ async def serve(predictors: Sequence[InProcessPredictor], url: str) -> None:
     log.info("predictor on %s", url)
     watching = asyncio.create_task(_end_if_hanging(predictors), name="hanging")
     await stop.wait()
-    watching.cancel()
+    watching.cancel()  # a predictor that is closed looks like one that hangs; `close` itself ends the process if one hangs
     server.close()
-    connections.stopping = True  # refuses new calls while the predictors close, which waits for all accepted ones
+    connections.stop()  # refuses new calls while the predictors close, which waits for all accepted ones
     for predictor in predictors:
         await asyncio.get_running_loop().run_in_executor(None, predictor.close)
     await connections.close()
 
 
 async def _end_if_hanging(predictors: Sequence[InProcessPredictor]) -> None:
-    """End this process if one of its predictors hangs, so that whatever supervises it starts a new one."""
+    """End this process if one of its predictors hangs."""
     while not any(predictor.needs_restart() for predictor in predictors):
         await asyncio.sleep(_GAUGES_SECONDS)
-    log.error("a predictor hangs, ending this process with status %d; its threads are at\n%s", HUNG_STATUS, places_of_threads())
-    logging.shutdown()
-    os._exit(HUNG_STATUS)
+    end_hung_process()
 
 
 class _Connections:
     def __init__(self, predictors: Sequence[InProcessPredictor]) -> None:
         self._predictors = [(wire.about(predictor.base), predictor) for predictor in predictors]
         self._open: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
+        self._receiving: dict[asyncio.StreamWriter, InProcessPredictor] = {}  # the services that know the predictor's health
         self.stopping = False
 
     async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -86,11 +85,12 @@ class _Connections:
             hello = json.loads(await asyncio.wait_for(reader.readuntil(b"\n"), _HELLO_SECONDS))
             predictor = next((each for about, each in self._predictors if about == hello["about"]), None)
             about = hello["about"] if predictor is not None else self._predictors[0][0]
-            writer.write(wire.line({"about": about, "gauges": {} if predictor is None else predictor.gauges()}))
+            writer.write(wire.line({"about": about, **({"gauges": {}} if predictor is None else self._health(predictor))}))
             if predictor is None:
                 if hello != healthcheck.GREETING:
                     log.warning("a service has another base model or precision: %s; this predictor has %s", hello["about"], about)
                 return
+            self._receiving[writer] = predictor
             gauges = asyncio.create_task(self._send_gauges(predictor, writer))
             while True:
                 self._handle_message(predictor, json.loads(await reader.readuntil(b"\n")), waiting, writer)
@@ -104,6 +104,7 @@ class _Connections:
             for future in list(waiting.values()):
                 future.cancel()
             self._open.pop(task, None)
+            self._receiving.pop(writer, None)
             writer.close()
 
     def _handle_message(
@@ -150,7 +151,16 @@ class _Connections:
     async def _send_gauges(self, predictor: InProcessPredictor, writer: asyncio.StreamWriter) -> None:
         while True:
             await asyncio.sleep(_GAUGES_SECONDS)
-            writer.write(wire.line({"gauges": predictor.gauges()}))
+            writer.write(wire.line(self._health(predictor)))
+
+    def _health(self, predictor: InProcessPredictor) -> dict[str, Any]:
+        return {"gauges": predictor.gauges(), "stopping": self.stopping}
+
+    def stop(self) -> None:
+        """Refuse new calls from now on, and tell all services at once, so that they stop counting as ready."""
+        self.stopping = True
+        for writer, predictor in self._receiving.items():
+            writer.write(wire.line(self._health(predictor)))
 
     async def close(self) -> None:
         """Close each connection once its service has read the last answers, or after _DRAIN_SECONDS."""

@@ -1,7 +1,21 @@
-"""The health of a predictor: how long it has had work without ending a batch."""
+"""The health of a predictor: how long no batch has ended, and the end of a process that hangs."""
 
+import logging
+import os
 import threading
 import time
+from typing import NoReturn
+
+from worker.watchdog import HUNG_STATUS, places_of_threads
+
+log = logging.getLogger(__name__)
+
+
+def end_hung_process() -> NoReturn:
+    """End this process because its predictor hangs, so that whatever supervises it starts a new one."""
+    log.error("a predictor hangs, ending this process with status %d; its threads are at\n%s", HUNG_STATUS, places_of_threads())
+    logging.shutdown()
+    os._exit(HUNG_STATUS)
 
 
 class Progress:

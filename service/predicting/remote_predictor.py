@@ -40,6 +40,7 @@ class RemotePredictor:
         self._waiting: dict[int, Future[Answer]] = {}
         self._writer: asyncio.StreamWriter | None = None
         self._gauges: dict[str, float] = {}
+        self._stopping = False
         self._connection = asyncio.create_task(self._stay_connected(), name="predictor-connection")
 
     def submit(self, weights: WeightsKey, texts: Sequence[str], share: int = 1) -> "Future[Answer]":
@@ -65,7 +66,7 @@ class RemotePredictor:
             self._writer.write(wire.line(document))
 
     def alive(self) -> bool:
-        return self._writer is not None and self._gauges.get(BATCH_AGE, 0.0) <= self._hang_seconds
+        return self._writer is not None and not self._stopping and self._gauges.get(BATCH_AGE, 0.0) <= self._hang_seconds
 
     def needs_restart(self) -> bool:
         return False  # the predictor's process ends itself if it hangs; a restart of this one would not help
@@ -104,13 +105,15 @@ class RemotePredictor:
             log.error("the predictor has another base model or precision: %s; this service has %s", first["about"], self._about)
             await asyncio.sleep(_MISMATCH_SECONDS)
             return
-        self._gauges, self._writer = first["gauges"], writer
+        self._handle_message(first)
+        self._writer = writer
         while True:
             self._handle_message(await _read_message(reader))
 
     def _handle_message(self, document: dict[str, Any]) -> None:
         if "gauges" in document:
             self._gauges = document["gauges"]
+            self._stopping = document.get("stopping", False)  # earlier predictors do not say it
             return
         number = document["answer" if "answer" in document else "error"]
         result = wire.answer_of(document) if "answer" in document else wire.error_of(document)

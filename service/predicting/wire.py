@@ -5,8 +5,8 @@
                                                                               N numbers the calls of this connection
                           {"cancel": N}
                           {"forget": [tenant, digest]}
-    predictor → service   {"about": …, "gauges": {…}}                         once, in reply to the first line
-                          {"gauges": {…}}                                     every second
+    predictor → service   {"about": …, "gauges": {…}, "stopping": …}          once, in reply to the first line
+                          {"gauges": {…}, "stopping": …}                      every second; stopping: it refuses new calls
                           {"answer": N, …}                                    the answer to call N
                           {"error": N, "kind": …, "message": …}               the error of call N
 

@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from service.http.failed_keys import counted_address
+from service.http.failed_keys import counted_address, unmapped_address
 from worker.logs import fields
 
 log = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ class OpenConnections:
 
 
 class _Awaited(Enum):
-    """The things that a connection waits for with a time-out. A request that is being answered has none."""
+    """Says what a connection waits for with a time-out. A request that is being answered has none."""
 
     NOTHING = None
     HEADERS = "headers"
@@ -101,6 +101,8 @@ class LimitedConnection(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        if self.client is not None:  # on a socket for IPv6 and IPv4, an IPv4 client is ::ffff:a.b.c.d, which is in no IPv4 network
+            self.client = (unmapped_address(self.client[0]), self.client[1])
         self._release = self.open_connections.admit(self.client[0] if self.client else "")
         if self._release is None:
             self._answer_and_close(HTTPStatus.SERVICE_UNAVAILABLE, "unavailable", "too many open connections", retry_after=2)

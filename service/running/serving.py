@@ -21,6 +21,7 @@ from service.predicting.predictor import InProcessPredictor
 from service.predicting.predictor_server import serve
 from service.running.binding import BindingRefused, settings_for_host
 from service.running.connections import OpenConnections, limited_connection
+from service.running.open_files import raise_limit
 from service.settings import ServiceSettings
 from worker.collection import resume_collection
 from worker.errors import SettingsError
@@ -117,6 +118,7 @@ def run(settings: ServiceSettings, listening: socket.socket) -> None:
         settings = settings_for_host(settings, host)
     except BindingRefused as error:
         sys.exit(f"error: {error}")
+    raise_limit()
     log.info("starting on http://%s:%d (docs at /docs)", f"[{host}]" if ":" in host else host, port)
     # Where another process predicts, this one needs no weights: 90 MB for the default base model.
     residents: Sequence[Resident[BaseDescription]]
@@ -137,6 +139,7 @@ def _config(app: FastAPI, settings: ServiceSettings) -> uvicorn.Config:
         server_header=False,
         proxy_headers=bool(settings.proxies),
         forwarded_allow_ips=list(settings.proxies),
+        reset_contextvars=True,  # otherwise the log lines of a request may have the tenant of the one before it (cpython #140947)
         h11_max_incomplete_event_size=16_384,  # the longest request line with all headers, in bytes
         timeout_keep_alive=settings.keep_alive_seconds,
         timeout_graceful_shutdown=_CLOSE_SECONDS,

@@ -23,6 +23,7 @@ from service.http.auth import PUBLIC
 from service.http.docs_page import DOCS_PATHS
 from service.http.failed_keys import FREE_FAILURES, WAITING_OF_ADDRESS
 from tests.end_to_end.conftest import Served, served
+from tests.servers import until
 
 SUPPORT = [
     {"input": "please close the account now", "label": "close"},
@@ -166,6 +167,28 @@ def test_the_body_of_a_wrong_key_is_not_read(door: Door) -> None:
     with httpx.Client(base_url=door.service.url) as http:
         assert http.post("/adapt", content=b"x" * 5_000_000).status_code == 401
         assert http.get("/healthz").status_code == 200
+
+
+def test_a_log_line_does_not_name_the_tenant_of_the_request_before_it(door: Door) -> None:
+    with connect(door.service) as connection:  # the second request is there already when the first one ends
+        first = head("POST", "/adapt", door.authorization, "Content-Type: application/json", "Content-Length: 400000")
+        connection.sendall(first + b" " * 400_000 + head("GET", "/adapters", "X-Request-ID: pipelined"))
+        answer = b""
+        while b"pipelined" not in answer:
+            part = connection.recv(65536)
+            assert part, answer
+            answer += part
+    with connect(door.service) as connection:
+        connection.sendall(first + b" " * 400_000)
+        assert read_answer(connection)[0] == 422
+        connection.sendall(head("GET", "/adapters", "X-Request-ID: afterwards"))
+        assert read_answer(connection)[0] == 401
+
+    def lines() -> list[str]:
+        return [line for line in door.service.log.read_text().splitlines() if re.search("pipelined|afterwards", line)]
+
+    until(lambda: len(lines()) == 2, 5)  # a request is logged after its answer
+    assert not [line for line in lines() if "tenant=" in line or "key=" in line]
 
 
 def test_unread_bodies_and_connections_end(door: Door) -> None:

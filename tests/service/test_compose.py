@@ -1,6 +1,8 @@
 """The composition in docker-compose.yml: what every container gets, without starting one."""
 
+import os
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -130,3 +132,32 @@ def test_the_proxy_takes_its_numbers_from_variables_and_no_address_from_clients(
     assert set(known) == set(SERVICES["proxy"]["environment"])
     assert int(known["MAX_BODY_BYTES"]) == ServiceSettings.model_fields["max_body_bytes"].default
     assert "proxy_set_header X-Forwarded-For $remote_addr;" in configuration and "$proxy_add_x_forwarded_for" not in configuration
+
+
+def test_the_proxy_fits_into_the_limits_of_the_service() -> None:
+    """The proxy is one address for the service, unless FORWARDED_ALLOW_IPS names it."""
+    entrypoint = (ROOT / "docker" / "proxy-entrypoint").read_text()
+    (most,) = re.findall(r"PROXY_ALL_CONNECTIONS=(\d+)", entrypoint)
+    assert int(most) < ServiceSettings.model_fields["max_connections_per_address"].default
+
+
+def test_the_documented_times_to_stop_are_those_of_the_composition() -> None:
+    times = [re.fullmatch(r"\$\{\w+:-(\d+s)\}", SERVICES[name]["stop_grace_period"]) for name in ("worker", "service", "predictor")]
+    documented = ", ".join(found[1] for found in times if found is not None)
+    assert f"the time from SIGTERM to SIGKILL: {documented}." in (ROOT / "docs" / "scale.md").read_text()
+
+
+def test_a_password_that_cannot_be_made_leaves_no_file(tmp_path: Path) -> None:
+    command = ["make", "--silent", "--file", str(ROOT / "Makefile"), "secrets"]
+    password = tmp_path / "docker" / "secrets" / "redis_password"
+    broken = tmp_path / "bin" / "python3"
+    broken.parent.mkdir()
+    broken.write_text("#!/bin/sh\nexit 1\n")
+    broken.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{broken.parent}:{os.environ['PATH']}"}
+    assert subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, check=False).returncode != 0
+    assert not password.exists()
+    broken.unlink()
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True)
+    assert re.fullmatch(r"[0-9a-f]{64}\n", password.read_text()) and password.stat().st_mode & 0o777 == 0o644
+    assert [each.name for each in password.parent.iterdir()] == ["redis_password"]

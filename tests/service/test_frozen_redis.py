@@ -14,6 +14,7 @@ import redis
 
 from metatrain.artifacts.baselines import lora_from_zero
 from metatrain.models.base import Base
+from service.http.server_checks import KEEP_SECONDS
 from tests.conftest import RedisServer
 from tests.service.workerless import BODY, queued, running
 from worker.job import JobRunner
@@ -121,6 +122,7 @@ def test_only_what_needs_the_weights_fails_while_their_server_is_frozen(
                 assert (answer.status_code, seconds < PROMISED_SECONDS) == (200, True)
                 assert http.get("/readyz").json()["missing"] == ["worker", "cache"]
             with frozen(redis_server, other):
+                time.sleep(KEEP_SECONDS)
                 seconds, answer = timed(http, "GET", "/readyz")
                 assert (answer.json()["missing"], seconds < PROMISED_SECONDS) == (["redis", "cache"], True)
     finally:
@@ -174,4 +176,20 @@ def test_other_errors_of_a_call_do_not_open_a_breaker() -> None:
 
     with pytest.raises(redis.ResponseError):
         breaker.call(fails)
+    assert breaker.call(lambda: 1) == 1
+
+
+def test_a_breaker_that_cannot_start_its_probe_does_not_stay_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    breaker = CircuitBreaker(lambda: None)
+
+    def times_out() -> None:
+        raise redis.TimeoutError
+
+    def no_thread(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", no_thread)
+        with pytest.raises(redis.TimeoutError):
+            breaker.call(times_out)
     assert breaker.call(lambda: 1) == 1

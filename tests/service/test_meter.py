@@ -1,6 +1,7 @@
 """The limit on requests a minute holds over several processes, with few writes."""
 
 import asyncio
+import threading
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -120,3 +121,59 @@ def test_all_requests_that_wait_for_a_block_fail_together_if_redis_does() -> Non
         assert {type(answer) for answer in answers} == {redis.TimeoutError} and usage.writes == 1
 
     asyncio.run(scenario())
+
+
+def test_usage_is_written_again_after_any_error_and_a_tenant_waits_only_for_its_own(
+    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[str] = []
+
+    class BrokenUsage(Usage):
+        """A `Usage` that fails at first, and in a way that is not expected."""
+
+        failures = 2
+
+        def take_requests(self, tenant: str, *arguments: Any) -> None:
+            if self.failures:
+                self.failures -= 1
+                raise ValueError("unexpected")
+            written.append(tenant)
+            super().take_requests(tenant, *arguments)
+
+    monkeypatch.setattr("service.http.meter._FLUSH_SECONDS", 0.02)
+
+    async def scenario() -> None:
+        usage = BrokenUsage(redis.Redis.from_url(redis_server.url))
+        meter = Meter(usage, limited(0))
+        for tenant in ("a", "b"):
+            await meter.count_requests(tenant)
+        meter.start()
+        while len(written) < 2:
+            await asyncio.sleep(0.02)
+        usage.failures = 1
+        await meter.count_requests("a")
+        await meter.close()  # only logs the error
+        written.clear()
+        for tenant in ("a", "b", "c"):
+            await meter.count_requests(tenant)
+        await meter.used("b")
+        assert written == ["b"]
+
+    asyncio.run(asyncio.wait_for(scenario(), 10))
+
+
+def test_requests_beyond_the_limit_that_keep_coming_do_not_stop_the_event_loop(redis_server: RedisServer) -> None:
+    """Send one request in each turn of the event loop, so that some come while a refusal is on its way to others."""
+    meter, refused = Meter(Usage(redis.Redis.from_url(redis_server.url)), limited(1)), list[int]()
+
+    async def scenario() -> None:
+        requests = []
+        for _ in range(2_000):
+            requests.append(asyncio.create_task(accepted(meter, 1)))
+            await asyncio.sleep(0)
+        refused.append(len(requests) - sum(await asyncio.gather(*requests)))
+
+    thread = threading.Thread(target=asyncio.run, args=(scenario(),), daemon=True)  # a stopped event loop cannot be cancelled
+    thread.start()
+    thread.join(60)
+    assert refused and refused[0] >= 1_998

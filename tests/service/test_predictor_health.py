@@ -9,18 +9,24 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
 import redis
 
+from metatrain.artifacts.baselines import lora_from_zero
 from metatrain.models.base import Base
 from service.predicting.interface import BATCH_AGE
 from service.predicting.predictor import InProcessPredictor
 from service.predicting.progress import Progress
 from service.predicting.remote_predictor import RemotePredictor
+from service.settings import ServiceSettings
 from tests.conftest import RedisServer
 from tests.end_to_end.conftest import ROOT
 from tests.service.test_frozen_redis import ready_adapter
+from tests.service.test_predictor import put
 from tests.service.workerless import running
 from worker.ledger.records import Records
+from worker.ledger.servers import weights_client
+from worker.ledger.weights_cache import WeightStore
 from worker.watchdog import HUNG_STATUS
 
 HANGING_PREDICTOR = """
@@ -80,6 +86,30 @@ def test_a_service_with_a_hanging_predictor_says_so_until_it_works_again(
         assert http.post("/predict", json=call).status_code == 200
 
 
+def test_a_predictor_that_hangs_does_not_stop_the_process_from_ending(
+    tiny: Base, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Ended(Exception):
+        """Raised in place of the end of the process."""
+
+    def end() -> None:
+        raise Ended
+
+    monkeypatch.setattr("service.predicting.predictor.end_hung_process", end)
+    init, store = lora_from_zero(tiny), WeightStore(weights_client(redis_server.url))
+    settings = ServiceSettings(redis_url=redis_server.url, predictor_hang_seconds=0.3)
+    predictor = InProcessPredictor(tiny, {init.name: init}, store, settings)
+    release = hang(predictor)
+    answer = predictor.submit(put(tiny, store, init, 1), ["order"])
+    began = time.monotonic()
+    with pytest.raises(Ended):
+        predictor.close()
+    assert 0.2 < time.monotonic() - began < 5
+    release.set()
+    assert answer.result(10).outputs
+    predictor.close()  # it works again, so it stops as usual
+
+
 def test_the_clock_of_a_predictor_runs_only_while_there_is_work() -> None:
     progress = Progress()
     assert progress.seconds() == 0
@@ -125,8 +155,14 @@ def test_a_service_reads_the_health_of_a_predictor_process_from_its_gauges(tiny:
         remote = RemotePredictor(tiny, f"unix://{tmp_path}/nobody.sock", 30)
         assert not remote.alive()
         remote._writer = object()  # type: ignore[assignment]
-        for gauges, alive in (({}, True), ({BATCH_AGE: 29.0}, True), ({BATCH_AGE: 31.0}, False)):
-            remote._handle_message({"gauges": gauges})
+        for health, alive in (
+            ({"gauges": {}}, True),
+            ({"gauges": {BATCH_AGE: 29.0}, "stopping": False}, True),
+            ({"gauges": {BATCH_AGE: 31.0}}, False),
+            ({"gauges": {}, "stopping": True}, False),
+            ({"gauges": {}}, True),
+        ):
+            remote._handle_message(health)
             assert remote.alive() is alive and not remote.needs_restart()
         remote._writer = None
         remote.close()

@@ -138,6 +138,7 @@ def test_at_shutdown_it_answers_accepted_calls_and_refuses_new_ones(
                 for number in range(200):
                     never_reads.write(wire.line(wire.call(number, weights, TEXTS * 40, 1)))
                 answered, refused = 0, 0
+                alive_when_refused: list[bool] = []
 
                 async def call_until_refused() -> None:
                     nonlocal answered, refused
@@ -146,8 +147,10 @@ def test_at_shutdown_it_answers_accepted_calls_and_refuses_new_ones(
                             answer = await asyncio.wrap_future(remote.submit(weights, TEXTS * 4))
                             assert len(answer.outputs) == 16
                             answered += 1
-                        except (Unavailable, Overloaded):
+                        except (Unavailable, Overloaded) as error:
                             refused += 1
+                            if "shutting down" in str(error):
+                                alive_when_refused.append(remote.alive())
                             return
 
                 callers = [asyncio.create_task(call_until_refused()) for _ in range(8)]
@@ -155,7 +158,7 @@ def test_at_shutdown_it_answers_accepted_calls_and_refuses_new_ones(
                 began = time.monotonic()
                 process.send_signal(signal.SIGTERM)
                 await asyncio.wait_for(asyncio.gather(*callers), 20)
-                assert refused == 8
+                assert refused == 8 and alive_when_refused and not any(alive_when_refused)
                 await until(lambda: process.poll() is not None, 20)
                 assert process.returncode == 0 and time.monotonic() - began < 20
                 await until(lambda: not remote.alive())

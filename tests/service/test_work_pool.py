@@ -63,6 +63,32 @@ def test_work_beyond_the_bounds_is_refused_at_once_and_cancelled_work_makes_room
     asyncio.run(scenario())
 
 
+def test_work_that_is_cancelled_as_its_turn_comes_is_skipped() -> None:
+    async def scenario() -> None:
+        pool, gate = WorkPool(2), threading.Event()
+        first = asyncio.create_task(pool.run("t", gate.wait, 10))
+        second, third = (asyncio.create_task(pool.run("t", int, n)) for n in (2, 3))
+        await asyncio.sleep(0.05)
+        errors: list[object] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _loop, context: errors.append(context["message"]))
+        end = pool._end
+
+        def end_while_cancelled(tenant: str, seconds: float) -> None:
+            second.cancel()  # its task resumes only after this callback
+            end(tenant, seconds)
+
+        pool._end = end_while_cancelled  # type: ignore[method-assign]
+        gate.set()
+        assert await first and await asyncio.wait_for(third, 5) == 3
+        with pytest.raises(asyncio.CancelledError):
+            await second
+        await asyncio.sleep(0.05)
+        assert not errors and not pool._queues and pool._running.total() == 0
+        pool.close()
+
+    asyncio.run(scenario())
+
+
 def test_an_error_reaches_the_caller_and_a_cancelled_caller_keeps_its_thread_busy() -> None:
     async def scenario() -> None:
         pool, gate, ended = WorkPool(2), threading.Event(), threading.Event()

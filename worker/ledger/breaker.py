@@ -52,7 +52,11 @@ class CircuitBreaker:
                 return
             self._open = True
         log.warning("a Redis server did not answer within %g s; calls fail at once until it does", ANSWER_SECONDS)
-        threading.Thread(target=self._close_once_answered, name="probe-redis", daemon=True).start()
+        try:
+            threading.Thread(target=self._close_once_answered, name="probe-redis", daemon=True).start()
+        except RuntimeError as error:  # this process may start no more threads: without a probe, the breaker would stay open
+            self._open = False
+            log.warning("the Redis server cannot be probed (%s); calls wait for it until one of them can start a probe", error)
 
     def call(self, action: Callable[[], T]) -> T:
         """Return `action()`, which calls the server. Raises ServerSilent at once if the breaker is open.

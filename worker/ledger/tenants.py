@@ -47,10 +47,6 @@ class Tenants:
         stored = cast(bytes | None, self._redis.hget(names.TENANTS, tenant))
         return TenantSettings() if stored is None else _parse(stored)
 
-    def share_of(self, tenant: str) -> int:
-        """Return how large a tenant's turn is, in comparison with the turns of others."""
-        return self.get(tenant).share
-
     def all(self) -> dict[str, TenantSettings]:
         """Return the settings of every tenant that has some of its own, sorted by tenant."""
         stored = cast(dict[bytes, bytes], self._redis.hgetall(names.TENANTS))

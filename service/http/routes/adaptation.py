@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends
 
 from service.adapting.checked_request import check_adapt_request, check_examples_request
-from service.adapting.intake import AdaptContext, accept
+from service.adapting.intake import AdaptContext, accept, adapt_context
 from service.errors import AdapterNotReady, IdempotencyKeyReused, UnknownAdapter
 from service.http.auth import needs
 from service.http.openapi import ADAPTER_LINKS, BODY_ERRORS, ROUTE_ERRORS, Responses, problems
@@ -17,7 +17,7 @@ from service.http.tenant_threads import in_thread
 from service.http.views import require
 
 
-async def _acquire_wait(context: Annotated[AdaptContext, Depends()]) -> AsyncIterator[None]:
+async def _acquire_wait(context: Annotated[AdaptContext, Depends(adapt_context)]) -> AsyncIterator[None]:
     """Count a request with `Prefer: wait` as an open stream until it ends. A FastAPI dependency.
 
     It runs before anything is recorded, and ignores dry runs. Raises LimitReached if the tenant already has MAX_STREAMS streams.
@@ -55,15 +55,14 @@ def routes(example: Any) -> APIRouter:
     @router.post("/adapt", status_code=202, response_model=None, responses=responses)
     async def adapt(
         request: adapt_request,  # type: ignore[valid-type]
-        context: Annotated[AdaptContext, Depends()],
+        context: Annotated[AdaptContext, Depends(adapt_context)],
     ) -> AdaptAnswer | DryRunAnswer:
         """Create an adapter that learns a task from labelled examples.
 
         The same request gives the same adapter, so a retry does not adapt twice. The answer is 404 if the adapter was deleted while
         the request waited for it.
         """
-        state, tenant = context.state, context.tenant
-        return await accept(await state.work.run(tenant, check_adapt_request, request, state), context)
+        return await accept(await check_adapt_request(request, context.state, context.tenant), context)
 
     with_not_ready = {**responses, **problems(AdapterNotReady)}
 
@@ -71,7 +70,7 @@ def routes(example: Any) -> APIRouter:
     async def add_examples(
         adapter_id: AdapterId,
         request: examples_request,  # type: ignore[valid-type]
-        context: Annotated[AdaptContext, Depends()],
+        context: Annotated[AdaptContext, Depends(adapt_context)],
     ) -> AdaptAnswer | DryRunAnswer:
         """Create a new adapter from the examples of an existing adapter and additional ones.
 
@@ -81,7 +80,6 @@ def routes(example: Any) -> APIRouter:
         records, tenant = context.state.records, context.tenant
         record = require(adapter_id, await in_thread(records.get, tenant, adapter_id))
         parent = require(adapter_id, await in_thread(records.recipe, tenant, adapter_id))
-        checked = await context.state.work.run(tenant, check_examples_request, request, record, parent, context.state)
-        return await accept(checked, context)
+        return await accept(await check_examples_request(request, record, parent, context.state, tenant), context)
 
     return router

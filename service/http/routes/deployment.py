@@ -1,16 +1,12 @@
 """`GET /initializations`, `/metrics`, `/healthz`, `/readyz`: describe the deployment and its health."""
 
-import asyncio
-
-import redis
 from fastapi import APIRouter, Depends, Response
 from prometheus_client import generate_latest
-from starlette.concurrency import run_in_threadpool
 
 from metatrain.inner.config import InnerConfig, Objective
 from service.errors import NotReady, PredictorHangs
 from service.http.auth import needs
-from service.http.deployment_schemas import Alive, InitializationList, InitializationView, InPartsView, Missing, Readiness
+from service.http.deployment_schemas import Alive, InitializationList, InitializationView, InPartsView, Readiness
 from service.http.openapi import ROUTE_ERRORS, problems
 from service.http.route import TenantRoute
 from service.http.state import Deployed, State
@@ -91,11 +87,7 @@ def _age(deployed: Deployed) -> float:
 @router.get("/readyz", responses=problems(NotReady))
 async def readyz(state: State) -> Readiness:
     """Answer 200 if the service can take traffic, otherwise 503 with the parts that are `missing`."""
-    # Both servers are asked at the same time, so that the answer comes in time even if neither of them answers.
-    (missing, lacking), cache = await asyncio.gather(
-        run_in_threadpool(_check_records, state), run_in_threadpool(_check_cache, state)
-    )
-    missing += cache
+    missing, lacking = await state.server_checks.found()
     if not all(deployed.predictor.alive() for deployed in state.deployed):
         missing.append("predictor")
     if missing:
@@ -103,23 +95,3 @@ async def readyz(state: State) -> Readiness:
         reason = f" ({_hanging(state)})" if hanging else ""
         raise NotReady(f"missing: {', '.join(missing)}{reason}", missing=missing)
     return Readiness(status="ready", missing=[], initializations_missing=lacking)
-
-
-def _check_records(state: State) -> tuple[list[Missing], list[str]]:
-    """Return what is missing by the records, and the initializations that only unknown workers have."""
-    try:
-        workers = state.records.workers.by_queue()
-        missing: list[Missing] = []
-        if not all(workers.get(queue) for deployed in state.deployed for queue in deployed.resident.queues):
-            missing.append("worker")
-        return missing, sorted(state.records.initializations.lacking().keys() - set(state.known.digests))
-    except redis.RedisError:
-        return ["redis"], []
-
-
-def _check_cache(state: State) -> list[Missing]:
-    try:
-        state.cache.ping()
-    except redis.RedisError:
-        return ["cache"]
-    return []

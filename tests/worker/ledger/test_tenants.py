@@ -13,11 +13,11 @@ from worker.ledger.usage import LIMITS
 
 def test_settings_are_added_up_and_unset_one_by_one(redis_client: "redis.Redis") -> None:
     tenants = Tenants(redis_client)
-    assert tenants.get("acme") == TenantSettings({}, 1) and tenants.all() == {} and tenants.share_of("acme") == 1
+    assert tenants.get("acme") == TenantSettings({}, 1) and tenants.all() == {}
     assert tenants.change("acme", {"MAX_JOBS": 50, "MAX_ADAPTERS": 0}) == TenantSettings({"MAX_JOBS": 50, "MAX_ADAPTERS": 0})
     assert tenants.change("acme", {"MAX_JOBS": 7}, share=3) == TenantSettings({"MAX_JOBS": 7, "MAX_ADAPTERS": 0}, 3)
     tenants.change("aaa", {}, share=2)
-    assert list(tenants.all()) == ["aaa", "acme"] and tenants.share_of("acme") == 3 and tenants.get("globex") == TenantSettings()
+    assert list(tenants.all()) == ["aaa", "acme"] and tenants.get("acme").share == 3 and tenants.get("globex") == TenantSettings()
     assert tenants.reset("acme", ["MAX_JOBS"]) and not tenants.reset("acme", ["MAX_JOBS"])
     assert tenants.get("acme") == TenantSettings({"MAX_ADAPTERS": 0}, 3)
     assert tenants.reset("acme", ["share"]) and tenants.reset("acme") and not tenants.reset("acme")

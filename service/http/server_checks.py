@@ -1,0 +1,68 @@
+"""Check for `/readyz` whether the Redis servers answer and workers run.
+
+Everybody may ask for `/readyz`, and it is not metered. So its result is used for a second, however many requests ask.
+"""
+
+import asyncio
+import time
+from collections.abc import Sequence
+
+import redis
+
+from metatrain.models.description import BaseDescription
+from service.http.deployment_schemas import Missing
+from service.http.shared_reads import SharedReads
+from worker.initializations import KnownInitializations
+from worker.ledger.records import Records
+from worker.runtime import Resident
+
+KEEP_SECONDS = 1.0
+"""How long a result may be used, in seconds."""
+Found = tuple[list[Missing], list[str]]
+"""What is missing, and the digests of initializations that are missing without keeping the service from being ready."""
+
+
+class ServerChecks:
+    """Checks the servers, at most once a second. Must be used on the event loop."""
+
+    def __init__(
+        self,
+        records: Records,
+        cache: redis.Redis,
+        residents: Sequence[Resident[BaseDescription]],
+        known: KnownInitializations[BaseDescription],
+    ) -> None:
+        self._records, self._cache, self._residents, self._known = records, cache, residents, known
+        self._checks = {"records": self._check_records, "cache": self._check_cache}
+        self._reads = SharedReads(lambda name: self._checks[name]())
+        self._found: dict[str, tuple[float, Found]] = {}  # with the `time.monotonic` at which the check began
+
+    async def found(self) -> Found:
+        """Return what is missing, and the initializations that only unknown workers have.
+
+        Both servers are asked at the same time, so that the answer comes in time even if neither of them answers.
+        """
+        (missing, lacking), (missing_cache, _) = await asyncio.gather(*map(self._check, self._checks))
+        return [*missing, *missing_cache], lacking
+
+    async def _check(self, name: str) -> Found:
+        if name not in self._found or time.monotonic() >= self._found[name][0] + KEEP_SECONDS:
+            self._found[name] = await self._reads.get(name)
+        return self._found[name][1]
+
+    def _check_records(self) -> Found:
+        try:
+            workers = self._records.workers.by_queue()
+            missing: list[Missing] = []
+            if not all(workers.get(queue) for resident in self._residents for queue in resident.queues):
+                missing.append("worker")
+            return missing, sorted(self._records.initializations.lacking().keys() - set(self._known.digests))
+        except redis.RedisError:
+            return ["redis"], []
+
+    def _check_cache(self) -> Found:
+        try:
+            self._cache.ping()
+        except redis.RedisError:
+            return ["cache"], []
+        return [], []
