@@ -147,7 +147,11 @@ class JobRunner:
             job.ended.set()
         for job in unfinished:
             is_attempt = any(job is each for each in hanging)
-            self.records.claims.hand_back(job.claim, reason, delay_ms=0, is_attempt=is_attempt)
+            try:
+                self.records.claims.hand_back(job.claim, reason, delay_ms=0, is_attempt=is_attempt)
+            except redis.RedisError as error:  # the others can still be handed back; this one waits for the end of its lease
+                with job.log_fields():
+                    log.warning("not handed back: %s", type(error).__name__)
 
     def _finish(self, job: HeldJob, result: MadeAdapter | Exception) -> list[tuple[Outcome, MadeAdapter]]:
         """Commit a job to its record, or hand it back to the queue.
@@ -263,12 +267,9 @@ class JobRunner:
 
     def _measure_pass(self, claims: Sequence[Claim], pass_ms: float) -> None:
         """Add the duration of a pass to the average from which the wait in its queue is estimated."""
-        recipe = claims[0].recipe
-        found = self.runtime.known.in_memory(recipe.initialization_digest)
-        resident = next((each for each in self.runtime.residents if found is not None and each.base is found[0]), None)
-        if resident is None:
+        if self.runtime.known.in_memory(claims[0].recipe.initialization_digest) is None:
             return  # this worker could not run the job, so the time says nothing
         try:
-            self.records.queue_loads.observe(resident.queue(recipe.kind), pass_ms / len(claims))
+            self.records.queue_loads.observe(claims[0].queue, pass_ms / len(claims))
         except redis.RedisError as error:
             log.warning("the time of a pass is not counted: %s", type(error).__name__)

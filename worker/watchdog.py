@@ -26,7 +26,10 @@ _TICK_SECONDS = 0.2
 _HAND_BACK_SECONDS = 5.0
 _BACKSTOP_SECONDS = 15.0
 """Time after the watchdog should have ended the process until `faulthandler` does, which needs no Python thread. Native code that
-holds the interpreter's lock stops all of these, also the watchdog. Heartbeats then stop too, but the process would stay."""
+holds the interpreter's lock stops all of these, also the watchdog. Heartbeats then stop too, but the process would stay.
+
+The watchdog starts this time again with each tick. So of the time in which the process is suspended, only one pause that is longer
+than all of it ends the process: `faulthandler` cannot tell it from a hang."""
 _STDERR = 2
 """The file descriptor. Celery replaces `sys.stderr` by an object without one."""
 
@@ -52,6 +55,7 @@ class Watchdog:
     def __init__(self, margin: float) -> None:
         self._margin = margin
         self._work: _Work | None = None
+        self._backstop = threading.Lock()  # held while `_work` changes, so that no backstop is set for work that has ended
         self._hand_back: Callable[[Sequence[HeldJob], str], None] | None = None
 
     def start(self, hand_back: Callable[[Sequence[HeldJob], str], None]) -> None:
@@ -65,23 +69,30 @@ class Watchdog:
     @contextlib.contextmanager
     def limit(self, seconds: float, jobs: Sequence[HeldJob]) -> Iterator[None]:
         """End the process if the block takes longer than `seconds` and the margin. Blocks must not be nested."""
-        self._work = _Work(jobs, seconds, seconds + self._margin)
-        if self._hand_back is not None:
-            backstop = seconds + self._margin + _BACKSTOP_SECONDS
-            faulthandler.dump_traceback_later(backstop, exit=True, file=_STDERR)
+        with self._backstop:
+            self._work = _Work(jobs, seconds, seconds + self._margin)
+            self._set_backstop(self._work)
         try:
             yield
         finally:
-            self._work = None
-            if self._hand_back is not None:
-                faulthandler.cancel_dump_traceback_later()
+            with self._backstop:
+                self._work = None
+                if self._hand_back is not None:
+                    faulthandler.cancel_dump_traceback_later()
+
+    def _set_backstop(self, work: _Work) -> None:
+        if self._hand_back is not None:
+            backstop = work.allowed + self._margin + _BACKSTOP_SECONDS
+            faulthandler.dump_traceback_later(backstop, exit=True, file=_STDERR)
 
     def _watch(self) -> None:
         while True:
             time.sleep(_TICK_SECONDS)
-            work = self._work
-            if work is None:
-                continue
+            with self._backstop:
+                work = self._work
+                if work is None:
+                    continue
+                self._set_backstop(work)
             work.left -= _TICK_SECONDS  # not the time that has passed: while the whole process is suspended, nothing hangs
             if work.left < 0 and work is self._work:
                 self._end(work)

@@ -108,9 +108,9 @@ class Jobs:
     def readapt(self, record: Record, why: Literal["evicted", "corrupt"], queue: str) -> None:
         """Queue the job of an adapter again because its weights were evicted or are corrupt.
 
-        Does nothing if the adapter was deleted or is already queued again. `queue` is used only if the record names no queue.
-        Raises LimitReached if the tenant already has MAX_JOBS unfinished jobs. Several calls at the same time may together exceed
-        this limit, because it is checked before the job is queued.
+        Does nothing if the adapter was deleted or is already queued again. `queue`: the queue of such jobs now, which replaces the
+        one in the record. Raises LimitReached if the tenant already has MAX_JOBS unfinished jobs. Several calls at the same time
+        may together exceed this limit, because it is checked before the job is queued.
         """
         most, used = self._limits_of(record.tenant).get("MAX_JOBS", 0), self._records.unfinished(record.tenant)
         if 0 < most <= used:
@@ -119,7 +119,7 @@ class Jobs:
         if self._known.in_memory(digest) is not None and not self._records.initializations.has(digest):
             self._records.initializations.store(digest, self._known.to_store(digest))  # accepted by a version that stored none
         if self._records.requeue(record, why, queue):
-            self._wake(record.tenant, record.adapter_id, record.queue or queue)
+            self._wake(record.tenant, record.adapter_id, queue or record.queue)
 
     def _wake(self, tenant: str, adapter_id: str, queue: str) -> None:
         """Send a wake-up message for a job.

@@ -18,7 +18,9 @@ class AuditEntry(BaseModel):
     id: str = Field(description="id of the entry")
     time: float = Field(description="when the change was made")
     action: str = Field(description=f"{', '.join(f'`{action}`' for action in ACTIONS)}; later versions may have more")
-    subject: str = Field(description="id of the key or adapter, the alias, or the tenant whose limits changed")
+    subject: str = Field(
+        description="id of the key or adapter, the alias, the tenant whose limits changed, or another name of what changed"
+    )
     actor: ActorView
     request_id: str | None = Field(description="id of the request that made the change")
     details: dict[str, Any] = Field(description="further values, such as the adapter that an alias pointed at before")

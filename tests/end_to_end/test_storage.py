@@ -101,7 +101,10 @@ def test_a_backup_is_restored_to_an_empty_data_folder(environment: dict[str, str
         again = quickstudy(environment, "backup", str(file), "--data-dir", str(first / "data"))
         assert again.stderr == f"error: FILE: expected the name of a new file, got {file}, which exists\n"
         refused = quickstudy(environment, "restore", str(file), "--data-dir", str(first / "data"))
-        assert refused.stderr.startswith("error: FILE: expected a server without records and API keys") and refused.returncode == 1
+        assert (
+            refused.stderr.startswith("error: FILE: expected a server without records, API keys and limits")
+            and refused.returncode == 1
+        )
         service.worker().resume()
     with served(second, {**environment, "READAPT_WAIT_SECONDS": "30"}) as service:
         service.wait_ready()

@@ -2,12 +2,14 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -21,7 +23,7 @@ from tests.worker.jobs import recipe
 from worker.app import celery_app
 from worker.heartbeat import HeldJob
 from worker.job import JobRunner
-from worker.ledger.claims import Claimant
+from worker.ledger.claims import Claim, Claimant
 from worker.ledger.messages import ADAPT_TASK, TEXT_CLASSIFICATION, wake_up
 from worker.ledger.record import Record
 from worker.ledger.records import Records
@@ -130,3 +132,52 @@ def test_jobs_that_wait_for_one_that_hangs_lose_no_attempt(runner: JobRunner, ti
     states = [runner.records.get("t", f"a{number}") for number in range(3)]
     assert [(state.status, state.attempt) for state in states if state] == [("queued", 0), ("queued", 1), ("running", 1)]
     assert all(job.ended.is_set() for job in held)
+
+
+def test_a_job_that_cannot_be_handed_back_does_not_keep_the_others_of_a_pass(
+    runner: JobRunner, tiny: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = []
+    for number in range(3):
+        runner.records.accept("t", f"a{number}", recipe(tiny, seed=number), 60_000, ())
+        claim = runner.records.claims.claim("t", f"a{number}", Claimant("w", lease_ms=60_000))
+        assert claim is not None
+        held.append(HeldJob(claim))
+    hand_back, runner._held = runner.records.claims.hand_back, held
+
+    def refused_for_the_first(claim: Claim, reason: str, **options: Any) -> bool:
+        if claim.adapter_id == "a0":
+            raise redis.TimeoutError
+        return hand_back(claim, reason, **options)
+
+    monkeypatch.setattr(runner.records.claims, "hand_back", refused_for_the_first)
+    runner.hand_back_hung([held[0]], "its worker hung")
+    states = [runner.records.get("t", f"a{number}") for number in range(3)]
+    assert [(state.status, state.attempt) for state in states if state] == [("running", 1), ("queued", 0), ("queued", 0)]
+
+
+PAUSED = """
+import time
+import worker.watchdog as watchdog
+watchdog._BACKSTOP_SECONDS = 1.0
+dog = watchdog.Watchdog(0.2)
+dog.start(lambda jobs, reason: None)
+with dog.limit(2.0, []):
+    print("began", flush=True)
+    for _ in range(12):
+        time.sleep(0.1)
+print("ended", flush=True)
+"""
+
+
+def test_a_worker_that_is_suspended_again_and_again_does_not_count_as_hung() -> None:
+    """Suspend a process twice, each time for less than the backstop and in sum for longer."""
+    command = [sys.executable, "-c", PAUSED]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=ROOT) as process:
+        assert process.stdout is not None and process.stdout.readline() == "began\n"
+        for _ in range(2):
+            time.sleep(0.3)  # at least one tick of the watchdog
+            process.send_signal(signal.SIGSTOP)
+            time.sleep(2.2)
+            process.send_signal(signal.SIGCONT)
+        assert process.stdout.read() == "ended\n" and process.wait() == 0

@@ -16,7 +16,7 @@ from tests.worker.jobs import SUPPORT, recipe, run
 from worker.errors import WeightsMissing
 from worker.job import JobRunner
 from worker.ledger.claims import Claim, Claims, WeightsLifetime
-from worker.ledger.messages import JobRecipe, Outcome
+from worker.ledger.messages import TEXT_CLASSIFICATION, JobRecipe, Outcome
 from worker.ledger.records import Records
 from worker.ledger.weights_cache import WeightStore
 from worker.logs import FieldsFormatter, LogFormat
@@ -175,3 +175,13 @@ def test_a_quiet_tenants_job_is_next_after_the_running_pass(runner: JobRunner, t
     for wake_up in (("busy", f"a{number}") for number in range(2, 6)):
         runner.run(*wake_up)
     assert ready() == ["b", "a0", "a1", "a2", "a3", "a4", "a5"]
+
+
+def test_the_time_of_a_pass_is_measured_in_the_queue_of_its_job(runner: JobRunner, tiny: Base) -> None:
+    """Run a job from the queue of an earlier encryption key, which is not the queue of new jobs."""
+    of_key = f"{runner.runtime.residents[0].queue(TEXT_CLASSIFICATION)}.12345678"
+    worker = JobRunner("w", WorkerSettings(), runner.records, runner.store, runner.runtime, {of_key: ()})
+    runner.records.accept("t", "a1", recipe(tiny), 60_000, (), queue=of_key)
+    worker.run("t", "a1")
+    loads = runner.records.queue_loads.read()
+    assert list(loads) == [of_key] and (loads[of_key].job_seconds or 0) > 0

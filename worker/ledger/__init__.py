@@ -19,7 +19,7 @@
 | job recipes, outcomes and wake-ups | `messages.py` |
 | keys in Redis and their names; which of them a backup has | `names.py`, `contents.py` |
 | encryption at rest; rewriting stored values with another key | `encryption.py`, `reencryption.py` |
-| backup and restore | `backup.py`, `restore.py` |
+| backup and restore | `backup.py`, `restore.py`, `restored_streams.py` |
 | an atomic step | `lua/`, composed by `scripts.py` |
 | Redis URLs: one server, Sentinel, a cluster | `servers.py` |
 | calls of a service while a server does not answer | `breaker.py` |

@@ -1,8 +1,9 @@
 """The audit log: who changed what, and when. It is stored beside the records, in Redis streams.
 
 A change and its entry are written in one atomic step, by the Lua script or the transaction that makes the change. So no change goes
-unrecorded, and no entry is written for a change that was refused. Entries name things by their ids and aliases. They contain no
-examples, texts, labels or secrets.
+unrecorded, and no entry is written for a change that was refused. Only a restore and a rewriting of all values take many steps:
+their entries are written at the end. Entries name things by their ids and aliases. They contain no examples, texts, labels or
+secrets.
 
 Changes by requests of a tenant are in that tenant's stream. Changes by a command line are in the stream of the deployment and, if
 they concern a tenant, in that tenant's stream too. So a tenant that makes many changes can push out only entries of its own stream,
@@ -42,6 +43,9 @@ Action = Literal[
     "initialization.forgotten",
     "limits.set",
     "limits.unset",
+    "job.retried",
+    "encryption.applied",
+    "backup.restored",
 ]
 ACTIONS: tuple[Action, ...] = get_args(Action)
 MOST_OF_DEPLOYMENT, MOST_OF_TENANT = 100_000, 10_000
@@ -98,7 +102,7 @@ class Entry:
         time: when the change was made, as a Unix time in ms.
         tenant: the tenant that the change concerns; empty if it concerns the whole deployment.
         action: what was done, one of ACTIONS or an action of a later version.
-        subject: the id of the key or adapter, the alias, or the name of the initialization.
+        subject: the id of the key or adapter, the alias, the name of the initialization or backup, or the tenant.
         actor: who did it.
         request: the id of the request; empty for changes without one.
         details: further values, such as the adapter that an alias pointed at before.
@@ -185,6 +189,11 @@ class AuditLog:
             entries = [_parse(row) for row in rows]
             yield from entries
             start = f"({entries[-1].identity}"
+
+
+def most_entries(stream: str) -> int:
+    """Return how many entries a stream keeps at least."""
+    return MOST_OF_DEPLOYMENT if stream == names.AUDIT else MOST_OF_TENANT
 
 
 def _current() -> Actor:

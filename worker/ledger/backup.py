@@ -9,7 +9,7 @@ The file is a zip archive with two entries:
   large collection takes several lines.
 - `manifest.json`: format, date, counts, the sha256 of the first entry, and the ids of the encryption keys.
 
-Each record is read in one step. Indexes are not in the file: a restore makes them again from the records, so they always fit. What
+Each record is read in one step. Indexes are not in the file: a restore rebuilds them from the records, so they always fit. What
 names a record, such as an alias, is read before the records, and what records name, such as initializations, after them. So
 a backup contains everything that its records name. Encrypted values stay encrypted.
 """
@@ -66,7 +66,7 @@ def write_backup(
 ) -> Manifest:
     """Write a backup to a new file with mode 0600.
 
-    `cache`: the server of the weights, or None to leave them out; they can be made again from the records. Calls `on_progress`
+    `cache`: the server of the weights, or None to leave them out; they can be rebuilt from the records. Calls `on_progress`
     after each line. The file gets its name once it is complete. Raises InvalidBackup if a file of this name exists, OSError and
     redis.RedisError.
     """

@@ -60,6 +60,7 @@ class Claim:
     request: str
     previous_fence: int
     """The fence of the previous claim of this job, or 0. Weights stored under it are useless and may be removed."""
+    queue: str
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ class Claims:
         job = names.split_member(answer[8])
         recipe = JobRecipe.model_validate_json(self._cipher.open(field_name(names.record(*job), "recipe"), answer[2]))
         fence, waited_ms, ttl_ms, attempt, previous_fence = (int(answer[i]) for i in (1, 3, 4, 5, 7))
-        return Claim(*job, fence, recipe, waited_ms, ttl_ms, attempt, text(answer[6]), previous_fence), True
+        return Claim(*job, fence, recipe, waited_ms, ttl_ms, attempt, text(answer[6]), previous_fence, text(answer[9])), True
 
     def give_up(self, tenant: str, adapter_id: str, reason: str, attempts: int) -> None:
         """End a job as failed and dead, if its `attempts` are used up and no worker holds it."""

@@ -10,11 +10,13 @@ from functools import cache
 from typing import Literal
 
 from worker.ledger.api_keys import TENANT_PATTERN, Key
+from worker.ledger.tenants import is_allowed
 
 RedisType = Literal["string", "hash", "list", "set", "zset", "stream"]
-Part = Literal["copied", "records", "last", "weights", "made again", "passing"]
+Part = Literal["copied", "records", "last", "weights", "rebuilt", "transient"]
 """What a backup does with a key. `copied` keys come first in the file, then the `records`, each with its `weights`, then what is
-read `last`, because records name it. Keys that are `made again` follow from the records. What is `passing` is of no use later."""
+read `last`, because records or copied keys need it. Keys that are `rebuilt` follow from the records. What is `transient` is of no
+use later."""
 _PLACEHOLDERS = {
     "TENANT": TENANT_PATTERN.strip("^$"),
     "ID": "a[0-9a-f]{40}",
@@ -65,45 +67,46 @@ class Contents:
 
 
 CONTENTS = (
-    Contents("qs:pending", "zset", "made again"),
-    Contents("qs:running", "zset", "made again"),
+    Contents("qs:pending", "zset", "rebuilt"),
+    Contents("qs:running", "zset", "rebuilt"),
     Contents("qs:dead", "zset", "copied", _is(_MEMBER)),
-    Contents("qs:waiting:PASS_KEY", "zset", "made again"),
-    Contents("qs:turns_in:QUEUE", "zset", "made again"),
-    Contents("qs:turns_idle:QUEUE", "zset", "made again"),
-    Contents("qs:waiting_in:TENANT:QUEUE", "zset", "made again"),
-    Contents("qs:turn_time:QUEUE", "string", "made again"),
-    Contents("qs:retire", "zset", "made again"),
+    Contents("qs:waiting:PASS_KEY", "zset", "rebuilt"),
+    Contents("qs:turns_in:QUEUE", "zset", "rebuilt"),
+    Contents("qs:turns_idle:QUEUE", "zset", "rebuilt"),
+    Contents("qs:waiting_in:TENANT:QUEUE", "zset", "rebuilt"),
+    Contents("qs:turn_time:QUEUE", "string", "rebuilt"),
+    Contents("qs:retire", "zset", "rebuilt"),
     Contents("qs:counts", "hash", "copied", _is(_NUMBER)),
     Contents("qs:fence", "string", "last", _is(_NUMBER)),
     Contents("qs:sequence", "string", "last", _is(_NUMBER)),
-    Contents("qs:queues", "set", "made again"),
-    Contents("qs:workers", "zset", "passing"),
-    Contents("qs:worker-descriptions", "hash", "passing"),
-    Contents("qs:idempotency", "zset", "copied", _is(_IDEMPOTENCY)),
-    Contents("qs:job-times", "hash", "passing"),
-    Contents("qs:erase", "string", "passing"),
-    Contents("qs:erase-last", "string", "passing"),
+    Contents("qs:queues", "set", "rebuilt"),
+    Contents("qs:workers", "zset", "transient"),
+    Contents("qs:worker-descriptions", "hash", "transient"),
+    Contents("qs:idempotency", "zset", "last", _is(_IDEMPOTENCY)),
+    Contents("qs:job-times", "hash", "transient"),
+    Contents("qs:erase", "string", "transient"),
+    Contents("qs:erase-last", "string", "transient"),
     Contents("qs:initialization_by_digest:DIGEST", "hash", "last"),
     Contents("qs:initialization_set_aside:DIGEST", "hash", "last"),
     Contents("qs:initialization_names", "hash", "copied", _is(_DIGEST)),
     Contents("qs:keys", "hash", "copied", _is_key),
     Contents("qs:key_uses", "hash", "copied"),
-    Contents("qs:tenants", "hash", "copied"),
+    Contents("qs:tenants", "hash", "copied", is_allowed),
     Contents("qs:audit", "stream", "copied"),
+    Contents("qs:restored_stream", "stream", "transient"),
     Contents("qs:id-key", "string", "last"),
-    Contents("qs:celery:…", "list", "passing"),
+    Contents("qs:celery:…", "list", "transient"),
     Contents("qs:TENANT:adapter:ID", "hash", "records"),
     Contents("qs:TENANT:adapters", "zset", "copied", _is(_ADAPTER)),
-    Contents("qs:TENANT:unfinished", "set", "made again"),
-    Contents("qs:TENANT:weighed", "zset", "made again"),
+    Contents("qs:TENANT:unfinished", "set", "rebuilt"),
+    Contents("qs:TENANT:weighed", "zset", "rebuilt"),
     Contents("qs:TENANT:usage", "hash", "copied", _is(_NUMBER)),
-    Contents("qs:TENANT:requests", "hash", "passing"),
-    Contents("qs:TENANT:requests:MINUTE", "string", "passing"),  # of earlier versions
-    Contents("qs:TENANT:aliases-of:ID", "set", "made again"),
+    Contents("qs:TENANT:requests", "hash", "transient"),
+    Contents("qs:TENANT:requests:MINUTE", "string", "transient"),  # of earlier versions
+    Contents("qs:TENANT:aliases-of:ID", "set", "rebuilt"),
     Contents("qs:TENANT:alias-targets", "hash", "copied", _is(_TARGET)),
     Contents("qs:TENANT:alias-history:ALIAS", "list", "copied", _is(_TARGET)),
-    Contents("qs:TENANT:alias-names", "zset", "made again"),
+    Contents("qs:TENANT:alias-names", "zset", "rebuilt"),
     Contents("qs:TENANT:audit", "stream", "copied"),
     Contents("qs:TENANT:idempotency:DIGEST", "string", "copied"),
     Contents("qs:TENANT:weights:ID:FENCE", "string", "weights"),

@@ -8,7 +8,7 @@ from typing import cast
 
 import redis
 
-from worker.ledger import names, scripts
+from worker.ledger import audit, names, scripts
 from worker.ledger.record import Record
 from worker.ledger.retention import KEEP_EXPIRED_RECORDS_MS
 
@@ -28,7 +28,11 @@ class DeadJobs:
         members = cast(list[bytes], self._redis.zrevrange(names.DEAD, 0, most - 1))
         return [record for member in members if (record := self._get(*names.split_member(member))) is not None]
 
-    def revive(self, tenant: str, adapter_id: str) -> bool:
-        """Queue a dead job again as if it were new, with no attempt used. Return False if it is not dead."""
+    def revive(self, tenant: str, adapter_id: str, *, is_audited: bool = True) -> bool:
+        """Queue a dead job again as if it were new, with no attempt used. Return False if it is not dead.
+
+        `is_audited`: True to write an entry of the audit log.
+        """
         keys = [*names.job_keys(tenant, adapter_id), names.RETIRE]
-        return bool(self._revive(keys=keys, args=[names.member(tenant, adapter_id), KEEP_EXPIRED_RECORDS_MS]))
+        context = audit.script_context(tenant) if is_audited else ""
+        return bool(self._revive(keys=keys, args=[names.member(tenant, adapter_id), KEEP_EXPIRED_RECORDS_MS, context]))

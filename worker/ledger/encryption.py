@@ -32,7 +32,7 @@ _PREFIX = b"\0sealed:"
 _HEADER = re.compile(rb"\0sealed:([0-9a-f]{8}):")
 HEADER_BYTES = len(_PREFIX) + 9
 """The length of the beginning of a sealed value that `sealed_with` needs."""
-_NONCE_BYTES, _KEY_BYTES = 12, 32
+_NONCE_BYTES, _TAG_BYTES, _KEY_BYTES = 12, 16, 32
 PLAIN_LINE = "plain"
 """The first line of a key file whose keys only open values: new values are written as they are."""
 _MOST_FILE_BYTES = 10_000
@@ -65,6 +65,8 @@ class Cipher:
         self._ciphers = {key.identity: AESGCM(key.secret) for key in keys}
         self.sealing_key = self.key_ids[0] if seals and keys else ""
         """The id of the key that seals new values, or "" if they are written as they are."""
+        self.added_bytes = HEADER_BYTES + _NONCE_BYTES + _TAG_BYTES if self.sealing_key else 0
+        """How much longer a value is when it is sealed, in bytes."""
 
     def seal(self, name: str, value: bytes) -> bytes:
         """Return a value in the form in which it is written. `name`: names the value, and nothing else."""

@@ -28,7 +28,7 @@ class IdempotencyKey:
 
 
 class ExpiredKeys:
-    """Removes idempotency keys whose day is over. Raises `redis.RedisError` if Redis cannot be reached."""
+    """Removes idempotency keys that have expired. Raises `redis.RedisError` if Redis cannot be reached."""
 
     def __init__(self, client: "redis.Redis") -> None:
         self._sweep = scripts.register(client, "sweep_idempotency")

@@ -15,7 +15,7 @@ from typing import cast
 
 import redis
 
-from worker.ledger import audit, names
+from worker.ledger import audit, names, scripts
 from worker.ledger.names import text
 
 _SCANNED_AT_ONCE = 500
@@ -41,6 +41,8 @@ class Initializations:
 
     def __init__(self, client: "redis.Redis") -> None:
         self._redis = client
+        self._forget = scripts.register(client, "forget_initialization")
+        self._unset = scripts.register(client, "unset")
 
     def store(self, digest: str, stored: StoredInitialization) -> None:
         """Store an initialization. Storing it again changes nothing but its first name."""
@@ -84,13 +86,15 @@ class Initializations:
 
         The audit log gets an entry.
         """
+        field = f"{base}/{name}"
+        if digest is None:
+            context, details = audit.script_context(""), json.dumps({"base": base})
+            arguments = [field, "*", "", context, "initialization.reset", name, details]
+            self._unset(keys=[names.INITIALIZATION_NAMES], args=arguments)
+            return
         with self._redis.pipeline() as pipe:
-            if digest is None:
-                pipe.hdel(names.INITIALIZATION_NAMES, f"{base}/{name}")
-                audit.record_in(pipe, "", "initialization.reset", name, {"base": base})
-            else:
-                pipe.hset(names.INITIALIZATION_NAMES, f"{base}/{name}", digest)
-                audit.record_in(pipe, "", "initialization.moved", name, {"base": base, "to": digest})
+            pipe.hset(names.INITIALIZATION_NAMES, field, digest)
+            audit.record_in(pipe, "", "initialization.moved", name, {"base": base, "to": digest})
             pipe.execute()
 
     def needed(self) -> dict[str, int]:
@@ -129,10 +133,7 @@ class Initializations:
         if needed:
             self._put_back(digest)
         else:
-            with self._redis.pipeline() as pipe:
-                pipe.delete(set_aside)
-                audit.record_in(pipe, "", "initialization.forgotten", digest, {})
-                pipe.execute()
+            self._forget(keys=[set_aside], args=[digest, audit.script_context("")])
         return needed
 
     def _put_back(self, digest: str) -> None:

@@ -1,5 +1,6 @@
 """The data that the service and the workers exchange: job recipes, outcomes, wake-ups and queue names."""
 
+import re
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -101,6 +102,15 @@ def queue_name(base_digest: str, precision: str, kind: str, key_id: str = "") ->
     """
     key = f".{key_id}" if key_id else ""
     return f"{_queue_of_base(base_digest, precision)}.{kind}.{JOB_FORMAT}{key}"
+
+
+def with_key(queue: str, key_id: str) -> str:
+    """Return the queue of the same jobs once their records are encrypted with another key.
+
+    `key_id`: "" if they are no longer encrypted. Queues of earlier versions, which name no key, stay as they are.
+    """
+    match = re.fullmatch(r"(quickstudy\.base-.+?\.\d+)(?:\.[0-9a-f]{8})?", queue)
+    return queue if match is None else match[1] + (f".{key_id}" if key_id else "")
 
 
 def earlier_queue_names(base_digest: str, base_weights_sha256: str, precision: str) -> list[str]:

@@ -29,7 +29,8 @@ Keys of the deployment:
 | `qs:keys` | hash | API keys, by id |
 | `qs:key_uses` | hash | when each key was last used, by id; under `since`, since when this is recorded |
 | `qs:tenants` | hash | own limits and share of tenants, by tenant (`tenants.py`) |
-| `qs:audit` | stream | changes that operators made (`audit.py`) |
+| `qs:audit` | stream | changes by command lines, and changes of the whole deployment by its processes (`audit.py`) |
+| `qs:restored_stream` | stream | the stream that a restore is merging |
 | `qs:id-key` | string | the secret key of adapter ids |
 | `qs:celery:…` | Celery's own | wake-ups |
 
@@ -77,7 +78,7 @@ WORKERS, WORKER_DESCRIPTIONS = "qs:workers", "qs:worker-descriptions"
 ERASE, ERASE_LAST = "qs:erase", "qs:erase-last"
 API_KEYS, KEY_USES = "qs:keys", "qs:key_uses"
 TENANTS = "qs:tenants"
-AUDIT = "qs:audit"
+AUDIT, RESTORED_STREAM = "qs:audit", "qs:restored_stream"
 INITIALIZATION_NAMES = "qs:initialization_names"
 ID_KEY = "qs:id-key"
 IDEMPOTENCY = "qs:idempotency"

@@ -156,7 +156,7 @@ class Records:
         A job that passes this check can still be refused by `accept`, because others may be accepted in between.
         """
         arguments: list[Any] = [names.member(tenant, adapter_id), json.dumps(dict(limits)), size]
-        arguments.append(len(recipe.model_dump_json(exclude_defaults=True).encode()))
+        arguments.append(len(recipe.model_dump_json(exclude_defaults=True).encode()) + self._cipher.added_bytes)
         arguments.append("" if idempotency is None else _idempotency_argument(tenant, idempotency))
         refused = self._refusal(keys=[names.record(tenant, adapter_id)], args=arguments)
         if refused:
@@ -188,8 +188,9 @@ class Records:
     def requeue(self, record: Record, why: Literal["evicted", "corrupt"], queue: str = "") -> bool:
         """Queue a ready job again because its weights are missing or wrong.
 
-        Increments the event count named by `why`. The TTL is not restarted. `queue` is stored only if the record has no queue
-        yet. Returns False if the record was deleted or queued again since `record` was read.
+        Increments the event count named by `why`. The TTL is not restarted. `queue`: the queue of such jobs now, which differs from
+        the one in the record after a change of the encryption key; "" keeps that one. Returns False if the record was deleted or
+        queued again since `record` was read.
         """
         arguments: list[Any] = [names.member(record.tenant, record.adapter_id), record.fence, ANNOUNCE_AGAIN_MS, why, queue]
         return bool(self._requeue(keys=names.job_keys(record.tenant, record.adapter_id), args=arguments))

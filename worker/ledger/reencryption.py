@@ -11,11 +11,11 @@ from typing import Any, cast
 import redis
 
 from worker.errors import SealBroken
-from worker.ledger import names, scripts
+from worker.ledger import audit, names, scripts
 from worker.ledger.clock import server_ms
 from worker.ledger.contents import contents_of
-from worker.ledger.encryption import HEADER_BYTES, Cipher, field_name
-from worker.ledger.messages import JobRecipe
+from worker.ledger.encryption import HEADER_BYTES, PLAIN_LINE, Cipher, field_name
+from worker.ledger.messages import JobRecipe, with_key
 from worker.ledger.names import text
 from worker.ledger.record import SEALED_FIELDS
 from worker.ledger.records import Records
@@ -45,10 +45,12 @@ class Reencryption:
         self._reseal = scripts.register(client, "reseal")
 
     def apply(self, on_progress: Callable[[], object] = lambda: None) -> Rewritten:
-        """Rewrite all values. Calls `on_progress` after each record and each adapter's weights.
+        """Rewrite all values, and write an entry of the audit log. Return how many were rewritten.
+
+        Calls `on_progress` after each record and each adapter's weights.
 
         Raises EncryptionKeyMissing or SealBroken at a record that cannot be opened. Weights that were changed since they were
-        encrypted are left: they are made again when they are needed.
+        encrypted are left: they are rebuilt when they are needed.
         """
         self._rewrite_id_key()
         counts = {True: 0, False: 0}
@@ -59,7 +61,12 @@ class Reencryption:
         for key in self._keys(self._cache, "qs:*:weights:*", "weights"):
             counts[self._rewrite_weights(key)] += 1
             on_progress()
-        return Rewritten(records, counts[True] - records, counts[False])
+        done = Rewritten(records, counts[True] - records, counts[False])
+        with self._redis.pipeline() as pipe:
+            form = self._cipher.sealing_key or PLAIN_LINE
+            audit.record_in(pipe, "", "encryption.applied", form, {"records": done.records, "weights": done.weights})
+            pipe.execute()
+        return done
 
     def _keys(self, client: "redis.Redis", pattern: str, part: str) -> Iterator[str]:
         for key in client.scan_iter(pattern, count=_SCANNED_AT_ONCE):
@@ -75,23 +82,28 @@ class Reencryption:
     def _rewrite_record(self, key: str) -> bool:
         """Rewrite the fields of a record that have another form.
 
+        Moves its job to the queue of the present key.
         Returns False if all have the right one, or if the record was deleted.
         """
         for _ in range(_TRIES):
-            stored = dict(zip(SEALED_FIELDS, cast(list[bytes | None], self._redis.hmget(key, SEALED_FIELDS)), strict=True))
+            fields = (*SEALED_FIELDS, "queue")
+            stored = dict(zip(fields, cast(list[bytes | None], self._redis.hmget(key, fields)), strict=True))
+            queue = text(stored.pop("queue") or b"")
+            new_queue = with_key(queue, self._cipher.sealing_key)
             if stored["recipe"] is None:
                 return False
             other = {field: value for field, value in stored.items() if value is not None and not self._cipher.is_current(value)}
-            if not other and stored["summary"] is not None:
+            if not other and stored["summary"] is not None and new_queue == queue:
                 return False
             recipe = JobRecipe.model_validate_json(self._cipher.open(field_name(key, "recipe"), stored["recipe"]))
             plain = {field: self._cipher.open(field_name(key, field), value) for field, value in other.items()}
             if stored["summary"] is None:  # the record is from a version without summaries
                 plain["summary"] = recipe.summary.model_dump_json().encode()
-            arguments: list[Any] = [recipe.initialization_digest]
+            _, tenant, _, adapter_id = key.split(":")
+            arguments: list[Any] = [names.member(tenant, adapter_id), recipe.initialization_digest, queue, new_queue]
             for field, value in plain.items():
                 arguments += [field, stored[field] or b"", self._cipher.seal(field_name(key, field), value)]
-            if self._reseal(keys=[key], args=arguments):
+            if self._reseal(keys=[key, names.QUEUES], args=arguments):
                 return True
         raise redis.RedisError(f"{key} changes faster than it can be rewritten")
 

@@ -2,7 +2,7 @@
 
 The file is treated as hostile: its form, keys, types and records are checked before anything is written. Services and workers of
 the server may run. Jobs that were unfinished at the time of the backup run again. If a restore is interrupted, repeat it with
-`replace`.
+`replace`, which deletes what the server has, except for its audit log.
 """
 
 import base64
@@ -22,21 +22,26 @@ from typing import Any, cast
 import redis
 
 from worker.errors import EncryptionKeyMissing, InvalidBackup, SealBroken
-from worker.ledger import names, scripts
+from worker.ledger import audit, names, scripts
 from worker.ledger.backup import CONTENTS_NAME, FORMAT, MANIFEST_NAME
 from worker.ledger.clock import server_ms
 from worker.ledger.contents import Contents, contents_of
 from worker.ledger.encryption import Cipher, field_name
+from worker.ledger.idempotency import KEPT_MS
 from worker.ledger.messages import JobRecipe
 from worker.ledger.names import text
 from worker.ledger.record import FIELDS, parse_record, stored_fields
 from worker.ledger.records import Records
+from worker.ledger.restored_streams import RestoredStreams
 from worker.ledger.retention import KEEP_EXPIRED_RECORDS_MS
 
 _LINE_BYTES, _MANIFEST_BYTES = 2**28, 2**20
 _WHOLE = re.compile(rb"[0-9]{1,16}")
-_WHOLE_FIELDS = ("created_at", "expires_at", "ttl_ms", "attempt", "fence", "queued_at", "bytes", "example_bytes")
-_STREAM_ID = re.compile(r"[0-9]{1,20}-[0-9]{1,20}")
+_WHOLE_FIELDS = (
+    *("created_at", "expires_at", "ttl_ms", "attempt", "fence", "cost", "bytes", "example_bytes"),
+    *("queued_at", "announced_at", "lease_until", "heard_at", "lost_at"),
+)
+_STREAM_ID = re.compile(r"[1-9][0-9]{0,14}-[0-9]{1,15}")
 
 
 @dataclass
@@ -70,6 +75,7 @@ class BackupFile:
 
     def __init__(self, path: Path, cipher: Cipher) -> None:
         self._path, self._cipher = path, cipher
+        self.name = path.name
         try:
             self._archive = zipfile.ZipFile(path)
             if sorted(self._archive.namelist()) != [CONTENTS_NAME, MANIFEST_NAME]:
@@ -126,6 +132,8 @@ class BackupFile:
             raise InvalidBackup(f"{key}: expected a record, got one that cannot be read: {type(error).__name__}") from None
         if recipe.initialization_digest != record.summary.initialization_digest:
             raise InvalidBackup(f"{key}: the summary does not fit the recipe")
+        if stored.get("initialization_digest", digest := recipe.initialization_digest.encode()) != digest:
+            raise InvalidBackup(f"{key}: initialization_digest: expected the one of the recipe, got another one")
 
 
 class Restore:
@@ -138,12 +146,15 @@ class Restore:
         self._redis, self._cache = client, cache
         self._records = Records(client)
         self._restore = scripts.register(client, "restore")
+        self._streams = RestoredStreams(client)
+        self._unnumbered: list[tuple[int, str, str]] = []
+        """(time of its creation, tenant, adapter id) of each record that is not in its tenant's list of adapters."""
 
     def is_occupied(self) -> bool:
-        """Return True if the server already has records, aliases or API keys."""
+        """Return True if the server already has records, aliases, API keys or settings of tenants."""
         patterns = (names.record("*", "*"), names.alias_targets("*"))
         found = itertools.chain.from_iterable(self._redis.scan_iter(pattern, count=500) for pattern in patterns)
-        return self._records_exist(found) or bool(self._redis.exists(names.API_KEYS))
+        return self._records_exist(found) or bool(self._redis.exists(names.API_KEYS, names.TENANTS))
 
     @staticmethod
     def _records_exist(keys: Iterator[bytes]) -> bool:
@@ -152,12 +163,16 @@ class Restore:
     def restore(self, backup: BackupFile, *, replace: bool, on_progress: Callable[[], object] = lambda: None) -> Restored:
         """Write a backup that `BackupFile.check` has accepted.
 
-        `replace`: first delete what the server has. Otherwise raises InvalidBackup if it has records, aliases or API keys.
+        `replace`: first delete what the server has, except for its audit log. Otherwise raises InvalidBackup if it has records,
+        aliases, API keys or settings of tenants. The entries of the audit log are added to those of the server, and at the end one
+        for the restore.
         """
         if replace:
             self._clear()
         elif self.is_occupied():
-            raise InvalidBackup("expected a server without records and API keys, got one that has some; --replace deletes them")
+            raise InvalidBackup(
+                "expected a server without records, API keys and limits of tenants, got one that has some; --replace deletes them"
+            )
         done, unfinished, before = Restored(), list[tuple[str, str]](), ""
         numbers: dict[str, int] = {}
         for line in backup.lines():
@@ -168,27 +183,37 @@ class Restore:
                 unfinished += self._write_record(line)
             elif line.contents.part == "weights":
                 done.weights += self._write_string(line, self._cache)
+            elif line.contents.redis_type == "stream":
+                self._streams.add(line.key, line.value)
             else:
                 self._write(line, is_first=line.key != before)
             before = line.key
             on_progress()
+        self._streams.flush()
         self._raise_numbers(numbers)
-        done.aliases_dropped = self._make_again()
+        self._number_records()
+        self._index_idempotency_keys()
+        done.aliases_dropped = self._rebuild()
         for tenant, adapter_id in unfinished:
-            done.requeued += self._records.dead_jobs.revive(tenant, adapter_id)
+            done.requeued += self._records.dead_jobs.revive(tenant, adapter_id, is_audited=False)
         self._redis.hincrby(names.COUNTS, "revived", -done.requeued)  # they were not dead
         if replace:
             self._remove_unused_weights()
+        with self._redis.pipeline() as pipe:
+            details = {"records": done.records, "sha256": backup.manifest["sha256"], "replaced": replace}
+            audit.record_in(pipe, "", "backup.restored", backup.name, details)
+            pipe.execute()
         return done
 
     def _clear(self) -> None:
-        """Delete everything but weights, wake-ups and the list of live workers.
+        """Delete everything but weights, wake-ups, the list of live workers and the audit log.
 
         A worker then has it erased from the append-only file.
         """
         for key in self._redis.scan_iter("qs:*", count=500):
             contents = contents_of(text(key))
-            if contents is not None and contents.part not in ("passing", "weights"):
+            kept = contents is None or contents.part in ("transient", "weights") or contents.redis_type == "stream"
+            if not kept:
                 self._redis.delete(key)
         now = server_ms(self._redis)
         self._redis.set(names.ERASE, now)
@@ -197,10 +222,13 @@ class Restore:
     def _write_record(self, line: _Line) -> list[tuple[str, str]]:
         """Write a record. Return its (tenant, adapter id) in a list if its job is unfinished."""
         _, tenant, _, adapter_id = line.key.split(":")
-        keys = [*names.job_keys(tenant, adapter_id), names.adapters(tenant), names.SEQUENCE, names.RETIRE, names.QUEUES]
+        keys = [*names.job_keys(tenant, adapter_id), names.adapters(tenant), names.RETIRE, names.QUEUES]
         flat = [part for pair in line.value.items() for part in pair]
         arguments: list[Any] = [names.member(tenant, adapter_id), adapter_id, KEEP_EXPIRED_RECORDS_MS, *flat]
-        return [(tenant, adapter_id)] if self._restore(keys=keys, args=arguments) else []
+        is_unfinished, is_numbered = self._restore(keys=keys, args=arguments)
+        if not is_numbered:
+            self._unnumbered.append((int(line.value["created_at"]), tenant, adapter_id))
+        return [(tenant, adapter_id)] if is_unfinished else []
 
     def _write(self, line: _Line, *, is_first: bool) -> None:
         key, value = line.key, line.value
@@ -220,9 +248,6 @@ class Restore:
                 self._redis.zadd(key, value)
             case "list":
                 self._redis.rpush(key, *value)
-            case "stream":
-                for identity, fields in value:
-                    self._redis.xadd(key, fields, id=identity)
 
     def _write_string(self, line: _Line, client: "redis.Redis") -> bool:
         if line.expires_at is not None and line.expires_at <= server_ms(client):
@@ -242,8 +267,26 @@ class Restore:
             last = max([last, *(int(score) for _, score in highest)])
         self._redis.set(names.SEQUENCE, last)
 
-    def _make_again(self) -> int:
-        """Make the indexes of aliases, and remove what names an adapter that the backup lacks.
+    def _number_records(self) -> None:
+        """Add the adapters that are in no list to the list of their tenant.
+
+        They were created during the backup, after the list was read. So they are the newest ones.
+        """
+        for _, tenant, adapter_id in sorted(self._unnumbered):
+            self._redis.zadd(names.adapters(tenant), {adapter_id: self._redis.incr(names.SEQUENCE)}, nx=True)
+
+    def _index_idempotency_keys(self) -> None:
+        """Give each idempotency key without a time of its removal a new one.
+
+        The reaper may have removed its time during the backup or the restore.
+        """
+        removal = server_ms(self._redis) + KEPT_MS
+        for key in self._redis.scan_iter(names.idempotency("*", "*"), count=500):
+            if (contents := contents_of(text(key))) is not None and contents.pattern == "qs:TENANT:idempotency:DIGEST":
+                self._redis.zadd(names.IDEMPOTENCY, {text(key): removal}, nx=True)
+
+    def _rebuild(self) -> int:
+        """Rebuild the indexes of aliases, and remove what names an adapter that the backup lacks.
 
         Returns the number of such aliases.
         """
@@ -306,7 +349,7 @@ def _parse_line(content: bytes, number: int) -> _Line:
         document = json.loads(content)
         key, expires_at = document["key"], document.get("expires_at")
         contents = contents_of(key)
-        if contents is None or contents.part in ("made again", "passing"):
+        if contents is None or contents.part in ("rebuilt", "transient"):
             raise InvalidBackup(f"line {number}: key: expected one that backups contain, got {str(key)[:80]!r}")
         if document["type"] != contents.redis_type:
             raise InvalidBackup(f"line {number}: type: expected {contents.redis_type}, got {str(document['type'])[:20]!r}")

@@ -14,8 +14,9 @@ Redis runs a script atomically, so no reader ever sees a step half done. A scrip
 `ARGV[1]` is the member, `tenant/adapter_id`. The comment at the top of each file lists the other keys and arguments.
 
 A Redis server that is out of memory refuses a script whose first write may need memory. It does not refuse the later writes of a
-script. So the first write of every script for a job, except `accept`, is a removal. Jobs can then be ended, handed back and deleted
-even on a server that is out of memory.
+script. So the first write of every script for a job, except `accept`, is a removal, if only of a member that does not exist. Jobs
+can then be ended, handed back and deleted even on a server that is out of memory. The same holds for scripts that only remove
+something.
 """
 
 from functools import cache
@@ -34,6 +35,7 @@ SHARED = {
     "delete": ("now", "turns", "count", "tenant", "audit"),
     "due": ("now",),
     "erased": (),
+    "forget_initialization": ("audit",),
     "give_up": ("now", "turns", "count", "tenant"),
     "hand_back": ("now", "turns", "count", "held"),
     "heartbeat": ("now", "count", "held"),
@@ -44,12 +46,14 @@ SHARED = {
     "queue_depths": ("now",),
     "remove_alias": ("audit",),
     "requeue": ("now", "turns", "count", "tenant"),
-    "reseal": (),
+    "reseal": ("now", "turns"),
     "restore": ("now", "tenant"),
-    "revive": ("now", "turns", "count", "tenant"),
+    "revive": ("now", "turns", "count", "tenant", "audit"),
     "roll_back_alias": ("audit",),
+    "swap_stream": (),
     "sweep_idempotency": ("now",),
     "take_requests": ("requests",),
+    "unset": ("audit",),
     "usage": ("now", "tenant", "requests"),
     "use_keys": ("now",),
 }

@@ -134,9 +134,13 @@ def _master_client(
 
 
 def weights_client(url: str, *, timeout: float = 10, connect_timeout: float = 3) -> "redis.Redis":
-    """Return a client for the cache of weights, which connects at its first use. Timeouts are in seconds."""
+    """Return a client for the cache of weights, which connects at its first use. Timeouts are in seconds.
+
+    Calls to a cluster are not repeated, so that one call takes no longer than with a single server: workers repeat them
+    themselves, within the time of their watchdog.
+    """
     if (cluster := _parse("cluster", url)) is not None:
-        return cast(redis.Redis, _ClusterClient(cluster, timeout, connect_timeout))
+        return cast(redis.Redis, _ClusterClient(cluster, timeout, connect_timeout, retry=Retry(NoBackoff(), 0)))
     return records_client(url, timeout=timeout, connect_timeout=connect_timeout)
 
 

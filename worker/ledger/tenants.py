@@ -11,7 +11,7 @@ from typing import Any, cast
 import redis
 
 from worker.errors import InvalidLimit
-from worker.ledger import audit, names
+from worker.ledger import audit, names, scripts
 from worker.ledger.api_keys import check_tenant
 from worker.ledger.names import text
 from worker.ledger.usage import LIMITS
@@ -41,6 +41,7 @@ class Tenants:
 
     def __init__(self, client: "redis.Redis") -> None:
         self._redis = client
+        self._unset = scripts.register(client, "unset")
 
     def get(self, tenant: str) -> TenantSettings:
         """Return the settings that a tenant has of its own."""
@@ -80,26 +81,37 @@ class Tenants:
     def reset(self, tenant: str, what: Iterable[str] = ()) -> bool:
         """Give a tenant the defaults again. Return False if it had no such settings of its own.
 
-        `what`: names of limits, and `share`; empty for all of its settings.
+        `what`: names of limits, and `share`; empty for all of its settings. Works even on a server that is out of memory.
         """
-        found: list[str] = []
-
-        def write(pipe: "redis.client.Pipeline") -> None:
-            old = _read(pipe, tenant)
+        while True:
+            stored = cast(bytes | None, self._redis.hget(names.TENANTS, tenant))
+            old = TenantSettings() if stored is None else _parse(stored)
             own = [*old.limits, *(["share"] if old.share != DEFAULT_SHARE else [])]
-            found[:] = [name for name in own if name in (tuple(what) or own)]
+            found = [name for name in own if name in (tuple(what) or own)]
+            if not found:
+                return False
             limits = {name: value for name, value in old.limits.items() if name not in found}
             left = TenantSettings(limits, DEFAULT_SHARE if "share" in found else old.share)
-            pipe.multi()
-            if found and left != TenantSettings():
-                pipe.hset(names.TENANTS, tenant, _dump(left))
-            elif found:
-                pipe.hdel(names.TENANTS, tenant)
-            if found:
-                audit.record_in(pipe, tenant, "limits.unset", tenant, {"names": found})
+            new_value = "" if left == TenantSettings() else _dump(left)
+            details = json.dumps({"names": found})
+            arguments: list[Any] = [tenant, stored or b"", new_value, audit.script_context(tenant), "limits.unset", tenant, details]
+            if self._unset(keys=[names.TENANTS], args=arguments):
+                return True
 
-        self._redis.transaction(write, names.TENANTS)
-        return bool(found)
+
+def is_allowed(stored: str) -> bool:
+    """Return True if these are settings that `change` could have stored, in this version or a later one.
+
+    Raises ValueError for what is no JSON.
+    """
+    content = json.loads(stored)
+    limits, share = (content.get("limits", {}), content.get("share", DEFAULT_SHARE)) if isinstance(content, dict) else (None, None)
+    return (
+        isinstance(limits, dict)
+        and all(type(value) is int and 0 <= value <= MOST_LIMIT for value in limits.values())
+        and type(share) is int
+        and 1 <= share <= MOST_SHARE
+    )
 
 
 def _read(pipe: "redis.client.Pipeline", tenant: str) -> TenantSettings:

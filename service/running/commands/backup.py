@@ -17,7 +17,7 @@ from worker.ledger.servers import weights_client
 
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--weights", is_flag=True, help="Also copy adapter weights, which are otherwise made again when they are needed.")
+@click.option("--weights", is_flag=True, help="Also copy adapter weights, which are otherwise rebuilt when they are needed.")
 @on_data_dir
 def backup(file: Path, weights: bool, data_dir: Path) -> None:
     """Write all records, aliases, API keys, initializations and usage to the new FILE.

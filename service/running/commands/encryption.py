@@ -54,8 +54,9 @@ def new_key_(file: Path, append: bool) -> None:
 def apply(data_dir: Path) -> None:
     """Rewrite all stored values with the first key of ENCRYPTION_KEY_FILE, or plain if it says so.
 
-    All services and workers must have the key. They may run meanwhile. An interrupted call can be repeated. At the end, Redis
-    rewrites its append-only file, which has the earlier forms.
+    All services, predictors and workers must have the key and may run meanwhile. Only workers are checked: a service or predictor
+    without the key cannot read the rewritten records, so upgrade and restart them first. An interrupted call can be repeated. At
+    the end, Redis rewrites its append-only file, which has the earlier forms.
     """
     cipher = read_cipher()
     if not cipher.key_ids:

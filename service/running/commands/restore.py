@@ -17,12 +17,13 @@ from worker.ledger.servers import weights_client
 
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--replace", is_flag=True, help="First delete all records, aliases and API keys that the server has.")
+@click.option("--replace", is_flag=True, help="First delete all that the server has, except for its audit log.")
 @on_data_dir
 def restore(file: Path, replace: bool, data_dir: Path) -> None:
     """Restore the backup FILE to a server without records, while its service runs.
 
-    The whole file is checked before anything is written. Jobs that were unfinished at the time of the backup run again.
+    The whole file is checked before anything is written. Jobs that were unfinished at the time of the backup run again. API keys
+    that were revoked since then are valid again: revoke them once more.
     """
     cipher = read_cipher()
     client, cache_url = connect_to_records(data_dir.expanduser())

@@ -12,8 +12,12 @@ from worker.errors import AdapterAliased
 from worker.ledger import audit, scripts
 from worker.ledger.aliases import Aliases
 from worker.ledger.audit import ACTIONS, MOST_OF_DEPLOYMENT, MOST_OF_TENANT, Actor, AuditLog, Entry, acting
+from worker.ledger.claims import Claimant
+from worker.ledger.encryption import Cipher, EncryptionKey
 from worker.ledger.initializations import StoredInitialization
 from worker.ledger.records import Records
+from worker.ledger.reencryption import Reencryption
+from worker.ledger.tenants import Tenants, TenantSettings
 from worker.logs import fields
 
 KEY = Actor("key", "0123456789ab", "192.0.2.7")
@@ -160,7 +164,7 @@ def test_the_bounds_are_the_documented_ones_and_every_action_of_a_script_is_know
     assert (MOST_OF_DEPLOYMENT, MOST_OF_TENANT) == (100_000, 10_000)
     code = "".join(path.read_text() for path in scripts.FOLDER.glob("*.lua"))
     used = set(re.findall(r"audit\(ARGV\[\d\], '([a-z._]+)'", code))
-    assert len(used) == 4 and used <= set(ACTIONS)
+    assert len(used) == 6 and used <= set(ACTIONS)
     assert json.loads(audit.script_context("t"))["streams"] == [["qs:t:audit", 10_000]]
 
 
@@ -168,8 +172,39 @@ def test_a_full_server_still_deletes_and_records_it(redis_client: "redis.Redis",
     aliases = Aliases(redis_client)
     records.accept("t", "a1", RECIPE, DAY, ())
     aliases.point("t", "live", "a1")
+    stored = StoredInitialization(b"bytes", "plain", "base", "tiny", "classes")
+    records.initializations.store("unused", stored)
+    records.initializations.point("base", "plain", "unused")
+    tenants = Tenants(redis_client)
+    for tenant in ("t", "u"):
+        tenants.change(tenant, {"MAX_JOBS": 5, "MAX_ALIASES": 6})
+    before = len(list(log.since(0)))
     redis_client.config_set("maxmemory", 1)
     with pytest.raises(redis.OutOfMemoryError):
         redis_client.set("more", "x")
     assert aliases.remove("t", "live") and records.delete("t", "a1") is not None
-    assert [entry.action for entry in log.since(0)] == ["alias.moved", "alias.removed", "adapter.deleted"]
+    records.initializations.point("base", "plain", None)
+    assert records.initializations.forget("unused") == 0 and records.initializations.pointers() == {}
+    assert tenants.reset("t") and tenants.reset("u", ["MAX_JOBS"]) and not tenants.reset("u", ["MAX_JOBS"])
+    assert tenants.all() == {"u": TenantSettings({"MAX_ALIASES": 6})} and records.initializations.digests() == []
+    actions = [entry.action for entry in log.since(0)][before:]
+    assert sorted(actions) == sorted(
+        ["alias.removed", "adapter.deleted", "initialization.reset", "initialization.forgotten", "limits.unset", "limits.unset"]
+    )
+
+
+def test_retries_of_dead_jobs_and_rewriting_all_values_are_recorded(
+    redis_client: "redis.Redis", records: Records, log: AuditLog
+) -> None:
+    for identity in ("a1", "a2"):
+        records.accept("t", identity, RECIPE, DAY, ())
+        assert records.claims.claim("t", identity, Claimant("w", attempts=0)) is None
+    with acting(OPERATOR):
+        assert records.dead_jobs.revive("t", "a1") and not records.dead_jobs.revive("t", "a1")
+        assert records.dead_jobs.revive("t", "a2", is_audited=False)
+        cipher = Cipher([EncryptionKey(b"1" * 32)])
+        Reencryption(redis_client, redis_client, cipher).apply()
+    assert [(entry.action, entry.tenant, entry.subject, entry.actor) for entry in log.since(0)] == [
+        ("job.retried", "t", "a1", OPERATOR),
+        ("encryption.applied", "", cipher.sealing_key, OPERATOR),
+    ]

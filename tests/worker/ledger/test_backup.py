@@ -218,6 +218,17 @@ WRONG: list[tuple[Callable[[list[dict[str, Any]]], object], str]] = [
     (set_field("expires_at", "1e400"), "expires_at: expected a whole number"),
     (set_field("fence", "9" * 400), "fence: expected a whole number"),
     (set_field("bytes", "-5"), "bytes: expected a whole number"),
+    *[(set_field("cost", cost), "cost: expected a whole number") for cost in ("inf", "abc", "-1e9")],
+    *[
+        (set_field(name, "soon"), f"{name}: expected a whole number")
+        for name in ("queued_at", "announced_at", "lease_until", "heard_at", "lost_at")
+    ],
+    (set_field("initialization_digest", "e" * 64), "initialization_digest: expected the one of the recipe"),
+    *[
+        (add(key="qs:tenants", type="hash", value={"t": settings}), "expected a key, a type and a value")
+        for settings in ('{"share": 0}', '{"share": "2"}', '{"share": 1e9}', '{"limits": {"MAX_JOBS": -1}}', "[]", "x")
+    ],
+    (add(key="qs:audit", type="stream", value=[["18446744073709551615-1", {"action": "x"}]]), "expected a key, a type and a value"),
     (
         set_field("summary", json.dumps({**RECIPE.summary.model_dump(), "initialization_digest": "e" * 64})),
         "does not fit the recipe",

@@ -82,6 +82,9 @@ def test_on_a_server_out_of_memory_jobs_still_end_and_can_be_deleted(redis_serve
     third = claimed(records, "a3")
     assert records.delete("t", "a3") == third.fence and records.get("t", "a3") is None
     assert records.pin("t", "a4", False) == DAY and records.dead_jobs.revive("t", "a2")
+    assert not records.claims.heartbeat(third, 10_000)  # the claim is lost, because the job was deleted
+    assert records.claims.commit(third, Outcome(status="ready", digest="f", size=1)) is None
+    assert (records.counts.read()["overtaken"], records.counts.read()["refused_commits"]) == (1, 1)
     client.close()
 
 

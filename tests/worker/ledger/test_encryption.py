@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from service.__main__ import main
 from tests.conftest import RedisServer
 from tests.worker.ledger.jobs import DAY
-from worker.errors import EncryptionKeyMissing, InvalidKeyFile, SealBroken, WeightsCorrupt
+from worker.errors import EncryptionKeyMissing, InvalidKeyFile, LimitReached, SealBroken, WeightsCorrupt
 from worker.ledger import names
 from worker.ledger.claims import Claim, Claimant
 from worker.ledger.encryption import PLAIN, Cipher, EncryptionKey, new_key, read_key_file, sealed_with
@@ -101,6 +101,17 @@ def test_a_sealed_value_opens_only_under_its_name_with_its_key_and_unchanged() -
         with pytest.raises(EncryptionKeyMissing, match=f"^x is encrypted with key {FIRST.identity}, which is not in"):
             without.open("x", sealed)
         assert without.open("x", value) == value
+
+
+def test_the_check_of_the_limits_counts_the_recipe_as_it_is_stored(redis_client: "redis.Redis") -> None:
+    for number, cipher in enumerate((PLAIN, Cipher([FIRST]))):
+        records, tenant = Records(redis_client, cipher=cipher), f"t{number}"
+        records.accept(tenant, ID, RECIPE, DAY, ())
+        most = int(redis_client.hget(names.usage(tenant), "example_bytes") or 0)
+        assert most == len(RECIPE.model_dump_json(exclude_defaults=True)) + cipher.added_bytes
+        records.check_room("u", OTHER, RECIPE, size=1, limits={"MAX_EXAMPLE_BYTES": most})
+        with pytest.raises(LimitReached):
+            records.check_room("u", OTHER, RECIPE, size=1, limits={"MAX_EXAMPLE_BYTES": most - 1})
 
 
 def test_a_key_file_has_the_sealing_key_first(tmp_path: Path) -> None:

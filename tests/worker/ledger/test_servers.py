@@ -1,5 +1,8 @@
 """Redis URLs of one or several servers, and the ledger on a real Sentinel and a real cluster."""
 
+import os
+import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -9,6 +12,7 @@ from tests.servers import cluster, sentinel, until
 from tests.worker.ledger.jobs import DAY, RECIPE
 from worker.app import celery_app
 from worker.errors import SettingsError, WeightsMissing
+from worker.ledger import names
 from worker.ledger.messages import ADAPT_TASK, wake_up
 from worker.ledger.records import NotReplicated, Records
 from worker.ledger.servers import broker, records_client, weights_client
@@ -69,3 +73,20 @@ def test_weights_can_be_stored_on_a_cluster(tmp_path: Path) -> None:
             node.kill()
         with pytest.raises(redis.RedisError):
             store.has("t", "a4", 1)
+
+
+def test_a_call_to_a_frozen_node_of_a_cluster_waits_only_once(tmp_path: Path) -> None:
+    """Freeze one of three nodes. A worker's watchdog allows for one time-out."""
+    with cluster(tmp_path) as (url, nodes, form):
+        form()
+        store = WeightStore(weights_client(url, timeout=0.5, connect_timeout=0.5))
+        for number in range(10):
+            store.put("t", f"a{number}", 1, CONTENT, 60_000)
+        owned = nodes[0].client.keys()
+        number = next(number for number in range(10) if names.weights("t", f"a{number}", 1).encode() in owned)
+        os.kill(nodes[0].process.pid, signal.SIGSTOP)
+        began = time.monotonic()
+        with pytest.raises(redis.RedisError):
+            store.put("t", f"a{number}", 1, CONTENT, 60_000)
+        assert 0.5 <= time.monotonic() - began < 1.5
+        os.kill(nodes[0].process.pid, signal.SIGCONT)

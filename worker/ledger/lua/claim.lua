@@ -8,7 +8,7 @@
 --         otherwise the next job in turn, of the named job's queue or else of another; or 'pass': the next job in turn of the named
 --         job's queue that waits for its first attempt and has the pass key ARGV[9],
 --       8 ids of the encryption keys that the worker has, separated by spaces
--- Returns {'claimed', fence, recipe, ms waited, ttl_ms, attempt, request id, previous fence, member}, {'no_record'},
+-- Returns {'claimed', fence, recipe, ms waited, ttl_ms, attempt, request id, previous fence, member, queue}, {'no_record'},
 -- {'not_claimable'} (finished, held by a worker, or not for this worker), or {'attempts_used_up', member}.
 --
 -- A fence is never below the current time in ms. So after a failover, a new master that never received the latest fences does not
@@ -123,4 +123,4 @@ redis.call('ZADD', KEYS[2], now + tonumber(ARGV[2]), member)
 redis.call('ZADD', KEYS[3], now + tonumber(ARGV[2]), member)
 count('attempts')
 local recipe, queued_at, ttl_ms, request = unpack(redis.call('HMGET', record, 'recipe', 'queued_at', 'ttl_ms', 'request'))
-return {'claimed', fence, recipe, now - tonumber(queued_at), ttl_ms, attempt, request or '', previous_fence, member}
+return {'claimed', fence, recipe, now - tonumber(queued_at), ttl_ms, attempt, request or '', previous_fence, member, queue}

@@ -8,7 +8,11 @@ local digest, ttl_ms, pinned, expires_at = unpack(redis.call('HMGET', KEYS[1], '
 local status = current[2]
 local committed = (status == 'ready' and digest == ARGV[5]) or (status == 'failed' and ARGV[5] == '')
 if current[1] == ARGV[2] and committed then return {ttl_ms, pinned or '0'} end
-if not held then count('refused_commits'); return nil end
+if not held then
+  redis.call('ZREM', KEYS[3], '')  -- removes nothing, but lets a server that is out of memory accept the next write
+  count('refused_commits')
+  return nil
+end
 redis.call('ZREM', KEYS[2], ARGV[1])
 redis.call('ZREM', KEYS[3], ARGV[1])
 finished()

@@ -1,4 +1,4 @@
--- Remove idempotency keys whose day is over.
+-- Remove idempotency keys that have expired.
 --
 -- KEYS  1 qs:idempotency
 -- ARGV  1 most keys to remove

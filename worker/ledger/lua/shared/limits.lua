@@ -1,10 +1,13 @@
--- refusal(limits, size, example_bytes, expired_adapters): the limit that a new job of this adapter would exceed, as {limit, its value, usage
--- now}, or nil. Needs KEYS[1], `now` and tenant.lua.
+-- Limits of a tenant. Needs KEYS[1] (the record), `now` and tenant.lua.
 --
--- limits         the tenant's limits by name, 0 for no limit
--- size           largest possible size of the weights in bytes
--- example_bytes  bytes of the job's examples
--- expired_adapters  what expired() returns: their bytes no longer count
+-- refusal(limits, size, example_bytes, expired_adapters)
+--         return {limit, its value, usage now} for the first limit that a new job of this adapter would exceed, or nil
+--   limits            the tenant's limits by name, 0 for no limit
+--   size              largest possible size of the weights in bytes
+--   example_bytes     bytes of the job's examples
+--   expired_adapters  the answer of expired(): adapters whose bytes no longer count
+--
+-- live()  return true if the job is queued, running or ready and not expired, so that no limit applies to it
 
 local function refusal(limits, size, example_bytes, expired_adapters)
   local freed = 0
@@ -22,7 +25,6 @@ local function refusal(limits, size, example_bytes, expired_adapters)
   end
 end
 
--- live(): true if the job is queued, running or ready and not expired, so that no limit applies to it
 local function live()
   local status, expires_at, pinned = unpack(redis.call('HMGET', KEYS[1], 'status', 'expires_at', 'pinned'))
   return status == 'queued' or status == 'running' or (status == 'ready' and (pinned == '1' or tonumber(expires_at) > now))
