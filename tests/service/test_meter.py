@@ -163,7 +163,7 @@ def test_usage_is_written_again_after_any_error_and_a_tenant_waits_only_for_its_
 
 
 def test_requests_beyond_the_limit_that_keep_coming_do_not_stop_the_event_loop(redis_server: RedisServer) -> None:
-    """Send one request in each turn of the event loop, so that some come while a refusal is on its way to others."""
+    """Send a request in each turn of the event loop: some come just when another was refused."""
     meter, refused = Meter(Usage(redis.Redis.from_url(redis_server.url)), limited(1)), list[int]()
 
     async def scenario() -> None:
