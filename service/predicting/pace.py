@@ -9,7 +9,7 @@ _PASSES = 24
 """The number of latest passes that count, so that the estimate follows a machine that gets slower or faster."""
 _LEAST_PASSES = 5
 _LEAST_SLOPES = 10
-_EFFICIENCY = 0.8
+_EFFICIENCY = 0.9
 """The part of the speed of an endless pass that a pass of `efficient_tokens` has."""
 _UNKNOWN_PART = 8
 """`efficient_tokens` is one part of so many of a full batch while the overhead is unknown."""
@@ -50,7 +50,7 @@ class Pace:
 
     @property
     def efficient_tokens(self) -> int:
-        """The size of a pass, in tokens, from which its overhead is a fifth of its time or less."""
+        """The size of a pass, in tokens, from which its overhead is a tenth of its time or less."""
         if self._line is None:
             return self.batch_tokens // _UNKNOWN_PART
         overhead, each = self._line

@@ -13,7 +13,7 @@ def test_the_line_through_passes_of_several_sizes_is_found() -> None:
     for _ in range(50):
         tokens = rng.choice([10, 200, 1000])
         pace.observe(tokens, 0.02 + tokens / 5000)
-    assert pace.efficient_tokens == approx(4 * 0.02 * 5000, rel=1e-6)
+    assert pace.efficient_tokens == approx(9 * 0.02 * 5000, rel=1e-6)
     assert pace.seconds(2500) == approx(3 * 0.02 + 0.5, rel=1e-6)
 
 
