@@ -158,7 +158,7 @@ class ServiceSettings(WorkerSettings):
         "unset: predict in this process",
     )
     predict_seconds: float = Field(
-        default=30,
+        default=60,
         gt=0,
         description="deadline of a prediction, in seconds; a call that by the estimate would be answered later gets 429 at once",
     )

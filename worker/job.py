@@ -6,6 +6,7 @@ no longer holds the claim, because another worker has claimed the job or it was 
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -71,11 +72,17 @@ class JobRunner:
             self._run_claimed([claim, *self._claim_for_same_pass(claim)])
 
     def _claim_for_same_pass(self, first: Claim) -> list[Claim]:
-        """Claim waiting jobs that can share a pass with the claimed job `first`, and return their claims."""
+        """Claim waiting jobs that can share a pass with the claimed job `first`, and return their claims.
+
+        Each tenant gets at most as many places in the pass as the tenant of `first` has jobs. So a tenant with one job does not
+        wait for a pass full of another's jobs, and many tenants with one job each still share a pass.
+        """
         more: list[Claim] = []
         try:
             for _ in range(self._passes.spare_places(first)):
-                claim = self.records.claims.claim_for_pass(first, self._claimant)
+                places = Counter(claim.tenant for claim in (first, *more))
+                full = [tenant for tenant, number in places.items() if number > first.waiting]
+                claim = self.records.claims.claim_for_pass(first, self._claimant, full)
                 if claim is None:
                     break
                 more.append(claim)

@@ -188,7 +188,7 @@ class Batcher(Generic[C]):
         while turns and batch.rows < self.rows:
             _, tenant = heapq.heappop(turns)
             flow = waiting[tenant]
-            entry = self._entry_that_fits(flow, batch, left[tenant], each)
+            entry = self._entry_that_fits(flow, batch, left[tenant])
             if entry is None:
                 continue  # nothing more of this tenant in this batch
             tokens = batch.add(entry)
@@ -204,11 +204,11 @@ class Batcher(Generic[C]):
                 heapq.heappush(turns, (flow.start, tenant))
         return batch
 
-    def _entry_that_fits(self, flow: _Flow[C], batch: _Batch[C], left: int, each: int) -> _Entry[C] | None:
+    def _entry_that_fits(self, flow: _Flow[C], batch: _Batch[C], left: int) -> _Entry[C] | None:
         """Return the tenant's first call whose next row may still go into the batch, or None."""
         for entry in flow.entries:
             if entry.call.key in batch.keys or len(batch.keys) < self.adapters:
                 tokens = entry.call.lengths[entry.done]
-                within = batch.tokens + tokens <= self.tokens and (tokens <= left or left == each)
+                within = batch.tokens + tokens <= self.tokens and tokens <= left
                 return entry if within or not batch.rows else None
         return None

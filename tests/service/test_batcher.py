@@ -179,3 +179,12 @@ def test_tenants_are_forgotten_once_nothing_waits_and_nobody_pays_for_what_it_go
     for tenant in ("early", "late"):
         batcher.add(Call(tenant, [10] * 100, tenant=tenant))
     assert tokens_by_tenant(batcher.next()) == {"early": 320, "late": 320}
+
+
+def test_a_long_row_of_another_does_not_pad_a_small_call() -> None:
+    batcher: Batcher[Call] = Batcher(tokens=1000, rows=64, adapters=8)
+    batcher.add(Call("busy", [250] * 30, tenant="busy"))
+    assert tokens_by_tenant(batcher.next(least_tokens=300)) == {"busy": 1000}
+    batcher.add(Call("quiet", [12], tenant="quiet"))
+    assert tokens_by_tenant(batcher.next(least_tokens=300)) == {"quiet": 12}
+    assert tokens_by_tenant(batcher.next(least_tokens=300)) == {"busy": 1000}

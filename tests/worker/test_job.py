@@ -15,7 +15,7 @@ from tests.conftest import RedisServer
 from tests.worker.jobs import SUPPORT, recipe, run
 from worker.errors import WeightsMissing
 from worker.job import JobRunner
-from worker.ledger.claims import Claim, Claims, WeightsLifetime
+from worker.ledger.claims import Claim, Claimant, Claims, WeightsLifetime
 from worker.ledger.messages import TEXT_CLASSIFICATION, JobRecipe, Outcome
 from worker.ledger.records import Records
 from worker.ledger.weights_cache import WeightStore
@@ -171,7 +171,7 @@ def test_a_quiet_tenants_job_is_next_after_the_running_pass(runner: JobRunner, t
 
     assert ready() == ["a0", "a1"]
     runner.run("busy", "a1")
-    assert ready() == ["b", "a0", "a1", "a2"]  # a2 shares the pass
+    assert ready() == ["b", "a0", "a1", "a2"]  # a2 shares the pass: one place for each tenant
     for wake_up in (("busy", f"a{number}") for number in range(2, 6)):
         runner.run(*wake_up)
     assert ready() == ["b", "a0", "a1", "a2", "a3", "a4", "a5"]
@@ -185,3 +185,19 @@ def test_the_time_of_a_pass_is_measured_in_the_queue_of_its_job(runner: JobRunne
     worker.run("t", "a1")
     loads = runner.records.queue_loads.read()
     assert list(loads) == [of_key] and (loads[of_key].job_seconds or 0) > 0
+
+
+def test_a_pass_has_no_more_jobs_of_any_tenant_than_of_the_one_whose_turn_it_is(runner: JobRunner, tiny: Base) -> None:
+    for number in range(6):
+        runner.records.accept("busy", f"a{number}", recipe(tiny, seed=number), 60_000, ())
+    for tenant in ("first", "second", "third"):
+        runner.records.accept(tenant, "b", recipe(tiny, seed=9), 60_000, ())
+    runner.records.claims.claim("busy", "a0", Claimant("dead"))  # so that it is the others' turn
+
+    def ready(tenant: str) -> int:
+        return sum(record.status == "ready" for record in runner.records.page(tenant, 100, None)[0])
+
+    runner.run("first", "b")
+    assert [ready(tenant) for tenant in ("first", "second", "third", "busy")] == [1, 1, 1, 1]
+    runner.run("busy", "a1")
+    assert ready("busy") == 5

@@ -61,6 +61,8 @@ class Claim:
     previous_fence: int
     """The fence of the previous claim of this job, or 0. Weights stored under it are useless and may be removed."""
     queue: str
+    waiting: int
+    """The number of further jobs of its tenant that wait in this queue."""
 
 
 @dataclass(frozen=True)
@@ -103,12 +105,14 @@ class Claims:
         """
         return self._claim_until_settled(tenant, adapter_id, claimant, "turn")
 
-    def claim_for_pass(self, first: Claim, claimant: Claimant) -> Claim | None:
+    def claim_for_pass(self, first: Claim, claimant: Claimant, passed_over: Sequence[str] = ()) -> Claim | None:
         """Claim a job that may share a pass with the claimed job `first`. Return None if there is none.
 
-        It is the next job in turn that has the same pass key and waits for its first attempt.
+        It is the next job in turn that has the same pass key and waits for its first attempt. `passed_over`: tenants whose jobs
+        are not taken.
         """
-        return self._claim_until_settled(first.tenant, first.adapter_id, claimant, "pass", first.recipe.pass_key)
+        more = first.recipe.pass_key, json.dumps(list(passed_over))
+        return self._claim_until_settled(first.tenant, first.adapter_id, claimant, "pass", *more)
 
     def _claim_until_settled(self, tenant: str, adapter_id: str, claimant: Claimant, which: str, *more: str) -> Claim | None:
         """Claim in turn. Jobs in turn whose attempts are used up are ended on the way."""
@@ -140,7 +144,8 @@ class Claims:
         job = names.split_member(answer[8])
         recipe = JobRecipe.model_validate_json(self._cipher.open(field_name(names.record(*job), "recipe"), answer[2]))
         fence, waited_ms, ttl_ms, attempt, previous_fence = (int(answer[i]) for i in (1, 3, 4, 5, 7))
-        return Claim(*job, fence, recipe, waited_ms, ttl_ms, attempt, text(answer[6]), previous_fence, text(answer[9])), True
+        queue, waiting = text(answer[9]), int(answer[10])
+        return Claim(*job, fence, recipe, waited_ms, ttl_ms, attempt, text(answer[6]), previous_fence, queue, waiting), True
 
     def give_up(self, tenant: str, adapter_id: str, reason: str, attempts: int) -> None:
         """End a job as failed and dead, if its `attempts` are used up and no worker holds it."""

@@ -6,9 +6,10 @@
 --       6 the start of the keys of stored initializations, which every worker can load,
 --       7 which job: 'named'; 'turn': the named job if it has no turn, because its worker was lost or an earlier version queued it,
 --         otherwise the next job in turn, of the named job's queue or else of another; or 'pass': the next job in turn of the named
---         job's queue that waits for its first attempt and has the pass key ARGV[9],
---       8 ids of the encryption keys that the worker has, separated by spaces
--- Returns {'claimed', fence, recipe, ms waited, ttl_ms, attempt, request id, previous fence, member, queue}, {'no_record'},
+--         job's queue that waits for its first attempt, has the pass key ARGV[9], and is of none of the tenants in ARGV[10],
+--       8 ids of the encryption keys that the worker has, separated by spaces, 9 pass key, 10 tenants as a JSON list
+-- Returns {'claimed', fence, recipe, ms waited, ttl_ms, attempt, request id, previous fence, member, queue, number of jobs of its
+-- tenant that still wait in the queue}, {'no_record'},
 -- {'not_claimable'} (finished, held by a worker, or not for this worker), or {'attempts_used_up', member}.
 --
 -- A fence is never below the current time in ms. So after a failover, a new master that never received the latest fences does not
@@ -18,6 +19,8 @@ local queues = cjson.decode(ARGV[5])
 -- How many waiting jobs are read, of one tenant and in all, so that jobs that this worker must leave alone do not make a claim slow.
 local READ_OF_TENANT, READ_AT_MOST = 64, 256
 local left_to_read = READ_AT_MOST
+local passed_over = {}
+for _, tenant in ipairs(cjson.decode(ARGV[10] or '[]')) do passed_over[tenant] = true end
 
 local function is_readable(record)
   local key = string.match(redis.call('HGET', record, 'summary') or '', '^%zsealed:(%x+):')
@@ -69,8 +72,10 @@ end
 local function next_in_turn(queue)
   for _, tenant in ipairs(redis.call('ZRANGE', turns_of(queue), 0, READ_AT_MOST - 1)) do
     if left_to_read <= 0 then return nil end
-    local member, found = job_of(queue, tenant)
-    if member then return member, found end
+    if not passed_over[tenant] then
+      local member, found = job_of(queue, tenant)
+      if member then return member, found end
+    end
   end
 end
 
@@ -82,7 +87,7 @@ local function choose()
   if ARGV[7] == 'named' then return queue, named, verdict_of_named, false end
   if ARGV[7] == 'pass' then
     local member, found = next_in_turn(queue)
-    if not member then
+    if not member and not passed_over[tenant_of(named)] then
       left_to_read = READ_OF_TENANT
       member, found = job_of(queue, tenant_of(named))  -- its turn may be later than those that were read
     end
@@ -123,4 +128,5 @@ redis.call('ZADD', KEYS[2], now + tonumber(ARGV[2]), member)
 redis.call('ZADD', KEYS[3], now + tonumber(ARGV[2]), member)
 count('attempts')
 local recipe, queued_at, ttl_ms, request = unpack(redis.call('HMGET', record, 'recipe', 'queued_at', 'ttl_ms', 'request'))
-return {'claimed', fence, recipe, now - tonumber(queued_at), ttl_ms, attempt, request or '', previous_fence, member, queue}
+return {'claimed', fence, recipe, now - tonumber(queued_at), ttl_ms, attempt, request or '', previous_fence, member, queue,
+        redis.call('ZCARD', jobs_of(queue, tenant_of(member)))}
