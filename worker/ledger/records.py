@@ -121,7 +121,7 @@ class Records:
             size,
             self._sealed(tenant, adapter_id, "summary", recipe.summary.model_dump_json()),
             cost,
-            "" if idempotency is None else _idempotency_argument(tenant, idempotency),
+            _idempotency_argument(tenant, idempotency),
             *self._sealed_notes(tenant, adapter_id, notes),
             "initialization_digest",
             recipe.initialization_digest,
@@ -157,7 +157,7 @@ class Records:
         """
         arguments: list[Any] = [names.member(tenant, adapter_id), json.dumps(dict(limits)), size]
         arguments.append(len(recipe.model_dump_json(exclude_defaults=True).encode()) + self._cipher.added_bytes)
-        arguments.append("" if idempotency is None else _idempotency_argument(tenant, idempotency))
+        arguments.append(_idempotency_argument(tenant, idempotency))
         refused = self._refusal(keys=[names.record(tenant, adapter_id)], args=arguments)
         if refused:
             raise _limit_reached(refused)
@@ -309,8 +309,12 @@ class Records:
         return int(fence)
 
 
-def _idempotency_argument(tenant: str, key: IdempotencyKey) -> str:
-    return json.dumps({"key": names.idempotency(tenant, key.digest), "request": key.request, "kept_ms": KEPT_MS})
+def _idempotency_argument(tenant: str, key: IdempotencyKey | None) -> str:
+    return (
+        ""
+        if key is None
+        else json.dumps({"key": names.idempotency(tenant, key.digest), "request": key.request, "kept_ms": KEPT_MS})
+    )
 
 
 def _limit_reached(refused: list[Any]) -> LimitReached:

@@ -14,8 +14,7 @@ for i = 2, #KEYS do
 end
 for _, member in ipairs(due) do
   redis.call('ZADD', KEYS[1], now + tonumber(ARGV[2]), member)
-  local slash = string.find(member, '/', 1, true)
-  local record = 'qs:' .. string.sub(member, 1, slash - 1) .. ':adapter:' .. string.sub(member, slash + 1)
+  local record = record_of(member)
   local r = redis.call('HMGET', record, 'status', 'last_error', 'announced_at', 'queued_at', 'queue')
   local status, last_error, sent_at, queue = r[1], r[2], tonumber(r[3] or r[4] or 0), r[5] or ''
   if status ~= 'queued' or last_error or sent_at < (oldest_sent_at[queue] or math.huge) then

@@ -7,9 +7,7 @@
 local members = redis.call('ZRANGE', KEYS[1], ARGV[1], ARGV[1] + ARGV[2] - 1)
 local queues = {}
 for _, member in ipairs(members) do
-  local slash = string.find(member, '/', 1, true)
-  local record = 'qs:' .. string.sub(member, 1, slash - 1) .. ':adapter:' .. string.sub(member, slash + 1)
-  local status, queue, queued_at = unpack(redis.call('HMGET', record, 'status', 'queue', 'queued_at'))
+  local status, queue, queued_at = unpack(redis.call('HMGET', record_of(member), 'status', 'queue', 'queued_at'))
   local found = queues[queue or ''] or {0, 0, 0}
   queues[queue or ''] = found
   if status == 'queued' then

@@ -3,20 +3,13 @@
 -- divided by the tenant's share (`tenants.py`). The queue's virtual time is the start of the latest turn. A tenant that comes back
 -- starts there, or where its own last turn ended if that is later. So it neither saves up turns nor waits for the jobs that others
 -- queued before. Once no job waits, the queue's virtual time moves to the latest end of a turn, so that nobody pays later for what it
--- got while nobody else waited. Needs `now`.
+-- got while nobody else waited. Needs member.lua.
 --
--- tenant_of(member)                 the tenant of tenant/adapter_id
--- record_of(member)                 the key of a job's record
 -- wait(queue, member, since)        add a job to those that wait in the queue; it is given out at time `since` in ms at the earliest
 -- waits_since(queue, member)        the `since` of a waiting job, or nil if it does not wait
 -- wait_no_more(queue, member)       remove it
 -- charge(queue, member, is_turn)    move the turn of the job's tenant by the job's cost. `is_turn`: it was the tenant's turn
 
-local function tenant_of(member) return string.sub(member, 1, string.find(member, '/', 1, true) - 1) end
-local function record_of(member)
-  local tenant = tenant_of(member)
-  return 'qs:' .. tenant .. ':adapter:' .. string.sub(member, #tenant + 2)
-end
 local function turns_of(queue) return 'qs:turns_in:' .. queue end
 local function idle_of(queue) return 'qs:turns_idle:' .. queue end
 local function jobs_of(queue, tenant) return 'qs:waiting_in:' .. tenant .. ':' .. queue end
