@@ -25,11 +25,14 @@ class Pace:
 
     batch_tokens: int
     _latest: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=_PASSES))
+    _usual_seconds: float = 0.0  # of the latest passes; 0.0 while they are too few
     _line: tuple[float, float] | None = None  # overhead in seconds, seconds per token
 
     def observe(self, tokens: int, seconds: float) -> None:
-        """Take a forward pass into account."""
+        """Take a forward pass into account. Other threads may read the estimates meanwhile."""
         self._latest.append((tokens, seconds))
+        if len(self._latest) >= _LEAST_PASSES:
+            self._usual_seconds = median(seconds for _, seconds in self._latest)
         least = max(tokens for tokens, _ in self._latest) / 10
         slopes = [(t2 - t1) / (n2 - n1) for (n1, t1), (n2, t2) in combinations(self._latest, 2) if abs(n2 - n1) >= max(1, least)]
         if len(slopes) < _LEAST_SLOPES or (each := median(slopes)) <= 0:
@@ -43,15 +46,15 @@ class Pace:
         While the overhead is unknown, a full pass is assumed to take as long as the latest ones.
         """
         passes = -(-tokens // self.batch_tokens)
-        if self._line is not None:
-            overhead, each = self._line
-            return overhead * passes + each * tokens
-        return passes * median(seconds for _, seconds in self._latest) if len(self._latest) >= _LEAST_PASSES else 0.0
+        if (line := self._line) is None:
+            return passes * self._usual_seconds
+        overhead, each = line
+        return overhead * passes + each * tokens
 
     @property
     def efficient_tokens(self) -> int:
         """The size of a pass, in tokens, from which its overhead is a tenth of its time or less."""
-        if self._line is None:
+        if (line := self._line) is None:
             return self.batch_tokens // _UNKNOWN_PART
-        overhead, each = self._line
+        overhead, each = line
         return round(_EFFICIENCY / (1 - _EFFICIENCY) * overhead / each)

@@ -186,13 +186,14 @@ class InProcessPredictor:
         """
         most, waiting, waiting_of_tenant = self._settings.queue_rows, self._unanswered_rows, self._unanswered_rows_of[tenant]
         tenants = len(self._unanswered_rows_of) + (not waiting_of_tenant)
-        retry_after = math.ceil(self._seconds_until_answered(tenant, share))
         if waiting and waiting + rows > most and waiting_of_tenant + rows > most / tenants:
-            raise Overloaded(f"{waiting} inputs are waiting for a prediction, and QUEUE_ROWS is {most}", retry_after)
-        if waiting_of_tenant and waiting_of_tenant < waiting and waiting_of_tenant + rows > most // 2:
+            message = f"{waiting} inputs are waiting for a prediction, and QUEUE_ROWS is {most}"
+        elif waiting_of_tenant and waiting_of_tenant < waiting and waiting_of_tenant + rows > most // 2:
             message = f"{waiting_of_tenant} inputs of this tenant are waiting for a prediction, and others are waiting too: "
             message += f"expected at most half of QUEUE_ROWS, which is {most}"
-            raise Overloaded(message, retry_after)
+        else:
+            return
+        raise Overloaded(message, math.ceil(self._seconds_until_answered(tenant, share)))
 
     def _check_in_time(self, tenant: str, share: int, tokens: int = 0) -> None:
         """Raise Overloaded if a call of a tenant would be answered after PREDICT_SECONDS.

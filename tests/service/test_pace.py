@@ -1,6 +1,8 @@
 """The estimate of how long forward passes take, against an exact line."""
 
 import random
+import sys
+import threading
 
 import pytest
 from pytest import approx
@@ -52,3 +54,22 @@ def test_noise_makes_no_estimate_absurd() -> None:
         pace.observe(tokens, (0.05 + 1e-5 * tokens) * rng.uniform(0.9, 1.1))
         worst = max(worst, pace.seconds(100_000) if number > 24 else 0.0)
     assert worst < 2 * (25 * 0.05 + 1.0)
+
+
+def test_the_estimates_can_be_read_while_a_pass_is_taken_into_account() -> None:
+    pace, ended, interval = Pace(1000), threading.Event(), sys.getswitchinterval()
+
+    def observe() -> None:
+        for _ in range(3_000):
+            pace.observe(100, 0.1)
+        ended.set()
+
+    sys.setswitchinterval(1e-6)
+    try:
+        thread = threading.Thread(target=observe)
+        thread.start()
+        while not ended.is_set():
+            assert pace.seconds(2500) in (0.0, approx(0.3))
+        thread.join()
+    finally:
+        sys.setswitchinterval(interval)
