@@ -33,7 +33,7 @@ SHARED = {
     "claim": ("now", "member", "turns", "count"),
     "commit": ("now", "count", "tenant", "held"),
     "delete": ("now", "member", "turns", "count", "tenant", "audit"),
-    "due": ("now", "member"),
+    "due": ("now", "member", "turns"),
     "erased": (),
     "forget_initialization": ("audit",),
     "give_up": ("now", "member", "turns", "count", "tenant"),

@@ -1,6 +1,7 @@
 """Tenants take turns: which job a claim gives out, on a real Redis server."""
 
 import random
+import time
 from collections import Counter
 from typing import cast
 
@@ -114,6 +115,23 @@ def test_a_handed_back_job_gets_its_next_turn_after_the_delay(records: Records, 
     assert cast(float, redis_client.zscore("qs:waiting_in:t:q", "t/a")) > now_ms + 50_000
     redis_client.zadd("qs:waiting_in:t:q", {"t/a": 0})
     assert in_turn(records, "t/b") == "t/a"
+
+
+def test_a_job_that_lost_its_worker_gets_back_its_place_among_the_jobs_of_its_tenant(records: Records) -> None:
+    names = [f"t/a{number}" for number in range(6)]
+    for job in names[:4]:
+        accept(records, job)
+        time.sleep(0.002)  # so that each has a later time
+    hung, unlucky = claim(records, names[0]), claim(records, names[1])
+    for job in names[4:]:
+        accept(records, job)
+    records.claims.hand_back(hung, "its worker hung", delay_ms=0, is_attempt=True)
+    records.claims.hand_back(unlucky, "the cache is full", delay_ms=50, is_attempt=False)
+    assert in_turn(records, names[5]) == names[0]
+    assert in_turn(records, names[5]) == names[2]  # the delay is not over
+    time.sleep(0.06)
+    assert records.waiting.due() == [("t", "a1", QUEUE)]  # as a reaper asks each second
+    assert [in_turn(records, names[5]) for _ in range(4)] == [names[1], *names[3:]]
 
 
 def test_jobs_in_turn_that_used_up_their_attempts_end_and_the_next_one_is_claimed(records: Records) -> None:
