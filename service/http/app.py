@@ -64,12 +64,13 @@ def create_app(settings: ServiceSettings, residents: Sequence[Resident[BaseDescr
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         state = app.state.service = _state(settings, residents)
         state.jobs.listen()
-        state.meter.start()
-        state.key_uses.start()
+        writes = (state.meter.writes, state.key_uses.writes)
+        for each in writes:
+            each.start()
         try:
             yield
             await state.jobs.close()
-            await asyncio.gather(state.meter.close(), state.key_uses.close())  # both may wait for records that do not answer
+            await asyncio.gather(*[each.close() for each in writes])  # all may wait for records that do not answer
         finally:
             state.work.close()
             for deployed in state.deployed:

@@ -10,7 +10,6 @@ creation of the first key ends access without keys, within that time.
 """
 
 import logging
-import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Annotated, cast
@@ -46,7 +45,6 @@ PUBLIC_BELOW = "/problems/"
 _OPEN_HOSTS = "while there is no API key, only localhost and numeric addresses are answered; create a key or set ALLOWED_HOSTS"
 UNMETERED = frozenset({"/metrics"})
 """Paths whose requests do not count towards a tenant's request limit."""
-_PRUNE_SECONDS = 60.0
 _bearer = HTTPBearer(
     auto_error=False, bearerFormat="qs_ID_SECRET", description="An API key, as `quickstudy keys create` prints it."
 )
@@ -76,10 +74,8 @@ class Authenticator:
 
     def __init__(self, keys: Keys, *, open_allowed: bool) -> None:
         self._open_allowed = open_allowed
-        self._any_key = SharedReads(lambda _: keys.any())
-        self._keys = SharedReads(keys.find)
-        self._cached_keys: dict[str, tuple[float, Key]] = {}  # by id: the `time.monotonic` until which it may be used, the key
-        self._open_until = self._prune_at = 0.0
+        self._any_key = SharedReads(lambda _: keys.any(), KEY_CACHE_SECONDS)
+        self._keys = SharedReads(keys.find, KEY_CACHE_SECONDS)
 
     async def authenticate(self, authorizations: list[bytes]) -> Access:
         """Return the tenant and scopes that a request has, from the values of its Authorization headers.
@@ -100,34 +96,18 @@ class Authenticator:
         return Access(cast(Key, key).tenant, cast(Key, key).scopes, identity)
 
     async def _is_open(self) -> bool:
-        if time.monotonic() >= self._open_until:
-            began, any_key = await self._any_key.get()
-            if any_key:
-                # Permanently: even if all records are lost, this process does not accept requests without a key again.
-                self._open_allowed = False
-            else:
-                self._open_until = began + KEY_CACHE_SECONDS  # so that a key created during the read takes effect in time
+        if await self._any_key.get():
+            # Permanently: even if all records are lost, this process does not accept requests without a key again.
+            self._open_allowed = False
         return self._open_allowed
 
     async def _valid_key(self, identity: str) -> Key | None:
         """Return the key with this id, or None if it is unknown, revoked or expired."""
-        until, cached = self._cached_keys.get(identity, (0.0, None))
-        if time.monotonic() < until:
-            return cached
-        began, (key, now) = await self._keys.get(identity)
-        self._open_allowed = self._open_allowed and key is None
+        key, now = await self._keys.get(identity)
         if key is None or not key.holds(now):
-            self._cached_keys.pop(identity, None)
-            return None
-        self._cached_keys[identity] = (began + KEY_CACHE_SECONDS, key)
-        self._prune(began)
-        return key
-
-    def _prune(self, now: float) -> None:
-        """Drop the cached keys that may no longer be used, at most once a minute."""
-        if now >= self._prune_at:
-            self._prune_at = now + _PRUNE_SECONDS
-            self._cached_keys = {identity: (until, key) for identity, (until, key) in self._cached_keys.items() if until > now}
+            self._keys.forget(identity)  # so that wrong keys use no memory, and a key that was just created works at once
+        self._open_allowed = self._open_allowed and key is None
+        return key if key is not None and key.holds(now) else None
 
 
 class Authentication:

@@ -4,7 +4,6 @@ Everybody may ask for `/readyz`, and it is not metered. So its result is used fo
 """
 
 import asyncio
-import time
 from collections.abc import Sequence
 
 import redis
@@ -34,21 +33,15 @@ class ServerChecks:
     ) -> None:
         self._records, self._cache, self._residents, self._known = records, cache, residents, known
         self._checks = {"records": self._check_records, "cache": self._check_cache}
-        self._reads = SharedReads(lambda name: self._checks[name]())
-        self._found: dict[str, tuple[float, Found]] = {}  # with the `time.monotonic` at which the check began
+        self._found = SharedReads(lambda name: self._checks[name](), KEEP_SECONDS)
 
     async def found(self) -> Found:
         """Return what is missing, and the initializations that only unknown workers have.
 
         Both servers are asked at the same time, so that the answer comes in time even if neither of them answers.
         """
-        (missing, lacking), (missing_cache, _) = await asyncio.gather(*map(self._check, self._checks))
+        (missing, lacking), (missing_cache, _) = await asyncio.gather(*map(self._found.get, self._checks))
         return [*missing, *missing_cache], lacking
-
-    async def _check(self, name: str) -> Found:
-        if name not in self._found or time.monotonic() >= self._found[name][0] + KEEP_SECONDS:
-            self._found[name] = await self._reads.get(name)
-        return self._found[name][1]
 
     def _check_records(self) -> Found:
         try:

@@ -1,14 +1,10 @@
 """The limits of tenants as the service uses them: their own ones, or else the defaults."""
 
-import time
 from collections.abc import Mapping
 
 from service.http.shared_reads import SharedReads
 from worker.ledger.api_keys import KEY_CACHE_SECONDS
-from worker.ledger.tenants import Tenants, TenantSettings
-
-KEEP_SECONDS = 3600.0
-"""Time since the last refresh after which the settings of a tenant are dropped. It is longer than any request lasts."""
+from worker.ledger.tenants import Tenants
 
 
 class CachedTenants:
@@ -19,32 +15,22 @@ class CachedTenants:
     """
 
     def __init__(self, tenants: Tenants, defaults: Mapping[str, int]) -> None:
-        self._reads, self._defaults = SharedReads(tenants.get), defaults
-        self._cached: dict[str, tuple[float, TenantSettings]] = {}  # with the `time.monotonic` at which they were read
-        self._prune_at = 0.0
+        self._settings, self._defaults = SharedReads(tenants.get, KEY_CACHE_SECONDS), defaults
 
     async def refresh(self, tenant: str) -> None:
         """Read a tenant's settings, unless the cached ones may still be used. Raises redis.RedisError."""
-        if tenant not in self._cached or time.monotonic() >= self._cached[tenant][0] + KEY_CACHE_SECONDS:
-            self._cached[tenant] = await self._reads.get(tenant)
-            self._prune(self._cached[tenant][0])
+        await self._settings.get(tenant)
 
     def limits_of(self, tenant: str) -> Mapping[str, int]:
         """Return the limits that hold for a tenant, by name; 0: no limit.
 
         The tenant must have been refreshed within the last hour.
         """
-        return {**self._defaults, **self._cached[tenant][1].limits}
+        return {**self._defaults, **self._settings.latest(tenant).limits}
 
     def share_of(self, tenant: str) -> int:
         """Return how large a tenant's turn is, in comparison with others.
 
         The tenant must have been refreshed within the last hour.
         """
-        return self._cached[tenant][1].share
-
-    def _prune(self, now: float) -> None:
-        """Drop the settings of tenants without requests for an hour, at most once an hour."""
-        if now >= self._prune_at:
-            self._prune_at = now + KEEP_SECONDS
-            self._cached = {tenant: cached for tenant, cached in self._cached.items() if cached[0] > now - KEEP_SECONDS}
+        return self._settings.latest(tenant).share

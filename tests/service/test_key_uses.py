@@ -26,20 +26,20 @@ def test_uses_are_written_again_after_any_error_and_then_forgotten(
             super().record(ages_ms)
             self.written += len(ages_ms)
 
-    monkeypatch.setattr(key_uses, "_TICK_SECONDS", 0.02)
+    monkeypatch.setattr("service.http.periodic.SECONDS", 0.02)
     monkeypatch.setattr(key_uses, "WRITE_SECONDS", 0.2)
 
     async def scenario() -> None:
         uses = BrokenUses(redis_client)
         recorder = KeyUseRecorder(uses)
-        recorder.start()
+        recorder.writes.start()
         for n in range(5):
             recorder.note(f"{n:012x}")
         while uses.written < 5 or recorder._written:
             await asyncio.sleep(0.02)
         uses.failures = 1
         recorder.note("f" * 12)
-        await recorder.close()  # only logs the error
+        await recorder.writes.close()  # only logs the error
         assert uses.written == 5 and not uses.failures
 
     asyncio.run(asyncio.wait_for(scenario(), 10))

@@ -110,16 +110,20 @@ def test_equal_reads_are_shared_with_their_errors_and_others_are_not() -> None:
         return name.upper()
 
     async def scenario() -> None:
-        shared = SharedReads(read)
+        shared = SharedReads(read, keep_seconds=0.2)
         tasks = [asyncio.create_task(shared.get(name)) for name in ("a", "a", "broken", "broken", "b", "a")]
         await asyncio.sleep(0.1)
         tasks[0].cancel()  # the read goes on for the others
         gate.set()
         answers = await asyncio.gather(*tasks, return_exceptions=True)
         assert sorted(reads) == ["a", "b", "broken"]
-        values = [answer[1] if isinstance(answer, tuple) else type(answer) for answer in answers]
+        values = [answer if isinstance(answer, str) else type(answer) for answer in answers]
         assert values == [asyncio.CancelledError, "A", redis.TimeoutError, redis.TimeoutError, "B", "A"]
-        assert await shared.get("a") and reads.count("a") == 2  # nothing is cached
+        await asyncio.sleep(0.2)
+        assert [await shared.get("a") for _ in range(2)] == ["A", "A"] and reads.count("a") == 2  # kept for a while
+        assert shared.latest("a") == "A"
+        shared.forget("a")
+        assert await shared.get("a") == "A" and reads.count("a") == 3
 
     asyncio.run(scenario())
 
@@ -175,8 +179,7 @@ def test_readyz_asks_the_servers_once_a_second(tiny: Base, redis_server: RedisSe
 
 def test_unused_keys_and_tenants_are_forgotten(redis_client: "redis.Redis", monkeypatch: pytest.MonkeyPatch) -> None:
     keys = Keys(redis_client)
-    for constant in ("auth.KEY_CACHE_SECONDS", "auth._PRUNE_SECONDS", "tenants.KEEP_SECONDS"):
-        monkeypatch.setattr(f"service.http.{constant}", 0.3)
+    monkeypatch.setattr("service.http.shared_reads.DROP_SECONDS", 0.3)
 
     async def scenario() -> None:
         authenticator, tenants = Authenticator(keys, open_allowed=False), CachedTenants(Tenants(redis_client), {"MAX_JOBS": 1})
@@ -187,7 +190,7 @@ def test_unused_keys_and_tenants_are_forgotten(redis_client: "redis.Redis", monk
                 await authenticator.authenticate([f"Bearer {keys.create(name, '', ['read'])[1]}".encode()])
                 await tenants.refresh(name)
                 assert tenants.limits_of(name) == {"MAX_JOBS": 1}
-        assert len(authenticator._cached_keys) < 9 and len(tenants._cached) < 9
+        assert len(authenticator._keys._values) < 9 and len(tenants._settings._values) < 9
 
     asyncio.run(scenario())
 
@@ -203,7 +206,7 @@ def test_an_error_while_the_service_stops_leaves_no_predictor_behind(tiny: Base,
             async def fail() -> None:
                 raise ValueError("unexpected")
 
-            states[0].meter.close = fail  # type: ignore[method-assign]
+            states[0].meter.writes.close = fail  # type: ignore[method-assign]
 
     with pytest.raises(ValueError, match="unexpected"):
         asyncio.run(scenario())
