@@ -12,11 +12,6 @@ import httpx
 
 ANSWER_SECONDS = 3.0
 """Longest time of an answer while Redis is frozen: the promised two seconds, and room for a machine that is busy."""
-HANGING_WORKER = (
-    "import signal, threading; signal.signal(signal.SIGUSR2, lambda *_: threading.Event().wait()); "
-    "from worker.__main__ import main; main()"
-)
-"""A worker whose main thread, which runs the inner loops, waits for ever once the process gets SIGUSR2."""
 _AT_ONCE = 6
 NO_ANSWER = 0
 

@@ -31,7 +31,7 @@ import httpx
 import redis
 from tqdm import tqdm
 
-from benchmarks.fault_calls import ANSWER_SECONDS, HANGING_WORKER, NO_ANSWER, Observed, call_at_stop, call_while_frozen
+from benchmarks.fault_calls import ANSWER_SECONDS, NO_ANSWER, Observed, call_at_stop, call_while_frozen
 from benchmarks.record import Row, write
 from metatrain.tasks.jsonl import STARTER, read_jsonl
 from worker.ledger.records import Records
@@ -151,7 +151,7 @@ class Deployment:
             "broker": ["--appendonly", "yes", "--appendfsync", "always", "--maxmemory-policy", "noeviction"],
             "cache": ["--maxmemory-policy", "volatile-lru"],
         }
-        self.clients: list[redis.Redis] = []
+        self.clients = {part: redis.Redis.from_url(f"unix://{path}", socket_timeout=5) for part, path in self.sockets.items()}
         self.servers: dict[str, Process] = {}
         for part, path in self.sockets.items():
             data = folder / part
@@ -161,7 +161,7 @@ class Deployment:
             self.servers[part].start()
         self.proxies = {part: Proxy(path) for part, path in self.sockets.items()}
         environment = {**inherited, **settings, "REDIS_URL": self.proxies["broker"].url, "CACHE_URL": self.proxies["cache"].url}
-        worker = [sys.executable, "-c", HANGING_WORKER]
+        worker = [sys.executable, "-m", "benchmarks.hanging_worker"]
         self.workers = [Process(worker, folder / "worker.log", environment, starter) for _ in range(workers)]
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -176,8 +176,7 @@ class Deployment:
 
     def direct(self, part: str) -> Any:
         """Return a Redis client of the "broker" or the "cache" that bypasses the proxy."""
-        self.clients.append(redis.Redis.from_url(f"unix://{self.sockets[part]}", socket_timeout=5))
-        return self.clients[-1]
+        return self.clients[part]
 
     def wait_ready(self, seconds: float = 120) -> None:
         deadline = time.monotonic() + seconds
@@ -194,7 +193,7 @@ class Deployment:
             process.stop(5)
         for proxy in self.proxies.values():
             proxy.close()
-        for client in self.clients:
+        for client in self.clients.values():
             client.close()
         self.starter.shutdown()
 
@@ -315,27 +314,36 @@ def inject(deployment: Deployment, kind: str, rng: random.Random) -> None:
 
 
 def hang_worker(deployment: Deployment) -> None:
-    """Make a worker hang inside a pass, wait until it has ended itself, and start it again.
+    """Make a worker hang inside an inner step, wait until it has ended itself, and start it again.
 
-    Does nothing if no worker has a job within a few seconds.
+    Does nothing if no worker has a job within a few seconds. If the worker gets no further step to hang in, it is only restarted.
     """
-    broker = deployment.direct("broker")
     deadline = time.monotonic() + 5
-    while time.monotonic() < deadline:
-        with contextlib.suppress(redis.RedisError):
-            for member in broker.zrange("qs:running", 0, -1):
-                tenant, identity = member.decode().split("/")
-                name = (broker.hget(f"qs:{tenant}:adapter:{identity}", "worker") or b"").decode()
-                victim = next((each for each in deployment.workers if each.child and name.endswith(f"-{each.child.pid}")), None)
-                if victim is not None and victim.child is not None:
-                    victim.send(signal.SIGUSR2)
-                    with contextlib.suppress(subprocess.TimeoutExpired):
-                        victim.child.wait(deployment.hang_seconds + 10)
-                    deployment.observed.hung_exits.append(victim.child.poll())
-                    victim.kill()
-                    victim.start()
-                    return
+    while (victim := _worker_with_a_job(deployment)) is None or victim.child is None:
+        if time.monotonic() > deadline:
+            return
         time.sleep(0.02)
+    victim.send(signal.SIGUSR2)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        victim.child.wait(2 * deployment.hang_seconds + 10)  # the pass may be in its last step, so that it hangs in the next pass
+    status = victim.child.poll()
+    if status is not None or _has_job(deployment, victim):
+        deployment.observed.hung_exits.append(status)
+    victim.kill()
+    victim.start()
+
+
+def _worker_with_a_job(deployment: Deployment) -> Process | None:
+    return next((each for each in deployment.workers if _has_job(deployment, each)), None)
+
+
+def _has_job(deployment: Deployment, worker: Process) -> bool:
+    broker, names = deployment.direct("broker"), []
+    with contextlib.suppress(redis.RedisError):
+        for member in broker.zrange("qs:running", 0, -1):
+            tenant, identity = member.decode().split("/")
+            names.append((broker.hget(f"qs:{tenant}:adapter:{identity}", "worker") or b"").decode())
+    return worker.child is not None and any(name.endswith(f"-{worker.child.pid}") for name in names)
 
 
 def storm(

@@ -90,8 +90,22 @@ def test_a_lost_job_and_one_of_an_earlier_version_have_no_turn_and_come_first(
         accept(records, job)
     assert records.claims.claim("t", "lost", Claimant("dead", lease_ms=-1, queues={QUEUE: ()})) is not None
     redis_client.zrem("qs:waiting_in:t:q", "t/early")  # earlier versions write no turns
-    assert in_turn(records, "t/lost") == "t/lost" and in_turn(records, "t/early") == "t/early"
+    assert in_turn(records, "busy/a1") == "t/lost"  # whichever job the wake-up names
+    assert in_turn(records, "t/early") == "t/early"
     assert in_turn(records, "t/early") == "busy/a1"
+
+
+def test_a_lost_job_of_another_queue_or_without_attempts_left_holds_up_nothing(records: Records) -> None:
+    dead = Claimant("dead", lease_ms=-1, attempts=1, queues={QUEUE: (), "other": ()})
+    for job in ("t/lost", "t/a"):
+        accept(records, job)
+    accept(records, "t/elsewhere", queue="other")
+    for lost in ("lost", "elsewhere"):
+        assert records.claims.claim("t", lost, dead) is not None
+    assert in_turn(records, "t/a", Claimant("w", attempts=1, queues={QUEUE: ()})) == "t/a"
+    record = records.get("t", "lost")
+    assert record is not None and record.status == "failed" and "the last one stopped answering" in str(record.error)
+    assert in_turn(records, "t/a", Claimant("w", queues={"other": ()})) == "t/elsewhere"
 
 
 def test_jobs_that_no_longer_wait_are_passed_over(records: Records, redis_client: "redis.Redis") -> None:

@@ -4,9 +4,10 @@
 -- ARGV  1 member of the named job, 2 lease_ms, 3 attempts allowed, 4 worker, 5 the queues whose jobs the worker may claim, as JSON
 --       {queue: digests of the initializations that the worker has; an empty list allows any},
 --       6 the start of the keys of stored initializations, which every worker can load,
---       7 which job: 'named'; 'turn': the named job if it has no turn, because its worker was lost or an earlier version queued it,
---         otherwise the next job in turn, of the named job's queue or else of another; or 'pass': the next job in turn of the named
---         job's queue that waits for its first attempt, has the pass key ARGV[9], and is of none of the tenants in ARGV[10],
+--       7 which job: 'named'; 'turn': the named job if it has no turn, because an earlier version queued it; otherwise a job whose
+--         worker was lost, because it has had its turn; otherwise the next job in turn, of the named job's queue or else of another;
+--         or 'pass': the next job in turn of the named job's queue that waits for its first attempt, has the pass key ARGV[9], and
+--         is of none of the tenants in ARGV[10],
 --       8 ids of the encryption keys that the worker has, separated by spaces, 9 pass key, 10 tenants as a JSON list
 -- Returns {'claimed', fence, recipe, ms waited, ttl_ms, attempt, request id, previous fence, member, queue, number of jobs of its
 -- tenant that still wait in the queue}, {'no_record'},
@@ -79,6 +80,16 @@ local function next_in_turn(queue)
   end
 end
 
+-- Returns the queue of a job whose worker was lost, the job and its verdict: of the one that was lost first, if there is any.
+local function lost_job()
+  for _, member in ipairs(redis.call('ZRANGEBYSCORE', KEYS[3], '-inf', '(' .. now, 'LIMIT', 0, READ_OF_TENANT)) do
+    local found = verdict(member)
+    if found == 'claimable' or found == 'attempts_used_up' then
+      return redis.call('HGET', record_of(member), 'queue') or '', member, found
+    end
+  end
+end
+
 -- Returns the queue of the chosen job, the job, its verdict, and true if it is the turn of its tenant.
 local function choose()
   local named, verdict_of_named = ARGV[1], verdict(ARGV[1])
@@ -96,6 +107,8 @@ local function choose()
   local is_free = verdict_of_named == 'claimable' or verdict_of_named == 'attempts_used_up'
   local since = waits_since(queue, named)
   if is_free and (not since or redis.call('HGET', KEYS[1], 'status') == 'running') then return queue, named, verdict_of_named, false end
+  local its_queue, lost, verdict_of_lost = lost_job()
+  if lost then return its_queue, lost, verdict_of_lost, false end
   local queue_order = {queue}
   for other in pairs(queues) do if other ~= queue then table.insert(queue_order, other) end end
   for _, each in ipairs(queue_order) do
