@@ -160,7 +160,8 @@ class ServiceSettings(WorkerSettings):
     predict_seconds: float = Field(
         default=60,
         gt=0,
-        description="deadline of a prediction, in seconds; a call that by the estimate would be answered later gets 429 at once",
+        description="deadline of a prediction, in seconds; a call that by the estimate would be answered later gets 429 at once, "
+        "unless it is the only one that waits; what is not answered by then gets 503",
     )
     queue_rows: int = Field(
         default=2048,

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from metatrain.artifacts.initialization import Initialization
 from service.errors import InvalidRequest
-from service.field_checks import check_count, check_notes, check_ttl
+from service.field_checks import check_count, check_notes, check_text, check_ttl
 from service.http.schemas import AdaptRequest, ExamplesRequest, Options
 from service.http.state import Deployed, ServiceState
 from service.http.tenant_threads import in_thread
@@ -67,6 +67,7 @@ async def check_adapt_request(body: AdaptRequest[Any], state: ServiceState, tena
     Raises InvalidRequest for the first error.
     """
     kind, notes, examples = await state.work.run(tenant, _check_adapt_body, body, state.settings)
+    check_text("initialization", body.initialization, len(body.initialization))
     deployed, init = await in_thread(state.initialization, body.initialization, task_kinds()[kind.name], body.base_model)
     return CheckedRequest(kind, examples, (), deployed, init, body.options, body.ttl_seconds, notes, "/adapt", body)
 

@@ -81,6 +81,7 @@ def create_app(settings: ServiceSettings, residents: Sequence[Resident[BaseDescr
         summary="Few-shot adaptation as a service",
         version="0.1.0",
         lifespan=lifespan,
+        openapi_url=None,  # docs_page has both
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,  # a resource has exactly one path
@@ -93,7 +94,7 @@ def create_app(settings: ServiceSettings, residents: Sequence[Resident[BaseDescr
     app.include_router(predictions.routes(prediction_type()))
     for module in (scores, usage, audit, deployment):
         app.include_router(module.router)
-    app.include_router(docs_page.routes())
+    app.include_router(docs_page.routes(lambda: app.openapi()))
     describe(app, settings, [name for resident in residents for name in resident.initializations])
     app.add_middleware(BodyLimit, most=settings.max_body_bytes)
     app.add_middleware(BodyTime, longest=settings.body_seconds)

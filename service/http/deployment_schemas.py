@@ -6,7 +6,7 @@ from pydantic import BaseModel, Field
 
 from service.http.schemas import example_body
 
-Missing = Literal["worker", "redis", "cache", "predictor", "service"]
+Missing = Literal["worker", "redis", "cache", "predictor", "service", "encryption_key"]
 
 
 class InPartsView(BaseModel):

@@ -4,7 +4,11 @@ The files come from the package `fastapi-swagger`, of which nothing else is used
 its Content-Security-Policy can forbid such scripts.
 """
 
+import json
+from collections.abc import Callable
+from functools import cache
 from importlib import resources
+from typing import Any
 
 from fastapi import APIRouter
 from fastapi.responses import HTMLResponse, Response
@@ -54,11 +58,19 @@ DOCS_PATHS = frozenset({"/docs", "/docs/start.js", *(f"/docs/{name}" for name in
 """The paths of the page and its files. They are public."""
 
 
-def routes() -> APIRouter:
-    """Return a router with the page `/docs` and its files. They are not in the OpenAPI document."""
+def routes(document: Callable[[], dict[str, Any]]) -> APIRouter:
+    """Return a router with `/openapi.json`, the page `/docs` and its files. They are not in the OpenAPI document.
+
+    `document`: returns the OpenAPI document. It is encoded once, because everybody may ask for it.
+    """
+    encoded = cache(lambda: json.dumps(document(), ensure_ascii=False, separators=(",", ":")).encode())
     router = APIRouter(include_in_schema=False)
     for name, media_type in _FILES.items():
         _add_file(router, name, media_type)
+
+    @router.get("/openapi.json")
+    async def openapi() -> Response:
+        return Response(encoded(), media_type="application/json")
 
     @router.get("/docs")
     async def docs() -> Response:

@@ -3,7 +3,7 @@
 A write to the records takes as long as a disk write. So counts are collected in memory and written once a second; a killed process
 loses the counts that it has not written. Requests under the limit MAX_REQUESTS_A_MINUTE are counted in the records before they are
 answered, but in blocks: a process takes a block of requests for the rest of the minute, and then answers as many without a write.
-Once the records have refused a block, the process refuses further requests of that minute by itself.
+Once the records have refused a block, the process refuses further requests of that minute by itself, unless the limit changes.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from service.http.periodic import PeriodicWrites
 from service.http.tenant_threads import in_thread
@@ -23,34 +23,45 @@ _BLOCKS_IN_A_MINUTE = 200
 """A block is the limit divided by this. What a process does not use of its last block is lost to the other ones until the minute
 ends; so with N processes the limit may be reached at up to N/200 below its value."""
 
+_DROP_SECONDS = 180.0
+"""Time after its last use until a block is forgotten. It is longer than any request waits for a block."""
+
 
 @dataclass(frozen=True)
 class _Refusal:
-    """What is known until `until` after the records have refused a block: of the `most` requests a minute, `free` are not taken."""
+    """What is known after the records have refused a block: until `until`, only `free` requests are not taken."""
 
-    most: int
     free: int
     until: float  # as `time.monotonic` tells time
 
 
 @dataclass
 class _Block:
-    """The requests that this process may still answer for a tenant: `left`, until `ends`."""
+    """The requests that this process may still answer for a tenant: `left`, until `ends`, while its limit is `most`."""
 
+    most: int = 0
     left: int = 0
     ends: float = 0.0  # as `time.monotonic` tells time
     refusal: _Refusal | None = None
     taking: asyncio.Task[None] | None = None  # takes the next block, for all requests that wait for it
+    used_at: float = field(default_factory=time.monotonic)
+
+    def of_limit(self, most: int) -> "_Block":
+        """Return this block, without what was taken or refused under another limit."""
+        if most != self.most:
+            self.most, self.left, self.refusal = most, 0, None
+        self.used_at = time.monotonic()
+        return self
 
     def remaining(self) -> int:
         return self.left if time.monotonic() < self.ends else 0
 
-    def refused(self, number: int, most: int) -> LimitReached | None:
+    def refused(self, number: int) -> LimitReached | None:
         """Return the error for `number` requests if it is known that the records would refuse them."""
         known, now, had = self.refusal, time.monotonic(), self.remaining()
-        if known is None or known.most != most or now >= known.until or number - had <= known.free:
+        if known is None or now >= known.until or number - had <= known.free:
             return None
-        return _limit_reached(most, most - known.free - had, known.until + 1 - now)
+        return _limit_reached(self.most, self.most - known.free - had, known.until + 1 - now)
 
 
 class Meter:
@@ -72,13 +83,12 @@ class Meter:
         Raises LimitReached, without counting any of them, if they would exceed the limit. If there is a limit, also raises
         redis.RedisError if the records cannot be reached.
         """
-        most = self._limits_of(tenant).get("MAX_REQUESTS_A_MINUTE", 0)
-        if not most:
-            self._requests[tenant] += number
-            return
-        block = self._blocks.setdefault(tenant, _Block())
-        while block.remaining() < number:  # others may use the block before this request does
-            if (reached := block.refused(number, most)) is not None:
+        while most := self._limits_of(tenant).get("MAX_REQUESTS_A_MINUTE", 0):
+            block = self._blocks.setdefault(tenant, _Block()).of_limit(most)
+            if block.remaining() >= number:
+                block.left -= number
+                return
+            if (reached := block.refused(number)) is not None:
                 raise reached
             if block.taking is None:
                 block.taking = asyncio.create_task(self._take(tenant, block, number - block.remaining(), most))
@@ -89,7 +99,8 @@ class Meter:
                 # because others may need fewer requests.
                 with contextlib.suppress(LimitReached):
                     await asyncio.shield(block.taking)
-        block.left -= number
+            # Others may have used the block before this request does.
+        self._requests[tenant] += number
 
     async def _take(self, tenant: str, block: _Block, number: int, most: int) -> None:
         began = time.monotonic()
@@ -98,10 +109,13 @@ class Meter:
             added, seconds = await in_thread(self._usage.take_block, tenant, number, max(number, most // _BLOCKS_IN_A_MINUTE), most)
         except LimitReached as reached:
             # Requests are only added to a minute, so this holds until it ends; less one second, by which `retry_after` is rounded.
-            block.refusal = _Refusal(most, most - reached.used, began + reached.retry_after - 1)
+            if block.most == most:
+                block.refusal = _Refusal(most - reached.used, began + reached.retry_after - 1)
             raise _limit_reached(most, reached.used - had, reached.retry_after) from None
         finally:
             block.taking = None  # here and not in a callback: awaiting a task that has ended does not let other tasks run
+        if block.most != most:
+            return  # the limit has changed meanwhile; what was added counts as used
         ends = began + seconds
         # The two blocks are of the same minute unless the first one has ended meanwhile.
         block.left = added + (block.left if had and block.remaining() else 0)
@@ -119,9 +133,8 @@ class Meter:
         return replace(used, requests_this_minute=max(0, used.requests_this_minute - unused))
 
     async def _write_all(self, _last: bool) -> None:
-        for tenant, block in list(self._blocks.items()):
-            if not block.remaining() and block.taking is None:
-                del self._blocks[tenant]
+        long_ago = time.monotonic() - _DROP_SECONDS
+        self._blocks = {tenant: block for tenant, block in self._blocks.items() if block.used_at > long_ago}
         await self._flush({**self._requests, **self._predictions})
 
     async def _flush(self, tenants: Iterable[str]) -> None:

@@ -11,6 +11,7 @@ import redis
 from metatrain.models.description import BaseDescription
 from service.http.deployment_schemas import Missing
 from service.http.shared_reads import SharedReads
+from worker.errors import EncryptionKeyMissing, SealBroken
 from worker.initializations import KnownInitializations
 from worker.ledger.records import Records
 from worker.runtime import Resident
@@ -49,6 +50,10 @@ class ServerChecks:
             missing: list[Missing] = []
             if not all(workers.get(queue) for resident in self._residents for queue in resident.queues):
                 missing.append("worker")
+            try:
+                self._records.id_key()
+            except (EncryptionKeyMissing, SealBroken):
+                missing.append("encryption_key")  # this service could answer nothing that has to do with adapters
             return missing, sorted(self._records.initializations.lacking().keys() - set(self._known.digests))
         except redis.RedisError:
             return ["redis"], []

@@ -142,6 +142,8 @@ class Batcher(Generic[C]):
         `share`: the weight of the tenant's turns. `more`: tokens of further rows of the tenant. While other tenants have waiting
         rows too, they get as many tokens as this one, in proportion to their shares.
         """
+        for flow in self._flows.values():
+            flow.drop_ended()  # what nobody waits for any longer is not computed
         own = more + (self._flows[tenant].tokens if tenant in self._flows else 0)
         others = (min(own * flow.share / share, flow.tokens) for name, flow in self._flows.items() if name != tenant)
         return own + round(sum(others))

@@ -140,7 +140,7 @@ def _config(app: FastAPI, settings: ServiceSettings) -> uvicorn.Config:
         proxy_headers=bool(settings.proxies),
         forwarded_allow_ips=list(settings.proxies),
         reset_contextvars=True,  # otherwise the log lines of a request may have the tenant of the one before it (cpython #140947)
-        h11_max_incomplete_event_size=16_384,  # the longest request line with all headers, in bytes
+        h11_max_incomplete_event_size=16_384,  # how much of an unfinished request line with its headers is kept, in bytes
         timeout_keep_alive=settings.keep_alive_seconds,
         timeout_graceful_shutdown=_CLOSE_SECONDS,
     )

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import redis
 
@@ -35,6 +36,15 @@ def found_in(folder: Path) -> set[str]:
 
 def readable_by_others(folder: Path) -> list[Path]:
     return [path for path in (folder, *folder.rglob("*")) if stat.S_IMODE(path.stat().st_mode) & 0o077]
+
+
+def not_ready(service: Served) -> list[str] | None:
+    """Return what the service says is missing, or None if it does not answer."""
+    try:
+        missing: list[str] = service.http.get("/readyz").json()["missing"]
+    except httpx.TransportError:
+        return None
+    return missing
 
 
 def do_not_compress(data: Path) -> None:
@@ -65,7 +75,10 @@ def test_encryption_is_switched_on_for_a_data_folder_in_use(environment: dict[st
         assert (state["name"], state["tags"], state["labels"]) == ("a telling name", ["telltale"], ["close", "order", "play"])
         assert not found_in(data)
     with served(tmp_path, environment) as service:
-        service.wait_ready()
+        deadline = time.monotonic() + 60
+        while not_ready(service) != ["encryption_key"]:
+            assert time.monotonic() < deadline, not_ready(service)
+            time.sleep(0.2)
         for response in (
             predict(service, adapter, ["order pizza"]),
             service.http.get(f"/adapters/{later}"),

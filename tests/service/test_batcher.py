@@ -188,3 +188,13 @@ def test_a_long_row_of_another_does_not_pad_a_small_call() -> None:
     batcher.add(Call("quiet", [12], tenant="quiet"))
     assert tokens_by_tenant(batcher.next(least_tokens=300)) == {"quiet": 12}
     assert tokens_by_tenant(batcher.next(least_tokens=300)) == {"busy": 1000}
+
+
+def test_the_backlog_has_nothing_of_calls_that_nobody_waits_for_any_longer() -> None:
+    batcher: Batcher[Call] = Batcher(tokens=100, rows=10, adapters=8)
+    abandoned, other = Call("large", [10] * 50), Call("other", [10] * 20, tenant="u")
+    for call in (abandoned, other):
+        batcher.add(call)
+    assert batcher.backlog("t", 1, 3) == 503 + 200
+    abandoned.pending = False
+    assert batcher.backlog("t", 1, 3) == 3 + 3 and batcher.waiting_tokens == 200

@@ -87,6 +87,42 @@ def test_one_process_reaches_its_limit_exactly_and_writes_seldom(redis_server: R
     asyncio.run(scenario())
 
 
+def test_a_changed_limit_holds_at_once_whatever_was_taken_under_the_earlier_one(
+    redis_server: RedisServer, redis_client: "redis.Redis"
+) -> None:
+    in_one_minute(redis_client)
+    limits = {"MAX_REQUESTS_A_MINUTE": 60_000}  # blocks of three hundred
+
+    async def scenario() -> None:
+        meter = Meter(Usage(redis.Redis.from_url(redis_server.url)), lambda tenant: limits)
+        assert await accepted(meter, 1) == 1
+        limits["MAX_REQUESTS_A_MINUTE"] = 10
+        refused = await asyncio.gather(*[meter.count_requests("t") for _ in range(20)], return_exceptions=True)
+        assert {type(error) for error in refused} == {LimitReached}
+        limits["MAX_REQUESTS_A_MINUTE"] = 400
+        assert await accepted(meter, 150) == 100  # the records count the whole first block
+
+    asyncio.run(scenario())
+
+
+def test_a_limit_that_changes_while_requests_wait_for_a_block_holds_for_them(redis_server: RedisServer) -> None:
+    limits = {"MAX_REQUESTS_A_MINUTE": 60_000}
+
+    class ChangingUsage(Usage):
+        """A `Usage` that lowers the limit while the first block is taken."""
+
+        def take_block(self, *arguments: Any) -> tuple[int, float]:
+            limits["MAX_REQUESTS_A_MINUTE"] = 10
+            return super().take_block(*arguments)
+
+    async def scenario() -> None:
+        meter = Meter(ChangingUsage(redis.Redis.from_url(redis_server.url)), lambda tenant: limits)
+        answers = await asyncio.gather(*[meter.count_requests("t") for _ in range(50)], return_exceptions=True)
+        assert {type(answer) for answer in answers} == {LimitReached}
+
+    asyncio.run(asyncio.wait_for(scenario(), 20))
+
+
 def test_a_block_is_not_used_after_its_minute(redis_server: RedisServer) -> None:
     class EndingUsage(CountingUsage):
         """A `Usage` whose minutes end after a tenth of a second."""

@@ -99,9 +99,9 @@ class Claims:
     def claim_in_turn(self, tenant: str, adapter_id: str, claimant: Claimant) -> Claim | None:
         """Claim the job whose turn it is, after a wake-up that names a job.
 
-        Returns None if no job waits for this claimant. A job whose worker was lost comes first, because it has had its turn. Then
-        tenants take turns, weighted by the cost of their jobs, and the jobs of one tenant keep their order. The named job comes
-        first only if it has no turn, because an earlier version queued it.
+        Returns None if no job waits for this claimant. Tenants take turns, weighted by the cost of their jobs, and the jobs of one
+        tenant keep their order. A job whose worker was lost waits again, at its place in this order. The named job comes first only
+        if it has no turn, because an earlier version queued it.
         """
         return self._claim_until_settled(tenant, adapter_id, claimant, "turn")
 

@@ -10,5 +10,5 @@ def main() -> None:
     except ModuleNotFoundError as error:
         if error.name != "click":
             raise
-        sys.exit("error: click is not installed; the command line needs quickstudy[cli]: pip install 'quickstudy[cli]'")
+        sys.exit("error: click is not installed; the command line needs it: pip install './client[cli]' in the checkout")
     command_line()()

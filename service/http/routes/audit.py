@@ -13,7 +13,7 @@ from service.http.state import State, Tenant
 from worker.ledger.audit import Action, Entry
 
 router = APIRouter(route_class=TenantRoute, tags=["audit"])
-_CURSOR = Query(pattern=r"^[0-9]{1,15}-[0-9]{1,15}$", description="`next_cursor` of the previous page")
+_CURSOR = Query(pattern=r"^[1-9][0-9]{0,14}-[0-9]{1,15}$", description="`next_cursor` of the previous page")
 
 
 @router.get("/audit", dependencies=[Depends(needs("admin"))], responses=problems(*ROUTE_ERRORS, InvalidRequest))

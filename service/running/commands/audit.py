@@ -20,9 +20,9 @@ from worker.ledger.clock import server_ms
 @on_data_dir
 @click.option("--tenant", help="Only changes that concern this tenant.")
 @click.option("--since", metavar="TIME", default="7d", show_default=True, help="Only changes of the last 90s, 15m, 12h, 30d, ….")
-@click.option("--action", type=click.Choice(ACTIONS), help="Only changes of this kind.")
+@click.option("--action", "actions", type=click.Choice(ACTIONS), multiple=True, help="Only changes of this kind; may be repeated.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object in each line.")
-def audit(data_dir: Path, tenant: str | None, since: str, action: str | None, as_json: bool) -> None:
+def audit(data_dir: Path, tenant: str | None, since: str, actions: tuple[str, ...], as_json: bool) -> None:
     """Print who changed what, oldest first.
 
     The changes are those of keys, limits, aliases and names of initializations, and deletions of adapters. At least the latest
@@ -32,7 +32,7 @@ def audit(data_dir: Path, tenant: str | None, since: str, action: str | None, as
     client = connect_to_records(data_dir.expanduser())[0]
     with exit_on_redis_error("the audit log was not printed"):
         for entry in AuditLog(client).since(server_ms(client) - length, tenant):
-            if action in (None, entry.action):
+            if not actions or entry.action in actions:
                 click.echo(json.dumps(_description(entry)) if as_json else _line(entry))
 
 

@@ -14,16 +14,21 @@ from worker.errors import InvalidBackup
 from worker.ledger.restore import BackupFile, Restore
 from worker.ledger.servers import weights_client
 
+_UNDONE = (
+    "what was revoked, rotated or deleted since the backup is there again; "
+    "`quickstudy audit --action key.revoked --action key.rotated --action adapter.deleted` lists it"
+)
+
 
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--replace", is_flag=True, help="First delete all that the server has, except for its audit log.")
+@click.option("--replace", is_flag=True, help="First delete all that the server has, except for its audit log and its weights.")
 @on_data_dir
 def restore(file: Path, replace: bool, data_dir: Path) -> None:
     """Restore the backup FILE to a server without records, while its service runs.
 
     The whole file is checked before anything is written. Jobs that were unfinished at the time of the backup run again. API keys
-    that were revoked since then are valid again: revoke them once more.
+    and adapters are those of the backup: what was revoked, rotated or deleted since then is there again.
     """
     cipher = read_cipher()
     client, cache_url = connect_to_records(data_dir.expanduser())
@@ -37,5 +42,6 @@ def restore(file: Path, replace: bool, data_dir: Path) -> None:
         except InvalidBackup as error:
             sys.exit(f"error: FILE: {error}")
     click.echo(f"{done.records} records and weights of {done.weights} restored; {done.requeued} unfinished jobs run again")
+    click.echo(_UNDONE, err=True)
     if done.aliases_dropped:
         click.echo(f"{done.aliases_dropped} aliases of adapters that were deleted during the backup are gone", err=True)

@@ -91,7 +91,7 @@ def test_a_command_with_a_missing_import_says_what_to_install() -> None:
 def test_without_click_the_script_says_what_to_install() -> None:
     done = python("import sys; sys.modules.update(click=None); from quickstudy.commands import main; main()")
     assert done.returncode == 1
-    expected = "error: click is not installed; the command line needs quickstudy[cli]: pip install 'quickstudy[cli]'\n"
+    expected = "error: click is not installed; the command line needs it: pip install './client[cli]' in the checkout\n"
     assert done.stderr == expected
 
 

@@ -83,14 +83,30 @@ def test_a_tenant_does_not_save_up_turns_while_it_has_no_jobs(records: Records) 
     assert order.count("early") in (3, 4)
 
 
-def test_a_lost_job_and_one_of_an_earlier_version_have_no_turn_and_come_first(
-    records: Records, redis_client: "redis.Redis"
-) -> None:
-    for job in ("busy/a1", "busy/a2", "t/lost", "t/early"):
+def test_a_lost_job_comes_first_of_its_tenant_and_its_attempts_are_turns_of_its_tenant(records: Records) -> None:
+    for job in ("t/lost", "t/a", "t/b", "zoe/c", "zoe/d"):
         accept(records, job)
-    assert records.claims.claim("t", "lost", Claimant("dead", lease_ms=-1, queues={QUEUE: ()})) is not None
+        time.sleep(0.002)  # so that each has a later time
+    dead = Claimant("dead", lease_ms=-1, queues={QUEUE: ()})
+    assert in_turn(records, "t/lost", dead) == "t/lost"
+    assert in_turn(records, "t/a", dead) == "zoe/c"  # it is the turn of another tenant
+    assert in_turn(records, "t/a", dead) == "t/lost"  # whichever job the wake-up names
+    assert [in_turn(records, "t/lost") for _ in range(5)] == ["zoe/c", "t/lost", "zoe/d", "t/a", "t/b"]
+    assert in_turn(records, "t/lost") is None
+
+
+def test_a_lost_job_that_turns_out_to_be_alive_is_not_given_out(records: Records) -> None:
+    accept(records, "t/slow")
+    paused = records.claims.claim("t", "slow", Claimant("w", lease_ms=-1, queues={"other": (), QUEUE: ()}))
+    assert paused is not None and in_turn(records, "t/slow", Claimant("v", queues={"other": ()})) is None  # it now waits again
+    assert records.claims.heartbeat(paused, 10_000)
+    assert in_turn(records, "t/slow") is None
+
+
+def test_a_job_of_an_earlier_version_has_no_turn_and_comes_first(records: Records, redis_client: "redis.Redis") -> None:
+    for job in ("busy/a1", "busy/a2", "t/early"):
+        accept(records, job)
     redis_client.zrem("qs:waiting_in:t:q", "t/early")  # earlier versions write no turns
-    assert in_turn(records, "busy/a1") == "t/lost"  # whichever job the wake-up names
     assert in_turn(records, "t/early") == "t/early"
     assert in_turn(records, "t/early") == "busy/a1"
 
@@ -99,6 +115,7 @@ def test_a_lost_job_of_another_queue_or_without_attempts_left_holds_up_nothing(r
     dead = Claimant("dead", lease_ms=-1, attempts=1, queues={QUEUE: (), "other": ()})
     for job in ("t/lost", "t/a"):
         accept(records, job)
+        time.sleep(0.002)
     accept(records, "t/elsewhere", queue="other")
     for lost in ("lost", "elsewhere"):
         assert records.claims.claim("t", lost, dead) is not None

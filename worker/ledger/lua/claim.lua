@@ -4,10 +4,9 @@
 -- ARGV  1 member of the named job, 2 lease_ms, 3 attempts allowed, 4 worker, 5 the queues whose jobs the worker may claim, as JSON
 --       {queue: digests of the initializations that the worker has; an empty list allows any},
 --       6 the start of the keys of stored initializations, which every worker can load,
---       7 which job: 'named'; 'turn': the named job if it has no turn, because an earlier version queued it; otherwise a job whose
---         worker was lost, because it has had its turn; otherwise the next job in turn, of the named job's queue or else of another;
---         or 'pass': the next job in turn of the named job's queue that waits for its first attempt, has the pass key ARGV[9], and
---         is of none of the tenants in ARGV[10],
+--       7 which job: 'named'; 'turn': the named job if it has no turn, because an earlier version queued it, otherwise the next job
+--         in turn, of the named job's queue or else of another; or 'pass': the next job in turn of the named job's queue that waits
+--         for its first attempt, has the pass key ARGV[9], and is of none of the tenants in ARGV[10],
 --       8 ids of the encryption keys that the worker has, separated by spaces, 9 pass key, 10 tenants as a JSON list
 -- Returns {'claimed', fence, recipe, ms waited, ttl_ms, attempt, request id, previous fence, member, queue, number of jobs of its
 -- tenant that still wait in the queue}, {'no_record'},
@@ -50,13 +49,24 @@ local function verdict(member)
   return tonumber(attempts) >= tonumber(ARGV[3]) and 'attempts_used_up' or 'claimable'
 end
 
+-- Give the jobs whose worker was lost their place among the waiting jobs of their tenants again.
+local function queue_lost_jobs()
+  for _, member in ipairs(redis.call('ZRANGEBYSCORE', KEYS[3], '-inf', '(' .. now, 'LIMIT', 0, READ_AT_MOST)) do
+    redis.call('ZREM', KEYS[3], member)
+    local status, queue, queued_at = unpack(redis.call('HMGET', record_of(member), 'status', 'queue', 'queued_at'))
+    if status == 'running' then wait(queue or '', member, queued_at) end
+  end
+end
+
 -- Returns a job of this tenant that this worker may claim now, and its verdict. Removes jobs that no longer wait in this queue. If the
 -- first jobs have to be left alone, the named job may still be the tenant's.
 local function job_of(queue, tenant)
   for _, member in ipairs(redis.call('ZRANGEBYSCORE', jobs_of(queue, tenant), '-inf', now, 'LIMIT', 0, READ_OF_TENANT)) do
     left_to_read = left_to_read - 1
-    local status, its_queue, attempts, pass_key = unpack(redis.call('HMGET', record_of(member), 'status', 'queue', 'attempt', 'kin'))
-    if status ~= 'queued' or (its_queue or '') ~= queue then
+    local status, its_queue, attempts, pass_key, lease_until =
+      unpack(redis.call('HMGET', record_of(member), 'status', 'queue', 'attempt', 'kin', 'lease_until'))
+    local is_lost = status == 'running' and tonumber(lease_until) < now
+    if not (status == 'queued' or is_lost) or (its_queue or '') ~= queue then
       wait_no_more(queue, member)
     elseif ARGV[7] ~= 'pass' or (pass_key == ARGV[9] and attempts == '0') then
       local found = verdict(member)
@@ -80,16 +90,6 @@ local function next_in_turn(queue)
   end
 end
 
--- Returns the queue of a job whose worker was lost, the job and its verdict: of the one that was lost first, if there is any.
-local function lost_job()
-  for _, member in ipairs(redis.call('ZRANGEBYSCORE', KEYS[3], '-inf', '(' .. now, 'LIMIT', 0, READ_OF_TENANT)) do
-    local found = verdict(member)
-    if found == 'claimable' or found == 'attempts_used_up' then
-      return redis.call('HGET', record_of(member), 'queue') or '', member, found
-    end
-  end
-end
-
 -- Returns the queue of the chosen job, the job, its verdict, and true if it is the turn of its tenant.
 local function choose()
   local named, verdict_of_named = ARGV[1], verdict(ARGV[1])
@@ -105,10 +105,9 @@ local function choose()
     return queue, member or named, found or 'not_claimable', false
   end
   local is_free = verdict_of_named == 'claimable' or verdict_of_named == 'attempts_used_up'
+  queue_lost_jobs()
   local since = waits_since(queue, named)
-  if is_free and (not since or redis.call('HGET', KEYS[1], 'status') == 'running') then return queue, named, verdict_of_named, false end
-  local its_queue, lost, verdict_of_lost = lost_job()
-  if lost then return its_queue, lost, verdict_of_lost, false end
+  if is_free and not since then return queue, named, verdict_of_named, false end
   local queue_order = {queue}
   for other in pairs(queues) do if other ~= queue then table.insert(queue_order, other) end end
   for _, each in ipairs(queue_order) do
