@@ -29,7 +29,7 @@ _DROP_SECONDS = 180.0
 
 @dataclass(frozen=True)
 class _Refusal:
-    """What is known after the records have refused a block: until `until`, only `free` requests are not taken."""
+    """A refusal of a block by the records: until `until`, only `free` requests are not taken."""
 
     free: int
     until: float  # as `time.monotonic` tells time

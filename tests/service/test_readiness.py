@@ -1,4 +1,4 @@
-"""What `/readyz` says is missing."""
+"""`/readyz`: what it says is missing."""
 
 import asyncio
 
