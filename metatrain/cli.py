@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 RECIPES = Path(__file__).with_name("recipes")
 DEFAULT_INITIALIZATION = Path(__file__).with_name("initializations") / "default"
+_SHOWN_REMOVALS = 5
+"""How many of the classes that lost texts `train` prints; log.jsonl has all of them."""
 
 
 @click.group()
@@ -100,7 +102,11 @@ def _show_event(bar: "tqdm[Any]", event: dict[str, Any]) -> None:
             sizes = ", ".join(f"{name} ({n['classes']} classes, {n['texts']} texts)" for name, n in event[part].items())
             bar.write(f"{part}: {sizes}")
         if event["dropped"]:
-            bar.write(f"overlap between data sets: {len(event['dropped'])} classes lost texts or were dropped")
+            bar.write(f"overlap between data sets: {len(event['dropped'])} classes lost texts or were removed")
+            for line in event["dropped"][:_SHOWN_REMOVALS]:
+                bar.write(f"  {line}")
+            if len(event["dropped"]) > _SHOWN_REMOVALS:
+                bar.write(f"  and {len(event['dropped']) - _SHOWN_REMOVALS} more, which log.jsonl lists")
     elif event["event"] == "validation":
         shots = ", ".join(f"{shots}-shot {value:.1%}" for shots, value in event["by_shots"].items())
         bar.write(f"step {event['step']:>5}  validation {event['score']:.2%} ({shots})  best at step {event['best_step']}")

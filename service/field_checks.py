@@ -10,6 +10,9 @@ from service.errors import InvalidRequest
 from service.settings import ServiceSettings
 from worker.ledger.aliases import is_alias
 
+SEEN_TEXT = "a text of which the base model sees at least one token"
+"""What is expected of a text that leaves no token, such as a zero-width space. It counts as empty."""
+
 
 def check_count(field: str, number: int, least: int, most: int, noun: str, suffix: str = "") -> None:
     """Raise InvalidRequest unless least ≤ number ≤ most.

@@ -35,8 +35,12 @@ _SHAPE: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attent
 _SPECIAL: dict[str, Any] = {"pad_token_id": 0, "cls_token_id": 2, "sep_token_id": 3, "bos_token_id": 2, "eos_token_id": 3}
 
 
-def save_tiny_model(folder: Path, *, seed: int = 0, architecture: str = "bert") -> Path:
-    """Save a tiny model (two layers, D = 32, four heads) and its tokenizer, and return the folder."""
+def save_tiny_model(folder: Path, *, seed: int = 0, architecture: str = "bert", spells: bool = False) -> Path:
+    """Save a tiny model (two layers, D = 32, four heads) and its tokenizer, and return the folder.
+
+    `spells`: True: other words than `WORDS` are spelled in ASCII characters. False: each of them is one unknown token, so that the
+    model cannot tell them apart.
+    """
     torch.manual_seed(seed)
     common: dict[str, Any] = {"vocab_size": len(WORDS) + 4, "max_position_embeddings": 72, "initializer_range": 0.3}
     model: Any
@@ -51,6 +55,10 @@ def save_tiny_model(folder: Path, *, seed: int = 0, architecture: str = "bert") 
     model.save_pretrained(folder)
     vocabulary = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *dict.fromkeys(WORDS.split())])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    if spells:
+        letters = [f"{prefix}{letter}" for letter in map(chr, range(33, 127)) for prefix in ("", "##")]
+        vocabulary |= {letter: len(vocabulary) + i for i, letter in enumerate(each for each in letters if each not in vocabulary)}
+        tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
     special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}

@@ -18,16 +18,6 @@ IN_FLIGHT: tuple[Status, ...] = ("queued", "running")
 
 
 @dataclass(frozen=True)
-class Adaptation:
-    """The result of `adapt` or `add_examples`: the adapter's id, and its status when the call returned."""
-
-    adapter_id: str
-    status: Status
-    truncated: tuple[int, ...]
-    """Positions of examples that were cut to the base model's maximum length."""
-
-
-@dataclass(frozen=True)
 class Notice:
     """A warning about examples that are allowed, but may contain a mistake."""
 
@@ -38,6 +28,18 @@ class Notice:
     def row(self) -> int | None:
         """The position of the example that the warning is about; None if there is no single example."""
         return row_of(self.field)
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """The result of `adapt` or `add_examples`: the adapter's id, and its status when the call returned."""
+
+    adapter_id: str
+    status: Status
+    truncated: tuple[int, ...]
+    """Positions of examples that were cut to the base model's maximum length."""
+    warnings: tuple[Notice, ...] = ()
+    """Warnings about the examples. A service of an earlier version sends none."""
 
 
 @dataclass(frozen=True)

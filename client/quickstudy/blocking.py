@@ -100,6 +100,8 @@ class Client:
             pairs = [("When is breakfast?", "dining"), ("The wifi is down", "wifi")]
             adapter = quickstudy.adapt(pairs, name="front desk", label_words=True)
             print(adapter.adapter_id, adapter.status)
+            for notice in adapter.warnings:
+                print(notice.row, notice.message)
         """
         return self._adapt(lambda wait_seconds: calls.adapt(support, options, wait_seconds), wait, on_progress)
 

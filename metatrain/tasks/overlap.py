@@ -1,44 +1,83 @@
 """Remove overlap between data sets: shared texts, and shared classes under different names."""
 
-import re
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from metatrain.tasks.episodes import Dataset
+from metatrain.tasks.normal_form import normal_form
 
-_NOT_WORD = re.compile(r"\W+")
-
-
-def normalized(text: str) -> str:
-    """Return a text in lower case without punctuation. Texts with equal results are treated as the same."""
-    return _NOT_WORD.sub(" ", text.lower()).strip()
+LARGEST_SHARE = 0.05
+_PLACE_CHARS, _TEXT_CHARS = 30, 24
+"""The most characters of a class and of a text that a message shows."""
 
 
-def without_overlap(
-    datasets: Sequence[Dataset], other: Sequence[Dataset], *, largest_share: float = 0.05
-) -> tuple[list[Dataset], list[str]]:
-    """Return `datasets` without the texts and classes of `other`, and a message for each changed class.
+@dataclass(frozen=True)
+class Removal:
+    """The removal of texts from one class, with its reason.
 
-    Every text that `other` has is dropped. A class that shares more than `largest_share` of its texts with one class of `other` is
-    treated as the same class under a different name, and dropped completely.
+    `place`: data set and label. `removed`: the number of shared texts. `of`: the number of all texts of the class. `other_place`:
+    the class of other data that most of the shared texts are in. `whole_class`: True if both count as one class, so that all texts
+    were removed. `pair`: a shared text, and the equal one in `other_place`.
     """
-    other_class: dict[str, str] = {}
+
+    place: str
+    removed: int
+    of: int
+    other_place: str
+    whole_class: bool
+    pair: tuple[str, str] = field(repr=False)
+
+    @property
+    def message(self) -> str:
+        """The removal as one line without texts, because it is published with an initialization."""
+        place, other, shared = _shown(self.place), _shown(self.other_place), f"{self.removed} of {self.of} texts"
+        if self.whole_class:
+            return f"{place}: class removed: {shared} are in {other} too, so both count as one class"
+        return f"{place}: {shared} removed: {other} or another class has them too"
+
+    @property
+    def message_with_example(self) -> str:
+        """The same line with a pair of equal texts, shortened."""
+        here, there = (_shown(text, _TEXT_CHARS) for text in self.pair)
+        return f"{self.message}; '{here}' is '{there}' there"
+
+
+def without_overlap(datasets: Sequence[Dataset], other: Sequence[Dataset]) -> tuple[list[Dataset], list[Removal]]:
+    """Return `datasets` without the texts and classes of `other`, and what was removed from each class.
+
+    Two texts are the same if their normal forms are equal (`metatrain.tasks.normal_form`). Every text that `other` has is removed.
+    A class that shares more than `LARGEST_SHARE` of its texts with one class of `other` is treated as the same class under a
+    different name, and removed completely.
+    """
+    others: dict[str, tuple[str, str]] = {}  # {normal form: (class, text)}
     for dataset in other:
         for label, texts in dataset.texts.items():
-            other_class |= {normalized(text): f"{dataset.name}/{label}" for text in texts}
+            others |= {normal_form(text): (f"{dataset.name}/{label}", text) for text in texts}
     kept: list[Dataset] = []
-    report: list[str] = []
+    removals: list[Removal] = []
     for dataset in datasets:
         classes: dict[str, tuple[str, ...]] = {}
         for label, texts in dataset.texts.items():
-            shared = Counter(other_class[n] for text in texts if (n := normalized(text)) in other_class)
-            if shared and shared.most_common(1)[0][1] > largest_share * len(texts):
-                same_class, count = shared.most_common(1)[0]
-                report.append(f"{dataset.name}/{label}: dropped, {count} of {len(texts)} texts are in {same_class}")
+            found = [(text, *others[form]) for text in texts if (form := normal_form(text)) in others]
+            if not found:
+                classes[label] = texts
                 continue
-            if shared:
-                report.append(f"{dataset.name}/{label}: {shared.total()} of {len(texts)} texts dropped")
-            classes[label] = tuple(text for text in texts if normalized(text) not in other_class)
+            other_place, count = Counter(place for _, place, _ in found).most_common(1)[0]
+            pair = next((text, same) for text, place, same in found if place == other_place)
+            whole_class = count > LARGEST_SHARE * len(texts)
+            removed = count if whole_class else len(found)
+            removals.append(Removal(f"{dataset.name}/{label}", removed, len(texts), other_place, whole_class, pair))
+            shared = {text for text, _, _ in found}
+            left = tuple(text for text in texts if text not in shared)
+            if left and not whole_class:
+                classes[label] = left
         if classes:
             kept.append(Dataset(dataset.name, classes))
-    return kept, report
+    return kept, removals
+
+
+def _shown(text: str, most: int = _PLACE_CHARS) -> str:
+    """Return a text in at most `most` characters, none of which could control a terminal."""
+    short = text if len(text) <= most else f"{text[: most - 1]}…"
+    return "".join(character if character.isprintable() else "�" for character in short)

@@ -20,17 +20,17 @@ from metatrain.tasks.episodes import (
     draw_shape,
     largest_shapes,
 )
-from metatrain.tasks.overlap import without_overlap
+from metatrain.tasks.overlap import Removal, without_overlap
 from metatrain.training.recipe import Recipe
 
 VALIDATION_QUERIES = 5
 
 
-def read_data(recipe: Recipe, data: Path) -> tuple[list[Dataset], list[Dataset], list[str]]:
-    """Return the training sets, the validation sets, and a line of text for each class that lost texts.
+def read_data(recipe: Recipe, data: Path) -> tuple[list[Dataset], list[Dataset], list[Removal]]:
+    """Return the training sets, the validation sets, and what was removed from each class that lost texts.
 
-    Classes and texts of the held-out data are dropped from the training sets. Classes and texts of the training or held-out data
-    are dropped from the validation sets. A validation set with fewer classes left than `validation.ways` is not used.
+    Classes and texts of the held-out data are removed from the training sets. Classes and texts of the training or held-out data
+    are removed from the validation sets. A validation set with fewer classes left than `validation.ways` is not used.
 
     Raises DataError if one class is listed in two of `data.train`, `data.valid` and `data.held_out`, or if no training or
     validation data is left.
@@ -41,16 +41,23 @@ def read_data(recipe: Recipe, data: Path) -> tuple[list[Dataset], list[Dataset],
     assert_class_disjoint(train_sets, valid_sets, "data.train and data.valid")
     assert_class_disjoint(train_sets, held_out, "data.train and data.held_out")
     assert_class_disjoint(valid_sets, held_out, "data.valid and data.held_out")
-    kept, dropped = without_overlap(train_sets, held_out)
+    kept, removed = without_overlap(train_sets, held_out)
     if not kept:
-        raise DataError("data.train: nothing is left without the texts of data.held_out; expected other training data")
-    unseen, dropped_valid = without_overlap(valid_sets, [*kept, *held_out])
-    unseen = [d for d in unseen if len(d.texts) >= recipe.validation.ways]
-    if not unseen:
-        raise DataError(
-            f"data.valid: expected a set with {recipe.validation.ways} classes that are not in the training or held-out data"
-        )
-    return kept, unseen, [f"training: {line}" for line in dropped] + [f"validation: {line}" for line in dropped_valid]
+        raise DataError(f"data.train: nothing is left without the texts of data.held_out. {removed[0].message_with_example}")
+    unseen, removed_valid = without_overlap(valid_sets, [*kept, *held_out])
+    usable = [d for d in unseen if len(d.texts) >= recipe.validation.ways]
+    if not usable:
+        raise _no_validation_data(recipe.validation.ways, valid_sets, unseen, removed_valid)
+    return kept, usable, removed + removed_valid
+
+
+def _no_validation_data(ways: int, before: list[Dataset], after: list[Dataset], removed: list[Removal]) -> DataError:
+    """Return the error for validation sets that all have too few classes, with the reason."""
+    most_before, most_after = (max((len(d.texts) for d in sets), default=0) for sets in (before, after))
+    expected = f"data.valid: expected a set of {ways} classes (validation.ways), got at most"
+    if most_before < ways:
+        return DataError(f"{expected} {most_before}")
+    return DataError(f"{expected} {most_after} that other data do not have. {removed[0].message_with_example}")
 
 
 def assert_episodes(recipe: Recipe, train_sets: list[Dataset], valid_sets: list[Dataset]) -> None:

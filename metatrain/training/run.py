@@ -37,6 +37,8 @@ from metatrain.tasks.episodes import (
     EpisodeSampler,
     manifest_digest,
 )
+from metatrain.tasks.normal_form import NORMAL_FORM
+from metatrain.tasks.overlap import Removal
 from metatrain.training.data import assert_episodes, meta_batch, micro_batches, read_data, training_sampler, validation_episodes
 from metatrain.training.evaluate import evaluate
 from metatrain.training.events import OnEvent
@@ -103,7 +105,7 @@ class _Run:
     kind: DeltaKind
     encoded: Encoded
     train_sets: list[Dataset]
-    dropped: list[str]
+    removed: list[Removal]
     sampler: EpisodeSampler
     validation: list[Episode]
     checkpoint: Path
@@ -119,7 +121,7 @@ class _Run:
 
         Raises those errors of `train` that can occur before its first step.
         """
-        train_sets, valid_sets, dropped = read_data(recipe, data)
+        train_sets, valid_sets, removed = read_data(recipe, data)
         assert_episodes(recipe, train_sets, valid_sets)
         base = load_base(
             recipe.base.model,
@@ -132,13 +134,14 @@ class _Run:
         encoded = Encoded(base, recipe.base.train_max_length)
         sampler = training_sampler(recipe, encoded, train_sets)
         validation = validation_episodes(recipe, valid_sets)
-        on_event({"event": "data", "train": _sizes(train_sets), "valid": _sizes(valid_sets), "dropped": dropped})
+        lines = [removal.message_with_example for removal in removed]
+        on_event({"event": "data", "train": _sizes(train_sets), "valid": _sizes(valid_sets), "dropped": lines})
         out.mkdir(parents=True, exist_ok=True)
         checkpoint, digest = out / CHECKPOINT, _run_digest(recipe, base, train_sets, validation)
         state = OuterState.load(checkpoint, digest) or OuterState.start(_start(recipe, base, kind), recipe.algorithm.learns)
         history = History.resume(out, state.history_bytes) if processes.first else History.discard()
         return cls(
-            recipe, kind, encoded, train_sets, dropped, sampler, validation, checkpoint, digest, state, on_event, processes, history
+            recipe, kind, encoded, train_sets, removed, sampler, validation, checkpoint, digest, state, on_event, processes, history
         )
 
     def record(self, event: dict[str, Any], **extra: Any) -> None:
@@ -251,7 +254,8 @@ class _Run:
             "validation_score": state.best_score if math.isfinite(state.best_score) else None,
             "validation_episodes_digest": manifest_digest(self.validation),
             "training_sets": _sizes(self.train_sets),
-            "dropped": self.dropped,
+            "dropped": [removal.message for removal in self.removed],  # without texts, because it is published
+            "normal_form": NORMAL_FORM,
             "attribution": recipe.data.attribution,
         }
         return Initialization(

@@ -1,7 +1,7 @@
 """Record the jobs of checked adaptation requests and respond. A dry run gets a response without a job."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
@@ -9,12 +9,14 @@ from fastapi import Header, Query, Response
 
 from service.adapting.checked_request import CheckedRequest
 from service.adapting.idempotency import idempotency_key
-from service.errors import IdempotencyKeyReused, UnknownAdapter
+from service.adapting.warnings import warnings
+from service.errors import IdempotencyKeyReused, InvalidRequest, UnknownAdapter
 from service.http.prefer import prefer_wait
 from service.http.schemas import AdaptAnswer, DryRunAnswer, Warned
 from service.http.state import ServiceState, State, Tenant
 from service.http.tenant_threads import in_thread
 from service.http.views import status_of
+from service.kinds.kind import SeenExample, SeenSupport
 from worker.errors import KeyUsed
 from worker.kinds.kind import Canonical
 from worker.kinds.registry import task_kinds
@@ -66,7 +68,8 @@ class _Job:
 
     `idempotency` has the digests of the request and its Idempotency-Key, None if it has no key. `truncated` has the positions, in
     the recipe's support set, of examples that are longer than the base model's maximum length, and `cost` is the number of tokens
-    times the number of inner steps. Both are known once the examples have been tokenized.
+    times the number of inner steps. `refusal` is the reason why a new adapter cannot be made from these examples as the base model
+    sees them; None if there is none. These and `warnings` are known once the examples have been tokenized.
     """
 
     adapter_id: str
@@ -74,13 +77,15 @@ class _Job:
     idempotency: IdempotencyKey | None = field(repr=False)
     truncated: tuple[int, ...] = ()
     cost: int = 1
+    refusal: InvalidRequest | None = None
+    warnings: tuple[Warned, ...] = ()
 
 
 async def accept(request: CheckedRequest, context: AdaptContext) -> AdaptAnswer | DryRunAnswer:
     """Record the job that a request asks for, and return the response body. A dry run records nothing.
 
     With `Prefer: wait`, first wait for the job to end. Also sets the status and headers of the response. Raises UnknownAdapter if
-    the adapter is deleted while the request waits for it.
+    the adapter is deleted while the request waits for it, and InvalidRequest if the base model cannot learn from an example.
     """
     state, tenant = context.state, context.tenant
     seconds = prefer_wait(context.prefer, state.settings.max_wait_seconds)
@@ -89,6 +94,8 @@ async def accept(request: CheckedRequest, context: AdaptContext) -> AdaptAnswer 
     if not context.dry_run:
         await in_thread(_check_room, job, context)  # before the texts are tokenized, which costs most
     job = await state.work.run(tenant, _tokenize, request, job)
+    if job.refusal is not None and not await in_thread(_is_on_record, job, context):
+        raise job.refusal
     if context.dry_run:
         context.response.status_code = 200
         existing = await in_thread(_status_of_existing, tenant, job.adapter_id, state)
@@ -101,7 +108,8 @@ async def accept(request: CheckedRequest, context: AdaptContext) -> AdaptAnswer 
         status = record.status
     context.response.status_code = 200 if status == "ready" else 202
     context.response.headers["Location"] = f"/adapters/{identity}"
-    return AdaptAnswer(adapter_id=identity, status=status, truncated=_positions_in_request(request, truncated))
+    positions = _positions_in_request(request, truncated)
+    return AdaptAnswer(adapter_id=identity, status=status, truncated=positions, warnings=list(job.warnings))
 
 
 # The functions below compute for long or call Redis. The event loop must not call them directly: those that compute run in the
@@ -117,12 +125,39 @@ def _build_job(request: CheckedRequest, secret: bytes, context: AdaptContext) ->
 
 
 def _tokenize(request: CheckedRequest, job: _Job) -> _Job:
-    """Return the job with the positions of its truncated examples and its cost."""
-    recipe = job.recipe
-    rows = request.deployed.base.inputs.encode(task_kinds()[recipe.kind].inputs(recipe.support))
+    """Return the job with everything that is known from the tokens of its examples."""
+    recipe, inputs = job.recipe, request.deployed.base.inputs
+    rows = inputs.encode(task_kinds()[recipe.kind].inputs(recipe.support))
     steps = request.init.inner.most_steps if recipe.steps is None else recipe.steps
-    truncated = tuple(i for i, row in enumerate(rows) if row.truncated)
-    return replace(job, truncated=truncated, cost=sum(map(len, rows)) * max(1, steps))
+    seen = {example: inputs.seen(row) for example, row in zip(recipe.support, rows, strict=True)}
+    support = SeenSupport(
+        tuple(SeenExample("the adapter", example, seen[example]) for example in request.parent_examples),
+        tuple(SeenExample(f"support[{i}]", example, seen[example]) for i, example in enumerate(request.new_examples)),
+        inputs,
+    )
+    refusal = None
+    try:
+        request.kind.check_seen(support, request.options)
+    except InvalidRequest as error:
+        refusal = error
+    return replace(
+        job,
+        truncated=tuple(i for i, row in enumerate(rows) if row.truncated),
+        cost=sum(map(len, rows)) * max(1, steps),
+        refusal=refusal,
+        warnings=tuple(warnings(request, support)),
+    )
+
+
+def _is_on_record(job: _Job, context: AdaptContext) -> bool:
+    """Return True if the adapter has a record, or if its request was accepted before with this key.
+
+    The key is the Idempotency-Key. Earlier versions accepted examples that are now refused, and what they accepted goes on working.
+    """
+    records, tenant = context.state.records, context.tenant
+    if records.get(tenant, job.adapter_id) is not None:
+        return True
+    return job.idempotency is not None and records.accepted_with(tenant, job.idempotency)
 
 
 def _check_room(job: _Job, context: AdaptContext) -> None:
@@ -203,7 +238,6 @@ def _dry_run_answer(request: CheckedRequest, job: _Job, status: Status | Literal
     truncated = _positions_in_request(request, _truncated_examples(job.recipe, job.truncated))
     support = job.recipe.support
     counts = Counter(example[-1] for example in support)
-    example_warnings = _example_warnings(request, truncated, request.deployed.base.inputs.limit)
     return DryRunAnswer(
         adapter_id=job.adapter_id,
         status=status,
@@ -211,15 +245,5 @@ def _dry_run_answer(request: CheckedRequest, job: _Job, status: Status | Literal
         labels={label: counts[label] for label in job.recipe.labels},
         steps=job.recipe.steps,
         truncated=truncated,
-        warnings=[*request.kind.warnings(support), *example_warnings],
+        warnings=list(job.warnings),
     )
-
-
-def _example_warnings(request: CheckedRequest, truncated: list[int], limit: str) -> Iterator[Warned]:
-    seen = dict.fromkeys(request.parent_examples, "one that the adapter has")
-    for i, example in enumerate(request.new_examples):
-        place = seen.setdefault(example, f"support[{i}]")
-        if place != f"support[{i}]":
-            yield Warned(field=f"support[{i}]", message=f"the same example as {place}")
-    for i in truncated:
-        yield Warned(field=f"support[{i}].input", message=f"cut to {limit}")

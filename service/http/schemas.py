@@ -47,6 +47,8 @@ SUPPORT_EXAMPLE = [
     {"input": "Do you support euros?", "label": "currencies"},
 ]
 
+_WARNING = {"field": "support[3]", "message": "the same example as support[1]"}
+
 TEXT_PATTERN = r"^[^\u0000]*\S[^\u0000]*$"
 """Matches texts that are not blank and have no NUL; for the OpenAPI document."""
 
@@ -161,19 +163,27 @@ class ExamplesRequest(Body, Generic[E]):
     tags: Tags | None = Field(default=None, description="tags of the new adapter, for people and filters")
 
 
+class Warned(BaseModel):
+    """A warning about examples that are accepted, but may contain a mistake."""
+
+    field: str = Field(description="path of the field, such as `support[3].input`; `support` if there is no single example")
+    message: str = Field(description="the warning for people, without texts of examples; its wording may change")
+
+
+Warnings = Annotated[
+    list[Warned], Field(description="warnings about the examples; of each sort the first ten, and then the number of the others")
+]
+
+
 class AdaptAnswer(BaseModel):
-    model_config = example_body(adapter_id=_ID, status="ready", truncated=[])
+    model_config = example_body(adapter_id=_ID, status="ready", truncated=[], warnings=[_WARNING])
 
     adapter_id: str
     status: Status
     truncated: list[int] = Field(
         description="positions in `support` of examples that were truncated to the base model's maximum length"
     )
-
-
-class Warned(BaseModel):
-    field: str = Field(description="path of the field, such as `support[3].input`")
-    message: str = Field(description="the warning for people; its wording may change")
+    warnings: Warnings
 
 
 class DryRunAnswer(BaseModel):
@@ -186,7 +196,7 @@ class DryRunAnswer(BaseModel):
         labels={"card_lost": 2, "currencies": 2},
         steps=2,
         truncated=[],
-        warnings=[{"field": "support[3].input", "message": "the same example as support[1]"}],
+        warnings=[_WARNING],
     )
 
     adapter_id: str
@@ -197,7 +207,7 @@ class DryRunAnswer(BaseModel):
     truncated: list[int] = Field(
         description="positions in `support` of examples that would be truncated to the base model's maximum length"
     )
-    warnings: list[Warned]
+    warnings: Warnings
 
 
 class AdapterChanges(Body):

@@ -1,21 +1,21 @@
 """Text classification over HTTP: labelled texts in, labels with probabilities out."""
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
 
 from metatrain.tasks.labels import label_words
 from service.errors import InvalidRequest
-from service.field_checks import check_text
+from service.field_checks import SEEN_TEXT, check_text
 from service.http.schemas import SUPPORT_EXAMPLE, TEXT_PATTERN, Body, Options, Text, Warned, example_body, schema_of
+from service.kinds.classes import check_distinct, class_warnings, first_clash, label_of, why_same
+from service.kinds.kind import SeenExample, SeenSupport
 from service.predicting.interface import Answer
 from service.settings import ServiceSettings
+from service.warnings import limited, shown
 from worker.kinds.kind import Canonical
-
-_IMBALANCE = 5
-"""A dry run warns if one label has at least this many times as many examples as another."""
 
 
 class Example(Body):
@@ -61,15 +61,18 @@ class TextClassification:
         if options.label_words:
             _check_label_words(sorted(labels), seen)
 
-    def warnings(self, support: Sequence[Canonical]) -> Iterator[Warned]:
-        counts = Counter(label for _, label in support)
-        for label in sorted(counts):
-            if counts[label] == 1:
-                yield Warned(field="support", message=f"label {label!r} has one example")
-        (most, largest), *_, (least, smallest) = counts.most_common()
-        if largest >= _IMBALANCE * smallest:
-            message = f"imbalance: label {most!r} has {largest} examples, label {least!r} has {smallest}"
-            yield Warned(field="support", message=message)
+    def check_seen(self, support: SeenSupport, options: Options) -> None:
+        on_record = {example.stored for example in support.parent}
+        for example in support.new:
+            if not example.seen.tokens and example.stored not in on_record:
+                raise InvalidRequest(f"{example.place}.input", SEEN_TEXT, example.stored[0])
+        check_distinct(support)
+        if options.label_words:
+            _check_seen_label_words(support)
+
+    def warnings(self, support: SeenSupport) -> Iterator[Warned]:
+        yield from class_warnings(support)
+        yield from _unknown_tokens(support)
 
     def predictions(self, answer: Answer, top_k: int | None) -> list[BaseModel]:
         predictions: list[BaseModel] = []
@@ -94,6 +97,30 @@ def check_example(field: str, example: Example, settings: ServiceSettings) -> No
     check_text(f"{field}.label", example.label, settings.max_label_chars)
 
 
+def _unknown_tokens(support: SeenSupport) -> Iterator[Warned]:
+    """Yield warnings about unknown tokens, which are all the same for the base model."""
+    tokens, unknown = (sum(getattr(each.seen, name) for each in support.examples) for name in ("tokens", "unknown"))
+    if _mostly(unknown, tokens):
+        advice = "choose a base model that knows these words or characters"
+        yield Warned(field="support", message=f"{unknown} of {tokens} tokens are unknown to the base model: {advice}")
+    unseen = (
+        Warned(field=f"{each.place}.input", message="the base model sees no token of this text")
+        for each in support.new
+        if not each.seen.tokens
+    )
+    yield from limited(unseen, "texts of which the base model sees no token")
+    single = (
+        Warned(field=f"{each.place}.input", message=f"unknown to the base model: {each.seen.unknown} of {each.seen.tokens} tokens")
+        for each in support.new
+        if _mostly(each.seen.unknown, each.seen.tokens)
+    )
+    yield from limited(single, "texts of mostly unknown tokens")
+
+
+def _mostly(part: int, whole: int) -> bool:
+    return 2 * part > whole
+
+
 def best_labels(answer: Answer) -> list[str]:
     """Return the most probable label of each input."""
     return [answer.labels[max(range(len(row)), key=row.__getitem__)] for row in answer.outputs]
@@ -115,3 +142,31 @@ def _check_label_words(labels: list[str], inputs: dict[str, tuple[str, str]]) ->
         if label_of_input != label:
             expected = f"no label with the words of another's example, as {label!r} has of {place}"
             raise InvalidRequest("options.label_words", expected, True)
+
+
+def _check_seen_label_words(support: SeenSupport) -> None:
+    """Raise InvalidRequest if label words are the same for the model as an example of another label.
+
+    Labels and examples that the adapter already has are never refused.
+    """
+    on_record = {label_of(example) for example in support.parent}
+    labels = sorted({label_of(example) for example in support.examples})
+    rows = support.inputs.encode([label_words(label) for label in labels])
+    words = [
+        SeenExample(f"the words of {shown(label)}", (label_words(label), label), support.inputs.seen(row))
+        for label, row in zip(labels, rows, strict=True)
+    ]
+    added = [example for example in words if label_of(example) not in on_record]
+    for example in added:
+        if not example.seen.tokens:
+            raise InvalidRequest(
+                "options.label_words", f"labels of which the base model sees a token, not {example.stored[1]!r}", True
+            )
+    before = [example for example in words if label_of(example) in on_record]
+    clash = first_clash(replace(support, parent=(*support.parent, *before), new=(*support.new, *added)))
+    if clash is not None:
+        example, other = clash
+        same = f"{example.place} and {other.place} are the same for it ({why_same(example, other, support)})"
+        raise InvalidRequest(
+            "options.label_words", f"label words that the base model can tell from other labels' words: {same}", True
+        )

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 BATCH_AGE = "batch_age_seconds"
@@ -34,13 +34,15 @@ class Answer:
 
     `labels` has the adapter's labels, and is empty if its task kind has none. `outputs` has the output of the adapter's readout for
     each input, such as the probability of each label. `truncated` has the positions of inputs that were truncated. `seconds` has
-    the time that the call spent in each of `STAGES`.
+    the time that the call spent in each of `STAGES`. `empty` has the positions of inputs that left no token; their outputs mean
+    nothing.
     """
 
     labels: tuple[str, ...]
     outputs: list[Any]
     truncated: list[int]
     seconds: Mapping[str, float]
+    empty: list[int] = field(default_factory=list)
 
 
 class Predictor(Protocol):

@@ -52,6 +52,7 @@ class _Call:
     rows: Sequence[Any] = ()
     lengths: list[int] = field(default_factory=list)
     truncated: list[int] = field(default_factory=list)
+    empty: list[int] = field(default_factory=list)
     adapter: Packed | None = None
     outputs: dict[int, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
@@ -228,6 +229,7 @@ class InProcessPredictor:
                 call.rows = self.base.inputs.encode(call.texts)
                 call.lengths = [len(row) for row in call.rows]
                 call.truncated = [i for i, row in enumerate(call.rows) if row.truncated]
+                call.empty = [i for i, row in enumerate(call.rows) if self.base.inputs.is_empty(row)]
                 call.seconds["tokenize"] = time.perf_counter() - call.began
                 with self._changed:
                     self._check_in_time(call.tenant, call.share, sum(call.lengths))
@@ -365,7 +367,7 @@ class InProcessPredictor:
             call.outputs.update({row: next(outputs) for row in rows})
             if len(call.outputs) == len(call.rows) and call.future.set_running_or_notify_cancel():
                 in_order = [call.outputs[row] for row in range(len(call.rows))]
-                call.future.set_result(Answer(self._bank.labels(call.key), in_order, call.truncated, call.seconds))
+                call.future.set_result(Answer(self._bank.labels(call.key), in_order, call.truncated, call.seconds, call.empty))
 
     def _prepare_again(self, call: _Call) -> None:
         with self._changed:

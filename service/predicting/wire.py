@@ -59,7 +59,8 @@ def answer(number: int, result: Answer) -> dict[str, Any]:
 
 
 def answer_of(document: dict[str, Any]) -> Answer:
-    return Answer(tuple(document["labels"]), document["outputs"], document["truncated"], document["seconds"])
+    empty = document.get("empty", [])  # earlier predictors do not say it
+    return Answer(tuple(document["labels"]), document["outputs"], document["truncated"], document["seconds"], empty)
 
 
 def error(number: int, problem: BaseException) -> dict[str, Any]:

@@ -177,7 +177,8 @@ def test_a_dry_run_reports_the_effect_and_writes_nothing(service: Served, adapte
     assert again.json()["labels"] == {"close": 2, "order": 2, "play": 1} and again.json()["steps"] == 10
     assert again.json()["warnings"] == [{"field": "support", "message": "label 'play' has one example"}]
     before = service.http.get("/adapters", params={"limit": 200}).json()
-    support = [*SUPPORT, SUPPORT[2], *({"input": f"order {n} pizza", "label": "order"} for n in range(8))]
+    words = ("a", "my", "the", "late", "early", "today", "please", "now")
+    support = [*SUPPORT, SUPPORT[2], *({"input": f"order {word} pizza", "label": "order"} for word in words)]
     support += [{"input": "pizza " * 100, "label": "order"}]
     foreseen = service.http.post("/adapt", params={"dry_run": "true"}, json={**BODY, "support": support}).json()
     assert foreseen["status"] == "new" and foreseen["examples"] == 15 and foreseen["truncated"] == [14]

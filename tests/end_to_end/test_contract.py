@@ -24,9 +24,9 @@ from tests.end_to_end.conftest import Served, served
 from tests.end_to_end.test_service import BODY, SUPPORT, identity
 from worker.ledger.api_keys import KEY_CACHE_SECONDS
 
-# These operations have rules that no schema can express, such as one label per input. They may refuse a body that matches the
-# schema.
-STRICTER_THAN_THE_SCHEMA = {"adapt", "add_examples", "score_adapter"}
+# These operations have rules that no schema can express, such as one label per input, and a token for each text. They may refuse a
+# body that matches the schema.
+STRICTER_THAN_THE_SCHEMA = {"adapt", "add_examples", "predict", "score_adapter"}
 CONFIG: dict[str, Any] = {
     "checks": {
         "negative_data_rejection": {"expected-statuses": [400, 401, 403, 404, 405, 409, 413, 422, 429]},

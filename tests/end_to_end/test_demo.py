@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from metatrain.tasks.jsonl import STARTER, read_jsonl
-from metatrain.tasks.overlap import normalized
+from metatrain.tasks.normal_form import normal_form
 from service.running.demo import read_examples
 from tests.end_to_end.conftest import ROOT
 
@@ -42,8 +42,8 @@ def test_a_demo_that_cannot_start_reports_the_reason_and_fails(tmp_path: Path) -
 
 
 def test_the_demos_examples_are_in_no_training_data() -> None:
-    starter = {normalized(text) for texts in read_jsonl(STARTER).texts.values() for text in texts}
+    starter = {normal_form(text) for texts in read_jsonl(STARTER).texts.values() for text in texts}
     support, query = read_examples()
-    texts = [normalized(text) for text, _ in support + query]
+    texts = [normal_form(text) for text, _ in support + query]
     assert len(set(texts)) == len(texts) and not starter & set(texts)
     assert {label for _, label in support} == {label for _, label in query}

@@ -16,7 +16,7 @@ import redis
 
 from tests.conftest import RedisServer
 from tests.end_to_end.conftest import ROOT, Served, free_port, is_worker, served
-from tests.end_to_end.test_service import BODY, SUPPORT, adapt, identity, predict
+from tests.end_to_end.test_service import BODY, SUPPORT, WARNINGS, adapt, identity, predict
 
 
 @pytest.fixture
@@ -104,7 +104,12 @@ def test_a_killed_worker_is_replaced_and_its_job_ends(environment: dict[str, str
         while service.http.get(f"/adapters/{adapter}").json()["status"] == "queued":
             time.sleep(0.002)
         worker.kill()
-        assert adapt(service, body, wait=60).json() == {"adapter_id": adapter, "status": "ready", "truncated": []}
+        assert adapt(service, body, wait=60).json() == {
+            "adapter_id": adapter,
+            "status": "ready",
+            "truncated": [],
+            "warnings": WARNINGS,
+        }
         assert service.http.get(f"/adapters/{adapter}").json()["attempt"] == 2
 
 
@@ -278,7 +283,12 @@ def test_a_job_interrupted_by_a_kill_is_finished_after_the_next_start(environmen
     with served(tmp_path, {**environment, "LEASE_SECONDS": "2"}) as service:
         service.wait_ready()
         assert not left_behind.exists()
-        assert adapt(service, body, wait=60).json() == {"adapter_id": adapter, "status": "ready", "truncated": []}
+        assert adapt(service, body, wait=60).json() == {
+            "adapter_id": adapter,
+            "status": "ready",
+            "truncated": [],
+            "warnings": WARNINGS,
+        }
         assert service.http.get(f"/adapters/{adapter}").json()["attempt"] == 2
 
 

@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from tests.end_to_end.conftest import Served
+from tests.tiny import WORDS as TINY_WORDS
 
 SUPPORT = [
     {"input": "close my account", "label": "close"},
@@ -17,6 +18,8 @@ SUPPORT = [
     {"input": "play a song", "label": "play"},
 ]
 BODY = {"support": SUPPORT, "initialization": "lora-from-zero"}
+WARNINGS = [{"field": "support", "message": "label 'play' has one example"}]
+"""The warnings about SUPPORT."""
 
 
 def adapt(service: Served, body: dict[str, Any] | None = None, wait: int = 30) -> httpx.Response:
@@ -41,7 +44,7 @@ def test_adapt_predict_delete(service: Served) -> None:
     assert answer.status_code == 200
     adapter = answer.json()["adapter_id"]
     assert answer.headers["Location"] == f"/adapters/{adapter}"
-    assert answer.json() == {"adapter_id": adapter, "status": "ready", "truncated": []}
+    assert answer.json() == {"adapter_id": adapter, "status": "ready", "truncated": [], "warnings": WARNINGS}
     predictions = predict(service, adapter, [example["input"] for example in SUPPORT]).json()
     assert [p["label"] for p in predictions["predictions"]] == [example["label"] for example in SUPPORT]
     for row in predictions["predictions"]:
@@ -83,7 +86,9 @@ def test_the_number_of_steps_follows_the_shots(service: Served) -> None:
     assert refused.status_code == 422
     detail = "options.steps: expected 0 for one example of each label with initialization 'contrastive', got 2"
     assert refused.json()["detail"] == detail
-    in_parts = [{"input": f"{word} pizza", "label": word} for word in "abcdefghi"]  # `parts` allows eight rows in one part
+    in_parts = [
+        {"input": f"{word} pizza", "label": word} for word in TINY_WORDS.split()[:9]
+    ]  # `parts` allows eight rows in one part
     adapter = identity(service, {"support": in_parts, "initialization": "parts", "options": {"steps": 2}})
     assert service.http.get(f"/adapters/{adapter}").json()["steps"] == 2
     refused = adapt(service, {"support": in_parts[:8], "initialization": "parts", "options": {"steps": 2}})

@@ -16,7 +16,7 @@ from service.http.body_budget import BodyBudget
 from service.http.route import PARSED_ON_LOOP, _check_number_of_values
 from tests.conftest import RedisServer
 from tests.servers import until
-from tests.service.workerless import BODY, queued, running
+from tests.service.workerless import BODY, LABELS, queued, running
 from worker.errors import LimitReached
 from worker.ledger.api_keys import Keys
 
@@ -122,7 +122,7 @@ def test_texts_do_not_count_as_values(text: str) -> None:
 
 
 def test_a_large_body_gets_the_answers_of_a_small_one(tiny: Base, redis_server: RedisServer) -> None:
-    support = [{"input": f"order {n} " + "pizza " * 40, "label": f"l{n % 5}"} for n in range(400)]
+    support = [{"input": f"order {n} {LABELS[n % 5]} " + "pizza " * 40, "label": LABELS[n % 5]} for n in range(400)]
 
     def content(change: Any) -> bytes:
         body: Any = {"support": [dict(example) for example in support], "initialization": "lora-from-zero"}

@@ -21,7 +21,7 @@ from service.http.state import ServiceState
 from service.http.tenants import CachedTenants
 from service.settings import ServiceSettings
 from tests.conftest import RedisServer
-from tests.service.workerless import BODY
+from tests.service.workerless import BODY, LABELS
 from worker.ledger.api_keys import Keys
 from worker.ledger.tenants import Tenants
 from worker.runtime import Resident
@@ -41,7 +41,10 @@ async def client_of(tiny: Base, redis_server: RedisServer, **settings: Any) -> A
 
 
 def test_requests_are_answered_while_the_shared_threads_are_busy(tiny: Base, redis_server: RedisServer) -> None:
-    large = {**BODY, "support": [{"input": f"order {n} " + "pizza " * 40, "label": f"l{n % 5}"} for n in range(400)]}
+    large = {
+        **BODY,
+        "support": [{"input": f"order {n} {LABELS[n % 5]} " + "pizza " * 40, "label": LABELS[n % 5]} for n in range(400)],
+    }
     gate = threading.Event()
 
     async def scenario() -> None:

@@ -23,6 +23,8 @@ BODY: dict[str, Any] = {
     "initialization": "lora-from-zero",
     "options": {"steps": 0},
 }
+LABELS = ("close", "open", "order", "cancel", "book")
+"""Labels that are words of the tiny base model, so that it can tell examples with these words apart."""
 LATE = 10.0
 """Longest time that a request may take, in seconds."""
 

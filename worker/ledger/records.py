@@ -162,6 +162,11 @@ class Records:
         if refused:
             raise _limit_reached(refused)
 
+    def accepted_with(self, tenant: str, idempotency: IdempotencyKey) -> bool:
+        """Return True if an equal request with the same idempotency key was accepted before."""
+        stored = self._redis.get(names.idempotency(tenant, idempotency.digest))
+        return stored is not None and text(cast(bytes, stored)).split(" ")[0] == idempotency.request
+
     def _sealed(self, tenant: str, adapter_id: str, field: str, value: str) -> bytes:
         return sealed_field(tenant, adapter_id, field, value, self._cipher)
 

@@ -1,16 +1,20 @@
 """`quickstudy adapt`: create an adapter from the labelled rows of a file."""
 
 import dataclasses
+import re
+from collections.abc import Sequence
 
 import click
 
-from quickstudy import Adaptation, Adapter, Client, DryRun, Invalid
+from quickstudy import Adaptation, Adapter, Client, DryRun, Invalid, Notice
 from quickstudy.calls import AdaptOptions
 from quickstudy.commands.progress import AdaptProgress
 from quickstudy.commands.rows import Format, format_option, open_rows
-from quickstudy.commands.service_options import as_json, failure_of, print_json, print_table, with_client
+from quickstudy.commands.service_options import CommandFailed, as_json, failure_of, print_json, print_table, printable, with_client
 
 WAIT_SECONDS = 600.0
+_OTHER_EXAMPLE = re.compile(r"(?<=(?:as|in) )support\[(\d+)\]")
+"""Another example in a message of the service: `the same example as support[3]`, `'cancel' as in support[3]`."""
 
 
 @click.command()
@@ -56,14 +60,16 @@ def adapt(
     options = _options(initialization, steps, label_words, name, tags, ttl)
     if base_model is not None:
         options["base_model"] = base_model
-    support = [(text, label) for _, text, label in examples]
+    support, lines = [(text, label) for _, text, label in examples], [line for line, _, _ in examples]
     try:
         if dry_run:
-            _show_dry_run(client.dry_run(support, **options), [line for line, _, _ in examples], as_json)
+            _show_dry_run(client.dry_run(support, **options), lines, as_json)
             return
         answer = client.adapt(support, wait=0, **options)
     except Invalid as error:
-        raise failure_of(error, "" if error.row is None else f"{source}, line {examples[error.row][0]}: ") from None
+        failure = failure_of(error, "" if error.row is None else f"{source}, line {lines[error.row]}: ")
+        raise CommandFailed(_with_lines(failure.message, lines), failure.exit_code) from None
+    _show_warnings(answer.warnings, lines, to_stderr=True)  # before the wait, so that a user can stop it
     state = client.wait(answer, WAIT_SECONDS, AdaptProgress()) if wait and answer.status != "ready" else answer
     _show(state, answer, as_json)
 
@@ -103,8 +109,18 @@ def _show_dry_run(dry_run: DryRun, lines: list[int], as_json: bool) -> None:
     print_table(("label", "examples"), sorted(dry_run.labels.items()))
     if dry_run.truncated:
         click.echo(f"cut to the base model's maximum length: lines {', '.join(str(lines[i]) for i in dry_run.truncated)}")
-    for notice in dry_run.warnings:
-        click.echo(f"{notice.field if notice.row is None else f'line {lines[notice.row]}'}: {notice.message}")
+    _show_warnings(dry_run.warnings, lines, to_stderr=False)
+
+
+def _show_warnings(warnings: Sequence[Notice], lines: Sequence[int], *, to_stderr: bool) -> None:
+    for notice in warnings:
+        place = "" if notice.row is None else f"line {lines[notice.row]}: "
+        click.echo(printable(f"warning: {place}{_with_lines(notice.message, lines)}"), err=to_stderr)
+
+
+def _with_lines(message: str, lines: Sequence[int]) -> str:
+    """Return a message of the service with the file's lines in place of the positions of other examples."""
+    return _OTHER_EXAMPLE.sub(lambda found: f"line {lines[int(found[1])]}" if int(found[1]) < len(lines) else found[0], message)
 
 
 def _steps(steps: int | None) -> str:

@@ -5,6 +5,7 @@ from typing import Any, Protocol
 
 from metatrain.models.backbone import Batch
 from metatrain.models.inputs.augment import Augmentation
+from metatrain.models.inputs.seen import Seen
 from metatrain.models.inputs.text import TextInputs, TextSpec
 
 AnySpec = TextSpec
@@ -34,6 +35,12 @@ class Inputs(Protocol):
     def encode(self, raw: Sequence[Any], max_length: int | None = None) -> Sequence[Any]:
         """Encode each raw example as a row, truncated to the smaller of `max_length` and the spec's limit."""
 
+    def is_empty(self, row: Any) -> bool:
+        """Return True if nothing of the example is left in its row, as of a text without any token."""
+
+    def seen(self, row: Any) -> Seen:
+        """Return what the model sees of an example."""
+
     def view(self, row: Any, augmentation: Augmentation, key: Sequence[int]) -> Any:
         """Return a randomly augmented copy of a row. `key` seeds the random draw and fully determines it."""
 
@@ -54,4 +61,4 @@ class Inputs(Protocol):
         """Return a row of the maximum length."""
 
 
-__all__ = ["AnySpec", "Inputs", "Row", "TextInputs", "TextSpec"]
+__all__ = ["AnySpec", "Inputs", "Row", "Seen", "TextInputs", "TextSpec"]

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from metatrain.models.backbone import Batch, Bucket, Pooling
 from metatrain.models.inputs.augment import METHODS, Augmentation
+from metatrain.models.inputs.seen import Seen
 from metatrain.models.spec import Spec
 
 _SAMPLE = (
@@ -63,6 +65,8 @@ class TextInputs:
         self.tokenizer, self.spec = tokenizer, spec
         self.width, self.device, self.dtype = width, device, dtype
         self._closes_rows = _closes_rows(tokenizer)
+        unknown = tokenizer.unk_token_id
+        self._unknown_token = -1 if unknown is None else int(unknown)
 
     @property
     def mask_token(self) -> int:
@@ -103,6 +107,22 @@ class TextInputs:
             left = [i for i in left if i not in rows]
             chars *= 2
         return [rows[i] for i in range(len(texts))]
+
+    def is_empty(self, row: TextRow) -> bool:
+        """Return True if a text left no token, so that its row is that of the empty text."""
+        return len(row) == len(self._empty_ids) and list(row.ids) == self._empty_ids
+
+    def seen(self, row: TextRow) -> Seen:
+        """Return what the model sees of a text, without the tokens that even the empty text has."""
+        ids = tuple(row.ids)
+        if self.is_empty(row):
+            return Seen(ids, tokens=0)
+        unknown = ids.count(self._unknown_token) - self._empty_ids.count(self._unknown_token)
+        return Seen(ids, max(1, len(ids) - len(self._empty_ids)), max(0, unknown), row.truncated)
+
+    @cached_property
+    def _empty_ids(self) -> list[int]:
+        return list(self.encode([""])[0].ids)
 
     def view(self, row: TextRow, augmentation: Augmentation, key: Sequence[int]) -> TextRow:
         """Return a randomly augmented copy of a row. `key` seeds the random draw and fully determines it."""

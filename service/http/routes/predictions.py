@@ -4,8 +4,8 @@ from typing import Any
 
 from fastapi import APIRouter, Depends, Request, Response
 
-from service.errors import AdapterNotReady, UnknownAdapter
-from service.field_checks import check_inputs
+from service.errors import AdapterNotReady, InvalidRequest, UnknownAdapter
+from service.field_checks import SEEN_TEXT, check_inputs
 from service.http.auth import needs
 from service.http.openapi import BODY_ERRORS, ROUTE_ERRORS, problems
 from service.http.route import TenantRoute
@@ -50,6 +50,8 @@ def routes(prediction: Any) -> APIRouter:
         if kind is None:
             reason = f"this service does not know tasks of kind {record.summary.kind!r}; install the package that adds them"
             raise AdapterNotReady(f"adapter {record.adapter_id}: {reason}", adapter_status="ready")
+        if answer.empty:
+            raise InvalidRequest(f"inputs[{answer.empty[0]}]", SEEN_TEXT, request.inputs[answer.empty[0]])
         response.headers["Server-Timing"] = ", ".join(f"{stage};dur={1e3 * s:.2f}" for stage, s in answer.seconds.items())
         return predict_answer(
             adapter_id=record.adapter_id,

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from fastapi import APIRouter, Depends, Request
 
 from service.errors import AdapterNotReady, InvalidRequest, UnknownAdapter
-from service.field_checks import check_count
+from service.field_checks import SEEN_TEXT, check_count
 from service.http.auth import needs
 from service.http.openapi import BODY_ERRORS, ROUTE_ERRORS, problems
 from service.http.route import TenantRoute
@@ -46,6 +46,9 @@ async def score_adapter(
     if len(parts) > 1:
         await state.meter.count_requests(tenant, len(parts) - 1)  # less 1, because authentication has already counted one
     record, answers = await answer_parts(adapter_id, parts, connection, state, tenant)
+    empty = [part * most + position for part, answer in enumerate(answers) for position in answer.empty]
+    if empty:
+        raise InvalidRequest(f"examples[{empty[0]}].input", SEEN_TEXT, texts[empty[0]])
     scores = score([example.label for example in request.examples], [label for answer in answers for label in best_labels(answer)])
     return ScoreAnswer(
         adapter_id=adapter_id,

@@ -125,3 +125,34 @@ def test_memory_follows_the_limit_and_not_the_texts(minilm: Base) -> None:
     rows = inputs.encode(texts)
     assert all(row.truncated and len(row) == inputs.spec.max_length for row in rows)
     assert psutil.Process().memory_info().rss - before < 100_000_000  # whole texts take 600 MB
+
+
+@pytest.mark.parametrize("text", ["", " ", "\u200b", "\u00ad\ufeff", "\u0301", "\x01"])
+def test_a_text_without_a_token_is_empty_for_the_model(minilm: Base, text: str) -> None:
+    (row,) = minilm.inputs.encode([text])
+    assert minilm.inputs.is_empty(row) and minilm.inputs.seen(row).tokens == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens", "unknown"),
+    [("hello there", 2, 0), ("so 😀 😀", 3, 2), ("[UNK]", 1, 1), ("[SEP]", 1, 0), ("!", 1, 0), ("कि", 2, 0), ("hi\u200b", 1, 0)],
+)
+def test_what_the_model_sees_is_counted_without_closing_tokens(minilm: Base, text: str, tokens: int, unknown: int) -> None:
+    (row,) = minilm.inputs.encode([text])
+    seen = minilm.inputs.seen(row)
+    assert (seen.tokens, seen.unknown, seen.truncated, minilm.inputs.is_empty(row)) == (tokens, unknown, False, False)
+
+
+def test_texts_have_one_content_if_the_model_sees_the_same_of_them(minilm: Base) -> None:
+    texts = ["Résumé", "resume", "resumes", "word " * 300 + "a", "word " * 300 + "b", "word " * 254]
+    upper, lower, plural, long, longer, exact = (minilm.inputs.seen(row) for row in minilm.inputs.encode(texts))
+    assert upper.content == lower.content != plural.content
+    assert long.content == longer.content == exact.content
+    assert (long.truncated, longer.truncated, exact.truncated) == (True, True, False)
+
+
+def test_a_tokenizer_without_an_unknown_token_knows_every_text(tiny: Base) -> None:
+    inputs = with_tokenizer(tiny, byte_level(closing=True))
+    for text in ("😀", "\u200b", "नमस्ते"):
+        (row,) = inputs.encode([text])
+        assert inputs.seen(row).tokens >= 1 and inputs.seen(row).unknown == 0

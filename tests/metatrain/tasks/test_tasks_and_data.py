@@ -17,7 +17,7 @@ from metatrain.tasks.episodes import (
 )
 from metatrain.tasks.jsonl import STARTER, read_jsonl
 from metatrain.tasks.labels import label_words
-from metatrain.tasks.overlap import normalized, without_overlap
+from metatrain.tasks.normal_form import normal_form
 
 
 def dataset(name: str = "d", classes: int = 6, texts: int = 8) -> Dataset:
@@ -135,15 +135,6 @@ def test_classes_on_both_sides_are_named() -> None:
         assert_class_disjoint([dataset("a")], [dataset("a")], "splits")
 
 
-def test_shared_texts_and_renamed_classes_are_removed() -> None:
-    train = Dataset("t", {"same": ("Hello, there!", "good day", "hi"), "new": (*(f"new {i}" for i in range(30)), "Bye.")})
-    held_out = Dataset("h", {"greet": ("hello there", "hi"), "leave": ("bye",)})
-    kept, report = without_overlap([train], [held_out])
-    assert kept[0].texts == {"new": tuple(f"new {i}" for i in range(30))}
-    assert report == ["t/same: dropped, 2 of 3 texts are in h/greet", "t/new: 1 of 31 texts dropped"]
-    assert normalized("  Hello,   THERE! ") == "hello there"
-
-
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -176,7 +167,7 @@ def test_the_shipped_task_set_is_large_enough_and_has_no_repeats() -> None:
     domains = {label.split("/")[0] for label in starter.texts}
     assert len(starter.texts) >= 40 and len(domains) >= 8
     assert all(len(texts) >= 12 for texts in starter.texts.values())
-    all_texts = [normalized(text) for texts in starter.texts.values() for text in texts]
+    all_texts = [normal_form(text) for texts in starter.texts.values() for text in texts]
     assert len(set(all_texts)) == len(all_texts)
 
 

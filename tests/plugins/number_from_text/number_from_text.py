@@ -84,6 +84,7 @@ class Estimate(BaseModel):
 
 class NumberOverHttp:
     name, example, prediction = NumberFromText.name, Example, Estimate
+    check_seen = staticmethod(lambda support, options: None)
     warnings = staticmethod(lambda support: iter(()))
     predictions = staticmethod(lambda answer, top_k: [Estimate(value=value) for value in answer.outputs])
     document = staticmethod(lambda schemas, settings: None)
