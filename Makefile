@@ -12,7 +12,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
 .PHONY: demo serve test test-long lint train-starter train-default search-inner bench-transfer bench-intents bench-banking \
-	bench-predict bench-load bench-stored bench-adapt bench-versions bench-neighbours bench-metagrad bench-papers bench-curves mutants faults plots settings secrets certificate \
+	bench-predict bench-load bench-stored bench-adapt bench-versions bench-neighbours bench-metagrad bench-papers bench-curves mutants faults fuzz-files plots settings secrets certificate \
 	check-containers clean
 
 demo: .venv/embedded
@@ -93,6 +93,10 @@ bench-curves: .venv/bench
 # 300 jobs while everything around them is killed, paused, filled and slowed: about seven minutes.
 faults: .venv/embedded
 	$(BIN)/python -m benchmarks.faults
+
+# 20,000 mutated tables, recipes, JSON and safetensors files, read as the commands read them: about seven minutes.
+fuzz-files: .venv/dev
+	$(BIN)/python -m benchmarks.fuzz_files $(FUZZ_FLAGS)
 
 # Small changes of the maths, and how many of them the tests notice: about an hour.
 mutants: .venv/dev

@@ -42,7 +42,7 @@ from benchmarks.systems import setfit
 from metatrain.models.inputs import TextInputs
 from metatrain.models.loading import load_base
 from metatrain.tasks.episodes import EpisodeSampler, EpisodeShape
-from metatrain.tasks.jsonl import STARTER, read_jsonl
+from metatrain.tasks.table import STARTER, read_table
 from service.running.demo import served
 from worker.ledger.messages import JobRecipe
 from worker.runtime import Runtime, load_runtime
@@ -91,7 +91,7 @@ def cases(data: Path | None, requests: int) -> list[Case]:
     """
     drawn_cases = []
     for shots in (1, 5, 10):
-        sampler = EpisodeSampler([read_jsonl(STARTER)], seed=99 + shots)
+        sampler = EpisodeSampler([read_table(STARTER)], seed=99 + shots)
         drawn = [sampler.episode(i, EpisodeShape(5, shots, QUERIES)) for i in range(3 + requests + 4 * CLIENTS)]
         named = [tuple([(text, e.labels[c]) for text, c in part] for part in (e.support, e.query)) for e in drawn]
         drawn_cases.append(Case(f"5-way {shots}-shot", named, 3))  # type: ignore[arg-type]

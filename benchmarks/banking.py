@@ -22,7 +22,7 @@ from tqdm import tqdm
 from benchmarks.folds import fold_initialization
 from benchmarks.record import Progress, Row, machine, write
 from benchmarks.systems import SETFIT_VERSION, setfit
-from metatrain.tasks.jsonl import read_jsonl
+from metatrain.tasks.table import read_table
 from service.running.demo import served
 
 SHOTS = (5, 10)
@@ -35,7 +35,7 @@ def draw(data: Path, shots: int) -> tuple[Pairs, Pairs]:
     The examples of each class are shuffled with a fixed seed. The first `shots` are support, and all after the first 10 are
     queries. So the 5-shot examples are among the 10-shot ones, and the queries are the same for both.
     """
-    dataset = read_jsonl(data / "banking77" / "full.jsonl.gz")
+    dataset = read_table(data / "banking77" / "full.jsonl.gz")
     rng = np.random.default_rng(0)
     support: Pairs = []
     query: Pairs = []

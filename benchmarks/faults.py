@@ -33,7 +33,7 @@ from tqdm import tqdm
 
 from benchmarks.fault_calls import ANSWER_SECONDS, NO_ANSWER, Observed, call_at_stop, call_while_frozen
 from benchmarks.record import Row, write
-from metatrain.tasks.jsonl import STARTER, read_jsonl
+from metatrain.tasks.table import STARTER, read_table
 from worker.ledger.records import Records
 from worker.watchdog import HUNG_STATUS
 
@@ -496,7 +496,7 @@ def violations(report: StormReport) -> list[str]:
 
 def draw_support_sets(count: int, rng: random.Random) -> list[list[dict[str, str]]]:
     """Draw 5-way 5-shot support sets from the shipped task set."""
-    texts = read_jsonl(STARTER).texts
+    texts = read_table(STARTER).texts
     support_sets = []
     for _ in range(count):
         labels = rng.sample(list(texts), 5)

@@ -29,7 +29,7 @@ from benchmarks.limits import NO_LIMITS
 from benchmarks.record import Row, write
 from metatrain.models.loading import load_base
 from metatrain.tasks.episodes import EpisodeSampler, EpisodeShape
-from metatrain.tasks.jsonl import STARTER, read_jsonl
+from metatrain.tasks.table import STARTER, read_table
 from service.running.demo import served
 
 BARE = "bare base forward"
@@ -79,7 +79,7 @@ def main(seconds: float, adapter_count: int, bank_mb: float, bare: bool) -> None
 
 
 def _texts() -> list[str]:
-    return [text for texts in read_jsonl(STARTER).texts.values() for text in texts]
+    return [text for texts in read_table(STARTER).texts.values() for text in texts]
 
 
 @torch.no_grad()
@@ -100,7 +100,7 @@ async def _adapters(url: str, count: int) -> list[str]:
 
     Each adapter has five classes with one example each, which takes no inner step.
     """
-    sampler = EpisodeSampler([read_jsonl(STARTER)], seed=5)
+    sampler = EpisodeSampler([read_table(STARTER)], seed=5)
     limit = asyncio.Semaphore(16)
     async with httpx.AsyncClient(base_url=url, timeout=120) as http:
         with tqdm(total=count, desc="adapting", disable=None) as bar:

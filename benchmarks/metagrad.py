@@ -46,7 +46,7 @@ from metatrain.models.precision import resolve
 from metatrain.readouts.classes import ClassReadout
 from metatrain.readouts.heads import HEAD_LEAVES, linear_from_prototypes
 from metatrain.tasks.episodes import Episode, EpisodeSampler, EpisodeShape
-from metatrain.tasks.jsonl import STARTER, read_jsonl
+from metatrain.tasks.table import STARTER, read_table
 
 OURS: dict[str, Differentiation] = {
     "first order": Differentiation(mode="first_order"),
@@ -86,7 +86,7 @@ def operations(name: str, k: int) -> float:
 
 def episodes(count: int) -> list[Episode]:
     """Draw `count` tasks. Every call returns the same tasks."""
-    sampler = EpisodeSampler([read_jsonl(STARTER)], seed=7)
+    sampler = EpisodeSampler([read_table(STARTER)], seed=7)
     return [sampler.episode(i, EpisodeShape(5, 5, 5)) for i in range(count)]
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import httpx
 
-from metatrain.tasks.jsonl import STARTER, read_jsonl
+from metatrain.tasks.table import STARTER, read_table
 
 PREDICT_EVERY, ADAPT_EVERY = 0.1, 5.0
 GRACE_SECONDS = 10.0
@@ -65,14 +65,14 @@ class Calls:
 
 def support_set(seed: int, *, shots: int = 5) -> list[dict[str, str]]:
     """Draw a 5-way support set from the shipped task set."""
-    texts, draw = read_jsonl(STARTER).texts, random.Random(seed)
+    texts, draw = read_table(STARTER).texts, random.Random(seed)
     labels = draw.sample(list(texts), 5)
     return [{"input": text, "label": label} for label in labels for text in draw.sample(texts[label], shots)]
 
 
 def texts_of(count: int, chars: int, seed: int) -> list[str]:
     """Draw `count` texts, of `chars` characters each unless that is 0."""
-    texts = [text for texts in read_jsonl(STARTER).texts.values() for text in texts]
+    texts = [text for texts in read_table(STARTER).texts.values() for text in texts]
     draw = random.Random(seed)
     if not chars:
         return draw.choices(texts, k=count)

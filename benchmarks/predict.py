@@ -32,7 +32,7 @@ from metatrain.models.base import Base
 from metatrain.models.loading import load_base
 from metatrain.models.precision import Precision
 from metatrain.serving.bank import Bank, pack
-from metatrain.tasks.jsonl import STARTER, read_jsonl
+from metatrain.tasks.table import STARTER, read_table
 
 BARE, OURS, NAMES, SET = "bare base forward", "quickstudy", "PEFT adapter_names", "PEFT set_adapter"
 ROWS, ADAPTERS, CLASSES = (32, 64), (1, 4, 16, 32, 64), (2, 5, 20, 77, 150)
@@ -69,7 +69,7 @@ def _adapter(base: Base, seed: int) -> Adapter:
 
 
 def _ids(base: Base, count: int) -> Sequence[Any]:
-    texts = [text for class_texts in read_jsonl(STARTER).texts.values() for text in class_texts]
+    texts = [text for class_texts in read_table(STARTER).texts.values() for text in class_texts]
     return base.inputs.encode([texts[(17 * i) % len(texts)] for i in range(count)])
 
 

@@ -34,7 +34,7 @@ from benchmarks.load import hammer
 from benchmarks.record import Row, write
 from metatrain.artifacts.adapter import Adapter, adapter_from_bytes, adapter_to_bytes
 from metatrain.tasks.episodes import EpisodeSampler, EpisodeShape
-from metatrain.tasks.jsonl import STARTER, read_jsonl
+from metatrain.tasks.table import STARTER, read_table
 from service.running.demo import served
 from worker.ledger.claims import Claimant
 from worker.ledger.ids import adapter_id
@@ -70,7 +70,7 @@ def main(adapters: int, lora_gb: float, seconds: float) -> None:
 
 def _adaptations(runtime: Runtime, name: str) -> list[tuple[JobRecipe, bytes]]:
     init = runtime.residents[0].initializations[name]
-    sampler = EpisodeSampler([read_jsonl(STARTER)], seed=17)
+    sampler = EpisodeSampler([read_table(STARTER)], seed=17)
     adapted = []
     for start in tqdm(range(0, REAL, 8), desc=f"adapting from {name}", disable=None):
         recipes = []

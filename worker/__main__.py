@@ -4,6 +4,8 @@ import logging
 import os
 import sys
 
+from quickstudy.one_line import one_line
+
 from metatrain.errors import MetatrainError
 from worker.collection import pause_collection
 from worker.errors import SettingsError
@@ -15,7 +17,7 @@ def main() -> None:
     try:
         settings = read_settings(WorkerSettings)
     except SettingsError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {one_line(error)}")
     # OpenMP threads that busy-wait longer would halve the speed of the service and the worker, which share the CPU cores.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     pause_collection()
@@ -27,7 +29,7 @@ def main() -> None:
 
         run_worker(settings)
     except (MetatrainError, SettingsError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {one_line(error)}")
 
 
 if __name__ == "__main__":

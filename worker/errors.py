@@ -27,7 +27,9 @@ _ALIASES_NAMED = 20
 
 
 class WorkerError(Exception):
-    """The base class of all errors of the worker."""
+    """The base class of all errors of the worker. `exit_code`: the exit code of a command that raises it."""
+
+    exit_code = 1
 
 
 class WeightsMissing(WorkerError):

@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 import torch
 
 from metatrain.artifacts.adapter import Adapter, AdapterMetadata, adapter_to_bytes
-from metatrain.artifacts.catalog import load_catalog
+from metatrain.artifacts.catalog import load_catalog, report_not_taken
 from metatrain.artifacts.files import not_finite
 from metatrain.artifacts.initialization import Initialization
 from metatrain.deltas import DeltaConfig
@@ -251,6 +251,7 @@ def _residents(
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     hub = Hub(reachable=not settings.air_gapped, token=settings.hub_token)
+    folder = settings.initializations_dir
     kinds, cipher = _usable_kinds(), settings.cipher
     residents: list[Resident[B_co]] = []
     for name in settings.base_models:
@@ -258,10 +259,11 @@ def _residents(
         if any(resident.base.digest == base.digest for resident in residents):
             raise SettingsError(f"BASE_MODEL: expected different base models, got {name} twice, perhaps under two names")
         baselines = [init for kind in kinds for init in kind.baselines(base)]
-        folder = settings.initializations_dir
         several = len(settings.base_models) > 1
         catalog = load_catalog(base, folder, baselines=baselines, probe=probe, others_skipped=several)
         residents.append(Resident(base, catalog, cipher.sealing_key, cipher.key_ids))
+    if folder is not None:
+        report_not_taken(folder, [resident.base for resident in residents])
     return residents
 
 

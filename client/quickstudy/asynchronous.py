@@ -25,9 +25,10 @@ from quickstudy.answers import (
     Score,
     Usage,
 )
-from quickstudy.calls import AdapterFilters, AdapterRef, AdaptOptions, AliasCondition, Call, Changes, LearnOptions, Pairs
+from quickstudy.calls import AdapterFilters, AdapterRef, AdaptOptions, AliasCondition, Call, Changes, LearnOptions
 from quickstudy.connection import Connection
 from quickstudy.events import EndEvent, Event, EventReader
+from quickstudy.examples import Examples
 from quickstudy.multi_step import Flow, Pause, Reply
 from quickstudy.retries import RETRIES
 
@@ -75,13 +76,13 @@ class AsyncClient:
 
     async def adapt(
         self,
-        support: Pairs,
+        support: Examples,
         *,
         wait: float = 30.0,
         on_progress: Callable[[Event], None] | None = None,
         **options: Unpack[AdaptOptions],
     ) -> Adaptation:
-        """Create an adapter from (input, label) pairs and wait up to `wait` seconds until it is ready.
+        """Create an adapter from labelled examples and wait up to `wait` seconds until it is ready.
 
         See `Client.adapt` for the arguments and errors.
 
@@ -94,7 +95,7 @@ class AsyncClient:
     async def add_examples(
         self,
         parent: AdapterRef,
-        support: Pairs,
+        support: Examples,
         *,
         wait: float = 30.0,
         on_progress: Callable[[Event], None] | None = None,
@@ -108,7 +109,7 @@ class AsyncClient:
         """
         return await self._adapt(lambda wait_seconds: calls.add_examples(parent, support, options, wait_seconds), wait, on_progress)
 
-    async def dry_run(self, support: Pairs, **options: Unpack[AdaptOptions]) -> DryRun:
+    async def dry_run(self, support: Examples, **options: Unpack[AdaptOptions]) -> DryRun:
         """Check examples: return what `adapt` would create, and warnings. See `Client.dry_run`."""
         return await self._answer(calls.dry_run(support, options))
 
@@ -176,8 +177,8 @@ class AsyncClient:
             return (await self._run(multi_step.predict(adapter, [inputs], top_k, self._part_size, self._retries)))[0]
         return await self._run(multi_step.predict(adapter, inputs, top_k, self._part_size, self._retries))
 
-    async def score(self, adapter: AdapterRef, examples: Pairs) -> Score:
-        """Predict the labels of (input, label) pairs, and return the scores. See `Client.score`."""
+    async def score(self, adapter: AdapterRef, examples: Examples) -> Score:
+        """Predict the labels of labelled examples, and return the scores. See `Client.score`."""
         return await self._answer(calls.score(adapter, examples))
 
     async def adapter(self, adapter: AdapterRef) -> Adapter:

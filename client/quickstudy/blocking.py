@@ -24,9 +24,10 @@ from quickstudy.answers import (
     Score,
     Usage,
 )
-from quickstudy.calls import AdapterFilters, AdapterRef, AdaptOptions, AliasCondition, Call, Changes, LearnOptions, Pairs
+from quickstudy.calls import AdapterFilters, AdapterRef, AdaptOptions, AliasCondition, Call, Changes, LearnOptions
 from quickstudy.connection import Connection
 from quickstudy.events import EndEvent, Event, EventReader
+from quickstudy.examples import Examples
 from quickstudy.multi_step import Flow, Pause, Reply
 from quickstudy.retries import RETRIES
 
@@ -75,7 +76,7 @@ class Client:
 
     def adapt(
         self,
-        support: Pairs,
+        support: Examples,
         *,
         wait: float = 30.0,
         on_progress: Callable[[Event], None] | None = None,
@@ -86,7 +87,7 @@ class Client:
         If the same examples and options are sent again, the result is the same adapter.
 
         Arguments:
-            support: (input, label) pairs.
+            support: pairs (text, label), mappings with `text` or `input` and `label`, rows of a data frame, or a data frame.
             wait: seconds to wait for the adapter; 0 returns immediately, with its current status.
             on_progress: called with every event of the job while waiting.
             options: see `AdaptOptions`. The service has defaults for options that are not given.
@@ -108,7 +109,7 @@ class Client:
     def add_examples(
         self,
         parent: AdapterRef,
-        support: Pairs,
+        support: Examples,
         *,
         wait: float = 30.0,
         on_progress: Callable[[Event], None] | None = None,
@@ -125,7 +126,7 @@ class Client:
         """
         return self._adapt(lambda wait_seconds: calls.add_examples(parent, support, options, wait_seconds), wait, on_progress)
 
-    def dry_run(self, support: Pairs, **options: Unpack[AdaptOptions]) -> DryRun:
+    def dry_run(self, support: Examples, **options: Unpack[AdaptOptions]) -> DryRun:
         """Check examples without creating anything: return what `adapt` would create, and warnings.
 
         Raises Invalid if the service would reject the same call of `adapt`.
@@ -220,8 +221,8 @@ class Client:
             return self._run(multi_step.predict(adapter, [inputs], top_k, self._part_size, self._retries))[0]
         return self._run(multi_step.predict(adapter, inputs, top_k, self._part_size, self._retries))
 
-    def score(self, adapter: AdapterRef, examples: Pairs) -> Score:
-        """Predict the labels of (input, label) pairs, and return the accuracy and other scores.
+    def score(self, adapter: AdapterRef, examples: Examples) -> Score:
+        """Predict the labels of labelled examples, as in `adapt`, and return the accuracy and other scores.
 
         Raises NotReady if the adapter is not ready, and Invalid for an example that the service rejects.
 

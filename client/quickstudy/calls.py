@@ -2,7 +2,7 @@
 
 import dataclasses
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypedDict, TypeVar
 from urllib.parse import quote
@@ -27,9 +27,9 @@ from quickstudy.answers import (
     read_as,
 )
 from quickstudy.errors import NotUnderstood
+from quickstudy.examples import Examples, examples_as_json, inputs_as_json
 
 T = TypeVar("T")
-Pairs = Iterable[tuple[str, str]]
 AdapterRef = str | Adaptation | Adapter
 """An adapter id or an object with an `adapter_id`. In `predict`, also an alias."""
 
@@ -119,28 +119,28 @@ class Call(Generic[T]):
         return self.read(content)
 
 
-def adapt(support: Pairs, options: AdaptOptions, wait: float = 0.0) -> Call[Adaptation]:
+def adapt(support: Examples, options: AdaptOptions, wait: float = 0.0) -> Call[Adaptation]:
     return _learn("/adapt", support, options, wait)
 
 
-def add_examples(parent: AdapterRef, support: Pairs, options: LearnOptions, wait: float = 0.0) -> Call[Adaptation]:
+def add_examples(parent: AdapterRef, support: Examples, options: LearnOptions, wait: float = 0.0) -> Call[Adaptation]:
     return _learn(f"/adapters/{_segment(parent)}/examples", support, options, wait)
 
 
-def dry_run(support: Pairs, options: AdaptOptions) -> Call[DryRun]:
+def dry_run(support: Examples, options: AdaptOptions) -> Call[DryRun]:
     body = _body(support, options)
     return Call("POST", "/adapt", _as(DryRun), json=body, params={"dry_run": "true"})
 
 
 def predict(name: AdapterRef, inputs: Sequence[str], top_k: int | None) -> Call[Predictions]:
-    body: dict[str, Any] = {"adapter_id": name_of(name), "inputs": list(inputs)}
+    body: dict[str, Any] = {"adapter_id": name_of(name), "inputs": inputs_as_json(inputs, "inputs")}
     if top_k is not None:
         body["top_k"] = top_k
     return Call("POST", "/predict", _as(Predictions), json=body)
 
 
-def score(name: AdapterRef, examples: Pairs) -> Call[Score]:
-    return Call("POST", f"/adapters/{_segment(name)}/score", _as(Score), json={"examples": _examples(examples)})
+def score(name: AdapterRef, examples: Examples) -> Call[Score]:
+    return Call("POST", f"/adapters/{_segment(name)}/score", _as(Score), json={"examples": examples_as_json(examples, "examples")})
 
 
 def adapter(name: AdapterRef) -> Call[Adapter]:
@@ -218,7 +218,7 @@ def name_of(name: AdapterRef) -> str:
     return name if isinstance(name, str) else name.adapter_id
 
 
-def _learn(path: str, support: Pairs, options: LearnOptions, wait: float) -> Call[Adaptation]:
+def _learn(path: str, support: Examples, options: LearnOptions, wait: float) -> Call[Adaptation]:
     # All attempts send the same key. If an answer is lost, the retry gets the same answer and starts no second job.
     headers = {"Idempotency-Key": uuid.uuid4().hex}
     if wait > 0:
@@ -226,18 +226,14 @@ def _learn(path: str, support: Pairs, options: LearnOptions, wait: float) -> Cal
     return Call("POST", path, _as(Adaptation), json=_body(support, options), headers=headers, wait_seconds=max(0.0, wait))
 
 
-def _body(support: Pairs, options: LearnOptions) -> dict[str, Any]:
-    body: dict[str, Any] = {"support": _examples(support)}
+def _body(support: Examples, options: LearnOptions) -> dict[str, Any]:
+    body: dict[str, Any] = {"support": examples_as_json(support, "support")}
     for name, value in options.items():
         if name in ("steps", "seed", "label_words"):
             body.setdefault("options", {})[name] = value
         elif value is not None:
             body[name] = list(options["tags"]) if name == "tags" else value
     return body
-
-
-def _examples(pairs: Pairs) -> list[dict[str, str]]:
-    return [{"input": text, "label": label} for text, label in pairs]
 
 
 def _page(cursor: str | None) -> dict[str, str | int]:

@@ -6,6 +6,7 @@ from typing import Any
 import httpx
 
 from quickstudy.calls import Call
+from quickstudy.one_line import one_line
 from quickstudy.retries import Retries
 
 
@@ -16,7 +17,10 @@ class Connection:
     """
 
     def __init__(self, url: str, api_key: str | None, timeout: float, retries: int) -> None:
-        parsed = httpx.URL(url)
+        try:
+            parsed = httpx.URL(url)
+        except httpx.InvalidURL as error:
+            raise ValueError(f"url: expected one like http://localhost:8000: {one_line(error)}") from None
         if parsed.scheme not in ("http", "https") or not parsed.host:
             raise ValueError(f"url: expected one like http://localhost:8000, got {url!r}")
         self.retries = Retries(retries)

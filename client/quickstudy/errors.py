@@ -7,7 +7,7 @@ QuickstudyError          status, problem, retry_after; the message is the proble
 ├── NotFound             404
 ├── Conflict             409
 │   └── NotReady         the adapter cannot predict now; the error's adapter_status says why
-├── Invalid              413, 422; field and row say where
+├── Invalid              413, 422, or a value that cannot be sent; field and row say where
 ├── RateLimited          429; limit is the name of the setting that was reached
 └── Unavailable          502, 503, 504
 """
@@ -80,7 +80,10 @@ class NotReady(Conflict):
 
 
 class Invalid(QuickstudyError):
-    """The service rejects a value (422) or the size of the body (413)."""
+    """The service rejects a value (422) or the size of the body (413).
+
+    The client raises it itself, with the status None, for a value that it cannot send.
+    """
 
     @property
     def field(self) -> str | None:

@@ -1,9 +1,11 @@
 """The catalog of a deployment's initializations: shipped ones, baselines and configured folders."""
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
+
+from quickstudy.one_line import shown, shown_path
 
 from metatrain.artifacts.initialization import Initialization, load_initialization, read_description
 from metatrain.deltas import DeltaConfig
@@ -15,6 +17,8 @@ SHIPPED = Path(__file__).parents[1] / "initializations"
 SHIPPED_BEFORE = frozenset({"51225390fe39763433ebb9e94fd20b5d29bca2268dc41eac75b0525b07cb461c"})
 """The digests of all initializations that were ever shipped. None of them changes parameters of the base model, so their adapters
 can be used even if the initialization itself is gone."""
+
+_ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".xz", ".zst")
 
 
 B = TypeVar("B", bound=BaseDescription)
@@ -43,9 +47,7 @@ def load_catalog(
         if init.name in catalog:
             raise ArtifactError(f"baselines: two task kinds have one named {init.name!r}; rename one of them")
         catalog[init.name] = init
-    if extra is not None and not extra.is_dir():
-        raise ArtifactError(f"INITIALIZATIONS_DIR: expected a folder of initialization folders, got {str(extra)!r}")
-    folders = sorted(path.parent for path in extra.glob("*/initialization.json")) if extra else []
+    folders = find_initializations(extra)[0] if extra is not None else []
     if others_skipped:
         folders = [folder for folder in folders if _made_for(folder, base)]
     for folder in [*_shipped_for(base), *folders]:
@@ -58,6 +60,60 @@ def load_catalog(
         for delta in deltas:
             probe(base, delta)
     return catalog
+
+
+def find_initializations(parent: Path) -> tuple[list[Path], dict[str, str]]:
+    """Return the initialization folders in `parent`, and the reason for each other entry, {name: reason}.
+
+    Hidden entries, and files that hold no initialization, such as those of a run, are left out. Raises ArtifactError if `parent` is
+    not a folder, or is itself an initialization.
+    """
+    if not parent.is_dir():
+        raise ArtifactError(f"INITIALIZATIONS_DIR: expected a folder of initialization folders, got {str(parent)!r}")
+    if (parent / "initialization.json").exists():
+        raise ArtifactError(f"INITIALIZATIONS_DIR: expected the folder above {str(parent)!r}, which is an initialization itself")
+    try:
+        entries = sorted(path for path in parent.iterdir() if not path.name.startswith(".") and not _is_beside(path))
+    except OSError as error:
+        raise ArtifactError(f"INITIALIZATIONS_DIR: {shown_path(parent)}: {error.strerror}") from error
+    reasons = {path.name: _why_none(path) for path in entries}
+    return [path for path in entries if reasons[path.name] is None], {name: why for name, why in reasons.items() if why is not None}
+
+
+def _is_beside(path: Path) -> bool:
+    return path.is_file() and path.suffix not in _ARCHIVES
+
+
+def _why_none(path: Path) -> str | None:
+    """Return why `path` is not an initialization folder, or None if it is one."""
+    if not path.is_dir():
+        return "it is a broken link" if not path.exists() else "it is an archive: unpack it"
+    try:
+        if (path / "initialization.json").is_file():
+            return None
+        deeper = next(iter(sorted(path.glob("*/initialization.json"))), None)
+    except OSError as error:
+        return f"it cannot be read: {error.strerror}"
+    if deeper is not None:
+        return f"it has no initialization.json, but its folder {shown(deeper.parent.name)} has: move that one up"
+    if (path / "adapter_config.json").is_file():
+        return "it has no initialization.json: an adapter of PEFT alone lacks the learning rates and the inner loop"
+    return "it has no initialization.json"
+
+
+def report_not_taken(parent: Path, bases: Sequence[BaseDescription]) -> dict[str, str]:
+    """Return and log the entries of `parent` that none of `bases` can use, {name: reason}.
+
+    Call it after `load_catalog`, which has raised an error for every damaged initialization.
+    """
+    folders, not_taken = find_initializations(parent)
+    for folder in folders:
+        made_for = read_description(folder).base
+        if all(made_for.identity != base.spec.identity for base in bases):
+            not_taken[folder.name] = f"it is for the base model {shown(made_for.model)}, which is not loaded"
+    for name, reason in not_taken.items():
+        log.warning("INITIALIZATIONS_DIR: %s is not taken: %s", shown(name), reason)
+    return not_taken
 
 
 def _shipped_for(base: BaseDescription) -> list[Path]:

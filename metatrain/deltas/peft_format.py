@@ -9,10 +9,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from quickstudy.one_line import shown
 from torch import Tensor
 
 Shape = tuple[int, ...]
 PROMPT_EMBEDDINGS = "prompt_embeddings"  # the only matrix of PEFT's prompt learning methods, which include prefix tuning
+_WITHOUT_EFFECT = frozenset(
+    {
+        *("base_model_name_or_path", "revision", "task_type", "inference_mode", "peft_version", "auto_mapping"),
+        *("megatron_core", "qalora_group_size"),  # settings of options that are off
+    }
+)
+"""Entries of `adapter_config.json` that do not change what PEFT computes with weights that are there, whatever their value."""
+_INITIAL_VALUES = {"init_lora_weights": (True, False, "gaussian"), "init_ia3_weights": (True, False)}
+"""Entries that say how the weights started, with the values that leave the base model as it is. Others change its weights too."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +43,36 @@ class PeftFiles:
         """Return the content of `adapter_config.json`. `base_model`: the name of the base model."""
         common = {"task_type": "FEATURE_EXTRACTION", "base_model_name_or_path": base_model, "inference_mode": True}
         return {**self.essentials, **common}
+
+    def problem_in(self, config: Mapping[str, Any]) -> str | None:
+        """Return what is wrong with the content of `adapter_config.json`, or None.
+
+        Nothing is wrong if PEFT computes the same with it.
+
+        Entries are checked against those that this version understands. Any other one must be off: null, false or empty.
+        """
+        for key, value in self.essentials.items():
+            if not _equal(config.get(key), value):
+                return f"{key}: expected {value!r} as in initialization.json, got {_shown(config.get(key))}"
+        for key in sorted(config.keys() - self.essentials.keys() - _WITHOUT_EFFECT):
+            value = config[key]
+            if key in _INITIAL_VALUES:
+                if value not in _INITIAL_VALUES[key]:
+                    return f"{key}: {_shown(value)} changes the base model, so its adapter fits no other one"
+            elif value:
+                return f"{shown(key)}: expected nothing, because this version does not know this option, got {_shown(value)}"
+        return None
+
+
+def _equal(stated: Any, expected: Any) -> bool:
+    """Compare two values. Lists are compared without order, because PEFT writes sets."""
+    if isinstance(stated, list) and isinstance(expected, list):
+        return sorted(map(str, stated)) == sorted(map(str, expected))
+    return bool(stated == expected)
+
+
+def _shown(value: Any) -> str:
+    return f"{shown(value)} with {len(value)} entries" if isinstance(value, list | dict) else shown(value)
 
 
 @dataclass(frozen=True)

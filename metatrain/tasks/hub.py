@@ -5,6 +5,8 @@ Needs the package `datasets`.
 
 from typing import Any
 
+from quickstudy.tables import label_problem, text_problem
+
 from metatrain.errors import DataError
 from metatrain.tasks.episodes import Dataset
 from metatrain.tasks.table import by_class
@@ -14,7 +16,7 @@ def read_hub(name: str, *, split: str = "train", text: str = "text", label: str 
     """Read one split of the data set `name`, from the columns `text` and `label`.
 
     Labels that the data set stores as numbers are replaced by their names. Raises DataError if `datasets` is not installed, the
-    data set or split cannot be loaded, a column is missing, or an example has no label.
+    data set or split cannot be loaded, a column is missing, or an example has no text or label.
     """
     try:
         import datasets
@@ -32,5 +34,11 @@ def read_hub(name: str, *, split: str = "train", text: str = "text", label: str 
     unlabelled = [value for value in rows[label] if value is None or (name_of and value < 0)]  # a missing ClassLabel is −1
     if unlabelled:
         raise DataError(f"hub:{name}, split {split!r}: {label} is missing for {len(unlabelled)} examples")
-    labels = [name_of(value) if name_of else str(value) for value in rows[label]]
-    return by_class(name.rstrip("/").split("/")[-1], f"hub:{name}", zip(range(len(labels)), rows[text], labels, strict=True))
+    examples = []
+    for row, (text_value, label_value) in enumerate(zip(rows[text], rows[label], strict=True)):
+        # A column of whole numbers is one of classes: unlike a file's, its type was declared.
+        as_text = name_of(label_value) if name_of else str(label_value) if type(label_value) is int else label_value
+        if (problem := text_problem(text_value, text) or label_problem(as_text, label)) is not None:
+            raise DataError(f"hub:{name}, split {split!r}, row {row}: {problem}")
+        examples.append((row, text_value, as_text))
+    return by_class(name.rstrip("/").split("/")[-1], f"hub:{name}", examples)

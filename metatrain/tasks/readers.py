@@ -1,4 +1,4 @@
-"""Readers of the data sources that recipes name. `READERS` has one line for each place or format."""
+"""Readers of the data sources that recipes name. `READERS` has one line for each place."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,8 +8,7 @@ from pydantic import BaseModel, ConfigDict
 
 from metatrain.tasks.episodes import Dataset
 from metatrain.tasks.hub import read_hub
-from metatrain.tasks.jsonl import STARTER, read_jsonl
-from metatrain.tasks.table import read_table
+from metatrain.tasks.table import STARTER, read_table
 
 _HUB = "hub:"
 
@@ -37,7 +36,7 @@ class Reader:
 
 
 def _starter(name: str, data: Path, columns: Columns) -> Dataset:
-    return read_jsonl(STARTER)
+    return read_table(STARTER)
 
 
 def _hub(name: str, data: Path, columns: Columns) -> Dataset:
@@ -48,15 +47,10 @@ def _table(name: str, data: Path, columns: Columns) -> Dataset:
     return read_table(data / name, text=columns.text, label=columns.label)
 
 
-def _jsonl(name: str, data: Path, columns: Columns) -> Dataset:
-    return read_jsonl(data / name)
-
-
 READERS = (
     Reader(lambda name: name == "starter", _starter),
     Reader(lambda name: name.startswith(_HUB), _hub),
-    Reader(lambda name: bool({".csv", ".tsv"} & set(Path(name).suffixes)), _table),
-    Reader(lambda name: True, _jsonl),
+    Reader(lambda name: True, _table),
 )
 """All readers. The first one that accepts a source name reads it."""
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from metatrain.artifacts.initialization import Initialization
+from metatrain.errors import DataError
 from metatrain.inner.encoded import Encoded
 from metatrain.inner.loop import trajectory
 from metatrain.inner.problem import stack
@@ -157,8 +158,11 @@ def evaluate_prototypes(
 def paired_interval(left: Sequence[float], right: Sequence[float]) -> tuple[float, float]:
     """Return the mean of left − right over paired episodes, and half the width of its 95 % interval.
 
-    The interval is the 95 % confidence interval of the mean, in the normal approximation.
+    The interval is the 95 % confidence interval of the mean, in the normal approximation. Raises DataError for fewer than two
+    pairs, from which no interval follows.
     """
+    if len(left) < 2:
+        raise DataError(f"expected at least 2 paired episodes for an interval, got {len(left)}")
     differences = [a - b for a, b in zip(left, right, strict=True)]
     mean = sum(differences) / len(differences)
     variance = sum((d - mean) ** 2 for d in differences) / (len(differences) - 1)

@@ -9,7 +9,9 @@ import os
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
-from metatrain.errors import DataError
+from quickstudy.one_line import shown_path
+
+from metatrain.errors import DataError, first_line
 
 NAME = "history.jsonl"
 _BEFORE_VERSION_2 = "history.json"
@@ -57,14 +59,17 @@ class History:
 
 
 def read_history(folder: Path) -> list[dict[str, Any]]:
-    """Return the events of the run in `folder`. Raises DataError if there is no history file.
+    """Return the events of the run in `folder`. Raises DataError without a usable history file.
 
     For a run made before version 2, the events are read from `history.json`.
     """
     path, earlier = folder / NAME, folder / _BEFORE_VERSION_2
-    if path.is_file():
-        return [json.loads(line) for line in path.read_bytes().splitlines()]
-    if earlier.is_file():
-        events: list[dict[str, Any]] = json.loads(earlier.read_bytes())
-        return events
+    try:
+        if path.is_file():
+            return [json.loads(line) for line in path.read_bytes().splitlines()]
+        if earlier.is_file():
+            events: list[dict[str, Any]] = json.loads(earlier.read_bytes())
+            return events
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{shown_path(folder)}: the history of the run is not JSON: {first_line(error)}") from error
     raise DataError(f"{folder} has no {NAME}: expected the folder of a training run")

@@ -17,12 +17,13 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field
-from safetensors import safe_open
+from quickstudy.one_line import shown_path
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from metatrain.artifacts.files import write_atomically
-from metatrain.errors import DataError, NoMetaGradient, NonFinite
+from metatrain.errors import DataError, NoMetaGradient, NonFinite, first_line
 from metatrain.inner.problem import Outer
 from metatrain.meta.metagrad import MetaGradient
 from metatrain.options import Section
@@ -114,19 +115,22 @@ class OuterState:
     def load(cls, path: Path, run: str) -> "OuterState | None":
         """Return the state that `save` wrote to `path`, or None if there is no file.
 
-        `run`: the digest of the run. Raises DataError if the file has the digest of another run.
+        `run`: the digest of the run. Raises DataError if the file has the digest of another run, or is damaged.
         """
         if not path.is_file():
             return None
-        with safe_open(path, framework="pt") as file:
-            scalars = json.loads(file.metadata()["state"])
-            if scalars.pop("run_digest") != run:
-                raise DataError(f"{path} belongs to another recipe, version, base model or data; choose another --out folder")
-            tensors: dict[str, Any] = {kind: {} for kind in _TENSORS}
-            for key in file.keys():  # noqa: SIM118  (safe_open is no mapping)
-                kind, name = key.split("/", 1)
-                tensors[kind][name] = file.get_tensor(key)
-        return cls(**tensors, **{**scalars, **{name: set(scalars[name]) for name in _SETS}})
+        try:
+            with safe_open(path, framework="pt") as file:
+                scalars = json.loads(file.metadata()["state"])
+                if scalars.pop("run_digest") != run:
+                    raise DataError(f"{path} belongs to another recipe, version, base model or data; choose another --out folder")
+                tensors: dict[str, Any] = {kind: {} for kind in _TENSORS}
+                for key in file.keys():  # noqa: SIM118  (safe_open is no mapping)
+                    kind, name = key.split("/", 1)
+                    tensors[kind][name] = file.get_tensor(key)
+            return cls(**tensors, **{**scalars, **{name: set(scalars[name]) for name in _SETS}})
+        except (SafetensorError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise DataError(f"{shown_path(path)}: not a checkpoint: {first_line(error)}; choose another --out folder") from error
 
 
 _SCALARS = ("step", "skipped", "skipped_in_a_row", "dropped", "best_score", "best_step", "fruitless", "history_bytes")

@@ -9,11 +9,11 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-import yaml
 from pydantic import AfterValidator, BaseModel, Field, TypeAdapter, ValidationError, model_validator
+from quickstudy.one_line import shown, shown_path
 
 from metatrain.deltas import DeltaConfig, LoRAConfig
-from metatrain.errors import DataError, RecipeError
+from metatrain.errors import DataError, RecipeError, first_line
 from metatrain.inner.config import InnerConfig
 from metatrain.meta.algorithms import AlgorithmSection
 from metatrain.models.precision import Precision
@@ -23,6 +23,7 @@ from metatrain.pydantic_errors import first_problem
 from metatrain.tasks.episodes import Dataset
 from metatrain.tasks.readers import Columns, read_source
 from metatrain.training.outer_step import OuterConfig
+from metatrain.training.yaml_file import read_yaml
 
 
 def _rising(bounds: tuple[int, int]) -> tuple[int, int]:
@@ -62,22 +63,30 @@ class ClassList(Section):
     part: str
 
     def labels(self, data: Path) -> list[str]:
-        """Return the listed labels. Raises DataError if the file or the list is missing."""
+        """Return the listed labels. Raises DataError if the file or the list is missing or malformed."""
         path = data / self.file
         if not path.is_file():
             raise DataError(f"data: no split file at {path}")
         try:
-            return [str(label) for label in json.loads(path.read_bytes())[self.id][self.part]]
-        except KeyError as error:
-            raise DataError(f"{path}: no split {self.id!r} with part {self.part!r}") from error
+            splits = json.loads(path.read_bytes())
+        except (OSError, ValueError, RecursionError) as error:
+            raise DataError(f"{path}: not JSON: {getattr(error, 'msg', None) or first_line(error)}") from error
+        parts = splits.get(self.id) if isinstance(splits, dict) else None
+        listed = parts.get(self.part) if isinstance(parts, dict) else None
+        if listed is None:
+            raise DataError(f"{path}: no split {self.id!r} with part {self.part!r}")
+        if not isinstance(listed, list) or not all(type(label) in (str, int) for label in listed):
+            got = "a list with other values" if isinstance(listed, list) else shown(listed)
+            raise DataError(f"{path}: split {self.id!r}, part {self.part!r}: expected a list of labels, got {got}")
+        return [str(label) for label in listed]
 
 
 class Source(Section):
     """A source of labelled examples.
 
-    `path`: a file under the data folder (CSV or TSV by its name's ending, otherwise JSON Lines), `starter` for the task set that
-    ships with the package, or `hub:NAME` for a data set of the Hugging Face hub. `split`: keep only the classes that a split file
-    lists. `labels`: keep only the classes that match one of these shell patterns; empty for all classes.
+    `path`: a file under the data folder (CSV, TSV, JSON Lines or a JSON array), `starter` for the task set that ships with the
+    package, or `hub:NAME` for a data set of the Hugging Face hub. `split`: keep only the classes that a split file lists. `labels`:
+    keep only the classes that match one of these shell patterns; empty for all classes.
     """
 
     path: str
@@ -278,22 +287,9 @@ def read_model(path: Path, model: type[Model], what: str) -> Model:
     return validated(read_yaml(path, what), path, model)
 
 
-def read_yaml(path: Path, what: str) -> Any:
-    """Return the content of a YAML file. Raises RecipeError if the file is missing or not YAML.
-
-    `what`: the kind of file; it appears only in the message.
-    """
-    if not path.is_file():
-        raise RecipeError(f"no {what} at {path}")
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
-
-
 def validated(content: Any, path: Path, model: type[Model]) -> Model:
     """Validate `content`, which was read from `path`, as `model`. Raises RecipeError if it is invalid."""
     try:
         return model.model_validate(content)
     except ValidationError as error:
-        raise RecipeError(f"{path}: {first_problem(error, model)}") from error
+        raise RecipeError(f"{shown_path(path)}: {first_problem(error, model)}") from error

@@ -18,12 +18,13 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from quickstudy.one_line import shown, shown_path
 
 from metatrain.artifacts.baselines import SCALE
 from metatrain.artifacts.files import write_atomically
 from metatrain.artifacts.initialization import Initialization
 from metatrain.deltas import DeltaConfig
-from metatrain.errors import RecipeError
+from metatrain.errors import RecipeError, first_line
 from metatrain.inner.config import InnerConfig
 from metatrain.inner.encoded import Encoded
 from metatrain.inner.problem import start_rates
@@ -36,6 +37,8 @@ from metatrain.tasks.episodes import Dataset, Episode, EpisodeSampler, EpisodeSh
 from metatrain.training.evaluate import evaluate_steps
 from metatrain.training.events import OnEvent
 from metatrain.training.recipe import BaseSection, Source, read_model
+
+_MAX_POINTS = 1_000_000
 
 
 class SearchSpace(BaseModel):
@@ -99,6 +102,9 @@ def draw_candidates(space: SearchSpace) -> list[Candidate]:
     point is valid.
     """
     rates = [(optimizer, rate) for optimizer, some in space.rate.items() for rate in some]
+    number = len(rates) * math.prod(map(len, (*space.delta.values(), *space.inner.values())))
+    if number > _MAX_POINTS:
+        raise RecipeError(f"expected a search space of at most {_MAX_POINTS:,} points, got {number:,}")
     points = list(itertools.product(_grid(space.delta), _grid(space.inner), rates))
     order = np.random.default_rng(space.seed).permutation(len(points))
     candidates: list[Candidate] = []
@@ -130,7 +136,7 @@ def search(space: SearchSpace, data: Path, out: Path, *, on_event: OnEvent = lam
     remaining = draw_candidates(space)
     path = out / "search.json"
     out.mkdir(parents=True, exist_ok=True)
-    scores_by_key: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    scores_by_key = _finished(path)
     results: list[dict[str, Any]] = []
     settings = [space.seed, space.b_std, space.steps, space.base.train_max_length, base.spec.model_dump(), str(base.dtype)]
     rungs = math.floor(math.log2(len(remaining))) + 1
@@ -182,6 +188,20 @@ def _episodes(space: SearchSpace, sets: Sequence[Dataset], count: int) -> dict[i
         ]
         for shots in space.shots
     }
+
+
+def _finished(path: Path) -> dict[str, Any]:
+    """Return the scores in an earlier search's file, {key: result}; an empty dict if there is no file.
+
+    Raises RecipeError if the file is damaged.
+    """
+    try:
+        scores = json.loads(path.read_bytes()) if path.is_file() else {}
+    except (ValueError, RecursionError) as error:
+        raise RecipeError(f"{shown_path(path)}: not JSON: {first_line(error)}; choose another --out folder") from error
+    if not isinstance(scores, dict):
+        raise RecipeError(f"{shown_path(path)}: expected the scores of a search, got {shown(scores)}; choose another --out folder")
+    return scores
 
 
 def _grid(choices: dict[str, tuple[Any, ...]]) -> list[dict[str, Any]]:

@@ -8,8 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from metatrain.tasks.jsonl import STARTER, read_jsonl
 from metatrain.tasks.normal_form import normal_form
+from metatrain.tasks.table import STARTER, read_table
 from service.running.demo import read_examples
 from tests.end_to_end.conftest import ROOT
 
@@ -42,7 +42,7 @@ def test_a_demo_that_cannot_start_reports_the_reason_and_fails(tmp_path: Path) -
 
 
 def test_the_demos_examples_are_in_no_training_data() -> None:
-    starter = {normal_form(text) for texts in read_jsonl(STARTER).texts.values() for text in texts}
+    starter = {normal_form(text) for texts in read_table(STARTER).texts.values() for text in texts}
     support, query = read_examples()
     texts = [normal_form(text) for text, _ in support + query]
     assert len(set(texts)) == len(texts) and not starter & set(texts)

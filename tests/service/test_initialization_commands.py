@@ -1,9 +1,15 @@
 """`quickstudy initializations` on a real Redis server: messages of one line."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import redis
 from click.testing import CliRunner
 
+from metatrain.artifacts.baselines import lora_from_zero
+from metatrain.artifacts.initialization import save_initialization
+from metatrain.models.base import Base
 from service.__main__ import main
 from tests.conftest import RedisServer
 from worker.ledger.initializations import StoredInitialization
@@ -57,3 +63,22 @@ def test_wrong_arguments_are_one_line(
 def test_an_error_of_the_records_is_one_line(redis_server: RedisServer, redis_client: "redis.Redis") -> None:
     redis_client.set("qs:initialization_names", "not a hash")
     assert run(redis_server, "list") == "error: the initializations were not listed: ResponseError\n"
+
+
+def test_what_a_folder_has_for_a_service_is_checked(tiny: Base, tiny_folder: Path, tmp_path: Path) -> None:
+    init = lora_from_zero(tiny)
+    save_initialization(replace(init, name="mine"), tmp_path / "mine", tiny.attach(init.delta))
+    environment = {"BASE_MODEL": str(tiny_folder), "PRECISION": "float32", "REDIS_URL": "", "INITIALIZATIONS_DIR": str(tmp_path)}
+    done = CliRunner().invoke(main, ["initializations", "check"], env=environment)
+    assert (done.exit_code, done.output) == (0, f"'mine' is taken, for {tiny.spec.model}\n")
+    save_initialization(replace(init, name="bad"), tmp_path / "bad\x1b[31m", tiny.attach(init.delta))
+    (tmp_path / "bad\x1b[31m" / "inner_lr.safetensors").write_bytes(b"")
+    (tmp_path / "empty").mkdir()
+    done = CliRunner().invoke(main, ["initializations", "check", str(tmp_path)], env=environment)
+    taken, empty, bad = done.output.splitlines()
+    assert done.exit_code == 1 and taken.startswith("'mine' is taken")
+    assert empty == "'empty' is not taken: it has no initialization.json"
+    assert bad.startswith("'bad\\x1b[31m' is not taken: ") and "not a safetensors file: 0 bytes" in bad and bad.isprintable()
+    for folder, message in ((tmp_path / "mine", "is an initialization itself"), (tmp_path / "none", "expected a folder of")):
+        done = CliRunner().invoke(main, ["initializations", "check", str(folder)], env=environment)
+        assert done.exit_code == 1 and done.stderr.startswith("error: INITIALIZATIONS_DIR: ") and message in done.stderr

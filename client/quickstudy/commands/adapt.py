@@ -9,8 +9,9 @@ import click
 from quickstudy import Adaptation, Adapter, Client, DryRun, Invalid, Notice
 from quickstudy.calls import AdaptOptions
 from quickstudy.commands.progress import AdaptProgress
-from quickstudy.commands.rows import Format, format_option, open_rows
+from quickstudy.commands.rows import format_option, open_rows, show_hints
 from quickstudy.commands.service_options import CommandFailed, as_json, failure_of, print_json, print_table, printable, with_client
+from quickstudy.tables import Format
 
 WAIT_SECONDS = 600.0
 _OTHER_EXAMPLE = re.compile(r"(?<=(?:as|in) )support\[(\d+)\]")
@@ -52,11 +53,12 @@ def adapt(
 ) -> None:
     """Create an adapter from the labelled rows of FILE and print its id.
 
-    FILE is CSV, TSV or JSON Lines; - is standard input.
+    FILE is CSV, TSV, JSON Lines or a JSON array, also packed with gzip; - is standard input.
     """
-    with open_rows(file, file_format) as rows:
+    with open_rows(file, file_format, text_column, label_column) as rows:
         examples = rows.examples(text_column, label_column)
         source = rows.name
+    show_hints(source, examples)
     options = _options(initialization, steps, label_words, name, tags, ttl)
     if base_model is not None:
         options["base_model"] = base_model

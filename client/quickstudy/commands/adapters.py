@@ -7,9 +7,10 @@ from datetime import datetime
 import click
 
 from quickstudy import Client, EndEvent, Event, Invalid, Score, StatusEvent, StepEvent
-from quickstudy.commands.rows import Format, format_option, open_rows
+from quickstudy.commands.rows import format_option, open_rows, show_hints
 from quickstudy.commands.service_options import as_json, failure_of, print_json, print_table, printable, with_client
 from quickstudy.multi_step import require_ready
+from quickstudy.tables import Format
 
 
 @click.group()
@@ -99,9 +100,10 @@ def score(
     as_json: bool,
 ) -> None:
     """Score ADAPTER's predictions on the labelled rows of FILE."""
-    with open_rows(file, file_format) as rows:
+    with open_rows(file, file_format, text_column, label_column) as rows:
         examples = rows.examples(text_column, label_column)
         source = rows.name
+    show_hints(source, examples)
     try:
         result = client.score(adapter, [(text, label) for _, text, label in examples])
     except Invalid as error:

@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from quickstudy.commands.lazy_command import LateCommand
+from quickstudy.commands.one_line_errors import OneLineErrors
 
 GROUP = "quickstudy.commands"
 NEEDS = "quickstudy[cli]"
@@ -32,7 +33,7 @@ CLIENT_COMMANDS = (
 _OUR_PACKAGES = ("quickstudy", "service", "worker", "metatrain")
 
 
-class CommandLine(click.Group):
+class CommandLine(OneLineErrors):
     """The `quickstudy` command group. It loads entry points only when it needs their commands."""
 
     @cached_property

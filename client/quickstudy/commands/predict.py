@@ -14,8 +14,10 @@ import click
 from tqdm import tqdm
 
 from quickstudy import Client, Invalid, Prediction, Predictions
-from quickstudy.commands.rows import Format, Rows, UnreadableRows, format_option, open_rows
+from quickstudy.commands.rows import Rows, format_option, open_rows
 from quickstudy.commands.service_options import failure_of, with_client
+from quickstudy.one_line import some
+from quickstudy.tables import Format, Table, TableError
 
 _PART_ROWS = 256
 Output = Literal["csv", "jsonl"]
@@ -30,7 +32,7 @@ Entry = tuple[int, dict[str, Any]]
 @format_option
 @click.option("--top-k", type=click.IntRange(1), metavar="K", help="Print the K most probable labels, not only the first.")
 @click.option(
-    "--output", type=click.Choice(["csv", "jsonl"]), help="Output format. Default: jsonl if the input is JSON Lines, otherwise csv."
+    "--output", type=click.Choice(["csv", "jsonl"]), help="Output format. Default: jsonl if the input is JSON, otherwise csv."
 )
 @click.option("--json", "output", flag_value="jsonl", help="Short for --output jsonl.")
 @with_client
@@ -46,14 +48,14 @@ def predict(
 ) -> None:
     """Print the rows of FILE with a predicted label and its probability.
 
-    FILE is CSV, TSV or JSON Lines; - is standard input.
+    FILE is CSV, TSV, JSON Lines or a JSON array, also packed with gzip; - is standard input.
     """
     if (file is None) == (not texts):
         raise click.UsageError(f"expected either FILE or --text, got {'neither' if file is None else 'both'}")
     total = len(texts) if file is None else _count_rows(file, file_format, text_column)
-    with nullcontext(_rows_of_texts(texts)) if file is None else open_rows(file, file_format) as rows:
+    with nullcontext(_rows_of_texts(texts)) if file is None else open_rows(file, file_format, text_column) as rows:
         column = rows.text_column(text_column)
-        output_format: Output = output or ("jsonl" if rows.format == "jsonl" else "csv")
+        output_format: Output = output or ("jsonl" if rows.format in ("json", "jsonl") else "csv")
         write = _csv_writer(rows, top_k or 1) if output_format == "csv" else _write_jsonl
         hide_bar = True if sys.stdout.isatty() else None  # on a terminal, the bar and the printed rows would mix
         with tqdm(total=total, unit="row", desc="predicting", disable=hide_bar) as bar:
@@ -82,17 +84,17 @@ def _predict_in_parts(
 
 
 def _rows_of_texts(texts: tuple[str, ...]) -> Rows:
-    return Rows("--text", "csv", ("text",), ((i, {"text": text}) for i, text in enumerate(texts, start=1)))
+    return Rows(Table("--text", "csv", ("text",), ((i, {"text": text}) for i, text in enumerate(texts, start=1))))
 
 
 def _count_rows(file: str, file_format: Format | None, text_column: str | None) -> int | None:
     """Count the rows of a file. Return None for input that can be read only once, such as a pipe.
 
-    Because this reads all rows, a malformed row is reported before anything is sent. Raises UnreadableRows.
+    Because this reads all rows, a malformed row is reported before anything is sent. Raises TableError.
     """
     if file == "-" or not Path(file).is_file():
         return None
-    with open_rows(file, file_format) as rows:
+    with open_rows(file, file_format, text_column) as rows:
         column = rows.text_column(text_column)
         return sum(1 for line, row in rows.entries if rows.text(line, row, column))
 
@@ -101,25 +103,21 @@ def _csv_writer(rows: Rows, top_k: int) -> Callable[[list[Entry], Sequence[Predi
     """Return a function that prints a part of the rows as CSV. Its first call also prints the header.
 
     The columns are those of the input, then `label`, `probability`, `label_2`, `probability_2` and so on. If the input has a column
-    with one of these names, all added columns get the prefix `predicted_`. Raises UnreadableRows if the input also has a column
+    with one of these names, all added columns get the prefix `predicted_`. Raises TableError if the input also has a column
     with one of the prefixed names.
     """
     added = [name if k == 1 else f"{name}_{k}" for k in range(1, top_k + 1) for name in ("label", "probability")]
     if set(added) & set(rows.columns):
         added = [f"predicted_{name}" for name in added]
     if set(added) & set(rows.columns):
-        raise UnreadableRows(
-            f"{rows.name}: expected no column named as one of the output's, {', '.join(added)}; try --output jsonl"
-        )
+        raise TableError(rows.name, f"expected no column named as one of the output's, {some(added)}; try --output jsonl")
     lines = [[*rows.columns, *added]]  # the header is printed only with the first answer
 
     def write(part: list[Entry], answer: Sequence[Prediction]) -> None:
         for (line, row), prediction in zip(part, answer, strict=True):
             if row.keys() - set(rows.columns):
-                new = ", ".join(sorted(row.keys() - set(rows.columns)))
-                raise UnreadableRows(
-                    f"{rows.name}, line {line}: expected the keys of the first row, got also {new}; try --output jsonl"
-                )
+                new = some(sorted(row.keys() - set(rows.columns)))
+                raise TableError(rows.name, f"expected the keys of the first row, got also {new}; try --output jsonl", line)
             input_cells = [_cell(row.get(column, "")) for column in rows.columns]
             cells = [cell for label, p in _ranked(prediction) for cell in (label, f"{p:.6g}")]
             lines.append([*input_cells, *cells, *[""] * (len(added) - len(cells))])

@@ -1,8 +1,7 @@
-"""The options, exit codes and output functions of the commands that call a service."""
+"""The options, output functions and refusals of the commands that call a service."""
 
 import functools
 import json
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Concatenate, ParamSpec
 
@@ -10,28 +9,16 @@ import click
 
 from quickstudy import Client, OutOfReach, QuickstudyError, Unauthorised
 from quickstudy.calls import InvalidName
+from quickstudy.commands.one_line_errors import NOT_AUTHORISED, OUT_OF_REACH, REFUSED, WRONG_USAGE, CommandFailed
 
 P = ParamSpec("P")
-REFUSED, WRONG_USAGE, OUT_OF_REACH, NOT_AUTHORISED = 1, 2, 3, 4
-"""Exit codes of failed commands. WRONG_USAGE is also click's own code for a wrong command line."""
-
-
-class CommandFailed(click.ClickException):
-    """An error that makes the command print one line on stderr and exit with `exit_code`."""
-
-    def __init__(self, message: str, exit_code: int = REFUSED) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code  # type: ignore[misc]  # click reads the instance's attribute
-
-    def show(self, file: Any = None) -> None:
-        click.echo(f"error: {self.format_message()}", err=True, file=file)
 
 
 def with_client(command: Callable[Concatenate[Client, P], None]) -> Callable[P, None]:
     """Add the option `--url` to a command, and call the command with a client of that service.
 
-    The client is the command's first argument. It reads its API key from QUICKSTUDY_API_KEY. If the client raises an error, the
-    command prints it as one line on stderr and exits with the matching code.
+    The client is the command's first argument. It reads its API key from QUICKSTUDY_API_KEY. An error of the client becomes a
+    CommandFailed with the matching exit code.
     """
 
     @click.option(
@@ -56,8 +43,6 @@ def with_client(command: Callable[Concatenate[Client, P], None]) -> Callable[P, 
             raise failure_of(error) from None
         except InvalidName as error:
             raise CommandFailed(str(error), WRONG_USAGE) from None
-        except KeyboardInterrupt:
-            sys.exit(130)
 
     return wrapper
 

@@ -5,7 +5,8 @@ import dataclasses
 import click
 
 from quickstudy import Client
-from quickstudy.commands.service_options import CommandFailed, as_json, print_json, print_table, with_client
+from quickstudy.commands.one_line_errors import CommandFailed
+from quickstudy.commands.service_options import as_json, print_json, print_table, with_client
 
 
 @click.command()

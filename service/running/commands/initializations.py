@@ -6,13 +6,19 @@ The commands access the records in Redis directly, not through the HTTP service.
 import json
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+from quickstudy.one_line import one_line, shown
 
 from service.running.find_records import exit_on_redis_error, on_data_dir, open_records_and_weights
 from worker.ledger.initializations import Initializations
+from worker.settings import WorkerSettings, read_settings
+
+if TYPE_CHECKING:
+    from metatrain.models.description import BaseDescription
 
 
 @click.group()
@@ -44,6 +50,47 @@ def list_(data_dir: Path, as_json: bool) -> None:
         )
     if not rows:
         click.echo("no stored initializations")
+
+
+@initializations.command()
+@click.argument("folder", type=click.Path(path_type=Path), required=False)
+def check(folder: Path | None) -> None:
+    """Show what a service would take from FOLDER, and why not the rest. Default: INITIALIZATIONS_DIR.
+
+    Exit with code 1 if something would not be taken. The base models are those of BASE_MODEL; their weights are not loaded.
+    """
+    from metatrain.artifacts.catalog import find_initializations
+    from metatrain.errors import ArtifactError
+    from metatrain.models.loading import describe_base
+    from metatrain.models.source import Hub
+
+    settings = read_settings(WorkerSettings)
+    if (parent := folder or settings.initializations_dir) is None:
+        sys.exit("error: FOLDER: expected a folder, because INITIALIZATIONS_DIR is not set")
+    hub = Hub(reachable=not settings.air_gapped, token=settings.hub_token)
+    folders, not_taken = find_initializations(parent)
+    bases = [describe_base(name, precision=settings.precision, hub=hub) for name in settings.base_models]
+    for path in folders:
+        try:
+            click.echo(f"{shown(path.name)} is taken, for {_base_of(path, bases)}")
+        except ArtifactError as error:
+            not_taken[path.name] = str(error)
+    for name, reason in not_taken.items():
+        click.echo(one_line(f"{shown(name)} is not taken: {reason}"))
+    if not_taken:
+        sys.exit(1)
+    if not folders:
+        click.echo("no initializations there")
+
+
+def _base_of(folder: Path, bases: "Sequence[BaseDescription]") -> str:
+    """Return the name of the base model that an initialization loads on. Raises ArtifactError."""
+    from metatrain.artifacts.initialization import load_initialization, read_description
+
+    identity = read_description(folder).base.identity
+    base = next((base for base in bases if base.spec.identity == identity), bases[0])
+    load_initialization(folder, base)  # if no base model fits, this names the difference
+    return base.spec.model
 
 
 @initializations.command()

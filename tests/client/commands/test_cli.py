@@ -73,19 +73,19 @@ def test_a_server_command_without_the_server_says_what_to_install(
         entry_points.append(EntryPoint("server", value, "quickstudy.commands"))
     done = CliRunner().invoke(cli.command_line(), [name, "--port", "0"])
     assert done.exit_code == 1
-    assert done.output == f"Error: {name} is not installed; this command needs quickstudy-server[embedded]\n"
+    assert done.output == f"error: {name} is not installed; this command needs quickstudy-server[embedded]\n"
     assert f"\n  {name} " not in CliRunner().invoke(cli.command_line(), ["--help"]).stdout
 
 
 def test_an_unknown_command_is_wrong_usage(entry_points: list[EntryPoint]) -> None:
     done = CliRunner().invoke(cli.command_line(), ["nowhere"])
-    assert done.exit_code == 2 and "Error: No such command 'nowhere'." in done.output
+    assert done.exit_code == 2 and "error: No such command 'nowhere'" in done.output
 
 
 def test_a_command_with_a_missing_import_says_what_to_install() -> None:
     absent = "import sys; sys.modules.update(tqdm=None); "
     done = python(absent + "from quickstudy.commands import main; sys.argv = ['quickstudy', 'predict', 'a1']; main()")
-    assert done.returncode == 1 and done.stderr == "Error: tqdm is not installed; this command needs quickstudy[cli]\n"
+    assert done.returncode == 1 and done.stderr == "error: tqdm is not installed; this command needs quickstudy[cli]\n"
 
 
 def test_without_click_the_script_says_what_to_install() -> None:

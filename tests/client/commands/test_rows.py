@@ -1,98 +1,70 @@
-"""Reading rows from CSV, TSV and JSON Lines files."""
+"""The FILE of a command: its columns, standard input, and hints about labels."""
 
 import csv
 import io
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
-from quickstudy.commands.rows import Format, UnreadableRows, open_rows
+from quickstudy.commands.cli import command_line
+from quickstudy.commands.rows import open_rows
+from quickstudy.tables import Format, TableError
+
+from tests.client.scripted import problem, serving
 
 Example = tuple[int, str, str]
 
 
 def examples(path: Path, chosen: Format | None = None, text: str | None = None, label: str | None = None) -> list[Example]:
-    with open_rows(str(path), chosen) as rows:
+    with open_rows(str(path), chosen, text, label) as rows:
         return rows.examples(text, label)
-
-
-CSV = b'\xef\xbb\xbftext,label\r\n"a, ""b""",x\r\n"c\nd",y\r\n\r\ne,x\r\n'
-TSV = b"id\tlabel\tinput\n1\tx\ta, b\n"
-JSONL = '{"input": "a\u2028b", "label": "x", "n": 1}\n\n{"label": "y", "input": "c"}'.encode()
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "expected"),
-    [
-        ("a.csv", CSV, [(2, 'a, "b"', "x"), (3, "c\nd", "y"), (6, "e", "x")]),
-        ("a.tsv", TSV, [(2, "a, b", "x")]),
-        ("a.jsonl", JSONL, [(1, "a\u2028b", "x"), (3, "c", "y")]),
-    ],
-)
-def test_every_format_reads(tmp_path: Path, name: str, content: bytes, expected: list[Example]) -> None:
-    (tmp_path / name).write_bytes(content)
-    assert examples(tmp_path / name) == expected
 
 
 @pytest.mark.parametrize(
     ("content", "kind"),
-    [(b"text,label\na,x\n", "csv"), (b"text\tlabel\na\tx\n", "tsv"), (b' {"text": "a", "label": "x"}\n', "jsonl")],
+    [
+        (b"text,label\na,x\n", "csv"),
+        (b"text;label\na;x\n", "csv"),
+        (b"text\tlabel\na\tx\n", "tsv"),
+        (b' {"text": "a", "label": "x"}\n', "jsonl"),
+        (b'\n[{"text": "a", "label": "x"}]\n', "json"),
+    ],
 )
-def test_the_format_of_standard_input_follows_from_its_first_line(
+def test_the_format_of_standard_input_follows_from_its_beginning(
     monkeypatch: pytest.MonkeyPatch, content: bytes, kind: str
 ) -> None:
-    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
+    stdin = io.TextIOWrapper(io.BytesIO(content))
+    monkeypatch.setattr("sys.stdin", stdin)
     with open_rows("-", None) as rows:
         assert rows.format == kind and [(text, label) for _, text, label in rows.examples(None, None)] == [("a", "x")]
+    assert not stdin.closed
 
 
 def test_columns_are_found_by_name(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text("text,input,label,intent\na,b,x,y\n")
-    with pytest.raises(
-        UnreadableRows, match="more than one named 'text' or 'input': name the column of the texts with --text-column"
-    ):
+    with pytest.raises(TableError, match="more than one is named 'text' or 'input': name the column of the texts with --text"):
         examples(path)
     assert examples(path, text="input", label="intent") == [(2, "b", "y")]
-    with pytest.raises(UnreadableRows, match=r"--label-column: no column 'intents'; .* 'text', 'input', 'label', 'intent'"):
+    with pytest.raises(TableError, match=r"--label-column: no column 'intents'; .* 'text', 'input', 'label', 'intent'"):
         examples(path, text="input", label="intents")
     path.write_text("utterance,category\na,x\n")
-    both = "columns 'utterance', 'category': name those of the texts and the labels with --text-column and --label-column"
-    with pytest.raises(UnreadableRows, match=both):
+    both = "columns are 'utterance', 'category': name those of the texts and the labels with --text-column and --label-column"
+    with pytest.raises(TableError, match=both):
         examples(path)
-    with pytest.raises(UnreadableRows, match="and none named 'label': name the column of the labels with --label-column"):
+    with pytest.raises(TableError, match="and none is named 'label': name the column of the labels with --label-column"):
         examples(path, text="utterance")
     assert examples(path, text="utterance", label="category") == [(2, "a", "x")]
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("a.csv", b"text,label\na,x\nb\n", "line 3: expected 2 values as in the header, got 1"),
-        ("a.csv", b'text,label\n"a,x\n', "line 2: unexpected end of data"),
-        ("a.csv", b"text,label\na,x\n ,y\n", "line 3: expected a text as 'text', got \" \""),
-        ("a.csv", b"text,text\na,x\n", "expected a first line of different column names, got text, text"),
-        ("a.csv", b"", "expected a first line of different column names, got nothing"),
-        ("a.csv", b"text,label\n\xff,x\n", "expected UTF-8 text"),
-        ("a.csv", b"text,label\n" + b"a,x\n" * 5000 + b"\xff,x\n", "expected UTF-8 text"),
-        ("a.jsonl", b'{"text": "a", "label": "x"}\n[1]\n', "line 2: expected a JSON object"),
-        ("a.jsonl", b'{"text": "a", "label": "x"}\n{"text": \n', "line 2: expected a JSON object"),
-        ("a.jsonl", b'{"text": "a\\ud800", "label": "x"}\n', "line 1: expected a JSON object of Unicode text"),
-        ("a.jsonl", b'{"text": ' + b"[" * 100_000, "line 1: expected a JSON object"),
-        ("a.jsonl", b'{"text": "a", "label": 3}\n', "line 1: expected a text as 'label', got 3"),
-        ("a.jsonl", b"\n\n", "expected at least one row, got none"),
-        ("a.txt", b"what,is\tthis\n", "unknown format; choose csv, tsv or jsonl with --format"),
-        ("nowhere/a.csv", None, "No such file"),
-    ],
-)
-def test_an_error_names_the_file_and_the_line(tmp_path: Path, name: str, content: bytes | None, message: str) -> None:
-    path = tmp_path / name
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(UnreadableRows) as error:
+def test_a_chosen_column_helps_to_find_the_separator(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("what, exactly;topic\nhi, you;x\n")
+    assert examples(path, text="what, exactly", label="topic") == [(2, "hi, you", "x")]
+    with pytest.raises(TableError, match="line 1: expected one separator in the header, got commas and semicolons"):
         examples(path)
-    assert message in error.value.message and str(path) in error.value.message
 
 
 CELL = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), max_size=20)
@@ -107,3 +79,46 @@ def test_written_rows_are_read_back(kind: Format, rows: list[tuple[str, str]]) -
         patch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(buffer.getvalue().encode())))
         with open_rows("-", kind) as found:
             assert [(row["text"], row["label"]) for _, row in found.entries] == rows
+
+
+def refused(path: Path) -> list[str]:
+    """Adapt to a file with a service that refuses all examples, and return the lines on stderr."""
+    with serving(problem(422, "refused")) as server:
+        done = CliRunner().invoke(command_line(), ["adapt", str(path), "--url", server.url])
+    assert done.exit_code == 1 and len(server.requests) == 1
+    return done.stderr.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("labels", "line", "label"),
+    [
+        (["a", "b", "a;b", "a;b"], 4, "'a;b'"),
+        (["a", "a | b", "b"], 3, "'a | b'"),
+        (["x", "['x', 'y']"], 3, "\"['x', 'y']\""),
+        (["x", '["x"]'], 3, "'[\"x\"]'"),
+        (["refund", "bill", "refund/bill"], 4, "'refund/bill'"),
+    ],
+)
+def test_a_label_that_looks_like_several_gets_a_hint_and_is_sent(tmp_path: Path, labels: list[str], line: int, label: str) -> None:
+    path = tmp_path / "a.csv"
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([("text", "label"), *((f"text {n}", one) for n, one in enumerate(labels))])
+    hint, error = refused(path)
+    assert hint == f"hint: {path}, line {line}: the label {label} looks like several labels; an example has one label"
+    assert error == "error: refused"
+
+
+@pytest.mark.parametrize("labels", [["gym/off", "gym/on"], ["a;b", "c;d"], ["(x)", "[y]"], ["C++", "C", "R&D"]])
+def test_a_label_with_marks_alone_gets_no_hint(tmp_path: Path, labels: list[str]) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("text,label\n" + "".join(f"text {n},{label}\n" for n, label in enumerate(labels)))
+    assert refused(path) == ["error: refused"]
+
+
+def test_many_hints_are_counted(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    letters = "abcdefgh"
+    rows = [*letters, *(f"{one};{two}" for one in letters for two in letters if one < two)]
+    path.write_text("text,label\n" + "".join(f"text {n},{label}\n" for n, label in enumerate(rows)))
+    hints = refused(path)[:-1]
+    assert len(hints) == 5 and hints[-1].endswith("; 23 further labels look so too")

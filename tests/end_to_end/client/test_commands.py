@@ -120,6 +120,12 @@ def test_predict_reads_and_writes_json_lines(service: Served, adapter: str) -> N
     assert set(found) == LABELS and list(found.values()) == sorted(found.values(), reverse=True)
     (as_csv,) = csv.DictReader(io.StringIO(run_ok(service.url, "predict", adapter, "-", "--output", "csv", stdin=line)))
     assert as_csv["n"] == '[1, {"a": null}]' and as_csv["label"] == row["prediction"]["label"]
+    array = json.dumps([{"text": "when do you open"}, {"text": "a fine?"}])
+    predicted = run_ok(service.url, "predict", adapter, "-", stdin=array).splitlines()
+    assert [json.loads(line)["text"] for line in predicted] == ["when do you open", "a fine?"]
+    pandas = ",text,note\n0,when do you open,\n1,a fine?,x\n"
+    rows = csv.DictReader(io.StringIO(run_ok(service.url, "predict", adapter, "-", stdin=pandas)))
+    assert [(row["text"], row["note"]) for row in rows] == [("when do you open", ""), ("a fine?", "x")]
     texts = ("--text", "a fine?", "--text", "one, more")
     one, two = csv.DictReader(io.StringIO(run_ok(service.url, "predict", adapter, *texts)))
     assert one["text"] == "a fine?" and two["text"] == "one, more"

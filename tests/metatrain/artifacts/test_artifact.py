@@ -122,6 +122,63 @@ def test_a_peft_config_that_disagrees_is_refused(saved: tuple[Path, Initializati
         load_initialization(saved[0], tiny)
 
 
+PEFT_OWN = {
+    "peft_version": "0.21.0",
+    "revision": "main",
+    "auto_mapping": {"base_model_class": "BertModel"},
+    "qalora_group_size": 16,
+    "megatron_core": "megatron.core",
+    "use_dora": False,
+    "rank_pattern": {},
+    "layers_to_transform": None,
+    "exclude_modules": [],
+    "init_lora_weights": True,
+    "loftq_config": {},
+    "lora_bias": False,
+    "fan_in_fan_out": False,
+    "layer_replication": None,
+}
+
+
+def test_a_peft_config_as_peft_writes_it_is_read(saved: tuple[Path, Initialization], tiny: Base) -> None:
+    path = saved[0] / "adapter_config.json"
+    ours = json.loads(path.read_text())
+    ours["target_modules"].reverse()  # PEFT writes a set
+    path.write_text(json.dumps({**PEFT_OWN, **ours}))
+    load_initialization(saved[0], tiny)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"use_dora": True}, "'use_dora': expected nothing, because this version does not know this option, got true"),
+        ({"use_qalora": True}, "'use_qalora': expected nothing"),
+        ({"layer_replication": [[0, 4], [2, 5]]}, "'layer_replication': expected nothing, .* got a list with 2 entries"),
+        ({"an_option_of_2031": "on"}, "'an_option_of_2031': expected nothing, .* got 'on'"),
+        ({"fan_in_fan_out": True}, "'fan_in_fan_out': expected nothing"),
+        ({"modules_to_save": ["pooler"]}, "'modules_to_save': expected nothing"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights: 'pissa' changes the base model"),
+        ({"kasa_config": {"beta": 1}}, "'kasa_config': expected nothing"),
+        ({"\x1b[31m" + "x" * 9_000: {"a": 1}}, "expected nothing"),
+    ],
+)
+def test_an_option_of_peft_that_is_not_understood_is_refused(
+    saved: tuple[Path, Initialization], tiny: Base, option: dict[str, object], message: str
+) -> None:
+    path = saved[0] / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **option}))
+    with pytest.raises(ArtifactError, match=message) as error:
+        load_initialization(saved[0], tiny)
+    assert len(str(error.value)) <= 300 and str(error.value).isprintable()
+
+
+@pytest.mark.parametrize("content", ["[]", "3", "{nope", "\udcff", "[" * 100_000, '{"r": ' + "9" * 5_000 + "}"])
+def test_a_peft_config_that_is_no_object_is_refused(saved: tuple[Path, Initialization], tiny: Base, content: str) -> None:
+    (saved[0] / "adapter_config.json").write_bytes(content.encode(errors="surrogateescape"))
+    with pytest.raises(ArtifactError, match=r"adapter_config.json: expected a JSON object"):
+        load_initialization(saved[0], tiny)
+
+
 def make_adapter(tiny: Base, labels: tuple[str, str] = ("yes", "nö")) -> Adapter:
     init = lora_from_zero(tiny)
     metadata = AdapterMetadata(

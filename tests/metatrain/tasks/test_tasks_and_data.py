@@ -15,9 +15,9 @@ from metatrain.tasks.episodes import (
     largest_shapes,
     manifest_digest,
 )
-from metatrain.tasks.jsonl import STARTER, read_jsonl
 from metatrain.tasks.labels import label_words
 from metatrain.tasks.normal_form import normal_form
+from metatrain.tasks.table import STARTER, read_table
 
 
 def dataset(name: str = "d", classes: int = 6, texts: int = 8) -> Dataset:
@@ -138,17 +138,17 @@ def test_classes_on_both_sides_are_named() -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"text": "a"', ":2: not JSON"),
-        ('["a", "b"]', ":2: expected an object with text and label, got list"),
-        ('{"text": "", "label": "x"}', ":2: text must be a non-empty string, got ''"),
-        ('{"text": "a", "label": 3}', ":2: label must be a non-empty string, got 3"),
+        ('{"text": "a"', ":2: expected one JSON object in each line"),
+        ('["a", "b"]', ":2: expected a JSON object with the columns as keys, got a list"),
+        ('{"text": "", "label": "x"}', ":2: expected a text as 'text', got an empty value"),
+        ('{"text": "a", "label": 3}', ":2: expected a label as 'label', got the number 3"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path: Path, line: str, message: str) -> None:
     path = tmp_path / "bad.jsonl"
     path.write_text('{"text": "fine", "label": "x"}\n' + line + "\n")
     with pytest.raises(DataError, match=message):
-        read_jsonl(path)
+        read_table(path)
 
 
 def test_jsonl_reads_gzip_keeps_order_and_drops_exact_repeats(tmp_path: Path) -> None:
@@ -156,14 +156,14 @@ def test_jsonl_reads_gzip_keeps_order_and_drops_exact_repeats(tmp_path: Path) ->
     content = "\n".join(json.dumps({"text": text, "label": label, "more": 1}) for label, text in rows)
     path = tmp_path / "set.jsonl.gz"
     path.write_bytes(gzip.compress(content.encode()))
-    assert read_jsonl(path).texts == {"b": ("one", "three"), "a": ("two",)}
-    assert read_jsonl(path).name == "set"
+    assert read_table(path).texts == {"b": ("one", "three"), "a": ("two",)}
+    assert read_table(path).name == "set"
     with pytest.raises(DataError, match="no file at"):
-        read_jsonl(tmp_path / "none.jsonl")
+        read_table(tmp_path / "none.jsonl")
 
 
 def test_the_shipped_task_set_is_large_enough_and_has_no_repeats() -> None:
-    starter = read_jsonl(STARTER)
+    starter = read_table(STARTER)
     domains = {label.split("/")[0] for label in starter.texts}
     assert len(starter.texts) >= 40 and len(domains) >= 8
     assert all(len(texts) >= 12 for texts in starter.texts.values())

@@ -20,7 +20,7 @@ from metatrain.inner.problem import stack
 from metatrain.models.base import Base
 from metatrain.models.loading import load_base
 from metatrain.tasks.episodes import EpisodeSampler, EpisodeShape
-from metatrain.tasks.jsonl import STARTER, read_jsonl
+from metatrain.tasks.table import STARTER, read_table
 from metatrain.training.evaluate import evaluate, evaluate_prototypes
 from metatrain.training.recipe import Recipe, read_recipe
 from metatrain.training.run import train
@@ -105,7 +105,7 @@ def test_a_resumed_run_gives_the_same_bits(tiny_folder: Path, tmp_path: Path) ->
 
 
 def test_evaluation_uses_them(tiny: Base) -> None:
-    sampler = EpisodeSampler([read_jsonl(STARTER)], 0)
+    sampler = EpisodeSampler([read_table(STARTER)], 0)
     episodes = [sampler.episode(i, EpisodeShape(4, 2, 3)) for i in range(6)]
     init = replace(lora_from_zero(tiny), base_update={n: torch.randn_like(p) for n, p in moved(tiny, "encoder.layer.*").items()})
     plain = lora_from_zero(tiny)

@@ -12,17 +12,18 @@ from click.testing import CliRunner
 
 from metatrain.artifacts.baselines import frozen_prototypes, lora_from_zero
 from metatrain.cli import DEFAULT_INITIALIZATION, main
+from metatrain.errors import DataError
 from metatrain.inner.config import HardSteps, InnerConfig
 from metatrain.models.base import Base
 from metatrain.tasks.episodes import Episode, EpisodeSampler, EpisodeShape
-from metatrain.tasks.jsonl import STARTER, read_jsonl
+from metatrain.tasks.table import STARTER, read_table
 from metatrain.training.evaluate import evaluate, evaluate_prototypes, evaluate_steps, own_steps, paired_interval
 from tests.tiny import rows_through
 
 
 @pytest.fixture(scope="module")
 def episodes() -> list[Episode]:
-    sampler = EpisodeSampler([read_jsonl(STARTER)], 0)
+    sampler = EpisodeSampler([read_table(STARTER)], 0)
     return [sampler.episode(i, EpisodeShape(4, 2, 3)) for i in range(7)]
 
 
@@ -109,6 +110,12 @@ def test_prototypes_with_shared_features_equal_those_of_each_episode(tiny: Base,
     moved = replace(init, theta={name: leaf + 0.1 for name, leaf in init.theta.items()})
     assert evaluate_prototypes(tiny, moved, episodes) == pytest.approx(evaluate(tiny, moved, episodes, steps=0).accuracy)
     assert evaluate_prototypes(tiny, moved, episodes) != evaluate_prototypes(tiny, init, episodes)
+
+
+@pytest.mark.parametrize("pairs", [0, 1])
+def test_no_interval_follows_from_one_pair(pairs: int) -> None:
+    with pytest.raises(DataError, match=f"expected at least 2 paired episodes for an interval, got {pairs}"):
+        paired_interval([0.5] * pairs, [0.25] * pairs)
 
 
 def test_paired_interval_is_the_normal_approximation() -> None:

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save
 
-from metatrain.errors import NoMetaGradient, NonFinite
+from metatrain.errors import DataError, NoMetaGradient, NonFinite
 from metatrain.inner.problem import Outer
 from metatrain.meta.algorithms import FOMAML
 from metatrain.meta.metagrad import MetaGradient
@@ -112,3 +113,17 @@ def test_only_learned_leaves_move() -> None:
     assert outer_step(OuterConfig(warmup=0), state, MetaGradient(0.0, 0.0, (), gradients)) == 1.0
     assert state.leaves["theta.a"].any() and not state.skipped
     assert all(torch.equal(state.leaves[name], before[name]) for name in ("log_rates.a", "log_scale"))
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "text", "no metadata", "other metadata", "other tensors"])
+def test_a_damaged_checkpoint_is_one_line(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "checkpoint.safetensors"
+    state = OuterState.start(Outer({"a": torch.ones(2)}, {"a": torch.tensor(0.5)}, torch.tensor(2.0)))
+    state.save(path, "run")
+    assert OuterState.load(path, "run") is not None
+    good, leaf = path.read_bytes(), {"a": torch.ones(2)}
+    contents = {"empty": b"", "cut": good[:-5], "text": b"not a checkpoint", "no metadata": save(leaf)}
+    contents |= {"other metadata": save(leaf, {"state": "[]"}), "other tensors": save(leaf, {"state": '{"run_digest": "run"}'})}
+    path.write_bytes(contents[damage])
+    with pytest.raises(DataError, match=r"checkpoint\.safetensors: not a checkpoint: .*; choose another --out folder"):
+        OuterState.load(path, "run")

@@ -27,7 +27,8 @@ def test_two_processes_train_as_one_process_does(tiny_folder: Path, tmp_path: Pa
     file.write_text(yaml.safe_dump(plan))
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"]
     torchrun += ["--rdzv-endpoint", "localhost:0", "-m", "metatrain.cli", "train", str(file), "--out", str(tmp_path / "two")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).resolve().parents[3])}
+    root = Path(__file__).resolve().parents[3]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{root}{os.pathsep}{root / 'client'}"}
     for more in (["--max-steps", "4"], []):
         done = subprocess.run([*torchrun, *more], capture_output=True, text=True, env=environment, timeout=240, check=False)
         assert done.returncode == 0, done.stderr

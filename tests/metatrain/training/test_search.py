@@ -73,3 +73,18 @@ def test_the_command_searches_and_its_errors_are_one_line(tiny_folder: Path, tmp
     result = runner.invoke(main, ["search", str(path)])
     assert result.exit_code == 1
     assert result.output == f"error: {path}: stepz: no such key; expected one of {', '.join(sorted(SearchSpace.model_fields))}\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(b"{", "not JSON"), (b"[]", "expected the scores of a search"), (b"\xff", "not JSON")]
+)
+def test_a_damaged_file_of_scores_is_one_line(tiny_folder: Path, tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "search.json").write_bytes(content)
+    with pytest.raises(RecipeError, match=rf"search\.json: {message}.*choose another --out folder"):
+        search(SearchSpace.model_validate(space(tiny_folder)), Path(), tmp_path)
+
+
+def test_a_space_of_too_many_points_is_refused(tiny_folder: Path) -> None:
+    values = {name: list(range(300)) for name in ("alpha", "rank", "more")}
+    with pytest.raises(RecipeError, match="expected a search space of at most 1,000,000 points, got 216,000,000"):
+        draw_candidates(SearchSpace.model_validate(space(tiny_folder, delta=values)))

@@ -1,0 +1,56 @@
+"""Text for people, made safe to print: one short line without characters that control a terminal."""
+
+import math
+from os import PathLike
+
+MOST = 280
+"""The largest number of characters of a line. With a prefix such as `error: ` it stays below 300."""
+_HEAD = 190
+_VALUE = 80
+_CONTAINERS = {"list": "a list", "tuple": "a list", "dict": "an object"}
+_JOINERS = "\u200c\u200d"  # zero-width (non-)joiners, which emoji and several scripts need and no terminal obeys
+
+
+def one_line(text: object) -> str:
+    """Return `str(text)` as one line of at most 280 characters.
+
+    White space becomes single spaces, and characters that cannot be printed, such as terminal escapes, become "�". A longer text
+    is cut in the middle, because a message often ends with the reason.
+    """
+    content = str(text)
+    if len(content) > 8 * MOST:  # the rest would be cut anyway
+        content = f"{content[: 4 * MOST]}…{content[-4 * MOST :]}"
+    line = "".join(letter if letter.isprintable() or letter in _JOINERS else "�" for letter in " ".join(content.split()))
+    return line if len(line) <= MOST else f"{line[:_HEAD].rstrip()}…{line[_HEAD + 1 - MOST :].lstrip()}"
+
+
+def shown(value: object, most: int = _VALUE) -> str:
+    """Return a value from a file or a caller for a message: a text in quotes, cut after `most` characters.
+
+    Containers are only named, because their content may be long or nested deeply.
+    """
+    if value is None:
+        return "nothing"
+    if isinstance(value, str):
+        return repr(value) if len(value) <= most else f"{value[:most]!r}…"
+    if isinstance(value, float) and math.isnan(value):
+        return "NaN"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int):
+        return str(value) if value.bit_length() < 3 * most else "a number with many digits"
+    if isinstance(value, float):
+        return repr(value)
+    return _CONTAINERS.get(type(value).__name__) or f"a value of type {type(value).__name__[:most]}"
+
+
+def shown_path(path: str | PathLike[str], most: int = 120) -> str:
+    """Return a file's name for a message. If it is long, only its end."""
+    name = str(path)
+    return name if len(name) <= most else f"…{name[-most:]}"
+
+
+def some(names: "list[str] | tuple[str, ...]", most: int = 6) -> str:
+    """Return the first few of `names` in quotes, separated by commas, and how many more there are."""
+    listed = ", ".join(shown(name, 30) for name in names[:most])
+    return f"{listed} and {len(names) - most} more" if len(names) > most else listed

@@ -1,0 +1,147 @@
+"""The forms of examples and inputs that the client takes, and the errors for all others."""
+
+import asyncio
+from collections import namedtuple
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from quickstudy import AsyncClient, Client, Invalid, QuickstudyError
+
+from tests.client.scripted import ADAPTED, Reply, problem, serving
+
+Pandas = namedtuple("Pandas", ["Index", "text", "label"])
+Pair = namedtuple("Pair", ["utterance", "intent"])
+
+
+class Frame:
+    """A data frame with the methods of pandas that the client uses."""
+
+    def __init__(self, rows: list[dict[str, Any]]) -> None:
+        self.rows, self.columns = rows, list(rows[0])
+
+    def to_dict(self, orient: str) -> list[dict[str, Any]]:
+        assert orient == "records"
+        return self.rows
+
+
+SENT = [{"input": "close it", "label": "close"}, {"input": "how much", "label": "ask"}]
+
+
+@pytest.mark.parametrize(
+    "examples",
+    [
+        [("close it", "close"), ["how much", "ask"]],
+        [{"input": "close it", "label": "close"}, {"text": "how much", "label": "ask"}],
+        [{"text": "close it", "label": "close", "n": 1}, {"label": "ask", "text": "how much", "Index": 7}],
+        [Pandas(0, "close it", "close"), Pandas(1, "how much", "ask")],
+        [Pair("close it", "close"), Pair("how much", "ask")],
+        Frame([{"text": "close it", "label": "close", "more": None}, {"text": "how much", "label": "ask", "more": None}]),
+        np.array([["close it", "close"], ["how much", "ask"]]),
+        [(np.str_("close it"), np.str_("close")), (np.array("how much"), "ask")],
+        {"close it": "close", "how much": "ask"}.items(),
+    ],
+)
+def test_examples_are_sent_whatever_form_they_have(examples: Any) -> None:
+    adapted = Reply(202, ADAPTED)
+    with serving(adapted, adapted, problem(404, "no such adapter")) as server, Client(server.url) as quickstudy:
+        quickstudy.adapt(examples)
+        quickstudy.add_examples("a1", examples)
+        with pytest.raises(QuickstudyError):
+            quickstudy.score("a1", examples)
+    assert [request.body.get("support") or request.body["examples"] for request in server.requests] == [SENT] * 3
+
+
+def test_a_real_data_frame_is_sent_whole_and_by_rows() -> None:
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame([{"n": 1, "text": "close it", "label": "close"}, {"n": 2, "text": "how much", "label": "ask"}])
+    forms = (frame, frame.itertuples(), frame.itertuples(index=False), frame.to_dict("records"), frame[["text", "label"]].values)
+    with serving(*[Reply(202, ADAPTED)] * len(forms)) as server, Client(server.url) as quickstudy:
+        for form in forms:
+            quickstudy.adapt(form)
+    assert [request.body["support"] for request in server.requests] == [SENT] * len(forms)
+
+
+def test_numpy_scalars_are_sent_as_numbers() -> None:
+    with serving(problem(422, "refused")) as server, Client(server.url) as quickstudy, pytest.raises(Invalid):
+        quickstudy.adapt([(np.float32(0.5), np.int64(3)), ("b", np.bool_(True))])
+    assert server.requests[0].body["support"] == [{"input": 0.5, "label": 3}, {"input": "b", "label": True}]
+
+
+EXPECTED = "a pair (text, label), or a mapping or row with 'text' or 'input' and 'label'"
+
+
+@pytest.mark.parametrize(
+    ("examples", "row", "message"),
+    [
+        ([("fine", "x"), ("a \ud83d", "y")], 1, "support[1].input: expected Unicode text, got half of a surrogate pair"),
+        ([("fine", "x"), ("b", "\udcff")], 1, "support[1].label: expected Unicode text, got half of a surrogate pair"),
+        ([("a b", float("nan"))], 0, "support[0].label: expected a text, got NaN"),
+        ([("a b", np.float64("nan"))], 0, "support[0].label: expected a text, got NaN"),
+        ([("a", "x"), (float("inf"), "y")], 1, "support[1].input: expected a text, got inf"),
+        ([("a", "x"), (b"b", "y")], 1, "support[1].input: expected a text, got a value of type bytes"),
+        ([("a", {"x"})], 0, "support[0].label: expected a text, got a value of type set"),
+        ([("a", np.array(["x", "y"]))], 0, "support[0].label: expected a text, got a value of type ndarray"),
+        (["ab", "cd"], 0, f"support[0]: expected {EXPECTED}, got 'ab'"),
+        ([("a", "x"), ("a", "x", "y")], 1, f"support[1]: expected {EXPECTED}, got a list"),
+        ([("a",)], 0, f"support[0]: expected {EXPECTED}, got a list"),
+        ([("a", "x"), 7], 1, f"support[1]: expected {EXPECTED}, got 7"),
+        ([{"a", "x"}], 0, f"support[0]: expected {EXPECTED}, got a value of type set"),
+        ([{"utterance": "a", "intent": "x"}], 0, f"support[0]: expected {EXPECTED}, got the keys 'utterance', 'intent'"),
+        ([{"text": "a", "input": "a", "label": "x"}], 0, f"support[0]: expected {EXPECTED}, got the keys"),
+        ([{}], 0, f"support[0]: expected {EXPECTED}, got an object"),
+        ([SimpleNamespace(text="a", label="x")], 0, f"support[0]: expected {EXPECTED}, got a value of type SimpleNamespace"),
+        ("text", None, f"support: expected a list in which each example is {EXPECTED}, got 'text'"),
+        ({"a": "x"}, None, f"support: expected a list in which each example is {EXPECTED}, got an object"),
+        (None, None, f"support: expected a list in which each example is {EXPECTED}, got nothing"),
+    ],
+)
+def test_an_example_that_cannot_be_sent_is_named(examples: Any, row: int | None, message: str) -> None:
+    async def adapt(url: str) -> None:
+        async with AsyncClient(url) as quickstudy:
+            await quickstudy.adapt(examples)
+
+    with serving() as server, Client(server.url) as quickstudy:
+        calls: tuple[Callable[[], Any], ...] = (
+            lambda: quickstudy.dry_run(examples),
+            lambda: quickstudy.adapt(examples),
+            lambda: asyncio.run(adapt(server.url)),
+        )
+        for call in calls:
+            with pytest.raises(Invalid) as error:
+                call()
+            assert str(error.value).startswith(message) and len(str(error.value)) <= 300
+            assert error.value.row == row and error.value.status is None
+    assert not server.requests
+
+
+def test_an_input_that_cannot_be_sent_is_named_in_every_part() -> None:
+    prediction = {"label": "x", "probabilities": {"x": 1.0}, "none_of_these": None}
+    answer = {"adapter_id": "a1", "digest": "d", "predictions": [prediction] * 256, "truncated": []}
+    inputs: list[Any] = [*(["fine"] * 300), "half \ud83d"]
+    with serving(Reply(200, answer)) as server, Client(server.url) as quickstudy, pytest.raises(Invalid) as error:
+        quickstudy.predict("a1", inputs)
+    assert error.value.row == 300 and "inputs[300]: expected Unicode text" in str(error.value)
+    inputs = ["fine", float("nan")]
+    with (
+        serving() as server,
+        Client(server.url) as quickstudy,
+        pytest.raises(Invalid, match=r"inputs\[1\]: expected a text, got NaN"),
+    ):
+        quickstudy.predict("a1", inputs)
+    assert not server.requests
+
+
+def test_the_old_name_of_the_client_takes_mappings_too(tmp_path: Path) -> None:
+    with pytest.warns(DeprecationWarning):
+        from importlib import reload
+
+        import service.client
+
+        reload(service.client)
+    with serving(Reply(202, ADAPTED)) as server, service.client.Client(server.url) as quickstudy:
+        quickstudy.adapt([{"input": "close it", "label": "close"}, {"input": "how much", "label": "ask"}])
+    assert server.requests[0].body["support"] == SENT
