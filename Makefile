@@ -12,8 +12,8 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
 .PHONY: demo serve test test-long lint train-starter train-default search-inner bench-transfer bench-intents bench-banking \
-	bench-predict bench-load bench-stored bench-adapt bench-versions bench-neighbours bench-metagrad bench-papers bench-curves mutants faults fuzz-files plots settings secrets certificate \
-	check-containers clean
+	bench-predict bench-load bench-stored bench-adapt bench-versions bench-neighbours bench-metagrad bench-papers bench-curves bench-parity mutants faults \
+	fuzz-files plots settings secrets certificate check-containers clean
 
 demo: .venv/embedded
 	$(BIN)/quickstudy demo
@@ -73,6 +73,10 @@ bench-versions: .venv/dev
 # A quiet tenant alone and beside noisy ones, with the commit NEIGHBOURS_FLAGS=--commit=… and with this one: about twenty minutes; resumes.
 bench-neighbours: .venv/dev
 	$(BIN)/python -m benchmarks.neighbours $(NEIGHBOURS_FLAGS)
+
+# Features of base models against the vectors of sentence-transformers, over a matrix of saved folders: five to ten minutes.
+bench-parity: .venv/dev
+	$(BIN)/python -m benchmarks.parity
 
 # 100,000 adapters in Redis: some 6 GB of memory.
 bench-stored: .venv/embedded

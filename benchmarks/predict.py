@@ -27,7 +27,6 @@ from tqdm import tqdm
 from benchmarks.record import Row, write
 from metatrain.artifacts.adapter import Adapter, AdapterMetadata
 from metatrain.deltas import LoRA, LoRAConfig
-from metatrain.models.backbone import pooled
 from metatrain.models.base import Base
 from metatrain.models.loading import load_base
 from metatrain.models.precision import Precision
@@ -64,7 +63,7 @@ def _adapter(base: Base, seed: int) -> Adapter:
         initialization_digest="", base_weights_sha256=base.spec.weights_sha256, delta=LoRAConfig(), scale=16.0, labels=labels
     )
     theta = base.attach(LoRAConfig()).initial(generator, b_std=0.05)
-    head = torch.nn.functional.normalize(torch.randn(classes, base.hidden_size, generator=generator), dim=-1)
+    head = torch.nn.functional.normalize(torch.randn(classes, base.feature_size, generator=generator), dim=-1)
     return Adapter(metadata, theta, {"head.weight": head, "head.bias": torch.zeros(classes)})
 
 
@@ -101,7 +100,7 @@ def _systems(base: Base, bank: Bank, peft: Any, ids: Sequence[Any], count: int) 
             if "adapter_names" in which:
                 which = {"adapter_names": [keys[rows[i]] for i in bucket.rows.tolist()]}
             hidden = peft(input_ids=bucket.inputs["input_ids"], attention_mask=bucket.mask, **which).last_hidden_state
-            parts.append(pooled(hidden.to(torch.promote_types(hidden.dtype, torch.float32)), bucket.mask, batch.pooling))
+            parts.append(batch.pooler(hidden.to(torch.promote_types(hidden.dtype, torch.float32)), bucket.mask))
         return torch.cat(parts)
 
     def one_by_one() -> None:

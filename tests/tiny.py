@@ -12,9 +12,13 @@ from transformers import (
     BertModel,
     DistilBertConfig,
     DistilBertModel,
+    LlamaConfig,
+    LlamaModel,
     ModernBertConfig,
     ModernBertModel,
     PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3Model,
     RobertaConfig,
     RobertaModel,
 )
@@ -31,7 +35,10 @@ reset password login sign in out play music song weather rain lights on off turn
 
 
 ARCHITECTURES = ("bert", "roberta", "distilbert", "modernbert")
+DECODERS = ("llama", "qwen3")
+"""Decoders as encoders. Rows of `llama` begin with a special token and end with none; those of `qwen3` end with one."""
 _SHAPE: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+_GROUPED: dict[str, Any] = {"num_key_value_heads": 2, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
 _SPECIAL: dict[str, Any] = {"pad_token_id": 0, "cls_token_id": 2, "sep_token_id": 3, "bos_token_id": 2, "eos_token_id": 3}
 
 
@@ -50,8 +57,12 @@ def save_tiny_model(folder: Path, *, seed: int = 0, architecture: str = "bert", 
         model = RobertaModel(RobertaConfig(**common, **_SHAPE, pad_token_id=0))
     elif architecture == "distilbert":
         model = DistilBertModel(DistilBertConfig(**common, dim=32, n_layers=2, n_heads=4, hidden_dim=48))
-    else:
+    elif architecture == "modernbert":
         model = ModernBertModel(ModernBertConfig(**common, **_SHAPE, **_SPECIAL))
+    elif architecture == "llama":
+        model = LlamaModel(LlamaConfig(**common, **_SHAPE, **_GROUPED))
+    else:
+        model = Qwen3Model(Qwen3Config(**common, **_SHAPE, **_GROUPED, head_dim=8))
     model.save_pretrained(folder)
     vocabulary = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *dict.fromkeys(WORDS.split())])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
@@ -60,9 +71,12 @@ def save_tiny_model(folder: Path, *, seed: int = 0, architecture: str = "bert", 
         vocabulary |= {letter: len(vocabulary) + i for i, letter in enumerate(each for each in letters if each not in vocabulary)}
         tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
+    template = {"llama": "[CLS] $A", "qwen3": "$A [SEP]"}.get(architecture, "[CLS] $A [SEP]")
+    tokenizer.post_processor = processors.TemplateProcessing(single=template, special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
     special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-    cast(Any, PreTrainedTokenizerFast)(tokenizer_object=tokenizer, model_max_length=64, **special).save_pretrained(folder)
+    side = "left" if architecture in DECODERS else "right"
+    saved = cast(Any, PreTrainedTokenizerFast)(tokenizer_object=tokenizer, model_max_length=64, padding_side=side, **special)
+    saved.save_pretrained(folder)
     return folder
 
 

@@ -95,7 +95,7 @@ def adapter_from_bytes(content: bytes, base: Base) -> Adapter:
         raise ArtifactError(f"adapter: made for base weights {made_for}, the loaded base model has {base.spec.weights_sha256}")
     kind = attach_delta(base, metadata.delta, "adapter: header")
     shapes = {f"delta.{n}": s for n, s in kind.shapes.items()}
-    answering = readout_kinds()[metadata.readout].answers.shapes(metadata.labels, base.hidden_size)
+    answering = readout_kinds()[metadata.readout].answers.shapes(metadata.labels, base.feature_size)
     check_leaves(header.leaves, {**shapes, **answering}, "adapter")
     tensors = load_leaves(content, header, "adapter")
     delta = {n.removeprefix("delta."): t for n, t in tensors.items() if n.startswith("delta.")}

@@ -4,6 +4,7 @@ import torch
 
 from metatrain.artifacts.initialization import Initialization
 from metatrain.deltas import DeltaConfig, LoRAConfig
+from metatrain.deltas.lora import query_and_value
 from metatrain.inner.config import InnerConfig
 from metatrain.inner.problem import start_rates
 from metatrain.models.description import BaseDescription
@@ -18,7 +19,7 @@ def frozen_prototypes(base: BaseDescription) -> Initialization:
 
     Its delta is zero, and it takes no inner steps.
     """
-    config = LoRAConfig(rank=1, alpha=1.0)
+    config = LoRAConfig(rank=1, alpha=1.0, targets=query_and_value(base.parameter_shapes))
     theta = {name: torch.zeros(shape) for name, shape in base.attach(config).shapes.items()}
     return _baseline(FROZEN, base, config, InnerConfig(steps=0), theta, rate=3e-3)
 
@@ -26,10 +27,10 @@ def frozen_prototypes(base: BaseDescription) -> Initialization:
 def lora_from_zero(base: BaseDescription, *, steps: int = 10, rate: float = 3e-3) -> Initialization:
     """Return the baseline of plain LoRA fine-tuning with Adam.
 
-    LoRA starts as in PEFT (B = 0), and the head starts from the class prototypes. `steps` and `rate`: the number of inner steps and
-    the learning rate of Adam.
+    LoRA acts on the queries and values and starts as in PEFT (B = 0). The head starts from the class prototypes. `steps` and
+    `rate`: the number of inner steps and the learning rate of Adam.
     """
-    config = LoRAConfig()
+    config = LoRAConfig(targets=query_and_value(base.parameter_shapes))
     theta = base.attach(config).initial(torch.Generator().manual_seed(0))
     return _baseline(PLAIN_LORA, base, config, InnerConfig(steps=steps), theta, rate=rate)
 

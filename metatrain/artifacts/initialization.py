@@ -204,12 +204,10 @@ def load_initialization(folder: Path, base: BaseDescription) -> Initialization:
     Raises ArtifactError if a check fails. The message states the file, the leaf, the expected value and the actual one.
     """
     path, described = folder / _DESCRIPTION, read_description(folder)
-    stated_base, loaded_base = described.base.identity, base.spec.identity
-    for key, stated in stated_base.items():
-        if loaded_base[key] != stated:
-            raise ArtifactError(
-                f"{path}: base.{key} is {stated!r}, the loaded base model {base.spec.model} has {loaded_base[key]!r}"
-            )
+    for key in described.base.identity | base.spec.identity:
+        stated, loaded = getattr(described.base, key), getattr(base.spec, key)
+        if stated != loaded:
+            raise ArtifactError(f"{path}: base.{key} is {stated!r}, the loaded base model {base.spec.model} has {loaded!r}")
     kind = attach_delta(base, described.delta, str(path))
     for name in described.weights_sha256.keys() - {_weights_file(kind), "inner_lr.safetensors", _BASE_UPDATE}:
         raise ArtifactError(f"{path}: weights_sha256: expected no file {shortened(repr(name))}")

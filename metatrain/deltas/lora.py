@@ -19,6 +19,28 @@ from metatrain.deltas.peft_format import PeftFiles, in_module, leaf_by_leaf
 from metatrain.deltas.scope import Delta, current_delta
 from metatrain.deltas.sites import Layout, Site, fan_in_fan_out, find_sites, lowest_layer
 
+# The layers that compute queries and values, as the architectures of transformers name them.
+_QUERY_AND_VALUE = (
+    ("query", "value"),  # BERT, RoBERTa, ELECTRA
+    ("q_proj", "v_proj"),  # Llama, Qwen, Mistral, Gemma
+    ("q_lin", "v_lin"),  # DistilBERT
+    ("query_proj", "value_proj"),  # DeBERTa
+    ("attn.q", "attn.v"),  # MPNet
+    ("Wqkv",),  # ModernBERT
+    ("c_attn",),  # GPT-2
+    ("query_key_value",),  # GPT-NeoX, BLOOM
+)
+
+
+def query_and_value(parameters: Iterable[str]) -> tuple[str, ...]:
+    """Return the names of the layers of a model that compute queries and values, for `LoRAConfig.targets`.
+
+    `parameters`: the names of the model's parameters. If none of the known names occurs, returns those of BERT.
+    """
+    layers = ["." + name.rpartition(".")[0] for name in parameters]
+    found = (names for names in _QUERY_AND_VALUE if all(any(layer.endswith("." + name) for layer in layers) for name in names))
+    return next(found, _QUERY_AND_VALUE[0])
+
 
 class LoRAConfig(BaseModel):
     """The configuration of a LoRA.

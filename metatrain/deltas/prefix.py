@@ -60,6 +60,7 @@ class Prefix:
     def __init__(self, config: PrefixConfig, model: nn.Module) -> None:
         self.config, self.model = config, model
         check_takes_token_ids(model, config.kind)
+        attention_before = _attention_of(model)
         name_of = {id(module): name for name, module in model.named_modules()}
         self.sites: dict[str, nn.Module] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
@@ -71,6 +72,7 @@ class Prefix:
                 self.shapes[f"{name}.prefix_value"] = (config.tokens, value_width)
         unmatched = set(config.layers or ()) - {layer_of(name) for name in self.sites}
         if unmatched or not self.sites:
+            cast(Any, model).set_attn_implementation(attention_before)
             raise UnsupportedDelta(f"delta.layers: {type(model).__name__} has no attention in layer {min(unmatched or {0})}")
 
     @property
@@ -186,6 +188,11 @@ def _mask_with_prefix(mask: Tensor | None, tokens: int, counts: Tensor | None, q
     return torch.cat([front, mask], dim=-1)
 
 
+def _attention_of(model: nn.Module) -> str | None:
+    """Return the name of the model's attention function, or None if its configuration has none."""
+    return getattr(cast(Any, model).config, "_attn_implementation", None)
+
+
 def _attention_modules(model: nn.Module) -> list[tuple[nn.Module, int, int]]:
     """Return the attention modules, each with the widths of its keys and values, in calling order.
 
@@ -194,7 +201,7 @@ def _attention_modules(model: nn.Module) -> list[tuple[nn.Module, int, int]]:
     threads are not affected. Raises UnsupportedDelta if the attention is neither eager nor sdpa, if the call fails or if no module
     is found; the original attention is then restored.
     """
-    name, before = type(model).__name__, getattr(cast(Any, model).config, "_attn_implementation", None)
+    name, before = type(model).__name__, _attention_of(model)
     if before not in (*_NAMES, *_NAMES.values()):
         raise UnsupportedDelta(f"delta.kind: prefix: expected eager or sdpa attention, {name} has {before}")
     if before in _NAMES:

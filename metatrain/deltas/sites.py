@@ -89,6 +89,12 @@ def site_of(module: nn.Module) -> Site | None:
     return None
 
 
+@site_of.register(nn.LazyLinear)
+@site_of.register(nn.LazyConv2d)
+def _lazy(_module: nn.Module) -> None:
+    return None  # the sizes of such a layer are known only after its first call, when it becomes an nn.Linear or nn.Conv2d
+
+
 @site_of.register
 def _linear(module: nn.Linear) -> Site:
     return Site(module, module.in_features, module.out_features, ChannelsLast())

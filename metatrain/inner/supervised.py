@@ -212,13 +212,13 @@ class Supervised:
         return {name: leaf for name, leaf in phi.items() if name not in self.readout.leaves}
 
     def _features(self, delta: Leaves, batch: Batch, outer: Outer) -> Tensor:
-        """Return the features of a batch of T·M rows, [T, M, D]."""
+        """Return the features of a batch of T·M rows, [T, M, F]."""
         folded = self.kind.fold(delta)
         if self.rows_at_once is None or batch.size <= self.rows_at_once or not torch.is_grad_enabled():
             features = self.base.features(folded, batch, updated=outer.base)
         else:
             features = self.base.backbone.features_recomputed(folded, batch, rows_at_once=self.rows_at_once, updated=outer.base)
-        return features.view(self.count, -1, self.base.hidden_size)
+        return features.view(self.count, -1, self.base.feature_size)
 
     def _all_features(self, delta: Leaves, outer: Outer) -> Tensor:
         """Return the features of the whole support set, [T, M, D].

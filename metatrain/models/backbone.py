@@ -18,11 +18,13 @@ from torch.utils.checkpoint import checkpoint
 from metatrain.deltas import Delta, DeltaKind, build, delta_scope
 from metatrain.deltas.scope import current_noise
 from metatrain.deltas.virtual import prepend_prompt
+from metatrain.models.pooling import Pooler
+from metatrain.models.pooling import Pooling as Pooling
+from metatrain.models.pooling import pooled as pooled
 from metatrain.models.split_model import lower_part, upper_part
 
 log = logging.getLogger(__name__)
 Attention = Literal["auto", "sdpa", "eager"]
-Pooling = Literal["mean", "cls"]
 
 
 @dataclass(frozen=True)
@@ -63,11 +65,11 @@ class Bucket:
 class Batch:
     """B rows, split into buckets of similar length so that less is computed on padding.
 
-    `pooling`: the method that pools the hidden states of a row to its features.
+    `pooler`: turns the hidden states of a row into its features.
     """
 
     buckets: tuple[Bucket, ...]
-    pooling: Pooling
+    pooler: Pooler
 
     @property
     def size(self) -> int:
@@ -79,7 +81,7 @@ class Batch:
 class Hidden:
     """The output of the backbone for B rows with N real tokens in total.
 
-    All tensors are at least float32. `features` [B, D]: the pooled hidden states of each row (`Batch.pooling`), scaled to length 1.
+    All tensors are at least float32. `features` [B, F]: the pooled hidden states of each row (`Batch.pooler`), scaled to length 1.
     `states` [N, D]: the hidden states of row i are `states[offsets[i] : offsets[i + 1]]`. Rows of `features` and `states` are in
     the caller's order. `padded`: each bucket with its hidden states [B, L, D], in the order of the bucket.
     """
@@ -174,7 +176,7 @@ class Backbone:
                     row_delta = {name: leaf.index_select(0, index) for name, leaf in delta.items()}
                 padded.append((bucket, self._states(row_delta, bucket, updated)))
         order = torch.cat([bucket.rows for bucket in batch.buckets]).argsort()
-        features = torch.cat([pooled(states, bucket.mask, batch.pooling) for bucket, states in padded])[order]
+        features = torch.cat([batch.pooler(states, bucket.mask) for bucket, states in padded])[order]
         return Hidden(features, tuple(padded))
 
     def features_recomputed(
@@ -190,7 +192,7 @@ class Backbone:
         parts = [part for bucket in batch.buckets for part in bucket.parts(groups, rows_at_once)]
 
         def features(part: Bucket) -> Tensor:
-            return pooled(self._states(delta, part, updated), part.mask, batch.pooling)
+            return batch.pooler(self._states(delta, part, updated), part.mask)
 
         order = torch.cat([part.rows for part in parts]).argsort()
         found = [checkpoint(features, part, use_reentrant=False, preserve_rng_state=False) for part in parts]
@@ -268,19 +270,6 @@ class Backbone:
                     same = False
                 self._upper[layer] = upper if same else None
             return self._upper[layer]
-
-
-def pooled(states: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:
-    """Pool hidden states [B, L, D], at least float32, to features [B, D] of length 1.
-
-    `mask` [B, L]: 1 for a real token, 0 for padding. `pooling`: "mean" is the mean over the real tokens, "cls" the first token.
-    """
-    if pooling == "cls":
-        features = states[:, 0]
-    else:
-        weights = mask.unsqueeze(-1).to(states.dtype)
-        features = (states * weights).sum(1) / weights.sum(1)
-    return nn.functional.normalize(features, dim=-1)
 
 
 def _add_noise(_embeddings: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:

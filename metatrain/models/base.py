@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel
+from transformers import AutoConfig
 
 from metatrain.deltas import Delta, DeltaKind
 from metatrain.errors import BaseModelError
@@ -16,6 +16,8 @@ from metatrain.models import source
 from metatrain.models.backbone import Attention, Backbone, Batch
 from metatrain.models.description import shapes_of
 from metatrain.models.inputs import AnySpec, Inputs
+from metatrain.models.layout import read_layout
+from metatrain.models.weights import load_model
 
 
 class Base:
@@ -54,6 +56,11 @@ class Base:
         return self.backbone.hidden_size
 
     @property
+    def feature_size(self) -> int:
+        """F, the number of features of an example, which readouts see."""
+        return self.inputs.feature_size
+
+    @property
     def precision(self) -> str:
         """The dtype of the weights, by its name in recipes and adapters: `float32` or `bfloat16`."""
         return self.backbone.precision
@@ -83,7 +90,7 @@ class Base:
         slots: Tensor | None = None,
         updated: Mapping[str, Tensor] = MappingProxyType({}),
     ) -> Tensor:
-        """Run the model on a batch and return pooled features of length 1, [B, D], at least float32.
+        """Run the model on a batch and return pooled features of length 1, [B, F], at least float32.
 
         See `Backbone.hidden` for the arguments.
         """
@@ -97,8 +104,9 @@ class Base:
         """
         model = self.model
         if self.dtype == torch.bfloat16:  # training starts from the exact parameters, not from values rounded to bfloat16
-            folder = source.locate(self.spec.model)
-            model = AutoModel.from_pretrained(folder, **source.LOCAL, dtype=torch.float32)
+            folder = read_layout(source.locate(self.spec.model)).transformer
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+            model = load_model(folder, config, dtype=torch.float32, attention="eager")
         parameters = dict(model.named_parameters())
         for pattern in patterns:
             if not fnmatch.filter(parameters, pattern):

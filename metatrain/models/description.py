@@ -28,6 +28,10 @@ class BaseDescription(Protocol):
         """D, the width of a hidden state."""
 
     @property
+    def feature_size(self) -> int:
+        """F, the number of features of an example, which readouts see."""
+
+    @property
     def precision(self) -> str:
         """The dtype of the weights, by its name in recipes and adapters: `float32` or `bfloat16`."""
 
@@ -65,6 +69,10 @@ class UnloadedBase:
     @property
     def hidden_size(self) -> int:
         return int(cast(Any, self._architecture).config.hidden_size)
+
+    @property
+    def feature_size(self) -> int:
+        return self.inputs.feature_size
 
     @property
     def precision(self) -> str:

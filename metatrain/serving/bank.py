@@ -113,7 +113,7 @@ class Bank:
         """Allocate empty slots with leaves of these shapes."""
         dtype, device = self.base.dtype, self.base.device
         slot_bytes = sum(torch.Size(shape).numel() for shape in shapes.values()) * dtype.itemsize
-        self.slots = max(1, self._most_bytes // (slot_bytes + _HEAD_CLASSES * (self.base.hidden_size + 1) * 4))
+        self.slots = max(1, self._most_bytes // (slot_bytes + _HEAD_CLASSES * (self.base.feature_size + 1) * 4))
         self._readout_budget = self._most_bytes - self.slots * slot_bytes
         self._leaves = {name: torch.zeros(self.slots, *shape, dtype=dtype, device=device) for name, shape in shapes.items()}
         self._resident: OrderedDict[str, int] = OrderedDict()

@@ -13,7 +13,7 @@ from metatrain.deltas.peft_format import PeftFiles
 from metatrain.deltas.virtual import real_token_mask
 from metatrain.errors import UnsupportedDelta, first_line
 from metatrain.inner.problem import stack
-from metatrain.models.backbone import Batch, pooled
+from metatrain.models.backbone import Batch
 from metatrain.models.base import Base
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
@@ -164,4 +164,4 @@ def _peft_features(base: Base, files: PeftFiles, theta: dict[str, Tensor], batch
     (bucket,) = batch.buckets
     hidden = stock(**bucket.inputs, attention_mask=bucket.mask).last_hidden_state
     states = hidden.to(torch.promote_types(hidden.dtype, torch.float32))[:, -bucket.mask.shape[1] :]
-    return pooled(states, bucket.mask, batch.pooling)
+    return batch.pooler(states, bucket.mask)

@@ -123,7 +123,7 @@ def _state(settings: ServiceSettings, residents: Sequence[Resident[BaseDescripti
         found = known.find(recipe.initialization_digest)
         assert found is not None, "a checked request has a known initialization"
         base, init = found
-        return adapter_bytes_at_most(init, recipe.labels, base.hidden_size)
+        return adapter_bytes_at_most(init, recipe.labels, base.feature_size)
 
     tenants = CachedTenants(Tenants(client), settings.limits)
     return ServiceState(

@@ -8,9 +8,10 @@ import click
 
 from quickstudy import Adaptation, Adapter, Client, DryRun, Invalid, Notice
 from quickstudy.calls import AdaptOptions
+from quickstudy.commands.one_line_errors import CommandFailed
 from quickstudy.commands.progress import AdaptProgress
 from quickstudy.commands.rows import format_option, open_rows, show_hints
-from quickstudy.commands.service_options import CommandFailed, as_json, failure_of, print_json, print_table, printable, with_client
+from quickstudy.commands.service_options import as_json, failure_of, print_json, print_table, printable, with_client
 from quickstudy.tables import Format
 
 WAIT_SECONDS = 600.0

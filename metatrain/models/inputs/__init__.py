@@ -51,6 +51,10 @@ class Inputs(Protocol):
         """
 
     @property
+    def feature_size(self) -> int:
+        """F, the number of features of an example."""
+
+    @property
     def limit(self) -> str:
         """The maximum length of an example as text for messages, for example `256 tokens`."""
 

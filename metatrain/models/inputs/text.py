@@ -11,9 +11,12 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
-from metatrain.models.backbone import Batch, Bucket, Pooling
+from metatrain.errors import BaseModelError
+from metatrain.models.backbone import Batch, Bucket
 from metatrain.models.inputs.augment import METHODS, Augmentation
 from metatrain.models.inputs.seen import Seen
+from metatrain.models.modules import ModuleSpec
+from metatrain.models.pooling import FeatureModule, Pooler, Pooling
 from metatrain.models.spec import Spec
 
 _SAMPLE = (
@@ -21,6 +24,8 @@ _SAMPLE = (
     "a row of middling length, with some words",
     "and the longest row of the three, which pads both of the others out",
 )
+SHORTEST_LIMIT = 8
+"""The smallest maximum length of a row, in tokens."""
 _TEXTS_AT_ONCE = 256
 """How many texts the tokenizer gets in one call. This bounds its memory, which is more than a hundred bytes for each token."""
 _CHARS_PER_TOKEN = 6
@@ -35,12 +40,22 @@ _MIN_BUCKET_TOKENS = {torch.float32: 96, torch.bfloat16: 384}
 class TextSpec(Spec):
     """The spec that identifies a text encoder: weights, tokenizer, pooling and maximum length in tokens.
 
-    Every initialization for a text encoder contains this spec.
+    Every initialization for a text encoder contains this spec. `modules`: what changes the features after the pooling. `prompt`:
+    the text before every input. `pool_prompt`: False if the prompt's tokens are not pooled. `lower_case`: True if texts are
+    converted to lower case before the tokenizer's own normalisation. `closing_tokens`: how many of the text's last tokens a
+    truncated row ends with. `settings_sha256`: the digest of the settings of model and tokenizer; None for a base model that
+    needs none of these fields and is pooled by mean or cls, because earlier versions knew such base models without it.
     """
 
     tokenizer_sha256: str
     pooling: Pooling
-    max_length: int = Field(ge=8)
+    max_length: int = Field(ge=SHORTEST_LIMIT)
+    modules: tuple[ModuleSpec, ...] = ()
+    prompt: str = ""
+    pool_prompt: bool = True
+    lower_case: bool = False
+    closing_tokens: int = Field(default=1, ge=0)
+    settings_sha256: str | None = None
 
 
 @dataclass(frozen=True)
@@ -58,52 +73,91 @@ class TextRow:
 class TextInputs:
     """The encoder of texts, which implements `metatrain.models.inputs.Inputs`.
 
-    `width` (D), `device` and `dtype` are those of the backbone.
+    `width` (D), `device` and `dtype` are those of the backbone. `modules`: those of `spec.modules`, with their parameters. Raises
+    BaseModelError if the prompt leaves no room for a text.
     """
 
-    def __init__(self, tokenizer: Any, spec: TextSpec, *, width: int, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        spec: TextSpec,
+        *,
+        width: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        modules: Sequence[FeatureModule] = (),
+    ) -> None:
+        if len(modules) != len(spec.modules):
+            raise ValueError(f"modules: expected the {len(spec.modules)} of the spec, got {len(modules)}")
         self.tokenizer, self.spec = tokenizer, spec
         self.width, self.device, self.dtype = width, device, dtype
-        self._closes_rows = _closes_rows(tokenizer)
         unknown = tokenizer.unk_token_id
         self._unknown_token = -1 if unknown is None else int(unknown)
+        self._cuts_texts = tokenizer.is_fast and (not spec.closing_tokens or closing_tokens(tokenizer) > 0)
+        self._prompt_tokens = _prompt_tokens(tokenizer, spec.prompt) if spec.prompt else 0
+        self._check_room(spec.max_length)
+        self._pooler = Pooler(spec.pooling, skipped_tokens=0 if spec.pool_prompt else self._prompt_tokens, modules=modules)
+
+    @property
+    def feature_size(self) -> int:
+        """F, the number of features of a text."""
+        return self._pooler.width(self.width)
 
     @property
     def mask_token(self) -> int:
-        """The id of the mask token, or of the unknown token if the tokenizer has no mask token."""
-        token = self.tokenizer.mask_token_id
-        return int(self.tokenizer.unk_token_id if token is None else token)
+        """The id of the mask token; without one, that of the unknown token or the padding token."""
+        ids = (self.tokenizer.mask_token_id, self.tokenizer.unk_token_id)
+        return next((int(token) for token in ids if token is not None), self._padding_token)
+
+    @property
+    def _padding_token(self) -> int:
+        """The id of the padding token. Its value changes nothing, because padding is not attended to."""
+        return int(self.tokenizer.pad_token_id or 0)
 
     def encode(self, raw: Sequence[str], max_length: int | None = None) -> list[TextRow]:
-        """Tokenize texts, and truncate each to the smaller of `max_length` and the spec's limit, in tokens.
+        """Tokenize texts behind the prompt, and truncate each row.
 
-        A truncated text keeps its last token.
+        A row has at most `max_length` tokens, or as many as the spec allows if that is less. A truncated row keeps its last
+        `spec.closing_tokens` tokens. Raises BaseModelError if the prompt leaves no room for a text.
         """
         limit = min(max_length or self.spec.max_length, self.spec.max_length)
+        self._check_room(limit)
+        raw = [self.spec.prompt + text for text in raw] if self.spec.prompt else raw
         rows: list[TextRow] = []
         for start in range(0, len(raw), _TEXTS_AT_ONCE):
             rows += self._encode_batch(raw[start : start + _TEXTS_AT_ONCE], limit)
         return rows
 
+    def _check_room(self, limit: int) -> None:
+        if self._prompt_tokens and self._prompt_tokens + self.spec.closing_tokens >= limit:
+            raise BaseModelError(
+                f"base.model: the prompt takes {self._prompt_tokens} of {limit} tokens, which leaves none for a text; expected a "
+                "longer maximum length"
+            )
+
+    def _truncated(self, ids: Sequence[int], limit: int) -> list[int]:
+        kept = len(ids) - self.spec.closing_tokens
+        return [*ids[: limit - self.spec.closing_tokens], *ids[kept:]]
+
     def _encode_batch(self, texts: Sequence[str], limit: int) -> list[TextRow]:
         """Encode texts of which only as many characters are read as `limit` tokens need.
 
         Long texts are first cut to a beginning, which is doubled until its first `limit` tokens cannot depend on the rest. A
-        tokenizer that ends no row with a special token gets whole texts, because a truncated row ends with the text's last token.
+        tokenizer gets whole texts if a truncated row ends with a token of the text itself.
         """
         rows: dict[int, TextRow] = {}
         chars = _CHARS_PER_TOKEN * limit + _MARGIN_CHARS
         left = list(range(len(texts)))
         while left:
-            cut = [len(texts[i]) > chars and self._closes_rows for i in left]
+            cut = [len(texts[i]) > chars and self._cuts_texts for i in left]
             beginnings = [texts[i][:chars] if is_cut else texts[i] for i, is_cut in zip(left, cut, strict=True)]
             encoded = self.tokenizer(beginnings, truncation=False, padding=False, verbose=False)
             for at, (i, is_cut) in enumerate(zip(left, cut, strict=True)):
                 ids: list[int] = encoded["input_ids"][at]
                 if is_cut and _settled(encoded.encodings[at], chars) < limit:
                     continue
-                # The last token of a beginning is the closing token, as of the whole text.
-                rows[i] = TextRow(ids) if len(ids) <= limit else TextRow([*ids[: limit - 1], ids[-1]], truncated=True)
+                # The last tokens of a beginning are the closing tokens, as of the whole text.
+                rows[i] = TextRow(ids) if len(ids) <= limit else TextRow(self._truncated(ids, limit), truncated=True)
             left = [i for i in left if i not in rows]
             chars *= 2
         return [rows[i] for i in range(len(texts))]
@@ -125,10 +179,14 @@ class TextInputs:
         return list(self.encode([""])[0].ids)
 
     def view(self, row: TextRow, augmentation: Augmentation, key: Sequence[int]) -> TextRow:
-        """Return a randomly augmented copy of a row. `key` seeds the random draw and fully determines it."""
-        method = METHODS[augmentation.kind]
-        view = method.view(row.ids, augmentation.strength, self, key)
-        return TextRow(view.ids, row.truncated, view.noise)
+        """Return a randomly augmented copy of a row. `key` seeds the random draw and fully determines it.
+
+        The prompt is not changed.
+        """
+        kept = max(0, self._prompt_tokens - 1)  # a method keeps the first token itself
+        view = METHODS[augmentation.kind].view(row.ids[kept:], augmentation.strength, self, key)
+        noise = view.noise if view.noise is None or not kept else np.pad(view.noise, ((kept, 0), (0, 0)))
+        return TextRow([*row.ids[:kept], *view.ids] if kept else view.ids, row.truncated, noise)
 
     def collate(self, rows: Sequence[TextRow | None], groups: int = 1) -> Batch:
         """Combine B rows into a batch on the backbone's device.
@@ -136,7 +194,7 @@ class TextInputs:
         `groups`: the number of groups of equal size into which `rows` is divided; the rows of a group are consecutive. A row of
         None becomes one padding token that is attended to, so that its features are finite.
         """
-        pad = int(self.tokenizer.pad_token_id)
+        pad = self._padding_token
         ids = [[pad] if row is None else list(row.ids) or [pad] for row in rows]
         noise = {i: row.noise for i, row in enumerate(rows) if row is not None and row.noise is not None}
         width = len(ids) // groups
@@ -151,7 +209,7 @@ class TextInputs:
             added = self._padded_noise(noise, members, length) if noise else None
             row_indices = torch.tensor(members, device=self.device)
             buckets.append(Bucket({"input_ids": input_ids.to(self.device)}, mask.to(self.device), row_indices, added))
-        return Batch(tuple(buckets), self.spec.pooling)
+        return Batch(tuple(buckets), self._pooler)
 
     @property
     def limit(self) -> str:
@@ -171,15 +229,22 @@ class TextInputs:
         return padded.to(self.device, self.dtype)
 
 
-def _closes_rows(tokenizer: Any) -> bool:
-    """Return True if a tokenizer ends every row with a special token.
+def closing_tokens(tokenizer: Any) -> int:
+    """Return the number of special tokens with which a tokenizer ends every row.
 
-    Returns False if it cannot say which tokens are special and which words they come from, because it is written in Python.
+    `tokenizer`: a fast one. Those written in Python cannot say which tokens are special and which words they come from.
     """
-    if not tokenizer.is_fast:
-        return False
-    encoding = tokenizer(["a"], truncation=False, padding=False, verbose=False).encodings[0]
-    return bool(encoding.special_tokens_mask[-1])
+    special: list[int] = tokenizer(["a"], truncation=False, padding=False, verbose=False).encodings[0].special_tokens_mask
+    return special[::-1].index(0) if 0 in special else min(1, len(special))
+
+
+def _prompt_tokens(tokenizer: Any, prompt: str) -> int:
+    """Return the number of tokens of a prompt alone, without a special token at its end.
+
+    sentence-transformers counts them in this way.
+    """
+    ids = tokenizer([prompt], truncation=False, padding=False, verbose=False)["input_ids"][0]
+    return len(ids) - (bool(ids) and ids[-1] in tokenizer.all_special_ids)
 
 
 def _settled(encoding: Any, chars: int) -> int:

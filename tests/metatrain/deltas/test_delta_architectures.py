@@ -21,6 +21,7 @@ from metatrain.deltas import (
     build,
     delta_scope,
 )
+from metatrain.deltas.sites import find_sites
 from metatrain.deltas.virtual import prepend_prompt, real_token_mask
 from metatrain.errors import UnsupportedDelta
 from tests.architectures import ARCHITECTURES, Architecture, collate, draw_rows
@@ -197,6 +198,29 @@ def test_a_kind_for_texts_is_refused_on_a_model_of_images(kind: str, name: str, 
     with pytest.raises(UnsupportedDelta, match=rf"delta\.kind: {kind} needs a model that takes input_ids, .* takes pixel_values"):
         build(config_for(kind, ARCHITECTURES[name]), model)
     assert cast(Any, model).config._attn_implementation == before
+
+
+@either_attention
+@pytest.mark.parametrize("layers", [(7,), (0, 2), (99, 1)])
+def test_a_refused_prefix_leaves_the_attention_as_it_was(layers: tuple[int, ...], attention: str) -> None:
+    model = ARCHITECTURES["bert"].make(attention)
+    with pytest.raises(UnsupportedDelta, match="has no attention in layer"):
+        build(PrefixConfig(layers=layers), model)
+    assert cast(Any, model).config._attn_implementation == attention
+    build(PrefixConfig(), model)
+    with pytest.raises(UnsupportedDelta, match="has no attention in layer"):
+        build(PrefixConfig(layers=layers), model)
+    assert cast(Any, model).config._attn_implementation == f"quickstudy_{attention}"  # the first prefix still acts
+
+
+@pytest.mark.parametrize("lazy", [nn.LazyLinear(4), nn.LazyConv2d(4, 1)])
+def test_a_layer_whose_sizes_are_not_known_yet_is_no_site(lazy: nn.Module) -> None:
+    model = nn.ModuleDict({"first": lazy, "second": nn.Linear(4, 4)})
+    assert list(find_sites(model, ("second",), None)) == ["second"]
+    with pytest.raises(UnsupportedDelta, match=rf"matched {type(lazy).__name__}"):
+        find_sites(model, ("first",), None)
+    lazy(torch.zeros(1, 3, 5, 3))
+    assert find_sites(model, ("first",), None)["first"].in_features == 3
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

@@ -1,6 +1,7 @@
 """The description of a base model agrees with the loaded one, and holds no weights."""
 
 import hashlib
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -85,13 +86,18 @@ def test_initializations_are_read_with_the_same_digests(tiny: Base, environment:
     assert initialization_from_bytes(initialization_to_bytes(moved), described, moved.digest).digest == moved.digest
 
 
-def test_no_weights_are_read_except_for_their_digest(tiny_folder: Path, tmp_path: Path) -> None:
-    for file in tiny_folder.iterdir():
-        (tmp_path / file.name).write_bytes(b"no weights" if file.suffix == ".safetensors" else file.read_bytes())
-    described = describe_base(str(tmp_path), precision="float32", device=CPU)
-    assert described.spec.weights_sha256 == hashlib.sha256(b"no weights").hexdigest()
-    with pytest.raises(BaseModelError):
-        load_base(str(tmp_path), precision="float32", device=CPU)
+def test_of_the_weights_only_names_and_shapes_are_read_besides_their_digest(tiny_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_folder, tmp_path, dirs_exist_ok=True)
+    content = (tmp_path / "model.safetensors").read_bytes()
+    data = 8 + int.from_bytes(content[:8], "little")
+    (tmp_path / "model.safetensors").write_bytes(content[:data] + b"\xff" * (len(content) - data))  # every value is NaN
+    described, intact = (describe_base(str(folder), precision="float32", device=CPU) for folder in (tmp_path, tiny_folder))
+    assert described.spec.weights_sha256 == hashlib.sha256((tmp_path / "model.safetensors").read_bytes()).hexdigest()
+    assert described.parameter_shapes == intact.parameter_shapes and described.digest != intact.digest
+    (tmp_path / "model.safetensors").write_bytes(b"no weights")
+    for read in (describe_base, load_base):
+        with pytest.raises(BaseModelError, match="not a complete safetensors file"):
+            read(str(tmp_path), precision="float32", device=CPU)
 
 
 def test_a_loaded_model_is_no_architecture_without_weights(tiny: Base) -> None:

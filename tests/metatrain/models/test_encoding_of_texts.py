@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 
 from metatrain.models.base import Base
-from metatrain.models.inputs.text import TextInputs, TextRow
+from metatrain.models.inputs.text import TextInputs, TextRow, closing_tokens
 
 PIECES = (
     "order a pizza",
@@ -47,16 +47,20 @@ LIMITS = (8, 9, 17, 64, 256)
 def whole(inputs: TextInputs, texts: list[str], limit: int) -> list[TextRow]:
     """Encode texts by tokenizing all of each text, as a reference."""
     ids = inputs.tokenizer(texts, truncation=False, padding=False, verbose=False)["input_ids"]
-    return [TextRow(row) if len(row) <= limit else TextRow([*row[: limit - 1], row[-1]], truncated=True) for row in ids]
+    kept = inputs.spec.closing_tokens
+    return [
+        TextRow(row) if len(row) <= limit else TextRow([*row[: limit - kept], *row[len(row) - kept :]], truncated=True)
+        for row in ids
+    ]
 
 
-def with_tokenizer(base: Base, tokenizer: Any) -> TextInputs:
+def with_tokenizer(base: Base, tokenizer: Any, closing_tokens: int = 1) -> TextInputs:
     inputs = cast(TextInputs, base.inputs)
-    spec = inputs.spec.model_copy(update={"max_length": 256})
+    spec = inputs.spec.model_copy(update={"max_length": 256, "closing_tokens": closing_tokens})
     return TextInputs(tokenizer, spec, width=inputs.width, device=inputs.device, dtype=inputs.dtype)
 
 
-def byte_level(*, closing: bool) -> Any:
+def byte_level(template: str) -> Any:
     """Return a byte-level tokenizer like RoBERTa's, with NFC and long special tokens."""
     alphabet = {token: i for i, token in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     merges = [("t", "h"), ("th", "e"), ("Ġ", "the"), ("Ġ", "m"), ("a", "a"), ("aa", "aa"), ("Ġ", "Ġ"), ("Ã", "©")]
@@ -70,18 +74,37 @@ def byte_level(*, closing: bool) -> Any:
     fast.add_special_tokens({"mask_token": "<mask>", "extra_special_tokens": ["<|long special token|>"]})
     ids = [(token, fast.convert_tokens_to_ids(token)) for token in ("<s>", "</s>")]
     fast.backend_tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>" if closing else "<s> $A", special_tokens=ids if closing else ids[:1]
+        single=template, special_tokens=[(token, number) for token, number in ids if token in template]
     )
     return fast
 
 
-@pytest.fixture(scope="module", params=["tiny", "minilm", "bytes", "bytes without a closing token"])
+BYTES = {
+    "bytes": ("<s> $A </s>", 1),
+    "bytes without a closing token": ("<s> $A", 1),
+    "bytes without a closing token, cut as they are": ("<s> $A", 0),
+    "bytes with two closing tokens": ("$A <s> </s>", 2),
+}
+"""Templates of a byte-level tokenizer, and the number of last tokens that a truncated row keeps."""
+
+
+@pytest.fixture(scope="module", params=["tiny", "minilm", *BYTES])
 def inputs(request: pytest.FixtureRequest, tiny: Base, minilm: Base) -> TextInputs:
     if request.param == "tiny":
         return with_tokenizer(tiny, cast(TextInputs, tiny.inputs).tokenizer)
     if request.param == "minilm":
         return cast(TextInputs, minilm.inputs)
-    return with_tokenizer(tiny, byte_level(closing=request.param == "bytes"))
+    template, closing = BYTES[request.param]
+    return with_tokenizer(tiny, byte_level(template), closing)
+
+
+def test_a_tokenizer_says_how_many_special_tokens_end_a_row() -> None:
+    assert {name: closing_tokens(byte_level(template)) for name, (template, _) in BYTES.items()} == {
+        "bytes": 1,
+        "bytes without a closing token": 0,
+        "bytes without a closing token, cut as they are": 0,
+        "bytes with two closing tokens": 2,
+    }
 
 
 texts = st.lists(
@@ -152,7 +175,7 @@ def test_texts_have_one_content_if_the_model_sees_the_same_of_them(minilm: Base)
 
 
 def test_a_tokenizer_without_an_unknown_token_knows_every_text(tiny: Base) -> None:
-    inputs = with_tokenizer(tiny, byte_level(closing=True))
+    inputs = with_tokenizer(tiny, byte_level("<s> $A </s>"))
     for text in ("😀", "\u200b", "नमस्ते"):
         (row,) = inputs.encode([text])
         assert inputs.seen(row).tokens >= 1 and inputs.seen(row).unknown == 0

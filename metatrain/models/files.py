@@ -1,0 +1,140 @@
+"""The reading of the files in a model's folder, and the error for a file that cannot be used.
+
+Files of other people are often incomplete: a download that stopped, a Git LFS pointer in place of the file, JSON that was edited by
+hand. Every function here raises BaseModelError for such a file, with a message of one short line.
+"""
+
+import hashlib
+import json
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from metatrain.errors import BaseModelError
+
+_MOST_CHARS = 280
+_MOST_PATH_CHARS = 140
+_LFS_POINTER = b"version https://git-lfs"
+
+
+def not_loadable(folder: Path, problem: str) -> BaseModelError:
+    """Return the error for a model folder that cannot be used.
+
+    Its message is one line of at most 280 characters.
+    """
+    place = _printable(str(folder))
+    if len(place) > _MOST_PATH_CHARS:
+        place = "…" + place[1 - _MOST_PATH_CHARS :]
+    message = f"base.model: {place} does not load as a text encoder: {_printable(problem)}"
+    return BaseModelError(message if len(message) <= _MOST_CHARS else message[: _MOST_CHARS - 1] + "…")
+
+
+def _printable(text: str) -> str:
+    """Replace line breaks and other characters that cannot be printed, because a message must be one line."""
+    return "".join(char if char.isprintable() else " " for char in text)
+
+
+@contextmanager
+def errors_of(folder: Path, what: str = "") -> Iterator[None]:
+    """Raise BaseModelError in place of any error of the libraries that read a model's files.
+
+    They raise errors of many unrelated types for a file that they cannot use. `what`: the file or the step, for the message.
+    """
+    try:
+        yield
+    except BaseModelError:
+        raise
+    except BaseException as error:
+        # A panic in the Rust code of a library is not an Exception, and its class cannot be imported.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        reason = lines[0] if lines else type(error).__name__
+        raise not_loadable(folder, f"{what}: {reason}" if what else reason) from error
+
+
+def read_json(folder: Path, name: str) -> Any:
+    """Return the content of a JSON file in a model folder.
+
+    Raises BaseModelError if it is missing or not valid JSON.
+    """
+    path = folder / name
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise not_loadable(folder, f"{name}: {error.strerror or type(error).__name__}") from error
+    _check_no_pointer(folder, name, content)
+    try:
+        return json.loads(content.decode("utf-8-sig"))
+    except RecursionError as error:
+        raise not_loadable(folder, f"{name}: the JSON is nested too deeply") from error
+    except ValueError as error:  # also a UnicodeDecodeError
+        raise not_loadable(folder, f"{name} is not valid JSON: {error}") from error
+
+
+def read_object(folder: Path, name: str) -> dict[str, Any]:
+    """Return the content of a JSON file that has to hold an object. Raises BaseModelError otherwise."""
+    content = read_json(folder, name)
+    if not isinstance(content, dict):
+        raise not_loadable(folder, f"{name}: expected a JSON object, got {_kind_of(content)}")
+    return content
+
+
+def read_object_if_present(folder: Path, name: str) -> dict[str, Any]:
+    """Return the content of a JSON file as `read_object` does, or an empty dict if there is no such file."""
+    return read_object(folder, name) if (folder / name).is_file() else {}
+
+
+def _kind_of(content: Any) -> str:
+    return {list: "an array", str: "a string", bool: "a boolean", type(None): "null"}.get(type(content), "a number")
+
+
+def weight_shapes(folder: Path, name: str) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the tensors in a safetensors file, by name. Reads only the file's header.
+
+    Raises BaseModelError if the file is missing, a Git LFS pointer, truncated, or not a safetensors file.
+    """
+    path = folder / name
+    try:
+        with path.open("rb") as file:
+            beginning = file.read(len(_LFS_POINTER))
+        _check_no_pointer(folder, name, beginning)
+        with safe_open(str(path), framework="pt") as opened:
+            return {key: tuple(opened.get_slice(key).get_shape()) for key in opened.keys()}  # noqa: SIM118, it is no dict
+    except OSError as error:
+        raise not_loadable(folder, f"{name}: {error.strerror or type(error).__name__}") from error
+    except SafetensorError as error:
+        raise not_loadable(folder, f"{name} is not a complete safetensors file: {_reason(path, error)}") from error
+
+
+def _reason(path: Path, error: SafetensorError) -> str:
+    """Return the reason of an error in words. Of a truncated file, it states how many bytes are missing."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = file.read(8)
+        if len(length) == 8 and (header_bytes := struct.unpack("<Q", length)[0]) <= size:
+            try:
+                ends = [
+                    entry["data_offsets"][1] for key, entry in json.loads(file.read(header_bytes)).items() if key != "__metadata__"
+                ]
+                expected = 8 + header_bytes + max(ends)
+            except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
+                expected = size
+            if expected > size:
+                return f"expected {expected} bytes, got {size}"
+    return str(error)
+
+
+def _check_no_pointer(folder: Path, name: str, content: bytes) -> None:
+    if content.startswith(_LFS_POINTER):
+        raise not_loadable(folder, f"{name} is a Git LFS pointer, not the file itself; fetch it with `git lfs pull`")
+
+
+def file_sha256(path: Path) -> str:
+    """Return the sha256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

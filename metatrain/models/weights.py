@@ -1,0 +1,149 @@
+"""The transformer of a base model, with every parameter from its file.
+
+transformers fills parameters that the file lacks with random numbers and reports it in its log only. Here they are an error, and so
+are parameters of another shape and those that the model does not know. Two kinds of tensors are left aside, because no hidden state
+depends on them: poolers, and the heads of a file that was saved with one. In such a file the encoder's parameters begin with the
+name of the encoder (`bert.`), and a head is what stands beside it (`cls.`, `lm_head.`).
+"""
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+from transformers import AutoModel
+
+from metatrain.models import source
+from metatrain.models.files import errors_of, not_loadable, read_object, weight_shapes
+
+_FILE = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+_UNUSED = "pooler"
+
+
+def load_model(folder: Path, config: Any, *, dtype: torch.dtype, attention: str) -> nn.Module:
+    """Load the transformer in `folder` on the CPU.
+
+    Raises BaseModelError unless all parameters that hidden states depend on come from its files.
+    """
+    shapes = shapes_in(folder)
+    with errors_of(folder), _without_report():
+        model, report = AutoModel.from_pretrained(
+            folder,
+            **source.LOCAL,
+            config=config,
+            attn_implementation=attention,
+            dtype=dtype,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
+    _check_parameters(folder, model, shapes, report)
+    return cast(nn.Module, model)
+
+
+def describe_model(folder: Path, config: Any) -> nn.Module:
+    """Return the transformer in `folder` on PyTorch's meta device.
+
+    Its parameters have shapes and no values. Raises BaseModelError as `load_model` does. Of the weights, only names and shapes
+    are read.
+    """
+    shapes = shapes_in(folder)
+    with errors_of(folder), _without_report():
+        kind = type(_architecture(config))
+        model, report = cast(Any, kind).from_pretrained(
+            None,
+            config=config,
+            state_dict={name: torch.empty(shape, device="meta") for name, shape in shapes.items()},
+            device_map={"": torch.device("meta")},
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
+    _check_parameters(folder, model, shapes, report)
+    return cast(nn.Module, model)
+
+
+@contextmanager
+def _without_report() -> Iterator[None]:
+    """Keep transformers from logging a table of parameters.
+
+    `_check_parameters` decides which of them are an error.
+    """
+    logger = logging.getLogger("transformers.modeling_utils")
+
+    def errors_only(record: logging.LogRecord) -> bool:
+        return record.levelno >= logging.ERROR
+
+    logger.addFilter(errors_only)
+    try:
+        yield
+    finally:
+        logger.removeFilter(errors_only)
+
+
+def positions_of(config: Any) -> int | None:
+    """Return how many tokens of a row the model has positions for.
+
+    Returns None if its configuration states no number. The position tables of RoBERTa and its relatives also have entries for
+    padding, up to the padding's own number.
+    """
+    positions = getattr(config, "max_position_embeddings", None)
+    if not isinstance(positions, int) or positions < 1:
+        return None
+    for module in _architecture(config).modules():
+        padding, table = getattr(module, "padding_idx", None), getattr(module, "position_embeddings", None)
+        if isinstance(padding, int) and isinstance(table, nn.Embedding):
+            return positions - padding - 1
+    return positions
+
+
+def _architecture(config: Any) -> nn.Module:
+    with torch.device("meta"):
+        return cast(nn.Module, cast(Any, AutoModel).from_config(config, trust_remote_code=False))
+
+
+def shapes_in(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of all tensors in the files of the weights, by name.
+
+    Raises BaseModelError if a file is missing or cannot be used.
+    """
+    if (folder / "adapter_config.json").is_file():
+        raise not_loadable(folder, "it is a PEFT adapter (adapter_config.json); merge it into its model and save that")
+    if (folder / _FILE).is_file() or not (folder / _INDEX).is_file():
+        return weight_shapes(folder, _FILE)
+    files = read_object(folder, _INDEX).get("weight_map")
+    if not isinstance(files, dict) or not all(isinstance(file, str) and Path(file).name == file for file in files.values()):
+        raise not_loadable(folder, f"{_INDEX}: expected a weight_map from parameters to files in this folder")
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in sorted(set(files.values())):
+        shapes |= weight_shapes(folder, file)
+    return shapes
+
+
+def _check_parameters(folder: Path, model: Any, found: Iterable[str], report: Mapping[str, Any]) -> None:
+    """Raise BaseModelError if a parameter is missing, has another shape, or is not part of the model.
+
+    The message names one. `found`: the names of the tensors in the files. `report`: the loading info of transformers.
+    """
+    prefix = f"{model.base_model_prefix}."
+    parts = {name.partition(".")[0] for name in model.state_dict()}
+    with_head = any(name.startswith(prefix) and name.removeprefix(prefix).partition(".")[0] in parts for name in found)
+
+    def used(name: str) -> bool:
+        first = name.removeprefix(prefix).partition(".")[0]
+        outside = with_head and not name.startswith(prefix) and first not in parts
+        return first != _UNUSED and not outside
+
+    for problem, names in (
+        ("the file lacks the parameter", report["missing_keys"]),
+        ("the file has an unknown parameter", report["unexpected_keys"]),
+    ):
+        if left := sorted(filter(used, names)):
+            raise not_loadable(folder, f"{problem} {left[0]}" + (f" and {len(left) - 1} more" if len(left) > 1 else ""))
+    for name, in_file, expected in sorted(report["mismatched_keys"]):
+        if used(name):
+            raise not_loadable(folder, f"parameter {name} has shape {list(in_file)} in the file, expected {list(expected)}")
+    if problems := [*report["error_msgs"]]:
+        raise not_loadable(folder, problems[0])
