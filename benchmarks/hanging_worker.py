@@ -1,4 +1,7 @@
-"""A worker that hangs for ever in an inner step once it gets SIGUSR2: `python -m benchmarks.hanging_worker`."""
+"""A worker that hangs for ever in an inner step once it gets SIGUSR2.
+
+It is started with `python -m benchmarks.hanging_worker`.
+"""
 
 import signal
 import threading

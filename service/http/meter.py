@@ -37,7 +37,10 @@ class _Refusal:
 
 @dataclass
 class _Block:
-    """The requests that this process may still answer for a tenant: `left`, until `ends`, while its limit is `most`."""
+    """The requests that this process may still answer for a tenant.
+
+    There are `left`, until `ends`, while the tenant's limit is `most`.
+    """
 
     most: int = 0
     left: int = 0

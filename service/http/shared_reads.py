@@ -48,7 +48,10 @@ class SharedReads(Generic[R]):
         return await asyncio.shield(reading)  # a request that is cancelled does not end the read of the others
 
     def latest(self, name: str) -> R:
-        """Return the value that was last read, without waiting. `get` must have returned it within the last hour."""
+        """Return the value that was last read, without waiting.
+
+        `get` must have returned it within the last hour.
+        """
         return self._values[name][1]
 
     def forget(self, name: str) -> None:
