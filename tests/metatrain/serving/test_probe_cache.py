@@ -4,8 +4,6 @@ import json
 import logging
 import os
 import stat
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -22,8 +20,8 @@ from metatrain.models.loading import load_base
 from metatrain.serving import probe as probes
 from metatrain.serving import probe_cache
 from metatrain.serving.probe_cache import probe_delta, probe_inputs, probe_once
+from tests.warm import warm
 
-ROOT = Path(__file__).resolve().parents[3]
 CONFIG = LoRAConfig(rank=2, alpha=4, targets=("query",))
 
 
@@ -183,24 +181,13 @@ def test_the_folder_follows_the_specification(monkeypatch: pytest.MonkeyPatch, t
         assert probe_cache.cache_folder() == at_home
 
 
-LOAD = """
-import sys, torch
-from metatrain.deltas import LoRAConfig
-from metatrain.models.loading import load_base
-from metatrain.serving.probe_cache import probe_once
-base = load_base(sys.argv[1], precision="float32", device=torch.device("cpu"))
-for rank in (2, 1, 3):
-    probe_once(base, base.attach(LoRAConfig(rank=rank, alpha=4, targets=("query",))))
-    print("peft" in sys.modules)
-"""
-
-
 def test_processes_at_once_remember_the_same_and_import_peft_only_to_measure(tiny: Base, tiny_folder: Path, folder: Path) -> None:
     probe_once(tiny, tiny.attach(CONFIG))
     environment = {**os.environ, "XDG_CACHE_HOME": str(folder.parents[1])}
-    command = [sys.executable, "-W", "ignore", "-c", LOAD, str(tiny_folder)]
-    both = [subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    ended = [(process.communicate()[0], process.returncode) for process in both]
-    assert all(code == 0 and output.startswith("False\n") for output, code in ended), ended
-    assert any("True" in output for output, _ in ended)  # one of the two ran each probe; the other may have read the cached result
+    logs = [folder.parents[1] / f"log{number}" for number in range(2)]
+    both = [warm().start("tests.probing", str(tiny_folder), environment=environment, log=log) for log in logs]
+    assert [process.wait(240) for process in both] == [0, 0], [log.read_text() for log in logs]
+    imported = [[line for line in log.read_text().splitlines() if line in ("True", "False")] for log in logs]
+    assert all(len(lines) == 3 and lines[0] == "False" for lines in imported)
+    assert any("True" in lines for lines in imported)  # one of the two ran each probe; the other may have read the cached result
     assert len(list(folder.iterdir())) == 3  # no temporary file is left

@@ -127,7 +127,7 @@ def test_paired_interval_is_the_normal_approximation() -> None:
 def test_the_shipped_default_is_small_and_evaluates_with_its_baselines() -> None:
     """Check only size and a low accuracy bound. Benchmarks and the demo's test measure the accuracy."""
     assert sum(path.stat().st_size for path in DEFAULT_INITIALIZATION.iterdir()) < 2_000_000
-    arguments = ["evaluate", "--ways", "5", "--shots", "1", "--episodes", "6", "--json"]
+    arguments = ["evaluate", "--ways", "5", "--shots", "1", "--episodes", "3", "--json"]
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0, result.output
     rows = {row["initialization"]: row for row in json.loads(result.stdout)}

@@ -18,27 +18,33 @@ from tests.metatrain.training.plans import content
 
 
 def test_two_processes_train_as_one_process_does(tiny_folder: Path, tmp_path: Path) -> None:
-    """Train with three tasks per step, so that the processes get unequal shares. Stop and resume."""
+    """Train with three tasks per step, so that the processes get unequal shares.
+
+    One process begins the run, two processes resume it and stop, and one process finishes it.
+    """
     plan = content(
         tiny_folder, outer={"steps": 6, "tasks": 3, "warmup": 2}, validation={"every": 3, "episodes": 2, "ways": 3, "shots": [1]}
     )
-    alone = train(Recipe.model_validate(plan), Path(), tmp_path / "alone")
+    recipe, out = Recipe.model_validate(plan), tmp_path / "two"
+    alone = train(recipe, Path(), tmp_path / "alone")
+    train(recipe, Path(), out, max_steps=2)
     file = tmp_path / "plan.yaml"
     file.write_text(yaml.safe_dump(plan))
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"]
-    torchrun += ["--rdzv-endpoint", "localhost:0", "-m", "metatrain.cli", "train", str(file), "--out", str(tmp_path / "two")]
+    torchrun += ["--rdzv-endpoint", "localhost:0", "-m", "metatrain.cli", "train", str(file), "--out", str(out), "--max-steps", "5"]
     root = Path(__file__).resolve().parents[3]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{root}{os.pathsep}{root / 'client'}"}
-    for more in (["--max-steps", "4"], []):
-        done = subprocess.run([*torchrun, *more], capture_output=True, text=True, env=environment, timeout=240, check=False)
-        assert done.returncode == 0, done.stderr
-    together = load_initialization(tmp_path / "two" / "tiny", load_base(str(tiny_folder), precision="float32"))
+    done = subprocess.run(torchrun, capture_output=True, text=True, env=environment, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    assert max(event["step"] for event in read_history(out)) == 5
+    train(recipe, Path(), out)
+    together = load_initialization(out / "tiny", load_base(str(tiny_folder), precision="float32"))
     for name, leaf in alone.theta.items():
         torch.testing.assert_close(together.theta[name], leaf, rtol=1e-4, atol=1e-6)
     histories = [read_history(tmp_path / name) for name in ("alone", "two")]
     for one, two in zip(*histories, strict=True):
         assert one["event"] == two["event"] and one["step"] == two["step"]
-        if one["event"] == "validation":  # each process scored half of the episodes
+        if one["event"] == "validation":  # at step 3, each process scored half of the episodes
             torch.testing.assert_close(two["by_shots"], one["by_shots"], rtol=0, atol=0.05)
         if one["event"] == "step":
             torch.testing.assert_close(two["loss"], one["loss"], rtol=1e-4, atol=1e-5)

@@ -1,8 +1,7 @@
 """Whole training runs on the tiny model and the shipped task set."""
 
 import json
-import subprocess
-import sys
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from metatrain.training.recipe import Recipe
 from metatrain.training.run import train
 from tests.metatrain.training.plans import content, recipe
 from tests.tiny import tasks
+from tests.warm import warm
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -52,11 +52,12 @@ ROOT = Path(__file__).resolve().parents[3]
 def test_a_resumed_run_gives_the_same_bits(tiny_folder: Path, tmp_path: Path, algorithm: dict[str, Any]) -> None:
     """Use LoRA on several modules, whose order in a checkpoint differs from their order in the model."""
     delta = {"rank": 2, "targets": ["value", "query", "intermediate.dense"]}
-    outer = {"steps": 8, "tasks": 2, "warmup": 2, "average": 0.5}
-    plan = recipe(tiny_folder, algorithm=algorithm, delta=delta, outer=outer)
+    outer = {"steps": 6, "tasks": 2, "warmup": 2, "average": 0.5}
+    validation = {"every": 3, "episodes": 2, "ways": 3, "shots": [1, 2]}
+    plan = recipe(tiny_folder, algorithm=algorithm, delta=delta, outer=outer, validation=validation)
     uninterrupted = train(plan, Path(), tmp_path / "uninterrupted")
-    train(plan, Path(), tmp_path / "resumed", max_steps=3)
-    train(plan, Path(), tmp_path / "resumed", max_steps=4)
+    for steps in (2, 3):  # the second time, it stops right after a validation
+        train(plan, Path(), tmp_path / "resumed", max_steps=steps)
     resumed = train(plan, Path(), tmp_path / "resumed")
     assert resumed.digest == uninterrupted.digest
     histories = [(tmp_path / name / "history.jsonl").read_bytes() for name in ("resumed", "uninterrupted")]
@@ -252,21 +253,19 @@ def test_shipped_recipes_are_found_by_name(tmp_path: Path) -> None:
 
 def test_a_killed_and_resumed_run_gives_the_same_bits(tiny_folder: Path, tmp_path: Path) -> None:
     """Send SIGKILL at an arbitrary step after the first checkpoint."""
-    outer = {"steps": 60, "tasks": 1, "warmup": 2}
+    outer = {"steps": 20, "tasks": 1, "warmup": 2}
     plan = content(tiny_folder, outer=outer, validation={"every": 3, "episodes": 2, "ways": 3, "shots": [1], "patience": 50})
     uninterrupted = train(Recipe.model_validate(plan), Path(), tmp_path / "uninterrupted")
     (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan))
-    command = [sys.executable, "-m", "metatrain.cli", "train", str(tmp_path / "plan.yaml"), "--out", str(tmp_path / "killed")]
-    process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=Path(__file__).resolve().parents[3]
-    )
+    arguments = ["train", str(tmp_path / "plan.yaml"), "--out", str(tmp_path / "killed")]
+    process = warm().start("metatrain.cli", *arguments, environment=os.environ, log=tmp_path / "log")
     checkpoint = tmp_path / "killed" / CHECKPOINT
     deadline = time.monotonic() + 120
     while not checkpoint.is_file() and time.monotonic() < deadline:
         time.sleep(0.01)
     process.kill()
     process.wait()
-    assert checkpoint.is_file()
+    assert checkpoint.is_file(), (tmp_path / "log").read_text()
     resumed = train(Recipe.model_validate(plan), Path(), tmp_path / "killed")
     assert resumed.digest == uninterrupted.digest
     histories = [(tmp_path / name / "history.jsonl").read_bytes() for name in ("killed", "uninterrupted")]
