@@ -23,6 +23,8 @@ _BLOCKS_IN_A_MINUTE = 200
 """A block is the limit divided by this. What a process does not use of its last block is lost to the other ones until the minute
 ends; so with N processes the limit may be reached at up to N/200 below its value."""
 
+_MARGIN_SECONDS = 1.0
+"""Requests are not given back so shortly before their minute ends, because the call may come after it."""
 _DROP_SECONDS = 180.0
 """Time after its last use until a block is forgotten. It is longer than any request waits for a block."""
 
@@ -39,11 +41,13 @@ class _Refusal:
 class _Block:
     """The requests that this process may still answer for a tenant.
 
-    There are `left`, until `ends`, while the tenant's limit is `most`.
+    There are `left`, until `ends`, while the tenant's limit is `most`. `unused`: requests that were taken under an earlier limit,
+    and are given back with the next block.
     """
 
     most: int = 0
     left: int = 0
+    unused: int = 0
     ends: float = 0.0  # as `time.monotonic` tells time
     refusal: _Refusal | None = None
     taking: asyncio.Task[None] | None = None  # takes the next block, for all requests that wait for it
@@ -52,6 +56,7 @@ class _Block:
     def of_limit(self, most: int) -> "_Block":
         """Return this block, without what was taken or refused under another limit."""
         if most != self.most:
+            self.unused += self.remaining()
             self.most, self.left, self.refusal = most, 0, None
         self.used_at = time.monotonic()
         return self
@@ -107,9 +112,10 @@ class Meter:
 
     async def _take(self, tenant: str, block: _Block, number: int, most: int) -> None:
         began = time.monotonic()
-        had = block.remaining()
+        had, unused = block.remaining(), block.unused if began < block.ends - _MARGIN_SECONDS else 0
+        block.unused, wanted = 0, max(number, most // _BLOCKS_IN_A_MINUTE)
         try:
-            added, seconds = await in_thread(self._usage.take_block, tenant, number, max(number, most // _BLOCKS_IN_A_MINUTE), most)
+            added, seconds = await in_thread(self._usage.take_block, tenant, number, wanted, most, unused)
         except LimitReached as reached:
             # Requests are only added to a minute, so this holds until it ends; less one second, by which `retry_after` is rounded.
             if block.most == most:
@@ -117,9 +123,10 @@ class Meter:
             raise _limit_reached(most, reached.used - had, reached.retry_after) from None
         finally:
             block.taking = None  # here and not in a callback: awaiting a task that has ended does not let other tasks run
-        if block.most != most:
-            return  # the limit has changed meanwhile; what was added counts as used
         ends = began + seconds
+        if block.most != most:  # the limit has changed meanwhile
+            block.unused, block.ends = block.unused + added, ends
+            return
         # The two blocks are of the same minute unless the first one has ended meanwhile.
         block.left = added + (block.left if had and block.remaining() else 0)
         block.ends = ends

@@ -71,14 +71,15 @@ class Usage:
         """
         self.take_block(tenant, number, number, most)
 
-    def take_block(self, tenant: str, number: int, wanted: int, most: int) -> tuple[int, float]:
+    def take_block(self, tenant: str, number: int, wanted: int, most: int, given_back: int = 0) -> tuple[int, float]:
         """Add a block of requests to the tenant's count for the current minute.
 
-        It has `wanted` requests, or as many as the limit leaves but at least `number`.
+        It has `wanted` requests, or as many as the limit leaves but at least `number`. First, `given_back` requests of an earlier
+        block of this minute are subtracted.
         Returns how many were added, and the seconds until the minute ends. Raises LimitReached and adds nothing if the minute would
         have more than `most` requests (0: no limit) with `number` further ones.
         """
-        arguments: list[Any] = [tenant, number, most, wanted]
+        arguments: list[Any] = [tenant, number, most, wanted, given_back]
         added, ms, *used = map(int, self._take(args=arguments))
         if used:
             raise LimitReached("MAX_REQUESTS_A_MINUTE", most, used[0], retry_after=max(1, math.ceil(ms / 1000)))
