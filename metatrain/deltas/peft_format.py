@@ -60,7 +60,7 @@ class PeftFiles:
                 if value not in _INITIAL_VALUES[key]:
                     return f"{key}: {_shown(value)} changes the base model, so its adapter fits no other one"
             elif value:
-                return f"{shown(key)}: expected nothing, because this version does not know this option, got {_shown(value)}"
+                return f"{shown(key)}: expected nothing (an unknown option), got {_shown(value)}"
         return None
 
 

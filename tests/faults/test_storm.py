@@ -11,6 +11,7 @@ import pytest
 
 from benchmarks.faults import Child, Deployment, Process, draw_support_sets, storm, violations
 from tests.end_to_end.test_service import BODY
+from tests.tiny import save_tiny_model
 from tests.warm import warm
 from worker.ledger.records import Records
 
@@ -28,7 +29,9 @@ class ForkedProcess(Process):
 
 @pytest.fixture(scope="module")
 def deployment(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    running = Deployment(tmp_path_factory.mktemp("deployment"), {**environment, **SETTINGS}, 2, ForkedProcess)
+    model = save_tiny_model(tmp_path_factory.mktemp("spells"), spells=True)  # the jobs have all kinds of words
+    settings = {**environment, **SETTINGS, "BASE_MODEL": str(model), "INITIALIZATIONS_DIR": str(tmp_path_factory.mktemp("none"))}
+    running = Deployment(tmp_path_factory.mktemp("deployment"), settings, 2, ForkedProcess)
     try:
         running.wait_ready()
         yield running

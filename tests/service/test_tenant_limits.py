@@ -10,6 +10,7 @@ import redis
 from metatrain.models.base import Base
 from service.http import key_uses
 from tests.conftest import RedisServer
+from tests.service.test_meter import in_one_minute
 from tests.service.workerless import BODY, queued, running
 from worker.ledger.api_keys import KEY_CACHE_SECONDS, Keys, Scope
 from worker.ledger.key_uses import KeyUses
@@ -36,6 +37,7 @@ def test_own_limits_hold_without_a_restart_and_for_their_tenant_alone(
     keys, tenants = Keys(redis_client), Tenants(redis_client)
     _, own = headers_of(keys, "acme", "adapt")
     _, other = headers_of(keys, "globex", "adapt")
+    in_one_minute(redis_client)
     with running(tiny, redis_server, max_jobs=1, max_aliases=3, max_streams=5) as http:
         adapter = queued(http, headers=own)
         assert limit_of(adapt(http, 1, own)) == (429, "MAX_JOBS", 1)

@@ -151,10 +151,10 @@ def test_a_peft_config_as_peft_writes_it_is_read(saved: tuple[Path, Initializati
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ({"use_dora": True}, "'use_dora': expected nothing, because this version does not know this option, got true"),
+        ({"use_dora": True}, "'use_dora': expected nothing .*, got true"),
         ({"use_qalora": True}, "'use_qalora': expected nothing"),
-        ({"layer_replication": [[0, 4], [2, 5]]}, "'layer_replication': expected nothing, .* got a list with 2 entries"),
-        ({"an_option_of_2031": "on"}, "'an_option_of_2031': expected nothing, .* got 'on'"),
+        ({"layer_replication": [[0, 4], [2, 5]]}, "'layer_replication': expected nothing .*, got a list with 2 entries"),
+        ({"an_option_of_2031": "on"}, "'an_option_of_2031': expected nothing .*, got 'on'"),
         ({"fan_in_fan_out": True}, "'fan_in_fan_out': expected nothing"),
         ({"modules_to_save": ["pooler"]}, "'modules_to_save': expected nothing"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights: 'pissa' changes the base model"),
