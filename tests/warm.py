@@ -69,6 +69,7 @@ class Warm:
         """Run a module in a new process with this environment. Its output is appended to `log`."""
         request = {"module": module, "arguments": arguments, "environment": dict(environment), "log": str(log)}
         assert self._starter.stdin is not None
+        log.touch()  # so that it can be read at once
         with self._starting, self._changed:
             self._newest = None
             self._starter.stdin.write(json.dumps(request) + "\n")

@@ -55,6 +55,11 @@ class Served:
             time.sleep(0.1)
         raise AssertionError(f"the service ended or was not ready within {seconds:g} s:\n{self.log.read_text()[-4000:]}")
 
+    def terminate(self) -> None:
+        """Stop the service as a user does. Its worker then no longer counts as alive at the next start."""
+        self.process.terminate()
+        self.process.wait(30)
+
     def stop(self) -> None:
         """Kill the service if it still runs, and remove the folder of its socket.
 

@@ -6,6 +6,7 @@ has workers of different precisions.
 
 import os
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -48,6 +49,7 @@ def test_the_service_survives_the_death_of_the_records_master(environment: dict[
         adapter = identity(first, BODY)
         assert predict(second, adapter, ["order pizza"]).json()["predictions"][0]["label"] == "order"
         master.kill()
+        time.sleep(1.05)  # the answer of /readyz may be a second old
         until(lambda: second.http.get("/readyz").status_code == 200, 180)
         assert second.http.get(f"/adapters/{adapter}").json()["status"] == "ready"
         assert predict(first, adapter, ["close account"]).json()["predictions"][0]["label"] == "close"

@@ -63,6 +63,7 @@ def test_encryption_is_switched_on_for_a_data_folder_in_use(environment: dict[st
         adapter = identity(service, NAMED)
         before = predict(service, adapter, ["order pizza"]).json()
         assert found_in(data) and not readable_by_others(data)
+        service.terminate()
     with served(tmp_path, encrypted) as service:
         service.wait_ready()
         do_not_compress(data)
@@ -74,6 +75,7 @@ def test_encryption_is_switched_on_for_a_data_folder_in_use(environment: dict[st
         state = service.http.get(f"/adapters/{later}").json()
         assert (state["name"], state["tags"], state["labels"]) == ("a telling name", ["telltale"], ["close", "order", "play"])
         assert not found_in(data)
+        service.terminate()
     with served(tmp_path, environment) as service:
         deadline = time.monotonic() + 60
         while not_ready(service) != ["encryption_key"]:
@@ -86,6 +88,7 @@ def test_encryption_is_switched_on_for_a_data_folder_in_use(environment: dict[st
             service.http.post("/adapt", json=BODY),
         ):
             assert response.status_code == 503 and "which is not in ENCRYPTION_KEY_FILE" in response.json()["detail"], response.text
+        service.terminate()
     with served(tmp_path, encrypted) as service:
         service.wait_ready()
         assert predict(service, adapter, ["order pizza"]).json() == before
