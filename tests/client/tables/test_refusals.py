@@ -220,7 +220,7 @@ def packed(content: bytes) -> bytes:
         (packed(packed(b"text,label\na,x\n")), "is compressed twice"),
         (packed(b"text,label\n" + b"a,x\n" * 60_000)[:-9], "the gzip file is damaged or incomplete"),
         (packed(b"text,label\na,x\n")[:12], "the gzip file is damaged or incomplete"),
-        (packed(b"text,label\na,x\n").replace(b"\x00\x00\x00", b"\x00\xff\x00", 1), "damaged|cannot be read|expected"),
+        (packed(b"text,label\na,x\n")[:-8] + bytes(8), "the gzip file is damaged or incomplete"),  # another checksum
         (b"\x1f\x8b", "the gzip file is damaged or incomplete"),
     ],
 )
