@@ -18,7 +18,7 @@ from sentence_transformers.base.modules import Dense, Normalize, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 from torch import nn
 
-from tests.tiny import save_tiny_model
+from tests.tiny import WITHOUT_SDPA, save_tiny_model
 
 MAX_LENGTH = 24
 PROMPT = "please help me to: "
@@ -65,12 +65,15 @@ class Saved:
 
 
 def matrix() -> Iterator[Saved]:
-    """Yield the whole matrix on an encoder, and the poolings, prompts and layouts on each decoder."""
+    """Yield the whole matrix on an encoder, and the poolings, prompts and layouts on other architectures.
+
+    These are decoders, and models without fused attention.
+    """
     for pooling, normalized, lower, prompt, dense, layout in itertools.product(
         POOLINGS, (False, True), (False, True), PROMPTS, DENSE, LAYOUTS
     ):
         yield Saved("bert", pooling, normalized, lower, prompt, dense, layout)
-    for architecture, pooling, prompt, layout in itertools.product(("llama", "qwen3"), POOLINGS, PROMPTS, LAYOUTS):
+    for architecture, pooling, prompt, layout in itertools.product(("llama", "qwen3", *WITHOUT_SDPA), POOLINGS, PROMPTS, LAYOUTS):
         yield Saved(architecture, pooling, True, False, prompt, "none", layout)
     yield from (Saved(pooling=REORDERED, prompt=prompt, dense=dense) for prompt, dense in itertools.product(PROMPTS, DENSE))
 

@@ -10,12 +10,18 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     BertConfig,
     BertModel,
+    DebertaV2Config,
+    DebertaV2Model,
     DistilBertConfig,
     DistilBertModel,
+    Gemma2Config,
+    Gemma2Model,
     LlamaConfig,
     LlamaModel,
     ModernBertConfig,
     ModernBertModel,
+    MPNetConfig,
+    MPNetModel,
     PreTrainedTokenizerFast,
     Qwen3Config,
     Qwen3Model,
@@ -37,8 +43,19 @@ reset password login sign in out play music song weather rain lights on off turn
 ARCHITECTURES = ("bert", "roberta", "distilbert", "modernbert")
 DECODERS = ("llama", "qwen3")
 """Decoders as encoders. Rows of `llama` begin with a special token and end with none; those of `qwen3` end with one."""
+WITHOUT_SDPA = ("mpnet", "deberta-v2", "gemma2")
+"""Architectures for which transformers has no fused attention. `gemma2` is a decoder, whose rows begin with a special token."""
 _SHAPE: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
 _GROUPED: dict[str, Any] = {"num_key_value_heads": 2, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
+_RELATIVE: dict[str, Any] = {
+    "type_vocab_size": 0,
+    "relative_attention": True,
+    "position_biased_input": False,
+    "position_buckets": 8,
+    "pos_att_type": ["p2c", "c2p"],
+    "norm_rel_ebd": "layer_norm",
+    "share_att_key": True,
+}
 _SPECIAL: dict[str, Any] = {"pad_token_id": 0, "cls_token_id": 2, "sep_token_id": 3, "bos_token_id": 2, "eos_token_id": 3}
 
 
@@ -61,20 +78,29 @@ def save_tiny_model(folder: Path, *, seed: int = 0, architecture: str = "bert", 
         model = ModernBertModel(ModernBertConfig(**common, **_SHAPE, **_SPECIAL))
     elif architecture == "llama":
         model = LlamaModel(LlamaConfig(**common, **_SHAPE, **_GROUPED))
+    elif architecture == "mpnet":
+        model = MPNetModel(MPNetConfig(**common, **_SHAPE, pad_token_id=1))
+    elif architecture == "deberta-v2":
+        model = DebertaV2Model(DebertaV2Config(**common, **_SHAPE, **_RELATIVE))
+    elif architecture == "gemma2":
+        model = Gemma2Model(Gemma2Config(**common, **_SHAPE, **_GROUPED, head_dim=8))
     else:
         model = Qwen3Model(Qwen3Config(**common, **_SHAPE, **_GROUPED, head_dim=8))
     model.save_pretrained(folder)
-    vocabulary = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *dict.fromkeys(WORDS.split())])}
+    first = (
+        ["[UNK]", "[PAD]"] if architecture == "mpnet" else ["[PAD]", "[UNK]"]
+    )  # MPNet counts positions from the padding's number, 1
+    vocabulary = {word: i for i, word in enumerate([*first, "[CLS]", "[SEP]", *dict.fromkeys(WORDS.split())])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     if spells:
         letters = [f"{prefix}{letter}" for letter in map(chr, range(33, 127)) for prefix in ("", "##")]
         vocabulary |= {letter: len(vocabulary) + i for i, letter in enumerate(each for each in letters if each not in vocabulary)}
         tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    template = {"llama": "[CLS] $A", "qwen3": "$A [SEP]"}.get(architecture, "[CLS] $A [SEP]")
+    template = {"llama": "[CLS] $A", "gemma2": "[CLS] $A", "qwen3": "$A [SEP]"}.get(architecture, "[CLS] $A [SEP]")
     tokenizer.post_processor = processors.TemplateProcessing(single=template, special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
     special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-    side = "left" if architecture in DECODERS else "right"
+    side = "left" if architecture in (*DECODERS, "gemma2") else "right"
     saved = cast(Any, PreTrainedTokenizerFast)(tokenizer_object=tokenizer, model_max_length=64, padding_side=side, **special)
     saved.save_pretrained(folder)
     return folder

@@ -24,7 +24,7 @@ _QUERY_AND_VALUE = (
     ("query", "value"),  # BERT, RoBERTa, ELECTRA
     ("q_proj", "v_proj"),  # Llama, Qwen, Mistral, Gemma
     ("q_lin", "v_lin"),  # DistilBERT
-    ("query_proj", "value_proj"),  # DeBERTa
+    ("value_proj",),  # DeBERTa: its query layer is also called with one row of relative positions for the whole batch
     ("attn.q", "attn.v"),  # MPNet
     ("Wqkv",),  # ModernBERT
     ("c_attn",),  # GPT-2

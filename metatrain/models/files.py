@@ -10,7 +10,7 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from safetensors import SafetensorError, safe_open
 
@@ -19,6 +19,20 @@ from metatrain.errors import BaseModelError
 _MOST_CHARS = 280
 _MOST_PATH_CHARS = 140
 _LFS_POINTER = b"version https://git-lfs"
+
+
+class StoredTensor(NamedTuple):
+    """A tensor as the header of a safetensors file describes it.
+
+    `dtype`: its name in the header, for example `F32` or `I64`.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def is_floating(self) -> bool:
+        return self.dtype.startswith(("F", "BF"))
 
 
 def not_loadable(folder: Path, problem: str) -> BaseModelError:
@@ -66,7 +80,7 @@ def read_json(folder: Path, name: str) -> Any:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise not_loadable(folder, f"{name}: {error.strerror or type(error).__name__}") from error
+        raise not_loadable(folder, f"{name}: {reason_of(error)}") from error
     _check_no_pointer(folder, name, content)
     try:
         return json.loads(content.decode("utf-8-sig"))
@@ -93,8 +107,19 @@ def _kind_of(content: Any) -> str:
     return {list: "an array", str: "a string", bool: "a boolean", type(None): "null"}.get(type(content), "a number")
 
 
-def weight_shapes(folder: Path, name: str) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of the tensors in a safetensors file, by name. Reads only the file's header.
+def check_no_pointer(folder: Path, name: str) -> None:
+    """Raise BaseModelError if the file `name` is a Git LFS pointer, or if it is there and cannot be read."""
+    try:
+        with (folder / name).open("rb") as file:
+            _check_no_pointer(folder, name, file.read(len(_LFS_POINTER)))
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise not_loadable(folder, f"{name}: {reason_of(error)}") from error
+
+
+def stored_tensors(folder: Path, name: str) -> dict[str, StoredTensor]:
+    """Return the tensors in a safetensors file, by name. Reads only the file's header.
 
     Raises BaseModelError if the file is missing, a Git LFS pointer, truncated, or not a safetensors file.
     """
@@ -104,11 +129,17 @@ def weight_shapes(folder: Path, name: str) -> dict[str, tuple[int, ...]]:
             beginning = file.read(len(_LFS_POINTER))
         _check_no_pointer(folder, name, beginning)
         with safe_open(str(path), framework="pt") as opened:
-            return {key: tuple(opened.get_slice(key).get_shape()) for key in opened.keys()}  # noqa: SIM118, it is no dict
-    except OSError as error:
-        raise not_loadable(folder, f"{name}: {error.strerror or type(error).__name__}") from error
+            slices = {key: opened.get_slice(key) for key in opened.keys()}  # noqa: SIM118, it is no dict
+            return {key: StoredTensor(tuple(each.get_shape()), str(each.get_dtype())) for key, each in slices.items()}
+    except (OSError, ValueError) as error:  # a ValueError for a name with a null character
+        raise not_loadable(folder, f"{name}: {reason_of(error)}") from error
     except SafetensorError as error:
         raise not_loadable(folder, f"{name} is not a complete safetensors file: {_reason(path, error)}") from error
+
+
+def reason_of(error: Exception) -> str:
+    """Return why a file could not be opened, in the words of the system and without the path."""
+    return (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
 
 
 def _reason(path: Path, error: SafetensorError) -> str:

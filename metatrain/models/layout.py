@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, get_args
 
 from metatrain.errors import BaseModelError
-from metatrain.models.files import not_loadable, read_json, read_object, read_object_if_present
+from metatrain.models.files import not_loadable, read_json, read_object, read_object_if_present, reason_of
 from metatrain.models.modules import ACTIVATIONS, Module, Normalize, Truncate, load_dense, load_layer_norm
 from metatrain.models.pooling import PoolingName
 
@@ -92,12 +92,32 @@ def _listed(root: Path) -> list[tuple[str, str]]:
         if not isinstance(kind, str) or not isinstance(path, str):
             raise not_loadable(root, f"{_MODULES_FILE}: module {position} has no type or no path")
         if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
-            raise not_loadable(root, f"{_MODULES_FILE}: module {position}: path {path!r} leaves the folder")
+            raise not_loadable(root, f"{_MODULES_FILE}: module {position}: path {_shortened(path)} leaves the folder")
+        _check_path(root, position, path)
         name = kind.rpartition(".")[2]
         if not kind.startswith(_PACKAGE) or name not in MODULES:
             raise not_loadable(root, f"module {kind} ({path}) is not supported; supported: {', '.join(sorted(MODULES))}")
         found.append((name, path))
     return found
+
+
+def _check_path(root: Path, position: int, path: str) -> None:
+    """Raise BaseModelError if the system takes no such path.
+
+    It is too long or has a null character, for example. A folder that does not exist is no error here, because a download has no
+    empty folders.
+    """
+    longest_name = "x" * 64  # no shorter than the name of any file that is looked for
+    try:
+        (root / path / longest_name).stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except (OSError, ValueError) as error:
+        raise not_loadable(root, f"{_MODULES_FILE}: module {position}: path {_shortened(path)}: {reason_of(error)}") from error
+
+
+def _shortened(path: str) -> str:
+    return repr(path if len(path) <= 60 else path[:59] + "…")
 
 
 def _without_final_normalisation(layout: Layout) -> Layout:

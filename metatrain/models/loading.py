@@ -15,16 +15,17 @@ from metatrain.models import source
 from metatrain.models.backbone import Attention
 from metatrain.models.base import Base
 from metatrain.models.description import UnloadedBase
-from metatrain.models.files import errors_of, not_loadable, read_object
+from metatrain.models.files import check_no_pointer, errors_of, not_loadable, read_object, read_object_if_present
 from metatrain.models.inputs.text import SHORTEST_LIMIT, TextInputs, TextSpec, closing_tokens
 from metatrain.models.layout import Layout, read_layout
 from metatrain.models.modules import Module
 from metatrain.models.pooling import Pooler, Pooling
 from metatrain.models.precision import Precision, default_device, resolve
-from metatrain.models.weights import describe_model, load_model, positions_of, shapes_in
+from metatrain.models.weights import describe_model, has_fused_attention, load_model, positions_of, tensors_in
 
 _DEFAULT_POSITIONS = 512
 _OLD_POOLINGS = ("mean", "cls")
+_TOKENIZER_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 _PROBE_TEXT = "a row of a few words"
 
 
@@ -40,16 +41,18 @@ def load_base(
     """Load a frozen base model by short name, hub name or local path.
 
     `attention`: "auto" selects the faster kind. That is "eager" for bfloat16 on a CPU, where the backward pass of PyTorch's fused
-    attention takes longer than the rest of the model (docs/decisions/0005), and "sdpa" everywhere else. `device`: None selects the
-    GPU if there is one. `max_length`: the maximum number of tokens in a row; None takes it from the model's files. Raises
-    BaseModelError if the model is not found or does not load, if its files do not have every parameter, if they state something
-    that cannot be reproduced, or if the weights differ from the known ones (`source.KNOWN_WEIGHTS`).
+    attention takes longer than the rest of the model (docs/decisions/0005), and for an architecture without fused attention (MPNet,
+    DeBERTa, Gemma 2). Everywhere else it is "sdpa". `device`: None selects the GPU if there is one. `max_length`: the maximum
+    number of tokens in a row; None takes it from the model's files. Raises BaseModelError if the model is not found or does not
+    load, if its files do not have every parameter, if they state something that cannot be reproduced, if the architecture does not
+    support the attention asked for, or if the weights differ from the known ones (`source.KNOWN_WEIGHTS`).
     """
     device = device or default_device()
     dtype = resolve(precision, device)
-    if attention == "auto":
-        attention = "eager" if device.type == "cpu" and dtype == torch.bfloat16 else "sdpa"
     files = _files(name, max_length, hub)
+    if attention == "auto":
+        slow = device.type == "cpu" and dtype == torch.bfloat16
+        attention = "eager" if slow or not has_fused_attention(files.config) else "sdpa"
     model = load_model(files.layout.transformer, files.config, dtype=dtype, attention=attention)
     return text_base(model.to(device), files.tokenizer, files.spec, attention=attention, modules=files.layout.modules)
 
@@ -95,7 +98,9 @@ def _files(name: str, max_length: int | None, hub: source.Hub) -> _TextFiles:
     read_object(folder, "config.json")
     with errors_of(folder, "config.json"):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    _check_config(folder, config, parameters=len(shapes_in(folder)))
+    _check_config(folder, config, parameters=len(tensors_in(folder)))
+    for file in _TOKENIZER_FILES:
+        check_no_pointer(folder, file)
     with errors_of(folder, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True, trust_remote_code=False, local_files_only=True)
     _check_tokenizer(layout, tokenizer)
@@ -162,6 +167,10 @@ def _check_features(layout: Layout, config: Any, tokenizer: Any) -> None:
     """
     if not layout.stated:
         return
+    if tokenizer.truncation_side != "right":
+        in_config = "truncation_side" in read_object_if_present(layout.transformer, "tokenizer_config.json")
+        setting = "tokenizer_config.json: truncation_side" if in_config else "tokenizer.json: truncation.direction"
+        raise not_loadable(layout.root, f"{setting}: expected 'right', got {tokenizer.truncation_side!r}, which is not supported")
     if any(tokenizer([_PROBE_TEXT], padding=False, verbose=False).get("token_type_ids", [[0]])[0]):
         raise not_loadable(layout.root, "token_type_ids other than 0, which this tokenizer gives, are not supported")
     try:

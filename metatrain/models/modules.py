@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from metatrain.models.files import errors_of, file_sha256, not_loadable, weight_shapes
+from metatrain.models.files import StoredTensor, errors_of, file_sha256, not_loadable, stored_tensors
 
 WEIGHTS = "model.safetensors"
 
@@ -196,18 +196,24 @@ def _load(root: Path, path: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[
     file = f"{path}/{WEIGHTS}"
     if not (root / file).is_file():
         raise not_loadable(root, f"{path} has no {WEIGHTS} (other weight formats can carry code and are not read)")
-    _check_shapes(root, file, weight_shapes(root, file), shapes)
+    _check_tensors(root, file, stored_tensors(root, file), shapes)
     with errors_of(root, file):
         tensors = load_file(root / file)
     return {name: tensor.to(torch.promote_types(tensor.dtype, torch.float32)) for name, tensor in tensors.items()}
 
 
-def _check_shapes(root: Path, file: str, found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> None:
-    """Raise BaseModelError, which names a parameter, unless a file has exactly the expected ones."""
+def _check_tensors(root: Path, file: str, found: Mapping[str, StoredTensor], expected: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise BaseModelError, which names a parameter, unless a file has exactly the expected ones.
+
+    They have to be floating-point numbers.
+    """
     for name in sorted(expected.keys() | found.keys()):
         if name not in found:
             raise not_loadable(root, f"{file} lacks the parameter {name}")
         if name not in expected:
             raise not_loadable(root, f"{file} has an unknown parameter {name}")
-        if found[name] != expected[name]:
-            raise not_loadable(root, f"{file}: parameter {name} has shape {list(found[name])}, expected {list(expected[name])}")
+        shape, dtype = found[name]
+        if shape != expected[name]:
+            raise not_loadable(root, f"{file}: parameter {name} has shape {list(shape)}, expected {list(expected[name])}")
+        if not found[name].is_floating:
+            raise not_loadable(root, f"{file}: parameter {name} has dtype {dtype}, expected floating-point numbers")

@@ -1,13 +1,13 @@
 """The transformer of a base model, with every parameter from its file.
 
 transformers fills parameters that the file lacks with random numbers and reports it in its log only. Here they are an error, and so
-are parameters of another shape and those that the model does not know. Two kinds of tensors are left aside, because no hidden state
-depends on them: poolers, and the heads of a file that was saved with one. In such a file the encoder's parameters begin with the
-name of the encoder (`bert.`), and a head is what stands beside it (`cls.`, `lm_head.`).
+are parameters of another shape, those of whole numbers, and those that the model does not know. Two kinds of tensors are left
+aside, because no hidden state depends on them: poolers, and the heads of a file that was saved with one. In such a file the
+encoder's parameters begin with the name of the encoder (`bert.`), and a head is what stands beside it (`cls.`, `lm_head.`).
 """
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -17,7 +17,7 @@ from torch import nn
 from transformers import AutoModel
 
 from metatrain.models import source
-from metatrain.models.files import errors_of, not_loadable, read_object, weight_shapes
+from metatrain.models.files import StoredTensor, errors_of, not_loadable, read_object, stored_tensors
 
 _FILE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -29,7 +29,7 @@ def load_model(folder: Path, config: Any, *, dtype: torch.dtype, attention: str)
 
     Raises BaseModelError unless all parameters that hidden states depend on come from its files.
     """
-    shapes = shapes_in(folder)
+    tensors = tensors_in(folder)
     with errors_of(folder), _without_report():
         model, report = AutoModel.from_pretrained(
             folder,
@@ -40,7 +40,7 @@ def load_model(folder: Path, config: Any, *, dtype: torch.dtype, attention: str)
             output_loading_info=True,
             ignore_mismatched_sizes=True,
         )
-    _check_parameters(folder, model, shapes, report)
+    _check_parameters(folder, model, tensors, report)
     return cast(nn.Module, model)
 
 
@@ -50,18 +50,18 @@ def describe_model(folder: Path, config: Any) -> nn.Module:
     Its parameters have shapes and no values. Raises BaseModelError as `load_model` does. Of the weights, only names and shapes
     are read.
     """
-    shapes = shapes_in(folder)
+    tensors = tensors_in(folder)
     with errors_of(folder), _without_report():
         kind = type(_architecture(config))
         model, report = cast(Any, kind).from_pretrained(
             None,
             config=config,
-            state_dict={name: torch.empty(shape, device="meta") for name, shape in shapes.items()},
+            state_dict={name: torch.empty(stored.shape, device="meta") for name, stored in tensors.items()},
             device_map={"": torch.device("meta")},
             output_loading_info=True,
             ignore_mismatched_sizes=True,
         )
-    _check_parameters(folder, model, shapes, report)
+    _check_parameters(folder, model, tensors, report)
     return cast(nn.Module, model)
 
 
@@ -99,33 +99,42 @@ def positions_of(config: Any) -> int | None:
     return positions
 
 
+def has_fused_attention(config: Any) -> bool:
+    """Return True if the architecture supports PyTorch's fused attention, "sdpa".
+
+    Its class in transformers declares it.
+    """
+    return bool(cast(Any, _architecture(config))._supports_sdpa)
+
+
 def _architecture(config: Any) -> nn.Module:
     with torch.device("meta"):
         return cast(nn.Module, cast(Any, AutoModel).from_config(config, trust_remote_code=False))
 
 
-def shapes_in(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of all tensors in the files of the weights, by name.
+def tensors_in(folder: Path) -> dict[str, StoredTensor]:
+    """Return the shapes and dtypes of all tensors in the files of the weights, by name.
 
     Raises BaseModelError if a file is missing or cannot be used.
     """
     if (folder / "adapter_config.json").is_file():
         raise not_loadable(folder, "it is a PEFT adapter (adapter_config.json); merge it into its model and save that")
     if (folder / _FILE).is_file() or not (folder / _INDEX).is_file():
-        return weight_shapes(folder, _FILE)
+        return stored_tensors(folder, _FILE)
     files = read_object(folder, _INDEX).get("weight_map")
     if not isinstance(files, dict) or not all(isinstance(file, str) and Path(file).name == file for file in files.values()):
         raise not_loadable(folder, f"{_INDEX}: expected a weight_map from parameters to files in this folder")
-    shapes: dict[str, tuple[int, ...]] = {}
+    tensors: dict[str, StoredTensor] = {}
     for file in sorted(set(files.values())):
-        shapes |= weight_shapes(folder, file)
-    return shapes
+        tensors |= stored_tensors(folder, file)
+    return tensors
 
 
-def _check_parameters(folder: Path, model: Any, found: Iterable[str], report: Mapping[str, Any]) -> None:
+def _check_parameters(folder: Path, model: Any, found: Mapping[str, StoredTensor], report: Mapping[str, Any]) -> None:
     """Raise BaseModelError if a parameter is missing, has another shape, or is not part of the model.
 
-    The message names one. `found`: the names of the tensors in the files. `report`: the loading info of transformers.
+    Raises it too if a parameter has no floating-point numbers. The message names one. `found`: the tensors in the files. `report`:
+    the loading info of transformers.
     """
     prefix = f"{model.base_model_prefix}."
     parts = {name.partition(".")[0] for name in model.state_dict()}
@@ -145,5 +154,9 @@ def _check_parameters(folder: Path, model: Any, found: Iterable[str], report: Ma
     for name, in_file, expected in sorted(report["mismatched_keys"]):
         if used(name):
             raise not_loadable(folder, f"parameter {name} has shape {list(in_file)} in the file, expected {list(expected)}")
+    parameters = {name for name, _ in model.named_parameters()}
+    for name, stored in sorted(found.items()):  # transformers would convert whole numbers without a word
+        if not stored.is_floating and used(name) and {name, name.removeprefix(prefix)} & parameters:
+            raise not_loadable(folder, f"parameter {name} has dtype {stored.dtype} in the file, expected floating-point numbers")
     if problems := [*report["error_msgs"]]:
         raise not_loadable(folder, problems[0])

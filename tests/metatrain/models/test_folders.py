@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from metatrain.errors import BaseModelError
 from metatrain.models.loading import describe_base, load_base
+from metatrain.models.source import Hub
 from tests.folders import change_weights, copied, listed, pooled_by, write
 from tests.tiny import save_tiny_model
 
@@ -62,6 +63,13 @@ def fewer_layers_in_the_config(folder: Path) -> None:
     write(folder, "config.json", {**config, "num_hidden_layers": 1})
 
 
+def whole_numbers(name: str, dtype: torch.dtype = torch.int64) -> Change:
+    def change(folder: Path) -> None:
+        change_weights(folder, {name: load_file(folder / "model.safetensors")[name].to(dtype)})
+
+    return change
+
+
 PARAMETERS: dict[str, tuple[Change, str]] = {
     "names of a whole sentence-transformers model": (renamed, "the file lacks the parameter embeddings.LayerNorm.bias and"),
     "one weight is missing": (lambda f: change_weights(f, {QUERY: None}), f"the file lacks the parameter {QUERY}"),
@@ -81,6 +89,15 @@ PARAMETERS: dict[str, tuple[Change, str]] = {
     "a bias is a scalar": (
         lambda f: change_weights(f, {"encoder.layer.0.output.dense.bias": torch.zeros(())}),
         "encoder.layer.0.output.dense.bias has shape [] in the file, expected [32]",
+    ),
+    "a weight of whole numbers": (whole_numbers(QUERY), f"parameter {QUERY} has dtype I64 in the file, expected floating-point"),
+    "embeddings of bytes": (
+        whole_numbers("embeddings.word_embeddings.weight", torch.uint8),
+        "parameter embeddings.word_embeddings.weight has dtype U8 in the file",
+    ),
+    "a bias of truth values": (
+        whole_numbers("encoder.layer.1.output.dense.bias", torch.bool),
+        "parameter encoder.layer.1.output.dense.bias has dtype BOOL in the file",
     ),
     "an unknown tensor": (lambda f: change_weights(f, {"extra.weight": torch.zeros(2)}), "unknown parameter extra.weight"),
     "an adapter's tensors": (
@@ -142,6 +159,16 @@ def template_without_tokens(folder: Path) -> None:
     write(folder, "tokenizer.json", {**tokenizer, "post_processor": processor})
 
 
+def link_to_nothing(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").symlink_to(folder / "blobs" / "53aa")
+
+
+def folder_of_weights(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").mkdir()
+
+
 FILES: dict[str, tuple[Change, str]] = {
     "weights: pointer": (pointer("model.safetensors"), "model.safetensors is a Git LFS pointer"),
     "weights: half": (truncated(0.5), "not a complete safetensors file: expected "),
@@ -149,6 +176,8 @@ FILES: dict[str, tuple[Change, str]] = {
     "weights: cut in the header": (truncated(0.001), "not a complete safetensors file"),
     "weights: empty": (truncated(0), "not a complete safetensors file"),
     "weights: something else": (text("model.safetensors", "PK\x03\x04" * 99), "not a complete safetensors file"),
+    "weights: a link to nothing": (link_to_nothing, "model.safetensors: No such file or directory"),
+    "weights: a folder": (folder_of_weights, "model.safetensors: Is a directory"),
     "config: pointer": (pointer("config.json"), "config.json is a Git LFS pointer"),
     "config: cut": (text("config.json", '{"model_type": "be'), "config.json is not valid JSON"),
     "config: a list": (text("config.json", "[]"), "config.json: expected a JSON object, got an array"),
@@ -169,6 +198,9 @@ FILES: dict[str, tuple[Change, str]] = {
         "transformers_weights is not supported",
     ),
     "tokenizer: pointer": (pointer("tokenizer.json"), "tokenizer.json is a Git LFS pointer"),
+    "tokenizer's settings: pointer": (pointer("tokenizer_config.json"), "tokenizer_config.json is a Git LFS pointer"),
+    "special tokens: pointer": (pointer("special_tokens_map.json"), "special_tokens_map.json is a Git LFS pointer"),
+    "added tokens: pointer": (pointer("added_tokens.json"), "added_tokens.json is a Git LFS pointer"),
     "tokenizer: cut": (text("tokenizer.json", '{"version": "1.0", '), "tokenizer.json is not valid JSON"),
     "tokenizer: null": (text("tokenizer.json", "null"), "tokenizer.json: expected a JSON object, got null"),
     "tokenizer: something else": (text("tokenizer.json", '{"version": "1.0", "model": {"type": "None"}}'), ""),
@@ -192,6 +224,13 @@ FILES: dict[str, tuple[Change, str]] = {
             write(f, "model.safetensors.index.json", {"weight_map": {"a": "../model-1.safetensors"}}),
         ),
         "expected a weight_map",
+    ),
+    "index: a name that no file has": (
+        lambda f: (
+            (f / "model.safetensors").rename(f / "model-1.safetensors"),
+            write(f, "model.safetensors.index.json", {"weight_map": {"a": "model\0.safetensors"}}),
+        ),
+        "null byte",
     ),
     "index: cut": (
         lambda f: (
@@ -220,6 +259,27 @@ def test_a_long_or_strange_path_leaves_the_message_short(tiny_folder: Path, tmp_
 
 def settings(name: str, content: Any) -> Change:
     return lambda folder: write(folder, name, content)
+
+
+def truncation(**change: Any) -> Change:
+    """Add a truncation to tokenizer.json, and take the setting of the other file away."""
+
+    def to(folder: Path) -> None:
+        for name, changed in (("tokenizer.json", {"truncation": {**TRUNCATION, **change}}), ("tokenizer_config.json", {})):
+            content = json.loads((folder / name).read_text())
+            content.pop("truncation_side", None)
+            write(folder, name, {**content, **changed})
+
+    return to
+
+
+def truncation_side(side: str) -> Change:
+    return lambda folder: write(
+        folder, "tokenizer_config.json", {**json.loads((folder / "tokenizer_config.json").read_text()), "truncation_side": side}
+    )
+
+
+TRUNCATION = {"max_length": 16, "strategy": "LongestFirst", "stride": 0, "direction": "Right"}
 
 
 def with_dense(**config: Any) -> Change:
@@ -290,6 +350,23 @@ SETTINGS: dict[str, tuple[Change, str]] = {
     "modules: words": (text("modules.json", '["Transformer"]'), "module 1 has no type or no path"),
     "modules: outside": (modules(("Transformer", "../other")), "leaves the folder"),
     "modules: absolute": (modules(("Transformer", "/etc")), "leaves the folder"),
+    "modules: a null character": (
+        modules(("Transformer", "a\0b")),
+        "modules.json: module 1: path 'a\\x00b': embedded null byte",
+    ),
+    "modules: a null character in a pooling": (modules(("Transformer", ""), ("Pooling", "1\0")), "modules.json: module 2: path"),
+    "modules: too long": (modules(("Transformer", "a" * 3000)), "aaa…': File name too long"),
+    "modules: too long for a path": (modules(("Transformer", "a/" * 3000)), "a/a…': File name too long"),
+    "modules: too long for a Normalize": (modules(*START, ("Normalize", "n" * 300)), "module 3: path 'nnn"),
+    "modules: outside and long": (modules(("Transformer", "../" * 300)), "leaves the folder"),
+    "left truncation in the settings": (
+        truncation_side("left"),
+        "tokenizer_config.json: truncation_side: expected 'right', got 'left'",
+    ),
+    "left truncation in the tokenizer": (
+        truncation(direction="Left"),
+        "tokenizer.json: truncation.direction: expected 'right', got 'left'",
+    ),
     "CNN": (
         modules(("Transformer", ""), ("CNN", "1_CNN"), ("Pooling", "1_Pooling")),
         "module sentence_transformers.models.CNN (1_CNN)",
@@ -329,6 +406,16 @@ SETTINGS: dict[str, tuple[Change, str]] = {
     "Dense: no bias": (with_dense(bias=False), "2_Dense/model.safetensors has an unknown parameter linear.bias"),
     "Dense: a residual": (with_dense(use_residual=True), "2_Dense/model.safetensors lacks the parameter residual.weight"),
     "Dense: an unknown activation": (with_dense(activation_function="my_code.Swish"), "activation_function my_code.Swish"),
+    "Dense: whole numbers": (
+        lambda f: (
+            with_dense()(f),
+            save_file(
+                {"linear.weight": torch.zeros(4, 32, dtype=torch.int32), "linear.bias": torch.zeros(4)},
+                f / "2_Dense" / "model.safetensors",
+            ),
+        ),
+        "2_Dense/model.safetensors: parameter linear.weight has dtype I32, expected floating-point numbers",
+    ),
     "Dense: on tokens": (with_dense(module_input_name="token_embeddings"), "module_input_name: expected"),
     "Dense: no width": (with_dense(out_features="absent"), "lacks the setting 'out_features'"),
     "Dense: a width in words": (with_dense(out_features="4"), "out_features: expected a whole number of at least 1, got '4'"),
@@ -349,3 +436,40 @@ def test_what_cannot_be_reproduced_is_refused_with_its_name(tiny_folder: Path, t
     change, problem = SETTINGS[case]
     change(pooled_by(copied(tiny_folder, tmp_path)))
     assert all(problem in message for message in refusals(tmp_path))
+
+
+@pytest.mark.parametrize("change", [truncation_side("left"), truncation(direction="Left")])
+def test_a_folder_without_modules_is_read_as_before_whatever_side_it_truncates(
+    tiny_folder: Path, tmp_path: Path, change: Change
+) -> None:
+    plain = load_base(str(tiny_folder), precision="float32", device=CPU)
+    change(copied(tiny_folder, tmp_path))
+    base = load_base(str(tmp_path), precision="float32", device=CPU)
+    assert base.digest == plain.digest
+    text = "order pizza now please " * 30
+    assert base.inputs.encode([text]) == plain.inputs.encode([text])
+
+
+@pytest.mark.parametrize("change", [truncation_side("right"), truncation()])
+def test_truncation_on_the_right_is_no_reason_to_refuse(tiny_folder: Path, tmp_path: Path, change: Change) -> None:
+    change(pooled_by(copied(tiny_folder, tmp_path)))
+    assert load_base(str(tmp_path), precision="float32", device=CPU).inputs.encode(["order " * 99])[0].truncated
+
+
+NAMES = {
+    "an unknown user": "~nosuchuser/x",
+    "too long": "a" * 5000,
+    "too long for a path": "/" + "a/" * 3000,
+    "too long for a folder": "./" + "a" * 5000,
+    "a null character": "/models/\0",
+}
+
+
+@pytest.mark.parametrize("case", NAMES)
+def test_a_name_that_no_folder_can_have_is_refused_in_one_short_line(case: str) -> None:
+    for read in (load_base, describe_base):
+        with pytest.raises(BaseModelError) as error:
+            read(NAMES[case], precision="float32", device=CPU, hub=Hub(reachable=False))
+        message = str(error.value)
+        assert message.startswith("base.model: ") and len(message) < 400 and message.isprintable(), message
+        assert "is not a local folder" in message if case == "too long" else "no folder at " in message

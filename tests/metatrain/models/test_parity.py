@@ -19,6 +19,7 @@ from benchmarks.parity import TOLERANCE, difference
 from benchmarks.saved_folders import DENSE, LAYOUTS, POOLINGS, PROMPTS, REORDERED, Saved, save
 from metatrain.models.loading import load_base
 from tests.folders import change_weights, write
+from tests.tiny import WITHOUT_SDPA
 
 SAMPLE = [
     *(Saved(pooling=pooling, layout=layout) for pooling, layout in itertools.product(POOLINGS, LAYOUTS)),
@@ -27,6 +28,10 @@ SAMPLE = [
     *(
         Saved(lower_case=True, pooling=("cls",), dense=dense, layout=layout)
         for dense, layout in itertools.product(DENSE[:2], LAYOUTS)
+    ),
+    *(
+        Saved(architecture, pooling, layout=layout)
+        for architecture, pooling, layout in itertools.product(WITHOUT_SDPA, (("mean",), ("cls", "mean")), LAYOUTS)
     ),
     *(
         Saved(architecture, pooling, prompt=prompt, layout=layout)
