@@ -38,15 +38,29 @@ def examples_as_json(examples: Examples, field: str) -> list[dict[str, Any]]:
 
 def inputs_as_json(inputs: Sequence[Any], field: str) -> list[Any]:
     """Return inputs as the service takes them. For `field` and errors see `examples_as_json`."""
-    return [_sendable(value, f"{field}[{number}]") for number, value in enumerate(inputs)]
+    return [_sendable(value, f"{field}[{number}]") for number, value in enumerate(list_of_inputs(inputs, field))]
+
+
+def list_of_inputs(inputs: Any, field: str) -> list[Any]:
+    """Return inputs as a list. Raises Invalid for a text, a mapping or a data frame."""
+    if isinstance(inputs, str | bytes | bytearray | Mapping) or hasattr(inputs, "columns"):
+        raise _invalid(field, "expected a list of inputs", inputs)
+    try:
+        iterator = iter(inputs)
+    except TypeError:  # also of an array without dimensions, which only looks as if it could be iterated over
+        raise _invalid(field, "expected a list of inputs", inputs) from None
+    return list(iterator)
 
 
 def _rows(examples: Examples, field: str) -> Iterator[Any]:
-    if hasattr(examples, "to_dict") and hasattr(examples, "columns"):
-        return iter(examples.to_dict("records"))
-    if isinstance(examples, str | bytes | Mapping) or not isinstance(examples, Iterable):
-        raise _invalid(field, f"expected a list in which each example is {_EXPECTED}", examples)
-    return iter(examples)
+    try:
+        if hasattr(examples, "to_dict") and hasattr(examples, "columns"):
+            return iter(examples.to_dict("records"))
+        if not isinstance(examples, str | bytes | Mapping) and isinstance(examples, Iterable):
+            return iter(examples)
+    except TypeError:  # `to_dict` of another library, or an array without dimensions
+        pass
+    raise _invalid(field, f"expected a list in which each example is {_EXPECTED}", examples)
 
 
 def _example(row: Any, field: str) -> dict[str, Any]:
@@ -56,19 +70,57 @@ def _example(row: Any, field: str) -> dict[str, Any]:
 
 def _pair(row: Any, field: str) -> tuple[Any, Any]:
     """Return the text and the label of one example."""
-    names = getattr(row, "_fields", ())  # of a named tuple
-    if names and _LABEL in names:
-        row = dict(zip(names, row, strict=True))
+    row = _by_name(row, field)
     if isinstance(row, Mapping):
         texts = [name for name in _TEXTS if name in row]
         if len(texts) != 1 or _LABEL not in row:
             keys = some([str(key) for key in row])
             raise _invalid(field, f"expected {_EXPECTED}, got the keys {keys}" if keys else f"expected {_EXPECTED}", row)
         return row[texts[0]], row[_LABEL]
-    if isinstance(row, str | bytes | set | frozenset) or not hasattr(row, "__len__") or len(row) != 2:
-        raise _invalid(field, f"expected {_EXPECTED}", row)
-    text, label = row
-    return text, label
+    try:
+        if not isinstance(row, str | bytes | set | frozenset) and not hasattr(row, "columns") and len(row) == 2:
+            text, label = row
+            return text, label
+    except (TypeError, ValueError):  # it has no length, cannot be iterated over, or states a wrong length
+        pass
+    raise _invalid(field, f"expected {_EXPECTED}", row)
+
+
+def _by_name(row: Any, field: str) -> Any:
+    """Return a row whose values have names as a mapping, and anything else as it is.
+
+    Raises Invalid for a repeated name.
+    Such rows are a Series of pandas, a row of `sqlite3`, a record of NumPy and a named tuple. The order of their values says
+    nothing. A named tuple without any of our names remains a pair, because a pair of a program's own has names too.
+    """
+    if isinstance(row, Mapping):
+        return row
+    names, values = _names_and_values(row)
+    if not any(isinstance(name, str) for name in names) or len(names) != len(values):
+        return row  # a Series without an index of its own has numbers as names
+    ours = [name for name in names if isinstance(name, str) and name in (*_TEXTS, _LABEL)]
+    if len(set(ours)) != len(ours):
+        raise _invalid(field, f"expected {_EXPECTED}, got the keys {some([str(name) for name in names])}", row)
+    if not ours and isinstance(row, tuple):
+        return row
+    return dict(zip(names, values, strict=True))
+
+
+def _names_and_values(row: Any) -> tuple[list[Any], list[Any]]:
+    """Return the names and the values of a row in order. Both are empty if it has no names."""
+    fields = getattr(row, "_fields", None)
+    index = getattr(row, "index", None)
+    try:
+        if fields is None:
+            fields = getattr(getattr(row, "dtype", None), "names", None)
+        if fields is None and index is not None and not callable(index):
+            fields = index
+        if fields is None and callable(keys := getattr(row, "keys", None)):
+            names = list(keys())
+            return names, [row[name] for name in names]
+        return ([], []) if fields is None else (list(fields), list(row))
+    except (TypeError, LookupError):  # a class, or attributes that only have these names
+        return [], []
 
 
 def _sendable(value: Any, field: str) -> Any:

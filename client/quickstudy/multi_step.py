@@ -16,6 +16,7 @@ from quickstudy import calls
 from quickstudy.answers import IN_FLIGHT, Adaptation, Adapter, Predictions, Readiness
 from quickstudy.calls import AdapterRef, Call
 from quickstudy.errors import Invalid, NotFound, NotReady, QuickstudyError, error_of, out_of_reach
+from quickstudy.examples import list_of_inputs
 from quickstudy.retries import NEVER_SENT, Retries
 
 T = TypeVar("T")
@@ -118,6 +119,7 @@ def predict(name: AdapterRef, inputs: Sequence[str], top_k: int | None, size: Pa
     """
     answers: list[Predictions] = []
     position = 0
+    inputs = list_of_inputs(inputs, "inputs")
     while position < len(inputs) or not answers:
         part = inputs[position : position + size.rows]
         try:

@@ -8,6 +8,7 @@ emoticons, and punctuation inside words and numbers (`don't`, `node.js`, `3.5`).
 import re
 import unicodedata
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import groupby
 
 NORMAL_FORM = 2
@@ -28,6 +29,11 @@ _ONE_SHAPE = str.maketrans(
 )
 _RAISED = ("<super>", "<sub>", "<fraction>")
 """Compatibility decompositions that change the meaning: 10² is not 102. They are not applied."""
+_JOINER = "\u034f"
+"""The combining grapheme joiner, which is invisible and ends a run of combining marks."""
+_MOST_MARKS = 30
+_MANY_MARKS = re.compile(r"[\u0300-\U0010ffff]{31}")
+"""A cheap test: only such texts can have more than 30 combining marks in a row."""
 _QUOTES, _OPENING, _CLOSING = "\"'", "([{", ")]}"
 _END_MARKS = ".,;:!?。、।॥۔؟،؛።፣፤፥፧၊။៕។᠂᠃"
 """Punctuation that ends a sentence or a part of it."""
@@ -53,9 +59,35 @@ def normal_form(text: str) -> str:
 
 
 def _composed(text: str) -> str:
-    """Return a text in the Unicode form NFKC, except for superscripts, subscripts and fractions."""
-    parts = groupby(text, key=lambda character: unicodedata.decomposition(character).startswith(_RAISED))
-    return "".join("".join(part) if is_raised else unicodedata.normalize("NFKC", "".join(part)) for is_raised, part in parts)
+    """Return a text in NFKC, except for superscripts, subscripts and fractions, without `_JOINER`."""
+    parts = groupby(_stream_safe(text), key=lambda character: unicodedata.decomposition(character).startswith(_RAISED))
+    composed = ("".join(part) if is_raised else unicodedata.normalize("NFKC", "".join(part)) for is_raised, part in parts)
+    return "".join(composed).replace(_JOINER, "")
+
+
+def _stream_safe(text: str) -> str:
+    """Return a text in the Stream-Safe Text Format of Unicode.
+
+    It has a joiner after each 30 combining marks in a row.
+    NFKC sorts the marks of one letter, in a time that grows with the square of their number. A joiner, which is invisible, bounds
+    what is sorted. No word of any language has so many marks, so that only texts made to be slow differ from plain NFKC.
+    """
+    if not _MANY_MARKS.search(text):
+        return text
+    parts, run = [], 0
+    for character in text:
+        run = run + 1 if _is_mark(character) else 0
+        if run > _MOST_MARKS:
+            parts.append(_JOINER)
+            run = 1
+        parts.append(character)
+    return "".join(parts)
+
+
+@lru_cache(4096)
+def _is_mark(character: str) -> bool:
+    """Return True for a character that NFKC turns into combining marks, such as half-width voicing marks."""
+    return unicodedata.combining(unicodedata.normalize("NFKD", character)[0]) != 0
 
 
 def _bare(words: Sequence[str], i: int) -> str:

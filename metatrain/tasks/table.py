@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterable
 from pathlib import Path
 
-from quickstudy.one_line import shown_path
+from quickstudy.one_line import one_line, shown_path
 from quickstudy.tables import Example, TableError, hints_about, missing_column, open_table
 
 from metatrain.errors import DataError
@@ -38,7 +38,7 @@ def read_table(path: Path, *, text: str = "text", label: str = "label", name: st
         place = shown_path(path) if error.line is None else f"{shown_path(path)}:{error.line}"
         raise DataError(f"{place}: {error.problem}") from error
     for hint in hints_about(examples):
-        log.warning("%s:%d: %s", path, hint.line, hint.message)
+        log.warning("%s", one_line(f"{shown_path(path)}:{hint.line}: {hint.message}"))
     default_name = path.parent.name if path.name.startswith("full.") else path.name.split(".")[0]
     return by_class(name or default_name, str(path), examples)
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import yaml
 from quickstudy.one_line import shown, shown_path
+from quickstudy.tables import repeated
 
 from metatrain.errors import RecipeError
 
@@ -48,9 +49,8 @@ class _Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and not key.tag.endswith(":merge")]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {shown(key)} is given twice", node.start_mark)
+        if (key := repeated(keys)) is not None:
+            raise yaml.constructor.ConstructorError(None, None, f"the key {shown(key)} is given twice", node.start_mark)
         return super().construct_mapping(node, deep)
 
 

@@ -1,8 +1,9 @@
 """The forms of examples and inputs that the client takes, and the errors for all others."""
 
 import asyncio
+import sqlite3
 from collections import namedtuple
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from quickstudy import AsyncClient, Client, Invalid, QuickstudyError
+from quickstudy.examples import inputs_as_json
 
 from tests.client.scripted import ADAPTED, Reply, problem, serving
 
@@ -145,3 +147,111 @@ def test_the_old_name_of_the_client_takes_mappings_too(tmp_path: Path) -> None:
     with serving(Reply(202, ADAPTED)) as server, service.client.Client(server.url) as quickstudy:
         quickstudy.adapt([{"input": "close it", "label": "close"}, {"input": "how much", "label": "ask"}])
     assert server.requests[0].body["support"] == SENT
+
+
+def sent(examples: Any) -> Any:
+    """Adapt to the examples and return what the service gets."""
+    with serving(Reply(202, ADAPTED)) as server, Client(server.url) as quickstudy:
+        quickstudy.adapt(examples)
+    return server.requests[0].body["support"]
+
+
+class Keyed:
+    """A row with names that is no Mapping, and that iterates over its names, as a group of HDF5 does."""
+
+    def __init__(self, **values: str) -> None:
+        self.values = values
+
+    def keys(self) -> Iterator[str]:
+        return iter(self.values)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.values)
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, name: str) -> str:
+        return self.values[name]
+
+
+def sqlite_rows(query: str) -> list[Any]:
+    database = sqlite3.connect(":memory:")
+    database.row_factory = sqlite3.Row
+    return database.execute(query).fetchall()
+
+
+RECORDS = np.array([("close", "close it"), ("ask", "how much")], dtype=[("label", "U9"), ("text", "U9")])
+LABEL_FIRST = namedtuple("LABEL_FIRST", ["label", "input"])
+INTENT_FIRST = namedtuple("INTENT_FIRST", ["intent", "text"])
+BY_NAME = "select 'close' as label, 'close it' as text union all select 'ask', 'how much' order by label desc"
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        sqlite_rows(BY_NAME),
+        RECORDS,
+        list(RECORDS.view(np.recarray)),
+        [LABEL_FIRST("close", "close it"), LABEL_FIRST("ask", "how much")],
+        [Keyed(label="close", text="close it"), Keyed(label="ask", input="how much")],
+    ],
+)
+def test_values_with_names_are_found_by_name_in_any_order(rows: Any) -> None:
+    assert sent(rows) == SENT
+
+
+def test_a_series_of_pandas_is_read_by_name_or_as_a_pair() -> None:
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"label": ["close", "ask"], "text": ["close it", "how much"]})
+    assert sent([row for _, row in frame.iterrows()]) == SENT
+    assert sent([pandas.Series(["close it", "close"]), pandas.Series(["how much", "ask"])]) == SENT
+
+
+class PolarsFrame:
+    """A data frame with the method of polars that has the name of one of pandas."""
+
+    columns = ("text", "label")
+
+    def to_dict(self, *, as_series: bool = True) -> dict[str, Any]:
+        return {}
+
+
+class OnlyLength:
+    """An object with a length and nothing else."""
+
+    def __len__(self) -> int:
+        return 2
+
+
+@pytest.mark.parametrize(
+    "examples",
+    [
+        PolarsFrame(),
+        np.array("a"),
+        [OnlyLength()],
+        [np.array("a")],
+        [int],
+        [PolarsFrame()],
+        sqlite_rows("select 'close' as intent, 'close it' as utterance"),
+        sqlite_rows("select 'close' as label, 'a' as text, 'b' as text"),
+        [INTENT_FIRST("close", "close it")],
+        np.array([("a", "b")], dtype=[("one", "U1"), ("two", "U1")]),
+    ],
+)
+def test_what_is_no_list_of_examples_is_refused_in_one_line(examples: Any) -> None:
+    with serving() as server, Client(server.url) as quickstudy, pytest.raises(Invalid) as error:
+        quickstudy.adapt(examples)
+    assert str(error.value).startswith("support") and EXPECTED in str(error.value) and not server.requests
+
+
+@pytest.mark.parametrize("inputs", [Frame([{"text": "a"}]), PolarsFrame(), {"a": 1}, b"ab", np.array("ab"), 7, None])
+def test_what_is_no_list_of_inputs_is_refused_in_one_line(inputs: Any) -> None:
+    with serving() as server, Client(server.url) as quickstudy, pytest.raises(Invalid) as error:
+        quickstudy.predict("a1", inputs)
+    assert str(error.value).startswith("inputs: expected a list of inputs, got ") and not server.requests
+
+
+def test_a_text_is_not_sent_letter_by_letter() -> None:
+    with pytest.raises(Invalid, match="inputs: expected a list of inputs, got 'hello'"):
+        inputs_as_json("hello", "inputs")

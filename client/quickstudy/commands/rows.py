@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from quickstudy.one_line import shown, some
+from quickstudy.one_line import one_line, shown, shown_path, some
 from quickstudy.tables import FORMATS, USUAL_NAMES, Example, Format, Table, TableError, hints_about, missing_column, table_of
 
 _TEXTS, _LABELS = ("text", "input"), ("label",)
@@ -81,7 +81,7 @@ def open_rows(path: str, file_format: Format | None, *columns: str | None) -> It
 def show_hints(name: str, examples: Sequence[Example]) -> None:
     """Print hints about the labels of a file on stderr, each with its line."""
     for hint in hints_about(examples):
-        click.echo(f"hint: {name}, line {hint.line}: {hint.message}", err=True)
+        click.echo(one_line(f"hint: {shown_path(name)}, line {hint.line}: {hint.message}"), err=True)
 
 
 def format_option(command: Any) -> Any:

@@ -6,6 +6,7 @@ standard library, and reads row by row, so that long files need little memory.
 
 from quickstudy.tables.errors import TableError
 from quickstudy.tables.formats import FORMATS, Format
+from quickstudy.tables.repeats import repeated
 from quickstudy.tables.suspicious import Example, Hint, hints_about
 from quickstudy.tables.table import USUAL_NAMES, Table, missing_column, open_table, table_of
 from quickstudy.tables.values import label_problem, text_problem
@@ -22,6 +23,7 @@ __all__ = [
     "label_problem",
     "missing_column",
     "open_table",
+    "repeated",
     "table_of",
     "text_problem",
 ]

@@ -1,5 +1,6 @@
 """The format of a table, by its name and its beginning, and the separator of a CSV file."""
 
+import re
 from collections.abc import Collection
 from pathlib import PurePath
 from typing import Literal
@@ -12,6 +13,7 @@ FORMATS: tuple[Format, ...] = ("csv", "tsv", "jsonl", "json")
 _TABLES: dict[str, Format] = {".csv": "csv", ".tsv": "tsv", ".tab": "tsv"}
 _JSON = (".json", ".jsonl", ".ndjson")
 _SEPARATORS = (",", ";", "\t")
+_STATED = re.compile(r"""(?i)(?P<quote>"?)sep=(?P<separator>[,;|\t]|\\t)(?P=quote)(?=[\r\n]|\Z)""")
 NAMES = {",": "commas", ";": "semicolons", "\t": "tabs"}
 
 
@@ -51,9 +53,12 @@ def separator_of(name: str, sample: str, wanted: Collection[str]) -> str:
 
 
 def stated_separator(sample: str) -> str | None:
-    """Return the separator that Excel states in a first line such as `sep=;`, or None."""
-    line = sample.lstrip("\ufeff").splitlines()[0] if sample else ""
-    return line[4] if len(line) == 5 and line[:4].lower() == "sep=" and line[4] in (*_SEPARATORS, "|") else None
+    """Return the separator that Excel states in a first line such as `sep=;`, or None.
+
+    The line may be in quotes, and a tab may be written as `\\t`.
+    """
+    found = _STATED.match(sample)
+    return found["separator"].replace("\\t", "\t") if found else None
 
 
 def _header(sample: str) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 from quickstudy.one_line import shown
 from quickstudy.tables.errors import TableError
+from quickstudy.tables.repeats import repeated
 from quickstudy.tables.source import MAX_CHARACTERS, Source
 
 Objects = Iterator[tuple[int, dict[str, Any]]]
@@ -136,8 +137,8 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Build an object. Raises _Repeated for a repeated key."""
     row = dict(pairs)
     if len(row) != len(pairs):
-        keys = [key for key, _ in pairs]
-        raise _Repeated(f"expected each key once, got {shown(next(key for key in keys if keys.count(key) > 1))} again")
+        again = repeated(key for key, _ in pairs)
+        raise _Repeated(f"expected each key once, got {shown(again)} again")
     return row
 
 

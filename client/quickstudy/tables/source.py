@@ -98,6 +98,7 @@ def open_source(stream: Readable, name: str) -> Source:
     except OSError as error:
         raise TableError(name, f"cannot be read: {error.strerror or error}") from None
     encoding = _encoding(sample, name)
+    sample = _with_one_mark(sample)
     errors = "strict" if encoding == "utf-16" else "surrogateescape"
     text = io.TextIOWrapper(io.BufferedReader(_Chained(sample, unpacked)), encoding, errors, newline="")
     return Source(name, sample.decode(encoding, "replace"), text)
@@ -150,6 +151,15 @@ def _encoding(sample: bytes, name: str) -> str:
     if zeros and 3 * zeros > len(sample[:1000]):
         raise TableError(name, "looks like UTF-16 without a byte-order mark, or is not text: convert it to UTF-8")
     return "utf-8-sig"
+
+
+def _with_one_mark(sample: bytes) -> bytes:
+    """Return the beginning of a file without the byte-order marks after the first."""
+    mark = next((mark for mark in (codecs.BOM_UTF8, *_UTF16) if sample.startswith(mark)), b"")
+    extra = 0
+    while mark and sample.startswith(mark, extra + len(mark)):
+        extra += len(mark)
+    return sample[extra:]
 
 
 def _read_fully(stream: Readable, size: int) -> bytes:

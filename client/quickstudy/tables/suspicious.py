@@ -1,5 +1,6 @@
 """Examples that are well formed and yet probably not what their author meant."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -10,7 +11,6 @@ Example = tuple[int, str, str]
 """(line, text, label)."""
 MOST_HINTS = 5
 _BETWEEN_LABELS = (";", "|", ",", "/", "&", "+")
-_BETWEEN_VALUES = (",", ";", "\t")
 _BRACKETS = {"[": "]", "(": ")", "{": "}"}
 
 
@@ -22,18 +22,58 @@ class Hint:
     message: str
 
 
-def check_rows_not_swallowed(name: str, examples: Sequence[Example]) -> None:
+@dataclass(frozen=True)
+class Layout:
+    """The separator of a CSV or TSV file, and its whole header, with columns that have no name."""
+
+    separator: str
+    header: tuple[str, ...]
+
+
+def check_rows_not_swallowed(name: str, examples: Sequence[Example], layout: Layout, text: str, label: str) -> None:
     """Raise TableError for a quoted value that has swallowed rows, with the line where it begins.
 
-    A value has if at least two of its inner lines end or begin as rows do: with a separator and a label of the other examples.
+    A value has if all its lines but the last, and at least two, are rows as the header and the labels make them. Its first line is
+    the rest of the row that it begins in. `text` and `label`: the names of the columns.
     """
-    labels = {label for _, _, label in examples if "\n" not in label and "\r" not in label}
-    for line, text, label in examples:
-        for value in (text, label):
-            inner = value.splitlines()[1:]
-            if len(inner) >= 2 and sum(_is_row(part, labels) for part in inner) >= 2:
-                problem = f"a quote opens here, and its value runs over the next {len(inner)} lines, which are rows"
+    labels = {each for _, _, each in examples if "\n" not in each and "\r" not in each}
+    label_at = layout.header.index(label)
+    columns = (layout.header.index(text), label_at)
+    for line, *values in examples:
+        for column, value in zip(columns, values, strict=True):
+            lines = value.splitlines() if "\n" in value or "\r" in value else []
+            if len(lines) < 3:
+                continue
+            rest = [line_.split(layout.separator) for line_ in lines[:-1]]
+            rest[0] = [""] * column + rest[0]  # the values before the one that the quote opens
+            if label_at < column:
+                rest[0][label_at] = next(iter(labels), "")
+            if all(_is_row(cells, len(layout.header), label_at, labels) for cells in rest):
+                problem = f"a quote opens here, and its value runs over the next {len(lines) - 1} lines, which are rows"
                 raise TableError(name, problem, line)
+
+
+def check_rows_not_torn(name: str, examples: Sequence[Example], layout: Layout, text: str, label: str) -> None:
+    """Raise TableError for a quoted value of TSV that was torn into rows, with its first line.
+
+    A value may have been if a text opens a quote that a text of a later row closes. Then the labels from the one to the other are
+    parts of the value, except for that of the first row or of the last one. If no other row has any of these labels, the rows are
+    refused; otherwise both quotes are characters of their texts.
+    """
+    counts = Counter(each for _, _, each in examples)
+    label_first = layout.header.index(label) < layout.header.index(text)
+    opened: int | None = None
+    for number, (_, value, _) in enumerate(examples):
+        if value.replace('""', "").count('"') == 1:
+            if value.startswith('"'):
+                opened = number
+            elif opened is not None and value.endswith('"'):
+                labels = [each for _, _, each in examples[opened : number + 1]]
+                doubtful = Counter(labels[1:] if label_first else labels[:-1])
+                if all(count == counts[each] for each, count in doubtful.items()):
+                    closing = f"may close in line {examples[number][0]}: quote every value of the file, or double the two quotes"
+                    raise TableError(name, f"a quote opens a value here and {closing} in values of their own", examples[opened][0])
+                opened = None
 
 
 def hints_about(examples: Sequence[Example]) -> list[Hint]:
@@ -57,15 +97,14 @@ def hints_about(examples: Sequence[Example]) -> list[Hint]:
     return hints
 
 
-def _is_row(line: str, labels: set[str]) -> bool:
-    return any(
-        separator in line and (_label_at(line.rpartition(separator)[2], labels) or _label_at(line.partition(separator)[0], labels))
-        for separator in _BETWEEN_VALUES
-    )
+def _is_row(cells: list[str], width: int, label_at: int, labels: set[str]) -> bool:
+    """Return True if the parts of a line are a row: their number is right, and one is a label.
 
-
-def _label_at(value: str, labels: set[str]) -> bool:
-    return value.strip().strip('"') in labels
+    No value after the first begins with a space, as it does after a comma in prose, unless it is a label that does.
+    """
+    if len(cells) != width or cells[label_at] not in labels:
+        return False
+    return not any(cell.startswith(" ") for position, cell in enumerate(cells) if position != label_at)
 
 
 def _are_labels(parts: list[str], labels: set[str]) -> bool:

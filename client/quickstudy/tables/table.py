@@ -13,8 +13,9 @@ from quickstudy.tables.csv_rows import Cells, csv_rows
 from quickstudy.tables.errors import TableError
 from quickstudy.tables.formats import Format, format_of, separator_of, stated_separator
 from quickstudy.tables.json_rows import json_array, json_lines
+from quickstudy.tables.repeats import repeated
 from quickstudy.tables.source import Readable, open_source
-from quickstudy.tables.suspicious import Example, check_rows_not_swallowed
+from quickstudy.tables.suspicious import Example, Layout, check_rows_not_swallowed, check_rows_not_torn
 from quickstudy.tables.tsv_rows import tsv_rows
 from quickstudy.tables.values import label_problem, text_problem
 
@@ -34,6 +35,8 @@ class Table:
     format: Format
     columns: tuple[str, ...]
     entries: Iterator[tuple[int, dict[str, Any]]]
+    layout: Layout | None = None
+    """The order of the columns in CSV and TSV. None in JSON."""
 
     def text(self, line: int, row: dict[str, Any], column: str) -> str:
         """Return a row's text in `column`. Raises TableError if it is blank or not text."""
@@ -50,11 +53,13 @@ class Table:
     def examples(self, text: str, label: str) -> list[Example]:
         """Read all rows and return (line, text, label) of each, from the columns with these names.
 
-        Raises TableError, also for a quoted value that has swallowed the rows after it.
+        Raises TableError, also for a quoted value that has swallowed the rows after it, and for one that was torn into rows.
         """
         examples = [(line, self.text(line, row, text), self.label(line, row, label)) for line, row in self.entries]
-        if self.format in ("csv", "tsv"):
-            check_rows_not_swallowed(self.name, examples)
+        if self.layout is not None and examples:
+            check_rows_not_swallowed(self.name, examples, self.layout, text, label)
+            if self.format == "tsv":
+                check_rows_not_torn(self.name, examples, self.layout, text, label)
         return examples
 
 
@@ -82,33 +87,35 @@ def table_of(stream: Readable, name: str, file_format: Format | None = None, *, 
         return _of_objects(name, kind, json_array(source))
     if kind == "jsonl":
         return _of_objects(name, kind, json_lines(source))
-    if kind == "tsv":
-        return _of_cells(name, kind, tsv_rows(name, source.lines()))
+    lines, first = source.lines(), 1
     stated = stated_separator(source.sample)
-    lines = source.lines()
     if stated is not None:
         next(lines)
-        return _of_cells(name, kind, csv_rows(name, lines, stated, first=2))
-    return _of_cells(name, kind, csv_rows(name, lines, separator_of(name, source.sample, wanted)))
+        first = 2
+    separator = stated or ("\t" if kind == "tsv" else separator_of(name, source.sample, wanted))
+    if kind == "tsv" and separator == "\t":
+        return _of_cells(name, kind, separator, tsv_rows(name, lines, first))
+    return _of_cells(name, kind, separator, csv_rows(name, lines, separator, first))
 
 
-def _of_cells(name: str, kind: Format, rows: Cells) -> Table:
+def _of_cells(name: str, kind: Format, separator: str, rows: Cells) -> Table:
     """Return the table whose first row names the columns."""
     first_line, header = next(rows, (1, []))
     columns = [column for column in header if column.strip()]
     if not columns:
         raise TableError(name, f"expected a first line of column names, got {'only blank ones' if header else 'nothing'}")
-    if len(set(columns)) != len(columns):
-        repeated = next(column for column in columns if columns.count(column) > 1)
-        raise TableError(name, f"expected different column names, got {shown(repeated)} more than once", first_line)
+    if (again := repeated(columns)) is not None:
+        raise TableError(name, f"expected different column names, got {shown(again)} more than once", first_line)
 
     def entries() -> Iterator[tuple[int, dict[str, Any]]]:
         for line, cells in rows:
+            if not any(cell.strip() for cell in cells):
+                continue  # no value in any column, even if each is written in quotes
             if len(cells) != len(header):
                 raise TableError(name, f"expected {len(header)} values as in the header, got {len(cells)}", line)
             yield line, {column: cell for column, cell in zip(header, cells, strict=True) if column.strip()}
 
-    return Table(name, kind, tuple(columns), entries())
+    return Table(name, kind, tuple(columns), entries(), Layout(separator, tuple(header)))
 
 
 def _of_objects(name: str, kind: Format, objects: Iterator[tuple[int, dict[str, Any]]]) -> Table:

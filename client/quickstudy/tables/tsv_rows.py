@@ -13,12 +13,12 @@ from itertools import chain
 from quickstudy.tables.csv_rows import Cells, csv_row, csv_rows
 
 
-def tsv_rows(name: str, lines: Iterator[str]) -> Cells:
+def tsv_rows(name: str, lines: Iterator[str], first: int = 1) -> Cells:
     """Yield the rows of TSV, the header first. Lines that are empty, or have only tabs, are left out.
 
-    Raises TableError as `csv_rows` does, for lines that are read like CSV.
+    `first`: the number of the first line. Raises TableError as `csv_rows` does, for lines that are read like CSV.
     """
-    number = 1
+    number = first
     for header in lines:
         if header.lstrip("\t ").startswith('"'):
             yield from csv_rows(name, chain((header,), lines), "\t", number)

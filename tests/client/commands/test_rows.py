@@ -78,7 +78,8 @@ def test_written_rows_are_read_back(kind: Format, rows: list[tuple[str, str]]) -
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(buffer.getvalue().encode())))
         with open_rows("-", kind) as found:
-            assert [(row["text"], row["label"]) for _, row in found.entries] == rows
+            with_a_value = [row for row in rows if "".join(row).strip()]
+            assert [(row["text"], row["label"]) for _, row in found.entries] == with_a_value
 
 
 def refused(path: Path) -> list[str]:
@@ -106,6 +107,15 @@ def test_a_label_that_looks_like_several_gets_a_hint_and_is_sent(tmp_path: Path,
     hint, error = refused(path)
     assert hint == f"hint: {path}, line {line}: the label {label} looks like several labels; an example has one label"
     assert error == "error: refused"
+
+
+@pytest.mark.parametrize("folder", ["\x1b[31mred\x07", "very long " * 20])
+def test_a_hint_is_one_short_line_whatever_the_name_of_the_file(tmp_path: Path, folder: str) -> None:
+    path = tmp_path / folder / f"{folder}.csv"
+    path.parent.mkdir()
+    path.write_text(f"text,label\na,{'x' * 70}\nb,y\nc,{'x' * 70};y\n")
+    hint, _ = refused(path)
+    assert hint.startswith("hint: ") and ", line 4: the label" in hint and hint.isprintable() and len(hint) <= 300
 
 
 @pytest.mark.parametrize("labels", [["gym/off", "gym/on"], ["a;b", "c;d"], ["(x)", "[y]"], ["C++", "C", "R&D"]])

@@ -201,3 +201,12 @@ def test_array_tasks_are_seeded_disjoint_and_rotated() -> None:
         assert set(drawn) <= rotated and len(set(drawn)) == len(drawn)
     with pytest.raises(DataError, match="needs 17 classes of 5 examples; it has 16, the smallest of 6"):
         sampler.tasks(0, EpisodeShape(17, 2, 3), 1)
+
+
+@pytest.mark.parametrize("name", ["\x1b[31mred\x07.csv", "very long " * 20 + ".csv"])
+def test_a_warning_about_labels_is_one_short_line(tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str) -> None:
+    (tmp_path / name).write_text("text,label\na,x\nb,y\nc,x;y\n")
+    with caplog.at_level("WARNING"):
+        read_table(tmp_path / name)
+    (message,) = caplog.messages
+    assert ":4: the label 'x;y' looks like" in message and message.isprintable() and len(message) <= 300
