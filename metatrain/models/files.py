@@ -52,6 +52,11 @@ def _printable(text: str) -> str:
     return "".join(char if char.isprintable() else " " for char in text)
 
 
+def quoted(text: str, most: int) -> str:
+    """Return at most `most` characters of a text, in quotes, for a message."""
+    return repr(text if len(text) <= most else text[: most - 1] + "…")
+
+
 @contextmanager
 def errors_of(folder: Path, what: str = "") -> Iterator[None]:
     """Raise BaseModelError in place of any error of the libraries that read a model's files.

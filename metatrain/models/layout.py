@@ -11,11 +11,12 @@ from pathlib import Path, PurePosixPath
 from typing import Any, get_args
 
 from metatrain.errors import BaseModelError
-from metatrain.models.files import not_loadable, read_json, read_object, read_object_if_present, reason_of
+from metatrain.models.files import not_loadable, quoted, read_json, read_object, read_object_if_present, reason_of
 from metatrain.models.modules import ACTIVATIONS, Module, Normalize, Truncate, load_dense, load_layer_norm
 from metatrain.models.pooling import PoolingName
 
 _MODULES_FILE = "modules.json"
+_MOST_CHARS = 60
 _SETTINGS_FILE = "config_sentence_transformers.json"
 _POOLING_FOLDER = "1_Pooling"
 _PACKAGE = "sentence_transformers."
@@ -92,7 +93,7 @@ def _listed(root: Path) -> list[tuple[str, str]]:
         if not isinstance(kind, str) or not isinstance(path, str):
             raise not_loadable(root, f"{_MODULES_FILE}: module {position} has no type or no path")
         if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
-            raise not_loadable(root, f"{_MODULES_FILE}: module {position}: path {_shortened(path)} leaves the folder")
+            raise not_loadable(root, f"{_MODULES_FILE}: module {position}: path {quoted(path, _MOST_CHARS)} leaves the folder")
         _check_path(root, position, path)
         name = kind.rpartition(".")[2]
         if not kind.startswith(_PACKAGE) or name not in MODULES:
@@ -113,11 +114,9 @@ def _check_path(root: Path, position: int, path: str) -> None:
     except (FileNotFoundError, NotADirectoryError):
         return
     except (OSError, ValueError) as error:
-        raise not_loadable(root, f"{_MODULES_FILE}: module {position}: path {_shortened(path)}: {reason_of(error)}") from error
-
-
-def _shortened(path: str) -> str:
-    return repr(path if len(path) <= 60 else path[:59] + "…")
+        raise not_loadable(
+            root, f"{_MODULES_FILE}: module {position}: path {quoted(path, _MOST_CHARS)}: {reason_of(error)}"
+        ) from error
 
 
 def _without_final_normalisation(layout: Layout) -> Layout:

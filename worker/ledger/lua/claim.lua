@@ -38,11 +38,16 @@ local function has_initialization(record, digests)
   return redis.call('EXISTS', ARGV[6] .. wanted) == 1
 end
 
+-- Returns true for a job that no worker holds: it is queued, or its worker was lost.
+local function is_free(status, lease_until)
+  return status == 'queued' or (status == 'running' and tonumber(lease_until) < now)
+end
+
 local function verdict(member)
   local record = record_of(member)
   local status, lease_until, attempts, queue = unpack(redis.call('HMGET', record, 'status', 'lease_until', 'attempt', 'queue'))
   if not status then return 'no_record' end
-  if status ~= 'queued' and not (status == 'running' and tonumber(lease_until) < now) then return 'not_claimable' end
+  if not is_free(status, lease_until) then return 'not_claimable' end
   local digests = queues[queue or '']
   if not digests then return 'not_claimable' end  -- the job needs another base model or precision
   if not is_readable(record) or not has_initialization(record, digests) then return 'not_claimable' end
@@ -65,8 +70,7 @@ local function job_of(queue, tenant)
     left_to_read = left_to_read - 1
     local status, its_queue, attempts, pass_key, lease_until =
       unpack(redis.call('HMGET', record_of(member), 'status', 'queue', 'attempt', 'kin', 'lease_until'))
-    local is_lost = status == 'running' and tonumber(lease_until) < now
-    if not (status == 'queued' or is_lost) or (its_queue or '') ~= queue then
+    if not is_free(status, lease_until) or (its_queue or '') ~= queue then
       wait_no_more(queue, member)
     elseif ARGV[7] ~= 'pass' or (pass_key == ARGV[9] and attempts == '0') then
       local found = verdict(member)
@@ -104,17 +108,17 @@ local function choose()
     end
     return queue, member or named, found or 'not_claimable', false
   end
-  local is_free = verdict_of_named == 'claimable' or verdict_of_named == 'attempts_used_up'
+  local may_be_taken = verdict_of_named == 'claimable' or verdict_of_named == 'attempts_used_up'
   queue_lost_jobs()
   local since = waits_since(queue, named)
-  if is_free and not since then return queue, named, verdict_of_named, false end
+  if may_be_taken and not since then return queue, named, verdict_of_named, false end
   local queue_order = {queue}
   for other in pairs(queues) do if other ~= queue then table.insert(queue_order, other) end end
   for _, each in ipairs(queue_order) do
     local member, found = next_in_turn(each)
     if member then return each, member, found, true end
   end
-  if is_free and since <= now then return queue, named, verdict_of_named, true end
+  if may_be_taken and since <= now then return queue, named, verdict_of_named, true end
   return queue, named, 'not_claimable', false
 end
 
