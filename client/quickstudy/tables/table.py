@@ -109,7 +109,7 @@ def _of_cells(name: str, kind: Format, separator: str, rows: Cells) -> Table:
 
     def entries() -> Iterator[tuple[int, dict[str, Any]]]:
         for line, cells in rows:
-            if not any(cell.strip() for cell in cells):
+            if len(cells) > 1 and not any(cell.strip() for cell in cells):
                 continue  # no value in any column, even if each is written in quotes
             if len(cells) != len(header):
                 raise TableError(name, f"expected {len(header)} values as in the header, got {len(cells)}", line)

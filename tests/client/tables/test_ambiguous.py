@@ -83,6 +83,13 @@ def test_quoted_rows_without_any_value_are_left_out(name: str, separator: str) -
     assert [(line, text) for line, text, _ in read(content, name)] == [(2, "shut it"), (4, "how much?")]
 
 
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
+def test_a_quoted_blank_of_a_single_column_is_a_row(name: str) -> None:
+    """Predictions are written row by row, so a text that is missing must not shift the rows after it."""
+    table = table_of(io.BytesIO(b'text\nshut it\n""\n" "\n\nhow much?\n'), name)
+    assert [(line, row["text"]) for line, row in table.entries] == [(2, "shut it"), (3, ""), (4, " "), (6, "how much?")]
+
+
 @pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a", "a.txt"])
 @pytest.mark.parametrize(
     ("first", "separator"),
