@@ -2,14 +2,22 @@
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from metatrain.errors import BaseModelError
+from metatrain.models.loading import describe_base, load_base
+
 OLD = "sentence_transformers.models."
+CPU = torch.device("cpu")
+Change = Callable[[Path], Any]
+"""A change to a model's folder, such as a file that is cut."""
 
 
 def copied(folder: Path, to: Path) -> Path:
@@ -48,3 +56,26 @@ def change_weights(folder: Path, changes: Mapping[str, Tensor | None], *, prefix
     weights |= {name: tensor for name, tensor in changes.items() if tensor is not None}
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     return folder
+
+
+def refusals(folder: Path) -> list[str]:
+    """Return the messages with which a folder is refused, with its weights and by its description alone."""
+    found = []
+    for read in (load_base, describe_base):
+        with pytest.raises(BaseModelError) as error:
+            read(str(folder), precision="float32", device=CPU)
+        message = str(error.value)
+        assert message.startswith("base.model: ") and len(message) < 300 and message.isprintable(), message
+        found.append(message)
+    return found
+
+
+def pointer(name: str) -> Change:
+    """Return the change of a file to a Git LFS pointer."""
+    content = "version https://git-lfs.github.com/spec/v1\noid sha256:53aa\nsize 90868376\n"
+    return lambda folder: (folder / name).write_text(content)
+
+
+def text(name: str, content: str | bytes) -> Change:
+    """Return the change of a file to this content."""
+    return lambda folder: (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)

@@ -6,18 +6,20 @@ hand. Every function here raises BaseModelError for such a file, with a message 
 
 import hashlib
 import json
+import os.path
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from quickstudy.one_line import shown_path
 from safetensors import SafetensorError, safe_open
 
 from metatrain.errors import BaseModelError
 
-_MOST_CHARS = 280
-_MOST_PATH_CHARS = 140
+_MOST_PATH_CHARS, _MOST_REASON_CHARS = 80, 130
+"""The most characters of a folder, of which the end is shown, and of a library's message, of which the beginning is shown."""
 _LFS_POINTER = b"version https://git-lfs"
 
 
@@ -36,32 +38,15 @@ class StoredTensor(NamedTuple):
 
 
 def not_loadable(folder: Path, problem: str) -> BaseModelError:
-    """Return the error for a model folder that cannot be used.
-
-    Its message is one line of at most 280 characters.
-    """
-    place = _printable(str(folder))
-    if len(place) > _MOST_PATH_CHARS:
-        place = "…" + place[1 - _MOST_PATH_CHARS :]
-    message = f"base.model: {place} does not load as a text encoder: {_printable(problem)}"
-    return BaseModelError(message if len(message) <= _MOST_CHARS else message[: _MOST_CHARS - 1] + "…")
-
-
-def _printable(text: str) -> str:
-    """Replace line breaks and other characters that cannot be printed, because a message must be one line."""
-    return "".join(char if char.isprintable() else " " for char in text)
-
-
-def quoted(text: str, most: int) -> str:
-    """Return at most `most` characters of a text, in quotes, for a message."""
-    return repr(text if len(text) <= most else text[: most - 1] + "…")
+    """Return the error for a model folder that cannot be used."""
+    return BaseModelError(f"base.model: {shown_path(folder, _MOST_PATH_CHARS)} does not load as a text encoder: {problem}")
 
 
 @contextmanager
 def errors_of(folder: Path, what: str = "") -> Iterator[None]:
     """Raise BaseModelError in place of any error of the libraries that read a model's files.
 
-    They raise errors of many unrelated types for a file that they cannot use. `what`: the file or the step, for the message.
+    They raise errors of many unrelated types for a file that they cannot use. `what`: the files, for the message.
     """
     try:
         yield
@@ -71,8 +56,12 @@ def errors_of(folder: Path, what: str = "") -> Iterator[None]:
         # A panic in the Rust code of a library is not an Exception, and its class cannot be imported.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        reason = lines[0] if lines else type(error).__name__
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        reason = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+        if len(reason) > _MOST_REASON_CHARS:
+            reason = f"{reason[:_MOST_REASON_CHARS]}…"
+        if isinstance(error, LookupError | TypeError | AttributeError):  # the message alone may be no more than the name of a key
+            reason = f"an entry is missing, or its type or value is not supported ({type(error).__name__}: {reason})"
         raise not_loadable(folder, f"{what}: {reason}" if what else reason) from error
 
 
@@ -105,7 +94,16 @@ def read_object(folder: Path, name: str) -> dict[str, Any]:
 
 def read_object_if_present(folder: Path, name: str) -> dict[str, Any]:
     """Return the content of a JSON file as `read_object` does, or an empty dict if there is no such file."""
-    return read_object(folder, name) if (folder / name).is_file() else {}
+    return read_object(folder, name) if is_present(folder, name) else {}
+
+
+def is_present(folder: Path, name: str) -> bool:
+    """Return True if a model folder has such a file, or a link to nothing in its place.
+
+    Such a link is left by an incomplete download; its file is then an error when it is read, and does not count as absent.
+    """
+    path = folder / name
+    return os.path.lexists(path) or (path.parent.is_symlink() and not path.parent.exists())
 
 
 def _kind_of(content: Any) -> str:
@@ -113,12 +111,12 @@ def _kind_of(content: Any) -> str:
 
 
 def check_no_pointer(folder: Path, name: str) -> None:
-    """Raise BaseModelError if the file `name` is a Git LFS pointer, or if it is there and cannot be read."""
+    """Raise BaseModelError if a file is a Git LFS pointer, or if it is present and cannot be read."""
+    if not is_present(folder, name):
+        return
     try:
         with (folder / name).open("rb") as file:
             _check_no_pointer(folder, name, file.read(len(_LFS_POINTER)))
-    except FileNotFoundError:
-        return
     except OSError as error:
         raise not_loadable(folder, f"{name}: {reason_of(error)}") from error
 

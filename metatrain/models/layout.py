@@ -10,8 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, get_args
 
+from quickstudy.one_line import shown
+
 from metatrain.errors import BaseModelError
-from metatrain.models.files import not_loadable, quoted, read_json, read_object, read_object_if_present, reason_of
+from metatrain.models.files import is_present, not_loadable, read_json, read_object, read_object_if_present, reason_of
 from metatrain.models.modules import ACTIVATIONS, Module, Normalize, Truncate, load_dense, load_layer_norm
 from metatrain.models.pooling import PoolingName
 
@@ -61,9 +63,9 @@ def read_layout(root: Path) -> Layout:
 
     Raises BaseModelError if a file is broken, or if it states something that this package does not reproduce.
     """
-    if not (root / _MODULES_FILE).is_file():
+    if not is_present(root, _MODULES_FILE):
         implied = _transformer(Layout(root, root, stated=False), "")
-        return _pooling(implied, _POOLING_FOLDER) if (root / _POOLING_FOLDER / "config.json").is_file() else implied
+        return _pooling(implied, _POOLING_FOLDER) if is_present(root, f"{_POOLING_FOLDER}/config.json") else implied
     layout = Layout(root, root, stated=True)
     for position, (kind, path) in enumerate(_listed(root)):
         if (kind == "Transformer") != (position == 0):
@@ -93,7 +95,7 @@ def _listed(root: Path) -> list[tuple[str, str]]:
         if not isinstance(kind, str) or not isinstance(path, str):
             raise not_loadable(root, f"{_MODULES_FILE}: module {position} has no type or no path")
         if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
-            raise not_loadable(root, f"{_MODULES_FILE}: module {position}: path {quoted(path, _MOST_CHARS)} leaves the folder")
+            raise not_loadable(root, f"{_MODULES_FILE}: module {position}: path {shown(path, _MOST_CHARS)} leaves the folder")
         _check_path(root, position, path)
         name = kind.rpartition(".")[2]
         if not kind.startswith(_PACKAGE) or name not in MODULES:
@@ -115,7 +117,7 @@ def _check_path(root: Path, position: int, path: str) -> None:
         return
     except (OSError, ValueError) as error:
         raise not_loadable(
-            root, f"{_MODULES_FILE}: module {position}: path {quoted(path, _MOST_CHARS)}: {reason_of(error)}"
+            root, f"{_MODULES_FILE}: module {position}: path {shown(path, _MOST_CHARS)}: {reason_of(error)}"
         ) from error
 
 
@@ -207,7 +209,7 @@ def _file_in(path: str, name: str) -> str:
 
 def _transformer(layout: Layout, path: str) -> Layout:
     """Read a transformer: its folder, the maximum length, and lower-casing."""
-    name = next((name for name in _TRANSFORMER_FILES if (layout.root / path / name).is_file()), None)
+    name = next((name for name in _TRANSFORMER_FILES if is_present(layout.root, _file_in(path, name))), None)
     values = read_object(layout.root, _file_in(path, name)) if name else {}
     found = _Settings(layout.root, _file_in(path, name or ""), values)
     found.check_keys({"max_seq_length", "do_lower_case", *_TRANSFORMER_VALUES, *_TRANSFORMER_OPTIONS, *_UNUSED_SETTINGS})

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from quickstudy.one_line import shown
 from tokenizers import normalizers
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer
@@ -15,7 +16,7 @@ from metatrain.models import source
 from metatrain.models.backbone import Attention
 from metatrain.models.base import Base
 from metatrain.models.description import UnloadedBase
-from metatrain.models.files import check_no_pointer, errors_of, not_loadable, read_object, read_object_if_present
+from metatrain.models.files import check_no_pointer, errors_of, is_present, not_loadable, read_object, read_object_if_present
 from metatrain.models.inputs.text import SHORTEST_LIMIT, TextInputs, TextSpec, closing_tokens
 from metatrain.models.layout import Layout, read_layout
 from metatrain.models.modules import Module
@@ -26,6 +27,8 @@ from metatrain.models.weights import describe_model, has_fused_attention, load_m
 _DEFAULT_POSITIONS = 512
 _OLD_POOLINGS = ("mean", "cls")
 _TOKENIZER_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+_CODE = ("AutoModel", "AutoConfig", "AutoTokenizer")
+"""The entries of `auto_map` that features depend on; others define heads."""
 _PROBE_TEXT = "a row of a few words"
 
 
@@ -54,7 +57,9 @@ def load_base(
         slow = device.type == "cpu" and dtype == torch.bfloat16
         attention = "eager" if slow or not has_fused_attention(files.config) else "sdpa"
     model = load_model(files.layout.transformer, files.config, dtype=dtype, attention=attention)
-    return text_base(model.to(device), files.tokenizer, files.spec, attention=attention, modules=files.layout.modules)
+    base = text_base(model.to(device), files.tokenizer, files.spec, attention=attention, modules=files.layout.modules)
+    _check_sample(base, files.layout)
+    return base
 
 
 def describe_base(
@@ -92,16 +97,18 @@ def _files(name: str, max_length: int | None, hub: source.Hub) -> _TextFiles:
     cast(Any, transformers_logging).disable_progress_bar()
     layout = read_layout(source.locate(name, hub))
     folder = layout.transformer
+    if is_present(folder, "adapter_config.json"):
+        raise not_loadable(folder, "it is a PEFT adapter (adapter_config.json); merge it into its model and save that")
     digest = source.weights_digest(folder)
     source.check_known_weights(name, digest)
     tokenizer_digest = source.tokenizer_digest(folder)
-    read_object(folder, "config.json")
+    _check_no_code(folder)
     with errors_of(folder, "config.json"):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     _check_config(folder, config, parameters=len(tensors_in(folder)))
     for file in _TOKENIZER_FILES:
         check_no_pointer(folder, file)
-    with errors_of(folder, "tokenizer"):
+    with errors_of(folder, "tokenizer files"):
         tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True, trust_remote_code=False, local_files_only=True)
     _check_tokenizer(layout, tokenizer)
     spec = TextSpec(
@@ -118,6 +125,35 @@ def _files(name: str, max_length: int | None, hub: source.Hub) -> _TextFiles:
     )
     _check_features(layout, config, tokenizer)
     return _TextFiles(layout, config, tokenizer, _with_settings(spec, folder))
+
+
+def _check_no_code(folder: Path) -> None:
+    """Raise BaseModelError if the model or its tokenizer is defined by code of its own.
+
+    Such code is never run. The stock class of the same type would load, and its features would not be those that the authors meant.
+    """
+    files = {"config.json": read_object(folder, "config.json")}
+    files["tokenizer_config.json"] = read_object_if_present(folder, "tokenizer_config.json")
+    for file, content in files.items():
+        named = content.get("auto_map") or {}
+        code = next((named[kind] for kind in _CODE if kind in named), None) if isinstance(named, dict) else named
+        if code is not None:
+            raise not_loadable(
+                folder,
+                f"{file}: auto_map names code of the model's own ({shown(code)}), which is not run; "
+                "remove auto_map if the class of transformers gives the same features",
+            )
+
+
+def _check_sample(base: Base, layout: Layout) -> None:
+    """Raise BaseModelError unless a few texts have features of length 1.
+
+    Weights with NaN or zeros give others.
+    """
+    with torch.no_grad(), errors_of(layout.root, "a run of the model"):
+        lengths = base.features(None, base.inputs.collate(base.inputs.sample())).norm(dim=-1)
+    if not bool((lengths > 0.5).all()):  # also False for NaN
+        raise not_loadable(layout.root, "its features are not finite or all zero, so its weights are damaged or were never set")
 
 
 def _with_settings(spec: TextSpec, folder: Path) -> TextSpec:
@@ -156,7 +192,7 @@ def _check_tokenizer(layout: Layout, tokenizer: Any) -> None:
     if not isinstance(longest, int | float) or not longest >= SHORTEST_LIMIT:
         expected = f"expected a number of at least {SHORTEST_LIMIT}"
         raise not_loadable(folder, f"tokenizer_config.json: model_max_length: {expected}, got {longest!r}")
-    with errors_of(folder, "tokenizer"):  # some errors in tokenizer.json show only in a call
+    with errors_of(folder, "tokenizer files"):  # some errors in tokenizer.json show only in a call
         tokenizer([_PROBE_TEXT, _PROBE_TEXT[0], layout.prompt], truncation=False, padding=False, verbose=False)
 
 

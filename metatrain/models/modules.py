@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from metatrain.models.files import StoredTensor, errors_of, file_sha256, not_loadable, stored_tensors
+from metatrain.models.files import StoredTensor, errors_of, file_sha256, is_present, not_loadable, stored_tensors
 
 WEIGHTS = "model.safetensors"
 
@@ -194,7 +194,7 @@ def _load(root: Path, path: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[
     Raises BaseModelError unless they have these names and shapes.
     """
     file = f"{path}/{WEIGHTS}"
-    if not (root / file).is_file():
+    if not is_present(root, file):
         raise not_loadable(root, f"{path} has no {WEIGHTS} (other weight formats can carry code and are not read)")
     _check_tensors(root, file, stored_tensors(root, file), shapes)
     with errors_of(root, file):

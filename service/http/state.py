@@ -96,7 +96,10 @@ class ServiceState:
                 if init is not None and init.readout == kind.readout:
                     return deployed, init
         available = {name for each in candidates for name, init in self.named(each).items() if init.readout == kind.readout}
-        raise InvalidRequest("initialization", f"one of {', '.join(sorted(available))}", name)
+        expected = f"one of {', '.join(sorted(available))}"
+        if name == "default":  # what a request asks for that names none
+            expected += " (none is trained for this base model and named default; `metatrain train` makes one)"
+        raise InvalidRequest("initialization", expected, name)
 
     def _pointed_at(self, deployed: Deployed, name: str) -> Initialization | None:
         """Return the initialization that a pointer gives to a name, or None if the name has no pointer.

@@ -106,8 +106,10 @@ def run_predictor(settings: ServiceSettings, url: str) -> None:
         sys.exit(f"error: --listen {url}: {error.strerror}")
 
 
-def run(settings: ServiceSettings, listening: socket.socket) -> None:
+def run(settings: ServiceSettings, listening: socket.socket, *, loaded: Callable[[], None] = lambda: None) -> None:
     """Run the HTTP service on the socket `listening` until SIGINT or SIGTERM.
+
+    `loaded`: called once the base models and initializations are loaded.
 
     Requests that started before the signal are still answered, for up to STOP_SECONDS; new ones get 503. Exits with a one-line
     message and status 1 if a base model or an initialization cannot be loaded, or if there is no API key and the service may
@@ -123,6 +125,7 @@ def run(settings: ServiceSettings, listening: socket.socket) -> None:
     # Where another process predicts, this one needs no weights: 90 MB for the default base model.
     residents: Sequence[Resident[BaseDescription]]
     residents = _exiting(load_residents if settings.predictor_url is None else describe_residents, settings)
+    loaded()
     app = create_app(settings, residents)
     resume_collection()
     _Server(_config(app, settings), app, settings.stop_seconds).run(sockets=[listening])

@@ -48,12 +48,15 @@ class StandaloneError(Exception):
 
 
 @contextlib.contextmanager
-def standalone(data_dir: Path, listening: socket.socket) -> Iterator[str]:
-    """Run the embedded Redis server and one worker during the `with` block. Yield the server's URL.
+def standalone(data_dir: Path, listening: socket.socket) -> Iterator[tuple[str, Callable[[], None]]]:
+    """Run the embedded Redis server and one worker during the `with` block.
+
+    Yield the server's URL, and a function to call once the service has loaded its base models. From then on, a server or worker
+    that dies is restarted. Before, a base model that does not load ends both processes, and only the service says why.
 
     `data_dir` has the server's append-only file, from which it restores queue, records and weights at the next start. `listening`
-    is the service's HTTP socket, which the forked worker closes in its own process. A server or worker that dies is restarted.
-    Raises StandaloneError if `data_dir` is in use, belongs to another user or cannot be created, or if the server does not start.
+    is the service's HTTP socket, which the forked worker closes in its own process. Raises StandaloneError
+    if `data_dir` is in use, belongs to another user or cannot be created, or if the server does not start.
     """
     try:
         prepare_data_folder(data_dir)
@@ -81,7 +84,10 @@ def standalone(data_dir: Path, listening: socket.socket) -> Iterator[str]:
         os.environ["REDIS_URL"] = url
         from worker.__main__ import main
 
-        main()
+        try:
+            main()
+        except SystemExit as end:
+            sys.exit(1 if isinstance(end.code, str) else end.code)  # the service loads the same files and prints the same line
 
     server = _Child("redis", _spawn(_server_command(data_dir, sockets / "redis.sock"), log_file=data_dir / "redis.log"))
     worker = _Child("worker", _spawn([sys.executable, "-m", "worker"], {"REDIS_URL": url}), first=lambda: _Fork(run_worker))
@@ -96,8 +102,7 @@ def standalone(data_dir: Path, listening: socket.socket) -> Iterator[str]:
         importlib.import_module("worker.runtime")  # imported before the fork, because service and worker both need it
         worker.start()  # does not wait for the server, because the worker needs it only after loading its base models
         _wait_for(url, server)
-        supervisor.start()
-        yield url
+        yield url, supervisor.start
     finally:
         stopping.set()
         if supervisor.ident is not None:

@@ -61,8 +61,8 @@ class Inputs(Protocol):
     def sample(self) -> Sequence[Any]:
         """Return three rows of unequal length, with which the model's architecture is tested."""
 
-    def longest(self) -> Any:
-        """Return a row of the maximum length."""
+    def longest(self, at_most: int) -> Row:
+        """Return a row of the maximum length, or of length `at_most` if that is less."""
 
 
 __all__ = ["AnySpec", "Inputs", "Row", "Seen", "TextInputs", "TextSpec"]

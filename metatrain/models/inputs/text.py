@@ -218,8 +218,8 @@ class TextInputs:
     def sample(self) -> list[TextRow]:
         return self.encode(_SAMPLE)
 
-    def longest(self) -> TextRow:
-        return self.encode([_SAMPLE[-1] * self.spec.max_length])[0]
+    def longest(self, at_most: int) -> TextRow:
+        return self.encode([_SAMPLE[-1] * min(at_most, self.spec.max_length)], at_most)[0]
 
     def _padded_noise(self, noise: Mapping[int, NDArray[np.float32]], members: Sequence[int], length: int) -> Tensor:
         padded = torch.zeros(len(members), length, self.width)

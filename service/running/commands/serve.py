@@ -65,12 +65,12 @@ def serve(host: str, port: int, data_dir: Path, without_keys: bool, tied: int | 
             raise SettingsError("REDIS_PASSWORD_FILE: expected REDIS_URL beside it: the embedded server has no password")
         for number in _EXIT_STATUS:  # until uvicorn installs its handlers, which stop the children too
             signal.signal(number, stop)
-        with standalone(data_dir.expanduser(), listening) as url:
+        with standalone(data_dir.expanduser(), listening) as (url, supervise):
             from service.running.serving import run
 
             if stopped:  # the exception of `stop` was lost in the import of a library
                 sys.exit(stopped[0])
-            run(settings.model_copy(update={"redis_url": url}), listening)
+            run(settings.model_copy(update={"redis_url": url}), listening, loaded=supervise)
     except (SettingsError, StandaloneError, MetatrainError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:

@@ -86,9 +86,9 @@ def test_the_python_code_of_the_readme_and_the_client_page_runs(
 
 def test_adapt_with_and_without_dry_run(service: Served, adapter: str) -> None:
     shown = run_ok(service.url, "adapt", EXAMPLES, "--dry-run", "--name", "library")
-    assert shown.startswith(f"{adapter} ready, 25 examples, 10 steps\n") and re.search(r"^renew +5$", shown, re.M)
+    assert shown.startswith(f"{adapter} ready, 40 examples, 10 steps\n") and re.search(r"^renew +8$", shown, re.M)
     dry = read_json(service.url, "adapt", EXAMPLES, "--dry-run", "--steps", "3")
-    assert dry["status"] == "new" and dry["steps"] == 3 and dry["labels"]["fines"] == 5
+    assert dry["status"] == "new" and dry["steps"] == 3 and dry["labels"]["fines"] == 8
     lines = "".join(
         json.dumps({"input": f"{word} please", "label": word, "n": i}) + "\n" for i, word in enumerate(["stop", "go"] * 2)
     )
@@ -147,7 +147,7 @@ def test_an_error_in_a_row_names_the_file_and_the_line(service: Served, adapter:
 
 def test_adapters_are_listed_shown_scored_and_deleted(service: Served, adapter: str) -> None:
     listed = run_ok(service.url, "adapters", "list", "--tag", "en")
-    assert re.search(rf"^{adapter} +ready +library +en +5 +25 +\d", listed, re.M)
+    assert re.search(rf"^{adapter} +ready +library +en +5 +40 +\d", listed, re.M)
     assert [entry["adapter_id"] for entry in read_json(service.url, "adapters", "list", "--name", "library")] == [adapter]
     shown = run_ok(service.url, "adapters", "show", adapter)
     assert re.search(r"^labels +fines, membership, opening_hours, renew, reserve$", shown, re.M)
@@ -155,7 +155,7 @@ def test_adapters_are_listed_shown_scored_and_deleted(service: Served, adapter: 
     assert run_ok(service.url, "adapters", "pin", adapter) == f"{adapter} pinned\n"
     assert run_ok(service.url, "adapters", "unpin", adapter) == f"{adapter} unpinned\n"
     scored = run_ok(service.url, "adapters", "score", adapter, EXAMPLES)
-    assert re.match(r"25 examples, accuracy \d+\.\d%, macro F1 \d\.\d{3}\n", scored) and re.search(
+    assert re.match(r"40 examples, accuracy \d+\.\d%, macro F1 \d\.\d{3}\n", scored) and re.search(
         r"^renew +\d\.\d{3}", scored, re.M
     )
     score = read_json(service.url, "adapters", "score", adapter, EXAMPLES)

@@ -136,11 +136,19 @@ def test_shared_texts_and_renamed_classes_are_removed() -> None:
     kept, removals = without_overlap([train], [held_out])
     assert kept[0].texts == {"new": tuple(f"new {i}" for i in range(30))}
     assert [removal.message_with_example for removal in removals] == [
-        "t/same: class removed: 2 of 3 texts are in h/greet too, so both count as one class; 'Hello, there!' is "
+        "t/same: class removed: 2 of 3 texts (more than 5 %) are in h/greet too, so both count as one class; 'Hello, there!' is "
         "'hello there' there",
         "t/new: 1 of 31 texts removed: h/leave or another class has them too; 'Bye.' is 'bye' there",
     ]
     assert "Bye" not in removals[1].message and removals[1].message_with_example.startswith(removals[1].message)
+
+
+@pytest.mark.parametrize(("texts", "left"), [(19, 0), (20, 19)])
+def test_one_shared_text_removes_a_class_of_fewer_than_20_texts(texts: int, left: int) -> None:
+    train = Dataset("t", {"thanks": ("Thank you!", *(f"text {i}" for i in range(texts - 1))), "other": ("unlike",)})
+    kept, (removal,) = without_overlap([train], [Dataset("h", {"greet": ("thank you", "hi")})])
+    assert len(kept[0].texts.get("thanks", ())) == left
+    assert ("class removed: 1 of 19 texts (more than 5 %) are in h/greet too" in removal.message) == (left == 0)
 
 
 def test_a_class_without_any_text_left_is_removed() -> None:
@@ -203,7 +211,8 @@ def test_an_error_about_validation_data_is_true_and_gives_the_reason(tiny_folder
         read_data(recipe(tiny_folder, data=few, validation=validation), tmp_path)
     assert str(error.value) == (
         "data.valid: expected a set of 3 classes (validation.ways), got at most 2 that other data do not have. shared/hello: class "
-        "removed: 1 of 1 texts are in train/greet too, so both count as one class; 'hello there' is 'Hello, there!' there"
+        "removed: 1 of 1 texts (more than 5 %) are in train/greet too, so both count as one class; 'hello there' is "
+        "'Hello, there!' there"
     )
     few["train"], few["held_out"] = (
         few["valid"],

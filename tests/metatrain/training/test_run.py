@@ -181,7 +181,8 @@ def test_training_excludes_held_out_and_validation_data(tiny_folder: Path, tmp_p
     assert list(train_sets[0].texts) == ["a"]
     assert list(valid_sets[0].texts) == ["c", "d", "e"]
     assert [removal.message_with_example for removal in dropped] == [
-        "main/b: class removed: 20 of 20 texts are in twin/b again too, so both count as one class; 'b 0' is 'B 0!' there"
+        "main/b: class removed: 20 of 20 texts (more than 5 %) are in twin/b again too, so both count as one class; 'b 0' is "
+        "'B 0!' there"
     ]
     data["valid"] = [{"path": "main.jsonl", "labels": ["b", "c"]}]
     with pytest.raises(DataError, match=r"data\.train and data\.valid: class 'b' of main is on both sides"):

@@ -54,7 +54,9 @@ def test_the_defaults_of_version_1_become_explicit(
 def test_the_error_for_a_recipe_without_a_version_names_the_upgrade_command(tmp_path: Path) -> None:
     path = tmp_path / "old.yaml"
     path.write_text(yaml.safe_dump({"name": "tiny", "algorithm": {"name": "maml"}, "data": DATA}))
-    with pytest.raises(RecipeError, match=r"version: expected 2, got none; .*`metatrain upgrade .*old\.yaml` rewrites it"):
+    with pytest.raises(
+        RecipeError, match=r"version: expected 2, got none; .*`metatrain upgrade .*old\.yaml` prints it in version 2"
+    ):
         read_recipe(path)
     result = CliRunner().invoke(main, ["upgrade", str(path)])
     assert result.exit_code == 0, result.output
