@@ -2,11 +2,13 @@
 
 from collections.abc import Iterable, Iterator
 
+from quickstudy.one_line import shown
+
 from service.http.schemas import Warned
 
 MOST_OF_A_SORT = 10
 """How many warnings of one sort an answer has. One more states the number of the others."""
-_LABEL_CHARS = 60
+_LABEL_CHARS = 50
 
 
 def limited(warnings: Iterable[Warned], sort: str) -> Iterator[Warned]:
@@ -24,6 +26,6 @@ def limited(warnings: Iterable[Warned], sort: str) -> Iterator[Warned]:
         yield Warned(field="support", message=f"and {more} more: {sort}")
 
 
-def shown(label: str) -> str:
+def shown_label(label: str) -> str:
     """Return a label in quotes, shortened."""
-    return repr(label if len(label) <= _LABEL_CHARS else f"{label[: _LABEL_CHARS - 1]}…")
+    return shown(label, _LABEL_CHARS)

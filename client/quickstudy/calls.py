@@ -27,7 +27,7 @@ from quickstudy.answers import (
     read_as,
 )
 from quickstudy.errors import NotUnderstood
-from quickstudy.examples import Examples, examples_as_json, inputs_as_json
+from quickstudy.examples import Examples, examples_as_json, inputs_as_json, option_as_json, tags_as_json
 
 T = TypeVar("T")
 AdapterRef = str | Adaptation | Adapter
@@ -133,9 +133,9 @@ def dry_run(support: Examples, options: AdaptOptions) -> Call[DryRun]:
 
 
 def predict(name: AdapterRef, inputs: Sequence[str], top_k: int | None) -> Call[Predictions]:
-    body: dict[str, Any] = {"adapter_id": name_of(name), "inputs": inputs_as_json(inputs, "inputs")}
+    body: dict[str, Any] = {"adapter_id": option_as_json(name_of(name), "adapter_id"), "inputs": inputs_as_json(inputs, "inputs")}
     if top_k is not None:
-        body["top_k"] = top_k
+        body["top_k"] = option_as_json(top_k, "top_k")
     return Call("POST", "/predict", _as(Predictions), json=body)
 
 
@@ -152,14 +152,12 @@ def events(name: AdapterRef) -> Call[None]:
 
 
 def adapters(filters: AdapterFilters, cursor: str | None) -> Call[AdapterPage]:
-    chosen = {name: str(value) for name, value in filters.items() if value is not None}
+    chosen = {name: str(option_as_json(value, name)) for name, value in filters.items() if value is not None}
     return Call("GET", "/adapters", _as(AdapterPage), params={**chosen, **_page(cursor)})
 
 
 def update(name: AdapterRef, changes: Changes) -> Call[Adapter]:
-    body: dict[str, Any] = {**changes}
-    if "tags" in changes:
-        body["tags"] = list(changes["tags"])
+    body = {field: _option(field, value) for field, value in changes.items()}
     return Call("PATCH", f"/adapters/{_segment(name)}", _as(Adapter), json=body)
 
 
@@ -185,9 +183,9 @@ def roll_back_alias(name: str) -> Call[AliasMove]:
 
 
 def set_alias(alias: str, name: AdapterRef, condition: AliasCondition) -> Call[AliasMove]:
-    body: dict[str, Any] = {"adapter_id": name_of(name)}
+    body: dict[str, Any] = {"adapter_id": option_as_json(name_of(name), "adapter_id")}
     if "expected" in condition:
-        body["expected"] = None if condition["expected"] is None else name_of(condition["expected"])
+        body["expected"] = None if (expected := condition["expected"]) is None else option_as_json(name_of(expected), "expected")
     # With a condition, a retry could be refused because the first attempt has already moved the alias.
     return Call("PUT", f"/aliases/{_segment(alias)}", _as(AliasMove), json=body, repeatable=not condition)
 
@@ -201,11 +199,11 @@ def initializations() -> Call[tuple[Initialization, ...]]:
 
 
 def usage(tenant: str | None) -> Call[Usage]:
-    return Call("GET", "/usage", _as(Usage), params={} if tenant is None else {"tenant": tenant})
+    return Call("GET", "/usage", _as(Usage), params={} if tenant is None else {"tenant": option_as_json(tenant, "tenant")})
 
 
 def audit(action: str | None, cursor: str | None) -> Call[AuditPage]:
-    chosen = {} if action is None else {"action": action}
+    chosen = {} if action is None else {"action": option_as_json(action, "action")}
     return Call("GET", "/audit", _as(AuditPage), params={**chosen, **_page(cursor)})
 
 
@@ -230,10 +228,14 @@ def _body(support: Examples, options: LearnOptions) -> dict[str, Any]:
     body: dict[str, Any] = {"support": examples_as_json(support, "support")}
     for name, value in options.items():
         if name in ("steps", "seed", "label_words"):
-            body.setdefault("options", {})[name] = value
+            body.setdefault("options", {})[name] = option_as_json(value, f"options.{name}")
         elif value is not None:
-            body[name] = list(options["tags"]) if name == "tags" else value
+            body[name] = _option(name, value)
     return body
+
+
+def _option(name: str, value: Any) -> Any:
+    return tags_as_json(value) if name == "tags" else option_as_json(value, name)
 
 
 def _page(cursor: str | None) -> dict[str, str | int]:
@@ -243,9 +245,9 @@ def _page(cursor: str | None) -> dict[str, str | int]:
 def _segment(name: AdapterRef) -> str:
     """Quote an adapter id or alias as one segment of a URL path.
 
-    Raises InvalidName for an empty string, `.` and `..`, which would change the path.
+    Raises InvalidName for an empty string, `.` and `..`, which would change the path, and Invalid for what is not Unicode.
     """
-    segment = name_of(name)
+    segment = option_as_json(name_of(name), "name")
     if segment in ("", ".", ".."):
         raise InvalidName
     return quote(segment, safe="")

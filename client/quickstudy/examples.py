@@ -41,6 +41,18 @@ def inputs_as_json(inputs: Sequence[Any], field: str) -> list[Any]:
     return [_sendable(value, f"{field}[{number}]") for number, value in enumerate(list_of_inputs(inputs, field))]
 
 
+def option_as_json(value: Any, field: str) -> Any:
+    """Return the value of an option as JSON can represent it. Raises Invalid for any other value."""
+    return _sendable(value, field, "a value of JSON")
+
+
+def tags_as_json(tags: Any) -> list[Any]:
+    """Return tags as the service takes them. Raises Invalid for a text, which is no list of its letters."""
+    if isinstance(tags, str | bytes | Mapping) or not isinstance(tags, Iterable):
+        raise _invalid("tags", "expected a list of texts", tags)
+    return [_sendable(tag, f"tags[{number}]") for number, tag in enumerate(tags)]
+
+
 def list_of_inputs(inputs: Any, field: str) -> list[Any]:
     """Return inputs as a list. Raises Invalid for a text, a mapping or a data frame."""
     if isinstance(inputs, str | bytes | bytearray | Mapping) or hasattr(inputs, "columns"):
@@ -83,6 +95,8 @@ def _pair(row: Any, field: str) -> tuple[Any, Any]:
             return text, label
     except (TypeError, ValueError):  # it has no length, cannot be iterated over, or states a wrong length
         pass
+    if isinstance(row, list | tuple):
+        raise _invalid(field, f"expected {_EXPECTED}, got a {type(row).__name__} of length {len(row)}", row)
     raise _invalid(field, f"expected {_EXPECTED}", row)
 
 
@@ -123,7 +137,7 @@ def _names_and_values(row: Any) -> tuple[list[Any], list[Any]]:
         return [], []
 
 
-def _sendable(value: Any, field: str) -> Any:
+def _sendable(value: Any, field: str, expected: str = "a text") -> Any:
     """Return a value that JSON can represent, NumPy scalars as Python's own. Raises Invalid."""
     if hasattr(value, "dtype") and hasattr(value, "item") and getattr(value, "ndim", None) == 0:
         value = value.item()
@@ -134,7 +148,7 @@ def _sendable(value: Any, field: str) -> Any:
     except UnicodeEncodeError:
         raise _invalid(field, "expected Unicode text, got half of a surrogate pair", value) from None
     except (TypeError, ValueError, RecursionError):
-        raise _invalid(field, "expected a text", value) from None
+        raise _invalid(field, f"expected {expected}", value) from None
     return value
 
 

@@ -7,7 +7,7 @@ MOST = 280
 """The largest number of characters of a line. With a prefix such as `error: ` it stays below 300."""
 _HEAD = 190
 _VALUE = 80
-_CONTAINERS = {"list": "a list", "tuple": "a list", "dict": "an object"}
+_CONTAINERS = {"list": "a list", "tuple": "a tuple", "dict": "an object"}
 _JOINERS = "\u200c\u200d"  # zero-width (non-)joiners, which emoji and several scripts need and no terminal obeys
 
 
@@ -20,19 +20,28 @@ def one_line(text: object) -> str:
     content = str(text)
     if len(content) > 8 * MOST:  # the rest would be cut anyway
         content = f"{content[: 4 * MOST]}…{content[-4 * MOST :]}"
-    line = "".join(letter if letter.isprintable() or letter in _JOINERS else "�" for letter in " ".join(content.split()))
+    line = printable(" ".join(content.split()))
     return line if len(line) <= MOST else f"{line[:_HEAD].rstrip()}…{line[_HEAD + 1 - MOST :].lstrip()}"
 
 
-def shown(value: object, most: int = _VALUE) -> str:
-    """Return a value from a file or a caller for a message: a text in quotes, cut after `most` characters.
+def printable(text: str) -> str:
+    """Return a text in which characters that cannot be printed, such as terminal escapes, are "�"."""
+    return "".join(letter if letter.isprintable() or letter in _JOINERS else "�" for letter in text)
 
-    Containers are only named, because their content may be long or nested deeply.
+
+def shown(value: object, most: int = _VALUE) -> str:
+    """Return a value from a file or a caller for a message: a text in quotes, cut to `most` characters.
+
+    A character that cannot be printed counts as long as its escape. Containers are only named, because their content may be long
+    or nested deeply.
     """
     if value is None:
         return "nothing"
     if isinstance(value, str):
-        return repr(value) if len(value) <= most else f"{value[:most]!r}…"
+        short = value[:most]
+        while len(repr(short)) > most + 2:  # at most `most` times
+            short = short[:-1]
+        return repr(value) if short == value else f"{short!r}…"
     if isinstance(value, float) and math.isnan(value):
         return "NaN"
     if isinstance(value, bool):

@@ -4,6 +4,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from quickstudy.one_line import printable
+
 from metatrain.tasks.episodes import Dataset
 from metatrain.tasks.normal_form import normal_form
 
@@ -81,5 +83,4 @@ def without_overlap(datasets: Sequence[Dataset], other: Sequence[Dataset]) -> tu
 
 def _shown(text: str, most: int = _PLACE_CHARS) -> str:
     """Return a text in at most `most` characters, none of which could control a terminal."""
-    short = text if len(text) <= most else f"{text[: most - 1]}…"
-    return "".join(character if character.isprintable() else "�" for character in short)
+    return printable(text if len(text) <= most else f"{text[: most - 1]}…")

@@ -8,6 +8,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from kombu.exceptions import OperationalError
+from quickstudy.one_line import printable
 from starlette.exceptions import HTTPException
 
 from service.errors import InvalidRequest, MethodNotAllowed, QuotaExceeded, ServiceError, Unavailable, UnknownPath, problem
@@ -52,7 +53,7 @@ async def _validation_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     loc = [part for part in first["loc"][1:] if part not in http_kinds()]  # pydantic adds the task kind to an example's path
-    path = [_printable(part) if isinstance(part, str) else f"[{part}]" for part in loc]
+    path = [_field_name(part) if isinstance(part, str) else f"[{part}]" for part in loc]
     field = re.sub(r"\.\[", "[", ".".join(path)) or "body"
     if first["type"] == "json_invalid":
         detail = first.get("ctx", {}).get("error", "malformed JSON")
@@ -63,10 +64,9 @@ async def _validation_error(request: Request, error: Exception) -> JSONResponse:
     return problem(InvalidRequest(field, expected, "nothing" if first["type"] == "missing" else first["input"]))
 
 
-def _printable(name: str) -> str:
-    """Escape the lone surrogates in a field name from a request, and cut the name to 80 characters."""
-    shown = name.encode("utf-8", "backslashreplace").decode()
-    return shown if len(shown) <= 80 else shown[:77] + "…"
+def _field_name(name: str) -> str:
+    """Return a field name from a request in at most 80 printable characters."""
+    return printable(name if len(name) <= 80 else f"{name[:79]}…")
 
 
 async def _http_error(request: Request, error: Exception) -> JSONResponse:

@@ -10,7 +10,7 @@ from metatrain.tasks.normal_form import plain_form
 from service.errors import InvalidRequest
 from service.http.schemas import Warned
 from service.kinds.kind import SeenExample, SeenSupport
-from service.warnings import limited, shown
+from service.warnings import limited, shown_label
 
 _IMBALANCE = 5
 """There is a warning if one label has at least this many times as many examples as another."""
@@ -26,7 +26,9 @@ def check_distinct(support: SeenSupport) -> None:
     if clash is not None:
         example, other = clash
         why = f"which is the same for the base model ({why_same(example, other, support)})"
-        raise InvalidRequest(f"{example.place}.label", f"{shown(label_of(other))} as in {other.place}, {why}", label_of(example))
+        raise InvalidRequest(
+            f"{example.place}.label", f"{shown_label(label_of(other))} as in {other.place}, {why}", label_of(example)
+        )
 
 
 def first_clash(support: SeenSupport) -> tuple[SeenExample, SeenExample] | None:
@@ -60,12 +62,14 @@ def class_warnings(support: SeenSupport) -> Iterator[Warned]:
     """Yield the warnings about labels, and about examples that are the same for the base model."""
     counts = Counter(map(label_of, support.examples))
     single = (
-        Warned(field="support", message=f"label {shown(label)} has one example") for label in sorted(counts) if counts[label] == 1
+        Warned(field="support", message=f"label {shown_label(label)} has one example")
+        for label in sorted(counts)
+        if counts[label] == 1
     )
     yield from limited(single, "labels with one example")
     (most, largest), *_, (least, smallest) = counts.most_common()
     if largest >= _IMBALANCE * smallest:
-        message = f"imbalance: label {shown(most)} has {largest} examples, label {shown(least)} has {smallest}"
+        message = f"imbalance: label {shown_label(most)} has {largest} examples, label {shown_label(least)} has {smallest}"
         yield Warned(field="support", message=message)
     yield from limited(_alike_labels(sorted(counts)), "groups of labels that look alike")
     yield from limited(_same_examples(support), "examples that are the same for the base model as others")
@@ -77,7 +81,7 @@ def _alike_labels(labels: Sequence[str]) -> Iterator[Warned]:
         groups[plain_form(label)].append(label)
     for group in groups.values():
         if len(group) > 1:
-            names = ", ".join(map(shown, group[:3])) + (f" and {len(group) - 3} more" if len(group) > 3 else "")
+            names = ", ".join(map(shown_label, group[:3])) + (f" and {len(group) - 3} more" if len(group) > 3 else "")
             message = f"the labels {names} differ only in case, spaces, invisible characters or Unicode form: is one label meant?"
             yield Warned(field="support", message=message)
 

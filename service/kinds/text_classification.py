@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
+from quickstudy.tables import is_blank
 
 from metatrain.tasks.labels import label_words
 from service.errors import InvalidRequest
@@ -14,7 +15,7 @@ from service.kinds.classes import check_distinct, class_warnings, first_clash, l
 from service.kinds.kind import SeenExample, SeenSupport
 from service.predicting.interface import Answer
 from service.settings import ServiceSettings
-from service.warnings import limited, shown
+from service.warnings import limited, shown_label
 from worker.kinds.kind import Canonical
 
 
@@ -63,7 +64,10 @@ class TextClassification:
 
     def check_seen(self, support: SeenSupport, options: Options) -> None:
         on_record = {example.stored for example in support.parent}
+        labels = set(map(label_of, support.parent))
         for example in support.new:
+            if is_blank(label_of(example)) and label_of(example) not in labels:
+                raise InvalidRequest(f"{example.place}.label", "a label with visible characters", label_of(example))
             if not example.seen.tokens and example.stored not in on_record:
                 raise InvalidRequest(f"{example.place}.input", SEEN_TEXT, example.stored[0])
         check_distinct(support)
@@ -153,7 +157,7 @@ def _check_seen_label_words(support: SeenSupport) -> None:
     labels = sorted({label_of(example) for example in support.examples})
     rows = support.inputs.encode([label_words(label) for label in labels])
     words = [
-        SeenExample(f"the words of {shown(label)}", (label_words(label), label), support.inputs.seen(row))
+        SeenExample(f"the words of {shown_label(label)}", (label_words(label), label), support.inputs.seen(row))
         for label, row in zip(labels, rows, strict=True)
     ]
     added = [example for example in words if label_of(example) not in on_record]

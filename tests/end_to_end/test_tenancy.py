@@ -355,12 +355,12 @@ def test_the_key_commands_report_errors_and_show_no_secret(tenancy: Tenancy) -> 
     assert {"id", "tenant", "name", "scopes", "state", "replaced_by", *times} == described[0].keys()
     assert not any(key[16:] in listed for key in tenancy.keys.values())
     code, output = run("create", "--tenant", "Acme")
-    assert code == 1 and "error: --tenant: expected 1 to 63 lowercase letters" in output
+    assert code == 2 and "error: --tenant: expected 1 to 63 lowercase letters" in output
     code, output = run("create", "--expires", "soon")
-    assert code == 1 and "error: --expires: expected a number and s, m, h or d, got 'soon'" in output
+    assert code == 2 and "error: --expires: expected a number and s, m, h or d, got 'soon'" in output
     assert run("create", "--scope", "root")[0] == 2
     code, output = run("revoke", tenancy.keys["own"])
-    assert code == 1 and tenancy.keys["own"] not in output  # the whole key was given instead of its id
+    assert code == 2 and tenancy.keys["own"] not in output  # the whole key was given instead of its id
     assert run("revoke", "0" * 12)[0] == 1
 
 

@@ -89,6 +89,17 @@ def test_a_text_that_leaves_no_token_counts_as_empty(http: httpx.Client, text: s
     assert detail(dry) == detail(refused)
 
 
+@pytest.mark.parametrize("label", ["\u200b\u200b", "\ufeff", "\u00ad \u2060"])
+def test_a_label_of_invisible_characters_is_refused_unless_it_is_on_record(
+    minilm: Base, redis_server: RedisServer, http: httpx.Client, label: str
+) -> None:
+    blank = [*FINE, ("thanks", label)]
+    assert detail(post(http, blank)).startswith("support[4].label: expected a label with visible characters, got '")
+    parent = put_on_record(minilm, redis_server, blank)
+    assert post(http, blank).json()["adapter_id"] == parent
+    assert post(http, [("many thanks", label)], f"/adapters/{parent}/examples").status_code == 202
+
+
 @pytest.mark.parametrize(
     ("one", "other", "why"),
     [
@@ -185,7 +196,6 @@ def test_label_words_are_compared_as_the_model_sees_them(minilm: Base, redis_ser
             "the words of 'farewell' and support[5] are the same for it",
         ),
         ([*FINE, ("ha", "😀"), ("no", "😡")], "'😀'"),
-        ([*FINE, ("ha", "\u200b\u200b")], "labels of which the base model sees a token, not '\\u200b\\u200b'"),
     ]
     for pairs, expected in cases:
         assert post(http, pairs).status_code == 202
@@ -247,6 +257,18 @@ def test_unknown_tokens_give_a_warning_for_the_set_and_for_texts(http: httpx.Cli
     assert "tokens are unknown to the base model" in message and [field for field, _ in single] == [
         f"support[{i}].input" for i in range(4)
     ]
+
+
+def test_a_warning_is_short_whatever_the_labels_are(http: httpx.Client) -> None:
+    alike = [(f"text {i}", "x" + "\u200b" * (60 + i)) for i in range(4)]
+    for pairs in (
+        alike,
+        [(text, " " * i + "'\\" * 90) for i, (text, _) in enumerate(alike)],
+        [(text, "ß" * 190 + " " * i) for i, (text, _) in enumerate(alike)],
+    ):
+        found = warnings(post(http, [*FINE, *pairs]))
+        assert any("differ only in case" in message for _, message in found)
+        assert max(len(message) for _, message in found) <= 300
 
 
 def test_warnings_are_bounded_however_many_examples_there_are(http: httpx.Client) -> None:

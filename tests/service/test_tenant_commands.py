@@ -46,8 +46,8 @@ def test_limits_are_set_listed_and_unset(redis_server: RedisServer) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("set", "acme"), "error: expected at least one of --max-adapters, --max-adapter-bytes, .*, --share\n"),
-        (("set", "A b", "--max-jobs", "1"), "error: TENANT: expected 1 to 63 lowercase letters.*, got 'A b'\n"),
+        (("set", "acme"), "error: expected at least one of --max-adapters, --max-adapter-bytes, .*, --share; see .* --help\n"),
+        (("set", "A b", "--max-jobs", "1"), "error: TENANT: expected 1 to 63 lowercase letters.*, got 'A b'; see .* --help\n"),
         (("unset", "acme"), "error: tenant acme has no limits of its own; `quickstudy tenants list` shows all\n"),
         (("unset", "acme", "--max-jobs"), "error: tenant acme has no MAX_JOBS of its own; .*\n"),
         (("set", "acme", "--max-jobs", "-1"), r"error: Invalid value for '--max-jobs': -1 is not in the range.*\n"),
@@ -88,7 +88,10 @@ def test_the_changes_of_commands_are_in_the_audit_log(redis_server: RedisServer,
     assert only[0]["actor"] == {"kind": "command line", "identity": user, "address": None} and only[0]["request_id"] is None
     time.sleep(1.1)
     assert run(redis_server, "audit", "--since", "1s") == ""
-    assert run(redis_server, "audit", "--since", "soon") == "error: --since: expected a number and s, m, h or d, got 'soon'\n"
+    assert (
+        run(redis_server, "audit", "--since", "soon")
+        == "error: --since: expected a number and s, m, h or d, got 'soon'; see quickstudy audit --help\n"
+    )
 
 
 def test_a_key_is_rotated_with_its_grace_time(redis_server: RedisServer, redis_client: "redis.Redis") -> None:
@@ -104,8 +107,8 @@ def test_a_key_is_rotated_with_its_grace_time(redis_server: RedisServer, redis_c
     for arguments, message in (
         ((old,), rf"error: ID: expected a valid key that was not rotated yet \({old} is rotated already\), got '{old}'"),
         (("0" * 12,), "error: ID: no key 0{12}; `quickstudy keys list` shows all keys"),
-        ((old, "--grace", "x"), "error: --grace: expected a number and s, m, h or d, got 'x'"),
-        ((lines[0],), "error: ID: expected the 12 characters that `quickstudy keys list` shows"),
+        ((old, "--grace", "x"), "error: --grace: expected a number and s, m, h or d, got 'x'; see quickstudy keys rotate --help"),
+        ((lines[0],), "error: ID: expected the 12 characters that `quickstudy keys list` shows; see quickstudy keys rotate --help"),
     ):
         assert re.fullmatch(message + "\n", run(redis_server, "keys", "rotate", *arguments))
 

@@ -10,8 +10,9 @@ from quickstudy import Adaptation, Adapter, Client, DryRun, Invalid, Notice
 from quickstudy.calls import AdaptOptions
 from quickstudy.commands.one_line_errors import CommandFailed
 from quickstudy.commands.progress import AdaptProgress
-from quickstudy.commands.rows import format_option, open_rows, show_hints
-from quickstudy.commands.service_options import as_json, failure_of, print_json, print_table, printable, with_client
+from quickstudy.commands.rows import format_option, open_rows, place_of, show_hints
+from quickstudy.commands.service_options import as_json, failure_of, print_json, print_table, with_client
+from quickstudy.one_line import printable
 from quickstudy.tables import Format
 
 WAIT_SECONDS = 600.0
@@ -70,7 +71,7 @@ def adapt(
             return
         answer = client.adapt(support, wait=0, **options)
     except Invalid as error:
-        failure = failure_of(error, "" if error.row is None else f"{source}, line {lines[error.row]}: ")
+        failure = failure_of(error, place_of(error, source, lines))
         raise CommandFailed(_with_lines(failure.message, lines), failure.exit_code) from None
     _show_warnings(answer.warnings, lines, to_stderr=True)  # before the wait, so that a user can stop it
     state = client.wait(answer, WAIT_SECONDS, AdaptProgress()) if wait and answer.status != "ready" else answer
@@ -96,8 +97,6 @@ def _options(
 def _show(state: Adaptation | Adapter, answer: Adaptation, as_json: bool) -> None:
     # Only the id goes to stdout, so that a script can capture it with `$(…)`.
     click.echo(state.status, err=True)
-    if answer.truncated:
-        click.echo(f"{len(answer.truncated)} examples were cut to the base model's maximum length", err=True)
     if as_json:
         print_json(dataclasses.asdict(state))
     else:
@@ -110,8 +109,6 @@ def _show_dry_run(dry_run: DryRun, lines: list[int], as_json: bool) -> None:
         return
     click.echo(f"{dry_run.adapter_id} {dry_run.status}, {dry_run.examples} examples, {_steps(dry_run.steps)}")
     print_table(("label", "examples"), sorted(dry_run.labels.items()))
-    if dry_run.truncated:
-        click.echo(f"cut to the base model's maximum length: lines {', '.join(str(lines[i]) for i in dry_run.truncated)}")
     _show_warnings(dry_run.warnings, lines, to_stderr=False)
 
 

@@ -7,9 +7,10 @@ from datetime import datetime
 import click
 
 from quickstudy import Client, EndEvent, Event, Invalid, Score, StatusEvent, StepEvent
-from quickstudy.commands.rows import format_option, open_rows, show_hints
-from quickstudy.commands.service_options import as_json, failure_of, print_json, print_table, printable, with_client
+from quickstudy.commands.rows import format_option, open_rows, place_of, show_hints
+from quickstudy.commands.service_options import as_json, failure_of, print_json, print_table, with_client
 from quickstudy.multi_step import require_ready
+from quickstudy.one_line import printable
 from quickstudy.tables import Format
 
 
@@ -107,7 +108,7 @@ def score(
     try:
         result = client.score(adapter, [(text, label) for _, text, label in examples])
     except Invalid as error:
-        raise failure_of(error, "" if error.row is None else f"{source}, line {examples[error.row][0]}: ") from None
+        raise failure_of(error, place_of(error, source, [line for line, _, _ in examples])) from None
     lines = [examples[i][0] for i in result.mistakes]
     if as_json:
         print_json({**dataclasses.asdict(result), "mistaken_lines": lines})

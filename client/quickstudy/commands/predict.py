@@ -14,7 +14,7 @@ import click
 from tqdm import tqdm
 
 from quickstudy import Client, Invalid, Prediction, Predictions
-from quickstudy.commands.rows import Rows, format_option, open_rows
+from quickstudy.commands.rows import Rows, format_option, open_rows, place_of
 from quickstudy.commands.service_options import failure_of, with_client
 from quickstudy.one_line import some
 from quickstudy.tables import Format, Table, TableError
@@ -78,7 +78,7 @@ def _predict_in_parts(
         try:
             answer = client.predict(name, inputs, top_k=top_k)
         except Invalid as error:
-            raise failure_of(error, "" if error.row is None else f"{rows.name}, line {part[error.row][0]}: ") from None
+            raise failure_of(error, place_of(error, rows.name, [line for line, _ in part])) from None
         name = answer.adapter_id
         yield part, answer
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from quickstudy import Invalid
 from quickstudy.one_line import one_line, shown, shown_path, some
 from quickstudy.tables import FORMATS, USUAL_NAMES, Example, Format, Table, TableError, hints_about, missing_column, table_of
 
@@ -76,6 +77,17 @@ def open_rows(path: str, file_format: Format | None, *columns: str | None) -> It
         raise TableError(name, str(getattr(error, "strerror", None) or error)) from None
     with stream:
         yield Rows(table_of(stream, name, file_format, wanted=wanted))
+
+
+def place_of(error: Invalid, name: str, lines: Sequence[int]) -> str:
+    """Return the place in a file that an error is about, to put before its message.
+
+    It is empty if the error is about no rows. `lines`: the line of each row that was sent.
+    """
+    if error.row is not None:
+        return f"{shown_path(name)}, line {lines[error.row]}: "
+    about_rows = error.status == 413 or error.field in ("support", "examples")
+    return f"{shown_path(name)}, {len(lines)} rows: " if about_rows else ""
 
 
 def show_hints(name: str, examples: Sequence[Example]) -> None:

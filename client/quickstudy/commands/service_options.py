@@ -10,6 +10,7 @@ import click
 from quickstudy import Client, OutOfReach, QuickstudyError, Unauthorised
 from quickstudy.calls import InvalidName
 from quickstudy.commands.one_line_errors import NOT_AUTHORISED, OUT_OF_REACH, REFUSED, WRONG_USAGE, CommandFailed
+from quickstudy.one_line import printable
 
 P = ParamSpec("P")
 
@@ -87,7 +88,7 @@ def print_json(content: Any) -> None:
 
 def print_table(titles: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Print aligned columns. Columns of numbers are aligned to the right."""
-    cells = [[printable(cell) for cell in row] for row in rows]
+    cells = [[_cell(value) for value in row] for row in rows]
     widths = [max(len(title), *(len(row[i]) for row in cells), 0) for i, title in enumerate(titles)]
     right = [bool(rows) and all(isinstance(row[i], int | float | None) for row in rows) for i in range(len(titles))]
     for row in [list(titles), *cells]:
@@ -97,7 +98,5 @@ def print_table(titles: Sequence[str], rows: Sequence[Sequence[object]]) -> None
         click.echo(line.rstrip())
 
 
-def printable(cell: object) -> str:
-    """Format a cell as text. Non-printable characters, which could control a terminal, are replaced."""
-    text = "-" if cell is None else f"{cell:.3f}" if isinstance(cell, float) else str(cell)
-    return "".join(letter if letter.isprintable() else "�" for letter in text)
+def _cell(value: object) -> str:
+    return printable("-" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value))

@@ -9,7 +9,7 @@ from quickstudy.tables.formats import FORMATS, Format
 from quickstudy.tables.repeats import repeated
 from quickstudy.tables.suspicious import Example, Hint, hints_about
 from quickstudy.tables.table import USUAL_NAMES, Table, missing_column, open_table, table_of
-from quickstudy.tables.values import label_problem, text_problem
+from quickstudy.tables.values import is_blank, label_problem, text_problem
 
 __all__ = [
     "FORMATS",
@@ -20,6 +20,7 @@ __all__ = [
     "Table",
     "TableError",
     "hints_about",
+    "is_blank",
     "label_problem",
     "missing_column",
     "open_table",

@@ -3,7 +3,8 @@
 import io
 import json
 from collections.abc import Iterator
-from typing import Any
+from itertools import count
+from typing import Any, Self
 
 from quickstudy.one_line import shown
 from quickstudy.tables.errors import TableError
@@ -15,6 +16,23 @@ Objects = Iterator[tuple[int, dict[str, Any]]]
 _PART = 65_536
 _SPACE = " \t\r\n"
 _NOT_LINES = "expected one JSON object in each line, or one array of objects"
+
+
+class RowLine(int):
+    """The number of the line that a row of an array begins in.
+
+    Its text has the number of the row too, because an array may be one line.
+    """
+
+    row: int
+
+    def __new__(cls, line: int, row: int) -> Self:
+        number = super().__new__(cls, line)
+        number.row = row
+        return number
+
+    def __str__(self) -> str:
+        return f"{int(self)} (row {self.row})"
 
 
 class _Repeated(ValueError):
@@ -36,19 +54,19 @@ def json_lines(source: Source) -> Objects:
 
 
 def json_array(source: Source) -> Objects:
-    """Yield the objects of an array, one at a time. Raises TableError with the line's number."""
-    reader = _ArrayReader(source)
+    """Yield the objects of an array, one at a time. Raises TableError with the line and the row."""
+    reader, rows = _ArrayReader(source), count(1)
     reader.expect("[", "expected a JSON array of objects")
     if reader.next_letter() == "]":
         reader.skip(1)
     else:
         while True:
-            line = reader.line
-            yield line, _checked(source.name, *reader.value(), line)
+            reader.next_letter()
+            line = RowLine(reader.line, next(rows))
+            yield line, _checked(source.name, *reader.value(line.row), line)
             if reader.next_letter() != ",":
                 break
             reader.skip(1)
-            reader.next_letter()
         reader.expect("]", "expected a comma or the end of the array after an object")
     if letter := reader.next_letter():
         raise TableError(source.name, f"expected nothing after the array, got {shown(letter)}", reader.line)
@@ -82,25 +100,24 @@ class _ArrayReader:
         self.line += self._buffer.count("\n", self._at, self._at + count)
         self._at += count
 
-    def value(self) -> tuple[Any, str]:
-        """Read one value, and return it and its text.
+    def value(self, number: int) -> tuple[Any, str]:
+        """Read the value of row `number`, and return it and its text.
 
         More of the file is read until the value is complete or too long.
         """
-        self.next_letter()
         while True:
             try:
                 row, end = _DECODER.raw_decode(self._buffer, self._at)
             except json.JSONDecodeError as error:
                 if self._more(max(_PART, len(self._buffer) - self._at)):  # the value may end in what was not read yet
                     continue
-                line = self.line + self._buffer.count("\n", self._at, max(self._at, error.pos))
+                line = RowLine(self.line + self._buffer.count("\n", self._at, max(self._at, error.pos)), number)
                 if len(self._buffer) - self._at > MAX_CHARACTERS:
                     problem = f"expected a JSON object of at most {MAX_CHARACTERS:,} characters: {error.msg}"
                     raise TableError(self._source.name, problem, line) from None
                 raise TableError(self._source.name, f"not JSON: {error.msg}", line) from None
             except (ValueError, RecursionError) as error:
-                raise _unusable(self._source.name, error, self.line) from None
+                raise _unusable(self._source.name, error, RowLine(self.line, number)) from None
             text = self._buffer[self._at : end]
             self.skip(len(text))
             return row, text

@@ -6,13 +6,12 @@ Nothing is read as a whole. A line has a largest length, so memory stays bounded
 import codecs
 import gzip
 import io
-import re
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from quickstudy.tables.encodings import likely_encoding
+from quickstudy.tables.encodings import not_utf8
 from quickstudy.tables.errors import TableError
 
 MAX_CHARACTERS = 1_000_000
@@ -35,7 +34,6 @@ _OTHER_FILES = {
 }
 _UTF32 = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-_NOT_DECODED = re.compile("[\udc80-\udcff]")  # bytes that are not UTF-8, as `surrogateescape` represents them
 
 
 class Readable(Protocol):
@@ -62,7 +60,7 @@ class Source:
             number += 1
             if len(line) > MAX_CHARACTERS:
                 raise TableError(self.name, f"expected a line of at most {MAX_CHARACTERS:,} characters", number)
-            check_characters(self.name, line, number)
+            self._check(line, number)
             yield line
 
     def read(self, size: int, line: int) -> str:
@@ -71,7 +69,7 @@ class Source:
         `line`: the number of the line that they begin in. Raises TableError if they are not text or cannot be read.
         """
         content = self._read(lambda: self.text.read(size), line)
-        check_characters(self.name, content, line)
+        self._check(content, line)
         return content
 
     def _read(self, read: Callable[[], str], line: int) -> str:
@@ -83,6 +81,20 @@ class Source:
             raise TableError(self.name, "the gzip file is damaged or incomplete from here on", line) from None
         except OSError as error:
             raise TableError(self.name, f"cannot be read: {error.strerror or error}", line) from None
+
+    def _check(self, content: str, line: int) -> None:
+        """Raise TableError if a text has bytes that are not UTF-8, or a NUL character.
+
+        `line`: the number of the line that the text begins in.
+        """
+        if "\0" in content:
+            line += line_ends(content[: content.index("\0")])
+            raise TableError(
+                self.name, "has a NUL character: expected a text file, in UTF-8 or in UTF-16 with a byte-order mark", line
+            )
+        if not content.isascii() and (wrong := not_utf8(self.sample, content)) is not None:
+            position, problem = wrong
+            raise TableError(self.name, problem, line + line_ends(content[:position]))
 
 
 def open_source(stream: Readable, name: str) -> Source:
@@ -101,22 +113,7 @@ def open_source(stream: Readable, name: str) -> Source:
     sample = _with_one_mark(sample)
     errors = "strict" if encoding == "utf-16" else "surrogateescape"
     text = io.TextIOWrapper(io.BufferedReader(_Chained(sample, unpacked)), encoding, errors, newline="")
-    return Source(name, sample.decode(encoding, "replace"), text)
-
-
-def check_characters(name: str, content: str, line: int) -> None:
-    """Raise TableError if a text has bytes that are not UTF-8, or a NUL character.
-
-    `line`: the number of the line that the text begins in.
-    """
-    if "\0" in content:
-        line += line_ends(content[: content.index("\0")])
-        raise TableError(name, "has a NUL character: expected a text file, in UTF-8 or in UTF-16 with a byte-order mark", line)
-    if not content.isascii() and (found := _NOT_DECODED.search(content)):
-        line += line_ends(content[: found.start()])
-        likely = likely_encoding(content.encode(errors="surrogateescape"))
-        hint = f"; it looks like {likely}: convert it with iconv -f {likely} -t UTF-8" if likely else ""
-        raise TableError(name, f"expected UTF-8{hint}", line)
+    return Source(name, sample.decode(encoding, errors if errors != "strict" else "replace"), text)
 
 
 def line_ends(content: str) -> int:

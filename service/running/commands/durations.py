@@ -1,8 +1,9 @@
 """Times as the commands read and print them."""
 
 import re
-import sys
 from datetime import UTC, datetime
+
+import click
 
 _UNITS = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 
@@ -10,11 +11,11 @@ _UNITS = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 def milliseconds(option: str, time: str) -> int:
     """Return a length of time such as `90s`, `15m`, `12h` or `30d` in ms.
 
-    Exits with a one-line message that names the option if the text has another form.
+    Raises UsageError, which names the option, if the text has another form.
     """
     match = re.fullmatch(r"([1-9][0-9]{0,8})([smhd])", time)
     if match is None:
-        sys.exit(f"error: {option}: expected a number and s, m, h or d, got {time!r}")
+        raise click.UsageError(f"{option}: expected a number and s, m, h or d, got {time!r}")
     return int(match[1]) * _UNITS[match[2]]
 
 

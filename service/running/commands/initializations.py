@@ -66,7 +66,7 @@ def check(folder: Path | None) -> None:
 
     settings = read_settings(WorkerSettings)
     if (parent := folder or settings.initializations_dir) is None:
-        sys.exit("error: FOLDER: expected a folder, because INITIALIZATIONS_DIR is not set")
+        raise click.UsageError("FOLDER: expected a folder, because INITIALIZATIONS_DIR is not set")
     hub = Hub(reachable=not settings.air_gapped, token=settings.hub_token)
     folders, not_taken = find_initializations(parent)
     bases = [describe_base(name, precision=settings.precision, hub=hub) for name in settings.base_models]
@@ -93,9 +93,15 @@ def _base_of(folder: Path, bases: "Sequence[BaseDescription]") -> str:
     return base.spec.model
 
 
+def _checked_digest(_context: click.Context, _parameter: click.Parameter, digest: str | None) -> str | None:
+    if digest is not None and not re.fullmatch("[0-9a-f]{8,64}", digest):
+        raise click.UsageError(f"DIGEST: expected 8 to 64 hexadecimal digits, got {digest!r}")
+    return digest
+
+
 @initializations.command()
 @click.argument("name")
-@click.argument("digest", required=False)
+@click.argument("digest", required=False, callback=_checked_digest)
 @click.option("--reset", is_flag=True, help="Remove the pointer: the name again means what the services have loaded under it.")
 @click.pass_obj
 def move(data_dir: Path, name: str, digest: str | None, reset: bool) -> None:
@@ -105,7 +111,7 @@ def move(data_dir: Path, name: str, digest: str | None, reset: bool) -> None:
     base model of the initialization.
     """
     if reset == (digest is not None):
-        sys.exit("error: expected either DIGEST or --reset")
+        raise click.UsageError("expected either DIGEST or --reset")
     with exit_on_redis_error("the name was not moved"):
         store = open_records_and_weights(data_dir)[0].initializations
         if digest is None:
@@ -114,7 +120,7 @@ def move(data_dir: Path, name: str, digest: str | None, reset: bool) -> None:
                 store.point(base, name, None)
             sys.exit(None if bases else f"error: NAME: expected one with a pointer, got {name!r}")
         if not re.fullmatch(r"[\w.:/ -]{1,100}", name) or name != name.strip():
-            sys.exit(f"error: NAME: expected 1 to 100 letters, digits, spaces and . : / _ -, got {name!r}")
+            raise click.UsageError(f"NAME: expected 1 to 100 letters, digits, spaces and . : / _ -, got {name!r}")
         full = _full_digest(store, digest)
         if (stored := store.read(full)) is None:
             sys.exit(f"error: {full[:16]} was forgotten meanwhile")
@@ -123,7 +129,7 @@ def move(data_dir: Path, name: str, digest: str | None, reset: bool) -> None:
 
 
 @initializations.command()
-@click.argument("digest")
+@click.argument("digest", callback=_checked_digest)
 @click.pass_obj
 def forget(data_dir: Path, digest: str) -> None:
     """Remove the stored initialization DIGEST, unless a record needs it or a name points at it."""
@@ -142,8 +148,6 @@ def _full_digest(store: Initializations, beginning: str) -> str:
 
     Exits with a one-line message unless there is exactly one.
     """
-    if not re.fullmatch("[0-9a-f]{8,64}", beginning):
-        sys.exit(f"error: DIGEST: expected at least 8 hexadecimal digits, got {beginning!r}")
     matching = [digest for digest in store.digests() if digest.startswith(beginning)]
     if len(matching) != 1:
         found = "none" if not matching else f"{len(matching)} of them"

@@ -53,6 +53,7 @@ def _names_jobs(command: Callable[..., None]) -> Callable[..., None]:
 @click.pass_obj
 def retry(data_dir: Path, names: tuple[str, ...], everything: bool) -> None:
     """Queue dead jobs again. Their attempts are counted from zero."""
+    _check_selection(names, everything)
     records, _ = open_records_and_weights(data_dir)
     _with_each(records, names, everything, records.dead_jobs.revive, "waits again")
 
@@ -62,6 +63,7 @@ def retry(data_dir: Path, names: tuple[str, ...], everything: bool) -> None:
 @click.pass_obj
 def drop(data_dir: Path, names: tuple[str, ...], everything: bool) -> None:
     """Delete dead jobs, including their examples."""
+    _check_selection(names, everything)
     records, store = open_records_and_weights(data_dir)
 
     def delete(tenant: str, identity: str) -> bool:
@@ -71,6 +73,15 @@ def drop(data_dir: Path, names: tuple[str, ...], everything: bool) -> None:
         return fence is not None
 
     _with_each(records, names, everything, delete, "deleted")
+
+
+def _check_selection(names: tuple[str, ...], everything: bool) -> None:
+    """Raise UsageError unless jobs are given as TENANT/ADAPTER, or all are selected."""
+    if everything == bool(names):
+        raise click.UsageError("expected either jobs, as `quickstudy jobs dead` names them, or --all")
+    wrong = next((name for name in names if name.count("/") != 1), None)
+    if wrong is not None:
+        raise click.UsageError(f"JOB: expected TENANT/ADAPTER as `quickstudy jobs dead` names it, got {wrong!r}")
 
 
 def _with_each(records: Records, names: tuple[str, ...], everything: bool, act: Callable[[str, str], bool], done: str) -> None:
@@ -86,17 +97,12 @@ def _with_each(records: Records, names: tuple[str, ...], everything: bool, act: 
 
 
 def _select(records: Records, names: tuple[str, ...], everything: bool) -> list[tuple[str, str]]:
-    if everything == bool(names):
-        sys.exit("error: expected either jobs, as `quickstudy jobs dead` names them, or --all")
     if everything:
         with exit_on_redis_error("the jobs were not listed"):
             selected = [(record.tenant, record.adapter_id) for record in records.dead_jobs.latest()]
         if not selected:
             click.echo("no dead jobs")
         return selected
-    wrong = next((name for name in names if name.count("/") != 1), None)
-    if wrong is not None:
-        sys.exit(f"error: JOB: expected TENANT/ADAPTER as `quickstudy jobs dead` names it, got {wrong!r}")
     return [(tenant, identity) for tenant, _, identity in (name.partition("/") for name in names)]
 
 

@@ -61,7 +61,7 @@ def create(data_dir: Path, tenant: str, name: str, scopes: tuple[Scope, ...], ex
             first = not store.any()
             identity, secret_key, key = store.create(tenant, name, scopes, lives_ms=lives_ms)
     except InvalidKey as error:
-        sys.exit(f"error: --{error}")
+        raise click.UsageError(f"--{error}") from None
     _show_new_key(identity, secret_key, key, as_json=as_json)
     if first:
         closed = f"this is the first key: within {KEY_CACHE_SECONDS:g} s, and from then on, every request needs a key"
@@ -92,13 +92,14 @@ def list_keys(data_dir: Path, unused_for: str | None, as_json: bool) -> None:
     Secrets are not shown. A service records the use of a key within a second if it is the first one, and at most once a minute
     after that.
     """
+    unused_ms = None if unused_for is None else milliseconds("--unused-for", unused_for)
     client = connect_to_records(data_dir)[0]
     store, key_uses = Keys(client), KeyUses(client)
     with exit_on_redis_error("the keys were not listed"):
         listed, now, used, since = store.list(), store.now(), key_uses.latest(), key_uses.since()
     shown = listed
-    if unused_for is not None:
-        before = now - milliseconds("--unused-for", unused_for)
+    if unused_ms is not None:
+        before = now - unused_ms
 
         def is_unused(identity: str, key: Key) -> bool:
             last = used.get(identity) or max(key.created_at, now if since is None else since)
@@ -173,10 +174,10 @@ def _keys(data_dir: Path) -> Keys:
 
 
 def _check_id(identity: str) -> None:
-    """Exit with a one-line message unless `identity` has the form of a key's id."""
+    """Raise UsageError unless `identity` has the form of a key's id."""
     if not re.fullmatch(r"[0-9a-f]{12}", identity):
         # The value is not shown, because it may be a whole key.
-        sys.exit("error: ID: expected the 12 characters that `quickstudy keys list` shows")
+        raise click.UsageError("ID: expected the 12 characters that `quickstudy keys list` shows")
 
 
 def _state(key: Key, now: int) -> str:

@@ -27,7 +27,7 @@ def predictor(listen: str) -> None:
     try:
         predictor_address(listen)
     except ValueError as error:
-        sys.exit(f"error: --listen: {error}, got {listen!r}")
+        raise click.UsageError(f"--listen: {error}, got {listen!r}") from None
     try:
         settings = read_settings(ServiceSettings)
         configure("predictor", settings.log_level, settings.log_format)

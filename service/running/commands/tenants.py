@@ -63,15 +63,15 @@ def set_limits(data_dir: Path, /, tenant: str, share: int | None, **values: int 
     """Give TENANT limits of its own. Those that are not given stay as they are."""
     limits = {name.upper(): value for name, value in values.items() if value is not None}
     if not limits and share is None:
-        sys.exit(f"error: expected at least one of {', '.join(map(_option, LIMITS))}, --share")
+        raise click.UsageError(f"expected at least one of {', '.join(map(_option, LIMITS))}, --share")
     store = _tenants(data_dir)
     try:
         with exit_on_redis_error("the limits were not set"):
             settings = store.change(tenant, limits, share)
     except InvalidKey as error:
-        sys.exit(f"error: TENANT: expected {error.expected}, got {tenant!r}")
+        raise click.UsageError(f"TENANT: expected {error.expected}, got {tenant!r}") from None
     except InvalidLimit as error:
-        sys.exit(f"error: {error}")
+        raise click.UsageError(f"{error}") from None
     click.echo(f"{tenant}  {_described(settings)}")
     click.echo(f"this holds within {KEY_CACHE_SECONDS:g} s", err=True)
 

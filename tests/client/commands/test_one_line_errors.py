@@ -58,6 +58,17 @@ def error_line(group: click.Group, *arguments: str) -> tuple[int, str]:
         ("keys", "create", "--scope", ESCAPE),
         ("tenants", "set", "acme", "--max-jobs", "-1"),
         ("serve", "--port", "many"),
+        ("keys", "create", "--expires", "soon"),
+        ("keys", "list", "--unused-for", "long"),
+        ("keys", "revoke", f"{ESCAPE}{LONG}"),
+        ("audit", "--since", f"{ESCAPE}{LONG}"),
+        ("tenants", "set", "acme"),
+        ("jobs", "retry"),
+        ("jobs", "drop", f"{ESCAPE}{LONG}"),
+        ("initializations", "move", "mine"),
+        ("initializations", "move", "mine", "xyz"),
+        ("initializations", "forget", "xyz"),
+        ("predictor", "--listen", f"{ESCAPE}{LONG}"),
     ],
 )
 def test_wrong_usage_of_quickstudy_is_one_line_and_exits_with_2(arguments: tuple[str, ...]) -> None:
@@ -90,7 +101,7 @@ def test_errors_of_metatrain_are_one_line(arguments: tuple[str, ...], code: int)
 @pytest.mark.parametrize(
     ("name", "content", "line"),
     [
-        ("a.json", b"[" + b'{"text": "example", "label": "a"}, ' * 4_000 + b"7]", "line 1: expected a JSON object"),
+        ("a.json", b"[" + b'{"text": "example", "label": "a"}, ' * 4_000 + b"7]", "line 1 (row 4001): expected a JSON object"),
         ("a.csv", f"{ESCAPE}text,{ESCAPE}text\nhi,yo\n".encode(), "line 1: expected "),
         ("a.csv", b"text,label\n" + b'"open,close\n' + b"a,b\n" * 9_000, "line 2: a quote opens a value here and is not closed"),
         ("a.csv", ("a,".join(map(str, range(9_000))) + "\n").encode(), "the columns are "),
@@ -176,6 +187,7 @@ def test_a_line_keeps_its_beginning_and_its_end() -> None:
     line = one_line(f"begin {'x' * 100_000} end")
     assert len(line) == 280 and line.startswith("begin ") and line.endswith(" end") and "…" in line
     assert shown(10**10_000) == "a number with many digits" and shown(["secret"]) == "a list" and shown("a\x1b") == r"'a\x1b'"
+    assert shown("a" * 81) == f"'{'a' * 80}'…" and shown("\U000e0001" * 80) == repr("\U000e0001" * 8) + "…"
 
 
 def test_a_process_prints_one_line_too(tmp_path: Path) -> None:

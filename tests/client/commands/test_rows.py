@@ -12,7 +12,7 @@ from quickstudy.commands.cli import command_line
 from quickstudy.commands.rows import open_rows
 from quickstudy.tables import Format, TableError
 
-from tests.client.scripted import problem, serving
+from tests.client.scripted import Reply, problem, serving
 
 Example = tuple[int, str, str]
 
@@ -132,3 +132,14 @@ def test_many_hints_are_counted(tmp_path: Path) -> None:
     path.write_text("text,label\n" + "".join(f"text {n},{label}\n" for n, label in enumerate(rows)))
     hints = refused(path)[:-1]
     assert len(hints) == 5 and hints[-1].endswith("; 23 further labels look so too")
+
+
+def test_a_limit_on_rows_names_the_file_and_their_number(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("text,label\n" + "a,x\nb,y\n" * 20)
+    for command, field in (("adapt",), "support"), (("adapters", "score", "a1"), "examples"):
+        detail = f"{field}: expected 1 to 10 examples, got 40 examples"
+        refusal = Reply(422, {"title": "invalid", "detail": detail, "errors": [{"field": field}]})
+        with serving(refusal) as server:
+            done = CliRunner().invoke(command_line(), [*command, str(path), "--url", server.url])
+        assert done.exit_code == 1 and done.stderr == f"error: {path}, 40 rows: {detail}\n"

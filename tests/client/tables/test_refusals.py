@@ -148,7 +148,32 @@ def test_json_names_the_line(content: bytes, problem: str, in_array: str | None,
         message = refused(b"[" + good + b",\n" + content + b"\n]", "a.json")
     else:
         message = refused(good + b"\n" + content + b"\n", "a.json")
-    assert re.match(r"a\.json, line [23]: ", message) and ((array and in_array) or problem) in message
+    place = r"a\.json, line [23] \(row 2\): " if array and "comma" not in (in_array or "") else r"a\.json, line [23]: "
+    assert re.match(place, message) and ((array and in_array) or problem) in message
+
+
+def test_an_array_in_one_line_names_the_row() -> None:
+    rows = [{"text": f"a {number}", "label": "x"} for number in range(3_000)]
+    for wrong, problem in (
+        ({"text": "b", "label": None}, "got nothing"),
+        ({"text": "\u200b", "label": "x"}, "invisible"),
+        (7, "got 7"),
+    ):
+        message = refused(json.dumps([*rows, wrong, *rows]).encode(), "a.json")
+        assert message.startswith("a.json, line 1 (row 3001): ") and problem in message
+
+
+def test_columns_of_pandas_are_refused_with_the_remedy() -> None:
+    content = json.dumps({"text": {"0": "a", "1": "b"}, "label": {"0": "x", "1": "y"}}).encode()
+    assert refused(content, "a.json").endswith("got an object: write one object for each row, in pandas with orient='records'")
+
+
+@pytest.mark.parametrize("blank", ["\u200b", "\ufeff\u2060", "\u00ad \u200d"])
+def test_invisible_characters_are_neither_text_nor_label(blank: str) -> None:
+    assert "line 2: expected a text as 'text', got invisible characters" in refused(f"text,label\n{blank},x\n".encode(), "a.csv")
+    assert "line 2: expected a label as 'label', got invisible characters" in refused(f"text,label\na,{blank}\n".encode(), "a.csv")
+    table = table_of(io.BytesIO(f"text,label\na{blank},{blank}x\n".encode()), "a.csv")
+    assert table.examples("text", "label") == [(2, f"a{blank}", f"{blank}x")]
 
 
 @pytest.mark.parametrize(
@@ -157,12 +182,12 @@ def test_json_names_the_line(content: bytes, problem: str, in_array: str | None,
         (b"", "expected at least one row, got none"),
         (b"\n \n", "expected at least one row, got none"),
         (b"[]", "expected at least one row, got none"),
-        (b"[", "line 1: not JSON: Expecting value"),
+        (b"[", "line 1 (row 1): not JSON: Expecting value"),
         (
             b'[{"text": "a", "label": "x"}',
             "line 1: expected a comma or the end of the array after an object, got the end of the file",
         ),
-        (b'[{"text": "a", "label": "x"},\n]', "line 2: not JSON: Expecting value"),
+        (b'[{"text": "a", "label": "x"},\n]', "line 2 (row 2): not JSON: Expecting value"),
         (b'[{"text": "a", "label": "x"}]\n\nmore', "line 3: expected nothing after the array, got 'm'"),
         (b'[{"text": "a", "label": "x"}\n{"text"', "line 2: expected a comma or the end of the array after an object, got '{'"),
         (b'[{"text": "' + b"a" * 1_100_000 + b'", "label": "x"}]', "expected a JSON object of at most 1,000,000 characters"),
@@ -198,7 +223,52 @@ def test_another_encoding_is_refused_with_a_hint_and_the_line(encoding: str, tex
         one, two = (json.dumps({"text": value, "label": "x"}, ensure_ascii=False) for value in ("fine", text.strip()))
         content = (f"\n{one}\n{two}\n" if name == "a.jsonl" else f"[\n{one},\n{two}]").encode(encoding)
     message = refused(content, name)
-    assert f"line 3: expected UTF-8; it looks like {hint}: convert it with iconv -f {hint} -t UTF-8" in message
+    assert "line 3: expected UTF-8, got the byte 0x" in message
+    assert f"reads right, convert it with iconv -f {hint} -t UTF-8" in message
+    shown = re.search("if ['\"](.*)['\"] reads right", message)
+    assert shown is not None and next(letter for letter in text if not letter.isascii()) in shown[1]
+
+
+@pytest.mark.parametrize(
+    ("encoding", "text"),
+    [
+        ("mac-roman", CAFE),
+        ("mac-roman", "say “hi”,it’s lost\n"),
+        ("cp850", CAFE),
+        ("cp437", "Ich möchte schließen,schließen\n"),
+        ("tis-620", "กรุณาปิดบัญชีของฉัน,ปิด\n"),
+        ("koi8-r", "закройте мой счёт,закрыть\n"),
+        ("windows-1250", "Zgubiłem kartę płatniczą,zgubiona\n"),
+        ("windows-1253", "Έχασα την κάρτα μου,απώλεια\n"),
+        ("windows-1254", "Kartımı kaybettim,kayıp\n"),
+        ("windows-1255", "איבדתי את הכרטיס שלי,אובדן\n"),
+        ("windows-1256", "فقدت بطاقتي,فقدان\n"),
+    ],
+)
+def test_an_encoding_that_is_not_sure_gets_no_hint(encoding: str, text: str) -> None:
+    message = refused(f"text,label\nfine,x\n{text}".encode(encoding), "a.csv")
+    assert re.search(
+        r"line 3: expected UTF-8, got the byte 0x[89A-F][0-9A-F] (after .*|at the beginning of the line): convert", message
+    )
+    assert "iconv" not in message
+
+
+def test_chinese_is_not_taken_for_korean_nor_japanese_for_chinese() -> None:
+    chinese = "把卡报失,把卡\n办卡费高,半价\n这个账户我不要了,关闭\n"
+    assert "iconv -f GB18030" in refused(f"text,label\n{chinese}".encode("gb18030"), "a.csv")
+    assert "iconv -f EUC-JP" in refused("text,label\n口座を閉じてください,閉じる\n".encode("euc-jp"), "a.csv")
+
+
+@pytest.mark.parametrize("text", ["Grüße aus Köln", "口座を閉じて,ください", "закройте мой счёт"])
+def test_utf8_with_one_wrong_byte_is_named_as_such(text: str) -> None:
+    content = f"label;text\nx;{text}\ny;caf".encode() + b"\xe9\n"
+    expected = "a.csv, line 3: expected UTF-8, got the byte 0xE9 after 'y;caf'; the file is otherwise UTF-8"
+    assert refused(content, "a.csv") == expected
+
+
+def test_the_beginning_of_a_long_file_is_evidence_for_its_end() -> None:
+    content = ("text,label\n" + "grün,a\n" * 30_000).encode() + b"caf\xe9,b\n"
+    assert "line 30002: expected UTF-8, got the byte 0xE9 after 'caf'; the file is otherwise UTF-8" in refused(content, "a.csv")
 
 
 def packed(content: bytes) -> bytes:

@@ -13,7 +13,7 @@ from tests.end_to_end.client.test_commands import run
 from tests.end_to_end.conftest import Served, served
 
 EMOJI = [("😀", "pos"), ("😍", "pos"), ("😡", "neg"), ("😭", "neg")]
-INVISIBLE = [("\u200b", "a"), ("\u00ad", "b"), ("hello there", "a"), ("good bye", "b")]
+ACCENT_ALONE = [("\u0301", "a"), ("\u0300", "b"), ("hello there", "a"), ("good bye", "b")]
 ACCENTS = [("resume", "continue"), ("résumé", "cv"), ("go on", "continue"), ("my papers", "cv")]
 HINDI = [("मेरा पार्सल कहाँ है", "delivery"), ("पैकेज कब आएगा", "delivery"), ("मैं पासवर्ड भूल गया", "login"), ("खाता बंद है", "Login ")]
 CHINESE = [("我的包裹在哪里", "delivery"), ("快递什么时候到", "delivery"), ("我忘记了密码", "login"), ("我的账户被锁定了", "login")]
@@ -41,7 +41,7 @@ def write(folder: Path, pairs: list[tuple[str, str]]) -> Path:
     [
         (EMOJI, "line 4: support[2].label: expected 'pos' as in line 2, which is the same for the base model"),
         (ACCENTS, "line 3: support[1].label: expected 'continue' as in line 2, which is the same for the base model"),
-        (INVISIBLE, "line 2: support[0].input: expected a text of which the base model sees at least one token, got '\\u200b'"),
+        (ACCENT_ALONE, "line 2: support[0].input: expected a text of which the base model sees at least one token, got "),
     ],
 )
 @pytest.mark.parametrize("option", ["--dry-run", "--wait"])
@@ -107,6 +107,9 @@ def test_predictions_and_scores_refuse_a_text_without_a_token(default: Served, t
         with pytest.raises(Invalid, match=r"examples\[1\]\.input: " + expected):
             client.score(adapter, [("hello", "a"), ("\ufeff", "b")])
     path = tmp_path / "questions.csv"
+    path.write_text("text\nhello\n\u0301\n", "utf-8")
+    done = run(default.url, "predict", adapter.adapter_id, path)
+    assert done.exit_code == 1 and done.stderr.startswith(f"error: {path}, line 3: inputs[1]: {expected}"), done.output
     path.write_text("text\nhello\n\u200b\n", "utf-8")
     done = run(default.url, "predict", adapter.adapter_id, path)
-    assert done.exit_code == 1 and done.stderr.startswith(f"error: {path}, line 3: inputs[1]: {expected}'\\u200b'"), done.output
+    assert done.exit_code == 2 and done.stderr == f"error: {path}, line 3: expected a text as 'text', got invisible characters\n"

@@ -91,7 +91,7 @@ def test_columns_are_chosen_in_json_too(tmp_path: Path) -> None:
         ("open.csv", 'text,label\n"odd start,close\na,open\nb,close\nodd end",close\nc,open\n', ":2: a quote opens here"),
         ("nan.csv", "text,label\nhi,nan\n", ":2: expected a label as 'label', got 'nan'"),
         ("list.jsonl", '{"text": "hi", "label": ["a", "b"]}\n', ":1: expected a label as 'label', got a list"),
-        ("latin.csv", b"text,label\ncaf\xe9,x\n", ":2: expected UTF-8; it looks like WINDOWS-1252"),
+        ("latin.csv", b"text,label\ncaf\xe9,x\n", ":2: expected UTF-8, got the byte 0xE9; if 'café,x' reads right"),
         ("nul.tsv", "text\tlabel\na\0b\tx\n", ":2: has a NUL character"),
     ],
 )
