@@ -21,7 +21,7 @@ def test_the_files_before_the_mutations_are_read(tiny: Base, tiny_folder: Path, 
                 read(tmp_path / name)
 
 
-@pytest.mark.parametrize("kind", (*TABLES, *RECIPES, "initialization", "safetensors"))
+@pytest.mark.parametrize("kind", (*TABLES, *RECIPES, "initialization", "safetensors", "base model"))
 def test_a_mutated_file_is_read_or_refused_in_one_line(kind: str, tiny: Base, tiny_folder: Path, tmp_path: Path) -> None:
     chosen = [target for target in targets(tmp_path, tiny, tiny_folder) if target.kind == kind]
     outcomes = list(run_cases(chosen, tmp_path, 60, seed=1))
