@@ -141,7 +141,7 @@ def _check_no_code(folder: Path) -> None:
             raise not_loadable(
                 folder,
                 f"{file}: auto_map names code of the model's own ({shown(code)}), which is not run; "
-                "remove auto_map if the class of transformers gives the same features",
+                "remove auto_map if transformers gives the same features",
             )
 
 
