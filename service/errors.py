@@ -52,6 +52,13 @@ class ServiceError(Exception):
         self.detail, self.headers, self.extra = detail, headers or {}, extra
 
 
+class Described(str):
+    """What came in a request, in words: shown without the quotes of a value."""
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
 class InvalidRequest(ServiceError):
     status, kind, title = 422, "invalid-request", "Invalid request"
 

@@ -6,7 +6,7 @@ examples of each task kind, and `service.adapting.checked_request` checks whole 
 
 from collections.abc import Sequence
 
-from service.errors import InvalidRequest
+from service.errors import Described, InvalidRequest
 from service.settings import ServiceSettings
 from worker.ledger.aliases import is_alias
 
@@ -20,7 +20,7 @@ def check_count(field: str, number: int, least: int, most: int, noun: str, suffi
     `noun` says in the message what the number counts, such as `examples`. `suffix` is added after the expected range.
     """
     if not least <= number <= most:
-        raise InvalidRequest(field, f"{least} to {most} {noun}{suffix}", f"{number} {noun}")
+        raise InvalidRequest(field, f"{least} to {most} {noun}{suffix}", Described(f"{number} {noun}"))
 
 
 def check_notes(name: str | None, tags: Sequence[str] | None) -> None:
@@ -64,7 +64,7 @@ def check_text(field: str, text: str, most: int) -> None:
     if not text.strip():
         raise InvalidRequest(field, "a text that is not empty", text)
     if len(text) > most:
-        raise InvalidRequest(field, f"at most {most} characters", f"{len(text)} characters")
+        raise InvalidRequest(field, f"at most {most} characters", Described(f"{len(text)} characters"))
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -98,6 +98,10 @@ class Adapter:
     tags: tuple[str, ...] = ()
     parent: str | None = None
     """The adapter whose examples this one includes; None if it has no parent."""
+    base_model: str | None = None
+    """None if the service does not have the adapter's base model any more."""
+    kind: str | None = None
+    """The kind of task, such as `text-classification`; None from a service of an earlier version."""
 
 
 @dataclass(frozen=True)

@@ -115,6 +115,7 @@ class AsyncClient:
 
     async def wait(self, adapter: AdapterRef, seconds: float = 30.0, on_progress: Callable[[Event], None] | None = None) -> Adapter:
         """Wait up to `seconds` until an adapter is ready, and return it. See `Client.wait`."""
+        seconds = float(seconds)  # a scalar of NumPy is a float, too
         deadline = time.monotonic() + seconds
         if on_progress is None:
             finished = await self._run(multi_step.fetch_if_ready(adapter, deadline, seconds, self._retries))
@@ -270,6 +271,7 @@ class AsyncClient:
     async def _adapt(
         self, call: Callable[[float], Call[Adaptation]], wait: float, on_progress: Callable[[Event], None] | None
     ) -> Adaptation:
+        wait = float(wait)
         deadline = time.monotonic() + wait
         answer = await self._answer(call(0.0 if on_progress else wait), deadline if wait > 0 else None)
         if wait <= 0 or (answer.status == "ready" and on_progress is None):

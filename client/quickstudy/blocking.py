@@ -149,6 +149,7 @@ class Client:
             started = quickstudy.adapt(pairs, wait=0)
             adapter = quickstudy.wait(started, seconds=120)
         """
+        seconds = float(seconds)  # a scalar of NumPy is a float, too
         deadline = time.monotonic() + seconds
         if on_progress is None:
             finished = self._run(multi_step.fetch_if_ready(adapter, deadline, seconds, self._retries))
@@ -352,6 +353,7 @@ class Client:
     def _adapt(
         self, call: Callable[[float], Call[Adaptation]], wait: float, on_progress: Callable[[Event], None] | None
     ) -> Adaptation:
+        wait = float(wait)
         deadline = time.monotonic() + wait
         answer = self._answer(call(0.0 if on_progress else wait), deadline if wait > 0 else None)
         if wait <= 0 or (answer.status == "ready" and on_progress is None):

@@ -24,14 +24,14 @@ class Connection:
         if parsed.scheme not in ("http", "https") or not parsed.host:
             raise ValueError(f"url: expected one like http://localhost:8000, got {url!r}")
         self.retries = Retries(retries)
-        self._timeout = timeout
+        self._timeout = float(timeout)  # a scalar of NumPy is a float, too
         headers = {}
         key = (os.environ.get("QUICKSTUDY_API_KEY", "") if api_key is None else api_key).strip()
         if key:
             if not (key.isascii() and key.isprintable() and " " not in key):
                 raise ValueError("api_key: expected a key as `quickstudy keys create` prints it, got one with other characters")
             headers["Authorization"] = f"Bearer {key}"
-        self.settings: dict[str, Any] = {"base_url": parsed, "timeout": timeout, "headers": headers}
+        self.settings: dict[str, Any] = {"base_url": parsed, "timeout": self._timeout, "headers": headers}
 
     def request(self, call: Call[Any]) -> dict[str, Any]:
         """Return the call as keyword arguments of `httpx.Client.request`."""

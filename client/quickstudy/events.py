@@ -67,6 +67,7 @@ class EventReader:
     """
 
     def __init__(self, name: AdapterRef, retries: Retries, within: float | None, deadline: float | None = None) -> None:
+        within = None if within is None else float(within)  # a scalar of NumPy is a float, too
         self._name, self._retries, self._within = name, retries, within
         self.deadline = time.monotonic() + within if deadline is None and within is not None else deadline
         self._polls = 0

@@ -5,10 +5,11 @@ Neither pandas nor NumPy is imported: their objects are known by their methods.
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from quickstudy.errors import Invalid
 from quickstudy.one_line import shown, some
+from quickstudy.tables.repeats import repeated
 
 _TEXTS, _LABEL = ("input", "text"), "label"
 _EXPECTED = "a pair (text, label), or a mapping or row with 'text' or 'input' and 'label'"
@@ -56,7 +57,10 @@ def tags_as_json(tags: Any) -> list[Any]:
 def list_of_inputs(inputs: Any, field: str) -> list[Any]:
     """Return inputs as a list. Raises Invalid for a text, a mapping or a data frame."""
     if isinstance(inputs, str | bytes | bytearray | Mapping) or hasattr(inputs, "columns"):
-        raise _invalid(field, "expected a list of inputs", inputs)
+        columns = [name for name in _TEXTS if name in getattr(inputs, "columns", ())]
+        hint = f'; did you mean frame["{columns[0]}"]' if columns else ""
+        got = f"a {type(inputs).__name__}" if hasattr(inputs, "columns") else shown(inputs)
+        raise _invalid(field, f"expected a list of inputs, got {got}{hint}", inputs)
     try:
         iterator = iter(inputs)
     except TypeError:  # also of an array without dimensions, which only looks as if it could be iterated over
@@ -67,12 +71,28 @@ def list_of_inputs(inputs: Any, field: str) -> list[Any]:
 def _rows(examples: Examples, field: str) -> Iterator[Any]:
     try:
         if hasattr(examples, "to_dict") and hasattr(examples, "columns"):
-            return iter(examples.to_dict("records"))
+            return _rows_of_frame(cast(DataFrame, examples), field)
         if not isinstance(examples, str | bytes | Mapping) and isinstance(examples, Iterable):
             return iter(examples)
     except TypeError:  # `to_dict` of another library, or an array without dimensions
         pass
     raise _invalid(field, f"expected a list in which each example is {_EXPECTED}", examples)
+
+
+def _rows_of_frame(frame: DataFrame, field: str) -> Iterator[Any]:
+    """Return the rows of a data frame. Raises Invalid for a column of ours that occurs twice, and for a missing value in one.
+
+    `to_dict` would keep one of the two columns, and it gives None for a value that is missing.
+    """
+    ours = [name for name in frame.columns if isinstance(name, str) and name in (*_TEXTS, _LABEL)]
+    if (again := repeated(ours)) is not None:
+        raise _invalid(field, f"expected different column names, got {shown(again)} more than once", frame)
+    rows = list(frame.to_dict("records"))
+    for number, row in enumerate(rows):
+        if (missing := next((name for name in ours if row[name] is None), None)) is not None:
+            place = f"{field}[{number}].{'label' if missing == _LABEL else 'input'}"
+            raise _invalid(place, "expected a text, got a missing value", None)
+    return iter(rows)
 
 
 def _example(row: Any, field: str) -> dict[str, Any]:
@@ -82,7 +102,7 @@ def _example(row: Any, field: str) -> dict[str, Any]:
 
 def _pair(row: Any, field: str) -> tuple[Any, Any]:
     """Return the text and the label of one example."""
-    row = _by_name(row, field)
+    row = _by_name(_without_index(row), field)
     if isinstance(row, Mapping):
         texts = [name for name in _TEXTS if name in row]
         if len(texts) != 1 or _LABEL not in row:
@@ -98,6 +118,15 @@ def _pair(row: Any, field: str) -> tuple[Any, Any]:
     if isinstance(row, list | tuple):
         raise _invalid(field, f"expected {_EXPECTED}, got a {type(row).__name__} of length {len(row)}", row)
     raise _invalid(field, f"expected {_EXPECTED}", row)
+
+
+def _without_index(row: Any) -> Any:
+    """Return the row in a pair (index, row), as `DataFrame.iterrows()` yields them, and anything else as it is."""
+    if type(row) is tuple and len(row) == 2 and not isinstance(row[1], str):
+        names = row[1] if isinstance(row[1], Mapping) else _names_and_values(row[1])[0]
+        if any(isinstance(name, str) and name == _LABEL for name in names):
+            return row[1]
+    return row
 
 
 def _by_name(row: Any, field: str) -> Any:

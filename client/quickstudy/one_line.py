@@ -8,6 +8,7 @@ MOST = 280
 _HEAD = 190
 _VALUE = 80
 _CONTAINERS = {"list": "a list", "tuple": "a tuple", "dict": "an object"}
+_MISSING = ("NAType", "NaTType")  # of pandas, which need not be installed
 _JOINERS = "\u200c\u200d"  # zero-width (non-)joiners, which emoji and several scripts need and no terminal obeys
 
 
@@ -44,6 +45,8 @@ def shown(value: object, most: int = _VALUE) -> str:
         return repr(value) if short == value else f"{short!r}…"
     if isinstance(value, float) and math.isnan(value):
         return "NaN"
+    if type(value).__name__ in _MISSING:
+        return "a missing value"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, int):

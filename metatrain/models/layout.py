@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, get_args
 
 from quickstudy.one_line import shown
+from quickstudy.tables.repeats import repeated
 
 from metatrain.errors import BaseModelError
 from metatrain.models.files import is_present, not_loadable, read_json, read_object, read_object_if_present, reason_of
@@ -21,7 +22,6 @@ _MODULES_FILE = "modules.json"
 _MOST_CHARS = 60
 _SETTINGS_FILE = "config_sentence_transformers.json"
 _POOLING_FOLDER = "1_Pooling"
-_PACKAGE = "sentence_transformers."
 _TRANSFORMER_FILES = tuple(
     f"sentence_{name}_config.json" for name in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 )
@@ -97,10 +97,12 @@ def _listed(root: Path) -> list[tuple[str, str]]:
         if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
             raise not_loadable(root, f"{_MODULES_FILE}: module {position}: path {shown(path, _MOST_CHARS)} leaves the folder")
         _check_path(root, position, path)
-        name = kind.rpartition(".")[2]
-        if not kind.startswith(_PACKAGE) or name not in MODULES:
+        if kind not in _TYPES:
             raise not_loadable(root, f"module {kind} ({path}) is not supported; supported: {', '.join(sorted(MODULES))}")
-        found.append((name, path))
+        found.append((_TYPES[kind], path))
+    names = [str(entry["name"]) for entry in entries if entry.get("name") is not None]
+    if (again := repeated(names)) is not None:  # sentence-transformers keeps only the last module of a name
+        raise not_loadable(root, f"{_MODULES_FILE}: expected different names, got {shown(again, _MOST_CHARS)} more than once")
     return found
 
 
@@ -269,6 +271,8 @@ def _pooling(layout: Layout, path: str) -> Layout:
     file = _file_in(path, "config.json")
     found = _Settings(layout.root, file, read_object(layout.root, file))
     found.check_keys({"word_embedding_dimension", "embedding_dimension", "pooling_mode", "include_prompt", *_OLD_POOLINGS})
+    if not found.values:
+        raise not_loadable(layout.root, f"{file}: expected pooling_mode, or one of the older pooling_mode_… keys, got no setting")
     if "pooling_mode" in found.values:
         stated = found.values["pooling_mode"]
         names = tuple(stated) if isinstance(stated, list) else (stated,)
@@ -293,8 +297,7 @@ def _dense(layout: Layout, path: str) -> Layout:
     found.check_keys({"in_features", "out_features", "bias", "activation_function", "use_residual", *_NAME_SETTINGS})
     _check_names(found)
     activation = found.values.get("activation_function", "torch.nn.modules.activation.Tanh")
-    name = str(activation).rpartition(".")[2]
-    if not str(activation).startswith("torch.nn.") or name not in ACTIVATIONS:
+    if activation not in _ACTIVATION_TYPES:
         raise not_loadable(layout.root, f"{file}: activation_function {activation} is not supported")
     dense = load_dense(
         layout.root,
@@ -302,7 +305,7 @@ def _dense(layout: Layout, path: str) -> Layout:
         in_features=found.required_number("in_features"),
         out_features=found.required_number("out_features"),
         bias=found.flag("bias", True),
-        activation=name,
+        activation=_ACTIVATION_TYPES[activation],
         residual=found.flag("use_residual", False),
     )
     return replace(layout, modules=(*layout.modules, dense))
@@ -338,3 +341,23 @@ MODULES: dict[str, Callable[[Layout, str], Layout]] = {
     "Dropout": _dropout,
 }
 """The supported modules by type: functions from the layout so far and the module's path to the layout with the module."""
+_HOMES = {
+    "Transformer": "base.modules.transformer",
+    "Pooling": "sentence_transformer.modules.pooling",
+    "Normalize": "base.modules.normalize",
+    "Dense": "base.modules.dense",
+    "LayerNorm": "sentence_transformer.modules.layer_norm",
+    "Dropout": "sentence_transformer.modules.dropout",
+}
+_TYPES = {
+    f"sentence_transformers.{path}.{name}": name
+    for name, home in _HOMES.items()
+    for path in ("models", f"models.{name}", home, home.rpartition(".")[0], "sentence_transformer.modules")
+}
+"""The modules by their types in `modules.json`: the paths before and since version 5.4 of sentence-transformers, to a class in its
+own file or in the package. A module of the same name in another place, such as a sparse encoder's, computes something else."""
+_ACTIVATION_TYPES = {
+    name: kind.__name__
+    for kind in ACTIVATIONS.values()
+    for name in (f"{kind.__module__}.{kind.__name__}", f"torch.nn.{kind.__name__}")
+}

@@ -22,7 +22,7 @@ from metatrain.models.layout import Layout, read_layout
 from metatrain.models.modules import Module
 from metatrain.models.pooling import Pooler, Pooling
 from metatrain.models.precision import Precision, default_device, resolve
-from metatrain.models.weights import describe_model, has_fused_attention, load_model, positions_of, tensors_in
+from metatrain.models.weights import describe_model, embedding_rows, has_fused_attention, load_model, positions_of, tensors_in
 
 _DEFAULT_POSITIONS = 512
 _OLD_POOLINGS = ("mean", "cls")
@@ -110,7 +110,7 @@ def _files(name: str, max_length: int | None, hub: source.Hub) -> _TextFiles:
         check_no_pointer(folder, file)
     with errors_of(folder, "tokenizer files"):
         tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True, trust_remote_code=False, local_files_only=True)
-    _check_tokenizer(layout, tokenizer)
+    _check_tokenizer(layout, config, tokenizer)
     spec = TextSpec(
         model=name,
         weights_sha256=digest,
@@ -184,7 +184,7 @@ def _check_config(folder: Path, config: Any, *, parameters: int) -> None:
         raise not_loadable(folder, "config.json: transformers_weights is not supported; expected the weights in model.safetensors")
 
 
-def _check_tokenizer(layout: Layout, tokenizer: Any) -> None:
+def _check_tokenizer(layout: Layout, config: Any, tokenizer: Any) -> None:
     """Raise BaseModelError if the tokenizer does not work, or if it cannot do what the folder states."""
     folder, longest = layout.transformer, tokenizer.model_max_length
     if (layout.stated or layout.lower_case) and not tokenizer.is_fast:
@@ -194,6 +194,11 @@ def _check_tokenizer(layout: Layout, tokenizer: Any) -> None:
         raise not_loadable(folder, f"tokenizer_config.json: model_max_length: {expected}, got {longest!r}")
     with errors_of(folder, "tokenizer files"):  # some errors in tokenizer.json show only in a call
         tokenizer([_PROBE_TEXT, _PROBE_TEXT[0], layout.prompt], truncation=False, padding=False, verbose=False)
+        token, highest = max(tokenizer.get_vocab().items(), key=lambda entry: entry[1])
+        rows = embedding_rows(config)
+    if highest >= rows:
+        problem = f"token {shown(token, 30)} has the id {highest}, and the model has embeddings for {rows} ids"
+        raise not_loadable(folder, f"tokenizer.json: {problem}, from 0 to {rows - 1}")
 
 
 def _check_features(layout: Layout, config: Any, tokenizer: Any) -> None:

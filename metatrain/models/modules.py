@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from metatrain.models.files import StoredTensor, errors_of, file_sha256, is_present, not_loadable, stored_tensors
+from metatrain.models.files import StoredTensor, errors_of, file_sha256, is_finite, is_present, not_loadable, stored_tensors
 
 WEIGHTS = "model.safetensors"
 
@@ -199,6 +199,9 @@ def _load(root: Path, path: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[
     _check_tensors(root, file, stored_tensors(root, file), shapes)
     with errors_of(root, file):
         tensors = load_file(root / file)
+    for name, tensor in tensors.items():
+        if not is_finite(tensor):
+            raise not_loadable(root, f"{file}: parameter {name} has NaN or infinite numbers")
     return {name: tensor.to(torch.promote_types(tensor.dtype, torch.float32)) for name, tensor in tensors.items()}
 
 

@@ -17,7 +17,7 @@ from torch import nn
 from transformers import AutoModel
 
 from metatrain.models import source
-from metatrain.models.files import StoredTensor, errors_of, is_present, not_loadable, read_object, stored_tensors
+from metatrain.models.files import StoredTensor, errors_of, is_finite, is_present, not_loadable, read_object, stored_tensors
 
 _FILE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -41,7 +41,19 @@ def load_model(folder: Path, config: Any, *, dtype: torch.dtype, attention: str)
             ignore_mismatched_sizes=True,
         )
     _check_parameters(folder, model, tensors, report)
+    _check_finite(folder, model, tensors)
     return cast(nn.Module, model)
+
+
+def _check_finite(folder: Path, model: Any, found: Mapping[str, StoredTensor]) -> None:
+    """Raise BaseModelError, which names a tensor, if one from the files has NaN or infinite numbers.
+
+    A row of word embeddings shows in no run but those of the texts with that word. `found`: the tensors in the files.
+    """
+    for name, tensor in model.state_dict().items():
+        in_file = name in found or f"{model.base_model_prefix}.{name}" in found
+        if in_file and name.partition(".")[0] != _UNUSED and not is_finite(tensor):
+            raise not_loadable(folder, f"parameter {name} has NaN or infinite numbers in {str(model.dtype).removeprefix('torch.')}")
 
 
 def describe_model(folder: Path, config: Any) -> nn.Module:
@@ -97,6 +109,11 @@ def positions_of(config: Any) -> int | None:
         if isinstance(padding, int) and isinstance(table, nn.Embedding):
             return positions - padding - 1
     return positions
+
+
+def embedding_rows(config: Any) -> int:
+    """Return the number of token ids that the architecture has embeddings for."""
+    return int(cast(Any, _architecture(config)).get_input_embeddings().num_embeddings)
 
 
 def has_fused_attention(config: Any) -> bool:

@@ -215,8 +215,9 @@ class Bank:
     def answers(self, keys: Sequence[str], inputs: Sequence[Any]) -> list[Any]:
         """Predict for B encoded rows, row i with the adapter under `keys[i]`, and return one answer per row.
 
-        The answer of a classification readout is a list of probabilities in the order of the adapter's labels. Raises KeyError if
-        an adapter is not in the bank.
+        The answer of a classification readout is a list of probabilities in the order of the adapter's labels. The answer of a row
+        whose features are not finite is None: a readout would make up a label for it. Raises KeyError if an adapter is not in the
+        bank.
         """
         for key in dict.fromkeys(keys):
             self._resident.move_to_end(key)
@@ -226,8 +227,10 @@ class Bank:
             order = [row for rows in slot_rows.values() for row in rows]
             row_slots = [slot for slot, rows in slot_rows.items() for _ in rows]
             features = self._features(row_slots, [inputs[row] for row in order], self._updates.get(update, {}))
-            for answer, row in zip(self._read_out(slot_rows, features), order, strict=True):
-                answers[row] = answer
+            finite = features.isfinite().all(1)
+            found = self._read_out(slot_rows, features.where(finite.unsqueeze(1), 0.0))
+            for answer, row, usable in zip(found, order, finite.tolist(), strict=True):
+                answers[row] = answer if usable else None
         return answers
 
     def _by_base_update(self, slots: Sequence[int]) -> dict[str, dict[int, list[int]]]:

@@ -54,25 +54,28 @@ def without_overlap(datasets: Sequence[Dataset], other: Sequence[Dataset]) -> tu
     different name, and removed completely. In a class of fewer than 20 texts, one shared text is enough: so few texts cannot show
     that the classes differ, and a class less in training costs less than a test on a class that was trained on.
     """
-    others: dict[str, tuple[str, str]] = {}  # {normal form: (class, text)}
+    others: dict[str, dict[str, str]] = {}  # {normal form: {class: text}}, because several classes may have the same text
     for dataset in other:
         for label, texts in dataset.texts.items():
-            others |= {normal_form(text): (f"{dataset.name}/{label}", text) for text in texts}
+            for text in texts:
+                others.setdefault(normal_form(text), {})[f"{dataset.name}/{label}"] = text
     kept: list[Dataset] = []
     removals: list[Removal] = []
     for dataset in datasets:
         classes: dict[str, tuple[str, ...]] = {}
         for label, texts in dataset.texts.items():
-            found = [(text, *others[form]) for text in texts if (form := normal_form(text)) in others]
+            found = [(text, others[form]) for text in texts if (form := normal_form(text)) in others]
             if not found:
                 classes[label] = texts
                 continue
-            other_place, count = Counter(place for _, place, _ in found).most_common(1)[0]
-            pair = next((text, same) for text, place, same in found if place == other_place)
+            counts = Counter(place for _, places in found for place in places)
+            other_place = max(sorted(counts), key=counts.__getitem__)  # sorted, so that the order of the data does not matter
+            count = counts[other_place]
+            pair = next((text, places[other_place]) for text, places in found if other_place in places)
             whole_class = count > LARGEST_SHARE * len(texts)
             removed = count if whole_class else len(found)
             removals.append(Removal(f"{dataset.name}/{label}", removed, len(texts), other_place, whole_class, pair))
-            shared = {text for text, _, _ in found}
+            shared = {text for text, _ in found}
             left = tuple(text for text in texts if text not in shared)
             if left and not whole_class:
                 classes[label] = left

@@ -60,6 +60,8 @@ async def _validation_error(request: Request, error: Exception) -> JSONResponse:
         return problem(InvalidRequest("body", "valid JSON", f"{detail} at character {first['loc'][-1]}"))
     if not path and isinstance(first["input"], bytes):
         return problem(InvalidRequest("Content-Type", "application/json", request.headers.get("content-type", "nothing")))
+    if first["type"] == "string_type" and path[-1:] == ["label"] and isinstance(first["input"], int | float):
+        return problem(InvalidRequest(field, "a text; write a class that is a number in quotes", first["input"]))
     expected = {"missing": "a value", "extra_forbidden": "no such field"}.get(first["type"], _lower_first(first["msg"]))
     return problem(InvalidRequest(field, expected, "nothing" if first["type"] == "missing" else first["input"]))
 

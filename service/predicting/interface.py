@@ -54,7 +54,8 @@ class Predictor(Protocol):
         `share`: how large the tenant's turns are in comparison with those of others. Cancelling the future removes the call from
         the queue. Raises Overloaded if the queue is full or the answer would come after PREDICT_SECONDS, and Unavailable if the
         predictor is a separate process that cannot be reached. The future fails with Overloaded likewise, WeightsMissing,
-        WeightsCorrupt, ArtifactError if the weights cannot be loaded, or redis.RedisError if the cache cannot be reached.
+        WeightsCorrupt, ArtifactError if the weights cannot be loaded, NonFinite if the features of an input are not finite, or
+        redis.RedisError if the cache cannot be reached.
         """
         ...
 

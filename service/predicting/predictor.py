@@ -23,6 +23,7 @@ from torch import Tensor
 from metatrain.artifacts.adapter import adapter_from_bytes, adapter_metadata
 from metatrain.artifacts.initialization import Initialization
 from metatrain.deltas import DeltaKind
+from metatrain.errors import NonFinite
 from metatrain.models.base import Base
 from metatrain.serving.bank import Bank, Packed, pack
 from service.errors import Overloaded
@@ -365,6 +366,9 @@ class InProcessPredictor:
                 call.seconds["queue"] = began - call.queued
             call.seconds["forward"] += seconds
             call.outputs.update({row: next(outputs) for row in rows})
+            if (row := next((row for row in rows if call.outputs[row] is None), None)) is not None:
+                call.fail(NonFinite(f"input {row}: its features are not finite in {self.base.precision}"))
+                continue
             if len(call.outputs) == len(call.rows) and call.future.set_running_or_notify_cancel():
                 in_order = [call.outputs[row] for row in range(len(call.rows))]
                 call.future.set_result(Answer(self._bank.labels(call.key), in_order, call.truncated, call.seconds, call.empty))

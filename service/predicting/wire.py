@@ -20,7 +20,7 @@ from typing import Any
 
 import redis
 
-from metatrain.errors import ArtifactError
+from metatrain.errors import ArtifactError, NonFinite
 from metatrain.models.description import BaseDescription
 from service.errors import Overloaded, Unavailable
 from service.predicting.interface import Answer, WeightsKey
@@ -33,6 +33,7 @@ _ERRORS: dict[str, Callable[[str], Exception]] = {
     "WeightsMissing": WeightsMissing,
     "WeightsCorrupt": WeightsCorrupt,
     "ArtifactError": ArtifactError,
+    "NonFinite": NonFinite,
     "RedisError": redis.RedisError,
     "EncryptionKeyMissing": EncryptionKeyMissing,
 }

@@ -61,10 +61,30 @@ def test_a_real_data_frame_is_sent_whole_and_by_rows() -> None:
     pandas = pytest.importorskip("pandas")
     frame = pandas.DataFrame([{"n": 1, "text": "close it", "label": "close"}, {"n": 2, "text": "how much", "label": "ask"}])
     forms = (frame, frame.itertuples(), frame.itertuples(index=False), frame.to_dict("records"), frame[["text", "label"]].values)
+    forms = (*forms, frame.iterrows(), [row for _, row in frame.iterrows()])
     with serving(*[Reply(202, ADAPTED)] * len(forms)) as server, Client(server.url) as quickstudy:
         for form in forms:
             quickstudy.adapt(form)
     assert [request.body["support"] for request in server.requests] == [SENT] * len(forms)
+
+
+def test_a_data_frame_that_cannot_be_sent_is_refused_in_its_own_words() -> None:
+    pandas = pytest.importorskip("pandas")
+    twice = pandas.DataFrame([["a", "b", "x"]], columns=["text", "text", "label"])
+    missing = pandas.DataFrame({"text": ["a", "b"], "label": pandas.array(["x", pandas.NA], dtype="string")})
+    with serving() as server, Client(server.url) as quickstudy:
+        for examples, message in [
+            (twice, "support: expected different column names, got 'text' more than once"),
+            (missing, "support[1].label: expected a text, got a missing value"),
+            ([("a", "x"), ("b", pandas.NA)], "support[1].label: expected a text, got a missing value"),
+        ]:
+            with pytest.raises(Invalid) as error:
+                quickstudy.adapt(examples)
+            assert str(error.value) == message
+        with pytest.raises(Invalid) as error:
+            quickstudy.predict("a1", missing)
+        assert str(error.value) == 'inputs: expected a list of inputs, got a DataFrame; did you mean frame["text"]'
+    assert not server.requests
 
 
 def test_numpy_scalars_are_sent_as_numbers() -> None:

@@ -1,13 +1,14 @@
 """Options of calls: NumPy scalars are numbers, and what cannot be sent is named."""
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
-from quickstudy import Client, Invalid
+from quickstudy import AsyncClient, Client, Invalid
 
-from tests.client.scripted import ADAPTED, Reply, serving
+from tests.client.scripted import ADAPTED, ADAPTER, Reply, serving
 
 PAIRS = [("close it", "close"), ("how much", "ask")]
 
@@ -56,3 +57,16 @@ def test_an_option_that_cannot_be_sent_is_named(call: Callable[[Client], Any], m
     with serving() as server, Client(server.url) as quickstudy, pytest.raises(Invalid) as error:
         call(quickstudy)
     assert str(error.value) == message and not server.requests
+
+
+def test_seconds_may_be_numpy_scalars() -> None:
+    replies = [Reply(202, ADAPTED), Reply(200, ADAPTER), Reply(202, ADAPTED)]
+    with serving(*replies) as server, Client(server.url, timeout=np.float32(30)) as quickstudy:
+        made = quickstudy.adapt(PAIRS, wait=np.float32(30))
+        assert quickstudy.wait(made, np.float32(30)).status == "ready"
+        asyncio.run(_adapt(server.url))
+
+
+async def _adapt(url: str) -> None:
+    async with AsyncClient(url, timeout=np.float16(30)) as quickstudy:
+        await quickstudy.adapt(PAIRS, wait=np.float32(30))

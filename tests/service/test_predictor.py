@@ -1,10 +1,13 @@
 """The predictor with a real weight store: queue, memory, errors, and answers in shared batches."""
 
+import math
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import CancelledError, Future
 from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import redis
@@ -17,9 +20,11 @@ from metatrain.artifacts.baselines import frozen_prototypes, lora_from_zero
 from metatrain.artifacts.initialization import Initialization
 from metatrain.artifacts.stored_initialization import initialization_to_bytes
 from metatrain.deltas import DeltaConfig, LoRAConfig
-from metatrain.errors import ArtifactError
+from metatrain.errors import ArtifactError, NonFinite
 from metatrain.models.base import Base
+from metatrain.models.loading import load_base
 from service.errors import Overloaded
+from service.predicting import wire
 from service.predicting.interface import Answer, WeightsKey
 from service.predicting.predictor import InProcessPredictor
 from service.settings import ServiceSettings
@@ -303,4 +308,24 @@ def test_concurrent_calls_get_the_same_answers_as_single_calls(
     finally:
         stop.set()
         thread.join()
+        predictor.close()
+
+
+def test_an_input_without_finite_features_fails_its_own_call_only(
+    tiny_folder: Path, catalog: dict[str, Initialization], store: WeightStore
+) -> None:
+    """Predict in one batch with a base model that has NaN in the embedding of one word."""
+    base = load_base(str(tiny_folder), precision="float32", device=torch.device("cpu"))
+    token = base.inputs.encode(["pizza"])[0].ids[1]
+    cast(Any, base.model).get_input_embeddings().weight[token] = float("nan")
+    predictor = InProcessPredictor(base, catalog, store, ServiceSettings(bank_mb=1, batch_rows=8, batch_wait_ms=200))
+    try:
+        weights = [put(base, store, next(iter(catalog.values())), seed) for seed in (0, 1)]
+        damaged = predictor.submit(weights[0], ["close my account", "order pizza"])
+        sound = [predictor.submit(key, ["close my account"]) for key in weights]
+        with pytest.raises(NonFinite, match=r"^input 1: its features are not finite in float32$") as error:
+            damaged.result(20)
+        assert str(wire.error_of(wire.error(3, error.value))) == str(error.value)
+        assert all(math.isfinite(p) for answer in sound for p in answer.result(20).outputs[0])
+    finally:
         predictor.close()

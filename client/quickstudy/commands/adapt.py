@@ -16,8 +16,9 @@ from quickstudy.one_line import printable
 from quickstudy.tables import Format
 
 WAIT_SECONDS = 600.0
-_OTHER_EXAMPLE = re.compile(r"(?<=(?:as|in) )support\[(\d+)\]")
-"""Another example in a message of the service: `the same example as support[3]`, `'cancel' as in support[3]`."""
+_OTHER_EXAMPLE = re.compile(r"""(?<!\w)(?:'(?:[^'\\]|\\.)*(?:'|$)|"(?:[^"\\]|\\.)*(?:"|$))|(?<=(?:as|in) )support\[(\d+)\]""")
+"""A label in quotes, which may have any text, or another example in a message of the service: `the same example as support[3]`,
+`'cancel' as in support[3]`."""
 
 
 @click.command()
@@ -120,7 +121,11 @@ def _show_warnings(warnings: Sequence[Notice], lines: Sequence[int], *, to_stder
 
 def _with_lines(message: str, lines: Sequence[int]) -> str:
     """Return a message of the service with the file's lines in place of the positions of other examples."""
-    return _OTHER_EXAMPLE.sub(lambda found: f"line {lines[int(found[1])]}" if int(found[1]) < len(lines) else found[0], message)
+
+    def shown_line(found: re.Match[str]) -> str:
+        return f"line {lines[int(found[1])]}" if found[1] is not None and int(found[1]) < len(lines) else found[0]
+
+    return _OTHER_EXAMPLE.sub(shown_line, message)
 
 
 def _steps(steps: int | None) -> str:

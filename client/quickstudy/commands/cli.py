@@ -76,4 +76,5 @@ def command_line(more: Iterable[LateCommand] = ()) -> CommandLine:
     `more`: commands that are not installed as entry points, such as the server's commands in a source checkout.
     """
     commands: dict[str, click.Command] = {str(command.name): command for command in (*CLIENT_COMMANDS, *more)}
-    return CommandLine("quickstudy", commands=commands, help="Few-shot adaptation as a service.")
+    group = CommandLine("quickstudy", commands=commands, help="Few-shot adaptation as a service.")
+    return click.version_option(package_name="quickstudy", message="quickstudy %(version)s")(group)

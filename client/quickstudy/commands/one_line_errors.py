@@ -1,5 +1,6 @@
 """The place where commands turn errors into one line on stderr and an exit code."""
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -8,8 +9,8 @@ import click
 
 from quickstudy.one_line import one_line, shown_path
 
-REFUSED, WRONG_USAGE, OUT_OF_REACH, NOT_AUTHORISED, INTERRUPTED = 1, 2, 3, 4, 130
-"""Exit codes. WRONG_USAGE is also click's own code for a wrong command line."""
+REFUSED, WRONG_USAGE, OUT_OF_REACH, NOT_AUTHORISED, INTERRUPTED, CLOSED_PIPE = 1, 2, 3, 4, 130, 141
+"""Exit codes. WRONG_USAGE is also click's own code for a wrong command line; a shell shows the last two for signals."""
 
 
 class CommandFailed(click.ClickException):
@@ -27,6 +28,14 @@ class OneLineErrors(click.Group):
     with that code. Errors of the operating system, such as a missing permission, exit with REFUSED. All other exceptions are faults
     of the product, and keep their traceback.
     """
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command. If the reader of its output has gone, as in `quickstudy … | head`, exit without a message."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left in a buffer is written at the exit
+            ctx.exit(CLOSED_PIPE)
 
     def main(
         self,

@@ -1,7 +1,6 @@
 """`quickstudy predict`: print the rows of a file with a predicted label and its probability."""
 
 import csv
-import io
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +15,7 @@ from tqdm import tqdm
 from quickstudy import Client, Invalid, Prediction, Predictions
 from quickstudy.commands.rows import Rows, format_option, open_rows, place_of
 from quickstudy.commands.service_options import failure_of, with_client
-from quickstudy.one_line import some
+from quickstudy.one_line import shown, some
 from quickstudy.tables import Format, Table, TableError
 
 _PART_ROWS = 256
@@ -56,7 +55,7 @@ def predict(
     with nullcontext(_rows_of_texts(texts)) if file is None else open_rows(file, file_format, text_column) as rows:
         column = rows.text_column(text_column)
         output_format: Output = output or ("jsonl" if rows.format in ("json", "jsonl") else "csv")
-        write = _csv_writer(rows, top_k or 1) if output_format == "csv" else _write_jsonl
+        write = _csv_writer(rows, top_k or 1) if output_format == "csv" else _jsonl_writer(rows)
         hide_bar = True if sys.stdout.isatty() else None  # on a terminal, the bar and the printed rows would mix
         with tqdm(total=total, unit="row", desc="predicting", disable=hide_bar) as bar:
             labels_per_row = top_k if output_format == "jsonl" else top_k or 1
@@ -73,7 +72,8 @@ def _predict_in_parts(
 
     The same adapter predicts all parts, even if `name` is an alias that moves in between.
     """
-    while part := list(islice(rows.entries, _PART_ROWS)):
+    entries = rows.checked_entries(column)
+    while part := list(islice(entries, _PART_ROWS)):
         inputs = [rows.text(line, row, column) for line, row in part]
         try:
             answer = client.predict(name, inputs, top_k=top_k)
@@ -90,13 +90,13 @@ def _rows_of_texts(texts: tuple[str, ...]) -> Rows:
 def _count_rows(file: str, file_format: Format | None, text_column: str | None) -> int | None:
     """Count the rows of a file. Return None for input that can be read only once, such as a pipe.
 
-    Because this reads all rows, a malformed row is reported before anything is sent. Raises TableError.
+    Because this reads all rows, a malformed or swallowed row is reported before anything is sent. Raises TableError.
     """
     if file == "-" or not Path(file).is_file():
         return None
     with open_rows(file, file_format, text_column) as rows:
         column = rows.text_column(text_column)
-        return sum(1 for line, row in rows.entries if rows.text(line, row, column))
+        return sum(1 for line, row in rows.checked_entries(column) if rows.text(line, row, column))
 
 
 def _csv_writer(rows: Rows, top_k: int) -> Callable[[list[Entry], Sequence[Prediction]], None]:
@@ -106,11 +106,8 @@ def _csv_writer(rows: Rows, top_k: int) -> Callable[[list[Entry], Sequence[Predi
     with one of these names, all added columns get the prefix `predicted_`. Raises TableError if the input also has a column
     with one of the prefixed names.
     """
-    added = [name if k == 1 else f"{name}_{k}" for k in range(1, top_k + 1) for name in ("label", "probability")]
-    if set(added) & set(rows.columns):
-        added = [f"predicted_{name}" for name in added]
-    if set(added) & set(rows.columns):
-        raise TableError(rows.name, f"expected no column named as one of the output's, {some(added)}; try --output jsonl")
+    names = [name if k == 1 else f"{name}_{k}" for k in range(1, top_k + 1) for name in ("label", "probability")]
+    added = _added(rows, names, "; try --output jsonl")
     lines = [[*rows.columns, *added]]  # the header is printed only with the first answer
 
     def write(part: list[Entry], answer: Sequence[Prediction]) -> None:
@@ -127,13 +124,34 @@ def _csv_writer(rows: Rows, top_k: int) -> Callable[[list[Entry], Sequence[Predi
     return write
 
 
-def _write_jsonl(part: list[Entry], answer: Sequence[Prediction]) -> None:
-    """Print each row as a JSON line: the row as it was read, with the added key `prediction`."""
-    lines = []
-    for (_, row), prediction in zip(part, answer, strict=True):
-        shown = {"label": prediction.label, "probability": prediction.probability, "probabilities": dict(_ranked(prediction))}
-        lines.append(json.dumps({**row, "prediction": shown}, ensure_ascii=False) + "\n")
-    click.echo("".join(lines), nl=False)
+def _jsonl_writer(rows: Rows) -> Callable[[list[Entry], Sequence[Prediction]], None]:
+    """Return a function that prints each row of a part as a JSON line: the row as it was read, with the added key `prediction`.
+
+    If the input has that key, the added one is `predicted_prediction`. Raises TableError if the input has that one too.
+    """
+    (added,) = _added(rows, ["prediction"], "")
+
+    def write(part: list[Entry], answer: Sequence[Prediction]) -> None:
+        lines = []
+        for (line, row), prediction in zip(part, answer, strict=True):
+            if added in row:
+                raise TableError(rows.name, f"expected no key {shown(added)}, which the first row does not have", line)
+            result = {"label": prediction.label, "probability": prediction.probability, "probabilities": dict(_ranked(prediction))}
+            lines.append(json.dumps({**row, added: result}, ensure_ascii=False) + "\n")
+        click.echo("".join(lines), nl=False)
+
+    return write
+
+
+def _added(rows: Rows, names: list[str], advice: str) -> list[str]:
+    """Return the names of the output's own columns: `names`, with the prefix `predicted_` if the input has one of them.
+
+    Raises TableError, whose message ends with `advice`, if the input also has one of the prefixed names.
+    """
+    added = [f"predicted_{name}" for name in names] if set(names) & set(rows.columns) else names
+    if set(added) & set(rows.columns):
+        raise TableError(rows.name, f"expected no column named as one of the output's, {some(added)}{advice}")
+    return added
 
 
 def _ranked(prediction: Prediction) -> list[tuple[str, float]]:
@@ -144,7 +162,17 @@ def _cell(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _print_csv(lines: list[list[str]]) -> None:
-    buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerows(lines)
-    click.echo(buffer.getvalue(), nl=False)
+class _UnixLines:
+    """The lines of a CSV file, which end in `\\n`. The writer has to end them in `\\r\\n`, or it would not quote a lone `\\r`."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def write(self, line: str) -> None:
+        self.lines.append(line.removesuffix("\r\n") + "\n")
+
+
+def _print_csv(rows: list[list[str]]) -> None:
+    output = _UnixLines()
+    csv.writer(output, lineterminator="\r\n").writerows(rows)
+    click.echo("".join(output.lines), nl=False)

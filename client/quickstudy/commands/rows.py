@@ -44,6 +44,11 @@ class Rows:
             raise TableError(self.name, f"{problem} with --text-column and --label-column")
         return self._table.examples(self.text_column(text), self.label_column(label))
 
+    def checked_entries(self, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Yield the rows, whose texts are in the column `text`. A column `label` helps to check them (see `Table`)."""
+        label = next((name for name in _LABELS if name in self.columns and name != text), None)
+        return self._table.checked_entries(text, label)
+
     def text(self, line: int, row: dict[str, Any], column: str) -> str:
         """Return a row's text in `column`. Raises TableError if it is blank or not text."""
         return self._table.text(line, row, column)

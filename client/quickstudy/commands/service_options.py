@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Concatenate, ParamSpec
 
@@ -13,6 +14,7 @@ from quickstudy.commands.one_line_errors import NOT_AUTHORISED, OUT_OF_REACH, RE
 from quickstudy.one_line import printable
 
 P = ParamSpec("P")
+_POSITION = re.compile(r"\A(?:inputs|support|examples)\[\d+\](?:: |\.)")
 
 
 def with_client(command: Callable[Concatenate[Client, P], None]) -> Callable[P, None]:
@@ -70,11 +72,13 @@ def _is_valid_unicode(text: str) -> bool:
 def failure_of(error: QuickstudyError, location: str = "") -> CommandFailed:
     """Convert a client error into a `CommandFailed` with the matching exit code.
 
-    `location`: text to put before the message, such as the file and line of an invalid row.
+    `location`: text to put before the message, such as the file and line of an invalid row. It replaces the row's position in the
+    request, which has only a part of the file's rows.
     """
+    message = _POSITION.sub("", str(error)) if location else str(error)
     code = OUT_OF_REACH if isinstance(error, OutOfReach) else NOT_AUTHORISED if isinstance(error, Unauthorised) else REFUSED
     hint = "; choose the service with --url or QUICKSTUDY_URL" if code == OUT_OF_REACH else ""
-    return CommandFailed(f"{location}{error}{hint}", code)
+    return CommandFailed(f"{location}{message}{hint}", code)
 
 
 def as_json(command: Callable[..., None]) -> Callable[..., None]:

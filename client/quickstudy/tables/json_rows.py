@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 from collections.abc import Iterator
 from itertools import count
 from typing import Any, Self
@@ -35,8 +36,8 @@ class RowLine(int):
         return f"{int(self)} (row {self.row})"
 
 
-class _Repeated(ValueError):
-    """An object that has a key more than once."""
+class _Refused(ValueError):
+    """A value that is JSON and yet is not taken: an object with a key more than once, or a number that is too large."""
 
 
 def json_lines(source: Source) -> Objects:
@@ -144,19 +145,27 @@ def _checked(name: str, row: Any, text: str, line: int) -> dict[str, Any]:
 
 
 def _unusable(name: str, error: Exception, line: int) -> TableError:
-    if isinstance(error, _Repeated):
+    if isinstance(error, _Refused):
         return TableError(name, str(error), line)
     nested = isinstance(error, RecursionError)
     return TableError(name, f"not JSON: {'nested too deeply' if nested else 'a number has too many digits'}", line)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Build an object. Raises _Repeated for a repeated key."""
+    """Build an object. Raises _Refused for a repeated key."""
     row = dict(pairs)
     if len(row) != len(pairs):
         again = repeated(key for key, _ in pairs)
-        raise _Repeated(f"expected each key once, got {shown(again)} again")
+        raise _Refused(f"expected each key once, got {shown(again)} again")
     return row
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_object)
+def _number(text: str) -> float:
+    """Return a number with a fraction or an exponent. Raises _Refused if it is too large, because it would become Infinity."""
+    number = float(text)
+    if math.isinf(number):
+        raise _Refused(f"expected numbers of at most 1.8e308, got {text[:40]}")
+    return number
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_float=_number)

@@ -1,7 +1,7 @@
 """Examples that are well formed and yet probably not what their author meant."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from quickstudy.one_line import one_line, shown
@@ -30,50 +30,70 @@ class Layout:
     header: tuple[str, ...]
 
 
-def check_rows_not_swallowed(name: str, examples: Sequence[Example], layout: Layout, text: str, label: str) -> None:
-    """Raise TableError for a quoted value that has swallowed rows, with the line where it begins.
+class RowChecks:
+    """The search for values that swallowed rows, and in TSV for values that were torn into rows, while rows are read.
 
-    A value has if all its lines but the last, and at least two, are rows as the header and the labels make them. Its first line is
-    the rest of the row that it begins in. `text` and `label`: the names of the columns.
+    `text` and `label`: the names of the columns. Call `add` with every row, and then `raise_if_found`. Only rows in doubt are kept.
     """
-    labels = {each for _, _, each in examples if "\n" not in each and "\r" not in each}
-    label_at = layout.header.index(label)
-    columns = (layout.header.index(text), label_at)
-    for line, *values in examples:
-        for column, value in zip(columns, values, strict=True):
-            lines = value.splitlines() if "\n" in value or "\r" in value else []
-            if len(lines) < 3:
-                continue
-            rest = [line_.split(layout.separator) for line_ in lines[:-1]]
+
+    def __init__(self, name: str, layout: Layout, text: str, label: str, *, torn: bool) -> None:
+        self._name, self._layout, self._text, self._label, self._torn = name, layout, text, label, torn
+        self._label_at = layout.header.index(label)
+        self._label_first = self._label_at < layout.header.index(text)
+        self._labels = Counter[str]()
+        self._long: list[tuple[int, int, str]] = []  # (line, column, value), of values with several lines
+        self._opened: int | None = None
+        self._between = Counter[str]()  # labels since a text that opens a quote
+        self._pairs: list[tuple[int, int, Counter[str]]] = []  # (line that opens, line that closes, labels in between)
+
+    def add(self, line: int, row: Mapping[str, str]) -> None:
+        """Note a row, which begins in `line`."""
+        label = row[self._label]
+        self._labels[label] += 1
+        for column, name in enumerate(self._layout.header):
+            value = row.get(name, "")  # columns without a name are left out
+            if ("\n" in value or "\r" in value) and len(value.splitlines()) > 2:
+                self._long.append((line, column, value))
+        if self._torn:
+            self._add_quotes(line, row[self._text], label)
+
+    def _add_quotes(self, line: int, text: str, label: str) -> None:
+        """Note a text that opens a quote, and a later one that closes it, with the labels from the one to the other.
+
+        These are parts of the value, except for that of the first row or of the last one.
+        """
+        quotes = text.replace('""', "").count('"')
+        if quotes == 1 and text.startswith('"'):
+            self._opened, self._between = line, Counter() if self._label_first else Counter([label])
+            return
+        closes = quotes == 1 and text.endswith('"')
+        if self._opened is not None and (self._label_first or not closes):
+            self._between[label] += 1
+        if self._opened is not None and closes:
+            self._pairs.append((self._opened, line, self._between))
+            self._opened = None
+
+    def raise_if_found(self) -> None:
+        """Raise TableError for the first value that has swallowed rows or was torn, with the line where it begins.
+
+        A value has swallowed rows if all its lines but the last, and at least two, are rows as the header and the labels make them.
+        Its first line is the rest of the row that it begins in. A value was torn if no other row has any of the labels between a
+        text that opens a quote and one that closes it; otherwise both quotes are characters of their texts.
+        """
+        labels = {label for label in self._labels if "\n" not in label and "\r" not in label}
+        for line, column, value in self._long:
+            lines = value.splitlines()
+            rest = [line_.split(self._layout.separator) for line_ in lines[:-1]]
             rest[0] = [""] * column + rest[0]  # the values before the one that the quote opens
-            if label_at < column:
-                rest[0][label_at] = next(iter(labels), "")
-            if all(_is_row(cells, len(layout.header), label_at, labels) for cells in rest):
+            if self._label_at < column:
+                rest[0][self._label_at] = next(iter(labels), "")
+            if all(_is_row(cells, len(self._layout.header), self._label_at, labels) for cells in rest):
                 problem = f"a quote opens here, and its value runs over the next {len(lines) - 1} lines, which are rows"
-                raise TableError(name, problem, line)
-
-
-def check_rows_not_torn(name: str, examples: Sequence[Example], layout: Layout, text: str, label: str) -> None:
-    """Raise TableError for a quoted value of TSV that was torn into rows, with its first line.
-
-    A value may have been if a text opens a quote that a text of a later row closes. Then the labels from the one to the other are
-    parts of the value, except for that of the first row or of the last one. If no other row has any of these labels, the rows are
-    refused; otherwise both quotes are characters of their texts.
-    """
-    counts = Counter(each for _, _, each in examples)
-    label_first = layout.header.index(label) < layout.header.index(text)
-    opened: int | None = None
-    for number, (_, value, _) in enumerate(examples):
-        if value.replace('""', "").count('"') == 1:
-            if value.startswith('"'):
-                opened = number
-            elif opened is not None and value.endswith('"'):
-                labels = [each for _, _, each in examples[opened : number + 1]]
-                doubtful = Counter(labels[1:] if label_first else labels[:-1])
-                if all(count == counts[each] for each, count in doubtful.items()):
-                    closing = f"may close in line {examples[number][0]}: quote every value of the file, or double the two quotes"
-                    raise TableError(name, f"a quote opens a value here and {closing} in values of their own", examples[opened][0])
-                opened = None
+                raise TableError(self._name, problem, line)
+        for line, closing, doubtful in self._pairs:
+            if all(count == self._labels[label] for label, count in doubtful.items()):
+                advice = f"may close in line {closing}: quote every value of the file, or double the two quotes"
+                raise TableError(self._name, f"a quote opens a value here and {advice} in values of their own", line)
 
 
 def hints_about(examples: Sequence[Example]) -> list[Hint]:

@@ -15,7 +15,7 @@ from quickstudy.tables.formats import Format, format_of, separator_of, stated_se
 from quickstudy.tables.json_rows import json_array, json_lines
 from quickstudy.tables.repeats import repeated
 from quickstudy.tables.source import Readable, open_source
-from quickstudy.tables.suspicious import Example, Layout, check_rows_not_swallowed, check_rows_not_torn
+from quickstudy.tables.suspicious import Example, Layout, RowChecks
 from quickstudy.tables.tsv_rows import tsv_rows
 from quickstudy.tables.values import label_problem, text_problem
 
@@ -55,12 +55,23 @@ class Table:
 
         Raises TableError, also for a quoted value that has swallowed the rows after it, and for one that was torn into rows.
         """
-        examples = [(line, self.text(line, row, text), self.label(line, row, label)) for line, row in self.entries]
-        if self.layout is not None and examples:
-            check_rows_not_swallowed(self.name, examples, self.layout, text, label)
-            if self.format == "tsv":
-                check_rows_not_torn(self.name, examples, self.layout, text, label)
-        return examples
+        rows = self.checked_entries(text, label)
+        return [(line, self.text(line, row, text), self.label(line, row, label)) for line, row in rows]
+
+    def checked_entries(self, text: str, label: str | None) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Yield `entries`, whose texts and labels are in the columns with these names.
+
+        After the last one, raises TableError for a quoted value that has swallowed the rows after it, and for one that was torn
+        into rows. Only labels show where a row begins, so nothing is checked if `label` is None.
+        """
+        if self.layout is None or label is None:
+            yield from self.entries
+            return
+        checks = RowChecks(self.name, self.layout, text, label, torn=self.format == "tsv")
+        for line, row in self.entries:
+            checks.add(line, row)
+            yield line, row
+        checks.raise_if_found()
 
 
 @contextmanager
@@ -122,6 +133,10 @@ def _of_objects(name: str, kind: Format, objects: Iterator[tuple[int, dict[str, 
     first = next(objects, None)
     if first is None:
         raise TableError(name, "expected at least one row, got none")
+    line, row = first
+    if row and not row.keys() & {*USUAL_NAMES} and all(isinstance(value, dict | list) for value in row.values()):
+        problem = "expected a text in one of the columns, got only objects and lists: write one object for each row"
+        raise TableError(name, f"{problem}, in pandas with orient='records'", line)
     return Table(name, kind, tuple(first[1]), chain((first,), objects))
 
 

@@ -151,6 +151,8 @@ def test_texts_with_lines_that_resemble_rows_are_read(header: str, content: str)
         ("text,label,src", 'c,open,web\n"odd,close,web\na,open,app\nb,close,web\nodd end",close,web\n', 3),
         ("id;label;text", '1;open;c\n2;close;"odd\n3;open;a\n4;close;b\n5;open;end"\n', 3),
         ("label,text", 'open,c\nclose,"odd\nopen,a\nclose,b\nopen,end"\n', 3),
+        ("text,label,note", 'c,open,n\nd,close,"n1\na,open,n2\nb,close,n3\ne,open,n4"\n', 3),
+        ("note,text,label", 'n,c,open\n"odd,d,close\nn2,a,open\nn3,b,close\nend",e,open\nn4,f,close\n', 3),
     ],
 )
 def test_swallowed_rows_are_found_wherever_the_label_is(header: str, content: str, line: int) -> None:

@@ -163,6 +163,13 @@ def test_an_array_in_one_line_names_the_row() -> None:
         assert message.startswith("a.json, line 1 (row 3001): ") and problem in message
 
 
+@pytest.mark.parametrize("orient", ["split", "index"])
+def test_other_orients_of_pandas_are_refused_with_the_remedy(orient: str) -> None:
+    pandas = pytest.importorskip("pandas")
+    content = pandas.DataFrame({"text": ["a", "b"], "label": ["x", "y"]}).to_json(orient=orient).encode()
+    assert refused(content, "a.json").endswith("write one object for each row, in pandas with orient='records'")
+
+
 def test_columns_of_pandas_are_refused_with_the_remedy() -> None:
     content = json.dumps({"text": {"0": "a", "1": "b"}, "label": {"0": "x", "1": "y"}}).encode()
     assert refused(content, "a.json").endswith("got an object: write one object for each row, in pandas with orient='records'")

@@ -77,7 +77,7 @@ def test_many_inputs_are_sent_in_parts(service: Served) -> None:
         with pytest.raises(Invalid, match=r"^inputs\[54\]: expected a text that is not empty") as error:
             quickstudy.predict(made, [*texts[:54], " "])
         assert error.value.row == 54
-        with pytest.raises(Invalid, match="inputs: expected 1 to 20 texts, got '0 texts'"):
+        with pytest.raises(Invalid, match="inputs: expected 1 to 20 texts, got 0 texts"):
             quickstudy.predict(made, [])
 
 

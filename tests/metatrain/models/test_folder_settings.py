@@ -8,8 +8,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from metatrain.models.loading import load_base
-from tests.folders import CPU, Change, copied, listed, pointer, pooled_by, refusals, text, write
+from metatrain.models.loading import describe_base, load_base
+from metatrain.models.modules import DenseSpec
+from tests.folders import CPU, OLD, Change, copied, listed, pointer, pooled_by, refusals, text, write
 
 
 def settings(name: str, content: Any) -> Change:
@@ -98,6 +99,23 @@ SETTINGS: dict[str, tuple[Change, str]] = {
     ),
     "pooling: a flag in words": (settings("1_Pooling/config.json", {"pooling_mode_max_tokens": "no"}), "expected true or false"),
     "pooling: unknown setting": (settings("1_Pooling/config.json", {"top_k": 3}), "unknown setting 'top_k'"),
+    "pooling: empty": (settings("1_Pooling/config.json", {}), "1_Pooling/config.json: expected pooling_mode, or one of"),
+    "modules: one name twice": (
+        settings("modules.json", [{"name": "0", "path": p, "type": f"{OLD}{kind}"} for kind, p in (*START, ("Normalize", "n"))]),
+        "modules.json: expected different names, got '0' more than once",
+    ),
+    "modules: a sparse encoder's": (
+        modules(*START, prefix="sentence_transformers.sparse_encoder.models."),
+        "module sentence_transformers.sparse_encoder.models.Transformer () is not supported",
+    ),
+    "modules: only the last part is known": (
+        modules(*START, prefix="sentence_transformers.models.evil."),
+        "module sentence_transformers.models.evil.Transformer () is not supported",
+    ),
+    "Dense: an activation with only the last part known": (
+        with_dense(activation_function="torch.nn.evil.activation.Tanh"),
+        "activation_function torch.nn.evil.activation.Tanh is not supported",
+    ),
     "modules cut": (text("modules.json", '[{"idx":'), "modules.json is not valid JSON"),
     "modules: an object": (text("modules.json", "{}"), "expected a list of modules"),
     "modules: none": (text("modules.json", "[]"), "expected a list of modules"),
@@ -191,6 +209,25 @@ def test_what_cannot_be_reproduced_is_refused_with_its_name(tiny_folder: Path, t
     change, problem = SETTINGS[case]
     change(pooled_by(copied(tiny_folder, tmp_path)))
     assert all(problem in message for message in refusals(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "types",
+    [
+        ("models.Transformer", "models.Pooling", "models.Dense"),
+        ("models.Transformer.Transformer", "models.Pooling.Pooling", "models.Dense.Dense"),
+        ("base.modules.transformer.Transformer", "sentence_transformer.modules.pooling.Pooling", "base.modules.dense.Dense"),
+        ("base.modules.Transformer", "sentence_transformer.modules.Pooling", "sentence_transformer.modules.Dense"),
+    ],
+)
+@pytest.mark.parametrize("activation", ["torch.nn.modules.activation.GELU", "torch.nn.GELU", "torch.nn.modules.linear.Identity"])
+def test_modules_have_the_names_of_any_version(
+    tiny_folder: Path, tmp_path: Path, types: tuple[str, str, str], activation: str
+) -> None:
+    with_dense(activation_function=activation)(pooled_by(copied(tiny_folder, tmp_path)))
+    listed(tmp_path, *zip(types, ("", "1_Pooling", "2_Dense"), strict=True), prefix="sentence_transformers.")
+    (dense,) = describe_base(str(tmp_path), precision="float32", device=CPU).inputs.spec.modules
+    assert isinstance(dense, DenseSpec) and dense.activation == activation.rpartition(".")[2]
 
 
 @pytest.mark.parametrize("change", [truncation_side("left"), truncation(direction="Left")])

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from metatrain.errors import BaseModelError
 from metatrain.models.loading import describe_base, load_base
-from tests.folders import CPU, Change, change_weights, copied, refusals, write
+from tests.folders import CPU, Change, change_weights, copied, listed, pooled_by, refusals, write
 from tests.tiny import save_tiny_model
 
 TEXTS = ["order pizza", "close my account please", "play some music now"]
@@ -116,11 +116,55 @@ def test_poolers_and_buffers_are_left_aside(tiny_folder: Path, tmp_path: Path) -
         torch.testing.assert_close(features(folder), plain, atol=0, rtol=0)
 
 
-@pytest.mark.parametrize("value", [float("nan"), 0.0])
-def test_weights_that_give_no_features_are_refused_with_the_folder(tiny_folder: Path, tmp_path: Path, value: float) -> None:
+def test_weights_that_give_no_features_are_refused_with_the_folder(tiny_folder: Path, tmp_path: Path) -> None:
     weights = load_file(tiny_folder / "model.safetensors")
-    change_weights(copied(tiny_folder, tmp_path), {name: torch.full_like(tensor, value) for name, tensor in weights.items()})
+    change_weights(copied(tiny_folder, tmp_path), {name: torch.zeros_like(tensor) for name, tensor in weights.items()})
     with pytest.raises(
         BaseModelError, match=r"^base\.model: .* its features are not finite or all zero, so its weights are damaged"
     ):
         load_base(str(tmp_path), precision="float32", device=CPU)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("prefix", ["", "bert."])
+def test_one_number_that_is_not_finite_is_refused_with_its_parameter(
+    tiny_folder: Path, tmp_path: Path, value: float, prefix: str
+) -> None:
+    """Damage the row of one word, which no run of other texts shows; then the pooler, which has no part in features."""
+    table = load_file(tiny_folder / "model.safetensors")["embeddings.word_embeddings.weight"]
+    table[7, 3] = value
+    change_weights(copied(tiny_folder, tmp_path), {"embeddings.word_embeddings.weight": None}, prefix=prefix)
+    change_weights(tmp_path, {f"{prefix}embeddings.word_embeddings.weight": table})
+    with pytest.raises(BaseModelError, match=r"parameter embeddings.word_embeddings.weight has NaN or infinite numbers in float32"):
+        load_base(str(tmp_path), precision="float32", device=CPU)
+
+    changes: dict[str, torch.Tensor | None] = {
+        "pooler.dense.weight": torch.full((32, 32), value),
+        "pooler.dense.bias": torch.zeros(32),
+    }
+    features(change_weights(copied(tiny_folder, tmp_path / "pooler"), changes))
+
+
+def test_a_module_with_a_number_that_is_not_finite_is_refused(tiny_folder: Path, tmp_path: Path) -> None:
+    write(pooled_by(copied(tiny_folder, tmp_path)), "2_Dense/config.json", {"in_features": 32, "out_features": 4})
+    weight = torch.zeros(4, 32)
+    weight[1, 1] = float("nan")
+    save_file({"linear.weight": weight, "linear.bias": torch.zeros(4)}, tmp_path / "2_Dense" / "model.safetensors")
+    listed(tmp_path, ("Transformer", ""), ("Pooling", "1_Pooling"), ("Dense", "2_Dense"))
+    problem = "2_Dense/model.safetensors: parameter linear.weight has NaN or infinite numbers"
+    assert all(problem in message for message in refusals(tmp_path))
+
+
+@pytest.mark.parametrize("architecture", ["bert", "llama"])
+def test_a_token_without_an_embedding_is_refused_with_its_id(tmp_path: Path, architecture: str) -> None:
+    folder = save_tiny_model(tmp_path / "tiny", architecture=architecture)
+    rows = json.loads((folder / "config.json").read_text())["vocab_size"]
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    load_base(str(folder), precision="float32", device=CPU)
+    vocabulary = tokenizer["model"]["vocab"]
+    changed = {**tokenizer, "model": {**tokenizer["model"], "vocab": {**vocabulary, "beyond": rows}}}
+    write(copied(folder, tmp_path / "beyond"), "tokenizer.json", changed)
+    problem = f"tokenizer.json: token 'beyond' has the id {rows}, and the model has embeddings for {rows} ids"
+    assert all(problem in message for message in refusals(tmp_path / "beyond"))
+    changed["model"]["vocab"] = {**vocabulary, "beyond": rows - 1}  # a larger table is fine
+    load_base(str(write(tmp_path / "beyond", "tokenizer.json", changed)), precision="float32", device=CPU)

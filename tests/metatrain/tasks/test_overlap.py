@@ -143,6 +143,15 @@ def test_shared_texts_and_renamed_classes_are_removed() -> None:
     assert "Bye" not in removals[1].message and removals[1].message_with_example.startswith(removals[1].message)
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_text_of_several_classes_counts_for_each_of_them_in_any_order(order: int) -> None:
+    """Share 4 of 60 texts with the class "a", two of which the class "b" has too."""
+    train = Dataset("t", {"c": tuple(f"text {i}" for i in range(60))})
+    others = [("a", ("text 0", "text 1", "text 2", "text 3")), ("b", ("text 2", "text 3", "else"))]
+    kept, (removal,) = without_overlap([train], [Dataset("h", dict(others[::order]))])
+    assert kept == [] and (removal.removed, removal.other_place, removal.whole_class) == (4, "h/a", True)
+
+
 @pytest.mark.parametrize(("texts", "left"), [(19, 0), (20, 19)])
 def test_one_shared_text_removes_a_class_of_fewer_than_20_texts(texts: int, left: int) -> None:
     train = Dataset("t", {"thanks": ("Thank you!", *(f"text {i}" for i in range(texts - 1))), "other": ("unlike",)})
