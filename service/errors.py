@@ -53,7 +53,7 @@ class ServiceError(Exception):
 
 
 class Described(str):
-    """What came in a request, in words: shown without the quotes of a value."""
+    """A description of what came in a request, which messages show without the quotes of a value."""
 
     def __repr__(self) -> str:
         return str(self)

@@ -80,9 +80,10 @@ def _rows(examples: Examples, field: str) -> Iterator[Any]:
 
 
 def _rows_of_frame(frame: DataFrame, field: str) -> Iterator[Any]:
-    """Return the rows of a data frame. Raises Invalid for a column of ours that occurs twice, and for a missing value in one.
+    """Return the rows of a data frame.
 
-    `to_dict` would keep one of the two columns, and it gives None for a value that is missing.
+    Raises Invalid for a column of ours that occurs twice, and for a missing value in one. `to_dict` would keep one of the two
+    columns, and it gives None for a value that is missing.
     """
     ours = [name for name in frame.columns if isinstance(name, str) and name in (*_TEXTS, _LABEL)]
     if (again := repeated(ours)) is not None:
@@ -121,7 +122,10 @@ def _pair(row: Any, field: str) -> tuple[Any, Any]:
 
 
 def _without_index(row: Any) -> Any:
-    """Return the row in a pair (index, row), as `DataFrame.iterrows()` yields them, and anything else as it is."""
+    """Return the row in a pair (index, row), and anything else as it is.
+
+    `DataFrame.iterrows()` yields such pairs.
+    """
     if type(row) is tuple and len(row) == 2 and not isinstance(row[1], str):
         names = row[1] if isinstance(row[1], Mapping) else _names_and_values(row[1])[0]
         if any(isinstance(name, str) and name == _LABEL for name in names):

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 from quickstudy.one_line import shown_path
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from metatrain.errors import BaseModelError
 
@@ -41,16 +40,6 @@ class StoredTensor(NamedTuple):
 def not_loadable(folder: Path, problem: str) -> BaseModelError:
     """Return the error for a model folder that cannot be used."""
     return BaseModelError(f"base.model: {shown_path(folder, _MOST_PATH_CHARS)} does not load as a text encoder: {problem}")
-
-
-def is_finite(tensor: Tensor) -> bool:
-    """Return True unless a tensor of floating-point numbers has NaN or an infinite number.
-
-    One pass over the tensor, which allocates nothing of its size.
-    """
-    if not tensor.is_floating_point() or not tensor.numel():
-        return True
-    return all(bool(extreme.isfinite()) for extreme in tensor.aminmax())  # both are NaN if any number is
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, get_args
 
 from quickstudy.one_line import shown
-from quickstudy.tables.repeats import repeated
+from quickstudy.tables import repeated
 
 from metatrain.errors import BaseModelError
 from metatrain.models.files import is_present, not_loadable, read_json, read_object, read_object_if_present, reason_of

@@ -17,7 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from metatrain.models.files import StoredTensor, errors_of, file_sha256, is_finite, is_present, not_loadable, stored_tensors
+from metatrain.models.files import StoredTensor, errors_of, file_sha256, is_present, not_loadable, stored_tensors
+from metatrain.models.precision import is_finite
 
 WEIGHTS = "model.safetensors"
 

@@ -1,4 +1,4 @@
-"""The precision of the frozen base model: float32 or bfloat16.
+"""The precision of the frozen base model: float32 or bfloat16, and the check of its numbers.
 
 Only the base model runs in this precision. θ, φ, losses and reductions are always float32.
 """
@@ -6,6 +6,7 @@ Only the base model runs in this precision. θ, φ, losses and reductions are al
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 Precision = Literal["auto", "float32", "bfloat16"]
 
@@ -28,3 +29,13 @@ def resolve(precision: Precision, device: torch.device) -> torch.dtype:
 
 def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Return True unless a tensor of floating-point numbers has NaN or an infinite number.
+
+    One pass over the tensor, which allocates nothing of its size.
+    """
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    return all(bool(extreme.isfinite()) for extreme in tensor.aminmax())  # both are NaN if any number is

@@ -17,7 +17,8 @@ from torch import nn
 from transformers import AutoModel
 
 from metatrain.models import source
-from metatrain.models.files import StoredTensor, errors_of, is_finite, is_present, not_loadable, read_object, stored_tensors
+from metatrain.models.files import StoredTensor, errors_of, is_present, not_loadable, read_object, stored_tensors
+from metatrain.models.precision import is_finite
 
 _FILE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"

@@ -60,8 +60,8 @@ def test_examples_are_sent_whatever_form_they_have(examples: Any) -> None:
 def test_a_real_data_frame_is_sent_whole_and_by_rows() -> None:
     pandas = pytest.importorskip("pandas")
     frame = pandas.DataFrame([{"n": 1, "text": "close it", "label": "close"}, {"n": 2, "text": "how much", "label": "ask"}])
-    forms = (frame, frame.itertuples(), frame.itertuples(index=False), frame.to_dict("records"), frame[["text", "label"]].values)
-    forms = (*forms, frame.iterrows(), [row for _, row in frame.iterrows()])
+    forms = [frame, frame.itertuples(), frame.itertuples(index=False), frame.to_dict("records"), frame[["text", "label"]].values]
+    forms += [frame.iterrows(), [row for _, row in frame.iterrows()]]
     with serving(*[Reply(202, ADAPTED)] * len(forms)) as server, Client(server.url) as quickstudy:
         for form in forms:
             quickstudy.adapt(form)

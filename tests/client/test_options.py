@@ -59,14 +59,17 @@ def test_an_option_that_cannot_be_sent_is_named(call: Callable[[Client], Any], m
     assert str(error.value) == message and not server.requests
 
 
+SECONDS: Any = np.float32(30)
+
+
 def test_seconds_may_be_numpy_scalars() -> None:
     replies = [Reply(202, ADAPTED), Reply(200, ADAPTER), Reply(202, ADAPTED)]
-    with serving(*replies) as server, Client(server.url, timeout=np.float32(30)) as quickstudy:
-        made = quickstudy.adapt(PAIRS, wait=np.float32(30))
-        assert quickstudy.wait(made, np.float32(30)).status == "ready"
+    with serving(*replies) as server, Client(server.url, timeout=SECONDS) as quickstudy:
+        made = quickstudy.adapt(PAIRS, wait=SECONDS)
+        assert quickstudy.wait(made, SECONDS).status == "ready"
         asyncio.run(_adapt(server.url))
 
 
 async def _adapt(url: str) -> None:
-    async with AsyncClient(url, timeout=np.float16(30)) as quickstudy:
-        await quickstudy.adapt(PAIRS, wait=np.float32(30))
+    async with AsyncClient(url, timeout=SECONDS) as quickstudy:
+        await quickstudy.adapt(PAIRS, wait=SECONDS)

@@ -30,7 +30,10 @@ class OneLineErrors(click.Group):
     """
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command. If the reader of its output has gone, as in `quickstudy … | head`, exit without a message."""
+        """Run the command.
+
+        If the reader of its output has gone, as in `quickstudy … | head`, exits without a message.
+        """
         try:
             return super().invoke(ctx)
         except BrokenPipeError:

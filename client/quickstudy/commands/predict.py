@@ -125,9 +125,10 @@ def _csv_writer(rows: Rows, top_k: int) -> Callable[[list[Entry], Sequence[Predi
 
 
 def _jsonl_writer(rows: Rows) -> Callable[[list[Entry], Sequence[Prediction]], None]:
-    """Return a function that prints each row of a part as a JSON line: the row as it was read, with the added key `prediction`.
+    """Return a function that prints each row of a part as a JSON line.
 
-    If the input has that key, the added one is `predicted_prediction`. Raises TableError if the input has that one too.
+    A line has the row as it was read, and the added key `prediction`. If the input has that key, the added one is
+    `predicted_prediction`. Raises TableError if the input has that one too.
     """
     (added,) = _added(rows, ["prediction"], "")
 
@@ -144,9 +145,10 @@ def _jsonl_writer(rows: Rows) -> Callable[[list[Entry], Sequence[Prediction]], N
 
 
 def _added(rows: Rows, names: list[str], advice: str) -> list[str]:
-    """Return the names of the output's own columns: `names`, with the prefix `predicted_` if the input has one of them.
+    """Return the names of the output's own columns.
 
-    Raises TableError, whose message ends with `advice`, if the input also has one of the prefixed names.
+    They are `names`, with the prefix `predicted_` if the input has one of them. Raises TableError, whose message ends with
+    `advice`, if the input also has one of the prefixed names.
     """
     added = [f"predicted_{name}" for name in names] if set(names) & set(rows.columns) else names
     if set(added) & set(rows.columns):
@@ -163,7 +165,10 @@ def _cell(value: Any) -> str:
 
 
 class _UnixLines:
-    """The lines of a CSV file, which end in `\\n`. The writer has to end them in `\\r\\n`, or it would not quote a lone `\\r`."""
+    """The lines of a CSV file, which end in `\\n`.
+
+    The writer has to end them in `\\r\\n`, or it would not quote a lone `\\r`.
+    """
 
     def __init__(self) -> None:
         self.lines: list[str] = []

@@ -45,7 +45,10 @@ class Rows:
         return self._table.examples(self.text_column(text), self.label_column(label))
 
     def checked_entries(self, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Yield the rows, whose texts are in the column `text`. A column `label` helps to check them (see `Table`)."""
+        """Yield the rows, whose texts are in the column `text`.
+
+        A column `label` helps to check them (see `Table`).
+        """
         label = next((name for name in _LABELS if name in self.columns and name != text), None)
         return self._table.checked_entries(text, label)
 

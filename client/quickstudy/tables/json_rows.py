@@ -37,7 +37,7 @@ class RowLine(int):
 
 
 class _Refused(ValueError):
-    """A value that is JSON and yet is not taken: an object with a key more than once, or a number that is too large."""
+    """A value that is JSON and yet is not taken: a repeated key, or a number that is too large."""
 
 
 def json_lines(source: Source) -> Objects:
@@ -161,7 +161,10 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _number(text: str) -> float:
-    """Return a number with a fraction or an exponent. Raises _Refused if it is too large, because it would become Infinity."""
+    """Return a number with a fraction or an exponent.
+
+    Raises _Refused if it is too large, because it would become Infinity.
+    """
     number = float(text)
     if math.isinf(number):
         raise _Refused(f"expected numbers of at most 1.8e308, got {text[:40]}")

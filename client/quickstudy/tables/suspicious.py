@@ -31,9 +31,10 @@ class Layout:
 
 
 class RowChecks:
-    """The search for values that swallowed rows, and in TSV for values that were torn into rows, while rows are read.
+    """The search for values that swallowed rows, and in TSV for those that were torn into rows.
 
-    `text` and `label`: the names of the columns. Call `add` with every row, and then `raise_if_found`. Only rows in doubt are kept.
+    It goes along while rows are read. `text` and `label`: the names of the columns. Call `add` with every row, and then
+    `raise_if_found`. Only rows in doubt are kept.
     """
 
     def __init__(self, name: str, layout: Layout, text: str, label: str, *, torn: bool) -> None:
@@ -58,7 +59,7 @@ class RowChecks:
             self._add_quotes(line, row[self._text], label)
 
     def _add_quotes(self, line: int, text: str, label: str) -> None:
-        """Note a text that opens a quote, and a later one that closes it, with the labels from the one to the other.
+        """Note a text that opens a quote, and a later one that closes it, with the labels in between.
 
         These are parts of the value, except for that of the first row or of the last one.
         """
@@ -74,11 +75,12 @@ class RowChecks:
             self._opened = None
 
     def raise_if_found(self) -> None:
-        """Raise TableError for the first value that has swallowed rows or was torn, with the line where it begins.
+        """Raise TableError for the first value that has swallowed rows or was torn.
 
-        A value has swallowed rows if all its lines but the last, and at least two, are rows as the header and the labels make them.
-        Its first line is the rest of the row that it begins in. A value was torn if no other row has any of the labels between a
-        text that opens a quote and one that closes it; otherwise both quotes are characters of their texts.
+        The error has the line where it begins. A value has swallowed rows if all its lines but the last, and at least two, are rows
+        as the header and the labels make them. Its first line is the rest of the row that it begins in. A value was torn if no
+        other row has any of the labels between a text that opens a quote and one that closes it; otherwise both quotes are
+        characters of their texts.
         """
         labels = {label for label in self._labels if "\n" not in label and "\r" not in label}
         for line, column, value in self._long:

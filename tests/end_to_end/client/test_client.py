@@ -1,6 +1,7 @@
 """Every method of the sync and the async client, against a real service."""
 
 import asyncio
+import dataclasses
 import time
 from typing import get_args
 
@@ -19,6 +20,7 @@ from quickstudy import (
     Status,
     StatusEvent,
     StepEvent,
+    answers,
 )
 
 from tests.end_to_end.client.conftest import MAX_INPUTS
@@ -143,6 +145,12 @@ def test_errors_name_the_field_and_the_status(service: Served) -> None:
         assert quickstudy.wait(made).status == "ready"
 
 
+def test_a_class_that_is_a_number_gets_the_remedy(service: Served) -> None:
+    expected = r"support\[0\]\.label: expected a text; write a class that is a number in quotes, got 3"
+    with Client(service.url) as quickstudy, pytest.raises(Invalid, match=expected):
+        quickstudy.adapt([("close my account", 3), ("order pizza", 4)])
+
+
 def test_every_method_of_the_async_client(service: Served) -> None:
     async def call_all_methods() -> Adapter:
         async with AsyncClient(service.url) as quickstudy:
@@ -202,3 +210,42 @@ def test_usage_counts_predictions(service: Served) -> None:
 
 def test_the_client_knows_every_status() -> None:
     assert get_args(Status) == get_args(messages.Status)
+
+
+ANSWERS: dict[str, type] = {
+    "Warned": answers.Notice,
+    "AdaptAnswer": answers.Adaptation,
+    "DryRunAnswer": answers.DryRun,
+    "AdapterView": answers.Adapter,
+    "Prediction": answers.Prediction,
+    "PredictAnswer": answers.Predictions,
+    "LabelScore": answers.LabelScore,
+    "ScoreAnswer": answers.Score,
+    "AliasView": answers.Alias,
+    "AliasEntry": answers.AliasEntry,
+    "AliasDetail": answers.AliasDetail,
+    "AliasMove": answers.AliasMove,
+    "ActorView": answers.Actor,
+    "AuditEntry": answers.AuditEntry,
+    "InitializationView": answers.Initialization,
+    "UsageView": answers.Usage,
+    "AdapterPage": answers.AdapterPage,
+    "AliasPage": answers.AliasPage,
+    "AuditPage": answers.AuditPage,
+    "InitializationList": answers.InitializationList,
+}
+
+
+def test_the_client_has_every_field_of_the_answers(service: Served) -> None:
+    document = service.http.get("/openapi.json").json()
+    schemas = {name.partition("[")[0].partition("_")[0]: schema for name, schema in document["components"]["schemas"].items()}
+    for name, kind in ANSWERS.items():
+        assert {field.name for field in dataclasses.fields(kind)} == schemas[name]["properties"].keys(), name
+    returned = {
+        schema["$ref"].rpartition("/")[2].partition("[")[0].partition("_")[0]
+        for path in document["paths"].values()
+        for operation in path.values()
+        for status, answer in operation["responses"].items()
+        if status < "300" and "$ref" in (schema := answer.get("content", {}).get("application/json", {}).get("schema", {}))
+    }
+    assert returned - ANSWERS.keys() == {"Alive", "Readiness"}  # `ready` reads the status, and the missing parts

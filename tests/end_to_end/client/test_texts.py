@@ -39,9 +39,9 @@ def write(folder: Path, pairs: list[tuple[str, str]]) -> Path:
 @pytest.mark.parametrize(
     ("pairs", "message"),
     [
-        (EMOJI, "line 4: support[2].label: expected 'pos' as in line 2, which is the same for the base model"),
-        (ACCENTS, "line 3: support[1].label: expected 'continue' as in line 2, which is the same for the base model"),
-        (ACCENT_ALONE, "line 2: support[0].input: expected a text of which the base model sees at least one token, got "),
+        (EMOJI, "line 4: label: expected 'pos' as in line 2, which is the same for the base model"),
+        (ACCENTS, "line 3: label: expected 'continue' as in line 2, which is the same for the base model"),
+        (ACCENT_ALONE, "line 2: input: expected a text of which the base model sees at least one token, got "),
     ],
 )
 @pytest.mark.parametrize("option", ["--dry-run", "--wait"])
@@ -109,7 +109,7 @@ def test_predictions_and_scores_refuse_a_text_without_a_token(default: Served, t
     path = tmp_path / "questions.csv"
     path.write_text("text\nhello\n\u0301\n", "utf-8")
     done = run(default.url, "predict", adapter.adapter_id, path)
-    assert done.exit_code == 1 and done.stderr.startswith(f"error: {path}, line 3: inputs[1]: {expected}"), done.output
+    assert done.exit_code == 1 and done.stderr.startswith(f"error: {path}, line 3: {expected}"), done.output
     path.write_text("text\nhello\n\u200b\n", "utf-8")
     done = run(default.url, "predict", adapter.adapter_id, path)
     assert done.exit_code == 2 and done.stderr == f"error: {path}, line 3: expected a text as 'text', got invisible characters\n"

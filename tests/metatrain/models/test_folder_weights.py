@@ -130,7 +130,7 @@ def test_weights_that_give_no_features_are_refused_with_the_folder(tiny_folder: 
 def test_one_number_that_is_not_finite_is_refused_with_its_parameter(
     tiny_folder: Path, tmp_path: Path, value: float, prefix: str
 ) -> None:
-    """Damage the row of one word, which no run of other texts shows; then the pooler, which has no part in features."""
+    """Damage the row of one word, then the pooler, which has no part in features."""
     table = load_file(tiny_folder / "model.safetensors")["embeddings.word_embeddings.weight"]
     table[7, 3] = value
     change_weights(copied(tiny_folder, tmp_path), {"embeddings.word_embeddings.weight": None}, prefix=prefix)
