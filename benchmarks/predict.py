@@ -96,11 +96,11 @@ def _systems(base: Base, bank: Bank, peft: Any, ids: Sequence[Any], count: int) 
         """Compute PEFT's features of the rows with these indices, in our buckets of similar length."""
         batch = base.inputs.collate([ids[i] for i in rows])
         parts = []
-        for bucket in batch.buckets:
+        for bucket in batch.parts:
             if "adapter_names" in which:
                 which = {"adapter_names": [keys[rows[i]] for i in bucket.rows.tolist()]}
-            hidden = peft(input_ids=bucket.inputs["input_ids"], attention_mask=bucket.mask, **which).last_hidden_state
-            parts.append(batch.pooler(hidden.to(torch.promote_types(hidden.dtype, torch.float32)), bucket.mask))
+            hidden = peft(**bucket.arguments(0), **which).last_hidden_state
+            parts.append(bucket.pooled(hidden.to(torch.promote_types(hidden.dtype, torch.float32)), batch.pooler))
         return torch.cat(parts)
 
     def one_by_one() -> None:

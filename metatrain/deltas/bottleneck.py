@@ -14,7 +14,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from metatrain.deltas.scope import Delta, current_delta
+from metatrain.deltas.scope import Delta, current_delta, current_groups
 from metatrain.deltas.sites import Layout, Site, find_sites, lowest_layer
 
 
@@ -42,6 +42,8 @@ class Bottleneck:
     Leaves: `{module}.down.weight` V [R, D], `{module}.down.bias` c [R], `{module}.up.weight` U [D, R], `{module}.up.bias` b [D].
     Raises UnsupportedDelta if a target matches no layer of a supported type (`sites.py`).
     """
+
+    per_token: ClassVar[bool] = True
 
     def __init__(self, config: BottleneckConfig, model: nn.Module) -> None:
         self.config = config
@@ -92,8 +94,8 @@ def _bottleneck_hook(site: str, layout: Layout) -> Callable[[nn.Module, tuple[Te
         if delta is None or f"{site}.down.weight" not in delta:
             return None
         v, c, u, b = (delta[f"{site}.{part}"].to(output.dtype) for part in ("down.weight", "down.bias", "up.weight", "up.bias"))
-        grouped = layout.grouped(output, v.shape[0])
-        low = nn.functional.gelu(torch.baddbmm(c.unsqueeze(1), grouped, v.transpose(1, 2)))
-        return output + layout.ungrouped(torch.baddbmm(b.unsqueeze(1), low, u.transpose(1, 2)), output)
+        groups = current_groups(len(v))
+        low = nn.functional.gelu(groups.affine(layout.tokens(output, groups), v.transpose(1, 2), c))
+        return output + layout.restored(groups.affine(low, u.transpose(1, 2), b), output)
 
     return add_bottleneck

@@ -21,6 +21,8 @@ class HeadConfig(BaseModel):
 class HeadOnly:
     """A delta without leaves (parameters) and without sites (adapted layers). It fits every model."""
 
+    per_token: ClassVar[bool] = True
+
     def __init__(self, config: HeadConfig, model: nn.Module) -> None:
         self.config = config
         self.sites: dict[str, nn.Module] = {}

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from metatrain.deltas.peft_format import PeftFiles, in_module, leaf_by_leaf
-from metatrain.deltas.scope import Delta, current_delta
+from metatrain.deltas.scope import Delta, current_delta, current_groups
 from metatrain.deltas.sites import Layout, Site, fan_in_fan_out, find_sites, lowest_layer
 from metatrain.errors import UnsupportedDelta
 
@@ -52,6 +52,8 @@ class IA3:
     layer of a supported type (`sites.py`), or if it matches a layer with a single channel to rescale. The leaf of such a layer
     would be [1, 1], a shape that does not show whether to rescale the input or the output.
     """
+
+    per_token: ClassVar[bool] = True
 
     def __init__(self, config: IA3Config, model: nn.Module) -> None:
         self.config = config
@@ -122,10 +124,10 @@ def _output_hook(site: str, layout: Layout) -> Callable[[nn.Module, tuple[Tensor
 
 
 def _rescaled(x: Tensor, leaf: Tensor, layout: Layout) -> Tensor:
-    """Multiply the channels of each row of `x` by the vector l of the row's group.
+    """Multiply the channels of each token of `x` by the vector l of the token's group.
 
-    `leaf`: l − 1 of G groups of consecutive rows, [G, D, 1] or [G, 1, D], as returned by `IA3.fold`.
+    `leaf`: l − 1 of the G groups of the call, [G, D, 1] or [G, 1, D], as returned by `IA3.fold`.
     """
-    grouped = layout.grouped(x, leaf.shape[0])
+    groups = current_groups(len(leaf))
     factor = 1 + leaf.to(torch.promote_types(leaf.dtype, torch.float32))
-    return layout.ungrouped(grouped * factor.to(x.dtype).reshape(leaf.shape[0], 1, -1), x)
+    return layout.restored(groups.scaled(layout.tokens(x, groups), factor.to(x.dtype).flatten(1)), x)

@@ -38,6 +38,10 @@ class DeltaKind(Protocol):
         """The layers of the base model on which the delta acts, {module name: layer}."""
 
     @property
+    def per_token(self) -> bool:
+        """True if the delta acts on each token by itself, so that rows may be packed into one sequence of tokens (`packing.py`)."""
+
+    @property
     def lowest_layer(self) -> int:
         """The number of the lowest layer that depends on the delta; the layers below it do not."""
 

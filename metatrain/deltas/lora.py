@@ -2,9 +2,9 @@
 
     y = W x + (alpha / R) · B A x          A: [R, D_in], B: [D_out, R]        (Hu et al. 2021, arXiv:2106.09685, eq. 3)
 
-Stacked over G groups (tasks, or rows of a mixed batch), A is [G, R, D_in] and B is [G, D_out, R], and the update is two batched
-matrix products (`bmm`). `torch.vmap` would not work, because Hugging Face encoders build their masks with data-dependent Python
-code.
+Stacked over G groups (tasks, or the adapters of a mixed batch), A is [G, R, D_in] and B is [G, D_out, R], and the update is two
+products of each group's tokens with its own matrices (`groups.py`). `torch.vmap` would not work, because Hugging Face encoders
+build their masks with data-dependent Python code.
 """
 
 import math
@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from metatrain.deltas.peft_format import PeftFiles, in_module, leaf_by_leaf
-from metatrain.deltas.scope import Delta, current_delta
+from metatrain.deltas.scope import Delta, current_delta, current_groups
 from metatrain.deltas.sites import Layout, Site, fan_in_fan_out, find_sites, lowest_layer
 
 # The layers that compute queries and values, as the architectures of transformers name them.
@@ -71,6 +71,8 @@ class LoRA:
     Leaves: `{module}.lora_A.weight` A [R, D_in], `{module}.lora_B.weight` B [D_out, R]. These are PEFT's names without the
     prefix of its wrapper. Raises UnsupportedDelta if a target matches no layer of a supported type (`sites.py`).
     """
+
+    per_token: ClassVar[bool] = True
 
     def __init__(self, config: LoRAConfig, model: nn.Module) -> None:
         self.config = config
@@ -139,12 +141,11 @@ def _lora_hook(site: str, layout: Layout) -> Callable[[nn.Module, tuple[Tensor, 
 
 
 def add_low_rank(y: Tensor, x: Tensor, a: Tensor, b: Tensor, layout: Layout) -> Tensor:
-    """Return y + B A x for a layer's input x and output y, with an A and a B for each of G groups of rows.
+    """Return y + B A x for a layer's input x and output y, with an A and a B for each of the G groups of the call.
 
-    a: [G, R, D_in]; b: [G, D_out, R], already multiplied by alpha / R. The number of rows of x and y must be a multiple of G;
-    consecutive rows belong to the same group. The products are computed in the dtype of x, which is the base model's; a and b may
-    be float32.
+    a: [G, R, D_in]; b: [G, D_out, R], already multiplied by alpha / R. The products are computed in the dtype of x, which is the
+    base model's; a and b may be float32. Raises UnsupportedDelta if x cannot be divided into the groups.
     """
-    low = torch.bmm(layout.grouped(x, a.shape[0]), a.to(x.dtype).transpose(1, 2))
-    updated = torch.baddbmm(layout.grouped(y, a.shape[0]), low, b.to(x.dtype).transpose(1, 2))
-    return layout.ungrouped(updated, y)
+    groups = current_groups(len(a))
+    low = groups.product(layout.tokens(x, groups), a.to(x.dtype).transpose(1, 2))
+    return layout.restored(groups.add_product(layout.tokens(y, groups), low, b.to(x.dtype).transpose(1, 2)), y)

@@ -39,6 +39,8 @@ class Prompt:
     UnsupportedDelta if the model's input is not token ids, or if the model has no table of word embeddings.
     """
 
+    per_token: ClassVar[bool] = False
+
     def __init__(self, config: PromptConfig, model: nn.Module) -> None:
         self.config, self.model = config, model
         self.sites: dict[str, nn.Module] = {}

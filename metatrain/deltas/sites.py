@@ -2,7 +2,8 @@
 
 A site computes y = W x + b separately for each token, patch or pixel x. It is an `nn.Linear`, a `Conv1D` of transformers (GPT-2;
 its weight is [D_in, D_out]) or a 1x1 `nn.Conv2d`. The first axis of its input is the batch. For a delta kind, the input is reshaped
-to [G, N, D]: G groups of consecutive rows, N positions in all rows of a group together, and D channels.
+to [N, D]: N positions in all rows together, and D channels. The groups of the call (`groups.py`) state which positions use which
+delta.
 
 To support another type of layer, register a function that returns its `Site` with `site_of.register`.
 """
@@ -15,56 +16,51 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from metatrain.deltas.groups import Groups
 from metatrain.errors import UnsupportedDelta
 
 _SUPPORTED = "nn.Linear, Conv1D or 1x1 nn.Conv2d (stride 1, groups 1, no padding)"
 
 
 class Layout(Protocol):
-    """The order of the axes in a layer's inputs and outputs, and their conversion to [G, N, D].
+    """The order of the axes in a layer's inputs and outputs, and their conversion to a matrix of tokens.
 
-    Delta kinds compute on [G, N, D]. G is the number of groups of consecutive rows, N the number of positions in a group, and D the
-    number of channels.
+    Delta kinds compute on [N, D]: N positions in all rows together, one row after the other, and D channels.
     """
 
-    def grouped(self, x: Tensor, groups: int) -> Tensor:
-        """Reshape a layer's input or output `x` to [G, N, D], for G = `groups` groups of consecutive rows.
+    def tokens(self, x: Tensor, groups: Groups) -> Tensor:
+        """Reshape a layer's input or output `x` to [N, D].
 
-        Raises UnsupportedDelta if the number of rows of `x` is not a multiple of G.
+        Raises UnsupportedDelta if the positions of `x` cannot be divided into `groups`.
         """
 
-    def ungrouped(self, grouped: Tensor, like: Tensor) -> Tensor:
-        """Reshape a tensor [G, N, D] to the shape of `like`: the inverse of the method `grouped`."""
+    def restored(self, tokens: Tensor, like: Tensor) -> Tensor:
+        """Reshape a tensor [N, D] to the shape of `like`: the inverse of the method `tokens`."""
 
 
 class ChannelsLast:
     """The layout [B, …, D], with the channels on the last axis."""
 
-    def grouped(self, x: Tensor, groups: int) -> Tensor:
-        _check_rows(x, groups)
-        return x.reshape(groups, -1, x.shape[-1])
+    def tokens(self, x: Tensor, groups: Groups) -> Tensor:
+        groups.check(x)
+        return x.reshape(-1, x.shape[-1])
 
-    def ungrouped(self, grouped: Tensor, like: Tensor) -> Tensor:
-        return grouped.view_as(like)
+    def restored(self, tokens: Tensor, like: Tensor) -> Tensor:
+        return tokens.view_as(like)
 
 
 class ChannelsFirst:
     """The layout [B, D, H, W] of a convolution, with the channels on the second axis."""
 
-    def grouped(self, x: Tensor, groups: int) -> Tensor:
+    def tokens(self, x: Tensor, groups: Groups) -> Tensor:
         if x.dim() != 4:
             raise UnsupportedDelta(f"a convolution must be called with maps [B, D, H, W], got {x.dim()} axes")
-        _check_rows(x, groups)
-        return x.movedim(1, -1).reshape(groups, -1, x.shape[1])
+        groups.check(x)
+        return x.movedim(1, -1).reshape(-1, x.shape[1])
 
-    def ungrouped(self, grouped: Tensor, like: Tensor) -> Tensor:
+    def restored(self, tokens: Tensor, like: Tensor) -> Tensor:
         rows, channels, height, width = like.shape
-        return grouped.view(rows, height, width, channels).movedim(-1, 1)
-
-
-def _check_rows(x: Tensor, groups: int) -> None:
-    if x.shape[0] % groups:
-        raise UnsupportedDelta(f"a layer was called with {x.shape[0]} rows, expected a multiple of the batch's {groups} groups")
+        return tokens.view(rows, height, width, channels).movedim(-1, 1)
 
 
 @dataclass(frozen=True)

@@ -90,6 +90,15 @@ def hook_positions(model: nn.Module) -> None:
             module.register_forward_pre_hook(hook, with_kwargs=True)
 
 
+def first_position(model: nn.Module) -> int:
+    """Return the model's number for the position of a row's first token, if it is called with position ids.
+
+    Architectures whose table of positions has an entry for padding, such as RoBERTa, count from the entry after it.
+    """
+    tables = (m for n, m in model.named_modules() if n.split(".")[-1] in _POSITION_TABLES and isinstance(m, nn.Embedding))
+    return next((table.padding_idx + 1 for table in tables if table.padding_idx is not None), 0)
+
+
 def _shift_embedded(_embedding: nn.Module, inputs: Inputs, named: dict[str, Any]) -> tuple[Inputs, dict[str, Any]] | None:
     """Add the prefix's length to the positions, and subtract the prompt's padding from them.
 

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metatrain.deltas import Delta
-from metatrain.inner.problem import Leaves
+from metatrain.deltas import DeltaKind
+from metatrain.inner.problem import Leaves, stack
 from metatrain.inner.support import Query, Support
 from metatrain.models.base import Base
 from metatrain.readouts.classes import ClassTargets
@@ -44,14 +44,21 @@ class Encoded:
         return rows
 
     @torch.no_grad()
-    def features(self, raws: Sequence[Any], delta: Delta | None = None, updated: Leaves = MappingProxyType({})) -> Tensor:
+    def features(
+        self,
+        raws: Sequence[Any],
+        kind: DeltaKind | None = None,
+        theta: Leaves = MappingProxyType({}),
+        updated: Leaves = MappingProxyType({}),
+    ) -> Tensor:
         """Return the features [N, D] of N raw examples, without an autograd graph.
 
-        Each forward pass has a bounded number of rows. `delta`: the same delta for all rows, as `DeltaKind.fold` returns it for one
-        task; None for the bare base model. `updated`: replacements of the base model's parameters, as in `Backbone.hidden`.
+        Each forward pass has a bounded number of rows. `kind`, `theta`: a kind of delta and the leaves of one task, which all rows
+        use; None for the bare base model. `updated`: replacements of the base model's parameters, as in `Backbone.hidden`.
         """
         parts = [raws[i : i + _ROWS] for i in range(0, len(raws), _ROWS)]
-        batches = [self.base.inputs.collate(self.rows([part])) for part in parts]
+        per_token, delta = (True, None) if kind is None else (kind.per_token, kind.fold(stack(theta, 1)))
+        batches = [self.base.collate(self.rows([part]), per_token=per_token) for part in parts]
         return torch.cat([self.base.features(delta, batch, updated=updated) for batch in batches])
 
     def support(self, tasks: Sequence[Pairs]) -> Support[ClassTargets]:
@@ -61,8 +68,8 @@ class Encoded:
 
     def query(self, tasks: Sequence[Pairs]) -> Query[ClassTargets]:
         """Return the query sets of T classification tasks, each given as (text, class index) pairs."""
-        batch = self.base.inputs.collate(self.rows([[raw for raw, _ in pairs] for pairs in tasks]), len(tasks))
-        return Query(batch, ClassTargets.of(_labels(tasks, self.base.device)))
+        rows = self.rows([[raw for raw, _ in pairs] for pairs in tasks])
+        return Query(rows, ClassTargets.of(_labels(tasks, self.base.device)))
 
     def batch(self, episodes: Sequence[Episode]) -> tuple[Support[ClassTargets], Query[ClassTargets]]:
         """Return the support and query sets of T episodes."""

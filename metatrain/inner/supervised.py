@@ -14,6 +14,7 @@ ANIL: Raghu et al. 2020 (arXiv:1909.09157).
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -23,8 +24,8 @@ from metatrain.deltas import DeltaKind
 from metatrain.inner.config import InnerConfig
 from metatrain.inner.problem import Leaves, Outer, Start, stack
 from metatrain.inner.support import Query, Support, augmentation_for, parts, rows_by_step
-from metatrain.models.backbone import Batch
 from metatrain.models.base import Base
+from metatrain.models.batch import Batch
 from metatrain.readouts.readout import Readout
 
 
@@ -186,7 +187,7 @@ class Supervised:
     def judged(self, adapted: Adapted, outer: Outer) -> tuple[Tensor, Tensor]:
         """Return the loss [T] and the score [T] of adapted deltas and readouts on the query sets."""
         assert self.query is not None
-        batch, targets = self.query.batch, self.query.targets
+        batch, targets = self._query_batch, self.query.targets
         features = self._features(adapted.delta, batch, outer)
         loss, score = self.readout.judge(adapted.answering, features, targets, self.support.targets, outer)
         if self.anchor > 0:
@@ -207,6 +208,13 @@ class Supervised:
         return Adapted(
             delta, self.readout.answering(phi, lambda: self._all_features(delta, outer), targets, outer, step, exact=exact)
         )
+
+    @cached_property
+    def _query_batch(self) -> Batch:
+        """The query rows. The part of the model below the delta is computed once, because no inner step changes it."""
+        assert self.query is not None
+        batch = self.base.collate(self.query.rows, self.count, per_token=self.kind.per_token)
+        return self.base.backbone.below(batch, self.kind)
 
     def _delta(self, phi: Leaves) -> dict[str, Tensor]:
         return {name: leaf for name, leaf in phi.items() if name not in self.readout.leaves}

@@ -8,8 +8,8 @@ from typing import Any, Generic, TypeVar
 import torch
 
 from metatrain.deltas import DeltaKind
-from metatrain.models.backbone import Batch
 from metatrain.models.base import Base
+from metatrain.models.batch import Batch
 from metatrain.models.inputs.augment import Augmentation
 from metatrain.readouts.readout import Targets
 
@@ -41,9 +41,9 @@ class Support(Generic[T]):
 
 @dataclass(frozen=True)
 class Query(Generic[T]):
-    """The query sets of T tasks: a batch of T·Q rows, task after task, and their targets."""
+    """The query sets of T tasks: T·Q encoded rows, task after task, with None for padding, and their targets."""
 
-    batch: Batch
+    rows: Sequence[Any]
     targets: T
 
 
@@ -60,7 +60,7 @@ def parts(base: Base, kind: DeltaKind, support: Support[Any], *, at_once: bool) 
             tasks, rows = support.targets.shape
             chunk = rows if at_once else max(1, _CHUNK_ROWS // tasks)
             chunks = [support.columns(index) for index in torch.split(torch.arange(rows), chunk)]
-            cached.extend(base.backbone.below(base.inputs.collate(part.rows, tasks), kind) for part in chunks)
+            cached.extend(base.backbone.below(base.collate(part.rows, tasks, per_token=kind.per_token), kind) for part in chunks)
         return cached
 
     return get
@@ -99,9 +99,9 @@ def rows_by_step(
     def rows(step: int) -> tuple[Batch, Any]:
         index, part = split[step % count]
         if augmentation is not None:
-            return _with_views(base, part, index.tolist(), augmentation, (seed, step))
+            return _with_views(base, kind, part, index.tolist(), augmentation, (seed, step))
         if step % count not in cached:
-            batch = base.inputs.collate(part.rows, part.targets.shape[0])
+            batch = base.collate(part.rows, part.targets.shape[0], per_token=kind.per_token)
             cached[step % count] = base.backbone.below(batch, kind), part.targets
         return cached[step % count]
 
@@ -109,7 +109,7 @@ def rows_by_step(
 
 
 def _with_views(
-    base: Base, part: Support[Any], index: Sequence[int], augmentation: Augmentation, seed: tuple[int, int]
+    base: Base, kind: DeltaKind, part: Support[Any], index: Sequence[int], augmentation: Augmentation, seed: tuple[int, int]
 ) -> tuple[Batch, Any]:
     """Return each task's unchanged rows and their augmented views as a batch [T, m · views], with targets.
 
@@ -124,4 +124,4 @@ def _with_views(
         for view in range(1, augmentation.views):
             for i, row in zip(index, originals, strict=True):
                 rows.append(None if row is None else base.inputs.view(row, augmentation, (*seed, view, i)))
-    return base.inputs.collate(rows, tasks), part.targets.repeat(augmentation.views)
+    return base.collate(rows, tasks, per_token=kind.per_token), part.targets.repeat(augmentation.views)

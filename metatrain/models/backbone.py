@@ -5,8 +5,10 @@ The backbone is independent of the modality: a batch carries the tensors that th
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any, Literal, cast
 
@@ -16,65 +18,17 @@ from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from metatrain.deltas import Delta, DeltaKind, build, delta_scope
+from metatrain.deltas.attention import attention_of, use_registered_attention
 from metatrain.deltas.scope import current_noise
-from metatrain.deltas.virtual import prepend_prompt
-from metatrain.models.pooling import Pooler
-from metatrain.models.pooling import Pooling as Pooling
-from metatrain.models.pooling import pooled as pooled
+from metatrain.deltas.virtual import first_position, prepend_prompt
+from metatrain.errors import first_line
+from metatrain.models.batch import Batch, Lower, Part, RowDelta
 from metatrain.models.split_model import lower_part, upper_part
 
 log = logging.getLogger(__name__)
 Attention = Literal["auto", "sdpa", "eager"]
-
-
-@dataclass(frozen=True)
-class Bucket:
-    """A part of a batch: B rows of similar length, padded to the longest of them.
-
-    A group is a set of rows that use the same delta. The bucket contains equally many rows of each group, one group after the other
-    (group-major). `inputs`: the arguments of the model, each [B, L, …]. `mask` [B, L]: 1 for a real token, 0 for padding.
-    `rows` [B]: the index of each row in the caller's order. `noise` [B, L, D], if any, is added to the word embeddings.
-    `lower_states` [B, L, D], if any: the precomputed input of `upper`, the upper layers of the model, so that only `upper` has to
-    run.
-    """
-
-    inputs: dict[str, Tensor]
-    mask: Tensor
-    rows: Tensor
-    noise: Tensor | None = None
-    lower_states: Tensor | None = None
-    upper: nn.Module | None = None
-
-    def parts(self, groups: int, most: int) -> list["Bucket"]:
-        """Split the bucket into parts of at most `most` rows, with the same number of rows of each group.
-
-        Each part has at least one row of each of the `groups` groups, even if that is more than `most` rows.
-        """
-        each = len(self.rows) // groups
-        columns = torch.split(torch.arange(each, device=self.rows.device), max(1, most // groups))
-        firsts = each * torch.arange(groups, device=self.rows.device).unsqueeze(1)
-        return [self._rows((firsts + some).flatten()) for some in columns]
-
-    def _rows(self, index: Tensor) -> "Bucket":
-        noise, lower = (None if tensor is None else tensor[index] for tensor in (self.noise, self.lower_states))
-        inputs = {name: tensor[index] for name, tensor in self.inputs.items()}
-        return replace(self, inputs=inputs, mask=self.mask[index], rows=self.rows[index], noise=noise, lower_states=lower)
-
-
-@dataclass(frozen=True)
-class Batch:
-    """B rows, split into buckets of similar length so that less is computed on padding.
-
-    `pooler`: turns the hidden states of a row into its features.
-    """
-
-    buckets: tuple[Bucket, ...]
-    pooler: Pooler
-
-    @property
-    def size(self) -> int:
-        """The number of rows, B."""
-        return sum(len(bucket.rows) for bucket in self.buckets)
+TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-5, torch.bfloat16: 3e-2}
+"""The largest difference of two features that count as equal, by the dtype of the model."""
 
 
 @dataclass(frozen=True)
@@ -83,36 +37,38 @@ class Hidden:
 
     All tensors are at least float32. `features` [B, F]: the pooled hidden states of each row (`Batch.pooler`), scaled to length 1.
     `states` [N, D]: the hidden states of row i are `states[offsets[i] : offsets[i + 1]]`. Rows of `features` and `states` are in
-    the caller's order. `padded`: each bucket with its hidden states [B, L, D], in the order of the bucket.
+    the caller's order. `computed`: each part of the batch with its last hidden states, in the part's own form.
     """
 
     features: Tensor
-    padded: tuple[tuple[Bucket, Tensor], ...]
+    computed: tuple[tuple[Part, Tensor], ...]
+
+    @cached_property
+    def _states_by_row(self) -> list[Tensor]:
+        by_row: dict[int, Tensor] = {}
+        for part, states in self.computed:
+            by_row |= zip(part.rows.tolist(), part.states_by_row(states), strict=True)
+        return [by_row[row] for row in sorted(by_row)]
 
     @property
     def states(self) -> Tensor:
         """The hidden states of all real tokens after the last layer, one row after the other, [N, D]."""
-        by_row: dict[int, Tensor] = {}
-        for bucket, states in self.padded:
-            for position, row in enumerate(bucket.rows.tolist()):
-                by_row[row] = states[position][bucket.mask[position].bool()]
-        return torch.cat([by_row[row] for row in sorted(by_row)])
+        return torch.cat(self._states_by_row)
 
     @property
     def offsets(self) -> Tensor:
         """The index in `states` where each row begins, and the end of the last row, [B + 1] int64."""
-        lengths = {row: n for b, _ in self.padded for row, n in zip(b.rows.tolist(), b.mask.sum(1).tolist(), strict=True)}
-        return torch.tensor([0, *(lengths[row] for row in sorted(lengths))]).cumsum(0)
+        return torch.tensor([0, *(len(states) for states in self._states_by_row)]).cumsum(0)
 
 
 class Backbone:
     """A frozen model in memory, which runs with the delta that a call passes to it. Thread-safe.
 
     The model stores no delta. `attention`: second derivatives need "eager", because PyTorch's fused attention ("sdpa") has none.
-    `sample`: returns a batch of two rows of unequal length, with which `below` checks a split of the model.
+    `sample`: returns a batch of two rows of unequal length, packed or padded, with which `packs` and `below` check the model.
     """
 
-    def __init__(self, model: nn.Module, *, attention: Attention, sample: Callable[[], Batch]) -> None:
+    def __init__(self, model: nn.Module, *, attention: Attention, sample: Callable[[bool], Batch]) -> None:
         self.model = model.eval().requires_grad_(False)
         self.attention = attention
         self._sample = sample
@@ -124,7 +80,9 @@ class Backbone:
         # does not register them again, which would apply a delta twice.
         self._hooked: set[tuple[str, str]] = vars(model).setdefault("_quickstudy_hooked", set())
         self._upper: dict[int, nn.Module | None] = {}
-        self._split_lock = threading.Lock()
+        self._first_position = first_position(model)
+        self._packs: bool | None = None
+        self._check_lock = threading.RLock()
         self._attach_lock = threading.Lock()
         self.exclusive = threading.RLock()
         """Held by each call of the model. Hold it to copy the model with its own parameters."""
@@ -136,6 +94,41 @@ class Backbone:
     def precision(self) -> str:
         """The dtype of the weights, by its name in recipes and adapters: `float32` or `bfloat16`."""
         return str(self.dtype).removeprefix("torch.")
+
+    @property
+    def packs(self) -> bool:
+        """True if the model computes the same for packed rows as for padded ones, which is checked once."""
+        with self._check_lock:
+            if self._packs is None:
+                problem = self._packing_problem()
+                self._packs = problem is None
+                if problem is not None:
+                    log.info("%s runs on padded rows: %s", type(self.model).__name__, problem)
+            return self._packs
+
+    @contextmanager
+    def padded_rows(self, reason: str) -> Iterator[None]:
+        """Pad the rows of this model within a `with` block, and from then on if the block raises no exception."""
+        with self._check_lock:
+            self._packs = False
+            try:
+                yield
+            except BaseException:
+                self._packs = True
+                raise
+            log.info("%s runs on padded rows: %s", type(self.model).__name__, reason)
+
+    def _packing_problem(self) -> str | None:
+        """Return the reason why rows cannot be packed for this model, or None."""
+        if not use_registered_attention(self.model):
+            return f"its attention is {attention_of(self.model)}"
+        try:
+            with torch.no_grad():
+                packed, padded = (self.hidden(None, self._sample(packed)).features for packed in (True, False))
+        except Exception as problem:  # every architecture can fail here in its own way; the model then runs on padded rows
+            return first_line(problem)
+        gap = float((packed - padded).abs().max())
+        return None if gap <= TOLERANCE[self.dtype] else f"features of packed rows differ by {gap:.1e}"
 
     def attach(self, config: Any) -> DeltaKind:
         """Set up the delta kind that a `DeltaConfig` describes, and register its hooks on this model.
@@ -157,27 +150,21 @@ class Backbone:
         delta: Delta | None,
         batch: Batch,
         *,
-        slots: Tensor | None = None,
+        slots: Sequence[int] | None = None,
         updated: Mapping[str, Tensor] = MappingProxyType({}),
     ) -> Hidden:
         """Run the model on a batch. Differentiable in `delta` and in `updated`.
 
-        `delta`: leaves in the form that `DeltaKind.fold` returns; None runs the bare model. `slots` [B]: row i uses entry
-        `slots[i]` of each leaf's leading axis. Without `slots`, the leading axis is the G groups of the batch, and the rows are
-        ordered by group. `updated`: parameters that replace those of the model with the same names. Calls in several threads run
-        one after another, because these parameters are replaced on the model itself during the call.
+        `delta`: leaves in the form that `DeltaKind.fold` returns; None runs the bare model. `slots`: row i uses entry `slots[i]` of
+        each leaf's leading axis. Without `slots`, the leading axis is the G groups of the batch, and the rows are ordered by group.
+        `updated`: parameters that replace those of the model with the same names. Calls in several threads run one after another,
+        because these parameters are replaced on the model itself during the call.
         """
-        padded = []
         with self.exclusive:
-            for bucket in batch.buckets:
-                row_delta = delta
-                if delta is not None and slots is not None:
-                    index = slots[bucket.rows]
-                    row_delta = {name: leaf.index_select(0, index) for name, leaf in delta.items()}
-                padded.append((bucket, self._states(row_delta, bucket, updated)))
-        order = torch.cat([bucket.rows for bucket in batch.buckets]).argsort()
-        features = torch.cat([batch.pooler(states, bucket.mask) for bucket, states in padded])[order]
-        return Hidden(features, tuple(padded))
+            computed = tuple((part, self._states(part.delta(delta, slots), part, updated)) for part in batch.parts)
+        order = torch.cat([part.rows for part in batch.parts]).argsort()
+        features = torch.cat([part.pooled(states, batch.pooler) for part, states in computed])[order]
+        return Hidden(features, computed)
 
     def features_recomputed(
         self, delta: Delta | None, batch: Batch, *, rows_at_once: int, updated: Mapping[str, Tensor] = MappingProxyType({})
@@ -189,26 +176,29 @@ class Backbone:
         features are otherwise those of `hidden`, because the rows of a batch do not affect each other.
         """
         groups = next((len(leaf) for leaf in (delta or {}).values()), 1)
-        parts = [part for bucket in batch.buckets for part in bucket.parts(groups, rows_at_once)]
+        parts = [small for part in batch.parts for small in part.split(groups, rows_at_once)]
 
-        def features(part: Bucket) -> Tensor:
-            return batch.pooler(self._states(delta, part, updated), part.mask)
+        def features(part: Part) -> Tensor:
+            return part.pooled(self._states(part.delta(delta, None), part, updated), batch.pooler)
 
         order = torch.cat([part.rows for part in parts]).argsort()
         found = [checkpoint(features, part, use_reentrant=False, preserve_rng_state=False) for part in parts]
         return torch.cat(cast(list[Tensor], found))[order]
 
-    def _states(self, delta: Delta | None, bucket: Bucket, updated: Mapping[str, Tensor]) -> Tensor:
-        """Return the last hidden states of a bucket, [B, L, D], at least float32."""
-        with delta_scope(delta, bucket.noise):
-            arguments = {**bucket.inputs, "attention_mask": bucket.mask}
-            inputs, prompt_length = prepend_prompt(delta, arguments, lambda ids: self._embed(ids, updated))
-            if prompt_length or bucket.upper is None or not self._updates_only(bucket.upper, updated):
+    def _states(self, delta: RowDelta, part: Part, updated: Mapping[str, Tensor]) -> Tensor:
+        """Return the last hidden states of a part of a batch, at least float32."""
+        with delta_scope(delta.leaves, part.noise, part.packing, delta.groups):
+            arguments = part.arguments(self._first_position)
+            inputs, prompt_length = prepend_prompt(delta.leaves, arguments, lambda ids: self._embed(ids, updated))
+            if prompt_length or part.lower is None or not self._updates_only(part.lower.upper, updated):
                 states: Tensor = self._call(self.model, updated, **inputs).last_hidden_state[:, prompt_length:]
             else:
-                upper = self._call(bucket.upper, updated, inputs_embeds=bucket.lower_states, attention_mask=bucket.mask)
-                states = upper.last_hidden_state
+                states = self._call_upper(part.lower, updated, arguments).last_hidden_state
         return states.to(torch.promote_types(states.dtype, torch.float32))
+
+    def _call_upper(self, lower: Lower, updated: Mapping[str, Tensor], arguments: Mapping[str, Tensor]) -> Any:
+        others = {name: tensor for name, tensor in arguments.items() if name != "input_ids"}
+        return self._call(lower.upper, updated, inputs_embeds=lower.states, **others)
 
     def _call(self, module: nn.Module, updated: Mapping[str, Tensor], **inputs: Tensor | None) -> Any:
         """Call `module`, the model or a part of it, with its parameters replaced by those in `updated`.
@@ -244,12 +234,12 @@ class Backbone:
         return batch if upper is None else self._precomputed(batch, layer, upper)
 
     def _precomputed(self, batch: Batch, layer: int, upper: nn.Module) -> Batch:
-        return replace(batch, buckets=tuple(self._precomputed_bucket(bucket, layer, upper) for bucket in batch.buckets))
+        def with_lower(part: Part) -> Part:
+            with delta_scope(None, part.noise, part.packing):
+                states = lower_part(self.model, layer, part.arguments(self._first_position))
+            return part.with_lower(Lower(states, upper))
 
-    def _precomputed_bucket(self, bucket: Bucket, layer: int, upper: nn.Module) -> Bucket:
-        with delta_scope(None, bucket.noise):
-            lower_states = lower_part(self.model, layer, {**bucket.inputs, "attention_mask": bucket.mask})
-        return replace(bucket, lower_states=lower_states, upper=upper)
+        return replace(batch, parts=tuple(map(with_lower, batch.parts)))
 
     def _upper_part(self, layer: int) -> nn.Module | None:
         """Return the part of the model from `layer` up, or None if the model cannot be split there.
@@ -257,9 +247,9 @@ class Backbone:
         A split is used only if the two parts together and the whole model give bitwise equal features for two rows of unequal
         length. This is checked once per layer.
         """
-        with self._split_lock:
+        with self._check_lock:
             if layer not in self._upper:
-                batch = self._sample()
+                batch = self._sample(self.packs)
                 upper: nn.Module | None = None
                 try:
                     upper = upper_part(self.model, layer)

@@ -13,7 +13,8 @@ from transformers import AutoConfig
 from metatrain.deltas import Delta, DeltaKind
 from metatrain.errors import BaseModelError
 from metatrain.models import source
-from metatrain.models.backbone import Attention, Backbone, Batch
+from metatrain.models.backbone import Attention, Backbone
+from metatrain.models.batch import Batch
 from metatrain.models.description import shapes_of
 from metatrain.models.inputs import AnySpec, Inputs
 from metatrain.models.layout import read_layout
@@ -23,12 +24,16 @@ from metatrain.models.weights import load_model
 class Base:
     """A frozen base model in memory, with the encoder of its inputs. Thread-safe.
 
-    `inputs.encode` and `inputs.collate` turn raw examples into batches; `backbone.hidden` runs the model on them.
+    `inputs.encode` turns raw examples into rows, `collate` rows into batches, and `backbone.hidden` runs the model on them.
     """
 
     def __init__(self, model: nn.Module, inputs: Inputs, *, attention: Attention) -> None:
         self.inputs = inputs
-        self.backbone = Backbone(model, attention=attention, sample=lambda: inputs.collate(inputs.sample()[:2]))
+
+        def sample(packed: bool) -> Batch:
+            return inputs.collate(inputs.sample()[:2], packed=packed)
+
+        self.backbone = Backbone(model, attention=attention, sample=sample)
 
     @property
     def spec(self) -> AnySpec:
@@ -83,11 +88,19 @@ class Base:
         """
         return self.backbone.attach(config)
 
+    def collate(self, rows: Sequence[Any], groups: int = 1, *, per_token: bool = True) -> Batch:
+        """Combine B encoded rows into a batch, packed if the model computes the same for packed rows, otherwise padded.
+
+        `per_token`: False for a delta that does not act on each token by itself (`DeltaKind.per_token`), so that rows are padded.
+        `rows`, `groups`: see `Inputs.collate`.
+        """
+        return self.inputs.collate(rows, groups, packed=per_token and self.backbone.packs)
+
     def features(
         self,
         delta: Delta | None,
         batch: Batch,
-        slots: Tensor | None = None,
+        slots: Sequence[int] | None = None,
         updated: Mapping[str, Tensor] = MappingProxyType({}),
     ) -> Tensor:
         """Run the model on a batch and return pooled features of length 1, [B, F], at least float32.

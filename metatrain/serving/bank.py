@@ -53,11 +53,12 @@ class Packed:
     """An adapter in the form in which the bank stores it.
 
     `leaves`: the delta after `DeltaKind.fold`, and its numbers of virtual tokens (`DeltaKind.counts`), in the dtype of the base
-    model.
+    model. `per_token`: `DeltaKind.per_token`.
     """
 
     leaves: dict[str, Tensor]
     readout: PackedReadout
+    per_token: bool
 
     @property
     def nbytes(self) -> int:
@@ -71,15 +72,16 @@ def pack(adapter: Adapter, base: Base) -> Packed:
     leaves = {name: leaf.to(base.dtype) for name, leaf in kind.fold(adapter.delta).items()}
     leaves |= {name: torch.tensor(float(count), dtype=base.dtype) for name, count in kind.counts.items()}
     packed = readout_kinds()[metadata.readout].answers.pack(adapter.answering, metadata.scale)
-    return Packed(leaves, PackedReadout(metadata.readout, packed, metadata.labels, metadata.initialization_digest))
+    return Packed(leaves, PackedReadout(metadata.readout, packed, metadata.labels, metadata.initialization_digest), kind.per_token)
 
 
 @dataclass(frozen=True)
 class _Slot:
-    """The adapter in a slot: the shapes of its leaves, and its readout on the device."""
+    """The adapter in a slot: the shapes of its leaves, its readout on the device, and `DeltaKind.per_token`."""
 
     shapes: dict[str, torch.Size]
     readout: PackedReadout
+    per_token: bool
 
 
 class Bank:
@@ -185,7 +187,7 @@ class Bank:
             if name in adapter.leaves:
                 leaf[slot][_trailing(adapter.leaves[name].shape)] = adapter.leaves[name].to(leaf.device)
         shapes = {name: leaf.shape for name, leaf in adapter.leaves.items()}
-        self._contents[slot] = _Slot(shapes, adapter.readout.on(self.base.device))
+        self._contents[slot] = _Slot(shapes, adapter.readout.on(self.base.device), adapter.per_token)
         self._resident[key] = self._free.pop()
         self._readout_bytes += adapter.readout.nbytes
         return evicted
@@ -205,7 +207,7 @@ class Bank:
         self._readout_bytes -= content.readout.nbytes
         self._free.append(slot)
         leaves = {name: self._leaves[name][slot][_trailing(shape)].to("cpu", copy=True) for name, shape in content.shapes.items()}
-        return Packed(leaves, content.readout.on(torch.device("cpu")))
+        return Packed(leaves, content.readout.on(torch.device("cpu")), content.per_token)
 
     def labels(self, key: str) -> tuple[str, ...]:
         """Return the labels of the adapter under `key`. Raises KeyError if it is not in the bank."""
@@ -275,11 +277,11 @@ class Bank:
         if all(shapes == used[0] for shapes in used):  # no leaf is padded, so the numbers of virtual tokens are not needed
             needed = {name: shape for name, shape in needed.items() if name.split(".")[-1] not in COUNTS}
         delta = {name: self._leaves[name][(slice(None), *_trailing(shape))] for name, shape in needed.items()}
-        batch = self.base.inputs.collate(inputs)
+        batch = self.base.collate(inputs, per_token=all(self._contents[slot].per_token for slot in dict.fromkeys(slots)))
         if len(used) == 1:
             one = {name: leaf[slots[0]].unsqueeze(0) for name, leaf in delta.items()}
             return self.base.features(one, batch, updated=updated)
-        return self.base.features(delta, batch, slots=torch.tensor(slots, device=self.base.device), updated=updated)
+        return self.base.features(delta, batch, slots=slots, updated=updated)
 
 
 def _slot_shapes(kinds: Sequence[DeltaKind]) -> dict[str, tuple[int, ...]]:

@@ -14,10 +14,10 @@ from metatrain.deltas.peft_format import PeftFiles
 from metatrain.deltas.virtual import real_token_mask
 from metatrain.errors import UnsupportedDelta, first_line
 from metatrain.inner.problem import stack
-from metatrain.models.backbone import Batch
+from metatrain.models.backbone import TOLERANCE
 from metatrain.models.base import Base
+from metatrain.models.batch import Batch
 
-TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
 LONGEST = 2048
 """The largest length of a row of the probe, in tokens. The time of attention grows with its square, and often the memory too."""
 _ROWS = 3  # the number of rows that `Inputs.sample` returns
@@ -34,8 +34,19 @@ def probe(base: Base, kind: DeltaKind) -> None:
     - every leaf of the delta changes the output;
     - a second derivative exists and is finite, if the base model was loaded for it (attention="eager", not bfloat16).
 
-    Any other exception in these checks is also raised as UnsupportedDelta.
+    Any other exception in these checks is also raised as UnsupportedDelta. If only packed rows fail a check, the reason is logged, and
+    the base model runs on padded rows from then on.
     """
+    try:
+        _check(base, kind)
+    except UnsupportedDelta as problem:
+        if not (kind.per_token and base.backbone.packs):
+            raise
+        with base.backbone.padded_rows(str(problem)):
+            _check(base, kind)
+
+
+def _check(base: Base, kind: DeltaKind) -> None:
     where = _place(base, kind)
     if targets := getattr(kind.config, "targets", ()):
         where += f" on {', '.join(targets)}"
@@ -56,10 +67,10 @@ def _check_sample(base: Base, kind: DeltaKind, where: str) -> None:
     generator = torch.Generator().manual_seed(0)
     thetas = [kind.initial(generator, b_std=0.05) for _ in range(_ROWS)]
     rows = base.inputs.sample()
-    batch, singles = base.inputs.collate(rows), [base.inputs.collate([row]) for row in rows]
+    batch, singles = base.collate(rows, per_token=kind.per_token), [base.inputs.collate([row]) for row in rows]
     stacked = {n: torch.stack([t[n] for t in thetas]).to(base.device) for n in kind.shapes}
     with torch.no_grad():
-        mixed = base.features(kind.fold(stacked), batch, slots=torch.arange(len(rows), device=base.device))
+        mixed = base.features(kind.fold(stacked), batch, slots=range(len(rows)))
         alone = torch.cat(
             [
                 base.features(kind.fold({n: leaf[i : i + 1] for n, leaf in stacked.items()}), single)
@@ -106,7 +117,7 @@ def _check_unequal_counts(base: Base, kind: DeltaKind, delta: dict[str, Tensor],
     counts = torch.tensor(numbers, device=base.device)
     padded = {name: leaf * real_token_mask(counts, full).unsqueeze(-1) for name, leaf in kind.fold(delta).items()}
     padded |= dict.fromkeys(kind.counts, counts.to(base.dtype))
-    mixed = base.features(padded, base.inputs.collate(rows), slots=torch.arange(len(rows), device=base.device))
+    mixed = base.features(padded, base.inputs.collate(rows), slots=range(len(rows)))
     _check_equal(base, mixed, torch.cat(alone), f"{where}: a batch of unequal numbers of tokens differs from the same rows alone")
 
 
@@ -117,7 +128,7 @@ def _check_longest_row(base: Base, kind: DeltaKind) -> None:
     Virtual tokens need positions in addition to those of the row, and the model may not have enough positions.
     """
     row = base.inputs.longest(LONGEST)
-    longest = base.inputs.collate([row])
+    longest = base.collate([row], per_token=kind.per_token)
     theta = kind.fold(stack(kind.initial(torch.Generator().manual_seed(0)), 1))
     where = _place(base, kind)
     try:
@@ -132,7 +143,7 @@ def _check_longest_row(base: Base, kind: DeltaKind) -> None:
 
 def _score(base: Base, kind: DeltaKind, delta: dict[str, Tensor], batch: Batch) -> Tensor:
     """Return a scalar that depends on every feature of the batch, so that it can be differentiated."""
-    features = base.features(kind.fold(delta), batch, slots=torch.arange(_ROWS, device=base.device))
+    features = base.features(kind.fold(delta), batch, slots=range(_ROWS))
     weights = torch.randn(features.shape, generator=torch.Generator().manual_seed(1)).to(features.device)
     return (features * weights).sum()
 
@@ -169,7 +180,8 @@ def _peft_features(base: Base, files: PeftFiles, theta: dict[str, Tensor], batch
     state = get_peft_model_state_dict(stock, save_embedding_layers=False)
     if state.keys() != files.shapes.keys():
         raise UnsupportedDelta(f"stock PEFT has different leaves, for example {min(state.keys() ^ files.shapes.keys())}")
-    (bucket,) = batch.buckets
-    hidden = stock(**bucket.inputs, attention_mask=bucket.mask).last_hidden_state
-    states = hidden.to(torch.promote_types(hidden.dtype, torch.float32))[:, -bucket.mask.shape[1] :]
-    return batch.pooler(states, bucket.mask)
+    (part,) = batch.parts
+    arguments = part.arguments(0)
+    hidden = stock(**arguments).last_hidden_state
+    states = hidden.to(torch.promote_types(hidden.dtype, torch.float32))[:, -arguments["attention_mask"].shape[1] :]
+    return part.pooled(states, batch.pooler)

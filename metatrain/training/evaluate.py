@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -11,7 +11,6 @@ from metatrain.artifacts.initialization import Initialization
 from metatrain.errors import DataError
 from metatrain.inner.encoded import Encoded
 from metatrain.inner.loop import trajectory
-from metatrain.inner.problem import stack
 from metatrain.inner.support import Query, Support
 from metatrain.inner.together import adapted_each
 from metatrain.models.base import Base
@@ -106,14 +105,10 @@ def evaluate_steps(
 def _batches(
     base: Base, init: Initialization, episodes: Sequence[Episode], together: int, encoded: Encoded | None
 ) -> Iterator[tuple[Support[ClassTargets], Query[ClassTargets]]]:
-    """Yield the support and query sets of the episodes in batches of `together` episodes.
-
-    For query rows, the part of the model below the delta is computed in advance, because no inner step changes it.
-    """
-    kind, encoded = base.attach(init.delta), encoded or Encoded(base)
+    """Yield the support and query sets of the episodes in batches of `together` episodes."""
+    encoded = encoded or Encoded(base)
     for start in range(0, len(episodes), together):
-        support, query = encoded.batch(episodes[start : start + together])
-        yield support, replace(query, batch=base.backbone.below(query.batch, kind))
+        yield encoded.batch(episodes[start : start + together])
 
 
 @torch.no_grad()
@@ -142,7 +137,7 @@ def evaluate_prototypes(
     assert outer.scale is not None
     unique = sorted({text for e in episodes for text, _ in (*e.support, *e.query)})
     index = {text: number for number, text in enumerate(unique)}
-    features = encoded.features(unique, kind.fold(stack(outer.theta, 1)), outer.base)
+    features = encoded.features(unique, kind, outer.theta, outer.base)
     accuracy = []
     for episode in episodes:
         (support, support_labels), (query, query_labels) = (

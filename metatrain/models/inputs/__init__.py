@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from metatrain.models.backbone import Batch
+from metatrain.models.batch import Batch
 from metatrain.models.inputs.augment import Augmentation
 from metatrain.models.inputs.seen import Seen
 from metatrain.models.inputs.text import TextInputs, TextSpec
@@ -44,10 +44,11 @@ class Inputs(Protocol):
     def view(self, row: Any, augmentation: Augmentation, key: Sequence[int]) -> Any:
         """Return a randomly augmented copy of a row. `key` seeds the random draw and fully determines it."""
 
-    def collate(self, rows: Sequence[Any], groups: int = 1) -> Batch:
+    def collate(self, rows: Sequence[Any], groups: int = 1, *, packed: bool = False) -> Batch:
         """Combine B rows into a batch on the backbone's device. A row of None is padding.
 
-        `groups`: the number of groups of equal size into which `rows` is divided; the rows of a group are consecutive.
+        `groups`: the number of groups of equal size into which `rows` is divided; the rows of a group are consecutive. `packed`:
+        combine the rows without padding, if the modality has packed rows. `Base.collate` decides it.
         """
 
     @property

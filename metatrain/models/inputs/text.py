@@ -1,6 +1,7 @@
 """The encoding of texts: tokenization, truncation, and batches in buckets of similar length."""
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -12,7 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from metatrain.errors import BaseModelError
-from metatrain.models.backbone import Batch, Bucket
+from metatrain.models.batch import Batch, Bucket, Pack
 from metatrain.models.inputs.augment import METHODS, Augmentation
 from metatrain.models.inputs.seen import Seen
 from metatrain.models.modules import ModuleSpec
@@ -32,6 +33,8 @@ _CHARS_PER_TOKEN = 6
 _MARGIN_CHARS = 100
 _MARGIN_WORDS = 4
 """See `_settled`: the words of a text's beginning that may depend on what follows it."""
+_PACK_TOKENS = 2048
+"""The largest number of tokens in a pack. The states of more tokens than this do not stay in the processor's cache."""
 # The minimum number of tokens in a bucket. Each bucket is one more forward pass, so a smaller bucket costs more than the padding
 # that it saves.
 _MIN_BUCKET_TOKENS = {torch.float32: 96, torch.bfloat16: 384}
@@ -188,19 +191,37 @@ class TextInputs:
         noise = view.noise if view.noise is None or not kept else np.pad(view.noise, ((kept, 0), (0, 0)))
         return TextRow([*row.ids[:kept], *view.ids] if kept else view.ids, row.truncated, noise)
 
-    def collate(self, rows: Sequence[TextRow | None], groups: int = 1) -> Batch:
+    def collate(self, rows: Sequence[TextRow | None], groups: int = 1, *, packed: bool = False) -> Batch:
         """Combine B rows into a batch on the backbone's device.
 
         `groups`: the number of groups of equal size into which `rows` is divided; the rows of a group are consecutive. A row of
-        None becomes one padding token that is attended to, so that its features are finite.
+        None becomes one padding token that is attended to, so that its features are finite. `packed`: combine the real tokens of
+        the rows in packs of at most `_PACK_TOKENS`; otherwise pad the rows in buckets of similar length.
         """
         pad = self._padding_token
         ids = [[pad] if row is None else list(row.ids) or [pad] for row in rows]
         noise = {i: row.noise for i, row in enumerate(rows) if row is not None and row.noise is not None}
-        width = len(ids) // groups
+        parts = self._packs(ids, noise, groups) if packed else self._buckets(ids, noise, groups)
+        return Batch(tuple(parts), self._pooler)
+
+    def _packs(self, ids: Sequence[list[int]], noise: Mapping[int, NDArray[np.float32]], groups: int) -> Iterator[Pack]:
+        each = len(ids) // groups
+        for first, end in _pack_bounds([len(row) for row in ids]):
+            some = ids[first:end]
+            lengths, tokens = tuple(map(len, some)), torch.tensor(list(itertools.chain.from_iterable(some)), device=self.device)
+            added = [torch.from_numpy(noise[i]) if i in noise else torch.zeros(len(ids[i]), self.width) for i in range(first, end)]
+            yield Pack(
+                ids=tokens,
+                lengths=lengths,
+                rows=torch.arange(first, end, device=self.device),
+                groups=tuple(i // each for i in range(first, end)),
+                noise=torch.cat(added).unsqueeze(0).to(self.device, self.dtype) if noise else None,
+            )
+
+    def _buckets(self, ids: Sequence[list[int]], noise: Mapping[int, NDArray[np.float32]], groups: int) -> Iterator[Bucket]:
+        pad, width = self._padding_token, len(ids) // groups
         by_length = [sorted(range(g * width, (g + 1) * width), key=lambda i: len(ids[i]), reverse=True) for g in range(groups)]
         longest = [max(len(ids[ranked[rank]]) for ranked in by_length) for rank in range(width)]
-        buckets: list[Bucket] = []
         for start, stop in _bucket_bounds(longest, groups, _MIN_BUCKET_TOKENS.get(self.dtype, 96)):
             members = [i for ranked in by_length for i in ranked[start:stop]]
             length = longest[start]
@@ -208,8 +229,7 @@ class TextInputs:
             mask = torch.tensor([[1] * len(ids[i]) + [0] * (length - len(ids[i])) for i in members])
             added = self._padded_noise(noise, members, length) if noise else None
             row_indices = torch.tensor(members, device=self.device)
-            buckets.append(Bucket({"input_ids": input_ids.to(self.device)}, mask.to(self.device), row_indices, added))
-        return Batch(tuple(buckets), self._pooler)
+            yield Bucket({"input_ids": input_ids.to(self.device)}, mask.to(self.device), row_indices, added)
 
     @property
     def limit(self) -> str:
@@ -264,6 +284,17 @@ def _settled(encoding: Any, chars: int) -> int:
         word for word, (_, end) in zip(words, encoding.offsets, strict=True) if word is not None and end > chars - _MARGIN_CHARS
     ]
     return words.index(min([*near[:1], distinct[-_MARGIN_WORDS]]))
+
+
+def _pack_bounds(lengths: Sequence[int]) -> list[tuple[int, int]]:
+    """Divide rows into packs of consecutive rows [first, end) with at most `_PACK_TOKENS` tokens each, or with one longer row."""
+    firsts, tokens = [0], 0
+    for i, length in enumerate(lengths):
+        if tokens and tokens + length > _PACK_TOKENS:
+            firsts.append(i)
+            tokens = 0
+        tokens += length
+    return list(zip(firsts, [*firsts[1:], len(lengths)], strict=True))
 
 
 def _bucket_bounds(longest: Sequence[int], groups: int, min_tokens: int) -> list[tuple[int, int]]:

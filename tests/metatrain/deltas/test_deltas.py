@@ -19,9 +19,9 @@ from metatrain.inner.optimizers import Optimizer
 from metatrain.inner.problem import stack, start_rates
 from metatrain.meta.differentiation import Differentiation
 from metatrain.meta.metagrad import meta_gradient
-from metatrain.models.backbone import pooled
 from metatrain.models.base import Base
 from metatrain.models.loading import load_base
+from metatrain.models.pooling import pooled
 from metatrain.readouts.heads import HEAD_LEAVES
 from metatrain.serving.bank import Bank
 from metatrain.serving.probe import probe
@@ -131,11 +131,12 @@ def test_an_initialization_survives_the_round_trip_and_loads_in_peft(
         return
     stock = PeftModel.from_pretrained(cast(Any, AutoModel.from_pretrained(folders[architecture])), str(tmp_path)).eval()
     ids = base.inputs.encode([tasks(1)[0][2][0]])
-    (bucket,) = base.inputs.collate(ids).buckets
+    (bucket,) = base.inputs.collate(ids).parts
+    arguments = bucket.arguments(0)
     with torch.no_grad():
-        theirs = stock(input_ids=bucket.inputs["input_ids"], attention_mask=bucket.mask).last_hidden_state
+        theirs = stock(**arguments).last_hidden_state
         ours = base.features(attached.fold(stack(theta, 1)), base.inputs.collate(ids))
-    theirs = pooled(theirs[:, -bucket.mask.shape[1] :], bucket.mask, "mean")
+    theirs = pooled(theirs[:, -arguments["attention_mask"].shape[1] :], arguments["attention_mask"], "mean")
     torch.testing.assert_close(theirs, ours, atol=1e-5, rtol=1e-5)
     peft_tensors = attached.peft.to_peft(theta)
     assert {name: tuple(leaf.shape) for name, leaf in peft_tensors.items()} == attached.peft.shapes

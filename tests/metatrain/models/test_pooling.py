@@ -7,9 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from metatrain.models.backbone import Pooling, pooled
 from metatrain.models.modules import Normalize, Truncate
-from metatrain.models.pooling import Pooler, PoolingName
+from metatrain.models.pooling import Pooler, Pooling, PoolingName, pooled
 
 STATES = torch.randn(4, 5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 MASK = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [1, 1, 0, 0, 0], [1, 0, 0, 0, 0]])

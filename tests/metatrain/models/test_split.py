@@ -13,8 +13,8 @@ from torch import nn
 from metatrain.deltas import LoRAConfig
 from metatrain.errors import UnsupportedDelta
 from metatrain.inner.problem import stack
-from metatrain.models.backbone import Batch
 from metatrain.models.base import Base
+from metatrain.models.batch import Batch
 from metatrain.models.loading import load_base
 from tests.tiny import joined, tasks
 
@@ -30,7 +30,7 @@ def test_a_precomputed_batch_gives_the_same_features_and_gradients(tiny: Base) -
     lora = tiny.attach(UPPER)
     assert lora.lowest_layer == 1 and set(lora.sites) == {n for n in lora.sites if ".layer.1." in n}
     whole, precomputed = batch(tiny), tiny.backbone.below(batch(tiny), lora)
-    assert all(bucket.lower_states is not None for bucket in precomputed.buckets)
+    assert all(part.lower is not None for part in precomputed.parts)
     theta = {n: t.requires_grad_() for n, t in lora.initial(torch.Generator().manual_seed(0), b_std=0.2).items()}
     results = []
     for rows in (whole, precomputed):
@@ -52,7 +52,7 @@ def test_the_lower_layers_do_not_run_again(tiny: Base) -> None:
     tiny.features(None, precomputed)
     for handle in handles:
         handle.remove()
-    assert ran == ["encoder.layer.1"] * len(precomputed.buckets)
+    assert ran == ["encoder.layer.1"] * len(precomputed.parts)
 
 
 def test_a_delta_that_begins_at_the_bottom_leaves_the_batch_unchanged(tiny: Base) -> None:
@@ -146,5 +146,5 @@ def test_minilm_is_split_exactly_to_the_last_bit(minilm: Base, precision: torch.
         base.inputs.encode(["where is my card", "one", "a longer row of words that pads the other two rows out a good deal"])
     )
     precomputed = base.backbone.below(rows, lora)
-    assert all(bucket.lower_states is not None for bucket in precomputed.buckets)
+    assert all(part.lower is not None for part in precomputed.parts)
     assert torch.equal(base.features(None, rows), base.features(None, precomputed))

@@ -1,0 +1,215 @@
+"""A batch of rows in the form in which a backbone runs it: packed without padding, or padded in buckets of similar length."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import groupby
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from metatrain.deltas.groups import Groups, token_groups
+from metatrain.deltas.packing import Packing, packing
+from metatrain.deltas.scope import Delta
+from metatrain.models.pooling import Pooler
+
+
+@dataclass(frozen=True)
+class RowDelta:
+    """The delta of one call of the model: its leaves, and which tokens use which entry of their leading axis.
+
+    `groups`: None for groups of equally many consecutive rows.
+    """
+
+    leaves: Delta | None
+    groups: Groups | None = None
+
+
+@dataclass(frozen=True)
+class Lower:
+    """The precomputed input of the upper layers of a model, so that only these have to run.
+
+    `states`: the hidden states that enter `upper`, which is a view of the model with its upper layers alone.
+    """
+
+    states: Tensor
+    upper: nn.Module
+
+
+class Part(Protocol):
+    """The rows of a batch that one call of the model computes.
+
+    `noise`, if any, is added to the word embeddings. `lower`, if any, replaces the lower layers of the model.
+    """
+
+    @property
+    def rows(self) -> Tensor:
+        """The index of each row in the caller's order, [B] int64."""
+
+    @property
+    def noise(self) -> Tensor | None: ...
+
+    @property
+    def lower(self) -> Lower | None: ...
+
+    @property
+    def packing(self) -> Packing | None:
+        """Where the rows are in a packed call; None if they are padded."""
+
+    def arguments(self, first_position: int) -> dict[str, Tensor]:
+        """Return the arguments of the model. `first_position`: the model's number for the position of a row's first token."""
+
+    def with_lower(self, lower: Lower) -> "Part":
+        """Return the same rows with precomputed lower layers."""
+
+    def delta(self, leaves: Delta | None, slots: Sequence[int] | None) -> RowDelta:
+        """Return the delta of this part.
+
+        `leaves`: the leaves of all groups of the batch. `slots`: for each row of the batch, the entry of the leaves' leading axis
+        that it uses; None if the leading axis is that of the batch's groups.
+        """
+
+    def pooled(self, states: Tensor, pooler: Pooler) -> Tensor:
+        """Return the features [B, F] of the rows, from their last hidden states."""
+
+    def states_by_row(self, states: Tensor) -> list[Tensor]:
+        """Return the last hidden states [L, D] of the real tokens of each row."""
+
+    def split(self, groups: int, most: int) -> list["Part"]:
+        """Split into parts of at most `most` rows, or of one row of each of the `groups` groups if that is more."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B rows, divided into parts. `pooler`: turns the hidden states of a row into its features."""
+
+    parts: tuple[Part, ...]
+    pooler: Pooler
+
+    @property
+    def size(self) -> int:
+        """The number of rows, B."""
+        return sum(len(part.rows) for part in self.parts)
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """B rows of similar length, padded to the longest of them (a `Part`).
+
+    A group is a set of rows that use the same delta. The bucket contains equally many rows of each group, one group after the other
+    (group-major). `inputs`: the arguments of the model, each [B, L, …]. `mask` [B, L]: 1 for a real token, 0 for padding. `noise`
+    and the states of `lower` are [B, L, D].
+    """
+
+    inputs: dict[str, Tensor]
+    mask: Tensor
+    rows: Tensor
+    noise: Tensor | None = None
+    lower: Lower | None = None
+
+    @property
+    def packing(self) -> None:
+        return None
+
+    def arguments(self, first_position: int) -> dict[str, Tensor]:
+        return {**self.inputs, "attention_mask": self.mask}
+
+    def with_lower(self, lower: Lower) -> "Bucket":
+        return replace(self, lower=lower)
+
+    def delta(self, leaves: Delta | None, slots: Sequence[int] | None) -> RowDelta:
+        if leaves is None or slots is None:
+            return RowDelta(leaves)
+        index = torch.tensor([slots[row] for row in self.rows.tolist()], device=self.rows.device)
+        return RowDelta({name: leaf.index_select(0, index) for name, leaf in leaves.items()})
+
+    def pooled(self, states: Tensor, pooler: Pooler) -> Tensor:
+        return pooler(states, self.mask)
+
+    def states_by_row(self, states: Tensor) -> list[Tensor]:
+        return [row[real.bool()] for row, real in zip(states, self.mask, strict=True)]
+
+    def split(self, groups: int, most: int) -> list[Part]:
+        each = len(self.rows) // groups
+        columns = torch.split(torch.arange(each, device=self.rows.device), max(1, most // groups))
+        firsts = each * torch.arange(groups, device=self.rows.device).unsqueeze(1)
+        return [self._only((firsts + some).flatten()) for some in columns]
+
+    def _only(self, index: Tensor) -> "Bucket":
+        noise = None if self.noise is None else self.noise[index]
+        lower = None if self.lower is None else replace(self.lower, states=self.lower.states[index])
+        inputs = {name: tensor[index] for name, tensor in self.inputs.items()}
+        return Bucket(inputs, self.mask[index], self.rows[index], noise, lower)
+
+
+@dataclass(frozen=True)
+class Pack:
+    """B rows as one sequence of their N real tokens, one row after the other (a `Part`).
+
+    `ids` [N]: the token ids. `lengths`: the number of tokens of each row. `groups`: the group of each row, in rising order. `noise`
+    and the states of `lower` are [1, N, D].
+    """
+
+    ids: Tensor
+    lengths: tuple[int, ...]
+    rows: Tensor
+    groups: tuple[int, ...]
+    noise: Tensor | None = None
+    lower: Lower | None = None
+
+    @cached_property
+    def packing(self) -> Packing:
+        return packing(self.lengths, self.ids.device)
+
+    @cached_property
+    def _positions(self) -> Tensor:
+        """The position of each token in its row, from 0, [1, N]."""
+        return torch.cat([torch.arange(length) for length in self.lengths]).unsqueeze(0).to(self.ids.device)
+
+    def arguments(self, first_position: int) -> dict[str, Tensor]:
+        # The mask has no padding. Without one, a causal architecture would look for the rows itself.
+        ids = self.ids.unsqueeze(0)
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "position_ids": self._positions + first_position}
+
+    def with_lower(self, lower: Lower) -> "Pack":
+        return replace(self, lower=lower)
+
+    def delta(self, leaves: Delta | None, slots: Sequence[int] | None) -> RowDelta:
+        if not leaves:
+            return RowDelta(leaves)
+        entries = len(next(iter(leaves.values())))
+        used = self.groups if slots is None else [slots[row] for row in self.rows.tolist()]
+        if entries == 1:
+            used = [0] * len(self.lengths)
+        runs = [(slot, [i for i, _ in run]) for slot, run in groupby(enumerate(used), key=lambda pair: pair[1])]
+        groups = token_groups(tuple(sum(self.lengths[i] for i in run) for _, run in runs))
+        order = [slot for slot, _ in runs]
+        if order == list(range(entries)):
+            return RowDelta(leaves, groups)
+        index = torch.tensor(order, device=self.ids.device)
+        return RowDelta({name: leaf.index_select(0, index) for name, leaf in leaves.items()}, groups)
+
+    def pooled(self, states: Tensor, pooler: Pooler) -> Tensor:
+        tokens, features = states[0], []
+        for block in self.packing.blocks:
+            padded = block.padded(tokens)
+            features.append(pooler(padded, padded.new_ones(padded.shape[:2]) if block.mask is None else block.mask.long()))
+        order = [row for block in self.packing.blocks for row in block.rows]
+        return torch.cat(features)[torch.tensor(order).argsort().to(states.device)]
+
+    def states_by_row(self, states: Tensor) -> list[Tensor]:
+        return list(torch.split(states[0], list(self.lengths)))
+
+    def split(self, groups: int, most: int) -> list[Part]:
+        return [
+            self._only(first, min(first + max(groups, most), len(self.lengths)))
+            for first in range(0, len(self.lengths), max(groups, most))
+        ]
+
+    def _only(self, first: int, end: int) -> "Pack":
+        """Return the rows from number `first` to number `end`, which is excluded."""
+        start, stop = sum(self.lengths[:first]), sum(self.lengths[:end])
+        noise = None if self.noise is None else self.noise[:, start:stop]
+        lower = None if self.lower is None else replace(self.lower, states=self.lower.states[:, start:stop])
+        return Pack(self.ids[start:stop], self.lengths[first:end], self.rows[first:end], self.groups[first:end], noise, lower)
