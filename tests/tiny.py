@@ -29,6 +29,7 @@ from transformers import (
     RobertaModel,
 )
 
+from metatrain.deltas.scope import current_packing
 from metatrain.models.backbone import Attention
 from metatrain.models.base import Base
 from metatrain.models.inputs import TextInputs
@@ -130,7 +131,12 @@ def rows_through(base: Base) -> Iterator[list[int]]:
     """Yield a list to which each pass through the last layer of a tiny BERT appends its number of rows."""
     rows: list[int] = []
     last: torch.nn.Module = base.model.encoder.layer[-1]  # type: ignore[union-attr,index,assignment]
-    hook = last.register_forward_pre_hook(lambda _module, inputs: rows.append(inputs[0].shape[0]))
+
+    def append(_module: torch.nn.Module, inputs: Any) -> None:
+        packing = current_packing()
+        rows.append(inputs[0].shape[0] if packing is None else len(packing.lengths))
+
+    hook = last.register_forward_pre_hook(append)
     try:
         yield rows
     finally:

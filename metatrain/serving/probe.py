@@ -34,8 +34,8 @@ def probe(base: Base, kind: DeltaKind) -> None:
     - every leaf of the delta changes the output;
     - a second derivative exists and is finite, if the base model was loaded for it (attention="eager", not bfloat16).
 
-    Any other exception in these checks is also raised as UnsupportedDelta. If only packed rows fail a check, the reason is logged, and
-    the base model runs on padded rows from then on.
+    Any other exception in these checks is also raised as UnsupportedDelta. If only packed rows fail a check, the reason is logged,
+    and the base model runs on padded rows from then on.
     """
     try:
         _check(base, kind)
