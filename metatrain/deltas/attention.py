@@ -35,15 +35,21 @@ def attention_of(model: nn.Module) -> str | None:
     return getattr(cast(Any, model).config, "_attn_implementation", None)
 
 
+def uses_registered_attention(model: nn.Module) -> bool:
+    """Return True if a model runs with the attention functions of this file."""
+    return attention_of(model) in NAMES.values()
+
+
 def use_registered_attention(model: nn.Module) -> bool:
     """Switch a model to the attention functions of this file, which it keeps.
 
-    Calls in other threads are not affected. Returns False, and changes nothing, if the model's attention is neither eager nor sdpa.
+    Calls in other threads are not affected. Returns False, and changes nothing, if the model's attention is neither eager nor sdpa, or
+    if the model does not look up its attention function by name.
     """
     before = attention_of(model)
-    if before in NAMES:
+    if before in NAMES and cast(Any, model)._can_set_attn_implementation():  # asked first, because a refusal is logged as a warning
         cast(Any, model).set_attn_implementation(NAMES[before])
-    return before in (*NAMES, *NAMES.values())
+    return uses_registered_attention(model)
 
 
 def _attention(fused: Attend | None) -> Attend:

@@ -9,13 +9,18 @@ and a vector v of its own:
 No matrix is copied for each of its tokens. All functions are differentiable as often as needed.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from metatrain.errors import UnsupportedDelta
+
+_MANY_GROUPS = 8  # below this number, one product for each group is faster than padding
+_MOST_PADDING = 3.0  # the largest ratio of places with padding to tokens at which padding is faster
 
 
 class Groups(Protocol):
@@ -65,6 +70,42 @@ class RowGroups:
         return x.view(self.count, -1, x.shape[-1])
 
 
+class PaddedGroups:
+    """G groups of unequal numbers of tokens, padded to the largest one, so that each operation is one for all groups.
+
+    `lengths`: the numbers of tokens, each at least 1. A group is padded with repetitions of its last token.
+    """
+
+    def __init__(self, lengths: Sequence[int], device: torch.device) -> None:
+        sizes, largest = np.array(lengths), max(lengths)
+        columns, starts = np.arange(largest), np.cumsum([0, *lengths[:-1]])
+        places = starts[:, None] + np.minimum(columns, sizes[:, None] - 1)
+        self._tokens, self._count = int(sizes.sum()), len(lengths)
+        self._places = torch.from_numpy(places.ravel()).to(device)
+        self._real = torch.from_numpy((columns < sizes[:, None]).ravel().nonzero()[0]).to(device)
+
+    def check(self, x: Tensor) -> None:
+        _check_tokens(x, self._tokens)
+
+    def product(self, x: Tensor, w: Tensor) -> Tensor:
+        return self._joined(torch.bmm(self._split(x), w))
+
+    def add_product(self, y: Tensor, x: Tensor, w: Tensor) -> Tensor:
+        return y + self.product(x, w)
+
+    def affine(self, x: Tensor, w: Tensor, bias: Tensor) -> Tensor:
+        return self._joined(torch.baddbmm(bias.unsqueeze(1), self._split(x), w))
+
+    def scaled(self, x: Tensor, v: Tensor) -> Tensor:
+        return self._joined(self._split(x) * v.unsqueeze(1))
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.index_select(0, self._places).view(self._count, -1, x.shape[-1])
+
+    def _joined(self, padded: Tensor) -> Tensor:
+        return padded.flatten(0, 1).index_select(0, self._real)
+
+
 @dataclass(frozen=True)
 class TokenGroups:
     """G groups of `lengths` tokens, in a call whose rows are packed one after the other without padding."""
@@ -102,9 +143,17 @@ class _EqualTokenGroups(RowGroups):
         _check_tokens(x, self.tokens)
 
 
-def token_groups(lengths: tuple[int, ...]) -> Groups:
-    """Return the groups of a packed call, with `lengths` tokens each."""
-    return _EqualTokenGroups(len(lengths), sum(lengths)) if len(set(lengths)) == 1 else TokenGroups(lengths)
+def token_groups(lengths: Sequence[int], device: torch.device) -> Groups:
+    """Return the groups of a packed call, with `lengths` tokens each.
+
+    The form depends on what is computed fastest. All give the same results, up to rounding.
+    """
+    tokens = sum(lengths)
+    if len(set(lengths)) == 1:
+        return _EqualTokenGroups(len(lengths), tokens)
+    if len(lengths) >= _MANY_GROUPS and len(lengths) * max(lengths) <= _MOST_PADDING * tokens:
+        return PaddedGroups(lengths, device)
+    return TokenGroups(tuple(lengths))
 
 
 def _check_tokens(x: Tensor, expected: int) -> None:

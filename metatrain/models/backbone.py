@@ -18,7 +18,7 @@ from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from metatrain.deltas import Delta, DeltaKind, build, delta_scope
-from metatrain.deltas.attention import attention_of, use_registered_attention
+from metatrain.deltas.attention import attention_of, use_registered_attention, uses_registered_attention
 from metatrain.deltas.scope import current_noise
 from metatrain.deltas.virtual import first_position, prepend_prompt
 from metatrain.errors import first_line
@@ -121,7 +121,7 @@ class Backbone:
     def _packing_problem(self) -> str | None:
         """Return the reason why rows cannot be packed for this model, or None."""
         if not use_registered_attention(self.model):
-            return f"its attention is {attention_of(self.model)}"
+            return f"its {attention_of(self.model)} attention cannot be replaced"
         try:
             with torch.no_grad():
                 packed, padded = (self.hidden(None, self._sample(packed)).features for packed in (True, False))
@@ -187,6 +187,8 @@ class Backbone:
 
     def _states(self, delta: RowDelta, part: Part, updated: Mapping[str, Tensor]) -> Tensor:
         """Return the last hidden states of a part of a batch, at least float32."""
+        if part.packing is not None and not uses_registered_attention(self.model):
+            raise ValueError("a packed batch needs a model that can be packed (Backbone.packs)")
         with delta_scope(delta.leaves, part.noise, part.packing, delta.groups):
             arguments = part.arguments(self._first_position)
             inputs, prompt_length = prepend_prompt(delta.leaves, arguments, lambda ids: self._embed(ids, updated))

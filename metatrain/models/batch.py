@@ -183,7 +183,7 @@ class Pack:
         if entries == 1:
             used = [0] * len(self.lengths)
         runs = [(slot, [i for i, _ in run]) for slot, run in groupby(enumerate(used), key=lambda pair: pair[1])]
-        groups = token_groups(tuple(sum(self.lengths[i] for i in run) for _, run in runs))
+        groups = token_groups([sum(self.lengths[i] for i in run) for _, run in runs], self.ids.device)
         order = [slot for slot, _ in runs]
         if order == list(range(entries)):
             return RowDelta(leaves, groups)
