@@ -43,8 +43,8 @@ def uses_registered_attention(model: nn.Module) -> bool:
 def use_registered_attention(model: nn.Module) -> bool:
     """Switch a model to the attention functions of this file, which it keeps.
 
-    Calls in other threads are not affected. Returns False, and changes nothing, if the model's attention is neither eager nor sdpa, or
-    if the model does not look up its attention function by name.
+    Calls in other threads are not affected. Returns False, and changes nothing, if the model's attention is neither eager nor sdpa,
+    or if the model does not look up its attention function by name.
     """
     before = attention_of(model)
     if before in NAMES and cast(Any, model)._can_set_attn_implementation():  # asked first, because a refusal is logged as a warning

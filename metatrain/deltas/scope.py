@@ -22,7 +22,7 @@ Delta = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class _Call:
-    """What the hooks of a base model read during one call."""
+    """The values that the hooks of a base model read during one call."""
 
     delta: Delta | None = None
     noise: Tensor | None = None

@@ -55,7 +55,7 @@ class Part(Protocol):
 
     @property
     def packing(self) -> Packing | None:
-        """Where the rows are in a packed call; None if they are padded."""
+        """The places of the rows in a packed call; None if they are padded."""
 
     def arguments(self, first_position: int) -> dict[str, Tensor]:
         """Return the arguments of the model. `first_position`: the model's number for the position of a row's first token."""
