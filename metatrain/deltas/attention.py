@@ -1,4 +1,4 @@
-"""The attention functions with which base models run: they know the packed rows and the prefix of the current call.
+"""The attention functions of base models, which know the packed rows and the prefix of a call.
 
 transformers looks up a model's attention function by name. This file registers one for "eager" and one for "sdpa" attention. They
 compute the same as the original ones, except in two kinds of calls:
@@ -53,10 +53,10 @@ def use_registered_attention(model: nn.Module) -> bool:
 
 
 def _attention(fused: Attend | None) -> Attend:
-    """Return the attention function to register in place of `fused`, or of the eager function of each architecture if it is None.
+    """Return the attention function to register in place of `fused`.
 
-    Fused attention that is called without a mask may apply a causal mask of its own (`_implied_mask`). The eager function never
-    does.
+    If `fused` is None, it takes the place of the eager function of each architecture. Fused attention that is called without a mask
+    may apply a causal mask of its own (`_implied_mask`). The eager function never does.
     """
 
     def attend(
@@ -109,7 +109,10 @@ def _packed_attention(
 
 
 class _BlockMasks(tuple[Tensor | None, ...]):
-    """The masks of the blocks of a packed call, which a model passes to its attention function in place of one mask."""
+    """The masks of the blocks of a packed call.
+
+    A model passes them on to its attention function in place of one mask.
+    """
 
 
 def _mask(original: Callable[..., Tensor | None]) -> Callable[..., Any]:

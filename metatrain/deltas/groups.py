@@ -1,4 +1,4 @@
-"""Groups of tokens that use the same delta, and the products of tokens with the matrices of their groups.
+"""Groups of tokens that use the same delta, and products of tokens with the matrices of their groups.
 
 The input of a layer is a matrix x of N tokens. They are divided into G groups of consecutive tokens, and each group has a matrix W
 and a vector v of its own:
@@ -71,9 +71,10 @@ class RowGroups:
 
 
 class PaddedGroups:
-    """G groups of unequal numbers of tokens, padded to the largest one, so that each operation is one for all groups.
+    """G groups of unequal numbers of tokens, padded to the largest one.
 
-    `lengths`: the numbers of tokens, each at least 1. A group is padded with repetitions of its last token.
+    Each operation is one for all groups. `lengths`: the numbers of tokens, each at least 1. A group is padded with repetitions of
+    its last token.
     """
 
     def __init__(self, lengths: Sequence[int], device: torch.device) -> None:

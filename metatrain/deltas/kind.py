@@ -39,7 +39,10 @@ class DeltaKind(Protocol):
 
     @property
     def per_token(self) -> bool:
-        """True if the delta acts on each token by itself, so that rows may be packed into one sequence of tokens (`packing.py`)."""
+        """True if the delta acts on each token by itself.
+
+        Rows may then be packed into one sequence of tokens (`packing.py`).
+        """
 
     @property
     def lowest_layer(self) -> int:

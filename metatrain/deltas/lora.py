@@ -141,7 +141,7 @@ def _lora_hook(site: str, layout: Layout) -> Callable[[nn.Module, tuple[Tensor, 
 
 
 def add_low_rank(y: Tensor, x: Tensor, a: Tensor, b: Tensor, layout: Layout) -> Tensor:
-    """Return y + B A x for a layer's input x and output y, with an A and a B for each of the G groups of the call.
+    """Return y + B A x for a layer's input x and output y, with an A and a B for each group of the call.
 
     a: [G, R, D_in]; b: [G, D_out, R], already multiplied by alpha / R. The products are computed in the dtype of x, which is the
     base model's; a and b may be float32. Raises UnsupportedDelta if x cannot be divided into the groups.

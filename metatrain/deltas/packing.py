@@ -1,4 +1,4 @@
-"""Packing: the rows of a call as one sequence of real tokens, and how to take them apart for attention and pooling.
+"""Packing: the rows of a call as one sequence of real tokens, and the blocks for attention.
 
 A packed call has the shape [1, N, …] for B rows with N real tokens in total, one row after the other. All that a model computes for
 each token by itself, which is nearly everything, then needs no padding. Attention and pooling work on rows. For them, the rows are

@@ -67,5 +67,5 @@ def current_noise() -> Tensor | None:
 
 
 def current_packing() -> Packing | None:
-    """Return where the rows of the current call are in its sequence of tokens, or None if the call is not packed."""
+    """Return the places of the rows in the current call's sequence of tokens, or None if it is not packed."""
     return _this_call.get().packing

@@ -91,7 +91,7 @@ def hook_positions(model: nn.Module) -> None:
 
 
 def first_position(model: nn.Module) -> int:
-    """Return the model's number for the position of a row's first token, if it is called with position ids.
+    """Return the position id of a row's first token.
 
     Architectures whose table of positions has an entry for padding, such as RoBERTa, count from the entry after it.
     """

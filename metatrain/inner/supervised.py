@@ -211,7 +211,7 @@ class Supervised:
 
     @cached_property
     def _query_batch(self) -> Batch:
-        """The query rows. The part of the model below the delta is computed once, because no inner step changes it."""
+        """The query rows, with the part of the model below the delta computed once."""
         assert self.query is not None
         batch = self.base.collate(self.query.rows, self.count, per_token=self.kind.per_token)
         return self.base.backbone.below(batch, self.kind)

@@ -41,7 +41,10 @@ class Support(Generic[T]):
 
 @dataclass(frozen=True)
 class Query(Generic[T]):
-    """The query sets of T tasks: T·Q encoded rows, task after task, with None for padding, and their targets."""
+    """The query sets of T tasks: T·Q encoded rows, and their targets.
+
+    The rows are task after task, with None for padding.
+    """
 
     rows: Sequence[Any]
     targets: T

@@ -89,10 +89,10 @@ class Base:
         return self.backbone.attach(config)
 
     def collate(self, rows: Sequence[Any], groups: int = 1, *, per_token: bool = True) -> Batch:
-        """Combine B encoded rows into a batch, packed if the model computes the same for packed rows, otherwise padded.
+        """Combine B encoded rows into a batch.
 
-        `per_token`: False for a delta that does not act on each token by itself (`DeltaKind.per_token`), so that rows are padded.
-        `rows`, `groups`: see `Inputs.collate`.
+        They are packed if the model computes the same for packed rows, otherwise padded. `per_token`: False for a delta that does
+        not act on each token by itself (`DeltaKind.per_token`), so that rows are padded. `rows`, `groups`: see `Inputs.collate`.
         """
         return self.inputs.collate(rows, groups, packed=per_token and self.backbone.packs)
 

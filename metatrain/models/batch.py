@@ -1,4 +1,4 @@
-"""A batch of rows in the form in which a backbone runs it: packed without padding, or padded in buckets of similar length."""
+"""A batch of rows, packed without padding, or padded in buckets of similar length."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,9 +17,9 @@ from metatrain.models.pooling import Pooler
 
 @dataclass(frozen=True)
 class RowDelta:
-    """The delta of one call of the model: its leaves, and which tokens use which entry of their leading axis.
+    """The delta of one call of the model.
 
-    `groups`: None for groups of equally many consecutive rows.
+    `groups`: which tokens use which entry of the leading axis of `leaves`; None for groups of equally many consecutive rows.
     """
 
     leaves: Delta | None
@@ -58,7 +58,7 @@ class Part(Protocol):
         """The places of the rows in a packed call; None if they are padded."""
 
     def arguments(self, first_position: int) -> dict[str, Tensor]:
-        """Return the arguments of the model. `first_position`: the model's number for the position of a row's first token."""
+        """Return the arguments of the model. `first_position`: the position id of a row's first token."""
 
     def with_lower(self, lower: Lower) -> "Part":
         """Return the same rows with precomputed lower layers."""
@@ -77,7 +77,7 @@ class Part(Protocol):
         """Return the last hidden states [L, D] of the real tokens of each row."""
 
     def split(self, groups: int, most: int) -> list["Part"]:
-        """Split into parts of at most `most` rows, or of one row of each of the `groups` groups if that is more."""
+        """Split into parts of at most `most` rows, or of one row of each of the G = `groups` groups."""
 
 
 @dataclass(frozen=True)

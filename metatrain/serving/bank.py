@@ -77,7 +77,10 @@ def pack(adapter: Adapter, base: Base) -> Packed:
 
 @dataclass(frozen=True)
 class _Slot:
-    """The adapter in a slot: the shapes of its leaves, its readout on the device, and `DeltaKind.per_token`."""
+    """The adapter in a slot: the shapes of its leaves, and its readout on the device.
+
+    `per_token`: `DeltaKind.per_token`.
+    """
 
     shapes: dict[str, torch.Size]
     readout: PackedReadout

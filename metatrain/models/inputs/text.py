@@ -287,7 +287,10 @@ def _settled(encoding: Any, chars: int) -> int:
 
 
 def _pack_bounds(lengths: Sequence[int]) -> list[tuple[int, int]]:
-    """Divide rows into packs of consecutive rows [first, end) with at most `_PACK_TOKENS` tokens each, or with one longer row."""
+    """Divide rows into packs of at most `_PACK_TOKENS` tokens, or of one longer row.
+
+    Returns the rows of each pack as a range [first, end).
+    """
     firsts, tokens = [0], 0
     for i, length in enumerate(lengths):
         if tokens and tokens + length > _PACK_TOKENS:

@@ -1,4 +1,4 @@
-"""Products of groups of tokens with their own matrices, against plain loops, with first and second derivatives."""
+"""Products of groups of tokens with their own matrices, and their derivatives, against plain loops."""
 
 from collections.abc import Callable, Sequence
 

@@ -1,4 +1,4 @@
-"""Packed rows: the features and derivatives are those of padded rows, for every architecture that can be packed."""
+"""Packed rows have the features and derivatives of padded rows, in every architecture that packs."""
 
 from pathlib import Path
 from typing import Any
