@@ -32,7 +32,7 @@ from metatrain.tasks.episodes import EpisodeSampler, EpisodeShape
 from metatrain.tasks.table import STARTER, read_table
 from service.running.demo import served
 
-BARE = "bare base forward"
+BARE = "bare packed forward"
 CASES = [  # clients, adapters, law, inputs a request
     (1, 1, "uniform", 1),
     (1, 1024, "uniform", 1),
@@ -90,7 +90,7 @@ def _bare() -> float:
     for start in range(0, 64 * 24, 64):
         batch = [ids[(start + i) % len(ids)] for i in range(64)]
         began = time.perf_counter()
-        base.features(None, base.inputs.collate(batch))
+        base.features(None, base.collate(batch))
         spent.append(time.perf_counter() - began)
     return 64 / statistics.median(spent[4:])
 

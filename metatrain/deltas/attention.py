@@ -104,7 +104,7 @@ def _packed_attention(
     parts = []
     for block, mask in zip(packing.blocks, masks, strict=True):
         rows = [block.padded(states).transpose(1, 2) for states in tokens]
-        parts.append(block.unpadded(attention(module, *rows, mask, *args, **kwargs)[0]))
+        parts.append(attention(module, *rows, mask, *args, **kwargs)[0])
     return packing.joined(parts).unsqueeze(0), None
 
 

@@ -24,71 +24,59 @@ class Block:
     """The b rows of a packed call that are padded to [b, L] for attention and pooling.
 
     `rows`: the numbers of the rows in the call. `places` [b · L]: the position in the call's sequence of the token at each place;
-    padding repeats a token of its row. `mask` [b, L]: True for a real token; None if there is no padding. `real`: the places with
-    real tokens, in order; None for all. `whole`: True if the places are the whole sequence in its order.
+    padding repeats the last token of its row. None if the places are the whole sequence in its order. `mask` [b, L]: True for a
+    real token; None if there is no padding.
     """
 
     rows: tuple[int, ...]
-    places: Tensor
+    length: int
+    places: Tensor | None
     mask: Tensor | None
-    real: Tensor | None
-    whole: bool
-
-    @property
-    def length(self) -> int:
-        """L, the length of the longest row."""
-        return len(self.places) // len(self.rows)
 
     def padded(self, tokens: Tensor) -> Tensor:
         """Return [b, L, …] for tokens [N, …]."""
-        taken = tokens if self.whole else tokens.index_select(0, self.places)
-        return taken.view(len(self.rows), -1, *tokens.shape[1:])
-
-    def unpadded(self, states: Tensor) -> Tensor:
-        """Return the real tokens of states [b, L, …], one row after the other."""
-        flat = states.flatten(0, 1)
-        return flat if self.real is None else flat.index_select(0, self.real)
+        taken = tokens if self.places is None else tokens.index_select(0, self.places)
+        return taken.view(len(self.rows), self.length, *tokens.shape[1:])
 
 
 @dataclass(frozen=True)
 class Packing:
     """The rows of a packed call. `lengths`: their numbers of tokens, each at least 1.
 
-    `blocks`: the rows in blocks of similar length. `order` [N]: the position of each token of the sequence in the concatenated real
-    tokens of the blocks; None if they are in the same order.
+    `blocks`: the rows in blocks of similar length. `order` [N]: where each token of the sequence is among the places of all blocks;
+    None if the places are the sequence itself.
     """
 
     lengths: tuple[int, ...]
     blocks: tuple[Block, ...]
     order: Tensor | None
 
-    def joined(self, parts: Sequence[Tensor]) -> Tensor:
-        """Return the tokens of the sequence [N, …], from the real tokens of each block."""
-        tokens = parts[0] if len(parts) == 1 else torch.cat(list(parts))
-        return tokens if self.order is None else tokens.index_select(0, self.order)
+    def joined(self, padded: Sequence[Tensor]) -> Tensor:
+        """Return the tokens of the sequence [N, …], from a tensor [b, L, …] for each block."""
+        places = padded[0].flatten(0, 1) if len(padded) == 1 else torch.cat([part.flatten(0, 1) for part in padded])
+        return places if self.order is None else places.index_select(0, self.order)
 
 
 def packing(lengths: Sequence[int], device: torch.device) -> Packing:
     """Divide rows with these numbers of tokens into blocks of similar length."""
-    starts = np.cumsum([0, *lengths[:-1]])
+    starts, tokens = np.cumsum([0, *lengths[:-1]]), sum(lengths)
     ranked = sorted(range(len(lengths)), key=lambda row: -lengths[row])
     cuts = [0, *_cuts([lengths[row] for row in ranked]), len(ranked)]
-    blocks, taken = [], []
+    order, filled = np.empty(tokens, dtype=np.int64), 0
+    blocks = []
     for first, end in itertools.pairwise(cuts):
         rows = sorted(ranked[first:end])
         sizes = np.array([lengths[row] for row in rows])
         columns = np.arange(sizes.max())
-        is_real = columns < sizes[:, None]
         places = (starts[rows][:, None] + np.minimum(columns, sizes[:, None] - 1)).ravel()
-        real, is_whole = None, len(rows) == len(lengths) and bool(is_real.all())
-        if not is_real.all():
-            real = torch.from_numpy(is_real.ravel().nonzero()[0]).to(device)
-        mask = None if real is None else torch.from_numpy(is_real).to(device)
-        blocks.append(Block(tuple(rows), torch.from_numpy(places).to(device), mask, real, is_whole))
-        taken.append(places[is_real.ravel()])
-    order = np.concatenate(taken)
-    is_sorted = bool((order[1:] > order[:-1]).all())
-    return Packing(tuple(lengths), tuple(blocks), None if is_sorted else torch.from_numpy(np.argsort(order)).to(device))
+        is_real = columns < sizes[:, None]
+        order[places[is_real.ravel()]] = filled + is_real.ravel().nonzero()[0]
+        filled += len(places)
+        mask = None if is_real.all() else torch.from_numpy(is_real).to(device)
+        is_whole = mask is None and len(rows) == len(lengths)
+        blocks.append(Block(tuple(rows), len(columns), None if is_whole else torch.from_numpy(places).to(device), mask))
+    is_sequence = filled == tokens and bool((order == np.arange(tokens)).all())
+    return Packing(tuple(lengths), tuple(blocks), None if is_sequence else torch.from_numpy(order).to(device))
 
 
 def _cuts(lengths: Sequence[int]) -> list[int]:
