@@ -11,7 +11,7 @@ COMMIT ?= cdc3a26
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo serve test test-long lint train-starter train-default search-inner bench-transfer bench-intents bench-banking \
+.PHONY: demo serve test test-long check-gpu lint train-starter train-default search-inner bench-transfer bench-intents bench-banking \
 	bench-predict bench-load bench-stored bench-adapt bench-versions bench-neighbours bench-metagrad bench-papers bench-curves bench-parity mutants faults \
 	fuzz-files plots settings secrets certificate check-containers clean
 
@@ -28,6 +28,10 @@ test: .venv/dev
 
 test-long: .venv/dev
 	$(BIN)/python -m pytest -m long
+
+# The checks that need a GPU; without one they are skipped.
+check-gpu: .venv/dev
+	$(BIN)/python -m pytest -rs tests/gpu
 
 lint: .venv/dev
 	$(BIN)/ruff check .

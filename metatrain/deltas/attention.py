@@ -9,7 +9,7 @@ compute the same as the original ones, except in two kinds of calls:
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from typing import Any, cast
 
@@ -70,6 +70,8 @@ def _attention(fused: Attend | None) -> Attend:
         if (packing := current_packing()) is not None:
             if has_prefix:
                 raise UnsupportedDelta("delta.kind: prefix does not act on packed rows")
+            if fused is not None and _has_variable_length_kernel(query, kwargs):
+                return _variable_length_attention(packing, module, query, key, value, kwargs), None
             return _packed_attention(attention, packing, module, query, key, value, attention_mask, *args, **kwargs)
         if delta is not None and has_prefix:
             if fused is not None and attention_mask is None:
@@ -106,6 +108,37 @@ def _packed_attention(
         rows = [block.padded(states).transpose(1, 2) for states in tokens]
         parts.append(attention(module, *rows, mask, *args, **kwargs)[0])
     return packing.joined(parts).unsqueeze(0), None
+
+
+def _has_variable_length_kernel(query: Tensor, stated: Mapping[str, Any]) -> bool:
+    """Return True if PyTorch's kernel for rows of unequal length can compute this call of fused attention.
+
+    It runs on GPUs, in half precision, and has no second derivative, so it is used for predictions alone.
+    """
+    plain = all(stated.get(name) is None for name in ("sliding_window", "softcap", "position_bias"))
+    return query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and not torch.is_grad_enabled() and plain
+
+
+def _variable_length_attention(
+    packing: Packing, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, stated: Mapping[str, Any]
+) -> Tensor:
+    """Compute attention within each row of a packed call in one kernel. For shapes see `_packed_attention`.
+
+    Whether it is causal follows from the argument `is_causal` or, if it is None, from the module, as in `sdpa_attention_forward`.
+    """
+    from torch.nn.attention.varlen import varlen_attn  # not at the top: only PyTorch with CUDA needs it
+
+    is_causal = getattr(module, "is_causal", True) if stated.get("is_causal") is None else stated["is_causal"]
+    bounds, longest = packing.bounds, max(packing.lengths)
+    queries, keys, values = (states[0].transpose(0, 1).contiguous() for states in (query, key, value))
+    window = (-1, 0) if is_causal else (-1, -1)
+    grouped = query.shape[1] != key.shape[1]
+    kernel: Any = varlen_attn
+    found: Tensor = kernel(
+        queries, keys, values, bounds, bounds, longest, longest,
+        scale=stated.get("scaling"), window_size=window, enable_gqa=grouped,
+    )  # fmt: skip
+    return found.unsqueeze(0)
 
 
 class _BlockMasks(tuple[Tensor | None, ...]):

@@ -8,6 +8,7 @@ divided into blocks of similar length, and padded to [b, L, …] in each block.
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -41,15 +42,22 @@ class Block:
 
 @dataclass(frozen=True)
 class Packing:
-    """The rows of a packed call. `lengths`: their numbers of tokens, each at least 1.
+    """The rows of a packed call.
 
-    `blocks`: the rows in blocks of similar length. `order` [N]: where each token of the sequence is among the places of all blocks;
-    None if the places are the sequence itself.
+    `lengths`: their numbers of tokens, each at least 1. `device`: that of the call. `blocks`: the rows in blocks of similar length.
+    `order` [N]: where each token of the sequence is among the places of all blocks; None if the places are the sequence itself.
     """
 
     lengths: tuple[int, ...]
+    device: torch.device
     blocks: tuple[Block, ...]
     order: Tensor | None
+
+    @cached_property
+    def bounds(self) -> Tensor:
+        """The position where each row begins, and the end of the last one, [B + 1] int32."""
+        ends = np.cumsum([0, *self.lengths]).astype(np.int32)
+        return torch.from_numpy(ends).to(self.device)
 
     def joined(self, padded: Sequence[Tensor]) -> Tensor:
         """Return the tokens of the sequence [N, …], from a tensor [b, L, …] for each block."""
@@ -76,7 +84,7 @@ def packing(lengths: Sequence[int], device: torch.device) -> Packing:
         is_whole = mask is None and len(rows) == len(lengths)
         blocks.append(Block(tuple(rows), len(columns), None if is_whole else torch.from_numpy(places).to(device), mask))
     is_sequence = filled == tokens and bool((order == np.arange(tokens)).all())
-    return Packing(tuple(lengths), tuple(blocks), None if is_sequence else torch.from_numpy(order).to(device))
+    return Packing(tuple(lengths), device, tuple(blocks), None if is_sequence else torch.from_numpy(order).to(device))
 
 
 def _cuts(lengths: Sequence[int]) -> list[int]:
