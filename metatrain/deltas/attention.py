@@ -122,7 +122,9 @@ def _has_variable_length_kernel(query: Tensor, stated: Mapping[str, Any]) -> boo
 def _variable_length_attention(
     packing: Packing, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, stated: Mapping[str, Any]
 ) -> Tensor:
-    """Compute attention within each row of a packed call in one kernel. For shapes see `_packed_attention`.
+    """Compute attention within each row of a packed call, in one kernel for all rows.
+
+    For shapes see `_packed_attention`.
 
     Whether it is causal follows from the argument `is_causal` or, if it is None, from the module, as in `sdpa_attention_forward`.
     """

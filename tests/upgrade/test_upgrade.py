@@ -1,12 +1,11 @@
-"""An upgrade from a released commit changes no number and loses no data.
+"""An upgrade from a released commit changes numbers by rounding alone and loses no data.
 
-Both commits run on this machine, and their results are compared exactly. Results differ in their last bits between processors and
-builds of torch, so nothing is compared with stored results.
+Both commits run on this machine. Their results are compared up to rounding, because a version may compute the same sums in another
+order: since rows are packed, products have other shapes. Data that are kept are compared exactly, so a digest on record stays.
 """
 
 import json
 import math
-import re
 import runpy
 import shutil
 import sys
@@ -26,12 +25,8 @@ COMMITS = ("cdc3a26",)
 """Released commits to upgrade from; each has a module `api_COMMIT.py`."""
 ADDED = frozenset({"kind", "base_model"})
 """Fields of answers that were added after the oldest of these commits."""
-THROUGH_ADAM = re.compile(r"gradient \| (MAML|Meta-SGD|ANIL|iMAML)(?!.*\bsgd\b)|net \| \w+ \| maml second .*\| adam")
-"""Cases of meta-gradients through Adam, which differ from the released ones by rounding.
-
-Adam's derivative is now zero where all gradients were zero. That added an operation to the graph, so autograd sums the same
-terms in another order.
-"""
+PREDICTED = 1e-5
+"""Largest difference of two probabilities or losses that counts as rounding."""
 ROUNDING, CENTRAL_ROUNDING = 1e-4, 1e-2
 """Largest relative differences that `check_close` accepts as rounding errors.
 
@@ -94,13 +89,15 @@ def copied(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def first_difference(old: Any, new: Any, path: str = "") -> str | None:
     """Return the place and both values of the first difference between two recordings, or None.
 
-    Fields in `ADDED` may be missing from `old`.
+    Numbers may differ by rounding. Fields in `ADDED` may be missing from `old`.
     """
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         new = {key: value for key, value in new.items() if key in old or key not in ADDED}
         places: Iterator[tuple[str, Any, Any]] = ((k, old.get(k, "absent"), new.get(k, "absent")) for k in {**old, **new})
     elif isinstance(old, (list, tuple)) and isinstance(new, (list, tuple)) and len(old) == len(new):
         places = ((str(i), left, right) for i, (left, right) in enumerate(zip(old, new, strict=True)))
+    elif isinstance(old, float) and isinstance(new, float):
+        return None if math.isclose(old, new, rel_tol=0, abs_tol=PREDICTED) else f"{path.lstrip('/')} was {old} and is {new}"
     else:
         return None if old == new else f"{path.lstrip('/')}\n  released: {str(old)[:400]}\n  here:     {str(new)[:400]}"
     differences = (first_difference(left, right, f"{path}/{key}") for key, left, right in places)
@@ -123,6 +120,13 @@ def _numbers(recorded: Any) -> list[float]:
     return [float.fromhex(number) for number in ([recorded["norm"]] if isinstance(recorded, Mapping) else recorded)]
 
 
+def without_digests(recorded: Any) -> Any:
+    """Return a recording without the digests of weights, which change with rounding when the weights are computed again."""
+    if isinstance(recorded, Mapping):
+        return {key: without_digests(value) for key, value in recorded.items() if key != "digest"}
+    return [without_digests(value) for value in recorded] if isinstance(recorded, list) else recorded
+
+
 def check_same(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     """Fail if two recordings differ. Report the number of differing cases and the first difference."""
     differing = [key for key in {**old, **new} if first_difference(old.get(key), new.get(key)) is not None]
@@ -136,11 +140,8 @@ def test_inner_loops_and_meta_gradients_are_the_same(
 ) -> None:
     commit, code = released
     old = record_trajectories(commit, code, models, tmp_path)
-    exact = [name for name in old if not THROUGH_ADAM.match(name)]
-    check_same(
-        {name: old[name] for name in exact}, {name: case for name, case in trajectories.items() if name not in old or name in exact}
-    )
-    for name in old.keys() - set(exact):
+    assert old.keys() == trajectories.keys()
+    for name in old:
         check_close(name, old[name], trajectories[name])
 
 
@@ -152,11 +153,11 @@ def test_a_service_computes_the_same_adapters_and_answers(
     data = copied(secret, tmp_path_factory)
     with served(released[1], data) as url:
         before = record(url)
-    check_same(before, answers)
+    check_same(without_digests(before), without_digests(answers))
     with served(ROOT, copied(data, tmp_path_factory)) as url:
         kept, again = record_again(url)
     check_same(before, kept)
-    check_same(before, again)
+    check_same(without_digests(before), without_digests(again))
 
 
 @pytest.mark.long
