@@ -7,7 +7,8 @@ no longer holds the claim, because another worker has claimed the job or it was 
 import logging
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
@@ -22,7 +23,7 @@ from worker.ledger.messages import Outcome
 from worker.ledger.records import Records
 from worker.ledger.weights_cache import WeightStore, weights_digest
 from worker.logs import places
-from worker.passes import PassRunner
+from worker.passes import OnResult, PassRunner
 from worker.retry import retry_while_unreachable
 from worker.runtime import MadeAdapter, Runtime
 from worker.settings import WorkerSettings
@@ -91,7 +92,11 @@ class JobRunner:
         return more
 
     def _run_claimed(self, claims: Sequence[Claim]) -> None:
-        """Run claimed jobs to their end. Heartbeats extend their leases meanwhile."""
+        """Run claimed jobs to their end. Heartbeats extend their leases meanwhile.
+
+        A thread commits each job as soon as its inner loop has ended, while the others of its pass continue. So no step of theirs
+        waits for Redis.
+        """
         began = time.perf_counter()
         with ExitStack() as stack:
             jobs = [stack.enter_context(keep_lease(self.records.claims, claim, self._lease_ms)) for claim in claims]
@@ -100,35 +105,29 @@ class JobRunner:
                 if job.claim.previous_fence:
                     with job.log_fields():
                         self._weights.discard(job.claim, job.claim.previous_fence)
-            errors: list[Exception] = []
-            committed: list[tuple[Outcome, MadeAdapter]] = []
-            for job, result in zip(jobs, self._adapt(jobs), strict=True):
-                try:
-                    with job.log_fields():
-                        committed += self._finish(job, result)
-                except Exception as error:  # the other jobs of the pass must still be finished
-                    errors.append(error)
-                finally:
-                    job.ended.set()
-        self._count_times(committed)
+            ended: list[Future[list[tuple[Outcome, MadeAdapter]]]] = []
+            with ThreadPoolExecutor(1, thread_name_prefix="commit") as commits:
+                self._adapt(jobs, lambda job, result: ended.append(commits.submit(self._end, job, result)))
+        errors = [error for future in ended if (error := future.exception()) is not None]
+        self._count_times([each for future in ended if future.exception() is None for each in future.result()])
         self._measure_pass(claims, 1e3 * (time.perf_counter() - began))
-        if errors:
+        if errors:  # raised only now, because the other jobs of the pass had to be finished
             raise errors[0]
 
-    def _adapt(self, jobs: Sequence[HeldJob]) -> list[MadeAdapter | Exception]:
-        """Load the initializations of claimed jobs, and run their inner loops. Return one result per job.
+    def _adapt(self, jobs: Sequence[HeldJob], on_result: OnResult) -> None:
+        """Load the initializations of claimed jobs, and run their inner loops. Call `on_result` once for each job.
 
         Heartbeats keep the leases meanwhile. Raises redis.RedisError if a stored initialization stays out of reach.
         """
-        stopped: dict[int, Exception] = {}
-        for number, job in enumerate(jobs):
+        loaded = []
+        for job in jobs:
             try:
                 with job.log_fields():
                     self._load_initialization(job)
+                loaded.append(job)
             except (ClaimLost, Stopping) as stop:
-                stopped[number] = stop
-        adapted = iter(self._passes.adapt([job for number, job in enumerate(jobs) if number not in stopped]))
-        return [stopped[number] if number in stopped else next(adapted) for number in range(len(jobs))]
+                on_result(job, stop)
+        self._passes.adapt(loaded, on_result)
 
     def _load_initialization(self, job: HeldJob) -> None:
         """Load the initialization of a job, unless it is in memory.
@@ -143,7 +142,7 @@ class JobRunner:
             watchdog=self.watchdog,
         )
 
-    def hand_back_hung(self, hanging: Sequence[HeldJob], reason: str) -> None:
+    def hand_back_hung(self, hanging: Collection[HeldJob], reason: str) -> None:
         """Stop the heartbeats of all claimed jobs, and queue them again, because this worker hangs.
 
         It uses up an attempt of the jobs in the work that hangs, and none of jobs that only wait for it. The next attempt of the
@@ -159,6 +158,14 @@ class JobRunner:
             except redis.RedisError as error:  # the others can still be handed back; this one waits for the end of its lease
                 with job.log_fields():
                     log.warning("not handed back: %s", type(error).__name__)
+
+    def _end(self, job: HeldJob, result: MadeAdapter | Exception) -> list[tuple[Outcome, MadeAdapter]]:
+        """Finish a job as `_finish` does, and stop its heartbeats."""
+        try:
+            with job.log_fields():
+                return self._finish(job, result)
+        finally:
+            job.ended.set()
 
     def _finish(self, job: HeldJob, result: MadeAdapter | Exception) -> list[tuple[Outcome, MadeAdapter]]:
         """Commit a job to its record, or hand it back to the queue.

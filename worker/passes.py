@@ -2,9 +2,9 @@
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-from metatrain.errors import DeadlineExceeded
+from metatrain.errors import AdaptationError, DeadlineExceeded
 from worker.draining import DrainTimer
 from worker.errors import ClaimLost, Stopping
 from worker.heartbeat import HeldJob
@@ -14,6 +14,8 @@ from worker.settings import WorkerSettings
 from worker.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
+OnResult = Callable[[HeldJob, MadeAdapter | Exception], None]
+"""Called with a job and its adapter or its error, as soon as the inner loop of this job has ended."""
 
 
 class PassRunner:
@@ -33,57 +35,70 @@ class PassRunner:
         rows_each = 1 << claim.recipe.rows.bit_length()
         return max(0, min(self._settings.jobs_together, self._settings.pass_rows // rows_each) - 1)
 
-    def adapt(self, jobs: Sequence[HeldJob]) -> list[MadeAdapter | Exception]:
-        """Run the inner loops of claimed jobs. Return one entry per job: its adapter or its error.
+    def adapt(self, jobs: Sequence[HeldJob], on_result: OnResult) -> None:
+        """Run the inner loops of claimed jobs. Call `on_result` once for each job, also while other jobs of a pass have steps left.
 
-        If a pass of several jobs fails, its jobs run again one by one, so that each job gets its own adapter or error.
+        If a pass of several jobs fails, its unfinished jobs run again one by one, so that each gets its own adapter or error.
         """
-        sharing = [number for number, job in enumerate(jobs) if self._runtime.can_share_pass(job.claim.recipe)]
-        results = self._adapt_in_one_pass(jobs, sharing) if len(sharing) > 1 else {}
-        return [results[number] if number in results else self._adapt_alone(job) for number, job in enumerate(jobs)]
+        sharing = [job for job in jobs if self._runtime.can_share_pass(job.claim.recipe)]
+        together = sharing if len(sharing) > 1 else []
+        alone = [job for job in jobs if not any(job is each for each in together)]
+        for job in [*(self._adapt_in_one_pass(together, on_result) if together else ()), *alone]:
+            on_result(job, self._adapt_alone(job))
 
-    def _adapt_in_one_pass(self, jobs: Sequence[HeldJob], numbers: list[int]) -> dict[int, MadeAdapter | Exception]:
-        """Run the jobs at the positions `numbers` in one pass, and return their results by position.
+    def _adapt_in_one_pass(self, jobs: Sequence[HeldJob], on_result: OnResult) -> list[HeldJob]:
+        """Run jobs in one pass. Return those that must run alone, because the pass failed or they exceeded its deadline.
 
-        A job without a result must be run alone. If the pass fails, no job has a result; otherwise only jobs that exceeded
-        the deadline of the pass have none. If all claims are lost or the worker stops, every job gets that error as its result.
+        If the claims of all unfinished jobs are lost or the worker stops, that error is the result of each of them.
         """
-        chosen = [jobs[number] for number in numbers]
+        unfinished = dict(enumerate(jobs))
+
+        def on_made(number: int, made: MadeAdapter | AdaptationError) -> None:
+            if not isinstance(made, DeadlineExceeded):
+                on_result(unfinished.pop(number), made)
+
         try:
-            with self._watchdog.limit(self._settings.job_seconds, chosen):
-                made = self._runtime.adapt_together(
-                    [job.claim.recipe for job in chosen], deadline=self._deadline(), on_step=self._on_step(chosen)
+            with self._watchdog.limit(self._settings.job_seconds, unfinished.values()):
+                self._runtime.adapt_together(
+                    [job.claim.recipe for job in jobs],
+                    deadline=self._deadline(),
+                    on_step=self._on_step(unfinished),
+                    on_made=on_made,
                 )
         except (ClaimLost, Stopping) as stop:
-            return dict.fromkeys(numbers, stop)
+            for job in unfinished.values():
+                on_result(job, stop)
+            return []
         except Exception as error:
-            log.warning("a pass of %d jobs failed (%s): running them one by one", len(numbers), type(error).__name__)
-            return {}
-        log.info("%d jobs in one pass", len(numbers))
-        return {number: result for number, result in zip(numbers, made, strict=True) if not isinstance(result, DeadlineExceeded)}
+            number, name = len(unfinished), type(error).__name__
+            log.warning("a pass of %d jobs failed (%s): running %d of them one by one", len(jobs), name, number)
+        else:
+            log.info("%d jobs in one pass", len(jobs))
+        return list(unfinished.values())
 
     def _adapt_alone(self, job: HeldJob) -> MadeAdapter | Exception:
         job.losses.clear()
         with job.log_fields(), self._watchdog.limit(self._settings.job_seconds, [job]):
             try:
-                return self._runtime.adapt(job.claim.recipe, deadline=self._deadline(), on_step=self._on_step([job]))
+                return self._runtime.adapt(job.claim.recipe, deadline=self._deadline(), on_step=self._on_step({0: job}))
             except Exception as error:
                 return error
 
     def _deadline(self) -> float:
         return time.monotonic() + self._settings.job_seconds
 
-    def _on_step(self, jobs: Sequence[HeldJob]) -> Callable[[dict[int, float]], None]:
+    def _on_step(self, unfinished: Mapping[int, HeldJob]) -> Callable[[dict[int, float]], None]:
         """Return a callback that runs after each inner step of a pass and stores the support losses.
 
-        It stops the pass by raising ClaimLost once the claims of all jobs are lost, or Stopping once the drain time of a stopping
-        worker is over.
+        `unfinished`: {position in the pass: job}, without the jobs that have ended. The callback stops the pass by
+        raising ClaimLost once the claims of all unfinished jobs are lost, or Stopping once the drain time of a stopping worker is
+        over.
         """
 
         def on_step(losses: dict[int, float]) -> None:
             for number, loss in losses.items():
-                jobs[number].losses.append(loss)
-            if all(job.lost.is_set() for job in jobs):
+                unfinished[number].losses.append(loss)
+            if all(job.lost.is_set() for job in unfinished.values()):
                 raise ClaimLost
             if self._draining.expired():
                 raise Stopping

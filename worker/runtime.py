@@ -45,6 +45,8 @@ class MadeAdapter:
     """Duration of each inner step that this job took, in milliseconds. All jobs of a pass share their steps."""
 
 
+OnMade = Callable[[int, MadeAdapter | AdaptationError], None]
+"""Called with the position of a job in its pass and its adapter or error, as soon as the job has taken its last step."""
 B_co = TypeVar("B_co", bound=BaseDescription, covariant=True)
 
 
@@ -133,13 +135,19 @@ class Runtime:
         return made
 
     def adapt_together(
-        self, recipes: Sequence[JobRecipe], *, deadline: float = math.inf, on_step: OnStep | None = None
+        self,
+        recipes: Sequence[JobRecipe],
+        *,
+        deadline: float = math.inf,
+        on_step: OnStep | None = None,
+        on_made: OnMade | None = None,
     ) -> list[MadeAdapter | AdaptationError]:
         """Adapt several jobs in one batched inner loop. All must have the same `pass_key`.
 
         Returns one entry per job: its adapter, or the error that affects only that job. Each adapter equals the one that the job
         would produce alone, up to rounding. `deadline` is a value of `time.monotonic()`. After each inner step,
-        `on_step({position of the job: its support loss})` is called.
+        `on_step({position of the job: its support loss})` is called. `on_made(position of the job, its entry)` is called for each
+        job as soon as it has taken its last step, while others may have steps left.
 
         Raises an error that affects the whole pass. If there are several jobs, the error does not say which of them caused it.
         """
@@ -157,18 +165,18 @@ class Runtime:
             if on_step is not None:
                 on_step(losses)
 
-        ended = adapt_each(tasks, init.outer(base.device), init.inner.update, deadline=deadline, on_step=record_step)
-        results: list[MadeAdapter | AdaptationError] = []
-        timings = {"tokenize": 1e3 * (encoded_at - began_at), "inner_loop": 1e3 * (time.perf_counter() - encoded_at)}
-        steps_ms = tuple(1e3 * (end - start) for start, end in pairwise(step_times))
-        for recipe, task in zip(recipes, ended, strict=True):
-            try:
-                results.append(
-                    task if isinstance(task, DeadlineExceeded) else _to_adapter(recipe, base, init, task, timings, steps_ms)
-                )
-            except NonFinite as error:
-                results.append(error)
-        return results
+        made: dict[int, MadeAdapter | AdaptationError] = {}
+
+        def convert(number: int, task: Ended | DeadlineExceeded) -> None:
+            timings = {"tokenize": 1e3 * (encoded_at - began_at), "inner_loop": 1e3 * (time.perf_counter() - encoded_at)}
+            steps_ms = tuple(1e3 * (end - start) for start, end in pairwise(step_times))
+            made[number] = _made(recipes[number], base, init, task, timings, steps_ms)
+            if on_made is not None:
+                on_made(number, made[number])
+
+        outer, update = init.outer(base.device), init.inner.update
+        adapt_each(tasks, outer, update, deadline=deadline, on_step=record_step, on_ended=convert)
+        return [made[number] for number in range(len(recipes))]
 
     def _base_and_initialization(self, recipes: Sequence[JobRecipe]) -> tuple[Base, Initialization]:
         """Return the base model and the initialization that all recipes of one pass use.
@@ -198,9 +206,17 @@ class Runtime:
         return base, init
 
 
-def _to_adapter(
-    recipe: JobRecipe, base: Base, init: Initialization, ended: Ended, timings: dict[str, float], steps_ms: tuple[float, ...]
-) -> MadeAdapter:
+def _made(
+    recipe: JobRecipe,
+    base: Base,
+    init: Initialization,
+    ended: Ended | DeadlineExceeded,
+    timings: dict[str, float],
+    steps_ms: tuple[float, ...],
+) -> MadeAdapter | AdaptationError:
+    """Return the adapter of a job whose inner loop has ended, or the error that affects only this job."""
+    if isinstance(ended, DeadlineExceeded):
+        return ended
     adapter = Adapter(
         AdapterMetadata(
             initialization_digest=recipe.initialization_digest,
@@ -214,7 +230,7 @@ def _to_adapter(
         {name: leaf.cpu() for name, leaf in ended.answering.items()},
     )
     if (name := not_finite({**adapter.delta, **adapter.answering})) is not None:
-        raise NonFinite(f"{name} is not finite after {len(ended.losses)} inner steps")
+        return NonFinite(f"{name} is not finite after {len(ended.losses)} inner steps")
     return MadeAdapter(adapter_to_bytes(adapter), ended.losses, timings, steps_ms[: len(ended.losses)])
 
 

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
 from worker.heartbeat import HeldJob
@@ -34,31 +34,31 @@ _STDERR = 2
 """The file descriptor. Celery replaces `sys.stderr` by an object without one."""
 
 
-@dataclass
+@dataclass(eq=False)
 class _Work:
-    """The present work of a worker.
+    """One piece of the present work of a worker.
 
     `left`: seconds until it counts as hung, while this process is not suspended.
     """
 
-    jobs: Sequence[HeldJob]
+    jobs: Collection[HeldJob]
     allowed: float
     left: float
 
 
 class Watchdog:
-    """Ends the process if the work of a `limit` block takes too long.
+    """Ends the process if the work of a `limit` block takes too long. Several threads may each have one.
 
     Does nothing until `start` is called. `margin`: how much longer than its limit work may take, in seconds.
     """
 
     def __init__(self, margin: float) -> None:
         self._margin = margin
-        self._work: _Work | None = None
-        self._backstop = threading.Lock()  # held while `_work` changes, so that no backstop is set for work that has ended
-        self._hand_back: Callable[[Sequence[HeldJob], str], None] | None = None
+        self._works: list[_Work] = []
+        self._lock = threading.Lock()  # held while `_works` changes, so that no backstop is set for work that has ended
+        self._hand_back: Callable[[Collection[HeldJob], str], None] | None = None
 
-    def start(self, hand_back: Callable[[Sequence[HeldJob], str], None]) -> None:
+    def start(self, hand_back: Callable[[Collection[HeldJob], str], None]) -> None:
         """Start watching.
 
         `hand_back(jobs, reason)` is called before the process ends; `jobs` are those of the work that hangs.
@@ -67,46 +67,54 @@ class Watchdog:
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     @contextlib.contextmanager
-    def limit(self, seconds: float, jobs: Sequence[HeldJob]) -> Iterator[None]:
-        """End the process if the block takes longer than `seconds` and the margin. Blocks must not be nested."""
-        with self._backstop:
-            self._work = _Work(jobs, seconds, seconds + self._margin)
-            self._set_backstop(self._work)
+    def limit(self, seconds: float, jobs: Collection[HeldJob]) -> Iterator[None]:
+        """End the process if the block takes longer than `seconds` and the margin.
+
+        `jobs`: the jobs that the block works on. The collection may change meanwhile.
+        """
+        work = _Work(jobs, seconds, seconds + self._margin)
+        with self._lock:
+            self._works.append(work)
+            self._set_backstop()
         try:
             yield
         finally:
-            with self._backstop:
-                self._work = None
-                if self._hand_back is not None:
-                    faulthandler.cancel_dump_traceback_later()
+            with self._lock:
+                self._works.remove(work)
+                self._set_backstop()
 
-    def _set_backstop(self, work: _Work) -> None:
-        if self._hand_back is not None:
-            backstop = work.allowed + self._margin + _BACKSTOP_SECONDS
-            faulthandler.dump_traceback_later(backstop, exit=True, file=_STDERR)
+    def _set_backstop(self) -> None:
+        """Start the time of `faulthandler` again: that of the work which may take longest. Without work there is none."""
+        if self._hand_back is None:
+            return
+        if not self._works:
+            faulthandler.cancel_dump_traceback_later()
+            return
+        backstop = max(work.allowed for work in self._works) + self._margin + _BACKSTOP_SECONDS
+        faulthandler.dump_traceback_later(backstop, exit=True, file=_STDERR)
 
     def _watch(self) -> None:
         while True:
             time.sleep(_TICK_SECONDS)
-            with self._backstop:
-                work = self._work
-                if work is None:
-                    continue
-                self._set_backstop(work)
-            work.left -= _TICK_SECONDS  # not the time that has passed: while the whole process is suspended, nothing hangs
-            if work.left < 0 and work is self._work:
-                self._end(work)
+            with self._lock:
+                if self._works:
+                    self._set_backstop()
+                for work in self._works:
+                    work.left -= _TICK_SECONDS  # not the time that has passed: while the whole process is suspended, nothing hangs
+                hanging = next((work for work in self._works if work.left < 0), None)
+            if hanging is not None:
+                self._end(hanging)
 
     def _end(self, work: _Work) -> None:
         reason = f"its worker hung: no end {self._margin:g} s after the limit of {work.allowed:g} s"
         log.error("this worker hangs, ending it with status %d; its threads are at\n%s", HUNG_STATUS, places_of_threads())
-        handing_back = threading.Thread(target=self._try_to_hand_back, args=(work.jobs, reason), daemon=True)
+        handing_back = threading.Thread(target=self._try_to_hand_back, args=(list(work.jobs), reason), daemon=True)
         handing_back.start()
         handing_back.join(_HAND_BACK_SECONDS)  # if Redis cannot be reached, the leases run out instead
         logging.shutdown()
         os._exit(HUNG_STATUS)
 
-    def _try_to_hand_back(self, jobs: Sequence[HeldJob], reason: str) -> None:
+    def _try_to_hand_back(self, jobs: Collection[HeldJob], reason: str) -> None:
         assert self._hand_back is not None
         try:
             self._hand_back(jobs, reason)

@@ -108,13 +108,48 @@ def test_tasks_without_steps_share_a_pass_only_with_each_other(tiny: Base) -> No
 
 
 # In each step, all unfinished tasks are padded to the largest of them. That is three tasks of 9 rows, then two of 9, then one of 6,
-# twice. With prototypes, the head then needs the features of all three tasks, 27 rows.
-@pytest.mark.parametrize(("config", "expected"), [("contrastive", 27 + 18 + 6 + 6 + 27), ("proximal", 27 + 18 + 6 + 6)])
+# twice. With prototypes, the head of a task that leaves needs the features of its own rows, 4, 9 and 6.
+@pytest.mark.parametrize(("config", "expected"), [("contrastive", 27 + 4 + 18 + 9 + 6 + 6 + 6), ("proximal", 27 + 18 + 6 + 6)])
 def test_a_finished_task_leaves_the_pass(tiny: Base, config: str, expected: int) -> None:
     supports = [pairs(2, 2, 0), pairs(2, 3, 1), pairs(3, 3, 2)]
     with rows_through(tiny) as rows:
         adapt(tiny, DELTAS["lora"], CONFIGS[config], supports, [1, 4, 2])
     assert sum(rows) == expected
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ("contrastive", ["step 0 1 2", "end 0", "step 1 2", "end 2", "step 1", "step 1", "end 1"]),
+        ("head alone", ["step 0 1 2", "step 1 2", "step 1", "step 1", "end 0", "end 1", "end 2"]),
+    ],
+)
+def test_a_task_ends_right_after_its_last_step_if_it_can_be_separated(tiny: Base, config: str, expected: list[str]) -> None:
+    supports, events, ended = [pairs(2, 2, 0), pairs(2, 3, 1), pairs(3, 3, 2)], [], {}
+    delta = DELTAS["head" if config == "head alone" else "lora"]
+
+    def on_step(losses: dict[int, float]) -> None:
+        events.append(" ".join(["step", *map(str, losses)]))
+
+    def on_ended(task: int, result: Ended | DeadlineExceeded) -> None:
+        events.append(f"end {task}")
+        ended[task] = result
+
+    made = adapt(tiny, delta, CONFIGS[config], supports, [1, 4, 2], on_step=on_step, on_ended=on_ended)
+    assert events == expected
+    assert [ended[task] for task in range(3)] == made
+
+
+def test_a_loss_that_is_not_finite_later_takes_nothing_from_a_task_that_has_ended(tiny: Base) -> None:
+    """Let the second task diverge after the first one has taken its only step."""
+    supports, delta, config = [pairs(2, 2, 0), pairs(2, 3, 1)], DELTAS["lora"], CONFIGS["contrastive"]
+    tasks = Supervised(tiny, tiny.attach(delta), ClassReadout, config, Encoded(tiny).support(supports), steps=[1, 3], serving=True)
+    fine, ended = outer(tiny, delta, config), []
+    rates = {n: torch.tensor([r[0], torch.inf if n in fine.theta else r[0]]) for n, r in fine.rates.items()}
+    with pytest.raises(NonFinite, match="at inner step 2"):
+        adapt_each(tasks, Outer(fine.theta, rates, fine.scale), config.update, on_ended=lambda *call: ended.append(call))
+    ((task, result),) = ended
+    assert task == 0 and isinstance(result, Ended) and len(result.losses) == 1
 
 
 def test_only_unfinished_tasks_miss_a_deadline(tiny: Base) -> None:
