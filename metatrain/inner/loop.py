@@ -105,7 +105,7 @@ def trajectory(
     if begun is None:
         start = tasks.start(outer)
         of = max(start.steps) if steps is None else steps
-        begun = Point(0, of, start.phi, (), optimizer.start(start.phi), start)
+        begun = Point(0, of, start.phi, (), optimizer.start(start.phi) if of else {}, start)
         yield begun
     seen, start = (outer, begun.start) if second else (outer.detached(), begun.start.detached())
     learned = (*outer.values().values(), *(begun.start.phi.values() if second else ()))

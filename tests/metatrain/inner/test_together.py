@@ -13,6 +13,7 @@ from metatrain.deltas import BottleneckConfig, HeadConfig, IA3Config, LoRAConfig
 from metatrain.errors import DeadlineExceeded, NonFinite
 from metatrain.inner.config import HardSteps, InnerConfig
 from metatrain.inner.encoded import Encoded
+from metatrain.inner.loop import trajectory
 from metatrain.inner.problem import Outer, start_rates
 from metatrain.inner.supervised import Supervised
 from metatrain.inner.together import Ended, adapt_each
@@ -138,6 +139,33 @@ def test_a_task_ends_right_after_its_last_step_if_it_can_be_separated(tiny: Base
     made = adapt(tiny, delta, CONFIGS[config], supports, [1, 4, 2], on_step=on_step, on_ended=on_ended)
     assert events == expected
     assert [ended[task] for task in range(3)] == made
+
+
+# Only the second of the two layers has the delta, so the first one runs once. Without steps, the head is that of the first pass.
+# With steps, the first one shares the pass of the start, and a head of prototypes needs one more pass.
+@pytest.mark.parametrize(
+    ("config", "shots", "steps", "passes"), [("contrastive", 1, 0, 1), ("contrastive", 2, 2, 3), ("proximal", 1, 5, 5)]
+)
+def test_an_adapter_takes_no_forward_pass_that_it_does_not_need(
+    tiny: Base, config: str, shots: int, steps: int, passes: int
+) -> None:
+    kind, layers = tiny.attach(DELTAS["upper"]), tiny.model.encoder.layer  # type: ignore[union-attr]
+    tiny.backbone.below(tiny.collate(tiny.inputs.sample()[:2]), kind)  # checks the model once, which takes passes of its own
+    through: list[int] = []
+    hooks = [layer.register_forward_hook(lambda *_, number=n: through.append(number)) for n, layer in enumerate(layers)]  # type: ignore
+    (ended,) = adapt(tiny, DELTAS["upper"], CONFIGS[config], [pairs(3, shots, 0)], [None])
+    for hook in hooks:
+        hook.remove()
+    assert isinstance(ended, Ended) and len(ended.losses) == steps
+    assert through == [0, *[1] * passes]
+
+
+def test_an_adapter_without_steps_has_no_graph_and_no_moments(tiny: Base) -> None:
+    delta, config = DELTAS["lora"], CONFIGS["contrastive"]
+    support = Encoded(tiny).support([pairs(3, 1, 0)])
+    tasks = Supervised(tiny, tiny.attach(delta), ClassReadout, config, support, serving=True)
+    (point,) = trajectory(tasks, outer(tiny, delta, config), config.update)
+    assert point.moments == {} and not any(leaf.requires_grad for leaf in point.phi.values())
 
 
 def test_a_loss_that_is_not_finite_later_takes_nothing_from_a_task_that_has_ended(tiny: Base) -> None:
