@@ -179,3 +179,34 @@ def test_a_worker_that_is_suspended_again_and_again_does_not_count_as_hung() -> 
             time.sleep(2.2)
             process.send_signal(signal.SIGCONT)
         assert process.stdout.read() == "ended\n" and process.wait() == 0
+
+
+TWO_THREADS = """
+import sys, threading, time
+from worker.watchdog import Watchdog
+dog = Watchdog(0.2)
+dog.start(lambda jobs, reason: print("handed back", list(jobs), flush=True))
+
+def commit():
+    with dog.limit(0.1, ["committed"]):
+        pass
+    if sys.argv[1] == "commit":
+        with dog.limit(0.3, ["hanging commit"]):
+            time.sleep(60)
+
+jobs = ["ready", "unfinished"]
+with dog.limit(0.6 if sys.argv[1] == "pass" else 60, jobs):
+    threading.Thread(target=commit, daemon=True).start()
+    time.sleep(0.2)
+    jobs.remove("ready")
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(("hanging", "jobs"), [("pass", ["unfinished"]), ("commit", ["hanging commit"])])
+def test_a_pass_and_a_commit_beside_it_are_both_watched(hanging: str, jobs: list[str]) -> None:
+    """Let a pass hang after a commit in another thread has ended, and let a commit hang while the pass has time left."""
+    ended = subprocess.run(
+        [sys.executable, "-c", TWO_THREADS, hanging], capture_output=True, text=True, cwd=ROOT, timeout=50, check=False
+    )
+    assert (ended.returncode, ended.stdout) == (HUNG_STATUS, f"handed back {jobs}\n")
