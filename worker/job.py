@@ -115,9 +115,10 @@ class JobRunner:
             raise errors[0]
 
     def _adapt(self, jobs: Sequence[HeldJob], on_result: OnResult) -> None:
-        """Load the initializations of claimed jobs, and run their inner loops. Call `on_result` once for each job.
+        """Load the initializations of claimed jobs, and run their inner loops.
 
-        Heartbeats keep the leases meanwhile. Raises redis.RedisError if a stored initialization stays out of reach.
+        Calls `on_result` once for each job. Heartbeats keep the leases meanwhile. Raises redis.RedisError if a stored
+        initialization stays out of reach.
         """
         loaded = []
         for job in jobs:

@@ -36,9 +36,10 @@ class PassRunner:
         return max(0, min(self._settings.jobs_together, self._settings.pass_rows // rows_each) - 1)
 
     def adapt(self, jobs: Sequence[HeldJob], on_result: OnResult) -> None:
-        """Run the inner loops of claimed jobs. Call `on_result` once for each job, also while other jobs of a pass have steps left.
+        """Run the inner loops of claimed jobs, and call `on_result` once for each job.
 
-        If a pass of several jobs fails, its unfinished jobs run again one by one, so that each gets its own adapter or error.
+        That is done as soon as the job has its result, also while other jobs of its pass have steps left. If a pass of
+        several jobs fails, its unfinished jobs run again one by one, so that each gets its own adapter or error.
         """
         sharing = [job for job in jobs if self._runtime.can_share_pass(job.claim.recipe)]
         together = sharing if len(sharing) > 1 else []
@@ -47,7 +48,9 @@ class PassRunner:
             on_result(job, self._adapt_alone(job))
 
     def _adapt_in_one_pass(self, jobs: Sequence[HeldJob], on_result: OnResult) -> list[HeldJob]:
-        """Run jobs in one pass. Return those that must run alone, because the pass failed or they exceeded its deadline.
+        """Run jobs in one pass. Return those that must run alone.
+
+        These are the unfinished jobs of a pass that failed, and jobs that exceeded the deadline of the pass.
 
         If the claims of all unfinished jobs are lost or the worker stops, that error is the result of each of them.
         """

@@ -84,7 +84,7 @@ class Watchdog:
                 self._set_backstop()
 
     def _set_backstop(self) -> None:
-        """Start the time of `faulthandler` again: that of the work which may take longest. Without work there is none."""
+        """Start the time of `faulthandler` again, for the work that may take longest, if there is any."""
         if self._hand_back is None:
             return
         if not self._works:

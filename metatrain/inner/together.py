@@ -152,7 +152,7 @@ class _Batch:
             on_step(loss_of)
 
     def _leave(self, unfinished: list[int], point: Point) -> Iterator[_Leaving]:
-        """Remove all tasks from `numbers` but those at the positions `unfinished`, and yield them, if there are any."""
+        """Remove all tasks but those at the positions `unfinished`. Yield them, if there are any."""
         batch, numbers = self._tasks, self.numbers
         finished = [position for position in range(len(numbers)) if position not in unfinished]
         self.numbers = [numbers[position] for position in unfinished]

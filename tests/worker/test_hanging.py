@@ -205,7 +205,7 @@ with dog.limit(0.6 if sys.argv[1] == "pass" else 60, jobs):
 
 @pytest.mark.parametrize(("hanging", "jobs"), [("pass", ["unfinished"]), ("commit", ["hanging commit"])])
 def test_a_pass_and_a_commit_beside_it_are_both_watched(hanging: str, jobs: list[str]) -> None:
-    """Let a pass hang after a commit in another thread has ended, and let a commit hang while the pass has time left."""
+    """Let a pass hang after a commit has ended, and a commit hang while the pass has time left."""
     ended = subprocess.run(
         [sys.executable, "-c", TWO_THREADS, hanging], capture_output=True, text=True, cwd=ROOT, timeout=50, check=False
     )

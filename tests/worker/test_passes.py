@@ -172,7 +172,7 @@ HARD = (("order pizza", "close"), ("order pizza", "order"), ("close account", "c
 
 
 def accept_easy_and_hard(runner: JobRunner, tiny: Base) -> Initialization:
-    """Accept the jobs `a0`, which takes 2 steps, and `a1`, whose support set is hard and takes 40. Return their initialization."""
+    """Accept an easy job `a0` of 2 steps and a hard one `a1` of 40. Return their initialization."""
     init = lora_from_zero(tiny)
     hard_steps = HardSteps(shots=2, below=0.9, steps=MORE_STEPS)
     init = replace(init, inner=init.inner.model_copy(update={"steps": EASY, "hard_steps": hard_steps}))
