@@ -1,8 +1,9 @@
-"""A Celery consumer that reconnects to the broker quickly. Celery's own delay grows to 30 seconds."""
+"""How a worker consumes wake-ups: it reconnects to the broker quickly, and does not acknowledge messages."""
 
 import logging
 from typing import Any
 
+import kombu
 from celery.worker.consumer import Consumer
 from celery.worker.state import maybe_shutdown
 
@@ -10,7 +11,10 @@ log = logging.getLogger(__name__)
 
 
 class PromptConsumer(Consumer):  # type: ignore[misc]
-    """A Celery consumer that retries a lost connection after 0.5 s, then at intervals that grow to 2 s."""
+    """A Celery consumer that retries a lost connection after 0.5 s, then at intervals that grow to 2 s.
+
+    Celery's own delay grows to 30 seconds.
+    """
 
     def ensure_connected(self, conn: Any) -> Any:
         def log_retry(error: Exception, pause: float) -> None:
@@ -18,3 +22,13 @@ class PromptConsumer(Consumer):  # type: ignore[misc]
 
         conn.ensure_connection(log_retry, interval_start=0.5, interval_step=0.5, interval_max=2, callback=maybe_shutdown)
         return super().ensure_connected(conn)  # returns at once: the connection is established
+
+
+class UnacknowledgedMessages(kombu.Consumer):  # type: ignore[misc]
+    """A consumer of messages that need no acknowledgement.
+
+    Acknowledging a message costs two writes to the server's disk, one before the job begins and one before the next message is
+    read. A wake-up is worth neither: if a worker dies with it, the reaper of another one announces the job again.
+    """
+
+    no_ack = True

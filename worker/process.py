@@ -12,6 +12,7 @@ from celery.signals import worker_ready, worker_shutting_down
 
 from worker.app import celery_app
 from worker.collection import resume_collection
+from worker.consumer import UnacknowledgedMessages
 from worker.job import JobRunner
 from worker.ledger.messages import ADAPT_TASK
 from worker.ledger.records import Records
@@ -81,6 +82,7 @@ class WorkerProcess:
         celery.apps.worker.safe_say = lambda message, *_: log.info("%s", message)  # it would write bare lines, even with JSON logs
         self._runner.watchdog.start(self._runner.hand_back_hung)
         self._app.conf.worker_consumer = "worker.consumer:PromptConsumer"
+        self._app.amqp.Consumer = UnacknowledgedMessages
         _register(self._app, self._runner)
         worker_ready.connect(self._on_ready, weak=False)
         worker_shutting_down.connect(self._on_stop, weak=False)

@@ -104,8 +104,8 @@ def oldest_wake_up(client: "redis.Redis", queue: str) -> tuple[str, str] | None:
 
     Repeated wake-ups (priority FIRST) are considered only if the queue contains no new wake-ups (priority IN_TURN).
     """
-    for suffix in (f"\x06\x16{IN_TURN}", ""):  # kombu keeps a list for each priority, with such a suffix
-        message = cast(bytes | None, client.lindex(f"{names.CELERY_PREFIX}{queue}{suffix}", -1))
+    for priority in (IN_TURN, FIRST):
+        message = cast(bytes | None, client.lindex(names.wake_ups(queue, priority), -1))
         if message is not None:
             _, arguments, _ = json.loads(base64.b64decode(json.loads(message)["body"]))
             return arguments["tenant"], arguments["adapter_id"]

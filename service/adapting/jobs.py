@@ -20,10 +20,11 @@ from worker.ledger.idempotency import IdempotencyKey
 from worker.ledger.messages import ADAPT_TASK, DONE_CHANNEL, IN_TURN, JobRecipe, Status, wake_up
 from worker.ledger.notes import Notes
 from worker.ledger.record import Record
-from worker.ledger.records import NotReplicated, Records
+from worker.ledger.records import Records
 from worker.ledger.servers import subscriber
 from worker.ledger.usage import LimitsOf
 from worker.logs import current_request, fields
+from worker.wake_ups import wake_up_message
 
 log = logging.getLogger(__name__)
 
@@ -71,33 +72,28 @@ class Jobs:
         cost: int,
         idempotency: IdempotencyKey | None = None,
     ) -> Status:
-        """Record a job, send a wake-up to the workers of `queue`, and return the record's status.
+        """Record a job together with a wake-up for the workers of `queue`, and return the record's status.
 
         If the same job is already queued, running or ready, no new job is created: only its time to live starts again. In any case,
         the values set in `notes` replace the stored ones. `cost`: how far the job moves its tenant's turn. Raises LimitReached if a
         new job would exceed one of the tenant's limits, and KeyUsed if the idempotency key was used otherwise.
         """
-        try:
-            created, status = self._records.accept(
-                tenant,
-                adapter_id,
-                recipe,
-                ttl_ms,
-                truncated,
-                request=current_request(),
-                queue=queue,
-                notes=notes,
-                size=self._size_of(recipe),
-                limits=self._limits_of(tenant),
-                cost=cost,
-                initialization=lambda: self._known.to_store(recipe.initialization_digest),
-                idempotency=idempotency,
-            )
-        except NotReplicated:
-            self._wake(tenant, adapter_id, queue)  # the record was created, so a retry would find it and send no wake-up
-            raise
-        if created:
-            self._wake(tenant, adapter_id, queue)
+        _, status = self._records.accept(
+            tenant,
+            adapter_id,
+            recipe,
+            ttl_ms,
+            truncated,
+            request=current_request(),
+            queue=queue,
+            notes=notes,
+            size=self._size_of(recipe),
+            limits=self._limits_of(tenant),
+            cost=cost,
+            initialization=lambda: self._known.to_store(recipe.initialization_digest),
+            idempotency=idempotency,
+            wake_up=wake_up_message(self._app, tenant, adapter_id, queue),
+        )
         return status
 
     def check_room(self, tenant: str, adapter_id: str, recipe: JobRecipe, idempotency: IdempotencyKey | None) -> None:
@@ -122,7 +118,7 @@ class Jobs:
             self._wake(record.tenant, record.adapter_id, queue or record.queue)
 
     def _wake(self, tenant: str, adapter_id: str, queue: str) -> None:
-        """Send a wake-up message for a job.
+        """Send a wake-up message for a job that is queued again.
 
         The message may get lost. The job is safe in its record, and the workers' reaper thread repeats the wake-up until a worker
         claims the job.

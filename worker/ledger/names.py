@@ -85,6 +85,11 @@ IDEMPOTENCY = "qs:idempotency"
 CELERY_PREFIX = "qs:celery:"
 
 
+def wake_ups(queue: str, priority: int) -> str:
+    """Return the list with the wake-ups of a queue that have this priority, as kombu names it."""
+    return f"{CELERY_PREFIX}{queue}\x06\x16{priority}" if priority else f"{CELERY_PREFIX}{queue}"
+
+
 def initialization(digest: str) -> str:
     return f"qs:initialization_by_digest:{digest}"  # no tenant's name has an underscore
 

@@ -16,13 +16,13 @@ import redis
 from worker.errors import RETRY_JOB_SECONDS, ROOM_SECONDS, AdapterAliased, AdapterExpired, KeyUsed, LimitReached
 from worker.ledger import audit, ids, names, scripts
 from worker.ledger.claims import Claims
-from worker.ledger.clock import server_ms
+from worker.ledger.clock import to_ms
 from worker.ledger.counts import Counts
 from worker.ledger.dead_jobs import DeadJobs
 from worker.ledger.encryption import PLAIN, Cipher, field_name
 from worker.ledger.idempotency import KEPT_MS, ExpiredKeys, IdempotencyKey
 from worker.ledger.initializations import Initializations, StoredInitialization
-from worker.ledger.messages import DONE_CHANNEL, JobRecipe, Status
+from worker.ledger.messages import DONE_CHANNEL, IN_TURN, JobRecipe, Status
 from worker.ledger.names import text
 from worker.ledger.notes import Notes
 from worker.ledger.queue_load import QueueLoads
@@ -88,23 +88,25 @@ class Records:
         initialization: Callable[[], StoredInitialization] | None = None,
         cost: int = 1,
         idempotency: IdempotencyKey | None = None,
+        wake_up: str = "",
     ) -> tuple[bool, Status]:
         """Accept a job, and write its record if the job is new. Return (created, status).
 
-        If `created` is True, the caller must send a wake-up for the job to `queue`. If a job with this id is queued, running or
-        ready, no new job is created and only its TTL restarts. If it failed or expired, it is queued as a new job. In each case
-        the given notes replace stored ones, and stored notes that are not given are kept.
+        If a job with this id is queued, running or ready, no new job is created and only its TTL restarts. If it failed or expired,
+        it is queued as a new job. In each case the given notes replace stored ones, and stored notes that are not given are kept.
 
         `truncated`: the positions of the examples whose text was cut. `request`: the id of the request. `size`: the largest
         possible size of the weights in bytes, which the tenant's usage includes from now on. `limits`: the tenant's limits by
         name, 0 for no limit. `initialization`: returns the job's initialization. It is stored if it is not stored yet,
         and no new record is written without it; None skips this. `cost`: how far the job moves its tenant's turn. `idempotency`:
-        the request's idempotency key, which is stored with the job.
+        the request's idempotency key, which is stored with the job. `wake_up`: a message that is put into `queue` together with the
+        record of a new job, so that a worker starts it at once; without one, the reaper announces the job after a while.
 
         Raises LimitReached if a new job would exceed a limit, and KeyUsed if the key was used otherwise. Raises NotReplicated if
         too few replicas have the record in time; the caller can then repeat the same call.
         """
         keys = [*names.job_keys(tenant, adapter_id), names.adapters(tenant), names.SEQUENCE, names.RETIRE, names.QUEUES]
+        keys += [names.wake_ups(queue, IN_TURN)]
         keys += [names.initialization(recipe.initialization_digest)] if initialization is not None else []
         arguments: list[Any] = [
             names.member(tenant, adapter_id),
@@ -122,6 +124,7 @@ class Records:
             self._sealed(tenant, adapter_id, "summary", recipe.summary.model_dump_json()),
             cost,
             _idempotency_argument(tenant, idempotency),
+            wake_up,
             *self._sealed_notes(tenant, adapter_id, notes),
             "initialization_digest",
             recipe.initialization_digest,
@@ -209,8 +212,11 @@ class Records:
 
         A ready adapter whose expiry has passed has the status `expired`.
         """
-        values = cast(list[bytes | None], self._redis.hmget(names.record(tenant, adapter_id), FIELDS))
-        return self._parse(tenant, adapter_id, values, server_ms(self._redis))
+        with self._redis.pipeline(transaction=False) as pipe:  # one round trip for both
+            pipe.hmget(names.record(tenant, adapter_id), FIELDS)
+            pipe.time()
+            values, now = pipe.execute()
+        return self._parse(tenant, adapter_id, values, to_ms(now))
 
     def recipe(self, tenant: str, adapter_id: str) -> JobRecipe | None:
         """Return the recipe of an adapter, with all its examples; None if there is no record."""
@@ -252,7 +258,9 @@ class Records:
             with self._redis.pipeline(transaction=False) as pipe:
                 for raw, _ in rows:
                     pipe.hmget(names.record(tenant, text(raw)), FIELDS)
-                contents, now = pipe.execute(), server_ms(self._redis)
+                pipe.time()
+                *contents, time = pipe.execute()
+            now = to_ms(time)
             for (raw, score), values in zip(rows, contents, strict=True):
                 if len(matching) == limit:
                     break

@@ -1,14 +1,15 @@
 -- Accept a job: check the tenant's limits, then write the record as `queued`. If the job is already queued, running or ready (and
 -- not expired), it is not new: no limit applies, and only its TTL and notes change.
 --
--- KEYS  1-5 of every job script (see scripts.py), 6 adapters of the tenant, 7 sequence, 8 retire, 9 queues, 10 the job's
---       initialization (optional)
+-- KEYS  1-5 of every job script (see scripts.py), 6 adapters of the tenant, 7 sequence, 8 retire, 9 queues, 10 the list of new
+--       wake-ups of the queue, 11 the job's initialization (optional)
 -- ARGV  1 member, 2 adapter id, 3 ttl_ms, 4 recipe, 5 truncated, 6 delay in ms before the reaper checks an unclaimed job,
 --       7 ms that a record is kept after its adapter expires, 8 request id, 9 pass key (field `kin`), 10 queue,
 --       11 limits as JSON (0: no limit), 12 largest possible size of the weights in bytes, 13 summary of the recipe,
---       14 cost of the job, 15 idempotency key (see shared/idempotency.lua), 16... notes
+--       14 cost of the job, 15 idempotency key (see shared/idempotency.lua), 16 wake-up message for a new job ('': none),
+--       17... notes
 -- Returns {1 if new else 0, status}. If a limit refuses the job, writes no job and returns {-1, limit, its value, usage now}. If
--- KEYS[10] is not stored, writes no job and returns {-2}. If the idempotency key was used for another request or adapter, writes
+-- KEYS[11] is not stored, writes no job and returns {-2}. If the idempotency key was used for another request or adapter, writes
 -- nothing and returns {-3, the first adapter of the same request or ''}.
 --
 -- A job that is accepted again keeps the fence in its record, because weights stored under that fence may have to be removed.
@@ -22,7 +23,7 @@ local status, pinned = old[1], old[2] == '1'
 local expires_at = now + tonumber(ARGV[3])
 local is_live = live()
 if not is_live then
-  if KEYS[10] and redis.call('EXISTS', KEYS[10]) == 0 then return {-2} end
+  if KEYS[11] and redis.call('EXISTS', KEYS[11]) == 0 then return {-2} end
   local expired_adapters, size = expired(), tonumber(ARGV[12])
   local refused = refusal(cjson.decode(ARGV[11]), size, #ARGV[4], expired_adapters)
   if refused then
@@ -51,10 +52,12 @@ if not is_live then
   weigh(size, '+inf')
   unfinished()
   redis.call('HINCRBY', prefix .. ':usage', 'adaptations', 1)
+  -- The record and its wake-up are one write to the disk, and the wake-up cannot be lost on its way.
+  if ARGV[16] ~= '' then redis.call('LPUSH', KEYS[10], ARGV[16]) end
   status = 'queued'
 end
 redis.call('HSET', KEYS[1], 'ttl_ms', ARGV[3], 'expires_at', expires_at)
-note(16)
+note(17)
 keep_key(idempotency)
 if status == 'ready' and not pinned then redis.call('ZADD', prefix .. ':weighed', 'XX', expires_at, id) end
 if not pinned then redis.call('ZADD', KEYS[8], expires_at + tonumber(ARGV[7]), ARGV[1]) end
