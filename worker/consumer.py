@@ -23,6 +23,10 @@ class PromptConsumer(Consumer):  # type: ignore[misc]
         conn.ensure_connection(log_retry, interval_start=0.5, interval_step=0.5, interval_max=2, callback=maybe_shutdown)
         return super().ensure_connected(conn)  # returns at once: the connection is established
 
+    def call_soon_ack(self, p: Any, *args: Any, **kwargs: Any) -> Any:
+        """Do nothing: Celery calls this to acknowledge a message, and those of `UnacknowledgedMessages` need none."""
+        return p
+
 
 class UnacknowledgedMessages(kombu.Consumer):  # type: ignore[misc]
     """A consumer of messages that need no acknowledgement.

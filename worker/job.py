@@ -1,7 +1,8 @@
 """Run jobs from claim to commit.
 
-A worker first stores the weights in the cache, then commits the result to the job's record. The commit is refused if the worker
-no longer holds the claim, because another worker has claimed the job or it was deleted.
+A worker first stores the weights in the cache, then commits the result to the job's record. If both are on one server, it does both
+in one step. The commit is refused if the worker no longer holds the claim, because another worker has claimed the job or it was
+deleted.
 """
 
 import logging
@@ -18,11 +19,12 @@ from metatrain.errors import DeadlineExceeded, MetatrainError
 from worker.draining import DrainTimer
 from worker.errors import CacheRefused, ClaimLost, Stopping
 from worker.heartbeat import HeldJob, keep_lease
-from worker.ledger.claims import UNNAMED_QUEUE, Claim, Claimant, Queues
+from worker.ledger.claims import UNNAMED_QUEUE, Claim, Claimant, Queues, WeightsLifetime
 from worker.ledger.messages import Outcome
 from worker.ledger.records import Records
-from worker.ledger.weights_cache import WeightStore, weights_digest
+from worker.ledger.weights_cache import SealedWeights, WeightStore, weights_digest
 from worker.logs import places
+from worker.pass_times import PassTimes
 from worker.passes import OnResult, PassRunner
 from worker.retry import retry_while_unreachable
 from worker.runtime import MadeAdapter, Runtime
@@ -39,7 +41,8 @@ CACHE_RETRY_MS = 2_000
 class JobRunner:
     """Runs the jobs of `queues` in one worker process.
 
-    `name`: the worker's name, stored in the record of each job that it claims.
+    `name`: the worker's name, stored in the record of each job that it claims. `one_server`: True if `store` is on the server of
+    the records. Weights and record are then written in one step, so that the disk is waited for once.
     """
 
     name: str
@@ -48,12 +51,14 @@ class JobRunner:
     store: WeightStore
     runtime: Runtime
     queues: Queues = field(default_factory=lambda: UNNAMED_QUEUE)
+    one_server: bool = False
 
     def __post_init__(self) -> None:
         self.draining = DrainTimer(self.settings.drain_seconds)
         self._lease_ms = self.settings.lease_seconds * 1000
         self._claimant = Claimant(self.name, self._lease_ms, self.settings.attempts, self.queues)
         self.watchdog = Watchdog(self.settings.hang_seconds)
+        self.times = PassTimes(self.records)
         self._passes = PassRunner(self.settings, self.runtime, self.draining, self.watchdog)
         self._weights = WeightsWriter(self.store, self.draining, self.watchdog)
         self._held: Sequence[HeldJob] = ()
@@ -175,9 +180,9 @@ class JobRunner:
         """
         claim = job.claim
         try:
-            outcome = self._outcome(job, result)
+            outcome, weights = self._outcome(job, result)
             lifetime = retry_while_unreachable(
-                lambda: self.records.claims.commit(claim, outcome),
+                lambda: self._commit(claim, outcome, weights),
                 job,
                 seconds=self.settings.job_seconds,
                 draining=self.draining,
@@ -197,12 +202,21 @@ class JobRunner:
             self._discard_lost(claim)
             return []
         log.info(outcome.status)
-        if outcome.status == "ready" and (lifetime.pinned or lifetime.ttl_ms != claim.ttl_ms):
+        if outcome.status == "ready" and weights is None and (lifetime.pinned or lifetime.ttl_ms != claim.ttl_ms):
             self._weights.keep(claim, lifetime)
         return [] if isinstance(result, Exception) else [(outcome, result)]
 
-    def _outcome(self, job: HeldJob, result: MadeAdapter | Exception) -> Outcome:
-        """Store the weights of a job if its result is an adapter, and return its outcome.
+    def _commit(self, claim: Claim, outcome: Outcome, weights: SealedWeights | None) -> WeightsLifetime | None:
+        """Commit a job, and store `weights` in the same step. Raises CacheRefused if the server has no memory for them."""
+        if weights is None:
+            return self.records.claims.commit(claim, outcome)
+        try:
+            return self.records.claims.commit(claim, outcome, weights)
+        except redis.exceptions.OutOfMemoryError as error:
+            raise CacheRefused(f"the cache refused the weights: {error}", is_attempt=True) from error
+
+    def _outcome(self, job: HeldJob, result: MadeAdapter | Exception) -> tuple[Outcome, SealedWeights | None]:
+        """Store the weights of a job if its result is an adapter. Return its outcome, and weights to store with the commit.
 
         Raises ClaimLost if another worker has claimed the job or it was deleted, Stopping if the worker shut down before the result
         was complete, and CacheRefused if the cache did not store the weights.
@@ -213,7 +227,7 @@ class JobRunner:
             failed = self._failed_outcome(job, result)
             if job.lost.is_set():
                 raise ClaimLost
-            return failed
+            return failed, None
         if job.lost.is_set():
             raise ClaimLost
         return self._store_weights(job, result)
@@ -232,18 +246,26 @@ class JobRunner:
         limit = f" (JOB_SECONDS is {self.settings.job_seconds:g})" if isinstance(error, DeadlineExceeded) else ""
         return Outcome(status="failed", error=f"{error}{limit}", support_loss=losses)
 
-    def _store_weights(self, job: HeldJob, made: MadeAdapter) -> Outcome:
-        """Store the weights of a job, and return an outcome with the status `ready`."""
-        began = time.perf_counter()
-        self._weights.write(job, made.content)
+    def _store_weights(self, job: HeldJob, made: MadeAdapter) -> tuple[Outcome, SealedWeights | None]:
+        """Store the weights of a job, or only prepare them to be stored with the commit.
+
+        Returns an outcome with the status `ready`, and the prepared weights.
+        """
+        claim, began, weights = job.claim, time.perf_counter(), None
+        digest = weights_digest(made.content)
+        if self.one_server:
+            weights = self.store.sealed(claim.tenant, claim.adapter_id, claim.fence, made.content)
+        else:
+            self._weights.write(job, made.content)
         store_ms = 1e3 * (time.perf_counter() - began)
-        return Outcome(
+        outcome = Outcome(
             status="ready",
-            digest=weights_digest(made.content),
+            digest=digest,
             size=len(made.content),
             support_loss=made.support_loss,
-            timings={"queue": float(job.claim.waited_ms), **made.timings, "store": store_ms},
+            timings={"queue": float(claim.waited_ms), **made.timings, "store": store_ms},
         )
+        return outcome, weights
 
     def _discard_lost(self, claim: Claim) -> None:
         self._weights.discard(claim, claim.fence)
@@ -275,16 +297,10 @@ class JobRunner:
             return
         stages = {stage: [outcome.timings[stage] for outcome, _ in committed] for stage in committed[0][0].timings}
         steps = max((adapter.steps_ms for _, adapter in committed), key=len)
-        try:
-            self.records.counts.observe({**stages, "inner_step": steps})
-        except redis.RedisError as error:
-            log.warning("the times of %d jobs are not counted: %s", len(committed), type(error).__name__)
+        self.times.add_stages({**stages, "inner_step": steps})
 
     def _measure_pass(self, claims: Sequence[Claim], pass_ms: float) -> None:
         """Add the duration of a pass to the average from which the wait in its queue is estimated."""
         if self.runtime.known.in_memory(claims[0].recipe.initialization_digest) is None:
             return  # this worker could not run the job, so the time says nothing
-        try:
-            self.records.queue_loads.observe(claims[0].queue, pass_ms / len(claims))
-        except redis.RedisError as error:
-            log.warning("the time of a pass is not counted: %s", type(error).__name__)
+        self.times.add_pass(claims[0].queue, pass_ms / len(claims))

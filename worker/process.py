@@ -64,13 +64,16 @@ class WorkerProcess:
         self._settings, self._name = settings, worker_name()
         self._queues = [queue for queue in queues if queue]
         self._description = _description(runtime)
-        self._runner = JobRunner(self._name, settings, records, store, runtime, queues)
+        self._runner = JobRunner(
+            self._name, settings, records, store, runtime, queues, one_server=settings.weights_url == settings.redis_url
+        )
         self._app = celery_app(settings.redis_url, self._queues[0])
         self._reaper = Reaper(
             client,
             records,
             store,
             self._app,
+            self._runner.times,
             name=self._name,
             description=self._description,
             erase_seconds=settings.erase_seconds,
@@ -86,17 +89,11 @@ class WorkerProcess:
         _register(self._app, self._runner)
         worker_ready.connect(self._on_ready, weak=False)
         worker_shutting_down.connect(self._on_stop, weak=False)
-        self._app.worker_main(
-            [
-                "--quiet",
-                "worker",
-                "--pool=solo",
-                f"--queues={','.join(self._queues)}",
-                f"--loglevel={self._settings.log_level}",
-                f"--hostname={self._name}@%h",
-                *_DISABLED_FEATURES,
-            ]
-        )
+        options = ["--pool=solo", f"--queues={','.join(self._queues)}", f"--loglevel={self._settings.log_level}"]
+        try:
+            self._app.worker_main(["--quiet", "worker", *options, f"--hostname={self._name}@%h", *_DISABLED_FEATURES])
+        finally:
+            self._runner.times.write()  # those of the last jobs, which the reaper has stopped too early to write
 
     def _on_ready(self, **_: Any) -> None:
         self._reaper.start()

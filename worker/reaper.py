@@ -20,6 +20,7 @@ from worker.ledger.messages import ADAPT_TASK, FIRST, IN_TURN, wake_up
 from worker.ledger.records import Records
 from worker.ledger.weights_cache import WeightStore
 from worker.logs import fields, places
+from worker.pass_times import PassTimes
 
 log = logging.getLogger(__name__)
 REAP_INTERVAL_SECONDS = 1.0
@@ -32,7 +33,7 @@ WORKER_ALIVE_SECONDS = 6
 class Reaper:
     """Reports this worker as alive and maintains the records, every second until it is stopped.
 
-    The reapers of several workers may run at once. `description`: what the worker announces about itself. `erase_seconds`: delay
+    It also writes the times that this worker's passes took. The reapers of several workers may run at once. `description`: what the worker announces about itself. `erase_seconds`: delay
     after a deletion before Redis's append-only file is rewritten without the deleted text.
     """
 
@@ -42,12 +43,13 @@ class Reaper:
         records: Records,
         store: WeightStore,
         app: Celery,
+        times: PassTimes,
         *,
         name: str,
         description: Mapping[str, Any],
         erase_seconds: float,
     ) -> None:
-        self._client, self._records, self._store, self._app = client, records, store, app
+        self._client, self._records, self._store, self._app, self._times = client, records, store, app, times
         self._name, self._description = name, dict(description)
         self._erase_ms = int(1000 * erase_seconds)
         self._stopping = threading.Event()
@@ -70,6 +72,7 @@ class Reaper:
         while not self._stopping.is_set():
             try:
                 self._records.workers.announce(self._name, self._description, WORKER_ALIVE_SECONDS)
+                self._times.write()
                 self.reap()
             except (redis.RedisError, OperationalError) as error:
                 log.warning("Redis is out of reach (%s), trying again", type(error).__name__)

@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from tests.end_to_end.conftest import Served
+from tests.servers import until
 from tests.tiny import WORDS as TINY_WORDS
 
 SUPPORT = [
@@ -160,6 +161,7 @@ def test_metrics_count_jobs_requests_and_stages(service: Served) -> None:
     before = metric(service, "quickstudy_jobs_accepted_total"), metric(service, 'quickstudy_jobs_ended_total{outcome="ready"}')
     adapter = identity(service, {**BODY, "options": {"seed": 77}})
     predict(service, adapter, ["order"])
+    until(lambda: metric(service, 'quickstudy_adapt_stage_seconds_count{stage="inner_step"}') >= 10)  # written once a second
     answer = service.http.get("/metrics")
     assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
     after = metric(service, "quickstudy_jobs_accepted_total"), metric(service, 'quickstudy_jobs_ended_total{outcome="ready"}')
@@ -181,6 +183,8 @@ def test_the_request_id_is_in_the_answer_and_in_the_log_but_no_input_is(service:
     for odd in ("", "two words", "x" * 65, 'a"b'):
         given = service.http.get("/healthz", headers={"X-Request-ID": odd}).headers["X-Request-ID"]
         assert given != odd and len(given) == 16
+    mark = f"adapter={answer.json()['adapter_id']}"
+    until(lambda: any(" worker ready " in line and mark in line for line in service.log.read_text().splitlines()))  # after the answer
     log = service.log.read_text()
     lines = [line for line in log.splitlines() if "request=my-request.7" in line]
     assert any(" service answered " in line and "status=200" in line for line in lines)

@@ -183,6 +183,7 @@ def test_the_time_of_a_pass_is_measured_in_the_queue_of_its_job(runner: JobRunne
     worker = JobRunner("w", WorkerSettings(), runner.records, runner.store, runner.runtime, {of_key: ()})
     runner.records.accept("t", "a1", recipe(tiny), 60_000, (), queue=of_key)
     worker.run("t", "a1")
+    worker.times.write()
     loads = runner.records.queue_loads.read()
     assert list(loads) == [of_key] and (loads[of_key].job_seconds or 0) > 0
 

@@ -23,6 +23,7 @@ from worker.ledger.encryption import PLAIN, Cipher, field_name
 from worker.ledger.messages import DONE_CHANNEL, JobRecipe, Outcome
 from worker.ledger.names import text
 from worker.ledger.record import sealed_field
+from worker.ledger.weights_cache import SealedWeights
 from worker.logs import fields
 
 log = logging.getLogger(__name__)
@@ -160,8 +161,11 @@ class Claims:
         losses = "" if support_loss is None else json.dumps(support_loss)
         return bool(self._heartbeat(keys=_keys(claim), args=[*_claim_arguments(claim), lease_ms, losses]))
 
-    def commit(self, claim: Claim, outcome: Outcome) -> WeightsLifetime | None:
+    def commit(self, claim: Claim, outcome: Outcome, weights: SealedWeights | None = None) -> WeightsLifetime | None:
         """End a claimed job with its outcome. Return the lifetime of its weights.
+
+        `weights`: stored in the same step, with that lifetime; None if they are stored already. Raises redis.ResponseError, and
+        commits nothing, if the server has no memory for them.
 
         If the claim no longer holds, writes nothing and returns None. If the answer to a commit is lost, the caller can retry it:
         the commit takes effect only once.
@@ -173,8 +177,10 @@ class Claims:
             written["error"] = sealed_field(claim.tenant, claim.adapter_id, "error", outcome.error, self._cipher)
         flat: list[Any] = [part for pair in written.items() for part in pair]
         bounds = json.dumps(RECOVERY_BOUNDS_MS)
-        arguments = [*_claim_arguments(claim), DONE_CHANNEL, bounds, outcome.digest or "", outcome.size, *flat]
-        answer = self._commit(keys=_keys(claim), args=arguments)
+        arguments = [*_claim_arguments(claim), DONE_CHANNEL, bounds, outcome.digest or "", outcome.size]
+        arguments += ["" if weights is None else weights.content, *flat]
+        keys = _keys(claim) if weights is None else [*_keys(claim), weights.key]
+        answer = self._commit(keys=keys, args=arguments)
         return None if answer is None else WeightsLifetime(int(answer[0]), text(answer[1]) == "1")
 
     def hand_back(self, claim: Claim, reason: str, *, delay_ms: int, is_attempt: bool) -> bool:

@@ -4,6 +4,7 @@ Weights are stored as bytes. They have a TTL unless their adapter is pinned. The
 """
 
 import hashlib
+from dataclasses import dataclass
 from typing import cast
 
 import redis
@@ -18,6 +19,14 @@ def weights_digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
+@dataclass(frozen=True)
+class SealedWeights:
+    """The weights of an adapter as they are stored, and their key in Redis."""
+
+    key: str
+    content: bytes
+
+
 class WeightStore:
     """Stores weights in the cache. Every method raises `redis.RedisError` if the cache cannot be reached.
 
@@ -29,8 +38,13 @@ class WeightStore:
         self._redis, self._cipher = client, cipher
 
     def put(self, tenant: str, adapter_id: str, fence: int, content: bytes, ttl_ms: int) -> None:
+        sealed = self.sealed(tenant, adapter_id, fence, content)
+        self._redis.set(sealed.key, sealed.content, px=ttl_ms)
+
+    def sealed(self, tenant: str, adapter_id: str, fence: int, content: bytes) -> SealedWeights:
+        """Return what `put` would store, for `Claims.commit`."""
         key = names.weights(tenant, adapter_id, fence)
-        self._redis.set(key, self._cipher.seal(key, content), px=ttl_ms)
+        return SealedWeights(key, self._cipher.seal(key, content))
 
     def get(self, tenant: str, adapter_id: str, fence: int, digest: str) -> bytes:
         """Return the weights of an adapter.

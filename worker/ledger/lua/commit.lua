@@ -1,8 +1,12 @@
 -- End a claimed job as ready or failed, if the claim still holds. A repeated commit takes effect only once.
 --
+-- KEYS  1-5 of every job script (see scripts.py), 6 the key of the weights (optional: only if they are to be stored here)
 -- ARGV  1 member, 2 fence, 3 channel, 4 bounds in ms of the recovery histogram as JSON, 5 digest ('' if the job failed),
---       6 size of the weights in bytes, 7... fields of the record: field, value, field, value ...
+--       6 size of the weights in bytes, 7 the weights ('' without KEYS[6]), 8... fields of the record: field, value, field, value ...
 -- Returns the present {ttl_ms, pinned}, so that the worker can adjust the TTL of the weights, or nil if the claim does not hold.
+--
+-- Weights and record are one write to the disk. The weights are the first write: a server that is out of memory refuses the script
+-- there, and nothing is committed.
 
 local digest, ttl_ms, pinned, expires_at = unpack(redis.call('HMGET', KEYS[1], 'digest', 'ttl_ms', 'pinned', 'expires_at'))
 local status = current[2]
@@ -13,11 +17,15 @@ if not held then
   count('refused_commits')
   return nil
 end
+if KEYS[6] then
+  redis.call('SET', KEYS[6], ARGV[7])
+  if pinned ~= '1' then redis.call('PEXPIRE', KEYS[6], ttl_ms) end
+end
 redis.call('ZREM', KEYS[2], ARGV[1])
 redis.call('ZREM', KEYS[3], ARGV[1])
 finished()
 if ARGV[5] == '' then unweigh(id) else weigh(tonumber(ARGV[6]), pinned == '1' and '+inf' or expires_at) end
-for i = 7, #ARGV, 2 do
+for i = 8, #ARGV, 2 do
   redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1])
   if ARGV[i] == 'status' then count(ARGV[i + 1]) end
 end
