@@ -1,11 +1,11 @@
-"""How a worker consumes wake-ups: it reconnects to the broker quickly, and does not acknowledge messages."""
+"""Consume wake-ups: reconnect to the broker quickly, and acknowledge no message."""
 
 import logging
 from typing import Any
 
-import kombu
 from celery.worker.consumer import Consumer
 from celery.worker.state import maybe_shutdown
+from kombu.messaging import Consumer as MessageConsumer
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ class PromptConsumer(Consumer):  # type: ignore[misc]
         return p
 
 
-class UnacknowledgedMessages(kombu.Consumer):  # type: ignore[misc]
+class UnacknowledgedMessages(MessageConsumer):
     """A consumer of messages that need no acknowledgement.
 
     Acknowledging a message costs two writes to the server's disk, one before the job begins and one before the next message is

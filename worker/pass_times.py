@@ -1,4 +1,4 @@
-"""How long passes and their stages took: collected in memory, and written to the records once a second.
+"""Collect in memory how long passes and their stages took, and write it to the records once a second.
 
 Each write takes as long as a disk write, during which the server answers nobody. Right after a commit, the service that waits for
 the job would wait for it.

@@ -33,8 +33,10 @@ WORKER_ALIVE_SECONDS = 6
 class Reaper:
     """Reports this worker as alive and maintains the records, every second until it is stopped.
 
-    It also writes the times that this worker's passes took. The reapers of several workers may run at once. `description`: what the worker announces about itself. `erase_seconds`: delay
-    after a deletion before Redis's append-only file is rewritten without the deleted text.
+    It also writes the times that this worker's passes took. The reapers of several workers may run at once.
+
+    `description`: what the worker announces about itself. `erase_seconds`: delay after a deletion before Redis's append-only file
+    is rewritten without the deleted text.
     """
 
     def __init__(

@@ -18,7 +18,9 @@ def wake_up_message(app: Celery, tenant: str, adapter_id: str, queue: str) -> st
     test compares it with the one of a message that was sent.
     """
     task: Any = app.amqp.as_task_v2(uuid(), ADAPT_TASK, kwargs=wake_up(tenant, adapter_id), ignore_result=None)
-    content_type, encoding, body = dumps(task.body, serializer="json")
+    content_type, encoding, body = dumps(  # type: ignore[no-untyped-call]
+        task.body, serializer="json"
+    )
     delivery = {"exchange": "", "routing_key": queue}
     properties = {"delivery_mode": 2, "delivery_info": delivery, "priority": IN_TURN}
     properties |= {"body_encoding": "base64", "delivery_tag": uuid()}

@@ -2,11 +2,14 @@
 
 import json
 import time
+from collections import Counter
 from typing import Any
 
 import httpx
 import pytest
+import redis
 
+from service.running.standalone import url_of
 from tests.end_to_end.conftest import Served
 from tests.servers import until
 from tests.tiny import WORDS as TINY_WORDS
@@ -176,6 +179,24 @@ def test_metrics_count_jobs_requests_and_stages(service: Served) -> None:
     assert adapter not in answer.text  # metrics with adapter ids as labels would grow without limit
 
 
+def test_between_post_and_ready_only_the_steps_of_the_job_write(service: Served) -> None:
+    """Read every command that the embedded server gets, and look at those that name the adapter, without those within scripts.
+
+    Each write of its own would cost a disk write: the wake-up, its acknowledgement, the weights.
+    """
+    client = redis.Redis.from_url(str(url_of(service.log.parent / "data")))
+    with client.monitor() as monitor:  # type: ignore[no-untyped-call]
+        adapter = identity(service, {**BODY, "options": {"seed": 82}})
+        client.echo("end")
+        commands: list[str] = []
+        while not commands or not commands[-1].startswith("ECHO"):
+            sent = monitor.next_command()
+            commands += [] if sent["client_type"] == "lua" else [sent["command"]]
+    client.close()
+    names = Counter(command.split()[0] for command in commands if adapter in command)
+    assert names.keys() == {"EVALSHA", "HMGET"}, names
+
+
 def test_the_request_id_is_in_the_answer_and_in_the_log_but_no_input_is(service: Served) -> None:
     marked = {**BODY, "options": {"seed": 78}}
     answer = service.http.post("/adapt", json=marked, headers={"X-Request-ID": "my-request.7", "Prefer": "wait=30"})
@@ -184,7 +205,8 @@ def test_the_request_id_is_in_the_answer_and_in_the_log_but_no_input_is(service:
         given = service.http.get("/healthz", headers={"X-Request-ID": odd}).headers["X-Request-ID"]
         assert given != odd and len(given) == 16
     mark = f"adapter={answer.json()['adapter_id']}"
-    until(lambda: any(" worker ready " in line and mark in line for line in service.log.read_text().splitlines()))  # after the answer
+    # The worker logs its line after the answer.
+    until(lambda: any(" worker ready " in line and mark in line for line in service.log.read_text().splitlines()))
     log = service.log.read_text()
     lines = [line for line in log.splitlines() if "request=my-request.7" in line]
     assert any(" service answered " in line and "status=200" in line for line in lines)

@@ -18,7 +18,7 @@ from worker.job import JobRunner
 from worker.ledger.claims import Claim, Claimant, Claims, WeightsLifetime
 from worker.ledger.messages import TEXT_CLASSIFICATION, JobRecipe, Outcome
 from worker.ledger.records import Records
-from worker.ledger.weights_cache import WeightStore
+from worker.ledger.weights_cache import SealedWeights, WeightStore
 from worker.logs import FieldsFormatter, LogFormat
 from worker.runtime import MadeAdapter, Resident, Runtime
 from worker.settings import WorkerSettings
@@ -104,8 +104,8 @@ def test_a_lost_answer_to_a_commit_does_not_lose_the_weights(runner: JobRunner, 
     class LosesTheFirstAnswer(Claims):
         lost = False
 
-        def commit(self, claim: Claim, outcome: Outcome) -> WeightsLifetime | None:
-            lifetime = super().commit(claim, outcome)
+        def commit(self, claim: Claim, outcome: Outcome, weights: SealedWeights | None = None) -> WeightsLifetime | None:
+            lifetime = super().commit(claim, outcome, weights)
             if not self.lost:
                 self.lost = True
                 raise redis.exceptions.TimeoutError

@@ -21,7 +21,7 @@ from tests.worker.jobs import SUPPORT, accept_several, recipe, status_of
 from worker.job import JobRunner
 from worker.ledger.claims import Claim, Claimant, Claims, WeightsLifetime
 from worker.ledger.messages import Outcome
-from worker.ledger.weights_cache import weights_digest
+from worker.ledger.weights_cache import SealedWeights, weights_digest
 from worker.runtime import Resident, Runtime
 from worker.settings import WorkerSettings
 
@@ -152,10 +152,10 @@ def test_an_error_of_one_job_of_a_pass_does_not_stop_the_others(runner: JobRunne
     """Make the record of one job unreadable, and let the server refuse the commit of another job."""
 
     class Refused(Claims):
-        def commit(self, claim: Claim, outcome: Outcome) -> WeightsLifetime | None:
+        def commit(self, claim: Claim, outcome: Outcome, weights: SealedWeights | None = None) -> WeightsLifetime | None:
             if claim.adapter_id == "a1":
                 raise redis.exceptions.ResponseError("no")
-            return super().commit(claim, outcome)
+            return super().commit(claim, outcome, weights)
 
     accept_several(runner, tiny, 4)
     redis_client.hset("qs:t:adapter:a3", "recipe", '{"of": "a later version"}')

@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+import pytest
 import redis
 
 from tests.conftest import RedisServer
@@ -40,6 +41,19 @@ def test_a_wake_up_in_the_step_that_accepts_a_job_is_the_message_that_celery_sen
         assert len(told[path]) == len(expected[path]) and told.pop(path) != expected.pop(path)
     assert told.pop("properties.reply_to") == "" != expected.pop("properties.reply_to")  # no answer is sent: results are ignored
     assert told == expected
+    app.close()
+
+
+@pytest.mark.parametrize("database", ["", "?db=1"])
+def test_celery_reads_wake_ups_from_the_database_of_the_records(redis_server: RedisServer, database: str) -> None:
+    client, app = redis.Redis.from_url(redis_server.url + database), celery_app(redis_server.url + database, "q")
+    Records(client).accept("t", "a1", RECIPE, DAY, (), queue="q", wake_up=wake_up_message(app, "t", "a1", "q"))
+    with app.connection_for_read() as connection, connection.SimpleQueue("q") as queue:
+        message = queue.get(timeout=5)
+        message.ack()
+    assert message.headers["task"] == ADAPT_TASK and message.payload[1] == wake_up("t", "a1")
+    client.flushdb()
+    client.close()
     app.close()
 
 

@@ -156,7 +156,9 @@ def broker(url: str) -> tuple[str, dict[str, Any]]:
             "sentinel_kwargs": {**_SENTINEL_TIMEOUTS, "retry": Retry(NoBackoff(), 0)},
         }
         return ";".join(urls), options
-    return url.replace("unix://", "redis+socket://", 1), {}
+    if url.startswith("unix://"):  # kombu has another name for the number of the database there
+        return re.sub(r"([?&])db=", r"\1virtual_host=", url.replace("unix://", "redis+socket://", 1)), {}
+    return url, {}
 
 
 class _ClusterClient:
