@@ -24,7 +24,7 @@ class PromptConsumer(Consumer):  # type: ignore[misc]
         return super().ensure_connected(conn)  # returns at once: the connection is established
 
     def call_soon_ack(self, p: Any, *args: Any, **kwargs: Any) -> Any:
-        """Do nothing: Celery calls this to acknowledge a message, and those of `UnacknowledgedMessages` need none."""
+        """Do nothing. Celery calls this to acknowledge messages, which were removed when they were read."""
         return p
 
 

@@ -207,7 +207,10 @@ class JobRunner:
         return [] if isinstance(result, Exception) else [(outcome, result)]
 
     def _commit(self, claim: Claim, outcome: Outcome, weights: SealedWeights | None) -> WeightsLifetime | None:
-        """Commit a job, and store `weights` in the same step. Raises CacheRefused if the server has no memory for them."""
+        """Commit a job, and store `weights` in the same step.
+
+        Raises CacheRefused if the server has no memory for them.
+        """
         if weights is None:
             return self.records.claims.commit(claim, outcome)
         try:
@@ -216,8 +219,9 @@ class JobRunner:
             raise CacheRefused(f"the cache refused the weights: {error}", is_attempt=True) from error
 
     def _outcome(self, job: HeldJob, result: MadeAdapter | Exception) -> tuple[Outcome, SealedWeights | None]:
-        """Store the weights of a job if its result is an adapter. Return its outcome, and weights to store with the commit.
+        """Store the weights of a job if its result is an adapter. Return its outcome.
 
+        The second value is the weights that the commit has to store; None if there are none or they are stored already.
         Raises ClaimLost if another worker has claimed the job or it was deleted, Stopping if the worker shut down before the result
         was complete, and CacheRefused if the cache did not store the weights.
         """

@@ -17,7 +17,10 @@ log = logging.getLogger(__name__)
 
 
 class PassTimes:
-    """Collects times until `write` writes them. Thread-safe. A worker that is killed loses those of its last second."""
+    """Collects times until `write` writes them. Thread-safe.
+
+    A worker that is killed loses the times of its last second.
+    """
 
     def __init__(self, records: Records) -> None:
         self._records = records

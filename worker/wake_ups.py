@@ -1,4 +1,7 @@
-"""Write wake-up messages in Celery's format, so that a job and its wake-up can be stored in one atomic step. Torch-free."""
+"""Write wake-up messages in Celery's format. Torch-free.
+
+So a job and its wake-up can be stored in one atomic step.
+"""
 
 import base64
 import json
@@ -12,7 +15,9 @@ from worker.ledger.messages import ADAPT_TASK, IN_TURN, wake_up
 
 
 def wake_up_message(app: Celery, tenant: str, adapter_id: str, queue: str) -> str:
-    """Return a new wake-up for a job, as `app.send_task` would store it in the list `names.wake_ups(queue, IN_TURN)`.
+    """Return a new wake-up for a job, as `app.send_task` would store it.
+
+    It belongs in the list `names.wake_ups(queue, IN_TURN)`.
 
     Celery makes the task and kombu encodes it. Only the envelope that kombu's Redis transport puts around both is written here; a
     test compares it with the one of a message that was sent.
