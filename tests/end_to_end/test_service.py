@@ -182,7 +182,7 @@ def test_metrics_count_jobs_requests_and_stages(service: Served) -> None:
 def test_between_post_and_ready_only_the_steps_of_the_job_write(service: Served) -> None:
     """Read every command that the embedded server gets, and look at those that name the adapter.
 
-    Commands within scripts do not count. Each write of its own would cost a disk write: the wake-up, its acknowledgement, the weights.
+    Commands within scripts do not count. Each other write would cost a disk write: the wake-up, its acknowledgement, the weights.
     """
     client = redis.Redis.from_url(str(url_of(service.log.parent / "data")))
     with client.monitor() as monitor:  # type: ignore[no-untyped-call]
