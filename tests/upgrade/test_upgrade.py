@@ -26,7 +26,7 @@ COMMITS = ("cdc3a26",)
 ADDED = frozenset({"kind", "base_model"})
 """Fields of answers that were added after the oldest of these commits."""
 PREDICTED = 1e-5
-"""Largest difference of two probabilities or losses that counts as rounding."""
+"""Largest difference of two numbers that counts as rounding, whatever their size."""
 ROUNDING, CENTRAL_ROUNDING = 1e-4, 1e-2
 """Largest relative differences that `check_close` accepts as rounding errors.
 
@@ -113,7 +113,7 @@ def check_close(case: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> No
     tolerance = CENTRAL_ROUNDING if "central" in case else ROUNDING
     for name, released in old.items():
         for left, right in zip(_numbers(released), _numbers(new[name]), strict=True):
-            assert math.isclose(left, right, rel_tol=tolerance, abs_tol=1e-9), f"{case}: {name} was {left} and is {right}"
+            assert math.isclose(left, right, rel_tol=tolerance, abs_tol=PREDICTED), f"{case}: {name} was {left} and is {right}"
 
 
 def _numbers(recorded: Any) -> list[float]:
@@ -121,7 +121,7 @@ def _numbers(recorded: Any) -> list[float]:
 
 
 def without_digests(recorded: Any) -> Any:
-    """Return a recording without the digests of weights, which change with rounding when the weights are computed again."""
+    """Return a recording without the digests of weights, which change with rounding."""
     if isinstance(recorded, Mapping):
         return {key: without_digests(value) for key, value in recorded.items() if key != "digest"}
     return [without_digests(value) for value in recorded] if isinstance(recorded, list) else recorded
