@@ -12,7 +12,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
 .PHONY: demo serve test test-long check-gpu lint train-starter train-default search-inner bench-transfer bench-intents bench-banking \
-	bench-predict bench-load bench-stored bench-adapt bench-versions bench-neighbours bench-metagrad bench-papers bench-curves bench-parity mutants faults \
+	bench-predict bench-packing bench-load bench-stored bench-adapt bench-versions bench-neighbours bench-metagrad bench-papers bench-curves bench-parity mutants faults \
 	fuzz-files plots settings secrets certificate check-containers clean
 
 demo: .venv/embedded
@@ -62,6 +62,9 @@ bench-banking: .venv/bench
 
 bench-predict: .venv/dev
 	$(BIN)/python -m benchmarks.predict
+
+bench-packing: .venv/dev
+	$(BIN)/python -m benchmarks.packing
 
 bench-load: .venv/embedded
 	$(BIN)/python -m benchmarks.load
