@@ -1,9 +1,10 @@
 """`make bench-packing`: compare inner loops and meta-gradients on packed rows with the same on padded rows.
 
 Both run in one process and take turns, on the same support sets: 5-way 5- and 10-shot of the shipped task set, alone and 16 at
-once, and with `--data` all 77 classes of BANKING77 with 10 examples each. Padded rows are those of versions before packing: in buckets of
-similar length. The inner loop is that of the initialization `default`, as a worker runs it, without HTTP, queue and store. The
-meta-gradients are those of MAML-LoRA (r=8 on query and value), three inner steps of SGD on a linear head from prototypes.
+once, and with `--data` all 77 classes of BANKING77 with 10 examples each. Padded rows are those of versions before packing: in
+buckets of similar length. The inner loop is that of the initialization `default`, as a worker runs it, without HTTP, queue and
+store. The meta-gradients are those of MAML-LoRA (r=8 on query and value), three inner steps of SGD on a linear head from
+prototypes.
 """
 
 import statistics
