@@ -19,8 +19,7 @@ from torch import Tensor
 
 from metatrain.errors import UnsupportedDelta
 
-_MANY_GROUPS = 8  # below this number, one product for each group is faster than padding
-_MOST_PADDING = 3.0  # the largest ratio of places with padding to tokens at which padding is faster
+_MOST_PADDING = 2.0  # the largest ratio of places with padding to tokens at which padding is faster than a product for each group
 
 
 class Groups(Protocol):
@@ -152,7 +151,7 @@ def token_groups(lengths: Sequence[int], device: torch.device) -> Groups:
     tokens = sum(lengths)
     if len(set(lengths)) == 1:
         return _EqualTokenGroups(len(lengths), tokens)
-    if len(lengths) >= _MANY_GROUPS and len(lengths) * max(lengths) <= _MOST_PADDING * tokens:
+    if len(lengths) * max(lengths) <= _MOST_PADDING * tokens:
         return PaddedGroups(lengths, device)
     return TokenGroups(tuple(lengths))
 

@@ -46,7 +46,7 @@ def test_each_group_uses_its_own_matrix_and_vector(name: str) -> None:
 
 def test_the_form_follows_from_the_lengths() -> None:
     many = [n % 3 + 1 for n in range(20)]
-    assert isinstance(token_groups([2, 3], CPU), TokenGroups)
+    assert isinstance(token_groups([2, 3], CPU), PaddedGroups)
     assert isinstance(token_groups(many, CPU), PaddedGroups)
     assert isinstance(token_groups([*many, 1000], CPU), TokenGroups)  # padding would make it twenty times as large
     assert isinstance(token_groups([7], CPU), RowGroups)
