@@ -138,7 +138,11 @@ def test_a_large_body_gets_the_answers_of_a_small_one(tiny: Base, redis_server: 
 
         assert post(content(lambda body: None)).status_code == 202
         for change, field, expected in (
-            (lambda body: body["support"][399].update(label=3), "support[399].label", "a valid string"),
+            (
+                lambda body: body["support"][399].update(label=3),
+                "support[399].label",
+                "a text; write a class that is a number in quotes",
+            ),
             (lambda body: body["support"][7].update(more=3), "support[7].more", "no such field"),
             (lambda body: body["support"][7].pop("input"), "support[7].input", "a value"),
             (lambda body: body["support"][7].update(input="\ud800"), "support[7].input", "Unicode text without lone surrogates"),
