@@ -1,4 +1,4 @@
-"""`make bench-packing`: compare inner loops and meta-gradients on packed rows with those on padded rows.
+"""`make bench-packing`: compare inner loops and meta-gradients on packed and on padded rows.
 
 Both run in one process and take turns, on the same support sets: 5-way 5- and 10-shot of the shipped task set, alone and 16 at
 once, and with `--data` all 77 classes of BANKING77 with 10 examples each. Padded rows are those of versions before packing: in
