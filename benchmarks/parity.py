@@ -46,7 +46,7 @@ def difference(folder: Path) -> float:
     """
     base = load_base(str(folder), precision="float32", device=torch.device("cpu"))
     described = describe_base(str(folder), precision="float32", device=torch.device("cpu"))
-    ours = base.features(None, base.inputs.collate(base.inputs.encode(TEXTS)))
+    ours = base.features(None, base.collate(base.inputs.encode(TEXTS)))
     assert (described.digest, described.feature_size) == (base.digest, base.feature_size)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # sentence-transformers warns of old keys
