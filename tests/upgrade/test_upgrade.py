@@ -23,7 +23,7 @@ from tests.upgrade.services import served
 
 COMMITS = ("cdc3a26",)
 """Released commits to upgrade from; each has a module `api_COMMIT.py`."""
-ADDED = frozenset({"kind", "base_model"})
+ADDED = frozenset({"kind", "base_model", "replaced_by"})
 """Fields of answers that were added after the oldest of these commits."""
 PREDICTED = 1e-5
 """Largest difference of two numbers that counts as rounding, whatever their size."""
