@@ -84,7 +84,7 @@ class Runtimes:
 
 
 def _onnx_session(plain: Base) -> Any:
-    import onnxruntime  # type: ignore[import-untyped]
+    import onnxruntime
 
     class States(nn.Module):
         def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
