@@ -25,8 +25,13 @@ COMMITS = ("cdc3a26",)
 """Released commits to upgrade from; each has a module `api_COMMIT.py`."""
 ADDED = frozenset({"kind", "base_model", "replaced_by"})
 """Fields of answers that were added after the oldest of these commits."""
-PREDICTED = 1e-5
-"""Largest difference of two numbers that counts as rounding, whatever their size."""
+PREDICTED, ADAPTED = 1e-5, 1e-4
+"""Largest differences of two numbers that count as rounding, whatever their size.
+
+The second limit is for adapters that are computed again: the steps of Adam magnify rounding errors.
+"""
+COMPUTED = ("evicted", "waiting")
+"""The adapters of the data folder that the upgraded service computes, the first one for the second time."""
 ROUNDING, CENTRAL_ROUNDING = 1e-4, 1e-2
 """Largest relative differences that `check_close` accepts as rounding errors.
 
@@ -86,10 +91,10 @@ def copied(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Path(shutil.copytree(data, tmp_path_factory.mktemp("copy") / "data"))
 
 
-def first_difference(old: Any, new: Any, path: str = "") -> str | None:
+def first_difference(old: Any, new: Any, limit: float = PREDICTED, path: str = "") -> str | None:
     """Return the place and both values of the first difference between two recordings, or None.
 
-    Numbers may differ by rounding. Fields in `ADDED` may be missing from `old`.
+    Numbers may differ by `limit`. Fields in `ADDED` may be missing from `old`.
     """
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         new = {key: value for key, value in new.items() if key in old or key not in ADDED}
@@ -97,10 +102,10 @@ def first_difference(old: Any, new: Any, path: str = "") -> str | None:
     elif isinstance(old, (list, tuple)) and isinstance(new, (list, tuple)) and len(old) == len(new):
         places = ((str(i), left, right) for i, (left, right) in enumerate(zip(old, new, strict=True)))
     elif isinstance(old, float) and isinstance(new, float):
-        return None if math.isclose(old, new, rel_tol=0, abs_tol=PREDICTED) else f"{path.lstrip('/')} was {old} and is {new}"
+        return None if math.isclose(old, new, rel_tol=0, abs_tol=limit) else f"{path.lstrip('/')} was {old} and is {new}"
     else:
         return None if old == new else f"{path.lstrip('/')}\n  released: {str(old)[:400]}\n  here:     {str(new)[:400]}"
-    differences = (first_difference(left, right, f"{path}/{key}") for key, left, right in places)
+    differences = (first_difference(left, right, limit, f"{path}/{key}") for key, left, right in places)
     return next((difference for difference in differences if difference is not None), None)
 
 
@@ -127,11 +132,23 @@ def without_digests(recorded: Any) -> Any:
     return [without_digests(value) for value in recorded] if isinstance(recorded, list) else recorded
 
 
-def check_same(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+def check_same(old: Mapping[str, Any], new: Mapping[str, Any], limit: float = PREDICTED) -> None:
     """Fail if two recordings differ. Report the number of differing cases and the first difference."""
-    differing = [key for key in {**old, **new} if first_difference(old.get(key), new.get(key)) is not None]
+    differing = [key for key in {**old, **new} if first_difference(old.get(key), new.get(key), limit) is not None]
     if differing:
-        pytest.fail(f"{len(differing)} of {len({**old, **new})} differ; the first: {first_difference(old, new)}", pytrace=False)
+        first = first_difference(old, new, limit)
+        pytest.fail(f"{len(differing)} of {len({**old, **new})} differ; the first: {first}", pytrace=False)
+
+
+def split_computed(seen: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Split what `observe` returns: what was read from the folder, and the adapters that were computed after the upgrade.
+
+    The second part is without the digests of weights.
+    """
+    views = ("before", "described", "after")
+    kept = {**seen, **{view: {name: row for name, row in seen[view].items() if name not in COMPUTED} for view in views}}
+    computed = {view: {name: row for name, row in seen[view].items() if name in COMPUTED} for view in views}
+    return kept, without_digests(computed)
 
 
 @pytest.mark.long
@@ -153,11 +170,11 @@ def test_a_service_computes_the_same_adapters_and_answers(
     data = copied(secret, tmp_path_factory)
     with served(released[1], data) as url:
         before = record(url)
-    check_same(without_digests(before), without_digests(answers))
+    check_same(without_digests(before), without_digests(answers), ADAPTED)
     with served(ROOT, copied(data, tmp_path_factory)) as url:
         kept, again = record_again(url)
     check_same(before, kept)
-    check_same(without_digests(before), without_digests(again))
+    check_same(without_digests(before), without_digests(again), ADAPTED)
 
 
 @pytest.mark.long
@@ -165,11 +182,17 @@ def test_a_data_folder_is_served_unchanged(released: tuple[str, Path], tmp_path_
     data = tmp_path_factory.mktemp("released") / "data"
     content = make_data_folder(released[1], data)
     new = observe(ROOT, copied(data, tmp_path_factory), content)
-    check_same(observe(released[1], copied(data, tmp_path_factory), content), new)
-    check_same(
-        {name: (view["digest"], view["predictions"]) for name, view in content.described.items() if name != "foreign"},
-        {name: (view["digest"], view["predictions"]) for name, view in new["described"].items() if name != "waiting"},
+    (old_kept, old_computed), (kept, computed) = map(
+        split_computed, (observe(released[1], copied(data, tmp_path_factory), content), new)
     )
+    check_same(old_kept, kept)
+    check_same(old_computed, computed, ADAPTED)
+    shown = {
+        name: (view["digest"], view["predictions"])
+        for name, view in content.described.items()
+        if name not in ("foreign", *COMPUTED)
+    }
+    check_same(shown, {name: (view["digest"], view["predictions"]) for name, view in kept["described"].items()})
     assert new["waiting"] == "ready"
     assert {name: view["status"] for name, view in new["before"].items() if view["status"] != "ready"} == {
         "expired": "expired",
