@@ -57,6 +57,8 @@ class Supervised:
     `rows_at_once`: for a batch of more rows, keep the autograd graph of only this many rows at a time, and compute each part again
     in the backward pass. None: keep the graph of all rows.
 
+    `batch`: the rows of the support sets, if they are in a batch already and every step takes all of them.
+
     Raises AdaptationError if the objective cannot learn from these support sets. Raises ValueError if the tasks have different
     numbers of steps; when serving, different numbers are allowed, but not zero for only some tasks. Raises ValueError if the
     support sets are so large that they are split into parts, and have different numbers of rows.
@@ -76,6 +78,7 @@ class Supervised:
         anchor: float = 0.0,
         serving: bool = False,
         rows_at_once: int | None = None,
+        batch: Batch | None = None,
     ) -> None:
         config = config if serving else config.meta_trained
         self.base, self.kind, self.config = base, kind, config
@@ -99,8 +102,10 @@ class Supervised:
         augmentation = augmentation_for(support, config.augmentation)
         if self.steps:
             self.readout.check(support.targets, augmented=augmentation is not None)
-        self._rows = rows_by_step(base, kind, support, config.rows_per_step, augmentation, seed)
         self._whole = augmentation is None and rows <= config.rows_per_step  # every step takes the whole support set
+        self._rows = rows_by_step(base, kind, support, config.rows_per_step, augmentation, seed)
+        if batch is not None:
+            self._rows = lambda step: (batch, support.targets)
         self._all_rows = {at_once: parts(base, kind, support, at_once=at_once) for at_once in (True, False)}
 
     @property
@@ -132,7 +137,18 @@ class Supervised:
             return None
         steps = [start.steps[t] for t in which]
         support = self.support.only(which)
-        return Supervised(self.base, self.kind, self._make_readout, self.config, support, steps=steps, serving=self.serving)
+        rows = [(row, task) for task, kept in enumerate(self.support.kept(which)) for row in kept]
+        batch = self._rows(0)[0].only({row: (number, task) for number, (row, task) in enumerate(rows)})
+        return Supervised(
+            self.base,
+            self.kind,
+            self._make_readout,
+            self.config,
+            support,
+            steps=steps,
+            serving=self.serving,
+            batch=batch,
+        )
 
     def start(self, outer: Outer) -> Start:
         """Return φ_0: the delta at θ, and the readout's tensors if the inner loop moves them or takes no step.

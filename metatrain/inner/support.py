@@ -34,9 +34,16 @@ class Support(Generic[T]):
 
     def only(self, which: Sequence[int]) -> "Support[T]":
         """Return only the tasks at the indices `which`, without rows that are padding in all of them."""
-        width = self.targets.shape[1]
-        kept = Support([row for t in which for row in self.rows[t * width : (t + 1) * width]], self.targets.only(which))
-        return kept.columns(kept.targets.real().any(0).nonzero()[:, 0])
+        columns = self.columns_of(which)
+        return Support([self.rows[row] for rows in self.kept(which) for row in rows], self.targets.only(which).columns(columns))
+
+    def kept(self, which: Sequence[int]) -> list[list[int]]:
+        """Return the indices of the rows that `only` keeps, for each task in `which`."""
+        return [[t * self.targets.shape[1] + column for column in self.columns_of(which).tolist()] for t in which]
+
+    def columns_of(self, which: Sequence[int]) -> torch.Tensor:
+        """Return the positions of the rows that `only` keeps of each task."""
+        return self.targets.only(which).real().any(0).nonzero()[:, 0]
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
 """A batch of rows, packed without padding, or padded in buckets of similar length."""
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import groupby
 from typing import Protocol
 
 import torch
@@ -79,6 +79,12 @@ class Part(Protocol):
     def split(self, groups: int, most: int) -> list["Part"]:
         """Split into parts of at most `most` rows, or of one row of each of the G = `groups` groups."""
 
+    def only(self, kept: Mapping[int, tuple[int, int]]) -> "Part | None":
+        """Return only some rows, without computing anything again; None if this kind of part has to be built anew.
+
+        `kept`: {index of a row in the caller's order: (its new index, its new group)}. It may name rows of other parts too.
+        """
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -91,6 +97,13 @@ class Batch:
     def size(self) -> int:
         """The number of rows, B."""
         return sum(len(part.rows) for part in self.parts)
+
+    def only(self, kept: Mapping[int, tuple[int, int]]) -> "Batch | None":
+        """Return the batch of only some rows, or None if it has to be built anew; see `Part.only`."""
+        parts = [reduced for part in self.parts if (reduced := part.only(kept)) is not None]
+        if len(parts) < len(self.parts):
+            return None
+        return Batch(tuple(part for part in parts if len(part.rows)), self.pooler)
 
 
 @dataclass(frozen=True)
@@ -135,6 +148,9 @@ class Bucket:
         columns = torch.split(torch.arange(each, device=self.rows.device), max(1, most // groups))
         firsts = each * torch.arange(groups, device=self.rows.device).unsqueeze(1)
         return [self._only((firsts + some).flatten()) for some in columns]
+
+    def only(self, kept: Mapping[int, tuple[int, int]]) -> None:
+        """Return None: other rows may need other buckets, because a bucket has equally many rows of each group."""
 
     def _only(self, index: Tensor) -> "Bucket":
         noise = None if self.noise is None else self.noise[index]
@@ -182,7 +198,7 @@ class Pack:
         used = self.groups if slots is None else [slots[row] for row in self.rows.tolist()]
         if entries == 1:
             used = [0] * len(self.lengths)
-        runs = [(slot, [i for i, _ in run]) for slot, run in groupby(enumerate(used), key=lambda pair: pair[1])]
+        runs = [(slot, [i for i, _ in run]) for slot, run in itertools.groupby(enumerate(used), key=lambda pair: pair[1])]
         groups = token_groups([sum(self.lengths[i] for i in run) for _, run in runs], self.ids.device)
         order = [slot for slot, _ in runs]
         if order == list(range(entries)):
@@ -202,14 +218,20 @@ class Pack:
         return list(torch.split(states[0], list(self.lengths)))
 
     def split(self, groups: int, most: int) -> list[Part]:
-        return [
-            self._only(first, min(first + max(groups, most), len(self.lengths)))
-            for first in range(0, len(self.lengths), max(groups, most))
-        ]
+        rows, each = self.rows.tolist(), max(groups, most)
+        chunks = [slice(first, first + each) for first in range(0, len(rows), each)]
+        return [self._with(range(len(rows))[chunk], rows[chunk], self.groups[chunk]) for chunk in chunks]
 
-    def _only(self, first: int, end: int) -> "Pack":
-        """Return the rows from number `first` to number `end`, which is excluded."""
-        start, stop = sum(self.lengths[:first]), sum(self.lengths[:end])
-        noise = None if self.noise is None else self.noise[:, start:stop]
-        lower = None if self.lower is None else replace(self.lower, states=self.lower.states[:, start:stop])
-        return Pack(self.ids[start:stop], self.lengths[first:end], self.rows[first:end], self.groups[first:end], noise, lower)
+    def only(self, kept: Mapping[int, tuple[int, int]]) -> "Pack":
+        chosen = [(i, *kept[row]) for i, row in enumerate(self.rows.tolist()) if row in kept]
+        return self._with([i for i, _, _ in chosen], [row for _, row, _ in chosen], [group for _, _, group in chosen])
+
+    def _with(self, chosen: Sequence[int], rows: Sequence[int], groups: Sequence[int]) -> "Pack":
+        """Return the rows at the positions `chosen`, with these indices and groups."""
+        ends = list(itertools.accumulate(self.lengths))
+        places = [place for i in chosen for place in range(ends[i] - self.lengths[i], ends[i])]
+        index = torch.tensor(places, dtype=torch.int64, device=self.ids.device)
+        noise = None if self.noise is None else self.noise[:, index]
+        lower = None if self.lower is None else replace(self.lower, states=self.lower.states[:, index])
+        lengths, device = tuple(self.lengths[i] for i in chosen), self.ids.device
+        return Pack(self.ids[index], lengths, torch.tensor(rows, dtype=torch.int64, device=device), tuple(groups), noise, lower)

@@ -196,12 +196,13 @@ class TextInputs:
 
         `groups`: the number of groups of equal size into which `rows` is divided; the rows of a group are consecutive. A row of
         None becomes one padding token that is attended to, so that its features are finite. `packed`: combine the real tokens of
-        the rows in packs of at most `_PACK_TOKENS`; otherwise pad the rows in buckets of similar length.
+        the rows in packs of at most `_PACK_TOKENS`; otherwise pad the rows in buckets of similar length. A single row has no
+        padding, and is computed faster as a bucket.
         """
         pad = self._padding_token
         ids = [[pad] if row is None else list(row.ids) or [pad] for row in rows]
         noise = {i: row.noise for i, row in enumerate(rows) if row is not None and row.noise is not None}
-        parts = self._packs(ids, noise, groups) if packed else self._buckets(ids, noise, groups)
+        parts = self._packs(ids, noise, groups) if packed and len(rows) > 1 else self._buckets(ids, noise, groups)
         return Batch(tuple(parts), self._pooler)
 
     def _packs(self, ids: Sequence[list[int]], noise: Mapping[int, NDArray[np.float32]], groups: int) -> Iterator[Pack]:

@@ -160,6 +160,17 @@ def test_an_adapter_takes_no_forward_pass_that_it_does_not_need(
     assert through == [0, *[1] * passes]
 
 
+@pytest.mark.parametrize("steps", [[1, 4, 2], [3, 3, 3]])
+def test_the_layers_below_the_delta_run_once_even_if_tasks_leave(tiny: Base, steps: list[int | None]) -> None:
+    supports = [pairs(2, 2, 0), pairs(2, 3, 1), pairs(3, 3, 2)]
+    tiny.backbone.below(tiny.collate(tiny.inputs.sample()[:2]), tiny.attach(DELTAS["upper"]))  # checks the model once
+    through: list[int] = []
+    hook = tiny.model.get_submodule("encoder.layer.0").register_forward_hook(lambda *_: through.append(0))
+    adapt(tiny, DELTAS["upper"], CONFIGS["contrastive"], supports, steps)
+    hook.remove()
+    assert len(through) == 1
+
+
 def test_an_adapter_without_steps_has_no_graph_and_no_moments(tiny: Base) -> None:
     delta, config = DELTAS["lora"], CONFIGS["contrastive"]
     support = Encoded(tiny).support([pairs(3, 1, 0)])
