@@ -12,7 +12,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
 .PHONY: demo serve test test-long check-gpu lint train-starter train-default search-inner bench-transfer bench-intents bench-banking \
-	bench-predict bench-packing bench-load bench-stored bench-adapt bench-versions bench-neighbours bench-metagrad bench-papers bench-curves bench-parity mutants faults \
+	bench-predict bench-packing bench-load bench-stored bench-adapt bench-versions bench-neighbours bench-metagrad bench-papers bench-label-words bench-curves bench-parity mutants faults \
 	fuzz-files plots settings secrets certificate check-containers clean
 
 demo: .venv/embedded
@@ -96,6 +96,10 @@ bench-metagrad: .venv/bench
 # Hours on a CPU; MINUTES bounds one call, and the next one goes on.
 bench-papers: .venv/bench
 	$(BIN)/python -m benchmarks.papers --data $(DATA) $(if $(MINUTES),--minutes $(MINUTES))
+
+# Rules for label words on many data sets: some minutes.
+bench-label-words: .venv/dev
+	$(BIN)/python -m benchmarks.label_words --data $(DATA)
 
 # Minutes an algorithm.
 bench-curves: .venv/bench

@@ -268,6 +268,8 @@ class JobRunner:
             size=len(made.content),
             support_loss=made.support_loss,
             timings={"queue": float(claim.waited_ms), **made.timings, "store": store_ms},
+            label_words_used=None if made.label_words is None else made.label_words[0],
+            label_words_gain=None if made.label_words is None else made.label_words[1],
         )
         return outcome, weights
 

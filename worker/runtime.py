@@ -28,7 +28,7 @@ from worker.errors import SettingsError
 from worker.initializations import KnownInitializations
 from worker.kinds.kind import TaskKind
 from worker.kinds.registry import task_kinds
-from worker.ledger.messages import JobRecipe, earlier_queue_names, queue_name
+from worker.ledger.messages import JOB_FORMATS, JobRecipe, earlier_queue_names, queue_name
 from worker.settings import WorkerSettings
 
 
@@ -43,6 +43,11 @@ class MadeAdapter:
     """Duration of each stage of the pass in milliseconds, by stage name."""
     steps_ms: tuple[float, ...]
     """Duration of each inner step that this job took, in milliseconds. All jobs of a pass share their steps."""
+    label_words: tuple[bool, float | None] | None = None
+    """With `label_words: "auto"`: whether the words of the labels were used, and their gain (`metatrain.readouts.label_words`).
+
+    The gain is None if they could not be used.
+    """
 
 
 OnMade = Callable[[int, MadeAdapter | AdaptationError], None]
@@ -62,14 +67,14 @@ class Resident(Generic[B_co]):
     sealing_key: str = ""
     key_ids: tuple[str, ...] = ()
 
-    def queue(self, kind: str) -> str:
-        """Return the queue of new jobs of a task kind on this base model."""
-        return queue_name(self.base.digest, self.base.precision, kind, self.sealing_key)
+    def queue(self, kind: str, job_format: int) -> str:
+        """Return the queue of new jobs of a task kind and format on this base model."""
+        return queue_name(self.base.digest, self.base.precision, kind, job_format, self.sealing_key)
 
     @property
     def queues(self) -> list[str]:
-        """The queues of new jobs of all known task kinds on this base model."""
-        return [self.queue(kind) for kind in task_kinds()]
+        """The queues of new jobs of all known task kinds and formats on this base model."""
+        return [self.queue(kind, job_format) for job_format in JOB_FORMATS for kind in task_kinds()]
 
     @property
     def readable_queues(self) -> list[str]:
@@ -78,9 +83,9 @@ class Resident(Generic[B_co]):
         Their records are encrypted with any of its keys, or not at all.
         """
         others = [self.sealing_key, "", *self.key_ids]
-        return list(
-            dict.fromkeys(queue_name(self.base.digest, self.base.precision, kind, key) for key in others for kind in task_kinds())
-        )
+        each = ((key, job_format, kind) for key in others for job_format in JOB_FORMATS for kind in task_kinds())
+        queues = (queue_name(self.base.digest, self.base.precision, kind, job_format, key) for key, job_format, kind in each)
+        return list(dict.fromkeys(queues))
 
     @property
     def earlier_queues(self) -> list[str]:
@@ -231,7 +236,8 @@ def _made(
     )
     if (name := not_finite({**adapter.delta, **adapter.answering})) is not None:
         return NonFinite(f"{name} is not finite after {len(ended.losses)} inner steps")
-    return MadeAdapter(adapter_to_bytes(adapter), ended.losses, timings, steps_ms[: len(ended.losses)])
+    words = (ended.decided or (False, None)) if recipe.label_words == "auto" else None
+    return MadeAdapter(adapter_to_bytes(adapter), ended.losses, timings, steps_ms[: len(ended.losses)], words)
 
 
 def known_initializations(

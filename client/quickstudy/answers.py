@@ -73,7 +73,8 @@ class Adapter:
     steps: int | None
     """Number of inner steps; None if the inner loop chooses the number and the adapter is not ready yet."""
     seed: int
-    label_words: bool
+    label_words: bool | Literal["auto"]
+    """As requested: True if the words of each label were one more example of it; `auto` if a test decided."""
     precision: str
     attempt: int
     support_loss: tuple[float, ...]
@@ -102,6 +103,10 @@ class Adapter:
     """None if the service does not have the adapter's base model any more."""
     kind: str | None = None
     """The kind of task, such as `text-classification`; None from a service of an earlier version."""
+    label_words_used: bool | None = None
+    """The decision of `auto`; None if there is none, or the adapter is not ready yet."""
+    label_words_gain: float | None = None
+    """How much better than guessing the words alone predict the examples' labels, in nats per example. Above 0 they are used."""
 
 
 @dataclass(frozen=True)

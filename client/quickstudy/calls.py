@@ -45,8 +45,9 @@ class LearnOptions(TypedDict, total=False):
     """Number of inner steps, 0 to 100; None: the initialization's own number."""
     seed: int
     """Seed for the order of minibatches of a large support set."""
-    label_words: bool
-    """Use the words of each label as one more example of the label, such as `card lost` for `card_lost`."""
+    label_words: bool | Literal["auto"]
+    """Use the words of each label as one more example of the label, such as `card lost` for `card_lost`. `auto`, the default: only
+    if a test on the examples shows that the words describe them."""
     ttl_seconds: int | None
     """Seconds until the adapter expires; None: the service's default."""
     name: str | None

@@ -61,10 +61,18 @@ class Encoded:
         batches = [self.base.collate(self.rows([part]), per_token=per_token) for part in parts]
         return torch.cat([self.base.features(delta, batch, updated=updated) for batch in batches])
 
-    def support(self, tasks: Sequence[Pairs]) -> Support[ClassTargets]:
-        """Return the support sets of T classification tasks, each given as (text, class index) pairs."""
-        rows = self.rows([[raw for raw, _ in pairs] for pairs in tasks])
-        return Support(rows, ClassTargets.of(_labels(tasks, self.base.device)))
+    def support(self, tasks: Sequence[Pairs], optional: Sequence[int] = ()) -> Support[ClassTargets]:
+        """Return the support sets of T classification tasks, each given as (text, class index) pairs.
+
+        `optional`: the number of pairs at the end of each task that are optional (`ClassTargets.optional`); () if there are none.
+        """
+        rows, labels = self.rows([[raw for raw, _ in pairs] for pairs in tasks]), _labels(tasks, self.base.device)
+        if not any(optional):
+            return Support(rows, ClassTargets.of(labels))
+        is_optional = torch.zeros_like(labels, dtype=torch.bool)
+        for t, (pairs, count) in enumerate(zip(tasks, optional, strict=True)):
+            is_optional[t, len(pairs) - count : len(pairs)] = True
+        return Support(rows, ClassTargets.of(labels, is_optional))
 
     def query(self, tasks: Sequence[Pairs]) -> Query[ClassTargets]:
         """Return the query sets of T classification tasks, each given as (text, class index) pairs."""

@@ -107,6 +107,7 @@ def trajectory(
         of = max(start.steps) if steps is None else steps
         begun = Point(0, of, start.phi, (), optimizer.start(start.phi) if of else {}, start)
         yield begun
+    tasks = begun.start.tasks or tasks
     seen, start = (outer, begun.start) if second else (outer.detached(), begun.start.detached())
     learned = (*outer.values().values(), *(begun.start.phi.values() if second else ()))
     keeps_graph = torch.is_grad_enabled() and any(t.requires_grad for t in learned)

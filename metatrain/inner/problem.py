@@ -70,18 +70,35 @@ class Outer:
 
 
 @dataclass(frozen=True)
+class Decision:
+    """The decision of a readout about the optional rows of T tasks.
+
+    `used` [T]: True for the tasks that use their optional rows. `evidence` [T]: the number on which it is based; None for
+    a task without optional rows.
+    """
+
+    used: tuple[bool, ...]
+    evidence: tuple[float | None, ...]
+
+
+@dataclass(frozen=True)
 class Start:
     """The start of the inner loop of T tasks: φ_0, and the values that all steps share.
 
     `phi`: φ_0, named tensors [T, …]; the proximal term measures the distance from it. `steps`: the number of steps of each task.
     `shared`: tensors [T, …] that the support losses read besides φ, computed from the same `outer`. `first`: a function from φ and
-    outer to the support loss of step 0, if `Tasks.start` has already run the forward pass at φ_0; otherwise None.
+    outer to the support loss of step 0, if `Tasks.start` has already run the forward pass at φ_0; otherwise None. `features`:
+    those of the support sets at φ_0, [T, M, D] and detached, if they were computed. `tasks`: the tasks with which the loop goes on,
+    if `Tasks.start` has decided not to use some rows; None: the same. `decision`: what it has decided.
     """
 
     phi: dict[str, Tensor]
     steps: tuple[int, ...]
     shared: dict[str, Tensor] = field(default_factory=dict)
     first: Callable[[Leaves, Outer], Tensor] | None = None
+    features: Tensor | None = None
+    tasks: "Tasks | None" = None
+    decision: Decision | None = None
 
     def detached(self) -> "Start":
         """Return the same values, detached from the autograd graph."""
@@ -95,7 +112,7 @@ class Start:
         """
         index = list(which)
         phi, shared = ({name: leaf[index] for name, leaf in leaves.items()} for leaves in (self.phi, self.shared))
-        return Start(phi, tuple(self.steps[t] for t in index), shared)
+        return Start(phi, tuple(self.steps[t] for t in index), shared, decision=self.decision)
 
 
 class Tasks(Protocol):

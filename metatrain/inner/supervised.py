@@ -13,7 +13,7 @@ ANIL: Raghu et al. 2020 (arXiv:1909.09157).
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -62,6 +62,9 @@ class Supervised:
     Raises AdaptationError if the objective cannot learn from these support sets. Raises ValueError if the tasks have different
     numbers of steps; when serving, different numbers are allowed, but not zero for only some tasks. Raises ValueError if the
     support sets are so large that they are split into parts, and have different numbers of rows.
+
+    Rows that the targets call optional are allowed when serving. `start` decides with the readout which tasks use them, and the
+    inner loop goes on with the `Start.tasks` that it returns.
     """
 
     def __init__(
@@ -85,8 +88,11 @@ class Supervised:
         self.support, self.query, self.anchor, self.serving = support, query, anchor, serving
         self.rows_at_once = rows_at_once
         self.count, rows = support.targets.shape
+        if support.targets.is_undecided and not serving:
+            raise ValueError("optional rows need serving=True: meta-training has none")
         self._make_readout, self.readout = readout, readout(config, rows)
-        requested = list(steps) if isinstance(steps, Sequence) else [steps] * self.count
+        self._requested = requested = list(steps) if isinstance(steps, Sequence) else [steps] * self.count
+        self._seed = seed
         sizes = support.targets.sizes
         if not config.moves_head_alone and rows > config.rows_per_step and min(size[0] for size in sizes) < rows:
             unequal = sorted({examples for examples, _ in sizes})
@@ -94,7 +100,7 @@ class Supervised:
         self.planned = tuple(
             config.steps_for(*size) if number is None else number for number, size in zip(requested, sizes, strict=True)
         )
-        if min(self.planned) < self.steps and not (serving and min(self.planned)):
+        if min(self.planned) < self.steps and not serving:
             raise ValueError(f"tasks of one pass must take the same number of steps, got {sorted(set(self.planned))}")
         self._may_be_hard = [
             serving and number is None and config.asks(*size) for number, size in zip(requested, sizes, strict=True)
@@ -158,27 +164,65 @@ class Supervised:
         on θ.
         """
         theta = stack(outer.theta, self.count)
-        head_alone = self.config.moves_head_alone
-        delta = {} if head_alone else {name: leaf.view_as(leaf) for name, leaf in theta.items()}
-        starts_readout = self.readout.moved or not self.steps or head_alone
-        if not starts_readout and not any(self._may_be_hard):
+        delta = {} if self.config.moves_head_alone else {name: leaf.view_as(leaf) for name, leaf in theta.items()}
+        shares_pass = self.serving and self._whole and self.steps > 0 and not self.config.moves_head_alone
+        if not (shares_pass or self._starts_readout or any(self._may_be_hard) or self.support.targets.is_undecided):
             return Start(delta, self.planned)
+        if not shares_pass:
+            return self._start(delta, self._all_features(theta, outer), None, outer)
+        # Nothing is differentiated through the start, so it can share one forward pass with the first step.
+        delta = {name: leaf.detach().requires_grad_() for name, leaf in theta.items()}
+        with torch.enable_grad():
+            attached = self._features(delta, self._rows(0)[0], outer)
+        return self._start(delta, attached.detach(), attached, outer)
+
+    @property
+    def _starts_readout(self) -> bool:
+        """True if φ_0 contains the readout's tensors."""
+        return self.readout.moved or not self.steps or self.config.moves_head_alone
+
+    def _start(self, delta: dict[str, Tensor], features: Tensor, attached: Tensor | None, outer: Outer) -> Start:
+        """Return φ_0, from the support features under θ.
+
+        `attached`: the same features with their autograd graph, if the first step shares their forward pass.
+        """
+        if self.support.targets.is_undecided:
+            return self._start_decided(delta, features, attached, outer)
         first = None
-        if self.serving and self.steps and self._whole and not head_alone:
-            # Nothing is differentiated through the start, so it can share one forward pass with the first step.
-            delta = {name: leaf.detach().requires_grad_() for name, leaf in theta.items()}
-            with torch.enable_grad():
-                batch, targets = self._rows(0)
-                attached_features = self._features(delta, batch, outer)
-            features = attached_features.detach()
+        if attached is not None:
 
             def first(phi: Leaves, outer: Outer) -> Tensor:
-                return self.readout.losses(phi, attached_features, targets, outer)
-        else:
-            features = self._all_features(theta, outer)
+                return self.readout.losses(phi, attached, self.support.targets, outer)
+
         steps = self._steps_by_hardness(features.detach()) if any(self._may_be_hard) else self.planned
-        phi = {**delta, **self.readout.start(features, self.support.targets)} if starts_readout else delta
-        return Start(phi, steps, {"features": features} if head_alone else {}, first)
+        phi = {**delta, **self.readout.start(features, self.support.targets)} if self._starts_readout else delta
+        shared = {"features": features} if self.config.moves_head_alone else {}
+        return Start(phi, steps, shared, first, features.detach())
+
+    def _start_decided(self, delta: dict[str, Tensor], features: Tensor, attached: Tensor | None, outer: Outer) -> Start:
+        """Decide which tasks use their optional rows, and return the start of the tasks without the others."""
+        assert outer.scale is not None
+        decision, targets = self.readout.decide(features.detach(), self.support.targets, outer.scale)
+        decided = Support(self.support.rows, targets)
+        every_task = range(self.count)
+        rows = [(row, task) for task, kept in enumerate(decided.kept(every_task)) for row in kept]
+        whole = {} if not self._whole else {row: (number, task) for number, (row, task) in enumerate(rows)}
+        tasks = Supervised(
+            self.base,
+            self.kind,
+            self._make_readout,
+            self.config,
+            decided.only(every_task),
+            steps=self._requested,
+            seed=self._seed,
+            serving=True,
+            batch=self._rows(0)[0].only(whole) if self._whole else None,
+        )
+        columns = decided.columns_of(every_task).to(features.device)
+        if not tasks.steps:  # the first pass is also the last one, and needs no graph
+            delta, attached = {name: leaf.detach() for name, leaf in delta.items()}, None
+        start = tasks._start(delta, features[:, columns], None if attached is None else attached[:, columns], outer)
+        return replace(start, tasks=tasks, decision=decision)
 
     def _steps_by_hardness(self, features: Tensor) -> tuple[int, ...]:
         """Return the number of steps of each task, increased for hard support sets.
@@ -214,16 +258,18 @@ class Supervised:
             loss = loss + self.anchor * drift.sum(1) / real.sum(1).clamp(min=1)
         return loss, score
 
-    def adapted(self, phi: Leaves, outer: Outer, step: int, *, exact: bool = True) -> Adapted:
+    def adapted(self, phi: Leaves, outer: Outer, step: int, *, exact: bool = True, features: Tensor | None = None) -> Adapted:
         """Return the deltas of φ after `step` inner steps, and the tensors from which the readouts predict.
 
-        `exact`: differentiate the gradient steps that a readout takes itself; otherwise their gradients are constants.
+        `exact`: differentiate the gradient steps that a readout takes itself; otherwise their gradients are constants. `features`:
+        those of the support sets under φ, [T, M, D], if they are known.
         """
         delta = stack(outer.theta, self.count) if self.config.moves_head_alone else self._delta(phi)
-        targets = self.support.targets
-        return Adapted(
-            delta, self.readout.answering(phi, lambda: self._all_features(delta, outer), targets, outer, step, exact=exact)
-        )
+
+        def support_features() -> Tensor:
+            return self._all_features(delta, outer) if features is None else features
+
+        return Adapted(delta, self.readout.answering(phi, support_features, self.support.targets, outer, step, exact=exact))
 
     @cached_property
     def _query_batch(self) -> Batch:

@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from torch import Tensor
 from metatrain.errors import DeadlineExceeded
 from metatrain.inner.loop import Point, deadline_exceeded, trajectory
 from metatrain.inner.optimizers import Optimizer
-from metatrain.inner.problem import Outer
+from metatrain.inner.problem import Decision, Outer
 from metatrain.inner.supervised import Adapted, Supervised
 
 OnStep = Callable[[dict[int, float]], None]
@@ -28,12 +29,13 @@ class Ended:
     """The result of one task after its last step.
 
     `delta`: the adapted delta. `answering`: the tensors from which its readout predicts. `losses`: the support loss before each
-    step.
+    step. `decided`: whether it uses its optional rows, and the evidence for that (`Decision`); None without optional rows.
     """
 
     delta: dict[str, Tensor]
     answering: dict[str, Tensor]
     losses: tuple[float, ...]
+    decided: tuple[bool, float | None] | None = None
 
 
 OnEnded = Callable[[int, Ended | DeadlineExceeded], None]
@@ -79,7 +81,8 @@ def adapt_each(
         for t, place in leaving.places.items():
             delta = {name: leaf[place] for name, leaf in leaving.adapted.delta.items()}
             answering = tasks.readout.own(leaving.adapted.answering, leaving.tasks.support.targets, place)
-            end(t, Ended(delta, answering, tuple(batch.losses[t])))
+            decided = None if batch.decision is None else (batch.decision.used[t], batch.decision.evidence[t])
+            end(t, Ended(delta, answering, tuple(batch.losses[t]), decided))
     for t in batch.numbers:
         end(t, deadline_exceeded(len(batch.losses[t]), batch.steps[t]))
     return [results[t] for t in range(tasks.count)]
@@ -104,7 +107,7 @@ class _Batch:
     """The batch of unfinished tasks of one inner loop. Tasks leave it after their last step.
 
     `numbers`: the tasks in the batch, by their positions. `steps`: the number of steps that each of all tasks takes. `losses`: for
-    each of all tasks, the support loss before each step that it has taken.
+    each of all tasks, the support loss before each step that it has taken. `decision`: about optional rows of all tasks.
     """
 
     def __init__(self, tasks: Supervised, outer: Outer, optimizer: Optimizer) -> None:
@@ -112,6 +115,8 @@ class _Batch:
         self._phi: list[dict[str, Tensor]] = [{} for _ in range(tasks.count)]  # of each of all tasks, after its latest step
         self.numbers = list(range(tasks.count))
         self.steps: tuple[int, ...] = ()
+        self.decision: Decision | None = None
+        self._ended: dict[int, int] = {}  # the tasks without steps, which have ended already
         self.losses: list[list[float]] = [[] for _ in self.numbers]
 
     def run(self, deadline: float = math.inf, on_step: OnStep | None = None) -> Iterator[_Leaving]:
@@ -125,6 +130,9 @@ class _Batch:
             self._take(point, on_step)
             unfinished = [position for position, t in enumerate(self.numbers) if point.step < self.steps[t]]
             is_last = not unfinished or time.monotonic() > deadline
+            if point.step == 0 and not is_last:
+                yield from self._end_without_steps(point)
+                continue
             if len(unfinished) == len(self.numbers) and not is_last:
                 continue
             staying = self._tasks.only(unfinished, point.start) if unfinished else None
@@ -136,9 +144,22 @@ class _Batch:
                 self._tasks = staying
                 points = trajectory(staying, self._outer, self._optimizer, begun=point.only(unfinished))
 
+    def _end_without_steps(self, start: Point) -> Iterator[_Leaving]:
+        """Yield the tasks that take no step.
+
+        They stay in the batch until others leave it, because the first step shares the forward pass of the start.
+        """
+        self._ended = {t: position for position, t in enumerate(self.numbers) if self.steps[t] == 0}
+        if self._ended:
+            with torch.no_grad():
+                adapted = self._tasks.adapted(start.phi, self._outer, 0, exact=False, features=start.start.features)
+            yield _Leaving(self._ended, self._tasks, adapted)
+
     def _take(self, point: Point, on_step: OnStep | None) -> None:
         """Store the tensors and losses of the tasks that have taken the step before `point`, and report it."""
-        self.steps = self.steps or point.start.steps
+        if point.step == 0:
+            self.steps, self.decision = point.start.steps, point.start.decision
+            self._tasks = cast(Supervised, point.start.tasks or self._tasks)
         moved = [(t, position) for position, t in enumerate(self.numbers) if point.step <= self.steps[t]]
         for t, position in moved:
             self._phi[t] = {name: leaf[position] for name, leaf in point.phi.items()}
@@ -154,7 +175,8 @@ class _Batch:
     def _leave(self, unfinished: list[int], point: Point) -> Iterator[_Leaving]:
         """Remove all tasks but those at the positions `unfinished`. Yield them, if there are any."""
         batch, numbers = self._tasks, self.numbers
-        finished = [position for position in range(len(numbers)) if position not in unfinished]
+        is_leaving = [position not in unfinished and t not in self._ended for position, t in enumerate(numbers)]
+        finished = [position for position, leaving in enumerate(is_leaving) if leaving]
         self.numbers = [numbers[position] for position in unfinished]
         if not finished:
             return

@@ -80,9 +80,10 @@ class Part(Protocol):
         """Split into parts of at most `most` rows, or of one row of each of the G = `groups` groups."""
 
     def only(self, kept: Mapping[int, tuple[int, int]]) -> "Part | None":
-        """Return only some rows, without computing anything again; None if this kind of part has to be built anew.
+        """Return only some rows, without computing anything again, or None.
 
-        `kept`: {index of a row in the caller's order: (its new index, its new group)}. It may name rows of other parts too.
+        None means that a part of this kind has to be built anew. `kept`: {index of a row in the caller's order: (its new index,
+        its new group)}. It may name rows of other parts too.
         """
 
 
@@ -150,7 +151,7 @@ class Bucket:
         return [self._only((firsts + some).flatten()) for some in columns]
 
     def only(self, kept: Mapping[int, tuple[int, int]]) -> None:
-        """Return None: other rows may need other buckets, because a bucket has equally many rows of each group."""
+        """Return None, because other rows may need other buckets."""
 
     def _only(self, index: Tensor) -> "Bucket":
         noise = None if self.noise is None else self.noise[index]

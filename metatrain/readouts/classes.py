@@ -22,8 +22,9 @@ from metatrain.errors import AdaptationError, ArtifactError
 from metatrain.inner.config import InnerConfig
 from metatrain.inner.loop import trajectory
 from metatrain.inner.optimizers import Optimizer
-from metatrain.inner.problem import Leaves, Outer, Start
+from metatrain.inner.problem import Decision, Leaves, Outer, Start
 from metatrain.readouts.heads import ABSENT, HEAD_LEAVES, Head, linear_from_prototypes, memberships
+from metatrain.readouts.label_words import decide_label_words
 from metatrain.readouts.objectives import (
     ObjectiveName,
     cross_entropy,
@@ -40,18 +41,27 @@ class ClassTargets:
 
     `labels`: [T, M] int64, −1 for padding. `classes`: C, the number of classes of the largest task. `present`: [T, C] bool, True if
     the task has the class. A subset of the rows keeps `present` of the whole support set, so that a class without a row in the
-    subset still competes with the others.
+    subset still competes with the others. `optional`: [T, M] bool, True for the words of a label, which are used only if they help
+    (`label_words.py`); None if no row is optional.
     """
 
     labels: Tensor
     classes: int
     present: Tensor
+    optional: Tensor | None = None
 
     @classmethod
-    def of(cls, labels: Tensor) -> "ClassTargets":
+    def of(cls, labels: Tensor, optional: Tensor | None = None) -> "ClassTargets":
         """Create the targets of whole support sets from labels [T, M]. C is the largest label plus 1."""
         classes = int(labels.max()) + 1
-        return cls(labels, classes, memberships(labels, classes).sum(1) > 0)
+        return cls(labels, classes, memberships(labels, classes).sum(1) > 0, optional)
+
+    @property
+    def is_undecided(self) -> bool:
+        return self.optional is not None
+
+    def without(self, rows: Tensor) -> "ClassTargets":
+        return replace(self, labels=self.labels.masked_fill(rows, -1), optional=None)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -71,16 +81,20 @@ class ClassTargets:
         return bool(has_partner(self.labels).any(1).all())
 
     def columns(self, index: Tensor) -> "ClassTargets":
-        return replace(self, labels=self.labels[:, index.to(self.labels.device)])
+        index = index.to(self.labels.device)
+        optional = None if self.optional is None else self.optional[:, index]
+        return replace(self, labels=self.labels[:, index], optional=optional)
 
     def only(self, which: Sequence[int]) -> "ClassTargets":
-        return replace(self, labels=self.labels[list(which)], present=self.present[list(which)])
+        optional = None if self.optional is None else self.optional[list(which)]
+        return replace(self, labels=self.labels[list(which)], present=self.present[list(which)], optional=optional)
 
     def real(self) -> Tensor:
         return self.labels >= 0
 
     def repeat(self, times: int) -> "ClassTargets":
-        return replace(self, labels=self.labels.repeat(1, times))
+        optional = None if self.optional is None else self.optional.repeat(1, times)
+        return replace(self, labels=self.labels.repeat(1, times), optional=optional)
 
     def parts(self, count: int, seed: int) -> list[Tensor]:
         return cut(self.labels[0], count, seed)
@@ -130,6 +144,12 @@ class ClassReadout:
             raise AdaptationError(
                 f"the inner objective ({' + '.join(self.objective)}) needs two examples of a class or augmented views, or 0 steps"
             )
+
+    def decide(self, features: Tensor, targets: ClassTargets, scale: Tensor) -> tuple[Decision, ClassTargets]:
+        assert targets.optional is not None
+        decision = decide_label_words(features, targets.labels, targets.optional, scale)
+        used = torch.tensor(decision.used, device=targets.labels.device)
+        return decision, targets.without(targets.optional & ~used.unsqueeze(1))
 
     def start(self, features: Tensor, targets: ClassTargets) -> dict[str, Tensor]:
         head = linear_from_prototypes(features, targets.labels, targets.classes)

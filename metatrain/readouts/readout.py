@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from metatrain.inner.config import InnerConfig
-from metatrain.inner.problem import Leaves, Outer
+from metatrain.inner.problem import Decision, Leaves, Outer
 
 
 class Targets(Protocol):
@@ -33,6 +33,16 @@ class Targets(Protocol):
     @property
     def has_partners(self) -> bool:
         """True if every task has a group with at least two rows."""
+
+    @property
+    def is_undecided(self) -> bool:
+        """True if some rows are optional.
+
+        The readout then decides from the features which tasks use them (`Readout.decide`).
+        """
+
+    def without(self, rows: Tensor) -> Self:
+        """Return the targets with the rows in the mask [T, M] as padding. No row of the result is optional."""
 
     def columns(self, index: Tensor) -> Self:
         """Return the targets with only the rows at positions `index` [m] of each task."""
@@ -84,6 +94,13 @@ class RowTargets:
     def has_partners(self) -> bool:
         return bool((self.mask.sum(1) > 1).all())
 
+    @property
+    def is_undecided(self) -> bool:
+        return False
+
+    def without(self, rows: Tensor) -> Self:
+        return replace(self, mask=self.mask & ~rows)
+
     def columns(self, index: Tensor) -> Self:
         index = index.to(self.mask.device)
         return replace(self, values=self.values[:, index], mask=self.mask[:, index])
@@ -120,6 +137,13 @@ class Readout(Protocol):
         """Raise AdaptationError if the inner objective cannot learn anything from these support sets.
 
         `augmented`: True if the support sets have augmented views.
+        """
+
+    def decide(self, features: Tensor, targets: Any, scale: Tensor) -> tuple[Decision, Any]:
+        """Decide which tasks use their optional rows.
+
+        Returns the decision, and the targets without the rows that are not used. Called only if `targets.is_undecided`.
+        `features`: those of the support rows under θ, detached. `scale`: s.
         """
 
     def start(self, features: Tensor, targets: Any) -> dict[str, Tensor]:
@@ -165,6 +189,9 @@ class MovedReadout:
 
     def check(self, targets: Any, *, augmented: bool) -> None:
         pass
+
+    def decide(self, features: Tensor, targets: Any, scale: Tensor) -> tuple[Decision, Any]:
+        raise NotImplementedError("this readout has no optional rows")
 
     def answering(
         self, phi: Leaves, features: Callable[[], Tensor], targets: Any, outer: Outer, step: int, *, exact: bool

@@ -20,7 +20,7 @@ from service.kinds.registry import http_kinds, kind_of
 from service.settings import ServiceSettings
 from worker.kinds.kind import Canonical
 from worker.kinds.registry import task_kinds
-from worker.ledger.messages import JobRecipe
+from worker.ledger.messages import JobRecipe, LabelWords
 from worker.ledger.notes import Notes
 from worker.ledger.record import Record
 
@@ -55,7 +55,7 @@ class CheckedRequest:
             support=support,
             steps=_steps(self.kind.name, support, self.options, self.init),
             seed=self.options.seed,
-            label_words=self.options.label_words,
+            label_words=_setting_of_label_words(self.kind.name, support, self.options),
             precision=self.deployed.base.precision,
             kind=self.kind.name,
         )
@@ -141,9 +141,25 @@ def _steps(kind: str, support: Sequence[Canonical], options: Options, init: Init
     Returns None if the initialization chooses the number during adaptation, from the accuracy on the support set. Raises
     InvalidRequest if the requested steps could learn nothing, because each label has one example and the objective needs more.
     """
-    rows, groups = task_kinds()[kind].size(support, label_words=options.label_words)
+    (rows, groups), (fewest, _) = (task_kinds()[kind].size(support, label_words=used) for used in _label_words(options))
     if options.steps is None:
-        return None if init.inner.asks(rows, groups) else init.inner.steps_for(rows, groups)
-    if options.steps and rows == groups and not init.inner.teaches_one_shot(len(support)):
+        planned = {init.inner.steps_for(rows, groups), init.inner.steps_for(fewest, groups)}
+        decided_later = len(planned) > 1 or any(init.inner.asks(number, groups) for number in (rows, fewest))
+        return None if decided_later else planned.pop()
+    if options.steps and fewest == groups and not init.inner.teaches_one_shot(len(support)):
         raise InvalidRequest("options.steps", f"0 for one example of each label with initialization {init.name!r}", options.steps)
     return options.steps
+
+
+def _label_words(options: Options) -> tuple[bool, bool]:
+    """Return whether label words may be used, and whether they must be.
+
+    With "auto" the first is true and the second is not, because that is decided during adaptation.
+    """
+    return bool(options.label_words), options.label_words is True
+
+
+def _setting_of_label_words(kind: str, support: Sequence[Canonical], options: Options) -> LabelWords:
+    """Return the requested setting, or False in place of "auto" for a task kind that has no label words."""
+    with_words, without = (task_kinds()[kind].size(support, label_words=used) for used in (True, False))
+    return False if options.label_words == "auto" and with_words == without else options.label_words

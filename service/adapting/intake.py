@@ -172,7 +172,7 @@ def _record_job(request: CheckedRequest, job: _Job, context: AdaptContext) -> tu
     """Record the job, and return the adapter's id, its status and the examples that are truncated."""
     state, tenant = context.state, context.tenant
     ttl_ms = 1000 * (request.ttl_seconds or state.settings.default_ttl_seconds)
-    queue = request.deployed.queue(request.kind.name)
+    queue = request.deployed.queue(job.recipe.summary)
     try:
         status = state.jobs.start(
             tenant,
@@ -216,7 +216,7 @@ def _renew_weights(tenant: str, identity: str, ttl_ms: int, request: CheckedRequ
     """
     record: Record | None = state.records.get(tenant, identity)
     if record is not None and not state.store.keep(tenant, identity, record.fence, None if record.pinned else ttl_ms):
-        state.jobs.readapt(record, "evicted", request.deployed.queue(request.kind.name))
+        state.jobs.readapt(record, "evicted", request.deployed.queue(record.summary))
         return "queued"
     return "ready"
 

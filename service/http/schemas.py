@@ -8,13 +8,21 @@ from itertools import islice
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, create_model, model_validator
+from pydantic_core import PydanticCustomError
 
-from worker.ledger.messages import Status
+from worker.ledger.messages import LabelWords, Status
 
 
 def _integral_float_to_int(value: object) -> object:
     """Convert 3.0 to 3: JSON does not distinguish them. Other values stay as they are."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _bool_or_auto(value: object) -> object:
+    """Refuse 1 and 0, which a `Literal` of Python would accept as True and False."""
+    if isinstance(value, bool) or value == "auto":
+        return value
+    raise PydanticCustomError("bool_or_auto", "Input should be true, false or 'auto'")
 
 
 # This pattern is only documentation. `service/field_checks.py` checks it, with an error that names the field and the value.
@@ -23,6 +31,7 @@ Text = Annotated[str, StringConstraints(strict=True), Field(json_schema_extra={"
 Count = Annotated[int, Field(strict=True, ge=1), BeforeValidator(_integral_float_to_int)]
 Steps = Annotated[int, Field(strict=True, ge=0, le=100), BeforeValidator(_integral_float_to_int)]
 Seed = Annotated[int, Field(strict=True, ge=0, lt=2**31), BeforeValidator(_integral_float_to_int)]
+WordsSetting = Annotated[Literal[True, False, "auto"], BeforeValidator(_bool_or_auto)]
 AdapterId = Annotated[
     str,
     StringConstraints(strict=True, max_length=64, pattern=r"^[a-z0-9]+$"),
@@ -103,11 +112,10 @@ class Options(Body):
     seed: Seed = Field(
         default=0, description="seed of the inner loop's random choices, such as the split of a large support set into parts"
     )
-    label_words: bool = Field(
-        default=False,
-        strict=True,
-        description="also use each label's own words (`card_arrival`: card arrival) as one more example of it; useful if labels "
-        "are meaningful words, most of all with few examples",
+    label_words: WordsSetting = Field(
+        default="auto",
+        description="also use each label's own words (`card_arrival`: card arrival) as one more example of it; `auto`: only if a "
+        "test on the examples shows that the words describe them, which those of codes do not",
     )
 
 
@@ -136,7 +144,7 @@ def concrete(generic: Any, of: Any) -> Any:
 
 
 class AdaptRequest(Body, Generic[E]):
-    model_config = example_body(support=SUPPORT_EXAMPLE, options={"label_words": True}, name="support desk", tags=["english"])
+    model_config = example_body(support=SUPPORT_EXAMPLE, options={"seed": 0}, name="support desk", tags=["english"])
 
     support: Annotated[list[E], Field(fail_fast=True)] = Field(description="labelled examples, one label each")
     initialization: Text = "default"
@@ -288,7 +296,9 @@ class AdapterView(BaseModel):
         examples=4,
         steps=2,
         seed=0,
-        label_words=True,
+        label_words="auto",
+        label_words_used=True,
+        label_words_gain=0.41,
         precision="float32",
         attempt=1,
         support_loss=[0.41, 0.18],
@@ -318,7 +328,12 @@ class AdapterView(BaseModel):
         description="number of inner steps; null until the adapter is ready if accuracy on the support set decides"
     )
     seed: int
-    label_words: bool = Field(description="true if each label's words were one more example of it")
+    label_words: LabelWords = Field(description="as requested: true if each label's words were one more example of it; or `auto`")
+    label_words_used: bool | None = Field(description="the decision of `auto`; null until the adapter is ready, and without `auto`")
+    label_words_gain: float | None = Field(
+        description="the reason for it: how much better than guessing the words alone predict the examples' labels, in nats per "
+        "example; they are used if it is above 0"
+    )
     precision: str = Field(description="number format of the base model: `float32` or `bfloat16`")
     attempt: int = Field(description="number of the job's current or last attempt; 0: none yet")
     support_loss: list[float] = Field(description="loss on the support set before each inner step")

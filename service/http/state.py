@@ -29,6 +29,7 @@ from worker.kinds.kind import TaskKind
 from worker.kinds.registry import task_kinds
 from worker.ledger.aliases import Aliases
 from worker.ledger.audit import AuditLog
+from worker.ledger.messages import RecipeSummary
 from worker.ledger.record import Record
 from worker.ledger.records import Records
 from worker.ledger.weights_cache import WeightStore
@@ -50,9 +51,9 @@ class Deployed:
     def initializations(self) -> dict[str, Initialization]:
         return self.resident.initializations
 
-    def queue(self, kind: str) -> str:
-        """Return the queue of the jobs of a task kind on this base model."""
-        return self.resident.queue(kind)
+    def queue(self, job: RecipeSummary) -> str:
+        """Return the queue of a job on this base model."""
+        return self.resident.queue(job.kind, job.job_format)
 
 
 @dataclass(frozen=True)

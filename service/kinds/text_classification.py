@@ -59,7 +59,7 @@ class TextClassification:
         labels = {example.label for example in support} | {label for _, label in before}
         if not 2 <= len(labels) <= settings.max_labels:
             raise InvalidRequest("support", f"2 to {settings.max_labels} different labels", f"{len(labels)}")
-        if options.label_words:
+        if options.label_words is True:
             _check_label_words(sorted(labels), seen)
 
     def check_seen(self, support: SeenSupport, options: Options) -> None:
@@ -71,7 +71,7 @@ class TextClassification:
             if not example.seen.tokens and example.stored not in on_record:
                 raise InvalidRequest(f"{example.place}.input", SEEN_TEXT, example.stored[0])
         check_distinct(support)
-        if options.label_words:
+        if options.label_words is True:
             _check_seen_label_words(support)
 
     def warnings(self, support: SeenSupport) -> Iterator[Warned]:

@@ -53,7 +53,7 @@ async def answer_parts(
             with fields(adapter=ready.adapter_id, tenant=ready.tenant):
                 log.info("%s", error)
             why: Literal["evicted", "corrupt"] = "corrupt" if isinstance(error, WeightsCorrupt) else "evicted"
-            await in_thread(state.jobs.readapt, ready, why, state.require_deployed(ready).queue(ready.summary.kind))
+            await in_thread(state.jobs.readapt, ready, why, state.require_deployed(ready).queue(ready.summary))
         record = await in_thread(state.records.get, tenant, identity)
     raise Unavailable(f"adapter {identity} is evicted faster than it can be adapted; give the cache more memory")
 

@@ -67,7 +67,7 @@ def _compare(quickstudy: Client, support: Pairs, query: Pairs, right: int, secon
     print(f"\n{'on the same examples':<28} {'accuracy':>9} {'POST to ready':>15}")
     print(f"{'default (meta-learned)':<28} {right / len(query):>9.1%} {seconds:>13.2f} s")
     for name, title, words in (
-        ("default", "default, with label words", True),
+        ("default", "default, without label words", False),
         ("frozen-prototypes", "frozen prototypes", False),
         ("lora-from-zero", "plain LoRA from zero", False),
     ):

@@ -28,7 +28,7 @@ def test_the_demo_adapts_predicts_and_compares() -> None:
     support, query = read_examples()
     assert sum(line.endswith("right") or "WRONG, is " in line for line in done.stdout.splitlines()) == len(query) == 48
     accuracy = {}
-    for title in ("default (meta-learned)", "default, with label words", "frozen prototypes", "plain LoRA from zero"):
+    for title in ("default (meta-learned)", "default, without label words", "frozen prototypes", "plain LoRA from zero"):
         (line,) = [line for line in done.stdout.splitlines() if line.startswith(title)]
         accuracy[title] = float(line.removeprefix(title).split("%")[0])
     assert accuracy["default (meta-learned)"] > accuracy["frozen prototypes"] > 60

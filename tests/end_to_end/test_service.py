@@ -13,6 +13,7 @@ from service.running.standalone import url_of
 from tests.end_to_end.conftest import Served
 from tests.servers import until
 from tests.tiny import WORDS as TINY_WORDS
+from worker.ledger.messages import JOB_FORMATS
 
 SUPPORT = [
     {"input": "close my account", "label": "close"},
@@ -70,8 +71,31 @@ def test_adapt_predict_delete(service: Served) -> None:
     assert adapter not in service.http.get("/adapters").text
 
 
+def test_label_words_decide_for_themselves_and_say_why(service: Served) -> None:
+    """Post examples whose labels describe them, and the same examples with the labels exchanged."""
+    rows = [
+        ("order pizza", "order"),
+        ("please close account", "close account"),
+        ("order pizza now", "order"),
+        ("close my account", "close account"),
+    ]
+    other = {"order": "close account", "close account": "order"}
+    for support, used in ((rows, True), ([(text, other[label]) for text, label in rows], False)):
+        body = {"support": [{"input": text, "label": label} for text, label in support], "initialization": "contrastive"}
+        plain = {**body, "options": {"label_words": used}}
+        adapter, explicit = identity(service, body), identity(service, plain)
+        state, other_state = (service.http.get(f"/adapters/{which}").json() for which in (adapter, explicit))
+        assert adapter != explicit and identity(service, {**body, "options": {"label_words": "auto"}}) == adapter
+        assert (state["label_words"], state["label_words_used"], other_state["label_words"]) == ("auto", used, used)
+        assert (state["label_words_gain"] > 0) is used and state["steps"] == other_state["steps"]
+        answers = [
+            predict(service, which, ["order a pizza"]).json()["predictions"][0]["probabilities"] for which in (adapter, explicit)
+        ]
+        assert answers[0] == pytest.approx(answers[1], abs=1e-3)
+
+
 def test_the_number_of_steps_follows_the_shots(service: Served) -> None:
-    body = {**BODY, "initialization": "contrastive"}
+    body = {**BODY, "initialization": "contrastive", "options": {"label_words": False}}
     single = {**body, "support": [SUPPORT[0], SUPPORT[2], SUPPORT[4]]}
     several = {**body, "support": [*SUPPORT, {"input": "play music", "label": "play"}]}
     named = {**single, "options": {"label_words": True}}
@@ -80,13 +104,14 @@ def test_the_number_of_steps_follows_the_shots(service: Served) -> None:
         state = service.http.get(f"/adapters/{adapter}").json()
         assert len(state["support_loss"]) == state["steps"] == steps
         assert state["label_words"] == (request is named) and state["examples"] == len(request["support"])
+        assert state["label_words_used"] is None and state["label_words_gain"] is None
         [answer] = predict(service, adapter, ["order pizza"]).json()["predictions"]
         assert sum(answer["probabilities"].values()) == pytest.approx(1) and set(answer["probabilities"]) == {
             "close",
             "order",
             "play",
         }
-    refused = adapt(service, {**single, "options": {"steps": 2}})
+    refused = adapt(service, {**single, "options": {"steps": 2, "label_words": False}})
     assert refused.status_code == 422
     detail = "options.steps: expected 0 for one example of each label with initialization 'contrastive', got 2"
     assert refused.json()["detail"] == detail
@@ -169,10 +194,10 @@ def test_metrics_count_jobs_requests_and_stages(service: Served) -> None:
     assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
     after = metric(service, "quickstudy_jobs_accepted_total"), metric(service, 'quickstudy_jobs_ended_total{outcome="ready"}')
     assert after == (before[0] + 1, before[1] + 1)
-    assert metric(service, "quickstudy_records_up") == 1 and metric(service, "quickstudy_workers") == 1
+    assert metric(service, "quickstudy_records_up") == 1 and metric(service, "quickstudy_workers") == len(JOB_FORMATS)
     assert metric(service, "quickstudy_jobs{queue=") == metric(service, "quickstudy_oldest_waiting_job_seconds{") == 0
     waits = [line for line in answer.text.splitlines() if line.startswith("quickstudy_estimated_wait_seconds{")]
-    assert len(waits) == 1 and 'queue="quickstudy.base-' in waits[0]  # a job was measured, and the worker is alive
+    assert len(waits) == len(JOB_FORMATS) and 'queue="quickstudy.base-' in waits[0]  # a job was measured, and the worker is alive
     assert metric(service, 'quickstudy_http_requests_total{method="POST",route="/predict",status="200"}') >= 1
     for stage, least in (("inner_step", 10), ("inner_loop", 1), ("queue", 1), ("store", 1)):
         assert metric(service, f'quickstudy_adapt_stage_seconds_count{{stage="{stage}"}}') >= least
@@ -337,7 +362,8 @@ def examples(**changes: Any) -> list[dict[str, Any]]:
         ({"options": {"steps": -1}}, "options.steps", "greater than or equal to 0"),
         ({"options": {"steps": "3"}}, "options.steps", "a valid integer"),
         ({"options": {"seed": 2**31}}, "options.seed", "less than 2147483648"),
-        ({"options": {"label_words": 1}}, "options.label_words", "a valid boolean"),
+        ({"options": {"label_words": 1}}, "options.label_words", "true, false or 'auto'"),
+        ({"options": {"label_words": "yes"}}, "options.label_words", "true, false or 'auto'"),
         (
             {"support": [*SUPPORT, {"input": "stop it", "label": "Close"}, {"input": "no", "label": "-Close"}], **WORDS},
             "options.label_words",

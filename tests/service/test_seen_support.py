@@ -72,7 +72,7 @@ def put_on_record(minilm: Base, server: RedisServer, pairs: Pairs, **options: An
         steps=0,
         seed=0,
         precision="float32",
-        **options,
+        **{"label_words": "auto", **options},
     )
     identity = adapter_id(records.id_key(), "default", recipe)
     records.accept("default", identity, recipe, 3_600_000, (), queue="q")

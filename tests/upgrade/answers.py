@@ -88,11 +88,16 @@ def client(url: str, key: str = "") -> httpx.Client:
 
 def adapt(http: httpx.Client, path: str, body: Mapping[str, Any], seconds: int = 60) -> dict[str, Any]:
     """Post a request, wait until its adapter is ready, and return the response body."""
-    answer = http.post(path, json=body, headers={"Prefer": f"wait={seconds}"})
+    answer = http.post(path, json=without_label_words(body), headers={"Prefer": f"wait={seconds}"})
     assert answer.status_code == 200, (path, answer.status_code, answer.text)
     content: dict[str, Any] = answer.json()
     assert content["status"] == "ready", content
     return content
+
+
+def without_label_words(body: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the body of a request with no label words, which was the default of released commits."""
+    return {**body, "options": {"label_words": False, **body.get("options", {})}}
 
 
 def describe(http: httpx.Client, adapter: str) -> dict[str, Any]:
@@ -165,8 +170,7 @@ def _requests() -> list[tuple[str, str, dict[str, Any]]]:
 
 
 def _dry_run_warnings(http: httpx.Client, path: str, body: Mapping[str, Any]) -> Any:
-    answer = http.post(
-        path, params={"dry_run": "true"}, json={key: value for key, value in body.items() if key not in ("name", "tags")}
-    )
+    plain = without_label_words({key: value for key, value in body.items() if key not in ("name", "tags")})
+    answer = http.post(path, params={"dry_run": "true"}, json=plain)
     warnings = answer.raise_for_status().json()["warnings"]
     return [warned for warned in warnings if "base model" not in warned["message"]]  # released commits had no warnings about tokens

@@ -23,8 +23,11 @@ from tests.upgrade.services import served
 
 _TWO = {"book_table": 2, "cancel_order": 2, "reset_password": 2}
 _ONCE = {"Idempotency-Key": "an-order-of-the-desk"}
-_WAITING: dict[str, Any] = {"support": examples({"track_parcel": 4, "pay_invoice": 5}), "options": {"seed": 11}}
-_KEPT: dict[str, Any] = {"support": examples(_TWO, first=6)}
+_WAITING: dict[str, Any] = {
+    "support": examples({"track_parcel": 4, "pay_invoice": 5}),
+    "options": {"seed": 11, "label_words": False},
+}
+_KEPT: dict[str, Any] = {"support": examples(_TWO, first=6), "options": {"label_words": False}}
 
 
 @dataclass(frozen=True)

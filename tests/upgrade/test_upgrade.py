@@ -23,7 +23,7 @@ from tests.upgrade.services import served
 
 COMMITS = ("cdc3a26",)
 """Released commits to upgrade from; each has a module `api_COMMIT.py`."""
-ADDED = frozenset({"kind", "base_model", "replaced_by"})
+ADDED = frozenset({"kind", "base_model", "replaced_by", "label_words_used", "label_words_gain"})
 """Fields of answers that were added after the oldest of these commits."""
 PREDICTED, ADAPTED = 1e-5, 1e-4
 """Largest differences of two numbers that count as rounding, whatever their size.
@@ -141,9 +141,9 @@ def check_same(old: Mapping[str, Any], new: Mapping[str, Any], limit: float = PR
 
 
 def split_computed(seen: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Split what `observe` returns: what was read from the folder, and the adapters that were computed after the upgrade.
+    """Split what `observe` returns into what was read from the folder, and what was computed anew.
 
-    The second part is without the digests of weights.
+    The second part has the adapters of `COMPUTED`, and is without the digests of weights.
     """
     views = ("before", "described", "after")
     kept = {**seen, **{view: {name: row for name, row in seen[view].items() if name not in COMPUTED} for view in views}}

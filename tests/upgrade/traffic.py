@@ -122,7 +122,7 @@ class Traffic:
 
     def adapt(self, tenant: str, support: int, *, to: str = "") -> Accepted:
         """Post support set number `support`, and note the adapter that was accepted."""
-        body = {"support": support_set(support), "ttl_seconds": 86_400, "options": {"seed": support}}
+        body = {"support": support_set(support), "ttl_seconds": 86_400, "options": {"seed": support, "label_words": False}}
         answer = self.failover.send("POST", "/adapt", self.keys[tenant], body, to=to)
         if answer.status_code not in (200, 202):
             self._violation(f"POST /adapt was answered {answer.status_code}: {answer.text[:300]}")
@@ -137,7 +137,7 @@ class Traffic:
 
         A repetition must name the same adapter, whatever `default` means by then.
         """
-        body, headers = {"support": support_set(support)}, {"Idempotency-Key": f"once-{support}"}
+        body, headers = {"support": support_set(support), "options": {"label_words": False}}, {"Idempotency-Key": f"once-{support}"}
         answer = self.failover.send("POST", "/adapt", self.keys[tenant], body, headers, to=to)
         identity = answer.json().get("adapter_id", "")
         expected = self.once.setdefault((tenant, support), identity)

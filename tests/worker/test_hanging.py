@@ -68,7 +68,7 @@ def hanging_workers(redis_server: RedisServer, environment: dict[str, str], fold
 def accept(records: Records, redis_server: RedisServer, tiny: Base, seeds: list[int]) -> None:
     """Accept a job for each seed, all with one pass key, and send their wake-ups."""
     init = lora_from_zero(tiny)
-    queue = Resident(tiny, {init.name: init}).queue(TEXT_CLASSIFICATION)
+    queue = Resident(tiny, {init.name: init}).queue(TEXT_CLASSIFICATION, 2)
     app = celery_app(redis_server.url, queue)
     for seed in seeds:
         records.accept("t", f"a{seed}", recipe(tiny, seed=seed), 86_400_000, (), queue=queue)

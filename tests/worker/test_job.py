@@ -179,7 +179,7 @@ def test_a_quiet_tenants_job_is_next_after_the_running_pass(runner: JobRunner, t
 
 def test_the_time_of_a_pass_is_measured_in_the_queue_of_its_job(runner: JobRunner, tiny: Base) -> None:
     """Run a job from the queue of an earlier encryption key, which is not the queue of new jobs."""
-    of_key = f"{runner.runtime.residents[0].queue(TEXT_CLASSIFICATION)}.12345678"
+    of_key = f"{runner.runtime.residents[0].queue(TEXT_CLASSIFICATION, 2)}.12345678"
     worker = JobRunner("w", WorkerSettings(), runner.records, runner.store, runner.runtime, {of_key: ()})
     runner.records.accept("t", "a1", recipe(tiny), 60_000, (), queue=of_key)
     worker.run("t", "a1")

@@ -32,6 +32,38 @@ def test_label_words_add_one_example_of_each_label(runner: JobRunner, tiny: Base
     assert digests[0] == digests[1] != digests[2]
 
 
+def test_label_words_are_used_if_they_predict_the_labels_of_the_examples(runner: JobRunner, tiny: Base) -> None:
+    """Compare "auto" with true and false, for labels that describe their own examples or each other's."""
+    words = {"close": "close_my_account", "order": "orderPizza"}
+    exchanged = {"close": words["order"], "order": words["close"]}
+    for names, expected in ((words, True), (exchanged, False)):
+        support = tuple((text, names[label]) for text, label in SUPPORT[1:])
+        auto = runner.runtime.adapt(recipe(tiny, support=support, steps=None, label_words="auto"))
+        fixed = runner.runtime.adapt(recipe(tiny, support=support, steps=None, label_words=expected))
+        assert auto.label_words is not None and fixed.label_words is None
+        used, gain = auto.label_words
+        assert used is expected and gain is not None and (gain > 0) is expected
+        left, right = (adapter_from_bytes(made.content, tiny) for made in (auto, fixed))
+        for name, leaf in {**left.delta, **left.answering}.items():
+            torch.testing.assert_close(leaf, {**right.delta, **right.answering}[name], rtol=2e-3, atol=2e-4)
+
+
+@pytest.mark.parametrize(
+    "support",
+    [
+        (("close", "a_b"), ("order", "a-b"), ("go", "c")),  # the words of two labels are the same
+        (("b", "a"), ("order", "b"), ("go", "c")),  # the words of a label are an example of another one
+        tuple((f"text {n}", f"label {n % 2}") for n in range(21)),  # more than ten examples of a label
+    ],
+)
+def test_label_words_that_cannot_be_examples_or_cannot_matter_are_not_used(
+    runner: JobRunner, tiny: Base, support: tuple[tuple[str, str], ...]
+) -> None:
+    support = tuple(sorted(support, key=lambda pair: pair[::-1]))
+    auto, fixed = (runner.runtime.adapt(recipe(tiny, support=support, label_words=words)) for words in ("auto", False))
+    assert auto.label_words == (False, None) and auto.content == fixed.content
+
+
 def test_recomputed_weights_are_identical_to_the_bit(runner: JobRunner, tiny: Base) -> None:
     digests = {weights_digest(runner.runtime.adapt(recipe(tiny)).content) for _ in range(3)}
     assert len(digests) == 1

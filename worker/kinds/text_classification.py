@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from worker.ledger.messages import JobRecipe
 
 
+_MOST_SHOTS = 10  # from this mean number of examples of a label on, one more of them does not matter
+
+
 class TextClassification:
     """The task kind for (text, label) pairs. It implements `worker.kinds.kind.TaskKind`."""
 
@@ -47,18 +50,32 @@ class TextClassification:
         """Return the (text, label) pairs that the inner loop trains on.
 
         These are the recipe's examples. If its `label_words` is True, the words of each label are one more example of that label.
+        If it is "auto", they come last too, and are optional; words that would give one text two labels are left out.
         """
-        words = [(label_words(label), label) for label in recipe.labels if recipe.label_words]
-        return [(text, label) for text, label in recipe.support] + words
+        examples: list[tuple[str, str]] = [(text, label) for text, label in recipe.support]
+        words = [(label_words(label), label) for label in recipe.labels]
+        is_used = recipe.label_words is True or (recipe.label_words == "auto" and _may_help(examples, words))
+        return examples + words if is_used else examples
 
     def support(self, recipes: Sequence[JobRecipe], encoded: Encoded) -> Support[Any]:
-        pairs = []
+        pairs, optional = [], []
         for recipe in recipes:
             class_of = {label: c for c, label in enumerate(recipe.labels)}
             pairs.append([(text, class_of[label]) for text, label in self.training_pairs(recipe)])
-        return encoded.support(pairs)
+            optional.append(len(pairs[-1]) - len(recipe.support) if recipe.label_words == "auto" else 0)
+        return encoded.support(pairs, optional)
 
     def baselines(self, base: BaseDescription) -> list[Initialization]:
         from metatrain.artifacts.baselines import frozen_prototypes, lora_from_zero
 
         return [frozen_prototypes(base), lora_from_zero(base)]
+
+
+def _may_help(examples: Sequence[tuple[str, str]], words: Sequence[tuple[str, str]]) -> bool:
+    """Return True if the words of labels can be examples, and if one more example of each can matter.
+
+    They cannot if a text would then have two labels.
+    """
+    label_of = dict(examples)
+    is_distinct = all(label_of.setdefault(text, label) == label for text, label in words)
+    return is_distinct and len(examples) <= _MOST_SHOTS * len(words)

@@ -173,6 +173,10 @@ class Claims:
         written: dict[str, Any] = {"status": outcome.status, "timings": json.dumps(outcome.timings)}
         written |= {"support_loss": json.dumps(outcome.support_loss)}
         written |= {} if outcome.digest is None else {"digest": outcome.digest}
+        if outcome.label_words_used is not None:
+            written["label_words_used"] = int(outcome.label_words_used)
+        if outcome.label_words_gain is not None:
+            written["label_words_gain"] = outcome.label_words_gain
         if outcome.error is not None:
             written["error"] = sealed_field(claim.tenant, claim.adapter_id, "error", outcome.error, self._cipher)
         flat: list[Any] = [part for pair in written.items() for part in pair]

@@ -8,8 +8,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from worker.kinds.registry import task_kinds
 
 ADAPT_TASK = "quickstudy.adapt"
-JOB_FORMAT = 2
-"""The format of the records of jobs. Increase it for records that earlier versions cannot read: they leave such jobs alone."""
+JOB_FORMATS = (2, 3)
+"""The formats of the records of jobs. A job has the lowest one that can express it; workers of earlier versions leave later formats
+alone. 3 adds `label_words: "auto"`."""
+LabelWords = bool | Literal["auto"]
 FIRST, IN_TURN = 0, 3
 """Priorities of wake-ups. Repeated wake-ups are FIRST, because their jobs have waited longest. New ones are IN_TURN."""
 DONE_CHANNEL = "qs:done"
@@ -31,9 +33,14 @@ class RecipeSummary(BaseModel):
     examples: int
     steps: int | None
     seed: int
-    label_words: bool
+    label_words: LabelWords
     precision: str
     kind: str = TEXT_CLASSIFICATION
+
+    @property
+    def job_format(self) -> int:
+        """The format of the job's record, one of `JOB_FORMATS`."""
+        return 3 if self.label_words == "auto" else 2
 
 
 class JobRecipe(BaseModel):
@@ -51,7 +58,10 @@ class JobRecipe(BaseModel):
     support: tuple[tuple[Any, ...], ...] = Field(description="examples as their task kind stores them, such as (input, label)")
     steps: int | None = Field(description="inner steps; None: as many as the initialization sets for this support set")
     seed: int
-    label_words: bool = Field(default=False, description="True: the words of each label are one more example of it")
+    label_words: LabelWords = Field(
+        default=False,
+        description="True: the words of each label are one more example of it; auto: only if a test says that they help",
+    )
     precision: str
     kind: str = Field(default=TEXT_CLASSIFICATION, description="task kind")
 
@@ -67,8 +77,8 @@ class JobRecipe(BaseModel):
 
     @property
     def rows(self) -> int:
-        """The number of rows that the inner loop trains on, including those of label words."""
-        return task_kinds()[self.kind].size(self.support, label_words=self.label_words)[0]
+        """The largest number of rows that the inner loop may train on, including those of label words."""
+        return task_kinds()[self.kind].size(self.support, label_words=bool(self.label_words))[0]
 
     @property
     def pass_key(self) -> str:
@@ -91,17 +101,19 @@ class Outcome(BaseModel):
     error: str | None = None
     support_loss: tuple[float, ...] = ()
     timings: dict[str, float] = Field(default_factory=dict, description="milliseconds by stage")
+    label_words_used: bool | None = Field(default=None, description="the decision of label_words: auto; None: there was none")
+    label_words_gain: float | None = Field(default=None, description="its reason, `metatrain.readouts.label_words.gain`")
 
 
-def queue_name(base_digest: str, precision: str, kind: str, key_id: str = "") -> str:
-    """Return the queue of the jobs of one task kind on one base model.
+def queue_name(base_digest: str, precision: str, kind: str, job_format: int, key_id: str = "") -> str:
+    """Return the queue of the jobs of one task kind and format on one base model.
 
-    Only workers that have the base model, know the kind and can read `JOB_FORMAT` listen to it. `base_digest`: the full base
-    digest, of weights, inputs and precision. `key_id`: the encryption key of the jobs' records, which these workers also have;
-    "" if they are not encrypted.
+    Only workers that have the base model, know the kind and can read the format listen to it. `base_digest`: the full base digest,
+    of weights, inputs and precision. `job_format`: one of `JOB_FORMATS`. `key_id`: the encryption key of the jobs' records, which
+    these workers also have; "" if they are not encrypted.
     """
     key = f".{key_id}" if key_id else ""
-    return f"{_queue_of_base(base_digest, precision)}.{kind}.{JOB_FORMAT}{key}"
+    return f"{_queue_of_base(base_digest, precision)}.{kind}.{job_format}{key}"
 
 
 def with_key(queue: str, key_id: str) -> str:

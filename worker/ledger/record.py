@@ -56,6 +56,8 @@ class Record(BaseModel):
     digest: str | None = None
     error: str | None = None
     timings: dict[str, float] = {}
+    label_words_used: bool | None = None
+    label_words_gain: float | None = None
     name: str | None = None
     tags: tuple[str, ...] = ()
     parent: str | None = None

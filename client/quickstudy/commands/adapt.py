@@ -29,7 +29,11 @@ _OTHER_EXAMPLE = re.compile(r"""(?<!\w)(?:'(?:[^'\\]|\\.)*(?:'|$)|"(?:[^"\\]|\\.
 @click.option("--initialization", metavar="NAME", help="Initialization to adapt from; `quickstudy status` lists them.")
 @click.option("--base-model", metavar="NAME", help="Base model, if the service has several; `quickstudy status` lists them.")
 @click.option("--steps", type=click.IntRange(0, 100), help="Inner steps. Default: the initialization's own.")
-@click.option("--label-words", is_flag=True, help="Use each label's own words as one more example of it.")
+@click.option(
+    "--label-words/--no-label-words",
+    default=None,
+    help="Use each label's own words as one more example of it, or not. Default: a test on the examples decides.",
+)
 @click.option("--name", help="Name of the adapter in lists.")
 @click.option("--tag", "tags", multiple=True, help="Tag of the adapter; may be given more than once.")
 @click.option("--ttl", type=click.IntRange(1), metavar="SECONDS", help="Seconds that the adapter is kept.")
@@ -46,7 +50,7 @@ def adapt(
     initialization: str | None,
     base_model: str | None,
     steps: int | None,
-    label_words: bool,
+    label_words: bool | None,
     name: str | None,
     tags: tuple[str, ...],
     ttl: int | None,
@@ -80,7 +84,12 @@ def adapt(
 
 
 def _options(
-    initialization: str | None, steps: int | None, label_words: bool, name: str | None, tags: tuple[str, ...], ttl: int | None
+    initialization: str | None,
+    steps: int | None,
+    label_words: bool | None,
+    name: str | None,
+    tags: tuple[str, ...],
+    ttl: int | None,
 ) -> AdaptOptions:
     """Return the options that were given. The service's defaults apply to the others."""
     options: AdaptOptions = {"name": name, "ttl_seconds": ttl}
@@ -88,8 +97,8 @@ def _options(
         options["initialization"] = initialization
     if steps is not None:
         options["steps"] = steps
-    if label_words:
-        options["label_words"] = True
+    if label_words is not None:
+        options["label_words"] = label_words
     if tags:
         options["tags"] = tags
     return options

@@ -99,13 +99,41 @@ def test_each_task_gives_the_result_that_it_gives_alone(tiny: Base, delta: str, 
     check()
 
 
-def test_tasks_without_steps_share_a_pass_only_with_each_other(tiny: Base) -> None:
-    supports = [pairs(3, 2, 0), pairs(2, 3, 1)]
-    config, delta = CONFIGS["contrastive"], DELTAS["lora"]
-    for support, found in zip(supports, adapt(tiny, delta, config, supports, [0, 0]), strict=True):
-        assert_close(found, adapt(tiny, delta, config, [support], [0])[0])
-    with pytest.raises(ValueError, match=r"must take the same number of steps, got \[0, 2\]"):
-        adapt(tiny, delta, config, supports, [0, 2])
+@pytest.mark.parametrize("config", CONFIGS)
+def test_tasks_without_steps_share_a_pass_with_others(tiny: Base, config: str) -> None:
+    supports, delta = [pairs(3, 2, 0), pairs(2, 3, 1), pairs(2, 2, 2)], DELTAS["head" if config == "head alone" else "lora"]
+    tried: list[list[int | None]] = [[0, 0, 0], [0, 2, 1], [3, 0, 3]]
+    for steps in tried:
+        for support, number, found in zip(supports, steps, adapt(tiny, delta, CONFIGS[config], supports, steps), strict=True):
+            assert_close(found, adapt(tiny, delta, CONFIGS[config], [support], [number])[0])
+
+
+@pytest.mark.parametrize("delta", ["lora", "upper", "prefix"])
+@pytest.mark.parametrize("config", ["cross-entropy", "contrastive", "hard steps", "leave-one-out"])
+def test_optional_rows_are_used_or_left_out_as_the_readout_decides(tiny: Base, delta: str, config: str) -> None:
+    """Compare tasks with optional rows to tasks that have them as examples, or not at all."""
+    supports = [
+        pairs(classes, shots, seed) for seed, (classes, shots) in enumerate([(3, 1), (2, 3), (2, 1), (4, 2), (3, 1), (2, 2)])
+    ]
+    # Those of every second task are words of its own examples, those of the others belong to the next class.
+    words = []
+    for seed, pairs_of_task in enumerate(supports):
+        text_of, classes = {c: text for text, c in pairs_of_task}, 1 + max(c for _, c in pairs_of_task)
+        words.append([(f"{text_of[(c + seed % 2) % classes]} {WORDS.split()[7 * c + seed]}", c) for c in range(classes)])
+    optional, kind = [len(rows) for rows in words[:-1]] + [0], tiny.attach(DELTAS[delta])
+    rows = Encoded(tiny).support(
+        [pairs + more for pairs, more in zip(supports[:-1], words, strict=False)] + supports[-1:], optional
+    )
+    tasks = Supervised(tiny, kind, ClassReadout, CONFIGS[config], rows, serving=True)
+    found = adapt_each(tasks, outer(tiny, DELTAS[delta], CONFIGS[config]), CONFIGS[config].update)
+    decisions = []
+    for support, more, result in zip(supports, words, found, strict=True):
+        assert isinstance(result, Ended) and result.decided is not None
+        used, evidence = result.decided
+        decisions.append(used)
+        assert used == (evidence is not None and evidence > 0)
+        assert_close(result, adapt(tiny, DELTAS[delta], CONFIGS[config], [support + more if used else support], [None])[0])
+    assert {True, False} == set(decisions)
 
 
 # In each step, all unfinished tasks are padded to the largest of them. That is three tasks of 9 rows, then two of 9, then one of 6,

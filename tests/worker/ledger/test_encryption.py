@@ -249,7 +249,7 @@ def test_a_worker_without_the_key_leaves_a_job_alone(redis_client: "redis.Redis"
 
 
 def test_jobs_of_a_key_have_a_queue_that_earlier_versions_do_not_know() -> None:
-    assert queue_name("b" * 64, "float32", "k", FIRST.identity) == queue_name("b" * 64, "float32", "k") + f".{FIRST.identity}"
+    assert queue_name("b" * 64, "float32", "k", 2, FIRST.identity) == queue_name("b" * 64, "float32", "k", 2) + f".{FIRST.identity}"
 
 
 def test_weights_that_were_moved_or_changed_are_discarded_and_those_of_another_key_are_not(redis_client: "redis.Redis") -> None:

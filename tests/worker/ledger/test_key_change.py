@@ -23,7 +23,7 @@ CHANGES = pytest.mark.parametrize(
 
 
 def queue(key_id: str) -> str:
-    return queue_name("b" * 64, "float32", RECIPE.kind, key_id)
+    return queue_name("b" * 64, "float32", RECIPE.kind, RECIPE.summary.job_format, key_id)
 
 
 def claimant(cipher: Cipher, attempts: int = 3) -> Claimant:
