@@ -1,9 +1,9 @@
 """`make bench-label-words`: compare rules that decide whether the words of the labels are used as examples.
 
 Prototypes on the features of the shipped default, without inner steps, on episodes of the data sets in `--data`. The labels are the
-true ones, the true ones in another order, those of other classes, codes, or the first three letters of each word. The loss of a
-rule in a cell (data set, labels, ways, shots) is the accuracy of the better one of "never" and "always" minus its own, in points. A loss
-can be below zero, because a rule decides for each episode. The benchmark takes some minutes.
+true ones, the true ones in another order, those of other classes, codes, or the first three letters of each word. A cell is a data
+set with a kind of labels and a number of ways and shots. The loss of a rule in a cell is the accuracy of the better one of "never"
+and "always" minus its own, in points. It can be below zero, because a rule decides for each episode.
 
 The default was trained on most of these data, so the accuracies themselves mean nothing; the four sets in `FAR` are unseen.
 """
