@@ -1,4 +1,4 @@
-"""`make bench-label-words`: compare rules that decide whether the words of the labels are used as examples.
+"""`make bench-label-words`: compare rules that decide whether label words are used as examples.
 
 Prototypes on the features of the shipped default, without inner steps, on episodes of the data sets in `--data`. The labels are the
 true ones, the true ones in another order, those of other classes, codes, or the first three letters of each word. A cell is a data
@@ -41,7 +41,10 @@ Cell = tuple[str, str, int, int]
 
 @dataclass(frozen=True)
 class Features:
-    """The features of a data set: `texts` [C, n, D] of n texts of each class, and `words` of the labels of each kind [C, D]."""
+    """The features of a data set.
+
+    `texts` [C, n, D]: those of n texts of each class. `words`: those of the labels of each kind, [C, D].
+    """
 
     texts: Tensor
     words: dict[str, Tensor]
@@ -49,7 +52,7 @@ class Features:
 
 @dataclass(frozen=True)
 class Scores:
-    """What the rules read from one support set."""
+    """The scores of one support set that the rules read."""
 
     gain: float
     z: float
@@ -66,6 +69,7 @@ RULES: dict[str, Callable[[Scores], bool]] = {
     "mean margin > 0.02": lambda s: s.margin > 0.02,
     "gain > 0.2": lambda s: s.gain > 0.2,
     "gain > 0.1": lambda s: s.gain > 0.1,
+    "gain > 0.05": lambda s: s.gain > 0.05,
     "gain > 0": lambda s: s.gain > 0,
 }
 

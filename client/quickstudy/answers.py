@@ -74,7 +74,7 @@ class Adapter:
     """Number of inner steps; None if the inner loop chooses the number and the adapter is not ready yet."""
     seed: int
     label_words: bool | Literal["auto"]
-    """As requested: True if the words of each label were one more example of it; `auto` if a test decided."""
+    """The requested setting."""
     precision: str
     attempt: int
     support_loss: tuple[float, ...]
@@ -104,9 +104,12 @@ class Adapter:
     kind: str | None = None
     """The kind of task, such as `text-classification`; None from a service of an earlier version."""
     label_words_used: bool | None = None
-    """The decision of `auto`; None if there is none, or the adapter is not ready yet."""
+    """Whether each label's own words are one more example of it; None until the setting `auto` has decided."""
     label_words_gain: float | None = None
-    """How much better than guessing the words alone predict the examples' labels, in nats per example. Above 0 they are used."""
+    """Of `auto`: how much better than guessing the words alone predict the examples' labels, in nats per example.
+
+    They are used if it is above 0.05. None if they cannot be examples, or if there are ten examples of a label already.
+    """
 
 
 @dataclass(frozen=True)

@@ -57,11 +57,11 @@ class Supervised:
     `rows_at_once`: for a batch of more rows, keep the autograd graph of only this many rows at a time, and compute each part again
     in the backward pass. None: keep the graph of all rows.
 
-    `batch`: the rows of the support sets, if they are in a batch already and every step takes all of them.
+    `batch`: the rows of the support sets, if they are in a batch already. It is used if every step takes all of them.
 
     Raises AdaptationError if the objective cannot learn from these support sets. Raises ValueError if the tasks have different
-    numbers of steps; when serving, different numbers are allowed, but not zero for only some tasks. Raises ValueError if the
-    support sets are so large that they are split into parts, and have different numbers of rows.
+    numbers of steps and `serving` is False, or if the support sets are so large that they are split into parts, and have different
+    numbers of rows.
 
     Rows that the targets call optional are allowed when serving. `start` decides with the readout which tasks use them, and the
     inner loop goes on with the `Start.tasks` that it returns.
@@ -106,11 +106,12 @@ class Supervised:
             serving and number is None and config.asks(*size) for number, size in zip(requested, sizes, strict=True)
         ]
         augmentation = augmentation_for(support, config.augmentation)
-        if self.steps:
-            self.readout.check(support.targets, augmented=augmentation is not None)
+        stepping = [t for t, number in enumerate(self.planned) if number]
+        if stepping:
+            self.readout.check(support.targets.only(stepping), augmented=augmentation is not None)
         self._whole = augmentation is None and rows <= config.rows_per_step  # every step takes the whole support set
         self._rows = rows_by_step(base, kind, support, config.rows_per_step, augmentation, seed)
-        if batch is not None:
+        if batch is not None and self._whole:
             self._rows = lambda step: (batch, support.targets)
         self._all_rows = {at_once: parts(base, kind, support, at_once=at_once) for at_once in (True, False)}
 
@@ -206,7 +207,7 @@ class Supervised:
         decided = Support(self.support.rows, targets)
         every_task = range(self.count)
         rows = [(row, task) for task, kept in enumerate(decided.kept(every_task)) for row in kept]
-        whole = {} if not self._whole else {row: (number, task) for number, (row, task) in enumerate(rows)}
+        kept = {row: (number, task) for number, (row, task) in enumerate(rows)}
         tasks = Supervised(
             self.base,
             self.kind,
@@ -216,10 +217,10 @@ class Supervised:
             steps=self._requested,
             seed=self._seed,
             serving=True,
-            batch=self._rows(0)[0].only(whole) if self._whole else None,
+            batch=self._rows(0)[0].only(kept) if self._whole else None,
         )
         columns = decided.columns_of(every_task).to(features.device)
-        if not tasks.steps:  # the first pass is also the last one, and needs no graph
+        if not (tasks.steps and tasks._whole):  # no step takes the rows of this pass as they are, so its graph is not needed
             delta, attached = {name: leaf.detach() for name, leaf in delta.items()}, None
         start = tasks._start(delta, features[:, columns], None if attached is None else attached[:, columns], outer)
         return replace(start, tasks=tasks, decision=decision)

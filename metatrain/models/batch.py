@@ -187,7 +187,17 @@ class Pack:
     def arguments(self, first_position: int) -> dict[str, Tensor]:
         # The mask has no padding. Without one, a causal architecture would look for the rows itself.
         ids = self.ids.unsqueeze(0)
-        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "position_ids": self._positions + first_position}
+        positions = self._positions if first_position == 0 else self._positions_after_padding(first_position)
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "position_ids": positions}
+
+    def _positions_after_padding(self, first_position: int) -> Tensor:
+        """Return the positions of an architecture that does not count padding tokens.
+
+        This includes padding tokens that a text contains literally, as in `create_position_ids_from_input_ids` of transformers'
+        RoBERTa. Their id and their position are `first_position` − 1.
+        """
+        counts = torch.cat([(row != first_position - 1).cumsum(0) for row in torch.split(self.ids, list(self.lengths))])
+        return (counts * (self.ids != first_position - 1)).unsqueeze(0) + first_position - 1
 
     def with_lower(self, lower: Lower) -> "Pack":
         return replace(self, lower=lower)

@@ -5,8 +5,8 @@ the features w_c. As a zero-shot classifier of the M examples, they gain on gues
 
     gain = 1/M Σ_i log softmax_c( s · f_i · w_c )[y_i] + log C          in nats
 
-They are used if gain > 0: if they alone predict the labels of the examples better than guessing does. There is nothing to fit, and
-the rule holds for two labels with one example each, where a permutation test has only two permutations and can show nothing.
+They are used if this gain is more than `LEAST_GAIN`: if they alone predict the labels of the examples better than guessing does.
+The rule works for two labels with one example each, where a permutation test has only two permutations and can show nothing.
 docs/decisions/0022 compares it with such a test and with thresholds on margins.
 """
 
@@ -16,6 +16,9 @@ import torch
 from torch import Tensor
 
 from metatrain.inner.problem import Decision
+
+LEAST_GAIN = 0.05
+"""In nats per example. Values from 0 to 0.1 choose equally well; above 0, rounding and codes are less often taken for help."""
 
 
 def decide_label_words(features: Tensor, labels: Tensor, words: Tensor, scale: Tensor) -> Decision:
@@ -31,7 +34,7 @@ def decide_label_words(features: Tensor, labels: Tensor, words: Tensor, scale: T
         else None
         for f, y, is_words in zip(features, labels, words, strict=True)
     ]
-    return Decision(tuple(value is not None and value > 0 for value in gains), tuple(gains))
+    return Decision(tuple(value is not None and value > LEAST_GAIN for value in gains), tuple(gains))
 
 
 def gain(features: Tensor, labels: Tensor, words: Tensor, scale: Tensor) -> float:

@@ -147,7 +147,8 @@ def _steps(kind: str, support: Sequence[Canonical], options: Options, init: Init
         decided_later = len(planned) > 1 or any(init.inner.asks(number, groups) for number in (rows, fewest))
         return None if decided_later else planned.pop()
     if options.steps and fewest == groups and not init.inner.teaches_one_shot(len(support)):
-        raise InvalidRequest("options.steps", f"0 for one example of each label with initialization {init.name!r}", options.steps)
+        expected = f"0 for one example of each label with initialization {init.name!r}, or label_words: true with it"
+        raise InvalidRequest("options.steps", expected, options.steps)
     return options.steps
 
 

@@ -114,8 +114,8 @@ class Options(Body):
     )
     label_words: WordsSetting = Field(
         default="auto",
-        description="also use each label's own words (`card_arrival`: card arrival) as one more example of it; `auto`: only if a "
-        "test on the examples shows that the words describe them, which those of codes do not",
+        description="also use each label's own words (`card_arrival`: card arrival) as one more example of it; `auto`: only if "
+        "the words alone predict the examples' labels better than guessing, which codes seldom do",
     )
 
 
@@ -328,11 +328,14 @@ class AdapterView(BaseModel):
         description="number of inner steps; null until the adapter is ready if accuracy on the support set decides"
     )
     seed: int
-    label_words: LabelWords = Field(description="as requested: true if each label's words were one more example of it; or `auto`")
-    label_words_used: bool | None = Field(description="the decision of `auto`; null until the adapter is ready, and without `auto`")
+    label_words: LabelWords = Field(description="the requested setting")
+    label_words_used: bool | None = Field(
+        description="whether each label's own words are one more example of it; null until the setting `auto` has decided"
+    )
     label_words_gain: float | None = Field(
-        description="the reason for it: how much better than guessing the words alone predict the examples' labels, in nats per "
-        "example; they are used if it is above 0"
+        description="of `auto`: how much better than guessing the words alone predict the examples' labels, in nats per example; "
+        "they are used if it is above 0.05; null if they cannot be examples (two labels have the same words for the base model) or "
+        "one more example would not matter (ten examples of a label, on average)"
     )
     precision: str = Field(description="number format of the base model: `float32` or `bfloat16`")
     attempt: int = Field(description="number of the job's current or last attempt; 0: none yet")

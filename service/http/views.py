@@ -48,7 +48,7 @@ def view(record: Record, state: ServiceState) -> AdapterView:
         steps=steps if record.summary.steps is None else record.summary.steps,
         seed=record.summary.seed,
         label_words=record.summary.label_words,
-        label_words_used=record.label_words_used,
+        label_words_used=record.label_words_used if record.summary.label_words == "auto" else record.summary.label_words,
         label_words_gain=record.label_words_gain,
         precision=record.summary.precision,
         attempt=record.attempt,

@@ -42,7 +42,7 @@ def test_label_words_are_used_if_they_predict_the_labels_of_the_examples(runner:
         fixed = runner.runtime.adapt(recipe(tiny, support=support, steps=None, label_words=expected))
         assert auto.label_words is not None and fixed.label_words is None
         used, gain = auto.label_words
-        assert used is expected and gain is not None and (gain > 0) is expected
+        assert used is expected and gain is not None and (gain > 0.05) is expected
         left, right = (adapter_from_bytes(made.content, tiny) for made in (auto, fixed))
         for name, leaf in {**left.delta, **left.answering}.items():
             torch.testing.assert_close(leaf, {**right.delta, **right.answering}[name], rtol=2e-3, atol=2e-4)
@@ -52,8 +52,10 @@ def test_label_words_are_used_if_they_predict_the_labels_of_the_examples(runner:
     "support",
     [
         (("close", "a_b"), ("order", "a-b"), ("go", "c")),  # the words of two labels are the same
+        (("order  pizza", "go"), ("go", "order_pizza"), ("stop", "c")),  # the base model sees the same words
+        (("order", "日"), ("go", "c")),  # it knows no word of a label, and sees the same in each unknown one
         (("b", "a"), ("order", "b"), ("go", "c")),  # the words of a label are an example of another one
-        tuple((f"text {n}", f"label {n % 2}") for n in range(21)),  # more than ten examples of a label
+        tuple((f"text {n}", f"label {n % 2}") for n in range(20)),  # ten examples of a label
     ],
 )
 def test_label_words_that_cannot_be_examples_or_cannot_matter_are_not_used(

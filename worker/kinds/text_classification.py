@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from worker.ledger.messages import JobRecipe
 
 
-_MOST_SHOTS = 10  # from this mean number of examples of a label on, one more of them does not matter
+_MANY_SHOTS = 10  # from this mean number of examples of a label on, one more of them does not matter
 
 
 class TextClassification:
@@ -46,23 +46,21 @@ class TextClassification:
         labels = len({label for _, label in support})
         return len(support) + labels * label_words, labels
 
-    def training_pairs(self, recipe: JobRecipe) -> list[tuple[str, str]]:
-        """Return the (text, label) pairs that the inner loop trains on.
-
-        These are the recipe's examples. If its `label_words` is True, the words of each label are one more example of that label.
-        If it is "auto", they come last too, and are optional; words that would give one text two labels are left out.
-        """
-        examples: list[tuple[str, str]] = [(text, label) for text, label in recipe.support]
-        words = [(label_words(label), label) for label in recipe.labels]
-        is_used = recipe.label_words is True or (recipe.label_words == "auto" and _may_help(examples, words))
-        return examples + words if is_used else examples
-
     def support(self, recipes: Sequence[JobRecipe], encoded: Encoded) -> Support[Any]:
+        """Encode the examples of the jobs, followed by the words of their labels.
+
+        With `label_words: "auto"` the words are optional: the inner loop decides whether to use them.
+        """
         pairs, optional = [], []
         for recipe in recipes:
             class_of = {label: c for c, label in enumerate(recipe.labels)}
-            pairs.append([(text, class_of[label]) for text, label in self.training_pairs(recipe)])
-            optional.append(len(pairs[-1]) - len(recipe.support) if recipe.label_words == "auto" else 0)
+            examples = [(text, class_of[label]) for text, label in recipe.support]
+            words = [(label_words(label), c) for label, c in class_of.items()]
+            is_optional = recipe.label_words == "auto"
+            if not recipe.label_words or (is_optional and not _may_help(examples, words, encoded)):
+                words = []
+            pairs.append(examples + words)
+            optional.append(len(words) if is_optional else 0)
         return encoded.support(pairs, optional)
 
     def baselines(self, base: BaseDescription) -> list[Initialization]:
@@ -71,11 +69,15 @@ class TextClassification:
         return [frozen_prototypes(base), lora_from_zero(base)]
 
 
-def _may_help(examples: Sequence[tuple[str, str]], words: Sequence[tuple[str, str]]) -> bool:
+def _may_help(examples: Sequence[tuple[str, int]], words: Sequence[tuple[str, int]], encoded: Encoded) -> bool:
     """Return True if the words of labels can be examples, and if one more example of each can matter.
 
-    They cannot if a text would then have two labels.
+    They cannot if the base model would see the same text with two labels, or nothing of the words of a label.
     """
-    label_of = dict(examples)
-    is_distinct = all(label_of.setdefault(text, label) == label for text, label in words)
-    return is_distinct and len(examples) <= _MOST_SHOTS * len(words)
+    if len(examples) >= _MANY_SHOTS * len(words):
+        return False
+    rows = encoded.rows([[text for text, _ in (*examples, *words)]])
+    seen = [encoded.base.inputs.seen(row) for row in rows]
+    of_examples, of_words = seen[: len(examples)], seen[len(examples) :]
+    class_of = {each.content: c for each, (_, c) in zip(of_examples, examples, strict=True)}
+    return all(each.tokens > 0 and class_of.setdefault(each.content, c) == c for each, (_, c) in zip(of_words, words, strict=True))

@@ -18,7 +18,9 @@ from metatrain.inner.problem import Outer, start_rates
 from metatrain.inner.supervised import Supervised
 from metatrain.inner.together import Ended, adapt_each
 from metatrain.models.base import Base
+from metatrain.models.inputs.augment import Augmentation
 from metatrain.readouts.classes import ClassReadout
+from metatrain.readouts.label_words import LEAST_GAIN
 from tests.tiny import WORDS, rows_through
 
 CONTRASTIVE: dict[str, Any] = {"objective": {"supervised_contrastive": 1.0}, "head": "prototypes", "steps_by_shots": {1: 0, 2: 2}}
@@ -131,9 +133,36 @@ def test_optional_rows_are_used_or_left_out_as_the_readout_decides(tiny: Base, d
         assert isinstance(result, Ended) and result.decided is not None
         used, evidence = result.decided
         decisions.append(used)
-        assert used == (evidence is not None and evidence > 0)
+        assert used == (evidence is not None and evidence > LEAST_GAIN)
         assert_close(result, adapt(tiny, DELTAS[delta], CONFIGS[config], [support + more if used else support], [None])[0])
     assert {True, False} == set(decisions)
+
+
+def test_a_task_left_without_steps_by_its_decision_shares_a_pass_with_others(tiny: Base) -> None:
+    """Give one task of one-shot classes helpful words and the other one words of each other's classes.
+
+    The contrastive objective cannot learn from the second one, which takes no step.
+    """
+    support, config = pairs(2, 1, 0), CONFIGS["contrastive"]
+    words = [[(f"{text} {WORDS.split()[-1]}", c if own else 1 - c) for text, c in support] for own in (True, False)]
+    rows = Encoded(tiny).support([support + sorted(more, key=lambda pair: pair[1]) for more in words], [2, 2])
+    tasks = Supervised(tiny, tiny.attach(DELTAS["lora"]), ClassReadout, config, rows, serving=True)
+    helped, not_helped = adapt_each(tasks, outer(tiny, DELTAS["lora"], config), config.update)
+    assert isinstance(helped, Ended) and isinstance(not_helped, Ended)
+    assert (len(helped.losses), len(not_helped.losses)) == (2, 0)
+    assert_close(not_helped, adapt(tiny, DELTAS["lora"], config, [support], [None])[0])
+
+
+def test_a_decision_against_words_leaves_the_augmentation_of_the_examples(tiny: Base) -> None:
+    """Augment sets of one example a class, which have two with the words."""
+    config = InnerConfig(steps=2, augmentation=Augmentation(kind="token_dropout", strength=0.3, views=2, up_to_shots=1))
+    support = pairs(2, 1, 0)
+    words = sorted([(f"{text} {WORDS.split()[-1]}", 1 - c) for text, c in support], key=lambda pair: pair[1])
+    rows = Encoded(tiny).support([support + words], [2])
+    tasks = Supervised(tiny, tiny.attach(DELTAS["lora"]), ClassReadout, config, rows, serving=True)
+    (found,) = adapt_each(tasks, outer(tiny, DELTAS["lora"], config), config.update)
+    assert isinstance(found, Ended) and found.decided is not None and not found.decided[0]
+    assert_close(found, adapt(tiny, DELTAS["lora"], config, [support], [None])[0])
 
 
 # In each step, all unfinished tasks are padded to the largest of them. That is three tasks of 9 rows, then two of 9, then one of 6,

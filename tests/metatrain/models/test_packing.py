@@ -45,6 +45,18 @@ def test_an_architecture_is_packed(tmp_path: Path, architecture: str, precision:
     torch.testing.assert_close(packed, padded, rtol=0, atol=1e-6 if precision == "float32" else 3e-2)
 
 
+@pytest.mark.parametrize("architecture", ["bert", "roberta"])
+def test_a_text_may_contain_the_padding_token(tmp_path: Path, architecture: str) -> None:
+    base = load_base(str(save_tiny_model(tmp_path, architecture=architecture)), precision="float32", device=CPU)
+    assert base.backbone.packs
+    padding = base.inputs.tokenizer.pad_token  # type: ignore[attr-defined]
+    rows = base.inputs.encode([f"order {padding} pizza {padding} now please", "close my account", padding, f"stop {padding}"])
+    rows = [*rows, None]
+    packed, padded = (base.features(None, base.inputs.collate(rows, packed=packed)) for packed in (True, False))
+    assert all(isinstance(part, Pack) for part in base.collate(rows).parts)
+    torch.testing.assert_close(packed, padded, rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("architecture", [name for name in WITHOUT_SDPA if name != "gemma2"])
 def test_an_architecture_with_its_own_attention_is_padded(
     tmp_path: Path, architecture: str, caplog: pytest.LogCaptureFixture
