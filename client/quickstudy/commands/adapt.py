@@ -106,7 +106,10 @@ def _options(
 
 def _show(state: Adaptation | Adapter, answer: Adaptation, as_json: bool) -> None:
     # Only the id goes to stdout, so that a script can capture it with `$(…)`.
-    click.echo(state.status, err=True)
+    words = ""
+    if isinstance(state, Adapter) and state.label_words == "auto" and state.label_words_used is not None:
+        words = f", {'with' if state.label_words_used else 'without'} the words of its labels as examples"
+    click.echo(f"{state.status}{words}", err=True)
     if as_json:
         print_json(dataclasses.asdict(state))
     else:

@@ -98,6 +98,18 @@ def test_adapt_with_and_without_dry_run(service: Served, adapter: str) -> None:
     assert run_ok(service.url, "adapt", "-", "--initialization", "frozen-prototypes", stdin=table).strip().isalnum()
 
 
+def test_adapt_says_whether_label_words_are_used(service: Served) -> None:
+    orders, closings = ("order pizza", "order pizza now"), ("please close account", "close my account")
+    rows = [*((text, "order") for text in orders), *((text, "close account") for text in closings)]
+    exchanged = {"order": "close account", "close account": "order"}
+    for examples, expected in ((rows, "with"), ([(text, exchanged[label]) for text, label in rows], "without")):
+        table = "text\tlabel\n" + "".join(f"{text}\t{label}\n" for text, label in examples)
+        done = run(service.url, "adapt", "-", "--wait", "--initialization", "frozen-prototypes", stdin=table)
+        assert done.stderr.splitlines()[-1] == f"ready, {expected} the words of its labels as examples"
+        asked = run(service.url, "adapt", "-", "--wait", "--no-label-words", "--initialization", "frozen-prototypes", stdin=table)
+        assert asked.stderr.splitlines()[-1] == "ready"
+
+
 def test_predict_keeps_the_columns_of_many_rows(service: Served, adapter: str, tmp_path: Path) -> None:
     many = tmp_path / "many.tsv"
     texts = ["may I renew it", 'a "fine", is it?'] * 300
