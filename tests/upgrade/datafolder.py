@@ -172,6 +172,9 @@ def _view(http: httpx.Client, identity: str) -> dict[str, Any]:
 
 
 def _usage(http: httpx.Client) -> dict[str, Any]:
-    """Return a tenant's usage, without what depends on the time, and without limits, whose defaults may change."""
+    """Return a tenant's usage, without counts of the current minute, and without limits.
+
+    The defaults of limits may change.
+    """
     used: dict[str, Any] = http.get("/usage").raise_for_status().json()
     return {name: value for name, value in used.items() if "minute" not in name and name != "limits"}
