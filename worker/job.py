@@ -262,14 +262,15 @@ class JobRunner:
         else:
             self._weights.write(job, made.content)
         store_ms = 1e3 * (time.perf_counter() - began)
+        used, gain = made.label_words or (None, None)
         outcome = Outcome(
             status="ready",
             digest=digest,
             size=len(made.content),
             support_loss=made.support_loss,
             timings={"queue": float(claim.waited_ms), **made.timings, "store": store_ms},
-            label_words_used=None if made.label_words is None else made.label_words[0],
-            label_words_gain=None if made.label_words is None else made.label_words[1],
+            label_words_used=used,
+            label_words_gain=gain,
         )
         return outcome, weights
 

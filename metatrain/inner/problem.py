@@ -112,7 +112,7 @@ class Start:
         """
         index = list(which)
         phi, shared = ({name: leaf[index] for name, leaf in leaves.items()} for leaves in (self.phi, self.shared))
-        return Start(phi, tuple(self.steps[t] for t in index), shared, decision=self.decision)
+        return Start(phi, tuple(self.steps[t] for t in index), shared)
 
 
 class Tasks(Protocol):

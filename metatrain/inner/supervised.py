@@ -143,18 +143,23 @@ class Supervised:
         if self.config.moves_head_alone or not self._whole:
             return None
         steps = [start.steps[t] for t in which]
-        support = self.support.only(which)
-        rows = [(row, task) for task, kept in enumerate(self.support.kept(which)) for row in kept]
-        batch = self._rows(0)[0].only({row: (number, task) for number, (row, task) in enumerate(rows)})
+        return self._with(self.support, which, steps)
+
+    def _with(self, support: Support[Any], which: Sequence[int], steps: Sequence[int | None]) -> "Supervised":
+        """Return the tasks at the indices `which`, with other targets for the same rows.
+
+        Rows that are in a batch are not computed again below the delta.
+        """
         return Supervised(
             self.base,
             self.kind,
             self._make_readout,
             self.config,
-            support,
+            support.only(which),
             steps=steps,
+            seed=self._seed,
             serving=self.serving,
-            batch=batch,
+            batch=self._rows(0)[0].only(support.kept(which)) if self._whole else None,
         )
 
     def start(self, outer: Outer) -> Start:
@@ -206,19 +211,7 @@ class Supervised:
         decision, targets = self.readout.decide(features.detach(), self.support.targets, outer.scale)
         decided = Support(self.support.rows, targets)
         every_task = range(self.count)
-        rows = [(row, task) for task, kept in enumerate(decided.kept(every_task)) for row in kept]
-        kept = {row: (number, task) for number, (row, task) in enumerate(rows)}
-        tasks = Supervised(
-            self.base,
-            self.kind,
-            self._make_readout,
-            self.config,
-            decided.only(every_task),
-            steps=self._requested,
-            seed=self._seed,
-            serving=True,
-            batch=self._rows(0)[0].only(kept) if self._whole else None,
-        )
+        tasks = self._with(decided, every_task, self._requested)
         columns = decided.columns_of(every_task).to(features.device)
         if not (tasks.steps and tasks._whole):  # no step takes the rows of this pass as they are, so its graph is not needed
             delta, attached = {name: leaf.detach() for name, leaf in delta.items()}, None

@@ -35,11 +35,13 @@ class Support(Generic[T]):
     def only(self, which: Sequence[int]) -> "Support[T]":
         """Return only the tasks at the indices `which`, without rows that are padding in all of them."""
         columns = self.columns_of(which)
-        return Support([self.rows[row] for rows in self.kept(which) for row in rows], self.targets.only(which).columns(columns))
+        return Support([self.rows[row] for row in self.kept(which)], self.targets.only(which).columns(columns))
 
-    def kept(self, which: Sequence[int]) -> list[list[int]]:
-        """Return the indices of the rows that `only` keeps, for each task in `which`."""
-        return [[t * self.targets.shape[1] + column for column in self.columns_of(which).tolist()] for t in which]
+    def kept(self, which: Sequence[int]) -> dict[int, tuple[int, int]]:
+        """Return {index of a row that `only` keeps: (its index, its task)}, both counted in the result."""
+        columns, width = self.columns_of(which).tolist(), self.targets.shape[1]
+        rows = [(t * width + column, task) for task, t in enumerate(which) for column in columns]
+        return {row: (number, task) for number, (row, task) in enumerate(rows)}
 
     def columns_of(self, which: Sequence[int]) -> torch.Tensor:
         """Return the positions of the rows that `only` keeps of each task."""

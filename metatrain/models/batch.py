@@ -179,25 +179,21 @@ class Pack:
     def packing(self) -> Packing:
         return packing(self.lengths, self.ids.device)
 
-    @cached_property
-    def _positions(self) -> Tensor:
-        """The position of each token in its row, from 0, [1, N]."""
-        return torch.cat([torch.arange(length) for length in self.lengths]).unsqueeze(0).to(self.ids.device)
-
     def arguments(self, first_position: int) -> dict[str, Tensor]:
         # The mask has no padding. Without one, a causal architecture would look for the rows itself.
         ids = self.ids.unsqueeze(0)
-        positions = self._positions if first_position == 0 else self._positions_after_padding(first_position)
-        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "position_ids": positions}
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "position_ids": self._positions(first_position)}
 
-    def _positions_after_padding(self, first_position: int) -> Tensor:
-        """Return the positions of an architecture that does not count padding tokens.
+    def _positions(self, first_position: int) -> Tensor:
+        """Return the position of each token in its row, from `first_position` on, [1, N].
 
-        This includes padding tokens that a text contains literally, as in `create_position_ids_from_input_ids` of transformers'
-        RoBERTa. Their id and their position are `first_position` − 1.
+        An architecture that counts from 1 or later does not count padding tokens, even those that a text contains literally, as in
+        `create_position_ids_from_input_ids` of transformers' RoBERTa. Their id and their position are `first_position` − 1.
         """
-        counts = torch.cat([(row != first_position - 1).cumsum(0) for row in torch.split(self.ids, list(self.lengths))])
-        return (counts * (self.ids != first_position - 1)).unsqueeze(0) + first_position - 1
+        bounds, is_counted = self.packing.bounds.long(), self.ids != first_position - 1
+        counts = is_counted.cumsum(0)
+        before = nn.functional.pad(counts, (1, 0))[bounds[:-1]].repeat_interleave(bounds.diff())
+        return ((counts - before) * is_counted + first_position - 1).unsqueeze(0)
 
     def with_lower(self, lower: Lower) -> "Pack":
         return replace(self, lower=lower)
